@@ -1,0 +1,59 @@
+"""Named conventions for parameters and FLOPs; no bare counts anywhere.
+
+A model says its own `Counts` (see `models/`); this module turns them and a
+number of tokens into every convention, side by side:
+
+- `flops_6nd`                 6 N D with all parameters (Hoffmann et al. 2022, section 3)
+- `flops_6nd_non_embedding`   6 N D without embeddings (Kaplan et al. 2020)
+- `flops_chinchilla`          Hoffmann et al. 2022, appendix F
+- `flops_exact`               the matrix products that training computes, causal attention at half
+- `flops_hardware`            `flops_exact` plus what recomputation adds
+"""
+
+from dataclasses import dataclass
+
+CONVENTIONS = (
+  "flops_6nd",
+  "flops_6nd_non_embedding",
+  "flops_chinchilla",
+  "flops_exact",
+  "flops_hardware",
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+  """What a model says of itself: parameters, and FLOPs of a forward and backward pass per token."""
+
+  params_total: int
+  params_non_embedding: int
+  params_active: int
+  chinchilla_per_token: float
+  exact_per_token: float
+  hardware_per_token: float
+
+  def params(self) -> dict[str, int]:
+    return {
+      "params_total": self.params_total,
+      "params_non_embedding": self.params_non_embedding,
+      "params_active": self.params_active,
+    }
+
+  def flops(self, tokens: int) -> dict[str, float]:
+    """FLOPs of training on `tokens`, under every convention."""
+    return {
+      "flops_6nd": 6.0 * self.params_active * tokens,
+      "flops_6nd_non_embedding": 6.0 * (self.params_active - self.embedding) * tokens,
+      "flops_chinchilla": self.chinchilla_per_token * tokens,
+      "flops_exact": self.exact_per_token * tokens,
+      "flops_hardware": self.hardware_per_token * tokens,
+    }
+
+  @property
+  def embedding(self) -> int:
+    return self.params_total - self.params_non_embedding
+
+
+def params_of(convention: str) -> str:
+  """The parameter count that goes with a FLOP convention in a law."""
+  return "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_total"

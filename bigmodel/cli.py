@@ -1,0 +1,105 @@
+"""The command: `bigmodel VERB --config=FILE[:arg] --workdir=DIR [--config.group.field=value ...]`.
+
+Nothing heavy is imported until a verb needs it. Exit codes: 0 done, 2 the user's
+input is wrong, 75 interrupted and resumable, 1 anything else.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+INTERRUPTED = 75
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one verb; returns the exit code."""
+  arguments = _parse(sys.argv[1:] if argv is None else argv)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
+  from bigmodel import verbs
+  from bigmodel.files import UserError
+
+  try:
+    result = getattr(verbs, arguments.verb)(arguments)
+  except UserError as error:
+    return _fail(arguments, str(error), 2)
+  except KeyboardInterrupt:
+    return _fail(arguments, "interrupted", INTERRUPTED)
+  except Exception as error:
+    if type(error).__name__ == "Interrupted":  # raised where heavy imports are
+      return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _fail(arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1)
+  if arguments.json:
+    print(json.dumps(result, allow_nan=False))
+  return 0
+
+
+def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
+  if arguments.debug:
+    import traceback
+
+    traceback.print_exc()
+  print(f"bigmodel {arguments.verb}: {message}", file=sys.stderr)
+  if arguments.json:
+    print(json.dumps({"error": message, "code": code}))
+  return code
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+  common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  common.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
+  common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  config.add_argument("--config", required=True, metavar="FILE[:arg]", help="a config file; --config.group.field=VALUE changes a field")
+  workdir = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  workdir.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run or study")
+
+  parser = argparse.ArgumentParser("bigmodel", description="Scaling experiments, from one config file to a decision.", allow_abbrev=False)
+  parser.add_argument("--version", action="version", version=_version())
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+  def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text, parents=[*parents, common], allow_abbrev=False)
+
+  add("data", "prepare the corpus of a config and print its card", config)
+  plan = add("plan", "what a run or a study costs, before it starts", config)
+  plan.add_argument("--workdir", default="", metavar="DIR", help="a study's folder: what has ended costs nothing more")
+  train = add("train", "train one run, or resume it", config, workdir)
+  train.add_argument("--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile")
+  add("eval", "evaluate the newest sound checkpoint of a run", workdir)
+  study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir)
+  study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
+  add("status", "the runs of a study and where they are", workdir)
+  fit = add("fit", "fit a law to a study's folder, or to a CSV of anybody's runs")
+  fit.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row a run, or a study's folder")
+  fit.add_argument("--law", default="chinchilla", choices=("chinchilla", "isoflop"))
+  for name, what in (("n", "parameters"), ("d", "tokens"), ("c", "FLOPs")):
+    fit.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what}; any two of n, d, c")
+  fit.add_argument("--loss", default="loss", metavar="COLUMN")
+  fit.add_argument("--at", type=float, action="append", default=[], metavar="FLOPS", help="print the optimum at this budget (repeatable)")
+  fit.add_argument("--drop-largest", type=int, default=0, metavar="K", help="leave out the K largest losses")
+  report = add("report", "write report.html and report.json again", workdir)
+  report.add_argument("--figures", choices=("pdf", "svg"), help="also save every figure in this format under figures/")
+  models = add("models", "the families of models, and the counts of a config's model")
+  models.add_argument("--config", metavar="FILE[:arg]", help="count this config's model, or every size of its study")
+
+  arguments, rest = parser.parse_known_args(argv)
+  arguments.overrides = []
+  for item in rest:
+    if item.startswith("--config.") and getattr(arguments, "config", None):
+      arguments.overrides.append(item.removeprefix("--config."))
+    else:
+      verbs.choices[arguments.verb].error(f"unrecognized argument: {item}")
+  return arguments
+
+
+def _version() -> str:
+  from bigmodel import __version__
+
+  return __version__
+
+
+if __name__ == "__main__":
+  sys.exit(main())

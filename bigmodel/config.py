@@ -1,0 +1,174 @@
+"""Configs: loading, overriding, comparing and hashing.
+
+Generic: nothing here knows a field by name. Rooms export their fields with
+defaults (`fields()`) and their checks; `study.py` puts them together.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bigmodel.files import UserError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """' (did you mean X?)' for the known name nearest to `name`, or ''."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_module(spec: str) -> tuple[ModuleType, str | None]:
+  """Imports the config file of `FILE[:arg]` and returns it with the argument."""
+  path, _, arg = spec.partition(":")
+  if not Path(path).is_file():
+    raise UserError(f"--config: no file {path!r}")
+  name = f"bigmodel_config_{Path(path).stem}"
+  module_spec = importlib.util.spec_from_file_location(name, path)
+  if module_spec is None or module_spec.loader is None:
+    raise UserError(f"--config: {path!r} is not a Python file")
+  module = importlib.util.module_from_spec(module_spec)
+  sys.modules[name] = module
+  try:
+    module_spec.loader.exec_module(module)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"--config: {path} does not load: {type(error).__name__}: {error}") from error
+  return module, arg or None
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> tuple[ConfigDict, ModuleType]:
+  """The config of `FILE[:arg]` with `group.field=value` overrides applied."""
+  module, arg = load_module(spec)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"--config: {spec} has no get_config(arg=None)")
+  try:
+    config = module.get_config(arg)
+  except UserError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"--config: {spec}: get_config: {error}") from error
+  for item in overrides:
+    name, equals, value = item.partition("=")
+    if not equals:
+      raise UserError(f"--config.{item}: write --config.{item}=VALUE")
+    override(config, name, parse_value(value))
+  return config, module
+
+
+def parse_value(text: str) -> Any:
+  """A Python literal where `text` is one, the text itself otherwise."""
+  if text in ("true", "false"):
+    return text == "true"
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+def override(config: ConfigDict, name: str, value: Any) -> None:
+  """Sets `config.a.b = value` in place; refuses unknown names and wrong types."""
+  group = config
+  *parents, field = name.split(".")
+  for depth, parent in enumerate(parents):
+    here = ".".join(parents[: depth + 1])
+    if parent not in group or not isinstance(group[parent], ConfigDict):
+      raise UserError(f"config.{here}: no such group{nearest(parent, group.keys())}")
+    group = group[parent]
+  if field not in group:
+    near = nearest(name, flatten(config)) or nearest(field, group.keys())
+    raise UserError(f"config.{name}: no such field{near}")
+  old = group[field]
+  if isinstance(old, ConfigDict):
+    raise UserError(f"config.{name}: is a group; set one of {', '.join(sorted(old.keys()))}")
+  kind = type(old)
+  if kind is float and type(value) is int:
+    value = float(value)
+  elif kind is int and type(value) is float and value.is_integer():
+    value = int(value)  # 1e6 reads better than 1000000
+  elif kind is tuple and isinstance(value, list | str):
+    value = tuple(value) if isinstance(value, list) else (value,)
+  elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+    value = str(value)
+  if type(value) is not kind:
+    raise UserError(f"config.{name}: {value!r} is not of type {kind.__name__} (now {old!r})")
+  group[field] = value
+
+
+def with_overrides(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """A copy of `config` with `{'group.field': value}` applied."""
+  copy = config.copy_and_resolve_references()
+  for name, value in changes.items():
+    override(copy, name, value)
+  return copy
+
+
+def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
+  """`{'group.field': value}` of every leaf, sorted by name."""
+  flat = {}
+  for key in sorted(config.keys()):
+    value, name = config[key], f"{prefix}{key}"
+    if isinstance(value, ConfigDict | Mapping):
+      flat.update(flatten(value, name + "."))
+    else:
+      flat[name] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
+  """The inverse of `flatten`; lists, as JSON gives them, become tuples."""
+  config = ConfigDict()
+  for name, value in flat.items():
+    group = config
+    *parents, field = name.split(".")
+    for parent in parents:
+      if parent not in group:
+        group[parent] = ConfigDict()
+      group = group[parent]
+    group[field] = tuple(value) if isinstance(value, list) else value
+  return config
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+  """What differs between two flat configs, as 'name: old -> new; ...'."""
+  names = sorted(set(old) | set(new))
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  return "; ".join(
+    f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
+    for name in names
+    if plain(old.get(name)) != plain(new.get(name)) or (name in old) != (name in new)
+  )
+
+
+def digest(flat: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+  """sha256 of a flat config; `without` names fields or whole groups to leave out."""
+  dropped = tuple(without)
+  kept = {
+    name: value
+    for name, value in flat.items()
+    if not any(name == drop or name.startswith(drop + ".") for drop in dropped)
+  }
+  text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require(condition: bool, message: str) -> None:
+  """Raises `UserError(message)` unless `condition`: the form of every check."""
+  if not condition:
+    raise UserError(message)
+
+
+def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+  """Refuses a `value` that is not among `choices`, naming the nearest."""
+  known = sorted(choices)
+  if value not in known:
+    raise UserError(f"config.{name}: no {value!r}{nearest(value, known)}; known: {', '.join(known)}")

@@ -1,0 +1,123 @@
+"""Documents as TFDS datasets in array_record, prepared and read without TensorFlow."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from bigmodel.data import sources
+from bigmodel.files import UserError, cache_dir
+
+
+class Documents(tfds.core.GeneratorBasedBuilder):
+  """Text documents of `sources`; prepared in a folder of its own, named by the manifest's hash."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  name = "documents"
+
+  def __init__(self, *, files: list[sources.Source], text_key: str, heldout_fraction: float, **kwargs: Any):
+    self._files = files
+    self._text_key = text_key
+    self._heldout_fraction = heldout_fraction
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    del dl_manager
+    return {split: self._generate_examples(split) for split in ("train", "validation")}
+
+  def _generate_examples(self, split: str):  # pyright: ignore[reportIncompatibleMethodOverride]
+    seen = set()
+    for source in self._files:
+      if source.split not in ("", split):
+        continue
+      for name, text in sources.documents(source, self._text_key):
+        if not text.strip():
+          continue
+        if source.split == "":
+          heldout = sources.is_heldout(text, self._heldout_fraction)
+          if heldout != (split == "validation") or hash(text) in seen:
+            continue
+          seen.add(hash(text))
+        yield name, {"name": name, "text": text}
+
+
+def manifest(data: ConfigDict) -> tuple[str, list[sources.Source]]:
+  """The manifest's hash and the files, for the two embedded sources."""
+  if data.name == "python_source":
+    files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
+    return sources.manifest_sha256(files), files
+  files = sources.text_sources(data.path)
+  return sources.manifest_sha256(files, f"{data.heldout_fraction} {data.text_key}"), files
+
+
+def open_splits(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
+  """`(manifest hash, {split: random-access documents})`, preparing the dataset if needed."""
+  if data.name not in ("python_source", "text_files"):
+    return _open_tfds(data)
+  sha256, files = manifest(data)
+  root = Path(data.dir) if data.dir else cache_dir() / "tfds"
+  builder = Documents(
+    files=files,
+    text_key=data.text_key,
+    heldout_fraction=data.heldout_fraction,
+    data_dir=str(root / sha256[:16]),
+    file_format="array_record",
+  )
+  with _quiet():
+    builder.download_and_prepare()
+  splits = builder.info.splits or {}
+  for split, why in (("train", "nothing to train on"), ("validation", "nothing to evaluate on")):
+    if split not in splits or not splits[split].num_examples:
+      raise UserError(f"config.data: the corpus is empty: no document in {split!r} ({why})")
+  return sha256, {split: builder.as_data_source(split=split) for split in ("train", "validation")}  # pyright: ignore
+
+
+def _open_tfds(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
+  """A TFDS dataset that the user prepared as array_record."""
+  where = {"data_dir": data.dir} if data.dir else {}
+  try:
+    builder = tfds.builder(data.name, file_format="array_record", **where)
+  except Exception as error:
+    first = str(error).strip().splitlines()
+    raise UserError(
+      f"config.data.name: {data.name!r} is neither python_source, text_files nor a TFDS dataset"
+      f" ({first[0] if first else type(error).__name__})"
+    ) from error
+  if not builder.is_prepared():
+    raise UserError(
+      f"config.data.name: TFDS dataset {data.name!r} is not prepared as array_record in {builder.data_dir}"
+    )
+  names = {"train": data.train_split, "validation": data.eval_split}
+  opened = {}
+  for split, name in names.items():
+    try:
+      opened[split] = builder.as_data_source(split=name)
+    except Exception as error:
+      raise UserError(f"config.data: {data.name} has no split {name!r} ({error})") from error
+  features = builder.info.features or {}
+  if data.text_key not in features:
+    raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
+  checksums = {name: [(i.num_examples, i.num_bytes) for i in [builder.info.splits[name.split("[")[0]]]] for name in names.values()}
+  return sources.manifest_sha256([], f"{builder.info.full_name} {names} {checksums}"), opened
+
+
+@contextlib.contextmanager
+def _quiet():
+  """TFDS prints bars and notes of its own; what a user needs to know comes from `data --card`."""
+  tfds.disable_progress_bar()
+  level = logging.getLogger().level
+  logging.getLogger().setLevel(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.getLogger().setLevel(level)

@@ -1,0 +1,157 @@
+"""A corpus as arrays: documents tokenized once, joined by separators, cached by content."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigmodel.config import require
+from bigmodel.data import builders, tokenizer
+from bigmodel.files import cache_dir, read_json, sha256_text, write_json
+
+FORMAT = 1
+BPE_TRAINING_BYTES = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Both splits as token arrays; `starts` is where each document begins, in tokens."""
+
+  sha256: str
+  vocab: int
+  tokens: dict[str, np.ndarray]
+  starts: dict[str, np.ndarray]
+  bytes: dict[str, int]
+  token_bytes: np.ndarray
+  card: dict[str, Any]
+
+
+def prepare(config: ConfigDict) -> Corpus:
+  """Opens the corpus of `config.data`, preparing and tokenizing it the first time."""
+  data = config.data
+  with_documents = _manifest_key(data)
+  corpus = _open(data, with_documents) or _build(data, with_documents)
+  require(
+    data.sha256 in ("", corpus.sha256),
+    f"config.data.sha256: the corpus here is {corpus.sha256[:12]}..., not {data.sha256[:12]}..."
+    " (other versions of the distributions or changed files)",
+  )
+  for split in ("train", "validation"):
+    rows = (len(corpus.tokens[split]) - 1) // data.context
+    require(
+      rows > 0,
+      f"config.data.context: {data.context} is longer than the {split} documents allow"
+      f" ({len(corpus.tokens[split])} tokens in all)",
+    )
+  available = len(corpus.tokens["train"])
+  require(
+    data.tokens <= available or data.repeat,
+    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens); set data.repeat=true to allow repeats",
+  )
+  return corpus
+
+
+def _manifest_key(data: ConfigDict) -> str:
+  """The manifest hash, without opening the dataset where the files say it."""
+  if data.name in ("python_source", "text_files"):
+    return builders.manifest(data)[0]
+  return builders.open_splits(data)[0]
+
+
+def _folder(data: ConfigDict, manifest: str) -> Path:
+  kind = "bytes" if data.tokenizer == "bytes" else f"bpe-{data.vocab_size}"
+  return cache_dir() / "tokens" / sha256_text(f"{FORMAT} {manifest} {kind}")[:16]
+
+
+def _open(data: ConfigDict, manifest: str) -> Corpus | None:
+  folder = _folder(data, manifest)
+  if not (folder / "card.json").exists():
+    return None
+  card = read_json(folder / "card.json")
+  load = functools.partial(np.load, mmap_mode="r")
+  return Corpus(
+    sha256=card["sha256"],
+    vocab=card["vocab"],
+    tokens={split: load(folder / f"{split}.tokens.npy") for split in card["splits"]},
+    starts={split: load(folder / f"{split}.starts.npy") for split in card["splits"]},
+    bytes={split: card["splits"][split]["bytes"] for split in card["splits"]},
+    token_bytes=load(folder / "token_bytes.npy"),
+    card=card,
+  )
+
+
+def _build(data: ConfigDict, manifest: str) -> Corpus:
+  sha256, splits = builders.open_splits(data)
+  texts = lambda documents: (_text(document[data.text_key if "text" not in document else "text"]) for document in documents)
+  if data.tokenizer == "bytes":
+    tokens = tokenizer.bytes_tokenizer()
+  else:
+    tokens = tokenizer.from_text(tokenizer.train_bpe(_first(texts(splits["train"])), data.vocab_size))
+  folder = _folder(data, manifest)
+  temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+  temporary.mkdir(parents=True)
+  try:
+    card: dict[str, Any] = {
+      "name": data.name,
+      "sha256": sha256,
+      "tokenizer": tokens.name,
+      "tokenizer_sha256": tokens.sha256,
+      "vocab": tokens.vocab,
+      "splits": {},
+    }
+    np.save(temporary / "token_bytes.npy", tokens.token_bytes)
+    (temporary / "tokenizer.json").write_text(tokens.text)
+    for split, documents in splits.items():
+      card["splits"][split] = _write_split(temporary, split, documents, texts, tokens)
+    write_json(temporary / "card.json", card)
+    try:
+      temporary.rename(folder)
+    except OSError:
+      shutil.rmtree(temporary)  # somebody else prepared the same corpus meanwhile
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  corpus = _open(data, manifest)
+  assert corpus is not None
+  return corpus
+
+
+def _write_split(folder: Path, split: str, documents: Sequence, texts, tokens: tokenizer.Tokenizer) -> dict[str, int]:
+  """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts."""
+  kind = np.uint16 if tokens.vocab <= 1 << 16 else np.uint32
+  separator = np.array([tokens.separator], kind)
+  starts, total, size = [], 0, 0
+  with open(folder / "raw", "wb") as file:
+    for text in texts(documents):
+      ids = tokens.encode(text).astype(kind)
+      starts.append(total)
+      file.write(ids.tobytes())
+      file.write(separator.tobytes())
+      total += len(ids) + 1
+      size += len(text.encode())
+  raw = np.memmap(folder / "raw", kind, "r", shape=(total,))
+  np.save(folder / f"{split}.tokens.npy", raw)
+  np.save(folder / f"{split}.starts.npy", np.asarray(starts, np.int64))
+  (folder / "raw").unlink()
+  return {"documents": len(starts), "bytes": size, "tokens": total}
+
+
+def _text(value: Any) -> str:
+  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _first(texts):
+  """As many documents as BPE training needs: it gains nothing from more."""
+  size = 0
+  for text in texts:
+    if size > BPE_TRAINING_BYTES:
+      return
+    size += len(text)
+    yield text

@@ -1,0 +1,66 @@
+"""Tokenizers: bytes, and byte-level BPE trained on the corpus. Both are lossless."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from bigmodel.files import sha256_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """`encode(text) -> ids`, the number of ids, the separator's id, and each id's length in bytes."""
+
+  name: str
+  vocab: int
+  separator: int
+  encode: Callable[[str], np.ndarray]
+  token_bytes: np.ndarray
+  sha256: str
+  text: str  # what `from_text` rebuilds it from
+
+
+SEPARATOR = "<|separator|>"
+
+
+def bytes_tokenizer() -> Tokenizer:
+  """UTF-8 bytes are the ids; 256 separates documents."""
+  lengths = np.ones(257, np.int32)
+  lengths[256] = 0
+  encode = lambda text: np.frombuffer(text.encode(), np.uint8)
+  return Tokenizer("bytes", 257, 256, encode, lengths, sha256_text("bytes"), "")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
+  """Trains byte-level BPE; returns its JSON. The same texts give the same tokenizer."""
+  from tokenizers import Tokenizer as Bpe
+  from tokenizers import decoders, models, pre_tokenizers, trainers
+
+  bpe = Bpe(models.BPE())
+  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+  bpe.decoder = decoders.ByteLevel()  # pyright: ignore
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[SEPARATOR],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  bpe.train_from_iterator(texts, trainer)
+  return bpe.to_str()
+
+
+def from_text(text: str) -> Tokenizer:
+  """The BPE tokenizer of `train_bpe`'s JSON, or the bytes tokenizer of ''."""
+  if not text:
+    return bytes_tokenizer()
+  from tokenizers import Tokenizer as Bpe
+
+  bpe = Bpe.from_str(text)
+  size = bpe.get_vocab_size()
+  separator = bpe.token_to_id(SEPARATOR)
+  # In byte-level BPE every character of a token stands for one byte.
+  lengths = np.array([len(bpe.id_to_token(i)) for i in range(size)], np.int32)
+  lengths[separator] = 0
+  encode = lambda document: np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
+  return Tokenizer("bpe", size, separator, encode, lengths, sha256_text(text), text)

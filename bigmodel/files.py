@@ -1,0 +1,93 @@
+"""Small files: whole, atomic, and on any path that etils.epath opens."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+
+class UserError(Exception):
+  """The user's input is wrong: one line that says what, where and what would be right."""
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The path, absolute where it is local: orbax takes no others."""
+  path = epath.Path(path)
+  return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a whole file atomically: a reader sees the old file or the new one."""
+  path = epath.Path(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+      if isinstance(path, Path):
+        with open(temporary, "w", encoding="utf-8") as file:
+          file.write(text)
+          file.flush()
+          os.fsync(file.fileno())
+      else:
+        temporary.write_text(text)
+      temporary.replace(path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        temporary.unlink()
+      raise
+  except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    raise UserError(f"{path}: cannot write here ({error.strerror})") from error
+  except OSError as error:
+    if error.errno in (13, 30):
+      raise UserError(f"{path}: cannot write here ({error.strerror})") from error
+    raise
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: epath.PathLike) -> Any:
+  """The JSON document at `path`; a torn or foreign file is a `UserError`."""
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except (ValueError, UnicodeDecodeError) as error:
+    raise UserError(f"{path}: is corrupt ({error}); delete it or restore it") from error
+
+
+def write_jsonl(path: epath.PathLike, rows: Iterable[dict]) -> None:
+  write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: epath.PathLike) -> Iterator[dict]:
+  """The rows of a JSONL file; a torn last line is dropped."""
+  lines = epath.Path(path).read_text().splitlines()
+  for index, line in enumerate(lines):
+    try:
+      yield json.loads(line)
+    except ValueError as error:
+      if index != len(lines) - 1:
+        raise UserError(f"{path}: line {index + 1} is corrupt ({error})") from error
+
+
+def sha256_text(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: epath.PathLike) -> str:
+  digest = hashlib.sha256()
+  with epath.Path(path).open("rb") as file:
+    while block := file.read(1 << 20):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+  """Where prepared data and compiled programs are kept: $BIGMODEL_CACHE or ~/.cache/bigmodel."""
+  return Path(os.environ.get("BIGMODEL_CACHE") or Path.home() / ".cache" / "bigmodel")

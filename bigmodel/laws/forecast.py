@@ -1,0 +1,118 @@
+"""Forecasts: a fit asked about a scale that has not been run, with an interval, sealed.
+
+A bootstrap of the parameters alone covers far less than it claims when it
+extrapolates. The interval here adds two things: the noise between seeds, and a
+discrepancy that grows with the distance in log C, as large as the law's own errors
+when it is made to forecast each budget from the budgets below it (rolling origin).
+"""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bigmodel.files import UserError
+from bigmodel.laws import chinchilla
+from bigmodel.laws.points import Points
+
+
+def rolling_origin(points: Points) -> list[dict[str, float]]:
+  """For each budget that the ones below it can forecast: distance in ln C and r.m.s. error in ln loss."""
+  budgets = points.budgets()
+  errors = []
+  for budget in np.unique(budgets)[1:]:
+    below, own = points[budgets < budget], points[budgets == budget]
+    if len(below) <= len(chinchilla.NAMES) + 1:
+      continue
+    fitted = chinchilla.fit(below, bootstraps=0)
+    error = np.log(own.loss) - np.log(fitted.predict(own.N, own.D))
+    distance = math.log(budget / budgets[budgets < budget].max())
+    errors.append({
+      "C": float(budget),
+      "distance": distance,
+      "rms_log_error": float(np.sqrt(np.mean(error**2))),
+      "mean_log_error": float(np.mean(error)),
+    })  # fmt: skip
+  return errors
+
+
+def r2_left_out(points: Points) -> float:
+  """R^2 on the largest budget of a fit that has not seen it; NaN where too little is left."""
+  budgets = points.budgets()
+  last = budgets == budgets.max()
+  if (~last).sum() <= len(chinchilla.NAMES) or last.sum() < 2:
+    return math.nan
+  fitted = chinchilla.fit(points[~last], bootstraps=0)
+  own = points[last]
+  residual = np.sum((own.loss - fitted.predict(own.N, own.D)) ** 2)
+  return float(1 - residual / np.sum((own.loss - own.loss.mean()) ** 2))
+
+
+def predict(fit: chinchilla.Fit, N: float, D: float, C: float, noise: float = 0.0, level: float = 0.9) -> dict[str, Any]:
+  """The loss at (N, D) and its interval, with what the interval is made of.
+
+  `noise` is the standard deviation of the loss between seeds. All parts are in ln loss.
+  """
+  center = float(np.log(fit.predict(N, D)))
+  draws = np.array([chinchilla.log_loss(theta, np.log(N), np.log(D)) for theta in fit.draws])
+  bootstrap = float(np.std(draws[np.isfinite(draws)]))
+  distance = max(0.0, math.log(C / fit.points.C.max()))
+  origins = rolling_origin(fit.points)
+  noise_log = noise / math.exp(center)
+  # What of those errors the noise between seeds explains is not the law's.
+  beyond = [max(0.0, o["rms_log_error"] ** 2 - noise_log**2) / o["distance"] ** 2 for o in origins]
+  discrepancy = math.sqrt(np.mean(beyond)) * distance if origins else 0.0
+  sd = math.sqrt(bootstrap**2 + discrepancy**2 + noise_log**2)
+  # The discrepancy is known from as many origins: so many degrees of freedom.
+  quantile = float(stats.t.ppf(0.5 + level / 2, max(len(origins), 1)))
+  return {
+    "predicted": math.exp(center),
+    "interval90": [math.exp(center - quantile * sd), math.exp(center + quantile * sd)],
+    "parts": {
+      "bootstrap": bootstrap,
+      "discrepancy": discrepancy,
+      "noise": noise_log,
+      "quantile": quantile,
+      "distance": distance,
+      "rolling_origin": origins,
+    },
+  }
+
+
+def seal(facts: dict[str, Any], sealed_at: str) -> dict[str, Any]:
+  """A forecast with its time and the hash of all of it."""
+  facts = {**facts, "sealed_at": sealed_at}
+  return {**facts, "sha256": _digest(facts)}
+
+
+def verify(forecast: dict[str, Any], where: str = "forecast") -> dict[str, Any]:
+  """The forecast itself; refuses one that was changed after it was sealed."""
+  facts = {name: value for name, value in forecast.items() if name != "sha256"}
+  if forecast.get("sha256") != _digest(facts):
+    raise UserError(f"{where}: the forecast is not what was sealed (sha256 does not match)")
+  return forecast
+
+
+def score(forecast: dict[str, Any], record: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+  """Forecast against truth; refused unless the run carries the seal and started after it."""
+  verify(forecast)
+  if provenance.get("forecast_sha256") != forecast["sha256"]:
+    raise UserError(f"run {record['run_id']} does not carry the seal of this forecast: no score")
+  if provenance["started_at"] <= forecast["sealed_at"]:
+    raise UserError(f"run {record['run_id']} started before the forecast was sealed: no score")
+  if record["status"] != "finished":
+    return {"actual": None, "inside": None, "log_error": None}
+  low, high = forecast["interval90"]
+  actual = record["loss_eval"]
+  return {
+    "actual": actual,
+    "inside": bool(low <= actual <= high),
+    "log_error": math.log(actual / forecast["predicted"]),
+  }
+
+
+def _digest(facts: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""Points that laws are fitted to: N, D, C and loss of each run, from records or a CSV."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bigmodel.accounting import params_of
+from bigmodel.config import nearest
+from bigmodel.files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """Float64 columns of equal length; `convention` says how C (and so N) was counted."""
+
+  N: np.ndarray
+  D: np.ndarray
+  C: np.ndarray
+  loss: np.ndarray
+  convention: str = "given"
+
+  def __len__(self) -> int:
+    return len(self.loss)
+
+  def __getitem__(self, index: Any) -> "Points":
+    return Points(self.N[index], self.D[index], self.C[index], self.loss[index], self.convention)
+
+  def budgets(self) -> np.ndarray:
+    """The FLOP budget of each point: C rounded to the nearest of the groups it falls into.
+
+    Points within 15% of each other in C are one budget.
+    """
+    order = np.argsort(self.C)
+    budget = np.empty(len(self))
+    group: list[int] = []
+    for index in order:
+      if group and self.C[index] > self.C[group[0]] * 1.15:
+        budget[group] = np.exp(np.mean(np.log(self.C[group])))
+        group = []
+      group.append(int(index))
+    if group:
+      budget[group] = np.exp(np.mean(np.log(self.C[group])))
+    return budget
+
+
+def from_records(records: Sequence[dict[str, Any]], convention: str) -> Points:
+  """The finished records' points, with C under `convention` and N as that convention counts it."""
+  finished = [record for record in records if record["status"] == "finished"]
+  column = lambda name: np.array([record[name] for record in finished], np.float64)
+  return Points(column(params_of(convention)), column("tokens"), column(convention), column("loss_eval"), convention)
+
+
+def from_csv(
+  path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0
+) -> Points:
+  """Reads a CSV; the one of N, D and C that has no column follows from C = 6 N D.
+
+  `drop_largest` leaves out the points with that many largest losses.
+  """
+  import polars
+
+  try:
+    table = polars.read_csv(path)
+  except Exception as error:
+    raise UserError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]})") from error
+  if sum(name is not None for name in (n, d, c)) < 2:
+    raise UserError("--n, --d, --c: name the columns of at least two")
+  columns = {}
+  for flag, name in (("n", n), ("d", d), ("c", c), ("loss", loss)):
+    if name is None:
+      continue
+    if name not in table.columns:
+      raise UserError(f"{path}: no column {name!r} for --{flag}{nearest(name, table.columns)}; it has {', '.join(table.columns)}")
+    values = table[name].cast(polars.Float64, strict=False).to_numpy()
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(wrong):
+      raise UserError(
+        f"{path}: column {name!r}, row {wrong[0] + 2}: {table[name][int(wrong[0])]!r} is not a positive number"
+        f" ({len(wrong)} such rows)"
+      )
+    columns[flag] = values
+  N, D, C = columns.get("n"), columns.get("d"), columns.get("c")
+  N = C / (6 * D) if N is None else N
+  D = C / (6 * N) if D is None else D
+  C = 6 * N * D if C is None else C
+  points = Points(N, D, C, columns["loss"])
+  if drop_largest:
+    points = points[np.sort(np.argsort(points.loss, kind="stable")[: len(points) - drop_largest])]
+  return points

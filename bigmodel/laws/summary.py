@@ -1,0 +1,165 @@
+"""What is known of a set of records: laws, optima, noise floor and learning-rate scans, as plain data."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bigmodel.accounting import params_of
+from bigmodel.files import sha256_text
+from bigmodel.laws import chinchilla, forecast, isoflop
+from bigmodel.laws.points import Points, from_records
+
+Record = dict[str, Any]
+VERSION = 1  # of this summary: a new one fits anew
+
+
+def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
+  """Identity of what a fit was made from."""
+  results = sorted(record["result_sha256"] for record in records)
+  return sha256_text(f"{VERSION} {list(laws)} {convention} {results}")
+
+
+def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_flops: float | None) -> dict[str, Any]:
+  """Fits every law to the finished records; `optimum` has each budget's and the target's."""
+  points = from_records(records, convention)
+  fitted: list[dict[str, Any]] = []
+  optimum: list[dict[str, Any]] = []
+  if "chinchilla" in laws:
+    chinchilla_fit = chinchilla.fit(points)
+    fitted.append(chinchilla_facts(chinchilla_fit) | {"other_conventions": _other_conventions(records, convention)})
+    budgets = {*np.unique(points.budgets()), *([target_flops] if target_flops else [])}
+    optimum += [chinchilla_optimum(chinchilla_fit, float(C)) for C in sorted(budgets)]
+  if "isoflop" in laws:
+    isoflop_fit = isoflop.fit(points)
+    fitted.append(isoflop_facts(isoflop_fit, convention))
+    optimum += [
+      {"law": "isoflop", "C": p.C, "N": p.N, "D": p.D, "N_interval90": list(p.N_interval90), "D_interval90": list(p.D_interval90), "loss": p.loss, "inside": p.inside}
+      for p in isoflop_fit.profiles
+      if math.isfinite(p.N)
+    ]  # fmt: skip
+  return _plain({"laws": fitted, "optimum": optimum, "points": len(points), "convention": convention})
+
+
+def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
+  """One entry of report.json's `laws`."""
+  return {
+    "name": "chinchilla",
+    "convention": fit_.points.convention,
+    "params": fit_.params,
+    "intervals": fit_.intervals(),
+    "objective": fit_.objective,
+    "points": len(fit_.points),
+    "starts_at_optimum": [fit_.starts_at_optimum, chinchilla.POLISHED],
+    "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
+  }
+
+
+def chinchilla_optimum(fit_: chinchilla.Fit, C: float) -> dict[str, Any]:
+  """Compute-optimal N, D and loss at C = 6 N D, with 90% bootstrap intervals."""
+  N, D = fit_.optimum(C)
+  draws = np.array([fit_.optimum(C, theta=theta) for theta in fit_.draws if theta[3] > 0 and theta[4] > 0])
+  interval = lambda x: [float(v) for v in np.quantile(x[np.isfinite(x)], [0.05, 0.95])]
+  return {
+    "law": "chinchilla",
+    "C": C,
+    "N": N,
+    "D": D,
+    "N_interval90": interval(draws[:, 0]),
+    "D_interval90": interval(draws[:, 1]),
+    "loss": float(fit_.predict(N, D)),
+  }
+
+
+def isoflop_facts(fit_: isoflop.Fit, convention: str) -> dict[str, Any]:
+  return {
+    "name": "isoflop",
+    "convention": convention,
+    "params": fit_.params,
+    "intervals": fit_.intervals,
+    "profiles": [{"C": p.C, "coefficients": p.coefficients, "inside": p.inside} for p in fit_.profiles],
+  }
+
+
+def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, Any]:
+  """The law under the other way of counting parameters; FLOPs do not enter it."""
+  other = "flops_6nd" if params_of(convention) == "params_non_embedding" else "flops_6nd_non_embedding"
+  fit_ = chinchilla.fit(from_records(records, other), bootstraps=0)
+  return {params_of(other): fit_.params}
+
+
+def noise_floor(records: Sequence[Record]) -> dict[str, Any] | None:
+  """The spread of the loss between runs that differ in their seeds only."""
+  losses = [record["loss_eval"] for record in records if record["status"] == "finished"]
+  if len(losses) < 2:
+    return None
+  return {"std": float(np.std(losses, ddof=1)), "losses": losses, "runs": len(losses)}
+
+
+def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
+  """One learning-rate scan: losses by rate, the best, and whether rule and best lie at an edge."""
+  rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["loss_eval"] is not None)
+  rates = [rate for rate, _ in rows]
+  best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
+  return {
+    "N": records[0]["params_total"],
+    "D": records[0]["tokens"],
+    "rates": rates,
+    "losses": [loss for _, loss in rows],
+    "rule": rule,
+    "best": best,
+    "at_edge": bool(rows) and best in (rates[0], rates[-1]),
+    "rule_excess": dict(rows).get(rule, math.nan) - min((loss for _, loss in rows), default=math.nan),
+  }
+
+
+def optimum_at(fits: dict[str, Any], C: float) -> float:
+  """The compute-optimal N at C: by the isoFLOP minima where there are two inside, else by the law."""
+  inside = [o for o in fits["optimum"] if o["law"] == "isoflop" and o["inside"]]
+  if len(inside) >= 2:
+    slope, intercept = np.polyfit(np.log([o["C"] for o in inside]), np.log([o["N"] for o in inside]), 1)
+    return float(np.exp(slope * np.log(C) + intercept))
+  return next(o["N"] for o in fits["optimum"] if o["law"] == "chinchilla" and o["C"] == C)
+
+
+def make_forecast(
+  records: Sequence[Record], convention: str, N: float, D: float, C: float, noise: dict[str, Any] | None
+) -> dict[str, Any]:
+  """The loss that the law expects at (N, D), with its interval."""
+  fit_ = chinchilla.fit(from_records(records, convention))
+  facts = forecast.predict(fit_, N, D, C, noise["std"] if noise else 0.0)
+  return _plain({"law": "chinchilla", "convention": convention, **facts})
+
+
+def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
+  """`bigmodel fit`: the law of anybody's points and its optimum at the budgets that are asked for."""
+  fit_ = chinchilla.fit(points)
+  return _plain({"laws": [chinchilla_facts(fit_)], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
+
+
+def fit_profiles(points: Points) -> dict[str, Any]:
+  """`bigmodel fit --law=isoflop`."""
+  fit_ = isoflop.fit(points)
+  return _plain({
+    "laws": [isoflop_facts(fit_, points.convention)],
+    "optimum": [
+      {"law": "isoflop", "C": p.C, "N": p.N, "D": p.D, "N_interval90": p.N_interval90, "D_interval90": p.D_interval90}
+      for p in fit_.profiles
+    ],
+  })  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+  """JSON types only; numbers that are not finite become None."""
+  if isinstance(value, dict):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  if isinstance(value, bool | np.bool_):
+    return bool(value)
+  if isinstance(value, float | np.floating):
+    return float(value) if math.isfinite(value) else None
+  if isinstance(value, np.integer):
+    return int(value)
+  return value

@@ -1,0 +1,66 @@
+"""Models: one file a family over shared layers; each says its own parameters and FLOPs."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bigmodel.config import require, require_choice
+
+FAMILIES = ("decoder",)
+ACTIVATIONS = ("swiglu", "gelu", "relu2")
+
+
+def fields() -> dict[str, Any]:
+  """The fields of `config.model`, with defaults. Zero means: derived, see `resolve`."""
+  return {
+    "family": "decoder",
+    "vocab": 0,  # 0: the tokenizer's
+    "width": 64,
+    "layers": 4,
+    "heads": 0,  # 0: width // head_size
+    "kv_heads": 0,  # 0: heads
+    "head_size": 32,
+    "feed_forward": 0,  # 0: 4 * width, or 8/3 * width rounded up to a multiple of 8 for swiglu
+    "activation": "swiglu",
+    "qk_norm": False,
+    "tie_embeddings": True,
+  }
+
+
+def resolve(model: ConfigDict, vocab: int) -> None:
+  """Replaces the zeros of `config.model` by what they stand for, in place."""
+  model.vocab = model.vocab or vocab
+  model.heads = model.heads or max(1, model.width // model.head_size)
+  model.kv_heads = model.kv_heads or model.heads
+  if not model.feed_forward:
+    model.feed_forward = -(-8 * model.width // 24) * 8 if model.activation == "swiglu" else 4 * model.width
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses a `config.model` that cannot be built."""
+  model = config.model
+  require_choice("model.family", model.family, FAMILIES)
+  require_choice("model.activation", model.activation, ACTIVATIONS)
+  for name in ("width", "layers", "head_size"):
+    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
+  for name in ("vocab", "heads", "kv_heads", "feed_forward"):
+    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
+  require(model.head_size % 2 == 0, f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs")
+  heads = model.heads or max(1, model.width // model.head_size)
+  groups = model.kv_heads or heads
+  require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")
+
+
+def shape_of(model: ConfigDict):
+  """The frozen shape of a resolved `config.model`."""
+  from bigmodel.models.decoder import Shape
+
+  names = [field for field in Shape.__dataclass_fields__]
+  return Shape(**{name: model[name] for name in names})
+
+
+def build(model: ConfigDict, dtype: Any, **arguments: Any):
+  """The Linen module of a resolved `config.model`."""
+  from bigmodel.models.decoder import Decoder
+
+  return Decoder(shape_of(model), dtype, **arguments)

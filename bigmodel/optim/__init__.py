@@ -1,0 +1,92 @@
+"""Optimizers and schedules as functions of traced hyperparameters: a sweep over them compiles once."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from bigmodel.config import require, require_choice
+
+SCHEDULES = ("cosine", "wsd")
+
+
+def fields() -> dict[str, Any]:
+  """The fields of `config.optim`, with defaults."""
+  return {
+    "lr": 3e-3,
+    "schedule": "cosine",  # cosine | wsd (warm-up, stable, decay)
+    "warmup": 0.1,  # share of the run's steps
+    "decay": 0.2,  # wsd: share of the run's steps
+    "final": 0.1,  # learning rate at the end, as a share of `lr`
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,  # of matrices, times the learning rate
+    "clip": 1.0,  # global gradient norm
+  }
+
+
+def check(config: ConfigDict) -> None:
+  optim = config.optim
+  require_choice("optim.schedule", optim.schedule, SCHEDULES)
+  require(optim.lr > 0, f"config.optim.lr: {optim.lr} is not positive")
+  require(optim.clip > 0, f"config.optim.clip: {optim.clip} is not positive")
+  require(optim.weight_decay >= 0, f"config.optim.weight_decay: {optim.weight_decay} is negative")
+  for name in ("warmup", "decay", "final"):
+    require(0 <= optim[name] <= 1, f"config.optim.{name}: {optim[name]} is not a share between 0 and 1")
+  for name in ("beta1", "beta2"):
+    require(0 <= optim[name] < 1, f"config.optim.{name}: {optim[name]} is not in [0, 1)")
+  require(
+    optim.schedule != "wsd" or optim.warmup + optim.decay <= 1,
+    f"config.optim: warmup {optim.warmup} and decay {optim.decay} are more than the whole run",
+  )
+
+
+class Hyperparameters(NamedTuple):
+  """What changes no shape: scalars, traced."""
+
+  lr: Any
+  warmup: Any  # steps
+  decay: Any  # steps; cosine decays over all that follows the warm-up
+  steps: Any  # the horizon
+  final: Any
+  beta1: Any
+  beta2: Any
+  epsilon: Any
+  weight_decay: Any
+  clip: Any
+  z_loss: Any
+
+
+def hyperparameters(config: ConfigDict, steps: int) -> Hyperparameters:
+  """The traced inputs of a run of `steps` steps."""
+  optim = config.optim
+  warmup = max(1, round(optim.warmup * steps)) if optim.warmup else 0
+  decay = steps - warmup if optim.schedule == "cosine" else max(1, round(optim.decay * steps))
+  values = dict(
+    lr=optim.lr, warmup=warmup, decay=decay, steps=steps, final=optim.final, beta1=optim.beta1, beta2=optim.beta2,
+    epsilon=optim.epsilon, weight_decay=optim.weight_decay, clip=optim.clip, z_loss=config.task.z_loss,
+  )  # fmt: skip
+  return Hyperparameters(**{name: jnp.float32(value) for name, value in values.items()})
+
+
+def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Array:
+  """Linear warm-up, then cosine or stable-and-linear decay that ends at the run's own horizon."""
+  step = step.astype(jnp.float32)
+  rising = (step + 1) / jnp.maximum(h.warmup, 1)
+  done = jnp.clip((step - (h.steps - h.decay)) / jnp.maximum(h.decay, 1), 0, 1)
+  shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if schedule == "cosine" else 1 - done
+  return h.lr * jnp.minimum(rising, h.final + (1 - h.final) * shape)
+
+
+def optimizer(lr: jax.Array, h: Hyperparameters) -> optax.GradientTransformation:
+  """AdamW (Loshchilov and Hutter 2019) with clipping; its state does not depend on `h`."""
+  matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  return optax.chain(
+    optax.clip_by_global_norm(h.clip),
+    optax.scale_by_adam(h.beta1, h.beta2, h.epsilon),
+    optax.add_decayed_weights(h.weight_decay, mask=matrices),
+    optax.scale(-lr),
+  )

@@ -1,0 +1,1 @@
+"""Plans: what a run or a study costs, before it starts."""

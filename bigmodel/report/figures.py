@@ -1,0 +1,175 @@
+"""Figures of a study's report, as plotly figures: numbers in, nothing computed but curves to draw."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+Record = dict[str, Any]
+SEQUENCE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#d8b400", "#e07b00", "#c0392b")
+TRUTH, FORECAST, QUIET = "#c0392b", "#2a788e", "#9aa3ad"
+
+
+def _figure(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int = 420) -> go.Figure:
+  figure = go.Figure()
+  axis: dict[str, Any] = {"gridcolor": "#e8ebee", "linecolor": "#c5ccd3", "zeroline": False, "ticks": "outside", "tickcolor": "#c5ccd3"}
+  figure.update_layout(
+    template="none",
+    height=height,
+    margin={"l": 62, "r": 16, "t": 12, "b": 52},
+    font={"family": "system-ui, sans-serif", "size": 13, "color": "#27313b"},
+    xaxis=axis | {"title": {"text": x}, "type": "log" if log_x else "linear", "exponentformat": "power", "dtick": 1 if log_x else None},
+    yaxis=axis | {"title": {"text": y}, "type": "log" if log_y else "linear"},
+    legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    hovermode="closest",
+  )
+  if log_x:
+    figure.update_xaxes(dtick=None, minor={"ticks": "outside", "ticklen": 3, "tickcolor": "#c5ccd3"})
+  return figure
+
+
+def color(index: int, count: int) -> str:
+  return SEQUENCE[round(index * (min(count, len(SEQUENCE)) - 1) / max(count - 1, 1))] if count > 1 else SEQUENCE[2]
+
+
+def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]]) -> go.Figure:
+  """Training loss over tokens, a line a run, coloured by size."""
+  figure = _figure("tokens seen", "training loss (nats per token)")
+  sizes = sorted({record["params_total"] for record, _ in curves})
+  for record, rows in curves:
+    rows = [row for row in rows if row["loss"] is not None]
+    size = sizes.index(record["params_total"])
+    smooth = _smooth([row["loss"] for row in rows])
+    figure.add_scatter(
+      x=[row["tokens"] for row in rows],
+      y=smooth,
+      mode="lines",
+      line={"width": 1.2, "color": color(size, len(sizes))},
+      name=f"N {record['params_total']:,}",
+      legendgroup=str(size),
+      showlegend=not any(trace.legendgroup == str(size) for trace in figure.data),
+      hovertemplate=f"{record['run_id']}  N {record['params_total']:,}<br>%{{x:.3s}} tokens, loss %{{y:.3f}}<extra></extra>",
+    )
+  return figure
+
+
+def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
+  """Exponential average, debiased; what is drawn, never what is fitted."""
+  smooth, total = [], 0.0
+  for index, value in enumerate(values, 1):
+    total = decay * total + (1 - decay) * value
+    smooth.append(total / (1 - decay**index))
+  return smooth
+
+
+def isoflop(groups: Sequence[tuple[float, list[Record]]], profiles: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> go.Figure:
+  """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
+  figure = _figure("parameters N", "held-out loss (nats per token)")
+  by_budget = {profile["C"]: profile for profile in profiles}
+  for index, (budget, records) in enumerate(groups):
+    shade = color(index, len(groups))
+    records = sorted(records, key=lambda r: r["params_total"])
+    N = np.array([r["params_total"] for r in records], float)
+    figure.add_scatter(
+      x=N, y=[r["loss_eval"] for r in records], mode="markers", marker={"color": shade, "size": 8},
+      name=f"{budget:.2g} FLOPs", legendgroup=str(index),
+      hovertemplate="N %{x:,}<br>loss %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    near = min(by_budget, key=lambda C: abs(math.log(C / budget)), default=None)
+    profile = by_budget[near] if near is not None and abs(math.log(near / budget)) < 0.15 else None
+    if profile and profile["coefficients"][0] is not None:
+      x = np.linspace(np.log(N.min() * 0.85), np.log(N.max() * 1.15), 60)
+      c0, c1, c2 = profile["coefficients"]
+      figure.add_scatter(
+        x=np.exp(x), y=c0 + c1 * x + c2 * x**2, mode="lines", line={"color": shade, "width": 1.5},
+        legendgroup=str(index), showlegend=False, hoverinfo="skip",
+      )  # fmt: skip
+  inside = [o for o in optima if o["law"] == "isoflop" and o["inside"]]
+  if inside:
+    N = [o["N"] for o in inside]
+    figure.add_scatter(
+      x=N, y=[o["loss"] for o in inside], mode="markers", name="minimum, 90%",
+      marker={"symbol": "diamond", "size": 11, "color": "#27313b"},
+      error_x={"type": "data", "symmetric": False, "array": [max(0.0, o["N_interval90"][1] - n) for o, n in zip(inside, N, strict=True)],
+               "arrayminus": [max(0.0, n - o["N_interval90"][0]) for o, n in zip(inside, N, strict=True)], "thickness": 1.5},
+      hovertemplate="minimum at N %{x:,.0f}<br>loss %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+  return figure
+
+
+def loss_over_n_and_d(records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None) -> go.Figure:
+  """Every run at its (N, D), coloured by loss, over the contours of the fitted law."""
+  figure = _figure("parameters N", "training tokens D", log_y=True)
+  every = [*records, *([target] if target else [])]
+  N, D = (np.array([r[name] for r in every], float) for name in (n, "tokens"))
+  losses = [r["loss_eval"] for r in every]
+  if law:
+    p = law["params"]
+    x = np.geomspace(N.min() / 1.4, N.max() * 1.4, 60)
+    y = np.geomspace(D.min() / 1.6, D.max() * 1.6, 60)
+    z = p["E"] + p["A"] / x[None, :] ** p["alpha"] + p["B"] / y[:, None] ** p["beta"]
+    figure.add_contour(
+      x=x, y=y, z=z, colorscale="Viridis_r", opacity=0.45, contours={"showlabels": True, "size": 0.1},
+      line={"width": 0.6}, showscale=False, hovertemplate="N %{x:.3s}<br>D %{y:.3s}<br>law %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+  figure.add_scatter(
+    x=N, y=D, mode="markers", showlegend=False,
+    marker={"color": losses, "colorscale": "Viridis_r", "size": [9] * len(records) + [15], "line": {"color": "#27313b", "width": 1},
+            "colorbar": {"title": {"text": "loss"}, "thickness": 12, "outlinewidth": 0},
+            "symbol": ["circle"] * len(records) + ["star"]},
+    text=[r["run_id"] for r in every], hovertemplate="%{text}<br>N %{x:,}<br>D %{y:,}<br>loss %{marker.color:.4f}<extra></extra>",
+  )  # fmt: skip
+  return figure
+
+
+def forecast(records: Sequence[Record], convention: str, sealed: dict[str, Any], law: dict[str, Any] | None, n: str, noise: float | None) -> go.Figure:
+  """Fitted runs over compute, the frontier of the law, and the forecast with its interval beside the truth."""
+  figure = _figure("compute C (FLOPs)", "held-out loss (nats per token)")
+  figure.add_scatter(
+    x=[r[convention] for r in records], y=[r["loss_eval"] for r in records], mode="markers", name="fitted runs",
+    marker={"color": QUIET, "size": 7}, text=[r["run_id"] for r in records],
+    hovertemplate="%{text}<br>C %{x:.3g}<br>loss %{y:.4f}<extra></extra>",
+  )  # fmt: skip
+  target = sealed["target"]
+  if law:
+    p = law["params"]
+    C = np.geomspace(min(r[convention] for r in records), target["C"] * 1.3, 80)
+    G = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
+    N = G * (C / 6) ** (p["beta"] / (p["alpha"] + p["beta"]))
+    best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / 6 / N) ** p["beta"]
+    figure.add_scatter(x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip")
+  low, high = sealed["interval90"]
+  figure.add_scatter(
+    x=[target["C"]], y=[sealed["predicted"]], mode="markers", name="forecast, 90% interval",
+    marker={"color": FORECAST, "size": 11, "symbol": "square"},
+    error_y={"type": "data", "symmetric": False, "array": [high - sealed["predicted"]], "arrayminus": [sealed["predicted"] - low], "thickness": 2, "width": 8},
+    hovertemplate=f"forecast %{{y:.4f}}<br>{low:.4f} to {high:.4f}<extra></extra>",
+  )  # fmt: skip
+  if sealed["actual"] is not None:
+    figure.add_scatter(
+      x=[target["C"]], y=[sealed["actual"]], mode="markers", name="truth",
+      marker={"color": TRUTH, "size": 12, "symbol": "star"},
+      error_y={"type": "data", "array": [1.645 * noise], "thickness": 1} if noise else None,
+      hovertemplate="truth %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+  return figure
+
+
+def learning_rates(scans: Sequence[dict[str, Any]]) -> go.Figure:
+  """Held-out loss over the learning rate; the ringed point is the rule's own."""
+  figure = _figure("learning rate", "held-out loss (nats per token)", height=340)
+  for index, scan in enumerate(scans):
+    shade = color(index, len(scans))
+    figure.add_scatter(
+      x=scan["rates"], y=scan["losses"], mode="lines+markers", name=f"N {scan['N']:,}, D {scan['D']:,}",
+      line={"color": shade, "width": 1.5}, marker={"size": 8}, hovertemplate="rate %{x:.4g}<br>loss %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    at = dict(zip(scan["rates"], scan["losses"], strict=True)).get(scan["rule"])
+    if at is not None:
+      figure.add_scatter(
+        x=[scan["rule"]], y=[at], mode="markers", showlegend=False, hoverinfo="skip",
+        marker={"size": 16, "color": "rgba(0,0,0,0)", "line": {"color": shade, "width": 2}},
+      )  # fmt: skip
+  return figure

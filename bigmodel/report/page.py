@@ -1,0 +1,163 @@
+"""One page for a study: report.html, self-contained, and report.json with the same numbers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import plotly.offline
+from etils import epath
+
+from bigmodel import record
+from bigmodel.accounting import params_of
+from bigmodel.files import UserError, absolute, read_json, write_json, write_text
+from bigmodel.report import figures
+from bigmodel.sweep import folder
+from bigmodel.train import metrics
+from bigmodel.train.display import duration
+
+Facts = dict[str, Any]
+
+
+def write(workdir: epath.PathLike, forecast: Facts | None, figure_format: str | None = None) -> Facts:
+  """Writes report.json and report.html (and figures/*.pdf or *.svg); returns report.json."""
+  workdir = absolute(workdir)
+  facts = gather(workdir, forecast)
+  drawn = draw(workdir, facts)
+  if figure_format:
+    _save_figures(workdir, drawn, figure_format)
+  write_json(workdir / "report.json", facts)
+  write_text(workdir / "report.html", _html(facts, drawn))
+  return facts
+
+
+def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
+  """Everything that the report says, as report.json has it."""
+  about, plan = read_json(workdir / "study.json"), folder.read_plan(workdir)
+  if plan is None:
+    raise UserError(f"{workdir}: the study has no plan yet; run bigmodel study")
+  path = workdir / "fits.json"
+  fits = read_json(path) if path.exists() else {"laws": [], "optimum": [], "noise_floor": None, "scans": []}
+  roles = {run["run_id"]: run["roles"] for run in plan["runs"]}
+  records = record.collect(workdir)
+  runs = [one | {"roles": roles.get(one["run_id"], ["target"])} for one in records]
+  runs.sort(key=lambda r: (r["roles"] == ["target"], r["flops_6nd"], r["params_total"]))
+  return {
+    "study": about["name"],
+    "question": about["question"],
+    "convention": about["convention"],
+    "runs": runs,
+    "planned_runs": len(plan["runs"]),
+    "cost": {
+      "expected_seconds": plan["total"]["expected_seconds"],
+      "actual_seconds": sum(one["seconds"] for one in records),
+      "flops": {name: sum(one[name] for one in records) for name in ("flops_6nd", "flops_exact")},
+      "expected_flops": plan["total"]["flops_6nd"],
+      "tokens": sum(one["tokens"] for one in records),
+    },
+    "laws": fits["laws"],
+    "forecast": forecast,
+    "noise_floor": fits["noise_floor"],
+    "optimum": fits["optimum"],
+    "scans": fits["scans"],
+    "programs": [group["run_ids"] for group in plan["groups"]],
+    "provenance": _provenance(records),
+  }
+
+
+def _provenance(records: list[Facts]) -> Facts:
+  """Versions, devices and data: one value of each unless runs differ."""
+  facts: Facts = {}
+  for name in ("versions", "devices", "data_sha256"):
+    values = [one[name] for one in records]
+    facts[name] = [value for index, value in enumerate(values) if value not in values[:index]]
+  return facts
+
+
+def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
+  """`{name: (title, figure)}` of every figure that the study has data for."""
+  runs = facts["runs"]
+  finished = [r for r in runs if r["status"] == "finished"]
+  fitted = [r for r in finished if "fit" in r["roles"]]
+  target = next((r for r in finished if r["roles"] == ["target"]), None)
+  law = next((law for law in facts["laws"] if law["name"] == "chinchilla"), None)
+  profiles = next((law["profiles"] for law in facts["laws"] if law["name"] == "isoflop"), [])
+  convention, n = facts["convention"], params_of(facts["convention"])
+  noise = (facts["noise_floor"] or {}).get("std")
+  drawn: dict[str, tuple[str, Any]] = {}
+  if facts["forecast"] and fitted:
+    figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise)
+    drawn["forecast"] = ("The forecast and the truth", figure)
+  if profiles and fitted:
+    groups = _by_budget(fitted, convention)
+    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"]))
+  if fitted:
+    drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target))
+  if facts["scans"]:
+    drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"]))
+  curves = [(r, metrics.read(workdir / "runs" / r["run_id"])) for r in finished if "fit" in r["roles"] or r is target]
+  if curves:
+    drawn["curves"] = ("Training", figures.loss_curves(curves))
+  return drawn
+
+
+def _by_budget(records: list[Facts], convention: str) -> list[tuple[float, list[Facts]]]:
+  """Records within 15% of each other in C, by budget."""
+  groups: list[list[Facts]] = []
+  for one in sorted(records, key=lambda r: r[convention]):
+    if groups and one[convention] <= groups[-1][0][convention] * 1.15:
+      groups[-1].append(one)
+    else:
+      groups.append([one])
+  return [(float(np.exp(np.mean([math.log(r[convention]) for r in g]))), g) for g in groups]
+
+
+def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+  )
+  environment.filters |= {"duration": duration, "number": number, "interval": interval}
+  save = {"displaylogo": False, "displayModeBar": "hover", "responsive": True, "toImageButtonOptions": {"format": "svg"}}
+  plots = {
+    name: (title, figure.to_html(full_html=False, include_plotlyjs=False, config=save, div_id=f"plot-{name}"))
+    for name, (title, figure) in drawn.items()
+  }
+  return environment.get_template("page.html.j2").render(
+    facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs(), inside_isoflop=_inside(facts)
+  )
+
+
+def _inside(facts: Facts) -> list[Facts]:
+  return [o for o in facts["optimum"] if o["law"] == "isoflop" and o["inside"]]
+
+
+def _save_figures(workdir: epath.Path, drawn: dict[str, tuple[str, Any]], form: str) -> None:
+  try:
+    import kaleido  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+  except ImportError as error:
+    raise UserError("--figures: needs kaleido and Chrome or Chromium; pip install 'bigmodel[figures]'") from error
+  out = workdir / "figures"
+  out.mkdir(parents=True, exist_ok=True)
+  for name, (_, figure) in drawn.items():
+    try:
+      (out / f"{name}.{form}").write_bytes(figure.to_image(format=form, width=720, height=460))
+    except Exception as error:
+      reason = str(error).strip().splitlines()[0]
+      raise UserError(f"--figures: {reason} (is Chrome or Chromium installed?)") from error
+
+
+def number(value: Any, digits: int = 4) -> str:
+  """A number as people read it: 12,345 or 1.234 or 3.8e12; '-' for None."""
+  if value is None:
+    return "-"
+  if isinstance(value, int) and not isinstance(value, bool):
+    return f"{value:,}" if abs(value) < 1e9 else f"{value:.3g}"
+  if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def interval(pair: Any) -> str:
+  return f"{number(pair[0])} to {number(pair[1])}" if pair and pair[0] is not None else "-"

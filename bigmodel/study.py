@@ -1,0 +1,385 @@
+"""Studies: design -> plan -> run -> fit -> forecast -> score -> report, and nothing else.
+
+Also the place where the rooms' fields and checks of a config are put together.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel import data, models, optim, parallel, record, tasks, train
+from bigmodel.accounting import params_of
+from bigmodel.config import require, with_overrides
+from bigmodel.data import corpus as corpora
+from bigmodel.data import pipeline
+from bigmodel.data.corpus import Corpus
+from bigmodel.files import UserError, absolute, read_json, write_json
+from bigmodel.laws import forecast
+from bigmodel.laws import summary as laws
+from bigmodel.plan import price as pricing
+from bigmodel.sweep import execute, folder, packs
+from bigmodel.sweep.designs import Design, IsoFlop, Overrides, Planned, Scan, Settings, repeat_seeds
+from bigmodel.train.display import Display, duration
+from bigmodel.train.run import Run, now, read_status
+
+LAWS = ("chinchilla", "isoflop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The scale to forecast: a budget, and the sizes among which the fitted optimum chooses."""
+
+  flops: float
+  sizes: Sequence[Overrides]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What `get_study(config)` returns. A sweep is a study with no laws and no target."""
+
+  name: str
+  question: str
+  design: Design
+  settings: Settings = lambda params, tokens: {}
+  laws: Sequence[str] = LAWS
+  seeds: int = 1  # of one run in the middle of the largest budget: the noise floor
+  scan: Scan | None = None
+  target: Target | None = None
+
+
+def default_config() -> ConfigDict:
+  """Every field of every room, with its default."""
+  groups: dict[str, Any] = {"seed": 0}
+  for room in (models, tasks, data, optim, parallel):
+    groups[room.__name__.split(".")[-1]] = room.fields()
+  del groups["models"], groups["tasks"]
+  groups |= {"model": models.fields(), "task": tasks.fields(), **train.fields()}
+  return ConfigDict(groups)
+
+
+def check(config: ConfigDict) -> None:
+  """Every room's check; refuses before anything is read, compiled or written."""
+  for room in (models, tasks, data, optim, train, parallel):
+    room.check(config)
+
+
+def resolve(config: ConfigDict, corpus: Corpus) -> ConfigDict:
+  """A copy with everything derived filled in: this is what a run's id hashes."""
+  resolved = config.copy_and_resolve_references()
+  resolved.data.sha256 = corpus.sha256
+  models.resolve(resolved.model, corpus.vocab)
+  require(
+    resolved.model.vocab >= corpus.vocab,
+    f"config.model.vocab: {resolved.model.vocab} is less than the tokenizer's {corpus.vocab}",
+  )
+  return resolved
+
+
+def single_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, Corpus]:
+  """A checked run of one config, in `workdir` itself."""
+  check(config)
+  corpus = corpora.prepare(config)
+  run = Run(resolve(config, corpus), absolute(workdir))
+  pipeline.train_pipeline(run.config, corpus, run.steps)
+  return run, corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A study that passed every check: its runs by id, in the order of the design."""
+
+  study: Study
+  config: ConfigDict
+  corpus: Corpus
+  workdir: epath.Path
+  runs: dict[str, Run]
+  planned: dict[str, list[Planned]]
+
+  def make(self, overrides: Overrides, provenance: dict[str, Any] | None = None) -> Run:
+    return _make_run(self.study, self.config, self.corpus, self.workdir, overrides, provenance)
+
+  def counts_of(self, size: Overrides) -> Any:
+    return _counts(self.config, self.corpus, size)
+
+
+def prepare(config: ConfigDict, study: Study, workdir: epath.PathLike) -> Prepared:
+  """Checks the study and all its runs; writes nothing but the cached corpus."""
+  require(bool(study.name), "get_study: the study has no name")
+  for law in study.laws:
+    require(law in LAWS, f"get_study: no law {law!r}; known: {', '.join(LAWS)}")
+  _check_base(config)
+  corpus = corpora.prepare(config)
+  workdir = absolute(workdir)
+  counts = lambda size: _counts(config, corpus, size)
+  planned = _plan_runs(study, counts)
+  runs: dict[str, Run] = {}
+  roles: dict[str, list[Planned]] = {}
+  for one in planned:
+    run = _make_run(study, config, corpus, workdir, one.overrides)
+    runs.setdefault(run.run_id, run)
+    roles.setdefault(run.run_id, []).append(one)
+  if "chinchilla" in study.laws:
+    fitted = sum(any(one.role == "fit" for one in ones) for ones in roles.values())
+    require(fitted > 5, f"get_study: law chinchilla has 5 parameters and {fitted} fitted runs; add runs or sizes")
+  return Prepared(study, config, corpus, workdir, runs, roles)
+
+
+def _check_base(config: ConfigDict) -> None:
+  """The base of a study need not say its horizon: the design does."""
+  base = config.copy_and_resolve_references()
+  if not base.train.tokens and not base.train.steps:
+    base.train.steps = 1
+  check(base)
+
+
+def _counts(config: ConfigDict, corpus: Corpus, size: Overrides) -> Any:
+  sized = resolve(with_overrides(config, size), corpus)
+  return models.shape_of(sized.model).counts(sized.data.context)
+
+
+def _make_run(
+  study: Study,
+  config: ConfigDict,
+  corpus: Corpus,
+  workdir: epath.Path,
+  overrides: Overrides,
+  provenance: dict[str, Any] | None = None,
+) -> Run:
+  changed = with_overrides(config, overrides)
+  check(changed)
+  resolved = resolve(changed, corpus)
+  run = Run(resolved, workdir, study.name, provenance or {})
+  pipeline.train_pipeline(resolved, corpus, run.steps)
+  return dataclasses.replace(run, folder=workdir / "runs" / run.run_id)
+
+
+def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
+  runs = study.design.runs(counts, study.settings)
+  planned = list(runs)
+  if study.scan is not None:
+    require(isinstance(study.design, IsoFlop), "get_study: a scan needs an IsoFlop design")
+    planned += study.scan.runs(study.design, counts, study.settings)  # pyright: ignore[reportArgumentType]
+  if study.seeds > 1:
+    last = [run for run in runs if run.budget == max(r.budget for r in runs)]
+    planned += repeat_seeds(last[len(last) // 2], study.seeds)
+  return planned
+
+
+def plan(prepared: Prepared) -> dict[str, Any]:
+  """The study's plan: priced and grouped into programs; the one on disk where there is one."""
+  known = folder.read_plan(prepared.workdir)
+  ids = set(prepared.runs)
+  if known is not None and ids <= {run["run_id"] for run in known["runs"]}:
+    return folder.merge(known, {"runs": [{"run_id": i} for i in ids]}, prepared.workdir)
+  targets = _target_candidates(prepared)
+  calibration = pricing.calibrate([*prepared.runs.values(), *targets])
+  rows = []
+  for run_id, run in prepared.runs.items():
+    ones = prepared.planned[run_id]
+    rows.append({
+      "run_id": run_id,
+      "roles": sorted({one.role for one in ones}),
+      "budget": ones[0].budget,
+      "overrides": ones[0].overrides,
+      **pricing.price(run, calibration),
+    })  # fmt: skip
+  costs = {row["run_id"]: row["expected_seconds"] for row in rows}
+  groups = [
+    {"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + calibration.compile_seconds}
+    for ids in packs.group(list(prepared.runs.values()), jax.device_count())
+  ]
+  new = {
+    "study": prepared.study.name,
+    "planned_at": now(),
+    "calibration": dataclasses.asdict(calibration),
+    "runs": rows,
+    "groups": groups,
+    "target": _price_target(prepared, targets, calibration),
+  }
+  merged = folder.merge(known, new, prepared.workdir)
+  return merged | {"total": _totals(merged)}
+
+
+def _target_candidates(prepared: Prepared) -> list[Run]:
+  target = prepared.study.target
+  return [prepared.make(_target_overrides(prepared, size)) for size in target.sizes] if target else []
+
+
+def _target_overrides(prepared: Prepared, size: Overrides) -> Overrides:
+  target, design = prepared.study.target, prepared.study.design
+  assert target is not None
+  counts = prepared.counts_of(size)
+  tokens = round(target.flops / counts.flops(1)[design.convention])
+  return {**size, "train.tokens": tokens, **prepared.study.settings(counts.params_total, tokens)}
+
+
+def _price_target(prepared: Prepared, targets: list[Run], calibration: pricing.Calibration) -> dict[str, Any] | None:
+  """The dearest of the candidates: which one it will be is for the fit to say."""
+  if not targets:
+    return None
+  assert prepared.study.target is not None
+  largest = max((one.budget for ones in prepared.planned.values() for one in ones), default=0)
+  ratio = prepared.study.target.flops / largest
+  require(ratio >= 8, f"get_study: the target is {ratio:.1f}x the largest fitted budget; a forecast needs at least 8x")
+  costs = [pricing.price(run, calibration) for run in targets]
+  dearest = max(costs, key=lambda cost: cost["expected_seconds"])
+  return dearest | {"expected_seconds": dearest["expected_seconds"] + calibration.compile_seconds}
+
+
+def _totals(plan_: dict[str, Any]) -> dict[str, Any]:
+  runs = plan_["runs"] + ([plan_["target"]] if plan_["target"] else [])
+  target_seconds = plan_["target"]["expected_seconds"] if plan_["target"] else 0.0
+  return {
+    "runs": len(runs),
+    "flops_6nd": sum(run["flops_6nd"] for run in runs),
+    "flops_exact": sum(run["flops_exact"] for run in runs),
+    "tokens": sum(run["tokens"] for run in runs),
+    "disk_bytes": sum(run["disk_bytes"] for run in runs),
+    "expected_seconds": sum(group["expected_seconds"] for group in plan_["groups"]) + target_seconds,
+  }
+
+
+def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], retry: bool = False) -> dict[str, Any]:
+  """Everything that is missing: trains, fits, seals, tests, scores, reports. Returns report.json."""
+  from bigmodel.report import page
+
+  workdir = prepared.workdir
+  study, target = prepared.study, prepared.study.target
+  about = {"question": study.question, "laws": list(study.laws), "convention": study.design.convention}
+  about["target_flops"] = target.flops if target else None
+  folder.open_study(workdir, study.name, prepared.config, about)
+  if retry:
+    execute.set_failed_aside(workdir)
+  the_plan = plan(prepared)
+  write_json(workdir / "plan.json", the_plan)
+  left = execute.seconds_left(the_plan, workdir)
+  with Display(left, display_quiet) as display:
+    if left:
+      display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
+    execute.run_groups(the_plan["groups"], prepared.runs, prepared.corpus, display, stop)
+    if prepared.study.laws:
+      fits = fit_study(workdir)
+      if prepared.study.target is not None:
+        _run_target(prepared, _seal_forecast(prepared, fits), the_plan, display, stop)
+  record.collect(workdir)
+  return page.write(workdir, score_study(workdir))
+
+
+def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
+  """The records of a study that were planned for `role`, in the order of the plan."""
+  planned = (folder.read_plan(workdir) or {"runs": []})["runs"]
+  ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in planned]
+  return [one for row, one in ended if one is not None and role in row["roles"]]
+
+
+def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
+  """Fits the laws of a study's folder to its records; fits.json keeps them until the records change."""
+  workdir = epath.Path(workdir)
+  about = read_json(workdir / "study.json")
+  fitted = of_role(workdir, "fit")
+  every = fitted + of_role(workdir, "seed") + of_role(workdir, "scan")
+  inputs = laws.inputs_sha256(every, about["laws"], about["convention"])
+  path = workdir / "fits.json"
+  if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
+    return known
+  finished = [one for one in fitted if one["status"] == "finished"]
+  if len(finished) < 6:
+    raise UserError(f"{workdir}: {len(finished)} of {len(fitted)} fitted runs finished; a law needs at least 6")
+  facts = laws.fit(finished, about["laws"], about["convention"], about["target_flops"])
+  facts |= {"noise_floor": _noise(workdir), "scans": _scans(workdir), "inputs_sha256": inputs}
+  write_json(path, facts)
+  return facts
+
+
+def _noise(workdir: epath.Path) -> dict[str, Any] | None:
+  """Seeds belong to the fitted run of the same shape, tokens and settings."""
+  seeds = of_role(workdir, "seed")
+  if not seeds:
+    return None
+  alike = lambda r: (r["params_total"], r["tokens"], r["learning_rate"], r["batch_tokens"])
+  twins = [r for r in of_role(workdir, "fit") if alike(r) == alike(seeds[0])]
+  found = laws.noise_floor(twins + seeds)
+  if found is not None:
+    found |= {"N": seeds[0]["params_total"], "D": seeds[0]["tokens"]}
+  return found
+
+
+def _scans(workdir: epath.Path) -> list[dict[str, Any]]:
+  cells: dict[tuple, list[dict[str, Any]]] = {}
+  for one in of_role(workdir, "scan"):
+    cells.setdefault((one["params_total"], one["tokens"]), []).append(one)
+  # The rule's own rate is the first that the plan has of each cell.
+  return [laws.scan(records, records[0]["learning_rate"]) for records in cells.values()]
+
+
+def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
+  """Seals a forecast of the target before it is run; a sealed one stays as it is."""
+  path = prepared.workdir / "forecasts" / "target.json"
+  if path.exists():
+    return forecast.verify(read_json(path), str(path))
+  target, convention = prepared.study.target, prepared.study.design.convention
+  assert target is not None
+  best = laws.optimum_at(fits, target.flops)
+  sizes = [(size, prepared.counts_of(size)) for size in target.sizes]
+  size, counts = min(sizes, key=lambda pair: abs(math.log(pair[1].params_total / best)))
+  overrides = _target_overrides(prepared, size)
+  run = prepared.make(overrides)
+  tokens = run.steps * train.batch_tokens(run.config)
+  flops = counts.flops(tokens)
+  N = counts.params()[params_of(convention)]
+  fitted = [one for one in of_role(prepared.workdir, "fit") if one["status"] == "finished"]
+  facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {
+    "target": {"N": N, "D": tokens, "C": flops[convention], "run_id": run.run_id, "overrides": overrides},
+    "fitted": sorted(one["result_sha256"] for one in fitted),
+  }
+  sealed = forecast.seal(facts, now())
+  write_json(path, sealed)
+  return sealed
+
+
+def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
+  """The sealed forecast with its score, or with no score while the target has not ended."""
+  workdir = epath.Path(workdir)
+  path = workdir / "forecasts" / "target.json"
+  if not path.exists():
+    return None
+  sealed = forecast.verify(read_json(path), str(path))
+  run = workdir / "runs" / sealed["target"]["run_id"]
+  ended = record.read(run)
+  if ended is None:
+    return sealed | {"actual": None, "inside": None, "log_error": None}
+  return sealed | forecast.score(sealed, ended, read_json(run / "provenance.json"))
+
+
+def _run_target(
+  prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any], display: Display, stop: dict[str, bool]
+) -> None:
+  """Trains the run that tests the forecast; its provenance carries the seal."""
+  run = prepared.make(sealed["target"]["overrides"], {"forecast_sha256": sealed["sha256"]})
+  if run.run_id != sealed["target"]["run_id"]:
+    raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
+  group = {"run_ids": [run.run_id], "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0)}
+  execute.run_groups([group], {run.run_id: run}, prepared.corpus, display, stop)
+
+
+def status(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """One row a run of a study's folder (or of a run's): its state, step and loss."""
+  workdir = epath.Path(workdir)
+  if (workdir / "config.json").exists():
+    folders = [workdir]
+  elif (workdir / "study.json").exists():
+    planned = (folder.read_plan(workdir) or {"runs": []})["runs"]
+    folders = [workdir / "runs" / run["run_id"] for run in planned]
+    folders += [f for f in sorted((workdir / "runs").glob("*")) if f not in folders]
+  else:
+    raise UserError(f"--workdir: {workdir} holds neither a study nor a run")
+  rows = []
+  for one in folders:
+    known, ended = read_status(one), record.read(one)
+    rows.append({"run_id": one.name, **known, "loss_eval": ended["loss_eval"] if ended else None})
+  return rows

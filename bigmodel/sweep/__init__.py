@@ -1,0 +1,1 @@
+"""Sweeps: designs that make runs, packs of runs that share a program, and the study's folder."""

@@ -1,0 +1,73 @@
+"""Executes planned groups of runs in this process, skipping what has ended."""
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from bigmodel import record
+from bigmodel.data.corpus import Corpus
+from bigmodel.files import UserError
+from bigmodel.train.checkpoint import CheckpointError
+from bigmodel.train.display import Display
+from bigmodel.train.loop import failed_record, train_runs
+from bigmodel.train.run import Interrupted, Run, open_folder, write_provenance
+
+log = logging.getLogger("bigmodel")
+
+
+def run_groups(
+  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], corpus: Corpus, display: Display, stop: dict[str, bool]
+) -> None:
+  """Trains every group of which a run has no record yet.
+
+  What goes wrong with a run becomes its record; what is wrong with the machine
+  (a full disk, a signal) or with the input ends the study.
+  """
+  for group in groups:
+    members = [runs[run_id] for run_id in group["run_ids"]]
+    if all(record.read(run.folder) is not None for run in members):
+      continue
+    if stop["stop"]:
+      raise Interrupted("stopped between runs")
+    try:
+      train_runs(members, corpus, display, stop, group["expected_seconds"])
+    except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
+      raise
+    except Exception as error:
+      if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      log.debug("a group failed", exc_info=True)
+      for run in members:
+        if record.read(run.folder) is None:
+          open_folder(run)
+          write_provenance(run)
+          failed = failed_record(run, error)
+          display.end(f"{run.run_id}  failed: {failed['error']}")
+
+
+def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
+  """Expected seconds of the groups that have not ended, and of the target if it has not."""
+  runs = epath.Path(workdir) / "runs"
+  ended = lambda run_id: (runs / run_id / "record.json").exists()
+  groups = sum(g["expected_seconds"] for g in plan["groups"] if not all(map(ended, g["run_ids"])))
+  planned = {run["run_id"] for run in plan["runs"]}
+  others = [f for f in runs.glob("*") if f.name not in planned and ended(f.name)] if runs.exists() else []
+  return groups + (plan["target"]["expected_seconds"] if plan["target"] and not others else 0.0)
+
+
+def set_failed_aside(workdir: epath.PathLike) -> None:
+  """Moves the records of failed and diverged runs to `attempts/`, so that they run again."""
+  runs = epath.Path(workdir) / "runs"
+  for folder in sorted(runs.iterdir()) if runs.exists() else ():
+    known = record.read(folder)
+    if known is None or known["status"] == "finished":
+      continue
+    attempts = folder / "attempts"
+    attempts.mkdir(exist_ok=True)
+    number = len(list(attempts.iterdir()))
+    (folder / "record.json").rename(attempts / f"{number:03d}.json")
+    if (folder / "checkpoints").exists():
+      (folder / "checkpoints").rmtree()

@@ -1,0 +1,33 @@
+"""Packs: which runs share one program. Fixed in plan.json, so that a resumed study groups them alike."""
+
+from collections.abc import Sequence
+
+from bigmodel.config import flatten
+from bigmodel.train.run import Run
+
+# What a run may differ in from the others of its program: traced inputs, and the rows it reads.
+TRACED = ("seed", "data.seed", "data.tokens", "optim.lr", "optim.final", "optim.beta1", "optim.beta2",
+          "optim.epsilon", "optim.weight_decay", "optim.clip", "task.z_loss", "optim.warmup", "optim.decay")  # fmt: skip
+
+
+def program_key(run: Run) -> str:
+  """Runs of one key have the same shape, batch and horizon, and can be trained side by side."""
+  return repr([(name, value) for name, value in flatten(run.config).items() if name not in TRACED])
+
+
+def group(runs: Sequence[Run], devices: int) -> list[list[str]]:
+  """Run ids by program, in the order of `runs`.
+
+  A pack has a whole number of members for each device, so that no device idles;
+  what is left over trains alone, spread over all devices.
+  """
+  by_key: dict[str, list[Run]] = {}
+  for run in runs:
+    by_key.setdefault(program_key(run), []).append(run)
+  groups = []
+  for members in by_key.values():
+    whole = len(members) // devices * devices if devices > 1 else 0
+    if whole:
+      groups.append([run.run_id for run in members[:whole]])
+    groups += [[run.run_id] for run in members[whole:]]
+  return groups

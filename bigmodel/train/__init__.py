@@ -1,0 +1,51 @@
+"""Training: state, step, loop, evaluation, checkpoints and metrics of one program."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bigmodel.config import require, require_choice
+
+DTYPES = ("float32", "bfloat16")
+# Says how a run was carried out, not what it is: left out of the run's id.
+PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep")
+
+
+def fields() -> dict[str, dict[str, Any]]:
+  """The fields of `config.train` and `config.eval`, with defaults."""
+  return {
+    "train": {
+      "tokens": 0,  # the horizon: one of tokens and steps is set
+      "steps": 0,
+      "batch_size": 16,  # rows of data.context tokens
+      "accumulate": 1,  # microbatches a step
+      "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32
+      "log_every": 20,
+      "checkpoint_every": 1000,
+      "keep": 2,  # checkpoints
+    },
+    "eval": {"tokens": 1 << 17, "batch_size": 16},
+  }
+
+
+def check(config: ConfigDict) -> None:
+  train = config.train
+  require(
+    (train.tokens > 0) != (train.steps > 0),
+    f"config.train: set one of tokens (now {train.tokens}) and steps (now {train.steps})",
+  )
+  for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
+    require(train[name] > 0, f"config.train.{name}: {train[name]} is not positive")
+  require(train.keep >= 2, f"config.train.keep: {train.keep}; at least 2, the second is there if the first is damaged")
+  require_choice("train.compute_dtype", train.compute_dtype, DTYPES)
+  for name in ("tokens", "batch_size"):
+    require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
+
+
+def steps_of(config: ConfigDict) -> int:
+  """The number of steps of a run, from either way of giving its horizon."""
+  return config.train.steps or max(1, round(config.train.tokens / batch_tokens(config)))
+
+
+def batch_tokens(config: ConfigDict) -> int:
+  return config.train.batch_size * config.data.context

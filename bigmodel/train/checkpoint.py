@@ -1,0 +1,181 @@
+"""Checkpoints: orbax arrays in the background, sealed by checksums, verified on restore.
+
+`checkpoints/STEP/arrays` is written by orbax; `checkpoints/STEP/SEAL` holds the
+sha256 of every file and of every array, and begins with the sha256 of itself.
+A folder becomes `STEP` by a rename once all of it is on disk.
+"""
+
+import concurrent.futures
+import errno
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bigmodel.files import sha256_file, write_text
+
+SEAL = "SEAL"
+log = logging.getLogger("bigmodel")
+
+
+class CheckpointError(Exception):
+  """A checkpoint could not be written; says why and which step is good."""
+
+
+class Checkpoints:
+  """The checkpoints of one run. One save is in flight at most, in a thread."""
+
+  def __init__(self, folder: epath.PathLike, keep: int = 2):
+    self.folder = epath.Path(folder)
+    self.keep = keep
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._pending: concurrent.futures.Future | None = None
+    if self.folder.exists():
+      for left in self.folder.glob(".*"):  # of a process that was killed while it wrote
+        left.rmtree()
+
+  def steps(self) -> list[int]:
+    """The steps on disk, oldest first, damaged or not."""
+    if not self.folder.exists():
+      return []
+    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts writing a host copy of `state`; raises what the previous save ran into."""
+    self.wait()
+    self._pending = self._thread.submit(self._write, step, to_flat(state))
+
+  def wait(self) -> None:
+    """Waits for the save in flight; raises `CheckpointError` if it failed."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def check(self) -> None:
+    """Raises what a finished save ran into, without waiting for one in flight."""
+    if self._pending is not None and self._pending.done():
+      self.wait()
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+
+  def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+    target, temporary = self.folder / str(step), self.folder / f".{step}"
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      if temporary.exists():
+        temporary.rmtree()
+      with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
+      seal(temporary, arrays)
+      if target.exists():
+        target.rmtree()
+      temporary.rename(target)
+      for old in self.steps()[: -self.keep]:
+        (self.folder / str(old)).rmtree()
+    except Exception as error:
+      shutil.rmtree(temporary, ignore_errors=True)
+      full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+      full = full or any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
+      reason = "the disk is full" if full else str(error).strip().splitlines()[0]
+      good = [s for s in self.steps() if s != step and damage(self.folder / str(s)) is None]
+      last = f"the last good checkpoint is step {good[-1]}" if good else "there is no earlier checkpoint"
+      raise CheckpointError(f"{self.folder}: step {step} was not saved: {reason}; {last}") from error
+
+  def verified_steps(self) -> list[int]:
+    """The steps whose files are all as they were written, newest first; names the others in the log."""
+    good = []
+    for step in reversed(self.steps()):
+      problem = damage(self.folder / str(step))
+      if problem is None:
+        good.append(step)
+      else:
+        log.warning("%s: checkpoint of step %d is damaged (%s); falling back", self.folder, step, problem)
+    return good
+
+  def restore(self, step: int, template: Any) -> Any:
+    """The state of a verified step, as host arrays in the structure of `template`."""
+    folder = self.folder / str(step)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      shapes = {name: np.zeros(x.shape, x.dtype) for name, x in to_flat(template, copy=False).items()}
+      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(shapes))
+    expected = read_seal(folder)["arrays"]
+    for name, array in arrays.items():
+      if array_sha256(array) != expected.get(name):
+        raise CheckpointError(f"{folder}: array {name} is not what was saved")
+    return from_flat(arrays, template)
+
+
+def to_flat(tree: Any, copy: bool = True) -> dict[str, Any]:
+  """`{path: array}` of a tree; orbax and the seal know arrays by these names."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  convert = np.asarray if copy else lambda x: x
+  return {jax.tree_util.keystr(path, simple=True, separator="."): convert(leaf) for path, leaf in leaves}
+
+
+def from_flat(arrays: dict[str, np.ndarray], template: Any) -> Any:
+  names = list(to_flat(template, copy=False))
+  return jax.tree.unflatten(jax.tree.structure(template), [np.asarray(arrays[name]) for name in names])
+
+
+def array_sha256(array: Any) -> str:
+  array = np.ascontiguousarray(array)
+  return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()
+
+
+def seal(folder: epath.PathLike, arrays: dict[str, np.ndarray]) -> None:
+  """Writes SEAL: what every file and array of a checkpoint must be."""
+  folder = epath.Path(folder)
+  body = json.dumps(
+    {
+      "files": {name: sha256_file(folder / name) for name in _files(folder)},
+      "arrays": {name: array_sha256(array) for name, array in arrays.items()},
+    },
+    sort_keys=True,
+  )
+  write_text(folder / SEAL, hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
+
+
+def read_seal(folder: epath.PathLike) -> dict[str, Any]:
+  """The seal of a checkpoint; ValueError where it is missing or damaged."""
+  path = epath.Path(folder) / SEAL
+  if not path.exists():
+    raise ValueError("it has no seal")
+  try:
+    own, _, body = path.read_bytes().decode().partition("\n")
+  except UnicodeDecodeError as error:
+    raise ValueError("its seal is damaged") from error
+  if hashlib.sha256(body.encode()).hexdigest() != own:
+    raise ValueError("its seal is damaged")
+  return json.loads(body)
+
+
+def damage(folder: epath.PathLike) -> str | None:
+  """What is wrong with a checkpoint's files, or None."""
+  folder = epath.Path(folder)
+  try:
+    files = read_seal(folder)["files"]
+  except ValueError as error:
+    return str(error)
+  found = set(_files(folder))
+  for name, expected in files.items():
+    if name not in found:
+      return f"file {name} is missing"
+    if sha256_file(folder / name) != expected:
+      return f"file {name} has changed"
+  return None
+
+
+def _files(folder: epath.Path) -> list[str]:
+  root = Path(folder)
+  return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name != SEAL)

@@ -1,0 +1,282 @@
+"""The training loop of one program: one run, or several runs of one shape side by side."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigmodel import hardware, models, optim, record, train
+from bigmodel.data import pipeline
+from bigmodel.data.corpus import Corpus
+from bigmodel.files import read_json
+from bigmodel.train import step as steps
+from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.display import Display
+from bigmodel.train.evaluate import evaluate
+from bigmodel.train.metrics import Metrics
+from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
+
+FLUSH_SECONDS = 10.0
+
+
+@dataclasses.dataclass
+class Member:
+  """One run with what it writes to."""
+
+  run: Run
+  rows: pipeline.Pipeline
+  metrics: Metrics
+  checkpoints: Checkpoints
+  hyperparameters: optim.Hyperparameters
+  seconds: float = 0.0  # of earlier attempts
+
+
+def train_runs(
+  runs: list[Run], corpus: Corpus, display: Display, stop: dict[str, bool], expected: float = 0.0, profile: int = 0
+) -> list[dict[str, Any]]:
+  """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
+
+  Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
+  checkpoint cannot be written. The bits of each member do not depend on the others.
+  """
+  program = steps.program(runs[0].config, len(runs))
+  members = [_open(run, corpus) for run in runs]
+  try:
+    return _train(program, members, corpus, display, stop, expected, profile)
+  finally:
+    for member in members:
+      member.checkpoints.close()
+
+
+def _open(run: Run, corpus: Corpus) -> Member:
+  rows = pipeline.train_pipeline(run.config, corpus, run.steps)
+  open_folder(run)
+  write_provenance(run)
+  return Member(
+    run=run,
+    rows=rows,
+    metrics=Metrics(run.folder),
+    checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
+    hyperparameters=optim.hyperparameters(run.config, run.steps),
+    seconds=read_status(run.folder)["seconds"],
+  )
+
+
+def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.State]:
+  """The newest step of which all members have a sound checkpoint, or their initial states."""
+  common = set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
+  start = max(common, default=0)
+  states = []
+  for member in members:
+    state = program.init(member.run.config.seed)
+    states.append(member.checkpoints.restore(start, state) if start else state)
+    member.metrics.cut(start)
+  return start, program.place(states)
+
+
+def _train(
+  program: steps.Program,
+  members: list[Member],
+  corpus: Corpus,
+  display: Display,
+  stop: dict[str, bool],
+  expected: float,
+  profile: int,
+) -> list[dict[str, Any]]:
+  first = members[0].run
+  config, total = first.config, first.steps
+  display.begin(title(members), total, expected)
+  began = time.monotonic()
+  hardware.peak_flops()  # measured once, before it would disturb a step
+  start, state = _restore(program, members)
+  hyperparameters = program.put_hyperparameters([m.hyperparameters for m in members])
+  watch = Watch(program, members, start, total, display)
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+  for step in range(start, total):
+    if profile and step == start + 2:  # the first steps compile
+      jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
+    rows = program.put_rows([m.rows.batch(step) for m in members])
+    state, metrics = program.step(state, rows, hyperparameters)
+    if pending is not None and watch.read(*pending):
+      break  # every member has diverged
+    pending = (step, metrics)
+    if profile and step == min(start + 2 + profile, total - 1):
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+    due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
+    for member in members:
+      member.checkpoints.check()
+    if due or stop["stop"]:
+      if watch.read(*pending):
+        break
+      pending = None
+      _save(program, members, state, step + 1)
+    if stop["stop"]:
+      for member in members:
+        member.checkpoints.wait()
+        write_status(member.run, "interrupted", step + 1, member.seconds + time.monotonic() - began)
+      display.end()
+      raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
+  if pending is not None:
+    watch.read(*pending)
+  _save(program, members, state, int(np.max(np.asarray(state.step))))
+  seconds = (time.monotonic() - began) / len(members)
+  records = [_finish(program, m, i, state, corpus, seconds) for i, m in enumerate(members)]
+  display.end("\n".join(_summary(r) for r in records))
+  return records
+
+
+def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
+  for index, member in enumerate(members):
+    member.metrics.flush()
+    member.checkpoints.save(step, program.member(state, index))
+
+
+@dataclasses.dataclass
+class Watch:
+  """Reads the metrics of a step while the next one computes."""
+
+  program: steps.Program
+  members: list[Member]
+  logged_step: int
+  total: int
+  display: Display
+
+  def __post_init__(self) -> None:
+    config = self.members[0].run.config
+    self.began = self.logged_at = self.flushed_at = time.monotonic()
+    self.every = config.train.log_every
+    self.tokens = train.batch_tokens(config)
+    self.flops = models.shape_of(config.model).counts(config.data.context).exact_per_token
+
+  def read(self, step: int, metrics: dict[str, jax.Array]) -> bool:
+    """Logs if it is time; true once no member has a finite loss any more."""
+    values = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
+    done = step + 1
+    if done % self.every == 0 or done == self.total:
+      self._log(done, values)
+    return bool((values["diverged_at"] >= 0).all())
+
+  def _log(self, done: int, values: dict[str, np.ndarray]) -> None:
+    now_ = time.monotonic()
+    steps_per_second = (done - self.logged_step) / max(now_ - self.logged_at, 1e-9)
+    self.logged_step, self.logged_at = done, now_
+    speed = steps_per_second * self.tokens
+    left = (self.total - done) / steps_per_second
+    peak = speed * len(self.members) * self.flops / hardware.peak_flops()
+    for index, member in enumerate(self.members):
+      row: dict[str, Any] = {name: _finite(values[name][index]) for name in ("loss", "grad_norm", "param_norm", "lr")}
+      row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
+      member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
+    self.display.update(done, self.total, float(np.nanmean(values["loss"])), speed * len(self.members), left)
+    if now_ - self.flushed_at > FLUSH_SECONDS:
+      self.flushed_at = now_
+      for member in self.members:
+        member.metrics.flush()
+        write_status(member.run, "running", done, member.seconds + now_ - self.began, left)
+
+
+def _finish(
+  program: steps.Program, member: Member, index: int, state: steps.State, corpus: Corpus, seconds: float
+) -> dict[str, Any]:
+  """Evaluates one member and writes its record, last of all."""
+  run, config = member.run, member.run.config
+  own = program.member(state, index)
+  diverged_at = int(own.diverged_at)
+  began = time.monotonic()
+  if diverged_at < 0:
+    result = evaluate(program, own.params, config, pipeline.eval_rows(config, corpus))
+  else:
+    result = {"loss": math.nan, "loss_stderr": math.nan, "bits_per_byte": math.nan}
+  status = "finished" if diverged_at < 0 and math.isfinite(result["loss"]) else "diverged"
+  done = run.steps if diverged_at < 0 else diverged_at
+  member.checkpoints.wait()
+  member.metrics.finish()
+  seconds += member.seconds + time.monotonic() - began
+  facts = run_facts(run) | {
+    "status": status,
+    "tokens": done * train.batch_tokens(config),
+    "epochs_seen": member.rows.epochs_seen(done),
+    "steps": done,
+    **flops_of(run, done),
+    "loss_train": steps.loss_train(own) if status == "finished" else None,
+    "loss_eval": result["loss"],
+    "loss_eval_stderr": result["loss_stderr"],
+    "bits_per_byte": result["bits_per_byte"],
+    "params_sha256": steps.params_sha256(own.params) if status == "finished" else "",
+    "seconds": seconds,
+    "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
+    "ended_at": now(),
+  }
+  sealed = record.seal(facts)
+  write_status(run, status, done, seconds, 0.0)
+  record.write(run.folder, sealed)
+  return sealed
+
+
+def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
+  """Writes the record of a run that an exception ended; it does not stop the others."""
+  facts = run_facts(run) | {
+    "status": "failed",
+    "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+    "tokens": 0,
+    "epochs_seen": 0.0,
+    "steps": 0,
+    **flops_of(run, 0),
+    **dict.fromkeys(record.NULLABLE),
+    "params_sha256": "",
+    "seconds": 0.0,
+    "ended_at": now(),
+  }
+  sealed = record.seal(facts)
+  write_status(run, "failed", 0, 0.0)
+  record.write(run.folder, sealed)
+  return sealed
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+  """The fields of a record that are known before the run starts."""
+  config = run.config
+  shape = models.shape_of(config.model)
+  return {
+    "run_id": run.run_id,
+    "study": run.study,
+    "seed": config.seed,
+    "model": shape.describe(),
+    "batch_tokens": train.batch_tokens(config),
+    "learning_rate": config.optim.lr,
+    "data_sha256": config.data.sha256,
+    "started_at": read_json(run.folder / "provenance.json")["started_at"],
+    "versions": record.versions(),
+    "devices": hardware.describe(),
+    **shape.counts(config.data.context).params(),
+  }
+
+
+def flops_of(run: Run, done: int) -> dict[str, float]:
+  counts = models.shape_of(run.config.model).counts(run.config.data.context)
+  return counts.flops(done * train.batch_tokens(run.config))
+
+
+def title(members: list[Member]) -> str:
+  """What the display calls a program: 'd64 L4, 4.1M tokens', with the number of members."""
+  config = members[0].run.config
+  tokens = members[0].run.steps * train.batch_tokens(config)
+  many = f"{len(members)} x " if len(members) > 1 else ""
+  return f"{many}width {config.model.width}, {config.model.layers} layers, {tokens / 1e6:.2f}M tokens"
+
+
+def _summary(sealed: dict[str, Any]) -> str:
+  if sealed["status"] != "finished":
+    return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}"
+  return (
+    f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"
+    f"  {sealed['seconds']:.1f} s"
+  )
+
+
+def _finite(value: Any) -> float | None:
+  return float(value) if np.isfinite(value) else None

@@ -1,0 +1,57 @@
+"""The metrics of one run on disk: numbered segments while it runs, `metrics.jsonl` when it ended."""
+
+from typing import Any
+
+from etils import epath
+
+from bigmodel.files import read_jsonl, write_jsonl
+
+
+class Metrics:
+  """Rows of a run's metrics, appended in memory and flushed as whole segments."""
+
+  def __init__(self, folder: epath.PathLike):
+    self.folder = epath.Path(folder)
+    self._rows: list[dict[str, Any]] = []
+
+  @property
+  def _segments(self) -> epath.Path:
+    return self.folder / "metrics"
+
+  def add(self, row: dict[str, Any]) -> None:
+    self._rows.append(row)
+
+  def flush(self) -> None:
+    if self._rows:
+      write_jsonl(self._segments / f"{self._rows[0]['step']:010d}.jsonl", self._rows)
+      self._rows = []
+
+  def cut(self, step: int) -> None:
+    """Drops all rows of steps past `step`, so that a resume writes each row once."""
+    kept = [row for row in read(self.folder) if row["step"] <= step]
+    self._clear()
+    self._rows = kept
+    self.flush()
+
+  def finish(self) -> None:
+    """Joins the segments into `metrics.jsonl`."""
+    self.flush()
+    rows = list(read(self.folder))
+    write_jsonl(self.folder / "metrics.jsonl", rows)
+    if self._segments.exists():
+      self._segments.rmtree()
+
+  def _clear(self) -> None:
+    if self._segments.exists():
+      self._segments.rmtree()
+    (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def read(folder: epath.PathLike) -> list[dict[str, Any]]:
+  """All rows of a run's metrics so far, by step."""
+  folder = epath.Path(folder)
+  paths = sorted((folder / "metrics").glob("*.jsonl")) if (folder / "metrics").exists() else []
+  if (folder / "metrics.jsonl").exists():
+    paths = [folder / "metrics.jsonl", *paths]
+  rows = {row["step"]: row for path in paths for row in read_jsonl(path)}
+  return [rows[step] for step in sorted(rows)]

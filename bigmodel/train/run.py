@@ -1,0 +1,113 @@
+"""One run's identity and folder: config.json, provenance.json, status.json and who may write there."""
+
+import contextlib
+import dataclasses
+import datetime
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel import hardware, record, train
+from bigmodel.config import difference, digest, flatten
+from bigmodel.files import UserError, read_json, write_json
+
+NOT_IDENTITY = ("parallel", *train.PROVENANCE)
+
+
+class Interrupted(Exception):
+  """SIGTERM or Ctrl-C: everything is saved, the same command resumes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A resolved config with the folder that it trains in."""
+
+  config: ConfigDict
+  folder: epath.Path
+  study: str = ""
+  provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def run_id(self) -> str:
+    return run_id(self.config)
+
+  @property
+  def steps(self) -> int:
+    return train.steps_of(self.config)
+
+
+def run_id(config: ConfigDict) -> str:
+  """The same id is the same run, on whatever mesh and with whatever logging."""
+  return digest(flatten(config), without=NOT_IDENTITY)[:12]
+
+
+def now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def open_folder(run: Run) -> None:
+  """Claims the folder for this run; refuses one that holds another config, with the difference."""
+  path = run.folder / "config.json"
+  mine = flatten(run.config)
+  identity = lambda flat: {k: v for k, v in flat.items() if not k.startswith(NOT_IDENTITY)}
+  if path.exists():
+    changed = difference(identity(read_json(path)), identity(mine))
+    if changed:
+      raise UserError(f"{run.folder} holds a run of another config ({changed}); choose another --workdir")
+    return
+  if (run.folder / "study.json").exists():
+    raise UserError(f"{run.folder} holds a study; choose another --workdir or use bigmodel study")
+  write_json(path, mine)
+
+
+def write_provenance(run: Run) -> None:
+  """What is true of this carrying-out of the run, and not of the run."""
+  path = run.folder / "provenance.json"
+  started = read_json(path)["started_at"] if path.exists() else now()
+  flat = flatten(run.config)
+  cadence = {name: value for name, value in flat.items() if name.startswith(NOT_IDENTITY)}
+  facts = {
+    "run_id": run.run_id,
+    "started_at": started,
+    "config": cadence,
+    "command": sys.argv,
+    "versions": record.versions(),
+    "devices": hardware.describe(),
+    **run.provenance,
+  }
+  write_json(path, facts)
+
+
+def write_status(run: Run, state: str, step: int, seconds: float, left: float | None = None) -> None:
+  """`state` is running, interrupted, or how the run ended."""
+  write_json(
+    run.folder / "status.json",
+    {"state": state, "step": step, "steps": run.steps, "seconds": seconds, "seconds_left": left, "updated_at": now()},
+  )
+
+
+def read_status(folder: epath.PathLike) -> dict[str, Any]:
+  path = epath.Path(folder) / "status.json"
+  return read_json(path) if path.exists() else {"state": "waiting", "step": 0, "seconds": 0.0, "seconds_left": None}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[dict[str, bool]]:
+  """Within it SIGTERM and Ctrl-C set `flag['stop']`; a second Ctrl-C stops at once."""
+  flag = {"stop": False}
+
+  def stop(signum: int, frame: object) -> None:
+    if flag["stop"] and signum == signal.SIGINT:
+      raise KeyboardInterrupt
+    flag["stop"] = True
+
+  old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield flag
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)

@@ -1,0 +1,275 @@
+"""What each verb of the command does. A verb prints for people, or returns one JSON value."""
+
+import argparse
+import contextlib
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bigmodel import config as configs
+from bigmodel.files import UserError, absolute
+
+Arguments = argparse.Namespace
+
+
+def _table(arguments: Arguments, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  """A table on standard output; nothing with --json."""
+  if arguments.json:
+    return
+  table = Table(title=title, title_justify="left")
+  for index, column in enumerate(columns):
+    table.add_column(column, justify="left" if index == 0 else "right")
+  for row in rows:
+    table.add_row(*(_show(cell) for cell in row))
+  Console().print(table)
+
+
+def _show(value: Any) -> str:
+  if value is None:
+    return "-"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, int):
+    return f"{value:,}"
+  if isinstance(value, float):
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"
+  if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, float) for x in value):
+    return f"{_show(value[0])} to {_show(value[1])}"
+  return str(value)
+
+
+def _setup() -> None:
+  from bigmodel import hardware
+
+  hardware.setup()
+  logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(message)s")
+  logging.getLogger("bigmodel").setLevel(logging.INFO)
+  logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # orbax logs tracebacks of what it raises anyway
+
+
+@contextlib.contextmanager
+def _standard_output_for_json(arguments: Arguments) -> Iterator[None]:
+  """With --json nothing but the document goes to standard output, whatever libraries print."""
+  if arguments.json:
+    with contextlib.redirect_stdout(sys.stderr):
+      yield
+  else:
+    yield
+
+
+def _load(arguments: Arguments) -> tuple[Any, Any]:
+  config, module = configs.load(arguments.config, arguments.overrides)
+  study = None
+  if hasattr(module, "get_study"):
+    try:
+      study = module.get_study(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise UserError(f"--config: {arguments.config}: get_study: {error}") from error
+  return config, study
+
+
+def data(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel import data as room
+  from bigmodel.data import corpus
+
+  config, _ = _load(arguments)
+  room.check(config)
+  with _standard_output_for_json(arguments):
+    card = corpus.prepare(config).card
+  rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
+  _table(arguments, f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} tokens in the vocabulary, sha256 {card['sha256'][:12]}",
+         ("split", "documents", "bytes", "tokens"), rows)  # fmt: skip
+  return card
+
+
+def plan(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel import study as studies
+  from bigmodel.plan import price
+  from bigmodel.train.display import duration
+
+  config, study = _load(arguments)
+  with _standard_output_for_json(arguments):
+    if study is None:
+      run, _ = studies.single_run(config, arguments.workdir or ".")
+      cost = price.price(run, price.calibrate([run]))
+      _table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+      return cost
+    prepared = studies.prepare(config, study, arguments.workdir or "no-such-folder")
+    result = studies.plan(prepared)
+  rows = [
+    (run["run_id"], ", ".join(run["roles"]), run["params_total"], run["tokens"], run["flops_6nd"], run["expected_seconds"])
+    for run in result["runs"]
+  ]
+  if result["target"]:
+    target = result["target"]
+    rows.append(("target", "at most", target["params_total"], target["tokens"], target["flops_6nd"], target["expected_seconds"]))
+  total = result["total"]
+  title = f"{study.name}: {total['runs']} runs, {total['flops_6nd']:.3g} FLOPs (6ND), {duration(total['expected_seconds'])} here"
+  _table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
+  return result
+
+
+def train(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel import record
+  from bigmodel import study as studies
+  from bigmodel.train.display import Display
+  from bigmodel.train.loop import train_runs
+  from bigmodel.train.run import interruptible
+
+  config, _ = _load(arguments)
+  with _standard_output_for_json(arguments), interruptible() as stop:
+    run, corpus = studies.single_run(config, arguments.workdir)
+    from bigmodel.train.run import open_folder
+
+    open_folder(run)
+    ended = record.read(run.folder)
+    if ended is None:
+      with Display(quiet=arguments.json) as display:
+        (ended,) = train_runs([run], corpus, display, stop, profile=arguments.profile)
+  names = ("run_id", "status", "params_total", "tokens", "loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "seconds")
+  _table(arguments, str(run.folder), ("field", "value"), [(name, ended[name]) for name in names])
+  return ended
+
+
+def eval(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel.data import corpus as corpora
+  from bigmodel.data import pipeline
+  from bigmodel.files import read_json
+  from bigmodel.train import step as steps
+  from bigmodel.train.checkpoint import Checkpoints
+  from bigmodel.train.evaluate import evaluate
+
+  folder = absolute(arguments.workdir)
+  if not (folder / "config.json").exists():
+    raise UserError(f"--workdir: {folder} holds no run (no config.json)")
+  config = configs.unflatten(read_json(folder / "config.json"))
+  store = Checkpoints(folder / "checkpoints", config.train.keep)
+  good = store.verified_steps()
+  if not good:
+    raise UserError(f"{folder}: no sound checkpoint to evaluate")
+  with _standard_output_for_json(arguments):
+    corpus = corpora.prepare(config)
+    program = steps.program(config)
+    state = store.restore(good[0], program.init(config.seed))
+    values = evaluate(program, state.params, config, pipeline.eval_rows(config, corpus))
+  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": good[0]}
+  _table(arguments, str(folder), ("metric", "value"), list(result.items()))
+  return result
+
+
+def study(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel import study as studies
+  from bigmodel.train.run import interruptible
+
+  config, the_study = _load(arguments)
+  if the_study is None:
+    raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
+  with _standard_output_for_json(arguments), interruptible() as stop:
+    prepared = studies.prepare(config, the_study, arguments.workdir)
+    result = studies.run_study(prepared, arguments.json, stop, arguments.retry)
+  _show_report(arguments, result)
+  return result
+
+
+def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
+  for law in result["laws"]:
+    rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
+    _table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
+  forecast = result["forecast"]
+  if forecast:
+    outcome = "not run yet" if forecast["actual"] is None else f"{forecast['actual']:.4f}, {'inside' if forecast['inside'] else 'OUTSIDE'}"
+    rows = [
+      ("N, D, C", f"{forecast['target']['N']:,}, {forecast['target']['D']:,}, {forecast['target']['C']:.3g}"),
+      ("forecast loss", forecast["predicted"]),
+      ("90% interval", forecast["interval90"]),
+      ("truth", outcome),
+      ("noise between seeds", result["noise_floor"]["std"] if result["noise_floor"] else None),
+    ]
+    _table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
+  if not arguments.json:
+    Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
+
+
+def status(arguments: Arguments) -> list[dict[str, Any]]:
+  from bigmodel import study as studies
+
+  rows = studies.status(arguments.workdir)
+  shown = [(r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows]
+  _table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
+  return rows
+
+
+def fit(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel.laws import points, summary
+
+  if Path(arguments.points).is_dir():
+    from bigmodel import study as studies
+
+    if not (Path(arguments.points) / "study.json").exists():
+      raise UserError(f"{arguments.points} holds no study (no study.json)")
+    result = studies.fit_study(arguments.points)
+  else:
+    table = points.from_csv(arguments.points, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest)
+    result = summary.fit_points(table, arguments.at) if arguments.law == "chinchilla" else summary.fit_profiles(table)
+  for law in result["laws"]:
+    title = f"{law['name']}, {law.get('points', len(result['laws']))} points"
+    rows = [(name, f"{value:.6g}", law["intervals"].get(name)) for name, value in law["params"].items()]
+    if "objective" in law:
+      rows += [("objective", f"{law['objective']:.6g}", None), ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None)]
+    _table(arguments, title, ("parameter", "value", "90% interval"), rows)
+  best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]
+  if best:
+    _table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
+  return result
+
+
+def report(arguments: Arguments) -> dict[str, Any]:
+  from bigmodel import study as studies
+  from bigmodel.report import page
+
+  if not (Path(arguments.workdir) / "study.json").exists():
+    raise UserError(f"--workdir: {arguments.workdir} holds no study (no study.json)")
+  with _standard_output_for_json(arguments):
+    result = page.write(arguments.workdir, studies.score_study(arguments.workdir), arguments.figures)
+  if not arguments.json:
+    Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
+  return result
+
+
+def models(arguments: Arguments) -> list[dict[str, Any]]:
+  from bigmodel import models as room
+  from bigmodel import study as studies
+
+  sizes: list[tuple[str, Any]] = [("decoder", studies.default_config())]
+  if arguments.config:
+    config, the_study = _load(arguments)
+    sizes = [("config", config)]
+    if the_study is not None and hasattr(the_study.design, "sizes"):
+      label = lambda size: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in size.items())
+      sizes = [(label(size), configs.with_overrides(config, size)) for size in the_study.design.sizes]
+  rows = []
+  for label, config in sizes:
+    room.check(config)
+    room.resolve(config.model, 257)
+    shape = room.shape_of(config.model)
+    counts = shape.counts(config.data.context)
+    rows.append({"name": label, **shape.describe(), **counts.params(), **counts.flops(1)})
+  shown = [
+    (row["name"], row["params_total"], row["params_non_embedding"], row["flops_6nd"], row["flops_chinchilla"], row["flops_exact"])
+    for row in rows
+  ]
+  columns = ("model", "params_total", "params_non_embedding", "flops_6nd", "flops_chinchilla", "flops_exact")
+  _table(arguments, "FLOPs are of training, per token", columns, shown)
+  return rows
