@@ -1,6 +1,7 @@
 """Small files: whole, atomic, and on any path that etils.epath opens."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -91,3 +92,13 @@ def sha256_file(path: epath.PathLike) -> str:
 def cache_dir() -> Path:
   """Where prepared data and compiled programs are kept: $BIGMODEL_CACHE or ~/.cache/bigmodel."""
   return Path(os.environ.get("BIGMODEL_CACHE") or Path.home() / ".cache" / "bigmodel")
+
+
+@contextlib.contextmanager
+def only_one(name: str) -> Iterator[None]:
+  """Lets one process of this machine at a time into the block of this name; the lock dies with its holder."""
+  folder = cache_dir() / "locks"
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / name, "w", encoding="utf-8") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

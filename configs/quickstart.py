@@ -12,7 +12,7 @@ SIZES = [
   {"model.width": width, "model.head_size": width // 2}
   for width in (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 ]
-BUDGETS = (1.5e10, 3e10, 6e10, 1.2e11, 2.4e11)
+BUDGETS = (2e10, 4e10, 8e10, 1.6e11, 3.2e11)
 
 
 def get_config(arg=None):

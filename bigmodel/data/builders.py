@@ -59,8 +59,8 @@ def manifest(data: ConfigDict) -> tuple[str, list[sources.Source]]:
   return sources.manifest_sha256(files, f"{data.heldout_fraction} {data.text_key}"), files
 
 
-def open_splits(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
-  """`(manifest hash, {split: random-access documents})`, preparing the dataset if needed."""
+def open_splits(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
+  """`(manifest hash, field of the text, {split: random-access documents})`, preparing it if needed."""
   if data.name not in ("python_source", "text_files"):
     return _open_tfds(data)
   sha256, files = manifest(data)
@@ -78,10 +78,10 @@ def open_splits(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
   for split, why in (("train", "nothing to train on"), ("validation", "nothing to evaluate on")):
     if split not in splits or not splits[split].num_examples:
       raise UserError(f"config.data: the corpus is empty: no document in {split!r} ({why})")
-  return sha256, {split: builder.as_data_source(split=split) for split in ("train", "validation")}  # pyright: ignore
+  return sha256, "text", {split: builder.as_data_source(split=split) for split in ("train", "validation")}  # pyright: ignore
 
 
-def _open_tfds(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
+def _open_tfds(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
   """A TFDS dataset that the user prepared as array_record."""
   where = {"data_dir": data.dir} if data.dir else {}
   try:
@@ -106,8 +106,9 @@ def _open_tfds(data: ConfigDict) -> tuple[str, dict[str, Sequence[dict]]]:
   features = builder.info.features or {}
   if data.text_key not in features:
     raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
-  checksums = {name: [(i.num_examples, i.num_bytes) for i in [builder.info.splits[name.split("[")[0]]]] for name in names.values()}
-  return sources.manifest_sha256([], f"{builder.info.full_name} {names} {checksums}"), opened
+  splits = {name: builder.info.splits[name.split("[")[0]] for name in names.values()}
+  sizes = [(name, split.num_examples, split.num_bytes) for name, split in splits.items()]
+  return sources.manifest_sha256([], f"{builder.info.full_name} {data.text_key} {sizes}"), data.text_key, opened
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bigmodel.config import require
 from bigmodel.data import builders, tokenizer
-from bigmodel.files import cache_dir, read_json, sha256_text, write_json
+from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 1
 BPE_TRAINING_BYTES = 16 << 20
@@ -36,8 +36,11 @@ class Corpus:
 def prepare(config: ConfigDict) -> Corpus:
   """Opens the corpus of `config.data`, preparing and tokenizing it the first time."""
   data = config.data
-  with_documents = _manifest_key(data)
-  corpus = _open(data, with_documents) or _build(data, with_documents)
+  manifest = _manifest(data)
+  corpus = _open(data, manifest)
+  if corpus is None:
+    with only_one(manifest[:16]):
+      corpus = _open(data, manifest) or _build(data, manifest)
   require(
     data.sha256 in ("", corpus.sha256),
     f"config.data.sha256: the corpus here is {corpus.sha256[:12]}..., not {data.sha256[:12]}..."
@@ -58,7 +61,7 @@ def prepare(config: ConfigDict) -> Corpus:
   return corpus
 
 
-def _manifest_key(data: ConfigDict) -> str:
+def _manifest(data: ConfigDict) -> str:
   """The manifest hash, without opening the dataset where the files say it."""
   if data.name in ("python_source", "text_files"):
     return builders.manifest(data)[0]
@@ -88,8 +91,8 @@ def _open(data: ConfigDict, manifest: str) -> Corpus | None:
 
 
 def _build(data: ConfigDict, manifest: str) -> Corpus:
-  sha256, splits = builders.open_splits(data)
-  texts = lambda documents: (_text(document[data.text_key if "text" not in document else "text"]) for document in documents)
+  sha256, key, splits = builders.open_splits(data)
+  texts = lambda documents: (_text(document[key]) for document in documents)
   if data.tokenizer == "bytes":
     tokens = tokenizer.bytes_tokenizer()
   else:
@@ -111,10 +114,7 @@ def _build(data: ConfigDict, manifest: str) -> Corpus:
     for split, documents in splits.items():
       card["splits"][split] = _write_split(temporary, split, documents, texts, tokens)
     write_json(temporary / "card.json", card)
-    try:
-      temporary.rename(folder)
-    except OSError:
-      shutil.rmtree(temporary)  # somebody else prepared the same corpus meanwhile
+    temporary.rename(folder)
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise

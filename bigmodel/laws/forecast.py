@@ -3,7 +3,7 @@
 A bootstrap of the parameters alone covers far less than it claims when it
 extrapolates. The interval here adds two things: the noise between seeds, and a
 discrepancy that grows with the distance in log C, as large as the law's own errors
-when it is made to forecast each budget from the budgets below it (rolling origin).
+when it is made to forecast every budget from the budgets below it (rolling origin).
 """
 
 import hashlib
@@ -20,22 +20,24 @@ from bigmodel.laws.points import Points
 
 
 def rolling_origin(points: Points) -> list[dict[str, float]]:
-  """For each budget that the ones below it can forecast: distance in ln C and r.m.s. error in ln loss."""
+  """The law fitted up to each budget, asked about every budget above it: distance in ln C and r.m.s. error in ln loss."""
   budgets = points.budgets()
   errors = []
-  for budget in np.unique(budgets)[1:]:
-    below, own = points[budgets < budget], points[budgets == budget]
+  for origin in np.unique(budgets)[:-1]:
+    below = points[budgets <= origin]
     if len(below) <= len(chinchilla.NAMES) + 1:
       continue
     fitted = chinchilla.fit(below, bootstraps=0)
-    error = np.log(own.loss) - np.log(fitted.predict(own.N, own.D))
-    distance = math.log(budget / budgets[budgets < budget].max())
-    errors.append({
-      "C": float(budget),
-      "distance": distance,
-      "rms_log_error": float(np.sqrt(np.mean(error**2))),
-      "mean_log_error": float(np.mean(error)),
-    })  # fmt: skip
+    for budget in np.unique(budgets[budgets > origin]):
+      own = points[budgets == budget]
+      error = np.log(own.loss) - np.log(fitted.predict(own.N, own.D))
+      errors.append({
+        "origin": float(origin),
+        "C": float(budget),
+        "distance": math.log(budget / origin),
+        "rms_log_error": float(np.sqrt(np.mean(error**2))),
+        "mean_log_error": float(np.mean(error)),
+      })  # fmt: skip
   return errors
 
 
@@ -66,8 +68,8 @@ def predict(fit: chinchilla.Fit, N: float, D: float, C: float, noise: float = 0.
   beyond = [max(0.0, o["rms_log_error"] ** 2 - noise_log**2) / o["distance"] ** 2 for o in origins]
   discrepancy = math.sqrt(np.mean(beyond)) * distance if origins else 0.0
   sd = math.sqrt(bootstrap**2 + discrepancy**2 + noise_log**2)
-  # The discrepancy is known from as many origins: so many degrees of freedom.
-  quantile = float(stats.t.ppf(0.5 + level / 2, max(len(origins), 1)))
+  # The discrepancy is known from as many budgets that were forecast: so many degrees of freedom.
+  quantile = float(stats.t.ppf(0.5 + level / 2, max(len({o["C"] for o in origins}), 1)))
   return {
     "predicted": math.exp(center),
     "interval90": [math.exp(center - quantile * sd), math.exp(center + quantile * sd)],

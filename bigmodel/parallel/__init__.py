@@ -88,9 +88,16 @@ def make_mesh(config: ConfigDict, members: int = 1) -> Mesh:
 
 
 def shardings(mesh: Mesh, abstract: Any) -> Any:
-  """NamedShardings of a tree of boxed abstract arrays, by `RULES`."""
-  specs = nn.get_partition_spec(abstract)
-  return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+  """NamedShardings of a tree of boxed abstract arrays, by `RULES`; refuses an axis that does not divide."""
+  placed = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
+  for (path, leaf), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(nn.meta.unbox(abstract)), jax.tree.leaves(placed), strict=True
+  ):
+    for size, axis in zip(leaf.shape, sharding.spec, strict=False):
+      ways = mesh.shape[axis] if isinstance(axis, str) else 1
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      require(size % ways == 0, f"config.parallel.{axis}: {ways} does not divide a {size} wide axis of {name}")
+  return placed
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -199,8 +199,8 @@ def train_step(
   new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged)
   metrics = {
     "loss": loss,
-    "grad_norm": optax.global_norm(grads),
-    "param_norm": optax.global_norm(params),
+    "grad_norm": optax.tree.norm(grads),
+    "param_norm": optax.tree.norm(params),
     "lr": lr,
     "diverged_at": diverged,
   }

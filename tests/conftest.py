@@ -1,0 +1,77 @@
+"""Shared set-up: eight virtual devices, a cache of the session's own, small configs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before the first JAX computation: meshes need devices.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+  """A data cache shared by the workers of one test session."""
+  root = tmp_path_factory.getbasetemp()
+  root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
+  os.environ["BIGMODEL_CACHE"] = str(root / "cache")
+  return root / "cache"
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(cache):
+  """A little corpus of text files: 60 documents of words in two files, so that loss can fall."""
+  folder = cache.parent / f"corpus-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+  folder.mkdir(parents=True, exist_ok=True)
+  import json
+
+  words = "the model reads a word and guesses which of the words comes next in the line".split()
+  for part in range(2):
+    rows = []
+    for doc in range(30):
+      text = " ".join(words[(i * (doc + 3) + i // 7 + part) % len(words)] for i in range(400))
+      rows.append(json.dumps({"text": f"{part}-{doc}: {text}"}))
+    (folder / f"part{part}.jsonl").write_text("\n".join(rows) + "\n")
+  return folder
+
+
+@pytest.fixture
+def config(corpus_dir):
+  """A decoder of 7k parameters on the little corpus, 30 steps."""
+  from bigmodel.study import default_config
+
+  config = default_config()
+  config.data.name = "text_files"
+  config.data.path = str(corpus_dir / "*.jsonl")
+  config.data.heldout_fraction = 0.2
+  config.data.context = 32
+  config.model.width = 16
+  config.model.layers = 1
+  config.model.head_size = 8
+  config.train.steps = 30
+  config.train.batch_size = 8
+  config.train.checkpoint_every = 10
+  config.train.log_every = 5
+  config.eval.tokens = 2048
+  config.parallel.data = 1
+  return config
+
+
+@pytest.fixture
+def resolved(config):
+  """The config with everything derived filled in, and its corpus."""
+  from bigmodel import study
+  from bigmodel.data import corpus as corpora
+
+  corpus = corpora.prepare(config)
+  return study.resolve(config, corpus), corpus
+
+
+@pytest.fixture
+def scaling_data():
+  """The published points, where they are; see $BIGMODEL_SCALING_DATA."""
+  root = Path(os.environ.get("BIGMODEL_SCALING_DATA") or Path(__file__).parents[2] / "shared" / "scaling_data")
+  if not root.is_dir():
+    pytest.skip(f"no published points at {root}; set BIGMODEL_SCALING_DATA")
+  return root

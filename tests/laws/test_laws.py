@@ -1,0 +1,192 @@
+"""Laws: published digits, known laws recovered, intervals that hold on data made from the law."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bigmodel.files import UserError
+from bigmodel.laws import chinchilla, forecast, isoflop, points
+from bigmodel.laws.points import Points
+
+THETA = np.array([math.log(400.0), math.log(1500.0), math.log(1.7), 0.34, 0.36])
+
+
+def made(noise=0.0, seed=0, budgets=(1e17, 3e17, 1e18, 3e18, 1e19), sizes=7):
+  N, D = [], []
+  for budget in budgets:
+    center = 0.12 * math.sqrt(budget)
+    for n in np.geomspace(center / 4, center * 4, sizes):
+      N.append(n)
+      D.append(budget / 6 / n)
+  N, D = np.array(N), np.array(D)
+  loss = np.exp(chinchilla.log_loss(THETA, np.log(N), np.log(D)))
+  return Points(N, D, 6 * N * D, loss * np.exp(noise * np.random.default_rng(seed).normal(size=len(N))), "flops_6nd")
+
+
+@pytest.mark.parametrize(
+  ("drop", "A", "B", "E", "alpha", "beta", "objective"),
+  [
+    (5, 477.826, 2143.417, 1.8172181, 0.3473105, 0.3671724, 0.00101827401780),
+    (0, 495.73, 12845.6, 1.89134, 0.34931, 0.45305, None),
+  ],
+)
+def test_epoch_points_give_the_published_digits(scaling_data, drop, A, B, E, alpha, beta, objective):
+  """Besiroglu et al. 2024 on the points of Hoffmann et al. 2022."""
+  path = str(scaling_data / "epoch" / "svg_extracted_data.csv")
+  fit = chinchilla.fit(points.from_csv(path, "Model Size", None, "Training FLOP", "loss", drop), bootstraps=0)
+  digits = 5e-5  # half a unit of the fifth digit
+  assert fit.params == pytest.approx(dict(A=A, B=B, E=E, alpha=alpha, beta=beta), rel=digits)
+  if objective:
+    assert fit.objective == pytest.approx(objective, rel=1e-6)
+  assert fit.starts_at_optimum > 30
+
+
+def test_a_law_without_noise_is_recovered():
+  fit = chinchilla.fit(made(), bootstraps=0)
+  np.testing.assert_allclose(fit.theta, THETA, rtol=1e-4)  # the optimum is flat: 1e-10 in loss is 1e-5 here
+  assert fit.objective < 1e-12
+
+
+def test_the_optimum_minimises_the_law_on_its_budget():
+  fit = chinchilla.fit(made(0.002), bootstraps=0)
+  for C in (1e18, 1e21):
+    N, D = fit.optimum(C)
+    assert 6 * N * D == pytest.approx(C)
+    others = np.array([0.8, 0.9, 1.1, 1.25]) * N
+    assert np.all(fit.predict(others, C / 6 / others) > fit.predict(N, D))
+
+
+def test_bootstrap_intervals_hold_within_the_range():
+  """90% intervals of the loss at a fitted scale, over 24 data sets: between 17 and 24 hold (binomial, p > 1e-2)."""
+  N, D = 3e8, 5e9
+  true = float(np.exp(chinchilla.log_loss(THETA, math.log(N), math.log(D))))
+  held = 0
+  for seed in range(24):
+    fit = chinchilla.fit(made(0.005, seed), bootstraps=100, seed=seed)
+    draws = np.exp([chinchilla.log_loss(t, math.log(N), math.log(D)) for t in fit.draws])
+    low, high = np.quantile(draws, [0.05, 0.95])
+    held += low <= true <= high
+  assert held >= 17
+
+
+def test_one_wild_point_hardly_moves_the_law():
+  clean = made(0.001)
+  wild = Points(clean.N, clean.D, clean.C, clean.loss.copy(), clean.convention)
+  wild.loss[3] *= 1.5
+  one, other = chinchilla.fit(clean, bootstraps=0), chinchilla.fit(wild, bootstraps=0)
+  assert other.params["E"] == pytest.approx(one.params["E"], rel=0.01)
+
+
+def test_more_parameters_than_points_are_refused():
+  with pytest.raises(UserError, match="5 parameters and 5 points"):
+    chinchilla.fit(made()[:5])
+
+
+def test_parabolas_find_their_minimum_and_the_exponent():
+  C = np.repeat([1e17, 1e18, 1e19], 7)
+  best = 0.1 * C**0.5
+  N = best * np.tile(np.geomspace(0.25, 4, 7), 3)
+  loss = 2 + 1e3 * C**-0.2 + 0.05 * np.log(N / best) ** 2
+  fit = isoflop.fit(Points(N, C / 6 / N, C, loss))
+  assert fit.exponent_n == pytest.approx(0.5, abs=1e-6)
+  assert fit.exponent_d == pytest.approx(0.5, abs=1e-6)
+  assert [p.inside for p in fit.profiles] == [True] * 3
+  np.testing.assert_allclose([p.N for p in fit.profiles], best[::7], rtol=1e-6)
+  np.testing.assert_allclose([p.N * p.D * 6 for p in fit.profiles], C[::7], rtol=1e-6)
+
+
+def test_a_minimum_outside_of_the_sizes_is_said_to_be():
+  N = np.geomspace(1e6, 4e6, 6)
+  fit = isoflop.fit(Points(N, 1e15 / N, np.full(6, 6e15), 2 + 0.05 * np.log(N / 5e6) ** 2))
+  assert not fit.profiles[0].inside
+
+
+def test_intervals_of_the_minimum_grow_with_noise():
+  widths = []
+  for noise in (0.001, 0.01):
+    profiles = isoflop.fit(made(noise)).profiles
+    assert all(p.N_interval90[0] <= p.N <= p.N_interval90[1] for p in profiles)
+    widths.append(np.mean([math.log(p.N_interval90[1] / p.N_interval90[0]) for p in profiles]))
+  assert widths[1] > 3 * widths[0]
+
+
+def test_forecast_intervals_widen_with_distance_and_hold_the_truth():
+  fit = chinchilla.fit(made(0.003))
+  widths = []
+  for C in (1e20, 1e21, 1e22):
+    N, D = fit.optimum(C)
+    facts = forecast.predict(fit, N, D, C, noise=0.003)
+    low, high = facts["interval90"]
+    true = float(np.exp(chinchilla.log_loss(THETA, math.log(N), math.log(D))))
+    assert low < facts["predicted"] < high
+    assert low < true < high
+    widths.append(math.log(high / low))
+  assert widths == sorted(widths)
+
+
+def test_the_largest_budget_left_out_is_predicted_for_a_true_law():
+  assert forecast.r2_left_out(made(0.0005)) > 0.9
+  broken = made(0.0005)
+  broken.loss[broken.C > 5e18] *= np.linspace(1.2, 0.9, 7)
+  assert forecast.r2_left_out(broken) < 0.5
+
+
+SEALED = forecast.seal({"predicted": 2.0, "interval90": [1.9, 2.1], "target": {"N": 1}}, "2026-01-01T00:00:00+00:00")
+RECORD = {"run_id": "x", "status": "finished", "loss_eval": 2.05}
+CARRIES = {"forecast_sha256": SEALED["sha256"], "started_at": "2026-01-01T00:00:01+00:00"}
+
+
+def test_a_score_says_whether_the_truth_is_inside():
+  assert forecast.score(SEALED, RECORD, CARRIES)["inside"] is True
+  assert forecast.score(SEALED, RECORD | {"loss_eval": 2.2}, CARRIES)["inside"] is False
+  assert forecast.score(SEALED, RECORD | {"status": "diverged", "loss_eval": None}, CARRIES)["inside"] is None
+
+
+def test_scores_without_the_seal_are_refused():
+  with pytest.raises(UserError, match="does not carry the seal"):
+    forecast.score(SEALED, RECORD, {**CARRIES, "forecast_sha256": "0"})
+  with pytest.raises(UserError, match="does not carry the seal"):
+    forecast.score(SEALED, RECORD, {"started_at": CARRIES["started_at"]})
+  with pytest.raises(UserError, match="before the forecast was sealed"):
+    forecast.score(SEALED, RECORD, {**CARRIES, "started_at": "2025-12-31T00:00:00+00:00"})
+
+
+@pytest.mark.parametrize("change", [{"predicted": 2.05}, {"interval90": [1.0, 3.0]}, {"sealed_at": "2025-01-01"}])
+def test_a_changed_forecast_is_not_what_was_sealed(change):
+  with pytest.raises(UserError, match="not what was sealed"):
+    forecast.score(SEALED | change, RECORD, CARRIES)
+
+
+def write_csv(path, header, *rows):
+  path.write_text("\n".join([header, *rows]) + "\n")
+  return str(path)
+
+
+def test_any_two_of_n_d_and_c_will_do(tmp_path):
+  path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", "20,30,3600,2.0")
+  for n, d, c in (("n", "d", None), ("n", None, "c"), (None, "d", "c"), ("n", "d", "c")):
+    table = points.from_csv(path, n, d, c, "loss")
+    np.testing.assert_allclose([table.N, table.D, table.C], [[10, 20], [20, 30], [1200, 3600]])
+
+
+@pytest.mark.parametrize(
+  ("row", "columns", "says"),
+  [
+    ("10,20,1200,nan", ("n", "d", None, "loss"), "row 3"),
+    ("10,20,1200,-1.0", ("n", "d", None, "loss"), "not a positive number"),
+    ("0,20,1200,1.0", ("n", "d", None, "loss"), "column 'n', row 3"),
+    ("10,x,1200,1.0", ("n", "d", None, "loss"), "column 'd'"),
+    ("10,20,1200,1.0", ("n", None, None, "loss"), "at least two"),
+    ("10,20,1200,1.0", ("n", "d", None, "los"), r"no column 'los'.*did you mean 'loss'"),
+  ],
+)
+def test_wrong_tables_are_refused_by_column_and_row(tmp_path, row, columns, says):
+  path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", row)
+  with pytest.raises(UserError, match=says):
+    points.from_csv(path, *columns)
+
+
+def test_budgets_are_groups_in_compute():
+  C = np.array([1e18, 1.05e18, 3e18, 2.9e18, 0.99e18])
+  assert len(np.unique(Points(C, C, C, C).budgets())) == 2

@@ -1,0 +1,62 @@
+"""Schedules end where they should, decay is of matrices only, hyperparameters do not recompile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigmodel import optim
+from bigmodel.study import default_config
+
+
+def rates(schedule, steps=100, **fields):
+  config = default_config()
+  config.optim.schedule = schedule
+  for name, value in fields.items():
+    config.optim[name] = value
+  h = optim.hyperparameters(config, steps)
+  return np.array([optim.learning_rate(schedule, jnp.int32(step), h) for step in range(steps + 1)]), config.optim
+
+
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+@pytest.mark.parametrize("steps", [10, 100, 1000])
+def test_schedules_rise_to_the_rate_and_end_at_their_own_horizon(schedule, steps):
+  values, fields = rates(schedule, steps, lr=0.5, warmup=0.1, decay=0.3, final=0.1)
+  warmup = round(0.1 * steps)
+  assert values[warmup - 1] == values.max() == pytest.approx(fields.lr)
+  assert np.all(np.diff(values[:warmup]) > 0)
+  assert np.all(np.diff(values[warmup:]) <= 1e-7)  # float32
+  assert values[steps] == pytest.approx(fields.lr * 0.1, rel=1e-5)
+
+
+def test_wsd_is_flat_until_it_decays_and_cosine_is_half_way_in_the_middle():
+  values, _ = rates("wsd", lr=1.0, warmup=0.1, decay=0.2, final=0.0)
+  assert np.all(values[10:81] == 1.0)
+  assert values[90] == pytest.approx(0.5)
+  values, _ = rates("cosine", lr=1.0, warmup=0.0, final=0.0)
+  assert values[50] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_no_warmup_starts_at_the_rate():
+  assert rates("cosine", lr=0.3, warmup=0.0)[0][0] == pytest.approx(0.3)
+
+
+def test_one_step_of_adamw_is_optax_own():
+  config = default_config()
+  h = optim.hyperparameters(config, 10)
+  params = {"w": jnp.ones((3, 3)), "scale": jnp.ones(3)}
+  grads = jax.tree.map(lambda x: 0.01 * jnp.ones_like(x), params)
+  ours = optim.optimizer(jnp.float32(0.1), h)
+  updates, _ = ours.update(grads, ours.init(params), params)
+  theirs = optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.1, mask={"w": True, "scale": False})
+  expected, _ = theirs.update(grads, theirs.init(params), params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)  # float32
+  assert abs(updates["w"][0, 0]) > abs(updates["scale"][0])
+
+
+def test_large_gradients_are_clipped():
+  h = optim.hyperparameters(default_config(), 10)
+  clip = lambda g: optax.clip_by_global_norm(h.clip).update({"w": g}, optax.EmptyState())[0]["w"]
+  assert jnp.linalg.norm(clip(100 * jnp.ones(4))) == pytest.approx(1.0)
+  assert jnp.linalg.norm(clip(0.1 * jnp.ones(4))) == pytest.approx(0.2)

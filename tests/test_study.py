@@ -1,0 +1,248 @@
+"""A whole study, small: priced, sealed before it is tested, never run twice, the same after being killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bigmodel import record, study
+from bigmodel.files import UserError, read_json, write_json
+from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
+
+CONFIG = """
+from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
+SIZES = [{{"model.width": w, "model.head_size": w // 2}} for w in (8, 12, 16, 20, 24)]
+BUDGETS = (4e8, 8e8, 1.6e9)
+
+def get_config(arg=None):
+  config = default_config()
+  config.data.name, config.data.path, config.data.heldout_fraction = "text_files", {path!r}, 0.2
+  config.data.context, config.data.repeat = 32, True
+  config.model.layers, config.model.heads, config.model.activation = 1, 2, "relu2"
+  config.train.batch_size, config.train.checkpoint_every, config.eval.tokens = 4, 25, 2048
+  config.parallel.data = 2
+  return config
+
+def settings(params, tokens):
+  return {{"optim.lr": 0.01}}
+
+def get_study(config):
+  return Study(
+    name="small", question="Does it work?", design=IsoFlop(BUDGETS, SIZES, ratios=(0.5, 30)), settings=settings,
+    seeds=3, scan=Scan((0.5, 2.0), ((BUDGETS[0], 1),)), target=Target(8 * BUDGETS[-1], SIZES[2:]),
+  )
+"""
+
+
+def command(folder, *arguments):
+  devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  return subprocess.Popen(
+    [sys.executable, "-m", "bigmodel.cli", *arguments, f"--config={folder / 'config.py'}", "--json"],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | devices,
+  )  # fmt: skip
+
+
+def finish(process):
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def finished(corpus_dir, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("study")
+  (folder / "config.py").write_text(CONFIG.format(path=str(corpus_dir / "*.jsonl")))
+  return folder, finish(command(folder, "study", f"--workdir={folder / 'whole'}"))
+
+
+def results(workdir):
+  return {r["run_id"]: (r["result_sha256"], r["params_sha256"]) for r in record.collect(workdir)}
+
+
+def test_the_report_has_everything_that_the_schema_names(finished):
+  folder, report = finished
+  assert report == read_json(folder / "whole" / "report.json")
+  assert {"study", "runs", "cost", "laws", "forecast", "noise_floor", "optimum"} <= set(report)
+  assert {"expected_seconds", "actual_seconds", "flops"} <= set(report["cost"])
+  for law in report["laws"]:
+    assert {"name", "convention", "params", "intervals"} <= set(law)
+    assert set(law["intervals"]) == set(law["params"])
+  assert {"sealed_at", "sha256", "target", "predicted", "interval90", "actual", "inside"} <= set(report["forecast"])
+  assert {"C", "N", "D", "N_interval90", "D_interval90"} <= set(report["optimum"][0])
+  assert report["noise_floor"]["runs"] == 3
+  (scan,) = report["scans"]
+  assert scan["rule"] == 0.01
+  assert scan["rates"] == [0.005, 0.01, 0.02]
+  html = (folder / "whole" / "report.html").read_text()
+  assert all(r["run_id"] in html for r in report["runs"])
+  assert "src=\"http" not in html
+  assert "href=\"http" not in html
+
+
+def test_the_forecast_was_sealed_before_its_run_and_the_run_carries_the_seal(finished):
+  folder, report = finished
+  forecast = report["forecast"]
+  run = folder / "whole" / "runs" / forecast["target"]["run_id"]
+  provenance = read_json(run / "provenance.json")
+  assert provenance["forecast_sha256"] == forecast["sha256"]
+  assert forecast["sealed_at"] < provenance["started_at"]
+  assert all(r["ended_at"] < forecast["sealed_at"] for r in report["runs"] if r["roles"] != ["target"])
+  assert forecast["target"]["C"] >= 7.5 * max(r["flops_6nd"] for r in report["runs"] if "fit" in r["roles"])
+  assert forecast["inside"] == (forecast["interval90"][0] <= forecast["actual"] <= forecast["interval90"][1])
+
+
+def test_a_run_that_carries_another_seal_is_not_scored(finished, tmp_path):
+  import shutil
+
+  folder, report = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(folder / "whole", copy)
+  path = copy / "runs" / report["forecast"]["target"]["run_id"] / "provenance.json"
+  write_json(path, read_json(path) | {"forecast_sha256": "0" * 64})
+  with pytest.raises(UserError, match="does not carry the seal"):
+    study.score_study(copy)
+
+
+def test_the_plan_fixes_which_runs_share_a_program(finished):
+  folder, _ = finished
+  plan = read_json(folder / "whole" / "plan.json")
+  roles = {run["run_id"]: run["roles"] for run in plan["runs"]}
+  packs = [[roles[i] for i in group["run_ids"]] for group in plan["groups"] if len(group["run_ids"]) > 1]
+  assert [["seed"], ["seed"]] in packs
+  assert any(["scan"] in pack for pack in packs)
+  assert sorted(i for group in plan["groups"] for i in group["run_ids"]) == sorted(roles)
+
+
+def test_the_same_command_trains_nothing(finished):
+  folder, report = finished
+  before = {p: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").rglob("*") if p.is_file()}
+  again = finish(command(folder, "study", f"--workdir={folder / 'whole'}"))
+  assert {p: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").rglob("*") if p.is_file()} == before
+  assert again["forecast"] == report["forecast"]
+  assert again["laws"] == report["laws"]
+
+
+def test_a_study_killed_five_times_is_the_study_left_alone(finished):
+  folder, _ = finished
+  rng, kills = random.Random(1), 0
+  workdir = folder / "killed"
+  while True:
+    process = command(folder, "study", f"--workdir={workdir}")
+    if kills == 5:
+      break
+    while process.poll() is None and not (workdir / "plan.json").exists():
+      time.sleep(0.02)
+    wait = time.monotonic() + rng.uniform(1.0, 7.0)
+    while process.poll() is None and time.monotonic() < wait:
+      time.sleep(0.02)
+    if process.poll() is not None:
+      break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kills += 1
+  finish(process)
+  assert kills >= 3
+  assert results(workdir) == results(folder / "whole")
+  groups = lambda name: [g["run_ids"] for g in read_json(folder / name / "plan.json")["groups"]]
+  assert groups("killed") == groups("whole")
+
+
+def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path):
+  import shutil
+
+  folder, _ = finished
+  shutil.copytree(folder / "whole", tmp_path / "work")
+  text = (folder / "config.py").read_text()
+  (tmp_path / "config.py").write_text(text.replace("BUDGETS = (4e8, 8e8", "BUDGETS = (2e8, 4e8, 8e8").replace("((BUDGETS[0]", "((BUDGETS[1]"))
+  before = results(tmp_path / "work")
+  grown = finish(command(tmp_path, "study", f"--workdir={tmp_path / 'work'}"))
+  after = results(tmp_path / "work")
+  assert before.items() < after.items()
+  assert grown["forecast"]["sealed_at"] < max(r["started_at"] for r in grown["runs"])
+  for change in (("(4e8, 8e8, 1.6e9)", "(8e8, 1.6e9)"), ("heads, config", "heads, config.optim.beta1, config")):
+    changed = text.replace(*change).replace('= 1, 2, "relu2"', '= 1, 2, 0.8, "relu2"' if "beta1" in change[1] else '= 1, 2, "relu2"')
+    assert changed != text
+    (tmp_path / "config.py").write_text(changed)
+    process = command(tmp_path, "study", f"--workdir={tmp_path / 'work'}")
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    assert len(err.strip().splitlines()) == 1
+  assert results(tmp_path / "work") == after
+
+
+def small_study(config, design, **fields):
+  return config, Study(name="small", question="?", design=design, laws=(), **fields)
+
+
+def run(config, the_study, workdir):
+  prepared = study.prepare(config, the_study, workdir)
+  return study.run_study(prepared, True, {"stop": False})
+
+
+def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_path, monkeypatch):
+  from bigmodel.sweep import execute
+
+  design = Grid({"optim.lr": (1e30, 0.01, 0.02)})
+  config.optim.clip, config.optim.warmup, config.train.steps = 1e30, 0.0, 10
+  config.train.tokens = 0
+  real = execute.train_runs
+
+  def failing(runs, *rest, **named):
+    if any(r.config.optim.lr == 0.02 for r in runs):
+      raise RuntimeError("the device fell over\nwith a second line")
+    return real(runs, *rest, **named)
+
+  monkeypatch.setattr(execute, "train_runs", failing)
+  monkeypatch.setattr(execute.jax if hasattr(execute, "jax") else study.jax, "device_count", lambda: 1)
+  report = run(config, Study(name="s", question="?", design=design, laws=()), tmp_path)
+  by_rate = {r["learning_rate"]: r for r in report["runs"]}
+  assert by_rate[1e30]["status"] == "diverged"
+  assert by_rate[0.01]["status"] == "finished"
+  assert by_rate[0.02]["status"] == "failed"
+  assert by_rate[0.02]["error"] == "RuntimeError: the device fell over"
+  monkeypatch.setattr(execute, "train_runs", real)
+  prepared = study.prepare(config, Study(name="s", question="?", design=design, laws=()), tmp_path)
+  again = study.run_study(prepared, True, {"stop": False}, retry=True)
+  by_rate = {r["learning_rate"]: r for r in again["runs"]}
+  assert by_rate[0.02]["status"] == "finished"
+  assert len(list(Path(tmp_path).glob("runs/*/attempts/000.json"))) == 2
+
+
+def test_designs_make_the_runs_that_they_name(config):
+  from bigmodel.data import corpus as corpora
+
+  corpus = corpora.prepare(config)
+  counts = lambda size: study._counts(config, corpus, size)
+  sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 16, 32)]
+  iso = IsoFlop((1e9, 2e9), sizes, ratios=(1, 40), convention="flops_exact").runs(counts)
+  for one in iso:
+    own = counts({k: v for k, v in one.overrides.items() if k.startswith("model")})
+    tokens = one.overrides["train.tokens"]
+    assert own.flops(tokens)["flops_exact"] == pytest.approx(one.budget, rel=1e-3)
+    assert 1 <= tokens / own.params_total <= 40
+  ladder = Ladder(sizes, (10, 20)).runs(counts)
+  assert [r.overrides["train.tokens"] / counts(s).params_total for s, r in zip(sizes, ladder[::2], strict=True)] == [10] * 3
+  grid = Grid({"model.width": (8, 16), "optim.lr": (0.1, 0.2, 0.3)}).runs(counts)
+  assert len({tuple(r.overrides.items()) for r in grid}) == 6
+
+
+def test_a_target_that_is_too_near_is_refused(config, tmp_path):
+  sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 12, 16)]
+  config.train.steps, config.data.repeat = 0, True
+  near = Study("s", "?", IsoFlop((1e8, 2e8), sizes), target=Target(1e9, sizes))
+  with pytest.raises(UserError, match=r"5\.0x the largest.*8x"):
+    study.plan(study.prepare(config, near, tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_law_with_more_parameters_than_runs_is_refused(config, tmp_path):
+  config.train.steps = 0
+  few = Study("s", "?", IsoFlop((1e8,), [{"model.width": 8}, {"model.width": 16}]), scan=Scan((2.0,), ()))
+  with pytest.raises(UserError, match="5 parameters and 2 fitted runs"):
+    study.prepare(config, few, tmp_path)

@@ -1,0 +1,119 @@
+"""Checkpoints: damage is found and the step before is used; a full disk is named; killed writers leave nothing."""
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigmodel.train import checkpoint
+from bigmodel.train.checkpoint import CheckpointError, Checkpoints
+
+
+def state(step):
+  rng = np.random.default_rng(step)
+  arrays = {f"w{i}": rng.normal(size=(20, 30)).astype(np.float32) for i in range(4)}
+  return {"params": arrays, "step": np.int32(step), "nested": (np.zeros(3), {"b": np.arange(5)})}
+
+
+@pytest.fixture
+def store(tmp_path):
+  store = Checkpoints(tmp_path / "checkpoints")
+  for step in (10, 20, 30):
+    store.save(step, state(step))
+  store.wait()
+  yield store
+  store.close()
+
+
+def same(one, other):
+  import jax
+
+  return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def test_what_is_restored_is_what_was_saved_and_old_steps_go(store):
+  assert store.verified_steps() == [30, 20]
+  assert same(store.restore(30, state(0)), state(30))
+  assert same(store.restore(20, state(0)), state(20))
+
+
+def test_saving_a_step_again_replaces_it(store):
+  store.save(30, state(99))
+  store.wait()
+  assert same(store.restore(30, state(0)), state(99))
+
+
+def test_one_flipped_bit_in_any_file_is_found(store, tmp_path):
+  """100 of 100, in every kind of file, the seal included."""
+  rng = random.Random(0)
+  pristine = tmp_path / "pristine"
+  shutil.copytree(store.folder / "30", pristine)
+  files = sorted(p for p in pristine.rglob("*") if p.is_file() and p.stat().st_size)
+  found = set()
+  for trial in range(100):
+    target = Path(store.folder) / "30"
+    shutil.rmtree(target)
+    shutil.copytree(pristine, target)
+    victim = target / files[trial % len(files)].relative_to(pristine)
+    content = bytearray(victim.read_bytes())
+    bit = rng.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    victim.write_bytes(content)
+    assert store.verified_steps() == [20], victim
+    found.add(victim.name)
+  assert checkpoint.SEAL in found
+  assert len(found) >= 5
+  assert same(store.restore(20, state(0)), state(20))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "unsealed"])
+def test_truncated_missing_and_unsealed_checkpoints_are_not_used(store, damage):
+  target = Path(store.folder) / "30"
+  largest = max((p for p in target.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  if damage == "truncate":
+    os.truncate(largest, largest.stat().st_size - 1)
+  elif damage == "remove":
+    largest.unlink()
+  else:
+    (target / checkpoint.SEAL).unlink()
+  assert store.verified_steps() == [20]
+
+
+def test_arrays_are_checked_after_they_are_read(store, monkeypatch):
+  monkeypatch.setattr(checkpoint, "array_sha256", lambda array: "0")
+  with pytest.raises(CheckpointError, match="is not what was saved"):
+    store.restore(30, state(0))
+
+
+def test_leftovers_of_a_killed_writer_are_removed(store):
+  left = Path(store.folder) / ".40"
+  (left / "arrays").mkdir(parents=True)
+  again = Checkpoints(store.folder)
+  assert again.steps() == [20, 30]
+  assert not left.exists()
+  again.close()
+
+
+def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(checkpoint, "seal", full)
+  store.save(40, state(40))
+  with pytest.raises(CheckpointError, match=r"step 40 was not saved: the disk is full; the last good checkpoint is step 30"):
+    store.wait()
+  assert store.verified_steps() == [30, 20]
+  assert not list(Path(store.folder).glob(".*"))
+
+
+def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
+  monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+  store.save(40, state(40))
+  store._thread.submit(lambda: None).result()
+  with pytest.raises(CheckpointError, match="broken"):
+    store.check()
+  store.check()

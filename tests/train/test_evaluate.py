@@ -1,0 +1,43 @@
+"""Evaluation: the standard error over documents is that of resampling documents."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bigmodel.data import pipeline
+from bigmodel.train import step as steps
+from bigmodel.train.evaluate import clustered_mean, evaluate
+
+
+def test_standard_error_of_clusters_is_that_of_resampling_them():
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(5, 50, 80)
+  clusters = np.repeat(np.arange(80), sizes)
+  values = rng.normal(size=80)[clusters] + rng.normal(size=len(clusters))
+  mean, stderr = clustered_mean(values, clusters)
+  assert mean == pytest.approx(values.mean())
+  sums = np.bincount(clusters, values)
+  draws = rng.integers(0, 80, (20_000, 80))
+  resampled = sums[draws].sum(1) / sizes[draws].sum(1)
+  assert stderr == pytest.approx(resampled.std(), rel=0.05)  # 20,000 resamples
+  naive = values.std() / math.sqrt(len(values))
+  assert stderr > 2 * naive
+
+
+def test_one_document_has_no_standard_error():
+  assert math.isnan(clustered_mean(np.ones(4), np.zeros(4, int))[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
+  config, corpus = resolved
+  program = steps.program(config)
+  params = program.init(0).params
+  rows = pipeline.eval_rows(config, corpus)
+  expected = evaluate(program, params, config, rows)
+  config.eval.batch_size = batch_size
+  assert evaluate(program, params, config, rows) == pytest.approx(expected, rel=1e-5)  # float32 losses of another program
+  # An untrained model is close to uniform over 257 tokens; a byte holds log2(257) bits of it.
+  assert expected["loss"] == pytest.approx(math.log(257), rel=0.25)
+  assert expected["bits_per_byte"] == pytest.approx(expected["loss"] / math.log(2) * rows.documents.size / rows.bytes)

@@ -1,0 +1,162 @@
+"""Runs that are killed, interrupted or diverge: nothing is lost, and the bits are those of a whole run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bigmodel import record
+from bigmodel.files import UserError, absolute
+from bigmodel.train import metrics
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Interrupted, Run, run_id
+
+QUIET = dict(quiet=True)
+
+
+def train(config, corpus, folder, stop=None):
+  (sealed,) = train_runs([Run(config, absolute(folder))], corpus, Display(quiet=True), stop or {"stop": False})
+  return sealed
+
+
+def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
+  config, corpus = resolved
+  config.optim.lr = 0.02
+  sealed = train(config, corpus, tmp_path)
+  assert sealed["status"] == "finished"
+  rows = metrics.read(tmp_path)
+  assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+  assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+  assert sealed["tokens"] == 30 * 8 * 32 == sealed["batch_tokens"] * sealed["steps"]
+  assert sealed["flops_6nd"] == 6 * sealed["params_total"] * sealed["tokens"]
+  assert {p.name for p in tmp_path.iterdir()} == {
+    "config.json", "provenance.json", "status.json", "record.json", "metrics.jsonl", "checkpoints",
+  }  # fmt: skip
+  assert record.read(tmp_path) == sealed
+
+
+class StopAt(dict):
+  """A stop flag that is set after some looks at it: one a step."""
+
+  def __init__(self, step):
+    super().__init__(stop=False)
+    self.left = step
+
+  def __getitem__(self, name):
+    self.left -= 1
+    return self.left < 0
+
+
+@pytest.mark.parametrize("looks", [0, 7, 25])
+def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path, looks):
+  config, corpus = resolved
+  whole = train(config, corpus, tmp_path / "whole")
+  with pytest.raises(Interrupted, match="saved at step"):
+    train(config, corpus, tmp_path / "cut", StopAt(looks))
+  assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "interrupted"
+  assert record.read(tmp_path / "cut") is None
+  again = train(config, corpus, tmp_path / "cut")
+  assert again["result_sha256"] == whole["result_sha256"]
+  assert again["params_sha256"] == whole["params_sha256"]
+  facts = lambda folder: [(r["step"], r["loss"], r["grad_norm"]) for r in metrics.read(folder)]
+  assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
+  config, corpus = resolved
+  one = train(config, corpus, tmp_path / "one")
+  before = run_id(config)
+  config.train.log_every, config.train.checkpoint_every = 1, 7
+  assert run_id(config) == before
+  assert train(config, corpus, tmp_path / "two")["result_sha256"] == one["result_sha256"]
+
+
+def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
+  config, corpus = resolved
+  config.train.steps = 3
+  hashes = set()
+  for seed, data_seed in ((0, 0), (1, 0), (0, 1)):
+    config.seed, config.data.seed = seed, data_seed
+    hashes.add(train(config, corpus, tmp_path / f"{seed}{data_seed}")["params_sha256"])
+  assert len(hashes) == 3
+
+
+def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path):
+  config, corpus = resolved
+  whole = train(config, corpus, tmp_path / "whole")
+  with pytest.raises(Interrupted):
+    train(config, corpus, tmp_path / "cut", StopAt(25))
+  newest = max((tmp_path / "cut" / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 1
+  victim.write_bytes(content)
+  assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
+
+
+def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path):
+  config, corpus = resolved
+  config.optim.lr, config.optim.clip, config.optim.warmup = 1e30, 1e30, 0.0
+  sealed = train(config, corpus, tmp_path)
+  assert sealed["status"] == "diverged"
+  assert sealed["steps"] < 30
+  assert sealed["loss_eval"] is None
+  assert train(config, corpus, tmp_path / "again")["result_sha256"] == sealed["result_sha256"]
+
+
+def test_a_folder_of_another_config_is_refused_with_the_difference(resolved, tmp_path):
+  config, corpus = resolved
+  config.train.steps = 2
+  train(config, corpus, tmp_path)
+  config.optim.lr = 0.5
+  with pytest.raises(UserError, match=r"another config \(optim.lr: 0.003 -> 0.5\)"):
+    train(config, corpus, tmp_path)
+
+
+SCRIPT = """
+from bigmodel.study import default_config
+def get_config(arg=None):
+  config = default_config()
+  config.data.name, config.data.path, config.data.heldout_fraction = "text_files", {path!r}, 0.2
+  config.data.context, config.model.width, config.model.layers, config.model.head_size = 32, 16, 1, 8
+  config.train.steps, config.train.batch_size, config.train.checkpoint_every, config.eval.tokens = 400, 8, 40, 2048
+  config.parallel.data = 2
+  return config
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus_dir, tmp_path):
+  (tmp_path / "config.py").write_text(SCRIPT.format(path=str(corpus_dir / "*.jsonl")))
+  rng = random.Random(0)
+
+  def start(folder):
+    command = [sys.executable, "-m", "bigmodel.cli", "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / folder}"]
+    return subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+
+  process = start("whole")
+  whole = json.loads(process.communicate()[0])
+  assert process.returncode == 0
+  kills = 0
+  for _ in range(20):
+    process = start("killed")
+    wait = time.monotonic() + rng.uniform(0.2, 1.0)
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoints").exists():
+      time.sleep(0.02)
+    while process.poll() is None and time.monotonic() < wait:
+      time.sleep(0.02)
+    if process.poll() is not None or kills == 4:
+      break
+    process.send_signal(signal.SIGTERM if kills == 2 else signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == (75 if kills == 2 else -9)
+    kills += 1
+  ended = json.loads(process.communicate()[0])
+  assert kills >= 2
+  assert ended["result_sha256"] == whole["result_sha256"]
+  assert ended["params_sha256"] == whole["params_sha256"]
