@@ -19,7 +19,7 @@ quickstart: install
 	$(BIN)/bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ input is wrong, 75 interrupted and resumable, 1 anything else.
 import argparse
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs one verb; returns the exit code."""
   arguments = _parse(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
+  signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
   from bigmodel import verbs
   from bigmodel.files import UserError
 
@@ -30,10 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     if type(error).__name__ == "Interrupted":  # raised where heavy imports are
       return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
     first = (str(error).strip().splitlines() or [""])[0]
-    return _fail(arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1)
+    return _fail(
+      arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1
+    )
   if arguments.json:
     print(json.dumps(result, allow_nan=False))
   return 0
+
+
+def _interrupt(signum: int, frame: object) -> None:
+  raise KeyboardInterrupt
 
 
 def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
@@ -52,11 +60,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   common.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
   common.add_argument("--debug", action="store_true", help="show the traceback of an error")
   config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  config.add_argument("--config", required=True, metavar="FILE[:arg]", help="a config file; --config.group.field=VALUE changes a field")
+  config.add_argument(
+    "--config", required=True, metavar="FILE[:arg]", help="a config file; --config.group.field=VALUE changes a field"
+  )
   workdir = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
   workdir.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run or study")
 
-  parser = argparse.ArgumentParser("bigmodel", description="Scaling experiments, from one config file to a decision.", allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    "bigmodel", description="Scaling experiments, from one config file to a decision.", allow_abbrev=False
+  )
   parser.add_argument("--version", action="version", version=_version())
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -67,7 +79,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   plan = add("plan", "what a run or a study costs, before it starts", config)
   plan.add_argument("--workdir", default="", metavar="DIR", help="a study's folder: what has ended costs nothing more")
   train = add("train", "train one run, or resume it", config, workdir)
-  train.add_argument("--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile")
+  train.add_argument(
+    "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"
+  )
   add("eval", "evaluate the newest sound checkpoint of a run", workdir)
   study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir)
   study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
@@ -78,7 +92,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   for name, what in (("n", "parameters"), ("d", "tokens"), ("c", "FLOPs")):
     fit.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what}; any two of n, d, c")
   fit.add_argument("--loss", default="loss", metavar="COLUMN")
-  fit.add_argument("--at", type=float, action="append", default=[], metavar="FLOPS", help="print the optimum at this budget (repeatable)")
+  fit.add_argument(
+    "--at",
+    type=float,
+    action="append",
+    default=[],
+    metavar="FLOPS",
+    help="print the optimum at this budget (repeatable)",
+  )
   fit.add_argument("--drop-largest", type=int, default=0, metavar="K", help="leave out the K largest losses")
   report = add("report", "write report.html and report.json again", workdir)
   report.add_argument("--figures", choices=("pdf", "svg"), help="also save every figure in this format under figures/")

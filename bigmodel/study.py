@@ -23,9 +23,12 @@ from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import execute, folder, packs
-from bigmodel.sweep.designs import Design, IsoFlop, Overrides, Planned, Scan, Settings, repeat_seeds
+from bigmodel.sweep.designs import Design, Grid, IsoFlop, Ladder, Overrides, Planned, Scan, Settings, repeat_seeds
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, now, read_status
+
+# What a config file imports.
+__all__ = ["Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
 
 LAWS = ("chinchilla", "isoflop")
 

@@ -105,12 +105,21 @@ def plan(arguments: Arguments) -> dict[str, Any]:
     prepared = studies.prepare(config, study, arguments.workdir or "no-such-folder")
     result = studies.plan(prepared)
   rows = [
-    (run["run_id"], ", ".join(run["roles"]), run["params_total"], run["tokens"], run["flops_6nd"], run["expected_seconds"])
+    (
+      run["run_id"],
+      ", ".join(run["roles"]),
+      run["params_total"],
+      run["tokens"],
+      run["flops_6nd"],
+      run["expected_seconds"],
+    )
     for run in result["runs"]
   ]
   if result["target"]:
     target = result["target"]
-    rows.append(("target", "at most", target["params_total"], target["tokens"], target["flops_6nd"], target["expected_seconds"]))
+    rows.append(
+      ("target", "at most", target["params_total"], target["tokens"], target["flops_6nd"], target["expected_seconds"])
+    )
   total = result["total"]
   title = f"{study.name}: {total['runs']} runs, {total['flops_6nd']:.3g} FLOPs (6ND), {duration(total['expected_seconds'])} here"
   _table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
@@ -135,7 +144,17 @@ def train(arguments: Arguments) -> dict[str, Any]:
     if ended is None:
       with Display(quiet=arguments.json) as display:
         (ended,) = train_runs([run], corpus, display, stop, profile=arguments.profile)
-  names = ("run_id", "status", "params_total", "tokens", "loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "seconds")
+  names = (
+    "run_id",
+    "status",
+    "params_total",
+    "tokens",
+    "loss_train",
+    "loss_eval",
+    "loss_eval_stderr",
+    "bits_per_byte",
+    "seconds",
+  )
   _table(arguments, str(run.folder), ("field", "value"), [(name, ended[name]) for name in names])
   return ended
 
@@ -188,7 +207,11 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
     _table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
   forecast = result["forecast"]
   if forecast:
-    outcome = "not run yet" if forecast["actual"] is None else f"{forecast['actual']:.4f}, {'inside' if forecast['inside'] else 'OUTSIDE'}"
+    outcome = (
+      "not run yet"
+      if forecast["actual"] is None
+      else f"{forecast['actual']:.4f}, {'inside' if forecast['inside'] else 'OUTSIDE'}"
+    )
     rows = [
       ("N, D, C", f"{forecast['target']['N']:,}, {forecast['target']['D']:,}, {forecast['target']['C']:.3g}"),
       ("forecast loss", forecast["predicted"]),
@@ -205,7 +228,9 @@ def status(arguments: Arguments) -> list[dict[str, Any]]:
   from bigmodel import study as studies
 
   rows = studies.status(arguments.workdir)
-  shown = [(r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows]
+  shown = [
+    (r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows
+  ]
   _table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
   return rows
 
@@ -221,13 +246,18 @@ def fit(arguments: Arguments) -> dict[str, Any]:
       raise UserError(f"{arguments.points} holds no study (no study.json)")
     result = studies.fit_study(arguments.points)
   else:
-    table = points.from_csv(arguments.points, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest)
+    table = points.from_csv(
+      arguments.points, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest
+    )
     result = summary.fit_points(table, arguments.at) if arguments.law == "chinchilla" else summary.fit_profiles(table)
   for law in result["laws"]:
     title = f"{law['name']}, {law.get('points', len(result['laws']))} points"
     rows = [(name, f"{value:.6g}", law["intervals"].get(name)) for name, value in law["params"].items()]
     if "objective" in law:
-      rows += [("objective", f"{law['objective']:.6g}", None), ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None)]
+      rows += [
+        ("objective", f"{law['objective']:.6g}", None),
+        ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None),
+      ]
     _table(arguments, title, ("parameter", "value", "90% interval"), rows)
   best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]
   if best:
@@ -267,7 +297,14 @@ def models(arguments: Arguments) -> list[dict[str, Any]]:
     counts = shape.counts(config.data.context)
     rows.append({"name": label, **shape.describe(), **counts.params(), **counts.flops(1)})
   shown = [
-    (row["name"], row["params_total"], row["params_non_embedding"], row["flops_6nd"], row["flops_chinchilla"], row["flops_exact"])
+    (
+      row["name"],
+      row["params_total"],
+      row["params_non_embedding"],
+      row["flops_6nd"],
+      row["flops_chinchilla"],
+      row["flops_exact"],
+    )
     for row in rows
   ]
   columns = ("model", "params_total", "params_non_embedding", "flops_6nd", "flops_chinchilla", "flops_exact")

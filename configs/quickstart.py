@@ -9,8 +9,7 @@ from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
 
 # Width is the only axis of size, so that the law is about size: 3.7k to 247k parameters.
 SIZES = [
-  {"model.width": width, "model.head_size": width // 2}
-  for width in (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
+  {"model.width": width, "model.head_size": width // 2} for width in (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 ]
 BUDGETS = (2e10, 4e10, 8e10, 1.6e11, 3.2e11)
 

@@ -21,7 +21,9 @@ def get_config(arg=None):
 
 
 def call(*arguments):
-  done = subprocess.run([sys.executable, "-m", "bigmodel.cli", *map(str, arguments)], capture_output=True, text=True, env=os.environ)
+  done = subprocess.run(
+    [sys.executable, "-m", "bigmodel.cli", *map(str, arguments)], capture_output=True, text=True, env=os.environ
+  )
   return done.returncode, done.stdout, done.stderr
 
 
@@ -148,7 +150,10 @@ def test_fit_takes_anybodys_points(tmp_path):
   fit = json.loads(out)
   assert fit["laws"][0]["params"]["E"] == pytest.approx(1.7, rel=0.01)
   assert fit["optimum"][0]["N"] * fit["optimum"][0]["D"] * 6 == pytest.approx(1e20)
-  for arguments, says in ((["--n=param", "--d=tokens", "--loss=ce"], "did you mean 'params'"), (["--n=params", "--loss=ce"], "at least two")):
+  for arguments, says in (
+    (["--n=param", "--d=tokens", "--loss=ce"], "did you mean 'params'"),
+    (["--n=params", "--loss=ce"], "at least two"),
+  ):
     code, out, err = call("fit", tmp_path / "points.csv", *arguments, "--json")
     assert code == 2
     assert says in err

@@ -16,7 +16,12 @@ def small():
 def test_values_take_the_type_of_the_field(small):
   for name, text in (("optim.lr", "1"), ("model.width", "1e2"), ("model.tied", "false"), ("data.names", "b")):
     configs.override(small, name, configs.parse_value(text))
-  assert small.to_dict() == {"seed": 0, "model": {"width": 100, "tied": False}, "optim": {"lr": 1.0}, "data": {"names": ("b",)}}
+  assert small.to_dict() == {
+    "seed": 0,
+    "model": {"width": 100, "tied": False},
+    "optim": {"lr": 1.0},
+    "data": {"names": ("b",)},
+  }
 
 
 @pytest.mark.parametrize(

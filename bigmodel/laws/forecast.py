@@ -53,7 +53,9 @@ def r2_left_out(points: Points) -> float:
   return float(1 - residual / np.sum((own.loss - own.loss.mean()) ** 2))
 
 
-def predict(fit: chinchilla.Fit, N: float, D: float, C: float, noise: float = 0.0, level: float = 0.9) -> dict[str, Any]:
+def predict(
+  fit: chinchilla.Fit, N: float, D: float, C: float, noise: float = 0.0, level: float = 0.9
+) -> dict[str, Any]:
   """The loss at (N, D) and its interval, with what the interval is made of.
 
   `noise` is the standard deviation of the loss between seeds. All parts are in ln loss.

@@ -52,9 +52,7 @@ def from_records(records: Sequence[dict[str, Any]], convention: str) -> Points:
   return Points(column(params_of(convention)), column("tokens"), column(convention), column("loss_eval"), convention)
 
 
-def from_csv(
-  path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0
-) -> Points:
+def from_csv(path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0) -> Points:
   """Reads a CSV; the one of N, D and C that has no column follows from C = 6 N D.
 
   `drop_largest` leaves out the points with that many largest losses.
@@ -72,7 +70,9 @@ def from_csv(
     if name is None:
       continue
     if name not in table.columns:
-      raise UserError(f"{path}: no column {name!r} for --{flag}{nearest(name, table.columns)}; it has {', '.join(table.columns)}")
+      raise UserError(
+        f"{path}: no column {name!r} for --{flag}{nearest(name, table.columns)}; it has {', '.join(table.columns)}"
+      )
     values = table[name].cast(polars.Float64, strict=False).to_numpy()
     wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(wrong):

@@ -17,7 +17,9 @@ class Solution(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "iterations"))
-def minimize(objective: Callable[..., jax.Array], starts_SxP: jax.Array, *arguments: Any, iterations: int = 200) -> Solution:
+def minimize(
+  objective: Callable[..., jax.Array], starts_SxP: jax.Array, *arguments: Any, iterations: int = 200
+) -> Solution:
   """Minimises `objective(theta, *arguments)` from every row of `starts_SxP`.
 
   Each argument's leading axis runs over the problems too. A step solves

@@ -14,13 +14,25 @@ TRUTH, FORECAST, QUIET = "#c0392b", "#2a788e", "#9aa3ad"
 
 def _figure(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int = 420) -> go.Figure:
   figure = go.Figure()
-  axis: dict[str, Any] = {"gridcolor": "#e8ebee", "linecolor": "#c5ccd3", "zeroline": False, "ticks": "outside", "tickcolor": "#c5ccd3"}
+  axis: dict[str, Any] = {
+    "gridcolor": "#e8ebee",
+    "linecolor": "#c5ccd3",
+    "zeroline": False,
+    "ticks": "outside",
+    "tickcolor": "#c5ccd3",
+  }
   figure.update_layout(
     template="none",
     height=height,
     margin={"l": 62, "r": 16, "t": 12, "b": 52},
     font={"family": "system-ui, sans-serif", "size": 13, "color": "#27313b"},
-    xaxis=axis | {"title": {"text": x}, "type": "log" if log_x else "linear", "exponentformat": "power", "dtick": 1 if log_x else None},
+    xaxis=axis
+    | {
+      "title": {"text": x},
+      "type": "log" if log_x else "linear",
+      "exponentformat": "power",
+      "dtick": 1 if log_x else None,
+    },
     yaxis=axis | {"title": {"text": y}, "type": "log" if log_y else "linear"},
     legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     hovermode="closest",
@@ -64,7 +76,9 @@ def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
   return smooth
 
 
-def isoflop(groups: Sequence[tuple[float, list[Record]]], profiles: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> go.Figure:
+def isoflop(
+  groups: Sequence[tuple[float, list[Record]]], profiles: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]
+) -> go.Figure:
   """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
   figure = _figure("parameters N", "held-out loss (nats per token)")
   by_budget = {profile["C"]: profile for profile in profiles}
@@ -99,7 +113,9 @@ def isoflop(groups: Sequence[tuple[float, list[Record]]], profiles: Sequence[dic
   return figure
 
 
-def loss_over_n_and_d(records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None) -> go.Figure:
+def loss_over_n_and_d(
+  records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None
+) -> go.Figure:
   """Every run at its (N, D), coloured by loss, over the contours of the fitted law."""
   figure = _figure("parameters N", "training tokens D", log_y=True)
   every = [*records, *([target] if target else [])]
@@ -124,7 +140,14 @@ def loss_over_n_and_d(records: Sequence[Record], law: dict[str, Any] | None, n: 
   return figure
 
 
-def forecast(records: Sequence[Record], convention: str, sealed: dict[str, Any], law: dict[str, Any] | None, n: str, noise: float | None) -> go.Figure:
+def forecast(
+  records: Sequence[Record],
+  convention: str,
+  sealed: dict[str, Any],
+  law: dict[str, Any] | None,
+  n: str,
+  noise: float | None,
+) -> go.Figure:
   """Fitted runs over compute, the frontier of the law, and the forecast with its interval beside the truth."""
   figure = _figure("compute C (FLOPs)", "held-out loss (nats per token)")
   figure.add_scatter(
@@ -139,7 +162,9 @@ def forecast(records: Sequence[Record], convention: str, sealed: dict[str, Any],
     G = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
     N = G * (C / 6) ** (p["beta"] / (p["alpha"] + p["beta"]))
     best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / 6 / N) ** p["beta"]
-    figure.add_scatter(x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip")
+    figure.add_scatter(
+      x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip"
+    )
   low, high = sealed["interval90"]
   figure.add_scatter(
     x=[target["C"]], y=[sealed["predicted"]], mode="markers", name="forecast, 90% interval",

@@ -118,7 +118,12 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
   environment.filters |= {"duration": duration, "number": number, "interval": interval}
-  save = {"displaylogo": False, "displayModeBar": "hover", "responsive": True, "toImageButtonOptions": {"format": "svg"}}
+  save = {
+    "displaylogo": False,
+    "displayModeBar": "hover",
+    "responsive": True,
+    "toImageButtonOptions": {"format": "svg"},
+  }
   plots = {
     name: (title, figure.to_html(full_html=False, include_plotlyjs=False, config=save, div_id=f"plot-{name}"))
     for name, (title, figure) in drawn.items()

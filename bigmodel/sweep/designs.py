@@ -49,7 +49,9 @@ class IsoFlop:
       runs += cell
     return runs
 
-  def cell(self, budget: float, size: Overrides, counts_of: CountsOf, settings: Settings, role: str = "fit") -> Planned | None:
+  def cell(
+    self, budget: float, size: Overrides, counts_of: CountsOf, settings: Settings, role: str = "fit"
+  ) -> Planned | None:
     """The run of one budget and size, or None where its ratio is out of bounds."""
     counts = counts_of(size)
     tokens = round(budget / counts.flops(1)[self.convention])
@@ -120,6 +122,4 @@ class Scan:
 
 def repeat_seeds(run: Planned, seeds: int) -> list[Planned]:
   """The run again with other seeds of initialisation and data order."""
-  return [
-    Planned("seed", {**run.overrides, "seed": seed, "data.seed": seed}, run.budget) for seed in range(1, seeds)
-  ]
+  return [Planned("seed", {**run.overrides, "seed": seed, "data.seed": seed}, run.budget) for seed in range(1, seeds)]

@@ -43,17 +43,12 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any], folder: epath.PathLik
   if lost:
     run = known[lost[0]]
     raise UserError(
-      f"{folder}: the study no longer has run {lost[0]} ({run['role']}, {run['overrides']}) and"
-      f" {len(lost) - 1} more; a study's runs are added to, not changed: choose another --workdir"
+      f"{folder}: the study no longer has {len(lost)} of its runs, such as {lost[0]} ({', '.join(run['roles'])},"
+      f" {run['overrides']}); a study's runs are added to, not changed: choose another --workdir"
     )
   added = [run for run in new["runs"] if run["run_id"] not in known]
   if not added:
     return old
   fresh = {run["run_id"] for run in added}
-  groups = [[run for run in ids_ if run in fresh] for ids_ in (g["run_ids"] for g in new["groups"])]
-  kept = [
-    group | {"run_ids": [run for run in group["run_ids"] if run in fresh]}
-    for group, own in zip(new["groups"], groups, strict=True)
-    if own
-  ]
-  return new | {"runs": old["runs"] + added, "groups": old["groups"] + kept}
+  groups = [group | {"run_ids": [i for i in group["run_ids"] if i in fresh]} for group in new["groups"]]
+  return new | {"runs": old["runs"] + added, "groups": old["groups"] + [g for g in groups if g["run_ids"]]}

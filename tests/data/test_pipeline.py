@@ -62,7 +62,9 @@ def test_a_batch_may_straddle_epochs(resolved):
   config.data.tokens, config.data.repeat, config.train.batch_size = 32 * 10, True, 8
   rows = pipeline.train_pipeline(config, corpus, 100)
   both = np.concatenate([rows.batch(0), rows.batch(1)])
-  assert len({tuple(r) for r in both[:10].tolist()}) == len({tuple(r) for r in both[:10].tolist()} | {tuple(r) for r in both[10:].tolist()})
+  assert len({tuple(r) for r in both[:10].tolist()}) == len(
+    {tuple(r) for r in both[:10].tolist()} | {tuple(r) for r in both[10:].tolist()}
+  )
 
 
 def test_data_scales_nest(resolved):

@@ -69,7 +69,9 @@ def test_exact_flops_are_the_products_of_the_forward_pass(options):
 
 def test_training_flops_agree_with_xla_on_an_unrolled_model():
   """XLA counts elementwise work too: at this width that is a few percent, and never less than the products."""
-  shape, model, _, params = make(width=256, heads=4, kv_heads=4, head_size=64, feed_forward=1024, vocab=512, activation="relu2")
+  shape, model, _, params = make(
+    width=256, heads=4, kv_heads=4, head_size=64, feed_forward=1024, vocab=512, activation="relu2"
+  )
   B, T = 2, 64
   x = jnp.zeros((B, T), jnp.int32)
   step = jax.jit(jax.grad(lambda p: jnp.mean(jax.nn.logsumexp(model.apply({"params": p}, x), axis=-1))))
@@ -105,7 +107,9 @@ def test_grouped_heads_equal_repeated_heads():
   _, grouped, _, params = make(kv_heads=2)
   _, full, _, _ = make(kv_heads=4)
   repeated = jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.repeat(x.reshape(24, 2, 8), 2, axis=1).reshape(24, 32) if path[-1].key in ("key", "value") else x,
+    lambda path, x: (
+      jnp.repeat(x.reshape(24, 2, 8), 2, axis=1).reshape(24, 32) if path[-1].key in ("key", "value") else x
+    ),
     params,
   )
   x = jax.random.randint(jax.random.key(1), (2, 9), 0, 50)

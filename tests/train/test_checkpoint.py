@@ -104,7 +104,9 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
 
   monkeypatch.setattr(checkpoint, "seal", full)
   store.save(40, state(40))
-  with pytest.raises(CheckpointError, match=r"step 40 was not saved: the disk is full; the last good checkpoint is step 30"):
+  with pytest.raises(
+    CheckpointError, match=r"step 40 was not saved: the disk is full; the last good checkpoint is step 30"
+  ):
     store.wait()
   assert store.verified_steps() == [30, 20]
   assert not list(Path(store.folder).glob(".*"))
