@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-from typing import Any
 
 INTERRUPTED = 75
 

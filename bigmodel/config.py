@@ -13,11 +13,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from bigmodel.files import UserError
+
+# What is read from a ConfigDict has any type for a type checker; the rooms' checks see to it.
+if TYPE_CHECKING:
+  Config = Any
+else:
+  Config = ConfigDict
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -46,7 +52,7 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
   return module, arg or None
 
 
-def load(spec: str, overrides: Iterable[str] = ()) -> tuple[ConfigDict, ModuleType]:
+def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
   """The config of `FILE[:arg]` with `group.field=value` overrides applied."""
   module, arg = load_module(spec)
   if not hasattr(module, "get_config"):
@@ -75,7 +81,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def override(config: ConfigDict, name: str, value: Any) -> None:
+def override(config: Config, name: str, value: Any) -> None:
   """Sets `config.a.b = value` in place; refuses unknown names and wrong types."""
   group = config
   *parents, field = name.split(".")
@@ -104,7 +110,7 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
   group[field] = value
 
 
-def with_overrides(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
   """A copy of `config` with `{'group.field': value}` applied."""
   copy = config.copy_and_resolve_references()
   for name, value in changes.items():
@@ -112,7 +118,7 @@ def with_overrides(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict
   return copy
 
 
-def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config | Mapping, prefix: str = "") -> dict[str, Any]:
   """`{'group.field': value}` of every leaf, sorted by name."""
   flat = {}
   for key in sorted(config.keys()):
@@ -124,9 +130,9 @@ def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
+def unflatten(flat: Mapping[str, Any]) -> Config:
   """The inverse of `flatten`; lists, as JSON gives them, become tuples."""
-  config = ConfigDict()
+  config: Config = ConfigDict()
   for name, value in flat.items():
     group = config
     *parents, field = name.split(".")

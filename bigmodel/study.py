@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bigmodel import data, models, optim, parallel, record, tasks, train
 from bigmodel.accounting import params_of
-from bigmodel.config import require, with_overrides
+from bigmodel.config import Config, require, with_overrides
 from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
 from bigmodel.data.corpus import Corpus
@@ -55,7 +55,7 @@ class Study:
   target: Target | None = None
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
   """Every field of every room, with its default."""
   groups: dict[str, Any] = {"seed": 0}
   for room in (models, tasks, data, optim, parallel):
@@ -65,13 +65,13 @@ def default_config() -> ConfigDict:
   return ConfigDict(groups)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
 
 
-def resolve(config: ConfigDict, corpus: Corpus) -> ConfigDict:
+def resolve(config: Config, corpus: Corpus) -> Config:
   """A copy with everything derived filled in: this is what a run's id hashes."""
   resolved = config.copy_and_resolve_references()
   resolved.data.sha256 = corpus.sha256
@@ -83,7 +83,7 @@ def resolve(config: ConfigDict, corpus: Corpus) -> ConfigDict:
   return resolved
 
 
-def single_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, Corpus]:
+def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Corpus]:
   """A checked run of one config, in `workdir` itself."""
   check(config)
   corpus = corpora.prepare(config)
@@ -97,7 +97,7 @@ class Prepared:
   """A study that passed every check: its runs by id, in the order of the design."""
 
   study: Study
-  config: ConfigDict
+  config: Config
   corpus: Corpus
   workdir: epath.Path
   runs: dict[str, Run]
@@ -110,7 +110,7 @@ class Prepared:
     return _counts(self.config, self.corpus, size)
 
 
-def prepare(config: ConfigDict, study: Study, workdir: epath.PathLike) -> Prepared:
+def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
   """Checks the study and all its runs; writes nothing but the cached corpus."""
   require(bool(study.name), "get_study: the study has no name")
   for law in study.laws:
@@ -132,7 +132,7 @@ def prepare(config: ConfigDict, study: Study, workdir: epath.PathLike) -> Prepar
   return Prepared(study, config, corpus, workdir, runs, roles)
 
 
-def _check_base(config: ConfigDict) -> None:
+def _check_base(config: Config) -> None:
   """The base of a study need not say its horizon: the design does."""
   base = config.copy_and_resolve_references()
   if not base.train.tokens and not base.train.steps:
@@ -140,14 +140,14 @@ def _check_base(config: ConfigDict) -> None:
   check(base)
 
 
-def _counts(config: ConfigDict, corpus: Corpus, size: Overrides) -> Any:
+def _counts(config: Config, corpus: Corpus, size: Overrides) -> Any:
   sized = resolve(with_overrides(config, size), corpus)
   return models.shape_of(sized.model).counts(sized.data.context)
 
 
 def _make_run(
   study: Study,
-  config: ConfigDict,
+  config: Config,
   corpus: Corpus,
   workdir: epath.Path,
   overrides: Overrides,

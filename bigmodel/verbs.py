@@ -84,8 +84,8 @@ def data(arguments: Arguments) -> dict[str, Any]:
   with _standard_output_for_json(arguments):
     card = corpus.prepare(config).card
   rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
-  _table(arguments, f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} tokens in the vocabulary, sha256 {card['sha256'][:12]}",
-         ("split", "documents", "bytes", "tokens"), rows)  # fmt: skip
+  title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
+  _table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
   return card
 
 
@@ -121,7 +121,8 @@ def plan(arguments: Arguments) -> dict[str, Any]:
       ("target", "at most", target["params_total"], target["tokens"], target["flops_6nd"], target["expected_seconds"])
     )
   total = result["total"]
-  title = f"{study.name}: {total['runs']} runs, {total['flops_6nd']:.3g} FLOPs (6ND), {duration(total['expected_seconds'])} here"
+  flops, seconds = total["flops_6nd"], total["expected_seconds"]
+  title = f"{study.name}: {total['runs']} runs, {flops:.3g} FLOPs (6ND), {duration(seconds)} here"
   _table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
   return result
 

@@ -26,7 +26,22 @@ def corpus_dir(cache):
   folder.mkdir(parents=True, exist_ok=True)
   import json
 
-  words = "the model reads a word and guesses which of the words comes next in the line".split()
+  words = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "word",
+    "and",
+    "guesses",
+    "which",
+    "of",
+    "these",
+    "comes",
+    "next",
+    "in",
+    "line",
+  ]
   for part in range(2):
     rows = []
     for doc in range(30):

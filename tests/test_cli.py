@@ -68,8 +68,8 @@ def test_train_eval_status_and_models_print_one_document(config_file, tmp_path):
 def test_an_interrupted_command_exits_75_and_resumes(config_file, tmp_path):
   import signal
 
-  command = [sys.executable, "-m", "bigmodel.cli", "train", f"--config={config_file}:100000", f"--workdir={tmp_path / 'run'}",
-             "--config.data.repeat=true"]  # fmt: skip
+  command = [sys.executable, "-m", "bigmodel.cli", "train", f"--config={config_file}:100000"]
+  command += [f"--workdir={tmp_path / 'run'}", "--config.data.repeat=true"]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   while process.poll() is None and not (tmp_path / "run" / "checkpoints").exists():
     time.sleep(0.05)

@@ -6,9 +6,7 @@ tokenized once into one array, cached by content; `pipeline.batch` reads rows of
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from bigmodel.config import require, require_choice
+from bigmodel.config import Config, require, require_choice
 
 TOKENIZERS = ("bytes", "bpe")
 
@@ -35,7 +33,7 @@ def fields() -> dict[str, Any]:
   }
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   """Refuses `config.data` that cannot work, before any file is read."""
   data = config.data
   require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
+from bigmodel.config import Config
 from bigmodel.data import sources
 from bigmodel.files import UserError, cache_dir
 
@@ -50,7 +50,7 @@ class Documents(tfds.core.GeneratorBasedBuilder):
         yield name, {"name": name, "text": text}
 
 
-def manifest(data: ConfigDict) -> tuple[str, list[sources.Source]]:
+def manifest(data: Config) -> tuple[str, list[sources.Source]]:
   """The manifest's hash and the files, for the two embedded sources."""
   if data.name == "python_source":
     files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
@@ -59,7 +59,7 @@ def manifest(data: ConfigDict) -> tuple[str, list[sources.Source]]:
   return sources.manifest_sha256(files, f"{data.heldout_fraction} {data.text_key}"), files
 
 
-def open_splits(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
+def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   """`(manifest hash, field of the text, {split: random-access documents})`, preparing it if needed."""
   if data.name not in ("python_source", "text_files"):
     return _open_tfds(data)
@@ -78,10 +78,10 @@ def open_splits(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
   except AssertionError as error:  # what TFDS makes of a split without documents
     split = "validation" if '"validation"' in str(error) else "train"
     raise UserError(f"config.data: the corpus is empty: no document in split {split!r}") from error
-  return sha256, "text", {split: builder.as_data_source(split=split) for split in ("train", "validation")}  # pyright: ignore
+  return sha256, "text", {split: _source(builder, split) for split in ("train", "validation")}
 
 
-def _open_tfds(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
+def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   """A TFDS dataset that the user prepared as array_record."""
   where = {"data_dir": data.dir} if data.dir else {}
   try:
@@ -100,15 +100,19 @@ def _open_tfds(data: ConfigDict) -> tuple[str, str, dict[str, Sequence[dict]]]:
   opened = {}
   for split, name in names.items():
     try:
-      opened[split] = builder.as_data_source(split=name)
+      opened[split] = _source(builder, name)
     except Exception as error:
       raise UserError(f"config.data: {data.name} has no split {name!r} ({error})") from error
-  features = builder.info.features or {}
+  features: Any = builder.info.features or {}
   if data.text_key not in features:
     raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
   splits = {name: builder.info.splits[name.split("[")[0]] for name in names.values()}
   sizes = [(name, split.num_examples, split.num_bytes) for name, split in splits.items()]
   return sources.manifest_sha256([], f"{builder.info.full_name} {data.text_key} {sizes}"), data.text_key, opened
+
+
+def _source(builder: Any, split: str) -> Sequence[dict]:
+  return builder.as_data_source(split=split)
 
 
 @contextlib.contextmanager

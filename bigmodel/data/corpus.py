@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from bigmodel.config import require
+from bigmodel.config import Config, require
 from bigmodel.data import builders, tokenizer
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
@@ -33,7 +32,7 @@ class Corpus:
   card: dict[str, Any]
 
 
-def prepare(config: ConfigDict) -> Corpus:
+def prepare(config: Config) -> Corpus:
   """Opens the corpus of `config.data`, preparing and tokenizing it the first time."""
   data = config.data
   manifest = _manifest(data)
@@ -56,24 +55,25 @@ def prepare(config: ConfigDict) -> Corpus:
   available = len(corpus.tokens["train"])
   require(
     data.tokens <= available or data.repeat,
-    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens); set data.repeat=true to allow repeats",
+    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens);"
+    " set data.repeat=true to allow repeats",
   )
   return corpus
 
 
-def _manifest(data: ConfigDict) -> str:
+def _manifest(data: Config) -> str:
   """The manifest hash, without opening the dataset where the files say it."""
   if data.name in ("python_source", "text_files"):
     return builders.manifest(data)[0]
   return builders.open_splits(data)[0]
 
 
-def _folder(data: ConfigDict, manifest: str) -> Path:
+def _folder(data: Config, manifest: str) -> Path:
   kind = "bytes" if data.tokenizer == "bytes" else f"bpe-{data.vocab_size}"
   return cache_dir() / "tokens" / sha256_text(f"{FORMAT} {manifest} {kind}")[:16]
 
 
-def _open(data: ConfigDict, manifest: str) -> Corpus | None:
+def _open(data: Config, manifest: str) -> Corpus | None:
   folder = _folder(data, manifest)
   if not (folder / "card.json").exists():
     return None
@@ -90,7 +90,7 @@ def _open(data: ConfigDict, manifest: str) -> Corpus | None:
   )
 
 
-def _build(data: ConfigDict, manifest: str) -> Corpus:
+def _build(data: Config, manifest: str) -> Corpus:
   sha256, key, splits = builders.open_splits(data)
   texts = lambda documents: (_text(document[key]) for document in documents)
   if data.tokenizer == "bytes":

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from bigmodel.config import require
+from bigmodel.config import Config, require
 from bigmodel.data.corpus import Corpus
 
 
@@ -40,7 +39,7 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def train_pipeline(config: ConfigDict, corpus: Corpus, steps: int) -> Pipeline:
+def train_pipeline(config: Config, corpus: Corpus, steps: int) -> Pipeline:
   """The training rows that `data.tokens` allows; refuses repeats that were not asked for."""
   data, tokens = config.data, corpus.tokens["train"]
   limit = min(data.tokens or len(tokens), len(tokens))
@@ -65,7 +64,7 @@ class EvalRows:
   bytes: int
 
 
-def eval_rows(config: ConfigDict, corpus: Corpus) -> EvalRows:
+def eval_rows(config: Config, corpus: Corpus) -> EvalRows:
   """The first `eval.tokens` held-out tokens (documents lie in hashed order), whole rows only."""
   context = config.data.context
   tokens, starts = corpus.tokens["validation"], corpus.starts["validation"]

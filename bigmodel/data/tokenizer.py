@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def from_text(text: str) -> Tokenizer:
     return bytes_tokenizer()
   from tokenizers import Tokenizer as Bpe
 
-  bpe = Bpe.from_str(text)
+  bpe: Any = Bpe.from_str(text)
   size = bpe.get_vocab_size()
   separator = bpe.token_to_id(SEPARATOR)
   # In byte-level BPE every character of a token stands for one byte.

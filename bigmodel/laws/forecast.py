@@ -20,7 +20,7 @@ from bigmodel.laws.points import Points
 
 
 def rolling_origin(points: Points) -> list[dict[str, float]]:
-  """The law fitted up to each budget, asked about every budget above it: distance in ln C and r.m.s. error in ln loss."""
+  """The law fitted up to each budget, asked about every budget above it: its errors in ln loss."""
   budgets = points.budgets()
   errors = []
   for origin in np.unique(budgets)[:-1]:

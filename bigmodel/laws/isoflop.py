@@ -19,13 +19,13 @@ class Profile:
   """One budget: loss = c0 + c1 x + c2 x^2 with x = ln N, and its minimum."""
 
   C: float
-  coefficients: tuple[float, float, float]
+  coefficients: tuple[float, ...]
   N: float
   D: float
   loss: float
   inside: bool  # a minimum between the smallest and the largest size
-  N_interval90: tuple[float, float]
-  D_interval90: tuple[float, float]
+  N_interval90: tuple[float, ...]
+  D_interval90: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _profile(points: Points, budget: float, draws: list[Any]) -> Profile:
     nan = math.nan
     return Profile(budget, (nan, nan, nan), nan, nan, nan, False, (nan, nan), (nan, nan))
   N, D, coefficients, loss = found
-  interval = lambda column: tuple(float(v) for v in np.quantile([draw[column] for draw in good], [0.05, 0.95]))
+  interval = lambda column: tuple(np.quantile([draw[column] for draw in good], [0.05, 0.95]).tolist())
   inside = points.N.min() < N < points.N.max()
   return Profile(budget, tuple(map(float, coefficients)), N, D, float(loss), bool(inside), interval(0), interval(1))
 

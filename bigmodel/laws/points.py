@@ -81,11 +81,13 @@ def from_csv(path: str, n: str | None, d: str | None, c: str | None, loss: str, 
         f" ({len(wrong)} such rows)"
       )
     columns[flag] = values
-  N, D, C = columns.get("n"), columns.get("d"), columns.get("c")
-  N = C / (6 * D) if N is None else N
-  D = C / (6 * N) if D is None else D
-  C = 6 * N * D if C is None else C
-  points = Points(N, D, C, columns["loss"])
+  if "n" not in columns:
+    columns["n"] = columns["c"] / (6 * columns["d"])
+  if "d" not in columns:
+    columns["d"] = columns["c"] / (6 * columns["n"])
+  if "c" not in columns:
+    columns["c"] = 6 * columns["n"] * columns["d"]
+  points = Points(columns["n"], columns["d"], columns["c"], columns["loss"])
   if drop_largest:
     points = points[np.sort(np.argsort(points.loss, kind="stable")[: len(points) - drop_largest])]
   return points

@@ -34,11 +34,7 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
   if "isoflop" in laws:
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_facts(isoflop_fit, convention))
-    optimum += [
-      {"law": "isoflop", "C": p.C, "N": p.N, "D": p.D, "N_interval90": list(p.N_interval90), "D_interval90": list(p.D_interval90), "loss": p.loss, "inside": p.inside}
-      for p in isoflop_fit.profiles
-      if math.isfinite(p.N)
-    ]  # fmt: skip
+    optimum += isoflop_optima(isoflop_fit)
   return _plain({"laws": fitted, "optimum": optimum, "points": len(points), "convention": convention})
 
 
@@ -80,6 +76,16 @@ def isoflop_facts(fit_: isoflop.Fit, convention: str) -> dict[str, Any]:
     "intervals": fit_.intervals,
     "profiles": [{"C": p.C, "coefficients": p.coefficients, "inside": p.inside} for p in fit_.profiles],
   }
+
+
+def isoflop_optima(fit_: isoflop.Fit) -> list[dict[str, Any]]:
+  """The minimum of every budget that has one."""
+  names = ("C", "N", "D", "N_interval90", "D_interval90", "loss", "inside")
+  return [
+    {"law": "isoflop", **{name: getattr(profile, name) for name in names}}
+    for profile in fit_.profiles
+    if math.isfinite(profile.N)
+  ]
 
 
 def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, Any]:
@@ -141,13 +147,7 @@ def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
 def fit_profiles(points: Points) -> dict[str, Any]:
   """`bigmodel fit --law=isoflop`."""
   fit_ = isoflop.fit(points)
-  return _plain({
-    "laws": [isoflop_facts(fit_, points.convention)],
-    "optimum": [
-      {"law": "isoflop", "C": p.C, "N": p.N, "D": p.D, "N_interval90": p.N_interval90, "D_interval90": p.D_interval90}
-      for p in fit_.profiles
-    ],
-  })  # fmt: skip
+  return _plain({"laws": [isoflop_facts(fit_, points.convention)], "optimum": isoflop_optima(fit_)})
 
 
 def _plain(value: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from bigmodel.config import require, require_choice
+from bigmodel.config import Config, require, require_choice
 
 FAMILIES = ("decoder",)
 ACTIVATIONS = ("swiglu", "gelu", "relu2")
@@ -27,7 +25,7 @@ def fields() -> dict[str, Any]:
   }
 
 
-def resolve(model: ConfigDict, vocab: int) -> None:
+def resolve(model: Config, vocab: int) -> None:
   """Replaces the zeros of `config.model` by what they stand for, in place."""
   model.vocab = model.vocab or vocab
   model.heads = model.heads or max(1, model.width // model.head_size)
@@ -36,7 +34,7 @@ def resolve(model: ConfigDict, vocab: int) -> None:
     model.feed_forward = -(-8 * model.width // 24) * 8 if model.activation == "swiglu" else 4 * model.width
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   """Refuses a `config.model` that cannot be built."""
   model = config.model
   require_choice("model.family", model.family, FAMILIES)
@@ -51,7 +49,7 @@ def check(config: ConfigDict) -> None:
   require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")
 
 
-def shape_of(model: ConfigDict):
+def shape_of(model: Config):
   """The frozen shape of a resolved `config.model`."""
   from bigmodel.models.decoder import Shape
 
@@ -59,7 +57,7 @@ def shape_of(model: ConfigDict):
   return Shape(**{name: model[name] for name in names})
 
 
-def build(model: ConfigDict, dtype: Any, **arguments: Any):
+def build(model: Config, dtype: Any, **arguments: Any):
   """The Linen module of a resolved `config.model`."""
   from bigmodel.models.decoder import Decoder
 

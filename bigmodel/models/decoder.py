@@ -91,15 +91,14 @@ class Decoder(nn.Module):
     shape = self.shape
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
-    embedding_VxD = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
+    embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
     x_BxTxD = embedding_VxD[tokens_BxT].astype(self.dtype)
     x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
     for layer in range(shape.layers):
       x_BxTxD = Block(shape, self.dtype, self.attend, name=f"block_{layer}")(x_BxTxD)
       x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = RMSNorm(name="final_norm")(x_BxTxD)
-    if shape.tie_embeddings:
-      output_VxD = embedding_VxD
-    else:
+    output_VxD: Any = embedding_VxD
+    if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
     return jnp.einsum("btd,vd->btv", x_BxTxD, output_VxD.astype(self.dtype)).astype(jnp.float32)

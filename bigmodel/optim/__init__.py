@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from bigmodel.config import require, require_choice
+from bigmodel.config import Config, require, require_choice
 
 SCHEDULES = ("cosine", "wsd")
 
@@ -28,7 +27,7 @@ def fields() -> dict[str, Any]:
   }
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   optim = config.optim
   require_choice("optim.schedule", optim.schedule, SCHEDULES)
   require(optim.lr > 0, f"config.optim.lr: {optim.lr} is not positive")
@@ -60,7 +59,7 @@ class Hyperparameters(NamedTuple):
   z_loss: Any
 
 
-def hyperparameters(config: ConfigDict, steps: int) -> Hyperparameters:
+def hyperparameters(config: Config, steps: int) -> Hyperparameters:
   """The traced inputs of a run of `steps` steps."""
   optim = config.optim
   warmup = max(1, round(optim.warmup * steps)) if optim.warmup else 0

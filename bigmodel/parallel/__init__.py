@@ -6,9 +6,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
-from bigmodel.config import require
+from bigmodel.config import Config, require
 
 AXES = ("member", "data", "fsdp", "tensor")
 
@@ -32,7 +31,7 @@ def fields() -> dict[str, Any]:
   return {"data": -1, "fsdp": 1, "tensor": 1}
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   """Refuses a mesh that these devices or this batch cannot fill."""
   sizes = mesh_sizes(config, jax.device_count())
   shards = sizes["data"] * sizes["fsdp"]
@@ -42,7 +41,8 @@ def check(config: ConfigDict) -> None:
       batch, rest = divmod(batch, config.train.accumulate)
       require(
         rest == 0,
-        f"config.train.batch_size: {config.train.batch_size} is not divisible by accumulate = {config.train.accumulate}",
+        f"config.train.batch_size: {config.train.batch_size} is not divisible by"
+        f" config.train.accumulate = {config.train.accumulate}",
       )
     require(
       batch % shards == 0,
@@ -51,7 +51,7 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
+def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
   """The size of each axis but `member`, with -1 filled in.
 
   Where -1 would not divide the batch, the largest divisor that does is taken,
@@ -73,7 +73,7 @@ def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
   return sizes
 
 
-def make_mesh(config: ConfigDict, members: int = 1) -> Mesh:
+def make_mesh(config: Config, members: int = 1) -> Mesh:
   """The mesh of one program: runs share its `member` axis, or one run takes the others."""
   devices = jax.devices()
   if members > 1:

@@ -42,6 +42,18 @@ def _figure(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int
   return figure
 
 
+def _bars(centers: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
+  """Error bars from intervals."""
+  pairs = list(zip(centers, intervals, strict=True))
+  return {
+    "type": "data",
+    "symmetric": False,
+    "array": [max(0.0, high - center) for center, (_, high) in pairs],
+    "arrayminus": [max(0.0, center - low) for center, (low, _) in pairs],
+    "thickness": 1.5,
+  }
+
+
 def color(index: int, count: int) -> str:
   return SEQUENCE[round(index * (min(count, len(SEQUENCE)) - 1) / max(count - 1, 1))] if count > 1 else SEQUENCE[2]
 
@@ -50,6 +62,7 @@ def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]]) -> go.Fig
   """Training loss over tokens, a line a run, coloured by size."""
   figure = _figure("tokens seen", "training loss (nats per token)")
   sizes = sorted({record["params_total"] for record, _ in curves})
+  named = set()
   for record, rows in curves:
     rows = [row for row in rows if row["loss"] is not None]
     size = sizes.index(record["params_total"])
@@ -61,9 +74,10 @@ def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]]) -> go.Fig
       line={"width": 1.2, "color": color(size, len(sizes))},
       name=f"N {record['params_total']:,}",
       legendgroup=str(size),
-      showlegend=not any(trace.legendgroup == str(size) for trace in figure.data),
-      hovertemplate=f"{record['run_id']}  N {record['params_total']:,}<br>%{{x:.3s}} tokens, loss %{{y:.3f}}<extra></extra>",
+      showlegend=size not in named,
+      hovertemplate=f"{record['run_id']}<br>%{{x:.3s}} tokens, loss %{{y:.3f}}<extra></extra>",
     )
+    named.add(size)
   return figure
 
 
@@ -106,8 +120,7 @@ def isoflop(
     figure.add_scatter(
       x=N, y=[o["loss"] for o in inside], mode="markers", name="minimum, 90%",
       marker={"symbol": "diamond", "size": 11, "color": "#27313b"},
-      error_x={"type": "data", "symmetric": False, "array": [max(0.0, o["N_interval90"][1] - n) for o, n in zip(inside, N, strict=True)],
-               "arrayminus": [max(0.0, n - o["N_interval90"][0]) for o, n in zip(inside, N, strict=True)], "thickness": 1.5},
+      error_x=_bars(N, [o["N_interval90"] for o in inside]),
       hovertemplate="minimum at N %{x:,.0f}<br>loss %{y:.4f}<extra></extra>",
     )  # fmt: skip
   return figure
@@ -132,10 +145,11 @@ def loss_over_n_and_d(
     )  # fmt: skip
   figure.add_scatter(
     x=N, y=D, mode="markers", showlegend=False,
-    marker={"color": losses, "colorscale": "Viridis_r", "size": [9] * len(records) + [15], "line": {"color": "#27313b", "width": 1},
+    marker={"color": losses, "colorscale": "Viridis_r", "size": [9] * len(records) + [15],
             "colorbar": {"title": {"text": "loss"}, "thickness": 12, "outlinewidth": 0},
-            "symbol": ["circle"] * len(records) + ["star"]},
-    text=[r["run_id"] for r in every], hovertemplate="%{text}<br>N %{x:,}<br>D %{y:,}<br>loss %{marker.color:.4f}<extra></extra>",
+            "line": {"color": "#27313b", "width": 1}, "symbol": ["circle"] * len(records) + ["star"]},
+    text=[r["run_id"] for r in every],
+    hovertemplate="%{text}<br>N %{x:,}<br>D %{y:,}<br>loss %{marker.color:.4f}<extra></extra>",
   )  # fmt: skip
   return figure
 
@@ -169,7 +183,7 @@ def forecast(
   figure.add_scatter(
     x=[target["C"]], y=[sealed["predicted"]], mode="markers", name="forecast, 90% interval",
     marker={"color": FORECAST, "size": 11, "symbol": "square"},
-    error_y={"type": "data", "symmetric": False, "array": [high - sealed["predicted"]], "arrayminus": [sealed["predicted"] - low], "thickness": 2, "width": 8},
+    error_y=_bars([sealed["predicted"]], [(low, high)]) | {"width": 8},
     hovertemplate=f"forecast %{{y:.4f}}<br>{low:.4f} to {high:.4f}<extra></extra>",
   )  # fmt: skip
   if sealed["actual"] is not None:
@@ -189,7 +203,8 @@ def learning_rates(scans: Sequence[dict[str, Any]]) -> go.Figure:
     shade = color(index, len(scans))
     figure.add_scatter(
       x=scan["rates"], y=scan["losses"], mode="lines+markers", name=f"N {scan['N']:,}, D {scan['D']:,}",
-      line={"color": shade, "width": 1.5}, marker={"size": 8}, hovertemplate="rate %{x:.4g}<br>loss %{y:.4f}<extra></extra>",
+      line={"color": shade, "width": 1.5}, marker={"size": 8},
+      hovertemplate="rate %{x:.4g}<br>loss %{y:.4f}<extra></extra>",
     )  # fmt: skip
     at = dict(zip(scan["rates"], scan["losses"], strict=True)).get(scan["rule"])
     if at is not None:

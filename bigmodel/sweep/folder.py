@@ -3,14 +3,13 @@
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from bigmodel.config import difference, flatten
+from bigmodel.config import Config, difference, flatten
 from bigmodel.files import UserError, read_json, write_json
 from bigmodel.train.run import NOT_IDENTITY
 
 
-def open_study(folder: epath.PathLike, name: str, config: ConfigDict, about: dict[str, Any]) -> None:
+def open_study(folder: epath.PathLike, name: str, config: Config, about: dict[str, Any]) -> None:
   """Claims a folder for the study of this base config; refuses another's, with the difference."""
   folder = epath.Path(folder)
   path = folder / "study.json"

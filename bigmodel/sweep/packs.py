@@ -6,8 +6,10 @@ from bigmodel.config import flatten
 from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
-TRACED = ("seed", "data.seed", "data.tokens", "optim.lr", "optim.final", "optim.beta1", "optim.beta2",
-          "optim.epsilon", "optim.weight_decay", "optim.clip", "task.z_loss", "optim.warmup", "optim.decay")  # fmt: skip
+TRACED = (
+  "seed", "data.seed", "data.tokens", "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
+  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay", "task.z_loss",
+)  # fmt: skip
 
 
 def program_key(run: Run) -> str:

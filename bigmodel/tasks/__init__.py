@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from bigmodel.config import require, require_choice
+from bigmodel.config import Config, require, require_choice
 
 TASKS = ("causal_lm",)
 
@@ -14,6 +12,6 @@ def fields() -> dict[str, Any]:
   return {"name": "causal_lm", "z_loss": 0.0}
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   require_choice("task.name", config.task.name, TASKS)
   require(config.task.z_loss >= 0, f"config.task.z_loss: {config.task.z_loss} is negative")

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from bigmodel.config import require, require_choice
+from bigmodel.config import Config, require, require_choice
 
 DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
@@ -28,7 +26,7 @@ def fields() -> dict[str, dict[str, Any]]:
   }
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   train = config.train
   require(
     (train.tokens > 0) != (train.steps > 0),
@@ -42,10 +40,10 @@ def check(config: ConfigDict) -> None:
     require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
 
 
-def steps_of(config: ConfigDict) -> int:
+def steps_of(config: Config) -> int:
   """The number of steps of a run, from either way of giving its horizon."""
   return config.train.steps or max(1, round(config.train.tokens / batch_tokens(config)))
 
 
-def batch_tokens(config: ConfigDict) -> int:
+def batch_tokens(config: Config) -> int:
   return config.train.batch_size * config.data.context

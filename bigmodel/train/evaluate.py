@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from bigmodel.config import Config
 from bigmodel.data.pipeline import EvalRows
 from bigmodel.train.step import Program
 
 
-def evaluate(program: Program, params: Any, config: ConfigDict, rows: EvalRows) -> dict[str, float]:
+def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> dict[str, float]:
   """`loss` in nats per token, `loss_stderr` over documents, `bits_per_byte`, `documents`."""
   size = config.eval.batch_size
   count = len(rows.rows)

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from bigmodel import hardware, record, train
-from bigmodel.config import difference, digest, flatten
+from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.files import UserError, read_json, write_json
 
 NOT_IDENTITY = ("parallel", *train.PROVENANCE)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
   """SIGTERM or Ctrl-C: everything is saved, the same command resumes."""
 
 
@@ -26,7 +25,7 @@ class Interrupted(Exception):
 class Run:
   """A resolved config with the folder that it trains in."""
 
-  config: ConfigDict
+  config: Config
   folder: epath.Path
   study: str = ""
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,7 +39,7 @@ class Run:
     return train.steps_of(self.config)
 
 
-def run_id(config: ConfigDict) -> str:
+def run_id(config: Config) -> str:
   """The same id is the same run, on whatever mesh and with whatever logging."""
   return digest(flatten(config), without=NOT_IDENTITY)[:12]
 

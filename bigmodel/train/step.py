@@ -13,10 +13,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
-from ml_collections import ConfigDict
 
 from bigmodel import hardware, models, optim, parallel
-from bigmodel.config import digest, flatten
+from bigmodel.config import Config, digest, flatten
 from bigmodel.tasks import causal_lm
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
@@ -59,7 +58,7 @@ class Program:
 _PROGRAMS: dict[str, Program] = {}
 
 
-def program(config: ConfigDict, members: int = 1) -> Program:
+def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only."""
   mesh = parallel.make_mesh(config, members)
   kept = {name: value for name, value in flatten(config).items() if name.startswith("model.")}
@@ -70,7 +69,7 @@ def program(config: ConfigDict, members: int = 1) -> Program:
   return _PROGRAMS[key]
 
 
-def _make_program(config: ConfigDict, mesh: Mesh, members: int) -> Program:
+def _make_program(config: Config, mesh: Mesh, members: int) -> Program:
   dtype = jnp.dtype(config.train.compute_dtype)
   model = models.build(config.model, dtype)
   schedule, accumulate = config.optim.schedule, config.train.accumulate

@@ -81,7 +81,7 @@ def test_data_scales_nest(resolved):
 def test_repeats_must_be_asked_for(resolved):
   config, corpus = resolved
   config.data.tokens = 32 * 16
-  with pytest.raises(UserError, match="data.repeat=true"):
+  with pytest.raises(UserError, match=r"data\.repeat=true"):
     pipeline.train_pipeline(config, corpus, 3)
   config.data.repeat = True
   assert pipeline.train_pipeline(config, corpus, 3).epochs_seen(3) == 1.5
@@ -111,7 +111,7 @@ def test_python_source_holds_out_whole_distributions_without_copies():
 def test_unknown_distributions_and_empty_paths_are_refused(tmp_path):
   with pytest.raises(UserError, match="pip install no-such-thing"):
     sources.python_sources(("no-such-thing",), ("absl-py",))
-  with pytest.raises(UserError, match="no .txt, .md or .jsonl"):
+  with pytest.raises(UserError, match=r"no \.txt, \.md or \.jsonl"):
     sources.text_sources(str(tmp_path / "*.txt"))
 
 

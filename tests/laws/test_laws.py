@@ -52,7 +52,7 @@ def test_the_optimum_minimises_the_law_on_its_budget():
   fit = chinchilla.fit(made(0.002), bootstraps=0)
   for C in (1e18, 1e21):
     N, D = fit.optimum(C)
-    assert 6 * N * D == pytest.approx(C)
+    assert pytest.approx(C) == 6 * N * D
     others = np.array([0.8, 0.9, 1.1, 1.25]) * N
     assert np.all(fit.predict(others, C / 6 / others) > fit.predict(N, D))
 

@@ -1,5 +1,7 @@
 """Projections, norms and feed-forward blocks, with logical axis names on every parameter."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ def projection(
   """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype."""
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
-  weight = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
+  weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
   return x @ weight.astype(x.dtype)
 
 
@@ -26,7 +28,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
-    scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+    scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
     return (normed * scale).astype(x.dtype)
