@@ -173,9 +173,8 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
   return planned
 
 
-def plan(prepared: Prepared) -> dict[str, Any]:
-  """The study's plan: priced and grouped into programs; the one on disk where there is one."""
-  known = folder.read_plan(prepared.workdir)
+def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, Any]:
+  """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
   ids = set(prepared.runs)
   if known is not None and ids <= {run["run_id"] for run in known["runs"]}:
     return folder.merge(known, {"runs": [{"run_id": i} for i in ids]}, prepared.workdir)
@@ -258,7 +257,7 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   folder.open_study(workdir, study.name, prepared.config, about)
   if retry:
     execute.set_failed_aside(workdir)
-  the_plan = plan(prepared)
+  the_plan = plan(prepared, folder.read_plan(workdir))
   write_json(workdir / "plan.json", the_plan)
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:

@@ -93,6 +93,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   _setup()
   from bigmodel import study as studies
   from bigmodel.plan import price
+  from bigmodel.sweep import folder
   from bigmodel.train.display import duration
 
   config, study = _load(arguments)
@@ -102,8 +103,8 @@ def plan(arguments: Arguments) -> dict[str, Any]:
       cost = price.price(run, price.calibrate([run]))
       _table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
       return cost
-    prepared = studies.prepare(config, study, arguments.workdir or "no-such-folder")
-    result = studies.plan(prepared)
+    prepared = studies.prepare(config, study, arguments.workdir or ".")
+    result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
   rows = [
     (
       run["run_id"],

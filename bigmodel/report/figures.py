@@ -140,7 +140,7 @@ def loss_over_n_and_d(
     y = np.geomspace(D.min() / 1.6, D.max() * 1.6, 60)
     z = p["E"] + p["A"] / x[None, :] ** p["alpha"] + p["B"] / y[:, None] ** p["beta"]
     figure.add_contour(
-      x=x, y=y, z=z, colorscale="Viridis_r", opacity=0.45, contours={"showlabels": True, "size": 0.1},
+      x=x, y=y, z=z, colorscale="Viridis_r", opacity=0.45, zmin=min(losses), zmax=max(losses), contours={"showlabels": True, "size": 0.1},
       line={"width": 0.6}, showscale=False, hovertemplate="N %{x:.3s}<br>D %{y:.3s}<br>law %{z:.3f}<extra></extra>",
     )  # fmt: skip
   figure.add_scatter(

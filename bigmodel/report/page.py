@@ -118,9 +118,11 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
   environment.filters |= {"duration": duration, "number": number, "interval": interval}
+  # One button: save as SVG.
+  removed = ["zoom", "pan", "select", "lasso", "lasso2d", "select2d", "zoomIn", "zoomOut", "autoScale", "resetScale"]
   save = {
     "displaylogo": False,
-    "displayModeBar": "hover",
+    "modeBarButtonsToRemove": removed,
     "responsive": True,
     "toImageButtonOptions": {"format": "svg"},
   }
@@ -129,12 +131,8 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
     for name, (title, figure) in drawn.items()
   }
   return environment.get_template("page.html.j2").render(
-    facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs(), inside_isoflop=_inside(facts)
+    facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs()
   )
-
-
-def _inside(facts: Facts) -> list[Facts]:
-  return [o for o in facts["optimum"] if o["law"] == "isoflop" and o["inside"]]
 
 
 def _save_figures(workdir: epath.Path, drawn: dict[str, tuple[str, Any]], form: str) -> None:
