@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 VOCAB, CONTEXT, ROWS, LAYERS, HEAD = 257, 128, 16, 4, 32
 ROUNDS, SECONDS = 3, 4.0
@@ -110,7 +111,7 @@ def linen_step(width: int) -> float:
     params, moments = state
 
     def loss_of(params):
-      logits = model.apply(params, rows[:, :-1])
+      logits: Any = model.apply(params, rows[:, :-1])
       return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
 
     loss, grads = jax.value_and_grad(loss_of)(params)
@@ -131,9 +132,9 @@ def linen_step(width: int) -> float:
 
 def torch_step(width: int) -> float:
   """What a PyTorch user writes: eager modules, scaled_dot_product_attention, AdamW."""
-  import torch
-  import torch.nn.functional as F  # noqa: N812
-  from torch import nn
+  import torch  # pyright: ignore[reportMissingImports]
+  import torch.nn.functional as F  # noqa: N812  # pyright: ignore[reportMissingImports]
+  from torch import nn  # pyright: ignore[reportMissingImports]
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -242,7 +243,11 @@ def main() -> None:
       f"{row[f'{kind}_tokens_per_second']:>11,.0f} ({row[f'{kind}_peak_fraction']:.0%})"
       for kind in ("bigmodel", "linen", "torch")
     ]
-    print(f"{row['width']:>5} " + " ".join(f"{c:>18}" for c in cells) + f" {row['over_linen']:>11.2f} {row['over_torch']:>13.2f}")
+    print(
+      f"{row['width']:>5} "
+      + " ".join(f"{c:>18}" for c in cells)
+      + f" {row['over_linen']:>11.2f} {row['over_torch']:>13.2f}"
+    )
 
 
 if __name__ == "__main__":

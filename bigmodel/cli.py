@@ -5,6 +5,7 @@ input is wrong, 75 interrupted and resumable, 1 anything else.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
   from bigmodel.files import UserError
 
   try:
-    result = getattr(verbs, arguments.verb)(arguments)
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+      document = json.dumps(getattr(verbs, arguments.verb)(arguments), allow_nan=False)
   except UserError as error:
     return _fail(arguments, str(error), 2)
   except KeyboardInterrupt:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
       arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1
     )
   if arguments.json:
-    print(json.dumps(result, allow_nan=False))
+    print(document)
   return 0
 
 

@@ -30,7 +30,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-      if isinstance(path, Path):
+      if "://" not in str(path):
         with open(temporary, "w", encoding="utf-8") as file:
           file.write(text)
           file.flush()

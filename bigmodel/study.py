@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bigmodel import data, models, optim, parallel, record, tasks, train
 from bigmodel.accounting import params_of
-from bigmodel.config import Config, require, with_overrides
+from bigmodel.config import Config, flatten, nearest, require, with_overrides
 from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
 from bigmodel.data.corpus import Corpus
@@ -25,12 +25,13 @@ from bigmodel.plan import price as pricing
 from bigmodel.sweep import execute, folder, packs
 from bigmodel.sweep.designs import Design, Grid, IsoFlop, Ladder, Overrides, Planned, Scan, Settings, repeat_seeds
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Run, now, read_status
+from bigmodel.train.run import Run, now
 
 # What a config file imports.
 __all__ = ["Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
 
 LAWS = ("chinchilla", "isoflop")
+CORPUS_FREE = ("tokens", "repeat", "seed", "context")  # the fields of data that runs of one corpus may differ in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,11 @@ def default_config() -> Config:
 
 def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
+  known, given = flatten(default_config()), flatten(config)
+  for name in given:
+    require(name in known, f"config.{name}: no such field{nearest(name, known)}")
+  for name in known:
+    require(name in given, f"config.{name}: missing; begin with default_config()")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
 
@@ -126,10 +132,36 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     run = _make_run(study, config, corpus, workdir, one.overrides)
     runs.setdefault(run.run_id, run)
     roles.setdefault(run.run_id, []).append(one)
-  if "chinchilla" in study.laws:
+  if study.laws:
     fitted = sum(any(one.role == "fit" for one in ones) for ones in roles.values())
     require(fitted > 5, f"get_study: law chinchilla has 5 parameters and {fitted} fitted runs; add runs or sizes")
-  return Prepared(study, config, corpus, workdir, runs, roles)
+  prepared = Prepared(study, config, corpus, workdir, runs, roles)
+  if study.target is not None:
+    largest = max(one.budget for one in planned)
+    require(largest > 0, "get_study: a target needs a design that says its runs' tokens")
+    ratio = study.target.flops / largest
+    require(
+      ratio >= 8, f"get_study: the target is {ratio:.1f}x the largest fitted budget; a forecast needs at least 8x"
+    )
+    for size in study.target.sizes:
+      prepared.make(_target_overrides(prepared, size))
+  folder.check_study(workdir, _about(prepared))
+  if (known := folder.read_plan(workdir)) is not None:
+    folder.check_runs(known, set(runs), workdir)
+  return prepared
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+  """study.json."""
+  study = prepared.study
+  return {
+    "name": study.name,
+    "question": study.question,
+    "laws": list(study.laws),
+    "convention": study.design.convention,
+    "target_flops": study.target.flops if study.target else None,
+    "config": flatten(prepared.config),
+  }
 
 
 def _check_base(config: Config) -> None:
@@ -155,6 +187,9 @@ def _make_run(
 ) -> Run:
   changed = with_overrides(config, overrides)
   check(changed)
+  for name in flatten(config.data):
+    same = changed.data[name] == config.data[name] or name in CORPUS_FREE
+    require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
   resolved = resolve(changed, corpus)
   run = Run(resolved, workdir, study.name, provenance or {})
   pipeline.train_pipeline(resolved, corpus, run.steps)
@@ -175,9 +210,9 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
 
 def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, Any]:
   """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
-  ids = set(prepared.runs)
-  if known is not None and ids <= {run["run_id"] for run in known["runs"]}:
-    return folder.merge(known, {"runs": [{"run_id": i} for i in ids]}, prepared.workdir)
+  if known is not None and set(prepared.runs) <= {run["run_id"] for run in known["runs"]}:
+    roles = [{"run_id": i, "roles": _roles(prepared, i)} for i in prepared.runs]
+    return known | {"runs": folder.merge(known, {"runs": roles, "groups": []})["runs"]}
   targets = _target_candidates(prepared)
   calibration = pricing.calibrate([*prepared.runs.values(), *targets])
   rows = []
@@ -185,7 +220,7 @@ def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, A
     ones = prepared.planned[run_id]
     rows.append({
       "run_id": run_id,
-      "roles": sorted({one.role for one in ones}),
+      "roles": _roles(prepared, run_id),
       "budget": ones[0].budget,
       "overrides": ones[0].overrides,
       **pricing.price(run, calibration),
@@ -203,8 +238,12 @@ def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, A
     "groups": groups,
     "target": _price_target(prepared, targets, calibration),
   }
-  merged = folder.merge(known, new, prepared.workdir)
+  merged = folder.merge(known, new) if known else new
   return merged | {"total": _totals(merged)}
+
+
+def _roles(prepared: Prepared, run_id: str) -> list[str]:
+  return sorted({one.role for one in prepared.planned[run_id]})
 
 
 def _target_candidates(prepared: Prepared) -> list[Run]:
@@ -224,10 +263,6 @@ def _price_target(prepared: Prepared, targets: list[Run], calibration: pricing.C
   """The dearest of the candidates: which one it will be is for the fit to say."""
   if not targets:
     return None
-  assert prepared.study.target is not None
-  largest = max((one.budget for ones in prepared.planned.values() for one in ones), default=0)
-  ratio = prepared.study.target.flops / largest
-  require(ratio >= 8, f"get_study: the target is {ratio:.1f}x the largest fitted budget; a forecast needs at least 8x")
   costs = [pricing.price(run, calibration) for run in targets]
   dearest = max(costs, key=lambda cost: cost["expected_seconds"])
   return dearest | {"expected_seconds": dearest["expected_seconds"] + calibration.compile_seconds}
@@ -251,19 +286,19 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   from bigmodel.report import page
 
   workdir = prepared.workdir
-  study, target = prepared.study, prepared.study.target
-  about = {"question": study.question, "laws": list(study.laws), "convention": study.design.convention}
-  about["target_flops"] = target.flops if target else None
-  folder.open_study(workdir, study.name, prepared.config, about)
+  the_plan = plan(prepared, folder.read_plan(workdir))
+  write_json(workdir / "study.json", _about(prepared))
+  write_json(workdir / "plan.json", the_plan)
   if retry:
     execute.set_failed_aside(workdir)
-  the_plan = plan(prepared, folder.read_plan(workdir))
-  write_json(workdir / "plan.json", the_plan)
+  # What an earlier, smaller design planned for noise or a scan is run as it was planned.
+  others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
+  runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    execute.run_groups(the_plan["groups"], prepared.runs, prepared.corpus, display, stop)
+    execute.run_groups(the_plan["groups"], runs, prepared.corpus, display, stop)
     if prepared.study.laws:
       fits = fit_study(workdir)
       if prepared.study.target is not None:
@@ -272,19 +307,12 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   return page.write(workdir, score_study(workdir))
 
 
-def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
-  """The records of a study that were planned for `role`, in the order of the plan."""
-  planned = (folder.read_plan(workdir) or {"runs": []})["runs"]
-  ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in planned]
-  return [one for row, one in ended if one is not None and role in row["roles"]]
-
-
 def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
   """Fits the laws of a study's folder to its records; fits.json keeps them until the records change."""
   workdir = epath.Path(workdir)
   about = read_json(workdir / "study.json")
-  fitted = of_role(workdir, "fit")
-  every = fitted + of_role(workdir, "seed") + of_role(workdir, "scan")
+  fitted = folder.of_role(workdir, "fit")
+  every = fitted + folder.of_role(workdir, "seed") + folder.of_role(workdir, "scan")
   inputs = laws.inputs_sha256(every, about["laws"], about["convention"])
   path = workdir / "fits.json"
   if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
@@ -299,24 +327,36 @@ def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def _noise(workdir: epath.Path) -> dict[str, Any] | None:
-  """Seeds belong to the fitted run of the same shape, tokens and settings."""
-  seeds = of_role(workdir, "seed")
-  if not seeds:
+  """The spread over seeds: of the largest of the cells that were repeated."""
+  cells: dict[tuple, dict[str, dict[str, Any]]] = {}
+  for one in folder.of_role(workdir, "seed"):
+    cells.setdefault(_cell(one), {})[one["run_id"]] = one
+  for one in folder.of_role(workdir, "fit"):
+    if _cell(one) in cells:
+      cells[_cell(one)][one["run_id"]] = one
+  known = [(cell, found) for cell, runs in cells.items() if (found := laws.noise_floor(list(runs.values())))]
+  if not known:
     return None
-  alike = lambda r: (r["params_total"], r["tokens"], r["learning_rate"], r["batch_tokens"])
-  twins = [r for r in of_role(workdir, "fit") if alike(r) == alike(seeds[0])]
-  found = laws.noise_floor(twins + seeds)
-  if found is not None:
-    found |= {"N": seeds[0]["params_total"], "D": seeds[0]["tokens"]}
-  return found
+  (N, D, *_), found = max(known, key=lambda pair: pair[0][0] * pair[0][1])
+  return found | {"N": N, "D": D}
+
+
+def _cell(one: dict[str, Any]) -> tuple:
+  """What runs that differ in their seeds have in common; of finished runs, whose tokens are those planned."""
+  return one["params_total"], one["tokens"], one["learning_rate"], one["batch_tokens"]
 
 
 def _scans(workdir: epath.Path) -> list[dict[str, Any]]:
-  cells: dict[tuple, list[dict[str, Any]]] = {}
-  for one in of_role(workdir, "scan"):
-    cells.setdefault((one["params_total"], one["tokens"]), []).append(one)
-  # The rule's own rate is the first that the plan has of each cell.
-  return [laws.scan(records, records[0]["learning_rate"]) for records in cells.values()]
+  """Scans by what their runs share in the plan; the first that was planned has the rule's own rate."""
+  plan_ = folder.read_plan(workdir) or {"runs": []}
+  cells: dict[str, list[str]] = {}
+  for row in plan_["runs"]:
+    if "scan" in row["roles"]:
+      key = {name: value for name, value in row["overrides"].items() if name != "optim.lr"}
+      cells.setdefault(repr(sorted(key.items())), []).append(row["run_id"])
+  by_id = {one["run_id"]: one for one in folder.of_role(workdir, "scan")}
+  scans = [[by_id[i] for i in ids if i in by_id] for ids in cells.values()]
+  return [laws.scan(records, records[0]["learning_rate"]) for records in scans if records]
 
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +374,7 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   tokens = run.steps * train.batch_tokens(run.config)
   flops = counts.flops(tokens)
   N = counts.params()[params_of(convention)]
-  fitted = [one for one in of_role(prepared.workdir, "fit") if one["status"] == "finished"]
+  fitted = [one for one in folder.of_role(prepared.workdir, "fit") if one["status"] == "finished"]
   facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {
     "target": {"N": N, "D": tokens, "C": flops[convention], "run_id": run.run_id, "overrides": overrides},
     "fitted": sorted(one["result_sha256"] for one in fitted),
@@ -367,21 +407,3 @@ def _run_target(
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
   group = {"run_ids": [run.run_id], "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0)}
   execute.run_groups([group], {run.run_id: run}, prepared.corpus, display, stop)
-
-
-def status(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """One row a run of a study's folder (or of a run's): its state, step and loss."""
-  workdir = epath.Path(workdir)
-  if (workdir / "config.json").exists():
-    folders = [workdir]
-  elif (workdir / "study.json").exists():
-    planned = (folder.read_plan(workdir) or {"runs": []})["runs"]
-    folders = [workdir / "runs" / run["run_id"] for run in planned]
-    folders += [f for f in sorted((workdir / "runs").glob("*")) if f not in folders]
-  else:
-    raise UserError(f"--workdir: {workdir} holds neither a study nor a run")
-  rows = []
-  for one in folders:
-    known, ended = read_status(one), record.read(one)
-    rows.append({"run_id": one.name, **known, "loss_eval": ended["loss_eval"] if ended else None})
-  return rows

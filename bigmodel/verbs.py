@@ -1,11 +1,10 @@
 """What each verb of the command does. A verb prints for people, or returns one JSON value."""
 
 import argparse
-import contextlib
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,6 @@ def _setup() -> None:
   logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # orbax logs tracebacks of what it raises anyway
 
 
-@contextlib.contextmanager
-def _standard_output_for_json(arguments: Arguments) -> Iterator[None]:
-  """With --json nothing but the document goes to standard output, whatever libraries print."""
-  if arguments.json:
-    with contextlib.redirect_stdout(sys.stderr):
-      yield
-  else:
-    yield
-
-
 def _load(arguments: Arguments) -> tuple[Any, Any]:
   config, module = configs.load(arguments.config, arguments.overrides)
   study = None
@@ -81,8 +70,7 @@ def data(arguments: Arguments) -> dict[str, Any]:
 
   config, _ = _load(arguments)
   room.check(config)
-  with _standard_output_for_json(arguments):
-    card = corpus.prepare(config).card
+  card = corpus.prepare(config).card
   rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
   title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
   _table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
@@ -97,14 +85,13 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train.display import duration
 
   config, study = _load(arguments)
-  with _standard_output_for_json(arguments):
-    if study is None:
-      run, _ = studies.single_run(config, arguments.workdir or ".")
-      cost = price.price(run, price.calibrate([run]))
-      _table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
-      return cost
-    prepared = studies.prepare(config, study, arguments.workdir or ".")
-    result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
+  if study is None:
+    run, _ = studies.single_run(config, arguments.workdir or ".")
+    cost = price.price(run, price.calibrate([run]))
+    _table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+    return cost
+  prepared = studies.prepare(config, study, arguments.workdir or ".")
+  result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
   rows = [
     (
       run["run_id"],
@@ -137,7 +124,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train.run import interruptible
 
   config, _ = _load(arguments)
-  with _standard_output_for_json(arguments), interruptible() as stop:
+  with interruptible() as stop:
     run, corpus = studies.single_run(config, arguments.workdir)
     from bigmodel.train.run import open_folder
 
@@ -178,11 +165,10 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   good = store.verified_steps()
   if not good:
     raise UserError(f"{folder}: no sound checkpoint to evaluate")
-  with _standard_output_for_json(arguments):
-    corpus = corpora.prepare(config)
-    program = steps.program(config)
-    state = store.restore(good[0], program.init(config.seed))
-    values = evaluate(program, state.params, config, pipeline.eval_rows(config, corpus))
+  corpus = corpora.prepare(config)
+  program = steps.program(config)
+  state = store.restore(good[0], program.init(config.seed))
+  values = evaluate(program, state.params, config, pipeline.eval_rows(config, corpus))
   result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": good[0]}
   _table(arguments, str(folder), ("metric", "value"), list(result.items()))
   return result
@@ -196,7 +182,7 @@ def study(arguments: Arguments) -> dict[str, Any]:
   config, the_study = _load(arguments)
   if the_study is None:
     raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
-  with _standard_output_for_json(arguments), interruptible() as stop:
+  with interruptible() as stop:
     prepared = studies.prepare(config, the_study, arguments.workdir)
     result = studies.run_study(prepared, arguments.json, stop, arguments.retry)
   _show_report(arguments, result)
@@ -227,9 +213,9 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
 
 
 def status(arguments: Arguments) -> list[dict[str, Any]]:
-  from bigmodel import study as studies
+  from bigmodel.sweep import folder
 
-  rows = studies.status(arguments.workdir)
+  rows = folder.status(arguments.workdir)
   shown = [
     (r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows
   ]
@@ -254,7 +240,10 @@ def fit(arguments: Arguments) -> dict[str, Any]:
     result = summary.fit_points(table, arguments.at) if arguments.law == "chinchilla" else summary.fit_profiles(table)
   for law in result["laws"]:
     title = f"{law['name']}, {law.get('points', len(result['laws']))} points"
-    rows = [(name, f"{value:.6g}", law["intervals"].get(name)) for name, value in law["params"].items()]
+    rows = [
+      (name, None if value is None else f"{value:.6g}", law["intervals"].get(name))
+      for name, value in law["params"].items()
+    ]
     if "objective" in law:
       rows += [
         ("objective", f"{law['objective']:.6g}", None),
@@ -273,8 +262,7 @@ def report(arguments: Arguments) -> dict[str, Any]:
 
   if not (Path(arguments.workdir) / "study.json").exists():
     raise UserError(f"--workdir: {arguments.workdir} holds no study (no study.json)")
-  with _standard_output_for_json(arguments):
-    result = page.write(arguments.workdir, studies.score_study(arguments.workdir), arguments.figures)
+  result = page.write(arguments.workdir, studies.score_study(arguments.workdir), arguments.figures)
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
   return result
@@ -294,7 +282,7 @@ def models(arguments: Arguments) -> list[dict[str, Any]]:
   rows = []
   for label, config in sizes:
     room.check(config)
-    room.resolve(config.model, 257)
+    room.resolve(config.model, 257 if config.data.tokenizer == "bytes" else config.data.vocab_size)
     shape = room.shape_of(config.model)
     counts = shape.counts(config.data.context)
     rows.append({"name": label, **shape.describe(), **counts.params(), **counts.flops(1)})

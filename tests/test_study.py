@@ -219,6 +219,32 @@ def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_p
   assert len(list(Path(tmp_path).glob("runs/*/attempts/000.json"))) == 2
 
 
+def test_a_diverged_scan_is_said_and_stops_nothing(config, tmp_path):
+  config.train.steps, config.train.batch_size, config.data.repeat = 0, 8, True
+  config.optim.clip, config.optim.warmup = 1e30, 0.0
+  sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 12, 16)]
+  design = IsoFlop((4e7, 8e7), sizes)
+  settings = lambda params, tokens: {"optim.lr": 0.01}
+  report = run(config, Study("s", "?", design, settings, scan=Scan((1e32, 2.0), ((4e7, 1),))), tmp_path)
+  (scan,) = report["scans"]
+  assert scan["without_loss"] == 1
+  assert scan["rule"] == 0.01
+  assert len(scan["rates"]) == 2
+  assert report["laws"]
+
+
+def test_data_are_not_an_axis(config, tmp_path):
+  design = Grid({"data.tokenizer": ("bytes", "bpe")})
+  with pytest.raises(UserError, match=r"data\.tokenizer is not an axis"):
+    study.prepare(config, Study("s", "?", design, laws=()), tmp_path)
+
+
+def test_typos_in_a_config_file_are_refused(config, tmp_path):
+  config.optim.lrr = 0.1
+  with pytest.raises(UserError, match=r"config\.optim\.lrr: no such field \(did you mean 'optim\.lr'"):
+    study.prepare(config, Study("s", "?", Grid({"seed": (0, 1)}), laws=()), tmp_path)
+
+
 def test_designs_make_the_runs_that_they_name(config):
   from bigmodel.data import corpus as corpora
 

@@ -42,6 +42,7 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
 def train_pipeline(config: Config, corpus: Corpus, steps: int) -> Pipeline:
   """The training rows that `data.tokens` allows; refuses repeats that were not asked for."""
   data, tokens = config.data, corpus.tokens["train"]
+  check_tokens(data, len(tokens))
   limit = min(data.tokens or len(tokens), len(tokens))
   rows = (min(limit, len(tokens) - 1)) // data.context
   require(rows > 0, f"config.data.tokens: {data.tokens} is less than one row of {data.context}")
@@ -53,6 +54,15 @@ def train_pipeline(config: Config, corpus: Corpus, steps: int) -> Pipeline:
     f" {rows * data.context} tokens; set data.repeat=true to allow repeats",
   )
   return pipeline
+
+
+def check_tokens(data: Config, available: int) -> None:
+  """Refuses `data.tokens` beyond the corpus unless repeats are allowed."""
+  require(
+    data.tokens <= available or data.repeat,
+    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens);"
+    " set data.repeat=true to allow repeats",
+  )
 
 
 @dataclasses.dataclass(frozen=True)

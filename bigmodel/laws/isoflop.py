@@ -23,7 +23,7 @@ class Profile:
   N: float
   D: float
   loss: float
-  inside: bool  # a minimum between the smallest and the largest size
+  inside: bool  # a minimum between the smallest and the largest size, in most resamples too
   N_interval90: tuple[float, ...]
   D_interval90: tuple[float, ...]
 
@@ -58,7 +58,7 @@ def fit(points: Points, bootstraps: int = 400, seed: int = 0) -> Fit:
   for draw in range(bootstraps):
     sample = [(p.C, *m[draw][:2]) for p, m in zip(profiles, minima, strict=True) if p.inside and m[draw]]
     slopes.append(_slope(sample))
-  exponents = np.array(slopes)
+  exponents = np.array(slopes, np.float64)
   interval = lambda x: [float(v) for v in np.nanquantile(x, [0.05, 0.95])] if np.isfinite(x).any() else [math.nan] * 2
   return Fit(
     profiles=profiles,
@@ -102,7 +102,8 @@ def _profile(points: Points, budget: float, draws: list[Any]) -> Profile:
     return Profile(budget, (nan, nan, nan), nan, nan, nan, False, (nan, nan), (nan, nan))
   N, D, coefficients, loss = found
   interval = lambda column: tuple(np.quantile([draw[column] for draw in good], [0.05, 0.95]).tolist())
-  inside = points.N.min() < N < points.N.max()
+  # A minimum that one resample in ten does not have is none.
+  inside = points.N.min() < N < points.N.max() and len(good) >= 0.9 * len(draws)
   return Profile(budget, tuple(map(float, coefficients)), N, D, float(loss), bool(inside), interval(0), interval(1))
 
 

@@ -88,6 +88,8 @@ def from_csv(path: str, n: str | None, d: str | None, c: str | None, loss: str, 
   if "c" not in columns:
     columns["c"] = 6 * columns["n"] * columns["d"]
   points = Points(columns["n"], columns["d"], columns["c"], columns["loss"])
+  if not 0 <= drop_largest < len(points):
+    raise UserError(f"--drop-largest: {drop_largest} of {len(points)} points")
   if drop_largest:
     points = points[np.sort(np.argsort(points.loss, kind="stable")[: len(points) - drop_largest])]
   return points

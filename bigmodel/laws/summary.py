@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.accounting import params_of
-from bigmodel.files import sha256_text
+from bigmodel.files import UserError, sha256_text
 from bigmodel.laws import chinchilla, forecast, isoflop
 from bigmodel.laws.points import Points, from_records
 
@@ -46,16 +46,24 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
     "params": fit_.params,
     "intervals": fit_.intervals(),
     "objective": fit_.objective,
+    "flops_per_nd": flops_per_nd(fit_),
     "points": len(fit_.points),
     "starts_at_optimum": [fit_.starts_at_optimum, chinchilla.POLISHED],
     "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
   }
 
 
+def flops_per_nd(fit_: chinchilla.Fit) -> float:
+  """C over N D of the fitted runs: 6 under `flops_6nd`, its mean under conventions that count otherwise."""
+  points = fit_.points
+  return float(np.exp(np.mean(np.log(points.C) - np.log(points.N) - np.log(points.D))))
+
+
 def chinchilla_optimum(fit_: chinchilla.Fit, C: float) -> dict[str, Any]:
-  """Compute-optimal N, D and loss at C = 6 N D, with 90% bootstrap intervals."""
-  N, D = fit_.optimum(C)
-  draws = np.array([fit_.optimum(C, theta=theta) for theta in fit_.draws if theta[3] > 0 and theta[4] > 0])
+  """Compute-optimal N, D and loss at C, with 90% bootstrap intervals."""
+  k = flops_per_nd(fit_)
+  N, D = fit_.optimum(C, k)
+  draws = np.array([fit_.optimum(C, k, theta) for theta in fit_.draws if theta[3] > 0 and theta[4] > 0])
   interval = lambda x: [float(v) for v in np.quantile(x[np.isfinite(x)], [0.05, 0.95])]
   return {
     "law": "chinchilla",
@@ -108,16 +116,19 @@ def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
   rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["loss_eval"] is not None)
   rates = [rate for rate, _ in rows]
   best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
-  return {
-    "N": records[0]["params_total"],
-    "D": records[0]["tokens"],
-    "rates": rates,
-    "losses": [loss for _, loss in rows],
-    "rule": rule,
-    "best": best,
-    "at_edge": bool(rows) and best in (rates[0], rates[-1]),
-    "rule_excess": dict(rows).get(rule, math.nan) - min((loss for _, loss in rows), default=math.nan),
-  }
+  return _plain(
+    {
+      "N": records[0]["params_total"],
+      "D": max(r["tokens"] for r in records),
+      "rates": rates,
+      "losses": [loss for _, loss in rows],
+      "rule": rule,
+      "best": best,
+      "at_edge": bool(rows) and best in (rates[0], rates[-1]),
+      "rule_excess": dict(rows).get(rule, math.nan) - min((loss for _, loss in rows), default=math.nan),
+      "without_loss": len(records) - len(rows),
+    }
+  )
 
 
 def optimum_at(fits: dict[str, Any], C: float) -> float:
@@ -126,7 +137,10 @@ def optimum_at(fits: dict[str, Any], C: float) -> float:
   if len(inside) >= 2:
     slope, intercept = np.polyfit(np.log([o["C"] for o in inside]), np.log([o["N"] for o in inside]), 1)
     return float(np.exp(slope * np.log(C) + intercept))
-  return next(o["N"] for o in fits["optimum"] if o["law"] == "chinchilla" and o["C"] == C)
+  by_law = [o["N"] for o in fits["optimum"] if o["law"] == "chinchilla" and o["C"] == C]
+  if not by_law:
+    raise UserError(f"no optimum is known at {C:g} FLOPs: fewer than two budgets have a minimum within their sizes")
+  return by_law[0]
 
 
 def make_forecast(
@@ -140,6 +154,9 @@ def make_forecast(
 
 def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
   """`bigmodel fit`: the law of anybody's points and its optimum at the budgets that are asked for."""
+  for C in at:
+    if not C > 0:
+      raise UserError(f"--at: {C:g} is not a positive number of FLOPs")
   fit_ = chinchilla.fit(points)
   return _plain({"laws": [chinchilla_facts(fit_)], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
 
@@ -147,6 +164,10 @@ def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
 def fit_profiles(points: Points) -> dict[str, Any]:
   """`bigmodel fit --law=isoflop`."""
   fit_ = isoflop.fit(points)
+  if not fit_.profiles:
+    raise UserError(
+      f"law isoflop: a parabola needs {isoflop.LEAST} points of one budget; no budget of these {len(points)} has them"
+    )
   return _plain({"laws": [isoflop_facts(fit_, points.convention)], "optimum": isoflop_optima(fit_)})
 
 

@@ -140,7 +140,8 @@ def loss_over_n_and_d(
     y = np.geomspace(D.min() / 1.6, D.max() * 1.6, 60)
     z = p["E"] + p["A"] / x[None, :] ** p["alpha"] + p["B"] / y[:, None] ** p["beta"]
     figure.add_contour(
-      x=x, y=y, z=z, colorscale="Viridis_r", opacity=0.45, zmin=min(losses), zmax=max(losses), contours={"showlabels": True, "size": 0.1},
+      x=x, y=y, z=z, colorscale="Viridis_r", opacity=0.45,
+      zmin=min(losses), zmax=max(losses), contours={"showlabels": True, "size": 0.1},
       line={"width": 0.6}, showscale=False, hovertemplate="N %{x:.3s}<br>D %{y:.3s}<br>law %{z:.3f}<extra></extra>",
     )  # fmt: skip
   figure.add_scatter(
@@ -174,8 +175,9 @@ def forecast(
     p = law["params"]
     C = np.geomspace(min(r[convention] for r in records), target["C"] * 1.3, 80)
     G = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
-    N = G * (C / 6) ** (p["beta"] / (p["alpha"] + p["beta"]))
-    best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / 6 / N) ** p["beta"]
+    k = law["flops_per_nd"]
+    N = G * (C / k) ** (p["beta"] / (p["alpha"] + p["beta"]))
+    best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / k / N) ** p["beta"]
     figure.add_scatter(
       x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip"
     )

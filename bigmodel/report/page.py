@@ -130,9 +130,7 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
     name: (title, figure.to_html(full_html=False, include_plotlyjs=False, config=save, div_id=f"plot-{name}"))
     for name, (title, figure) in drawn.items()
   }
-  return environment.get_template("page.html.j2").render(
-    facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs()
-  )
+  return environment.get_template("page.html.j2").render(facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs())
 
 
 def _save_figures(workdir: epath.Path, drawn: dict[str, tuple[str, Any]], form: str) -> None:

@@ -112,8 +112,12 @@ class Scan:
   def runs(self, design: IsoFlop, counts_of: CountsOf, settings: Settings) -> list[Planned]:
     runs = []
     for budget, index in self.cells:
+      if not 0 <= index < len(design.sizes):
+        raise UserError(f"study scan: there is no size {index}; the design has {len(design.sizes)}")
       center = design.cell(budget, design.sizes[index], counts_of, settings, role="scan")
       assert center is not None
+      if "optim.lr" not in center.overrides:
+        raise UserError("study scan: settings(params, tokens) must say optim.lr, the rule that is scanned")
       for factor in (1.0, *self.factors):
         lr = float(f"{center.overrides['optim.lr'] * factor:.4g}")
         runs.append(Planned("scan", {**center.overrides, "optim.lr": lr}, budget))

@@ -4,27 +4,28 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import Config, difference, flatten
-from bigmodel.files import UserError, read_json, write_json
-from bigmodel.train.run import NOT_IDENTITY
+from bigmodel import record
+from bigmodel.config import difference
+from bigmodel.files import UserError, read_json
+from bigmodel.train.run import NOT_IDENTITY, read_status
 
 
-def open_study(folder: epath.PathLike, name: str, config: Config, about: dict[str, Any]) -> None:
-  """Claims a folder for the study of this base config; refuses another's, with the difference."""
+def check_study(folder: epath.PathLike, study: dict[str, Any]) -> None:
+  """Refuses a folder that holds a run, or the study of another config, with the difference."""
   folder = epath.Path(folder)
-  path = folder / "study.json"
-  flat = flatten(config)
-  if path.exists():
-    known = read_json(path)
-    same = lambda f: {k: v for k, v in f.items() if not k.startswith(NOT_IDENTITY)}
-    changed = difference(same(known["config"]), same(flat))
-    if known["name"] != name or changed:
-      what = changed or f"name: {known['name']!r} -> {name!r}"
-      raise UserError(f"{folder} holds another study ({what}); choose another --workdir")
-    return
   if (folder / "config.json").exists():
     raise UserError(f"{folder} holds a run; choose another --workdir")
-  write_json(path, {"name": name, "config": flat, **about})
+  if not (folder / "study.json").exists():
+    return
+  known = read_json(folder / "study.json")
+  fixed = ("name", "convention", "target_flops")
+  same = lambda s: (
+    {name: s[name] for name in fixed}
+    | {name: value for name, value in s["config"].items() if not name.startswith(NOT_IDENTITY)}
+  )
+  changed = difference(same(known), same(study))
+  if changed:
+    raise UserError(f"{folder} holds another study ({changed}); choose another --workdir")
 
 
 def read_plan(folder: epath.PathLike) -> dict[str, Any] | None:
@@ -32,22 +33,46 @@ def read_plan(folder: epath.PathLike) -> dict[str, Any] | None:
   return read_json(path) if path.exists() else None
 
 
-def merge(old: dict[str, Any] | None, new: dict[str, Any], folder: epath.PathLike) -> dict[str, Any]:
-  """The plan with added runs; what was planned keeps its program. Refuses a plan that lost runs."""
-  if old is None:
-    return new
-  known = {run["run_id"]: run for run in old["runs"]}
-  ids = {run["run_id"] for run in new["runs"]}
-  lost = sorted(set(known) - ids)
+def check_runs(known: dict[str, Any], ids: set[str], folder: epath.PathLike) -> None:
+  """Refuses a design that lost runs of the fit; runs for noise and scans may move when it grows."""
+  lost = [run for run in known["runs"] if run["run_id"] not in ids and "fit" in run["roles"]]
   if lost:
-    run = known[lost[0]]
     raise UserError(
-      f"{folder}: the study no longer has {len(lost)} of its runs, such as {lost[0]} ({', '.join(run['roles'])},"
-      f" {run['overrides']}); a study's runs are added to, not changed: choose another --workdir"
+      f"{folder}: the study no longer has {len(lost)} of its runs, such as {lost[0]['run_id']}"
+      f" ({lost[0]['overrides']}); a study's runs are added to, not changed: choose another --workdir"
     )
-  added = [run for run in new["runs"] if run["run_id"] not in known]
-  if not added:
-    return old
-  fresh = {run["run_id"] for run in added}
-  groups = [group | {"run_ids": [i for i in group["run_ids"] if i in fresh]} for group in new["groups"]]
-  return new | {"runs": old["runs"] + added, "groups": old["groups"] + [g for g in groups if g["run_ids"]]}
+
+
+def merge(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """The plan with added runs and roles; what was planned keeps its program."""
+  roles = {run["run_id"]: run["roles"] for run in new["runs"]}
+  kept = [run | {"roles": sorted({*run["roles"], *roles.get(run["run_id"], [])})} for run in known["runs"]]
+  old = {run["run_id"] for run in kept}
+  added = [run for run in new["runs"] if run["run_id"] not in old]
+  groups = [group | {"run_ids": [i for i in group["run_ids"] if i not in old]} for group in new["groups"]]
+  return new | {"runs": kept + added, "groups": known["groups"] + [g for g in groups if g["run_ids"]]}
+
+
+def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
+  """The records of a study that were planned for `role`, in the order of the plan."""
+  planned = (read_plan(workdir) or {"runs": []})["runs"]
+  ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in planned]
+  return [one for row, one in ended if one is not None and role in row["roles"]]
+
+
+def status(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """One row a run of a study's folder (or of a run's): its state, step and loss."""
+  workdir = epath.Path(workdir)
+  if (workdir / "config.json").exists():
+    folders = [workdir]
+  elif (workdir / "study.json").exists():
+    planned = (read_plan(workdir) or {"runs": []})["runs"]
+    folders = [workdir / "runs" / run["run_id"] for run in planned]
+    folders += [f for f in sorted((workdir / "runs").glob("*")) if f not in folders]
+  else:
+    raise UserError(f"--workdir: {workdir} holds neither a study nor a run")
+  rows = []
+  for one in folders:
+    known, ended = read_status(one), record.read(one)
+    rows.append({"run_id": one.name, **known, "loss_eval": ended["loss_eval"] if ended else None})
+  return rows

@@ -10,8 +10,6 @@ import errno
 import hashlib
 import json
 import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,15 +35,25 @@ class Checkpoints:
     self.keep = keep
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: concurrent.futures.Future | None = None
-    if self.folder.exists():
-      for left in self.folder.glob(".*"):  # of a process that was killed while it wrote
-        left.rmtree()
 
   def steps(self) -> list[int]:
     """The steps on disk, oldest first, damaged or not."""
     if not self.folder.exists():
       return []
     return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+  def drop_after(self, step: int) -> None:
+    """Makes `step` the newest: removes later checkpoints, and what a killed process left half written.
+
+    Only for the process that trains: a reader must not remove a save in flight.
+    """
+    if not self.folder.exists():
+      return
+    for left in self.folder.glob(".*"):
+      left.rmtree()
+    for later in self.steps():
+      if later > step:
+        (self.folder / str(later)).rmtree()
 
   def save(self, step: int, state: Any) -> None:
     """Starts writing a host copy of `state`; raises what the previous save ran into."""
@@ -84,10 +92,12 @@ class Checkpoints:
       for old in self.steps()[: -self.keep]:
         (self.folder / str(old)).rmtree()
     except Exception as error:
-      shutil.rmtree(temporary, ignore_errors=True)
+      if temporary.exists():
+        temporary.rmtree()
       full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
       full = full or any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
-      reason = "the disk is full" if full else str(error).strip().splitlines()[0]
+      first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      reason = "the disk is full" if full else first
       good = [s for s in self.steps() if s != step and damage(self.folder / str(s)) is None]
       last = f"the last good checkpoint is step {good[-1]}" if good else "there is no earlier checkpoint"
       raise CheckpointError(f"{self.folder}: step {step} was not saved: {reason}; {last}") from error
@@ -177,5 +187,11 @@ def damage(folder: epath.PathLike) -> str | None:
 
 
 def _files(folder: epath.Path) -> list[str]:
-  root = Path(folder)
-  return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name != SEAL)
+  """Every file below `folder` but the seal, by its relative name."""
+  found = []
+  for path in folder.iterdir():
+    if path.is_dir():
+      found += [f"{path.name}/{name}" for name in _files(path)]
+    elif path.name != SEAL:
+      found.append(path.name)
+  return sorted(found)

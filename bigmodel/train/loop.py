@@ -31,7 +31,8 @@ class Member:
   metrics: Metrics
   checkpoints: Checkpoints
   hyperparameters: optim.Hyperparameters
-  seconds: float = 0.0  # of earlier attempts
+  seconds: float  # its share of earlier attempts
+  ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
 
 
 def train_runs(
@@ -62,6 +63,7 @@ def _open(run: Run, corpus: Corpus) -> Member:
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
     hyperparameters=optim.hyperparameters(run.config, run.steps),
     seconds=read_status(run.folder)["seconds"],
+    ended=record.read(run.folder),
   )
 
 
@@ -73,7 +75,9 @@ def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.
   for member in members:
     state = program.init(member.run.config.seed)
     states.append(member.checkpoints.restore(start, state) if start else state)
-    member.metrics.cut(start)
+    member.checkpoints.drop_after(start)  # damaged, or past a companion's
+    if member.ended is None:
+      member.metrics.cut(start)
   return start, program.place(states)
 
 
@@ -100,29 +104,34 @@ def _train(
       jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
     rows = program.put_rows([m.rows.batch(step) for m in members])
     state, metrics = program.step(state, rows, hyperparameters)
-    if pending is not None and watch.read(*pending):
+    before, pending = pending, (step, metrics)
+    if before is not None and watch.read(*before):
+      pending = None
       break  # every member has diverged
-    pending = (step, metrics)
-    if profile and step == min(start + 2 + profile, total - 1):
+    if profile and start + 2 <= step == min(start + 1 + profile, total - 1):
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
     due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
     for member in members:
       member.checkpoints.check()
-    if due or stop["stop"]:
-      if watch.read(*pending):
+    stopping = stop["stop"]
+    if due or stopping:
+      before, pending = pending, None
+      if watch.read(*before):
         break
-      pending = None
       _save(program, members, state, step + 1)
-    if stop["stop"]:
+    if stopping:
       for member in members:
         member.checkpoints.wait()
-        write_status(member.run, "interrupted", step + 1, member.seconds + time.monotonic() - began)
+        spent = (time.monotonic() - began) / len(members)
+        write_status(member.run, "interrupted", step + 1, member.seconds + spent)
       display.end()
       raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
   if pending is not None:
     watch.read(*pending)
   _save(program, members, state, int(np.max(np.asarray(state.step))))
+  for member in members:
+    member.checkpoints.wait()
   seconds = (time.monotonic() - began) / len(members)
   records = [_finish(program, m, i, state, corpus, seconds) for i, m in enumerate(members)]
   display.end("\n".join(_summary(r) for r in records))
@@ -131,7 +140,8 @@ def _train(
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
   for index, member in enumerate(members):
-    member.metrics.flush()
+    if member.ended is None:
+      member.metrics.flush()
     member.checkpoints.save(step, program.member(state, index))
 
 
@@ -171,18 +181,22 @@ class Watch:
       row: dict[str, Any] = {name: _finite(values[name][index]) for name in ("loss", "grad_norm", "param_norm", "lr")}
       row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
-    self.display.update(done, self.total, float(np.nanmean(values["loss"])), speed * len(self.members), left)
+    self.display.update(done, self.total, float(np.max(values["loss"])), speed * len(self.members), left)
     if now_ - self.flushed_at > FLUSH_SECONDS:
       self.flushed_at = now_
+      spent = (now_ - self.began) / len(self.members)
       for member in self.members:
-        member.metrics.flush()
-        write_status(member.run, "running", done, member.seconds + now_ - self.began, left)
+        if member.ended is None:
+          member.metrics.flush()
+          write_status(member.run, "running", done, member.seconds + spent, left)
 
 
 def _finish(
   program: steps.Program, member: Member, index: int, state: steps.State, corpus: Corpus, seconds: float
 ) -> dict[str, Any]:
-  """Evaluates one member and writes its record, last of all."""
+  """Evaluates one member and writes its record, last of all and once."""
+  if member.ended is not None:
+    return member.ended
   run, config = member.run, member.run.config
   own = program.member(state, index)
   diverged_at = int(own.diverged_at)
@@ -193,7 +207,6 @@ def _finish(
     result = {"loss": math.nan, "loss_stderr": math.nan, "bits_per_byte": math.nan}
   status = "finished" if diverged_at < 0 and math.isfinite(result["loss"]) else "diverged"
   done = run.steps if diverged_at < 0 else diverged_at
-  member.checkpoints.wait()
   member.metrics.finish()
   seconds += member.seconds + time.monotonic() - began
   facts = run_facts(run) | {

@@ -27,24 +27,21 @@ class Metrics:
       self._rows = []
 
   def cut(self, step: int) -> None:
-    """Drops all rows of steps past `step`, so that a resume writes each row once."""
-    kept = [row for row in read(self.folder) if row["step"] <= step]
-    self._clear()
-    self._rows = kept
-    self.flush()
+    """Drops all rows of steps past `step`, so that a resume writes each row once.
+
+    What is kept is on disk before anything is removed, and cutting again changes nothing.
+    """
+    self._join([row for row in read(self.folder) if row["step"] <= step])
 
   def finish(self) -> None:
     """Joins the segments into `metrics.jsonl`."""
     self.flush()
-    rows = list(read(self.folder))
+    self._join(read(self.folder))
+
+  def _join(self, rows: list[dict[str, Any]]) -> None:
     write_jsonl(self.folder / "metrics.jsonl", rows)
     if self._segments.exists():
       self._segments.rmtree()
-
-  def _clear(self) -> None:
-    if self._segments.exists():
-      self._segments.rmtree()
-    (self.folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:

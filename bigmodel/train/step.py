@@ -60,16 +60,23 @@ _PROGRAMS: dict[str, Program] = {}
 
 def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only."""
-  mesh = parallel.make_mesh(config, members)
+  mesh, single_mesh = parallel.make_mesh(config, members), parallel.make_mesh(config)
   kept = {name: value for name, value in flatten(config).items() if name.startswith("model.")}
-  parts = (config.optim.schedule, config.train.compute_dtype, config.train.accumulate, members, str(mesh))
+  parts = (
+    config.optim.schedule,
+    config.train.compute_dtype,
+    config.train.accumulate,
+    members,
+    str(mesh),
+    str(single_mesh),
+  )
   key = digest(kept) + repr(parts)
   if key not in _PROGRAMS:
-    _PROGRAMS[key] = _make_program(config, mesh, members)
+    _PROGRAMS[key] = _make_program(config, mesh, single_mesh, members)
   return _PROGRAMS[key]
 
 
-def _make_program(config: Config, mesh: Mesh, members: int) -> Program:
+def _make_program(config: Config, mesh: Mesh, single_mesh: Mesh, members: int) -> Program:
   dtype = jnp.dtype(config.train.compute_dtype)
   model = models.build(config.model, dtype)
   schedule, accumulate = config.optim.schedule, config.train.accumulate
@@ -83,7 +90,6 @@ def _make_program(config: Config, mesh: Mesh, members: int) -> Program:
     return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.int32(-1))
 
   boxed = jax.eval_shape(fresh, jax.random.key(0))
-  single_mesh = mesh if members == 1 else parallel.make_mesh(config)
   state_shardings = parallel.shardings(single_mesh, boxed)
   init = _on_mesh(single_mesh, jax.jit(lambda key: nn.meta.unbox(fresh(key)), out_shardings=state_shardings))
 

@@ -87,10 +87,10 @@ def test_repeats_must_be_asked_for(resolved):
   assert pipeline.train_pipeline(config, corpus, 3).epochs_seen(3) == 1.5
 
 
-def test_tokens_beyond_the_corpus_are_refused(config):
-  config.data.tokens = 10**9
+def test_tokens_beyond_the_corpus_are_refused(resolved):
+  resolved[0].data.tokens = 10**9
   with pytest.raises(UserError, match="beyond the corpus"):
-    corpora.prepare(config)
+    rows_of(resolved)
 
 
 def test_context_beyond_the_documents_is_refused(config):

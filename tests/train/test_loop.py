@@ -59,6 +59,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
   whole = train(config, corpus, tmp_path / "whole")
   with pytest.raises(Interrupted, match="saved at step"):
     train(config, corpus, tmp_path / "cut", StopAt(looks))
+  saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())
+  assert saved == looks + 1
   assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "interrupted"
   assert record.read(tmp_path / "cut") is None
   again = train(config, corpus, tmp_path / "cut")
@@ -100,14 +102,49 @@ def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path):
   assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
 
 
-def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path):
+@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("checkpoint_every", [1, 10])
+def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path, log_every, checkpoint_every):
   config, corpus = resolved
+  config.train.log_every, config.train.checkpoint_every = log_every, checkpoint_every
   config.optim.lr, config.optim.clip, config.optim.warmup = 1e30, 1e30, 0.0
   sealed = train(config, corpus, tmp_path)
   assert sealed["status"] == "diverged"
   assert sealed["steps"] < 30
   assert sealed["loss_eval"] is None
   assert train(config, corpus, tmp_path / "again")["result_sha256"] == sealed["result_sha256"]
+
+
+def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
+  kept = metrics.Metrics(tmp_path)
+  for step in range(1, 10):
+    kept.add({"step": step})
+    if step % 3 == 0:
+      kept.flush()
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(kept._segments), "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+      kept.cut(7)
+  kept.cut(7)
+  kept.cut(7)
+  assert [row["step"] for row in metrics.read(tmp_path)] == list(range(1, 8))
+
+
+def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_path):
+  config, corpus = resolved
+  other = config.copy_and_resolve_references()
+  other.data.seed = 1
+  runs = [Run(c, absolute(tmp_path / name)) for c, name in ((config, "a"), (other, "b"))]
+  first = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+  (tmp_path / "b" / "record.json").unlink()
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").glob("*.json*") if p.name != "provenance.json"}
+  again = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+  assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
+  assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_a_folder_of_another_config_is_refused_with_the_difference(resolved, tmp_path):
