@@ -87,13 +87,25 @@ def fit(points: Points, bootstraps: int = 400, seed: int = 0) -> Fit:
     winner = int(np.argmin(fine.value))
     theta = fine.theta[winner]
     reached = int(np.sum(fine.value < fine.value[winner] * (1 + 1e-6) + 1e-12))
-    draws = np.empty((0, len(NAMES)))
-    if bootstraps:
-      # The Bayesian bootstrap (Rubin 1981): every point stays in, with a random weight.
-      weights = np.random.default_rng(seed).exponential(size=(bootstraps, len(points)))
-      weights /= weights.mean(axis=1, keepdims=True)
-      draws = _solve(np.tile(theta, (bootstraps, 1)), data, weights, 60).theta
+    draws = _bootstrap(theta, data, bootstraps, seed)
   return Fit(points, theta, float(fine.value[winner]) / SCALE, reached, draws)
+
+
+def _bootstrap(theta: np.ndarray, data: tuple[np.ndarray, ...], draws: int, seed: int) -> np.ndarray:
+  """Draws of theta by the Bayesian bootstrap (Rubin 1981): every point stays in, with a random weight.
+
+  Each resample starts at the fit and at two other irreducible losses, and keeps the
+  best: where E is at its bound, no gradient would lead away from there.
+  """
+  if not draws:
+    return np.empty((0, len(NAMES)))
+  weights = np.random.default_rng(seed).exponential(size=(draws, len(data[0])))
+  weights /= weights.mean(axis=1, keepdims=True)
+  lowest = data[2].min()
+  starts = np.array([theta, *((*theta[:2], lowest + np.log(share), *theta[3:]) for share in (0.3, 0.8))])
+  found = _solve(np.tile(starts, (draws, 1)), data, np.repeat(weights, len(starts), axis=0), 100)
+  best = np.argmin(found.value.reshape(draws, -1), axis=1)
+  return found.theta.reshape(draws, len(starts), -1)[np.arange(draws), best]
 
 
 def _solve(starts: np.ndarray, data: tuple[np.ndarray, ...], weights: np.ndarray, iterations: int) -> Solution:
