@@ -4,33 +4,37 @@ BIN = $(VENV)/bin
 
 .PHONY: install quickstart test test-slow check bench clean
 
-# Installs with the extras that a target asks for; again only when what is installed changed.
-install: $(VENV)/installed
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# Installed once for each PYTHON and constraints; another PYTHON makes the environment anew.
+BASE = $(VENV)/installed-$(notdir $(PYTHON))
+TEST = $(VENV)/installed-test-$(notdir $(PYTHON))
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+install: $(BASE)
+$(BASE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) -e .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+$(TEST): $(BASE)
+	$(PIP) -e '.[test,check]'
 	touch $@
 
 quickstart: install
 	$(BIN)/bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(VENV)/installed-test
+test: $(TEST)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/installed-test
+test-slow: $(TEST)
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/installed-test
+check: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+bench: $(BASE)
+	$(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/train_step.py
 
 clean:

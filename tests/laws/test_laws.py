@@ -57,6 +57,7 @@ def test_the_optimum_minimises_the_law_on_its_budget():
     assert np.all(fit.predict(others, C / 6 / others) > fit.predict(N, D))
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_hold_within_the_range():
   """90% intervals of the loss at a fitted scale, over 24 data sets: between 17 and 24 hold (binomial, p > 1e-2)."""
   N, D = 3e8, 5e9
@@ -68,6 +69,17 @@ def test_bootstrap_intervals_hold_within_the_range():
     low, high = np.quantile(draws, [0.05, 0.95])
     held += low <= true <= high
   assert held >= 17
+
+
+def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
+  """Points of a law without E: some resamples want one, and their draws must not stay where the fit is."""
+  C = np.repeat([2e10, 4e10, 8e10, 1.6e11, 3.2e11], 5)
+  N = 0.05 * np.sqrt(C) * np.tile(np.geomspace(0.5, 2, 5), 5)
+  loss = 5.4 / N**0.12 + 24 / (C / 6 / N) ** 0.27
+  noise = np.exp(0.01 * np.random.default_rng(1).normal(size=25))
+  fit = chinchilla.fit(Points(N, C / 6 / N, C, loss * noise))
+  assert fit.params["E"] < 0.01
+  assert fit.intervals()["E"][1] > 0.5
 
 
 def test_one_wild_point_hardly_moves_the_law():
