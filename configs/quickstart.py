@@ -46,7 +46,7 @@ def get_study(config):
   return Study(
     name="quickstart",
     question="How good do small decoders get at Python source, and how large should they be for their compute?",
-    design=IsoFlop(budgets=BUDGETS, sizes=SIZES, ratios=(12, 260)),
+    design=IsoFlop(budgets=BUDGETS, sizes=SIZES, ratios=(6, 160)),
     settings=settings,
     seeds=3,
     scan=Scan(factors=(0.25, 0.5, 2, 4), cells=((BUDGETS[2], 3), (BUDGETS[2], 7))),

@@ -10,6 +10,8 @@ import errno
 import hashlib
 import json
 import logging
+import os
+import shutil
 from typing import Any
 
 import jax
@@ -83,6 +85,7 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       if temporary.exists():
         temporary.rmtree()
+      check_space(self.folder, arrays)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
       seal(temporary, arrays)
@@ -141,6 +144,15 @@ def from_flat(arrays: dict[str, np.ndarray], template: Any) -> Any:
 def array_sha256(array: Any) -> str:
   array = np.ascontiguousarray(array)
   return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()
+
+
+def check_space(folder: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Raises ENOSPC where the arrays and their metadata would not fit; orbax says so late and in many words."""
+  if "://" in str(folder):
+    return  # an object store does not fill up
+  needed = 1.1 * sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) + (1 << 16)
+  if shutil.disk_usage(folder).free < needed:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def seal(folder: epath.PathLike, arrays: dict[str, np.ndarray]) -> None:

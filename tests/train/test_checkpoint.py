@@ -115,6 +115,14 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
   assert not list(Path(store.folder).glob(".*"))
 
 
+def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, monkeypatch):
+  usage = shutil._ntuple_diskusage(1000, 900, 100)
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
+  store.save(40, state(40))
+  with pytest.raises(CheckpointError, match="the disk is full; the last good checkpoint is step 30"):
+    store.wait()
+
+
 def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
   monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))
