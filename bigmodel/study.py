@@ -226,10 +226,12 @@ def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, A
       **pricing.price(run, calibration),
     })  # fmt: skip
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
-  groups = [
-    {"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + calibration.compile_seconds}
-    for ids in packs.group(list(prepared.runs.values()), jax.device_count())
-  ]
+  groups, compiled = [], set()
+  for ids in packs.group(list(prepared.runs.values()), jax.device_count()):
+    program = pricing.program_of(prepared.runs[ids[0]], len(ids))
+    compiling = 0.0 if program in compiled else calibration.compile_seconds
+    compiled.add(program)
+    groups.append({"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + compiling})
   new = {
     "study": prepared.study.name,
     "planned_at": now(),

@@ -38,6 +38,11 @@ def flops_per_step(run: Run) -> float:
   return counts.exact_per_token * train.batch_tokens(run.config)
 
 
+def program_of(run: Run, members: int) -> tuple:
+  """What a compiled program depends on: runs alike in this compile once."""
+  return models.shape_of(run.config.model), run.config.train.batch_size, run.config.train.accumulate, members
+
+
 def calibrate(runs: Sequence[Run]) -> Calibration:
   """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest."""
   distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in runs}
