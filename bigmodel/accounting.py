@@ -7,7 +7,7 @@ number of tokens into every convention, side by side:
 - `flops_6nd_non_embedding`   6 N D without embeddings (Kaplan et al. 2020)
 - `flops_chinchilla`          Hoffmann et al. 2022, appendix F
 - `flops_exact`               the matrix products that training computes, causal attention at half
-- `flops_hardware`            `flops_exact` plus what recomputation adds
+- `flops_hardware`            `flops_exact` plus what recomputation and empty slots of experts add
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,9 @@ class Counts:
   params_active: int
   chinchilla_per_token: float
   exact_per_token: float
-  hardware_per_token: float
+  hardware_per_token: float  # with empty slots of experts; recomputation is added by whoever recomputes
+  layers_per_token: float  # the part of `exact_per_token` that is in the layers
+  attention_per_token: float  # the part of that which is products of activations with each other
 
   def params(self) -> dict[str, int]:
     return {
@@ -39,14 +41,16 @@ class Counts:
       "params_active": self.params_active,
     }
 
-  def flops(self, tokens: int) -> dict[str, float]:
-    """FLOPs of training on `tokens`, under every convention."""
+  def flops(self, tokens: int, remat: str = "none") -> dict[str, float]:
+    """FLOPs of training on `tokens`, under every convention; `remat` decides what is computed twice."""
+    again = {"none": 0.0, "dots": self.attention_per_token, "full": self.layers_per_token}
+    again["offload"] = again["full"]
     return {
       "flops_6nd": 6.0 * self.params_active * tokens,
       "flops_6nd_non_embedding": 6.0 * (self.params_active - self.embedding) * tokens,
       "flops_chinchilla": self.chinchilla_per_token * tokens,
       "flops_exact": self.exact_per_token * tokens,
-      "flops_hardware": self.hardware_per_token * tokens,
+      "flops_hardware": (self.hardware_per_token + again[remat] / 3) * tokens,
     }
 
   @property

@@ -16,7 +16,10 @@ INTERRUPTED = 75
 
 def main(argv: list[str] | None = None) -> int:
   """Runs one verb; returns the exit code."""
-  arguments = _parse(sys.argv[1:] if argv is None else argv)
+  argv = sys.argv[1:] if argv is None else argv
+  arguments = _parse(argv)
+  if getattr(arguments, "restarts", 0):
+    return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
   from bigmodel import verbs
@@ -39,6 +42,16 @@ def main(argv: list[str] | None = None) -> int:
   if arguments.json:
     print(document)
   return 0
+
+
+def _supervise(argv: list[str], arguments: argparse.Namespace) -> int:
+  """The same command in a child process, restarted when it dies."""
+  from bigmodel.train.supervise import progress, supervise
+
+  place = next(i for i, word in enumerate(argv) if word.split("=")[0] == "--restarts")
+  rest = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
+  command = [sys.executable, "-m", "bigmodel.cli", *rest]
+  return supervise(command, arguments.restarts, lambda: progress(arguments.workdir))
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -67,6 +80,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   workdir = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
   workdir.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run or study")
 
+  hosts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  hosts.add_argument(
+    "--restarts", type=int, default=0, metavar="N", help="restart a process that died, N times in a row"
+  )
+  hosts.add_argument("--coordinator", default="", metavar="HOST:PORT", help="process 0, where no launcher says it")
+  hosts.add_argument("--processes", type=int, default=0, metavar="N", help="processes of this job, one a host")
+  hosts.add_argument("--process", type=int, default=-1, metavar="I", help="which of them this is")
+
   parser = argparse.ArgumentParser(
     "bigmodel", description="Scaling experiments, from one config file to a decision.", allow_abbrev=False
   )
@@ -79,12 +100,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   add("data", "prepare the corpus of a config and print its card", config)
   plan = add("plan", "what a run or a study costs, before it starts", config)
   plan.add_argument("--workdir", default="", metavar="DIR", help="a study's folder: what has ended costs nothing more")
-  train = add("train", "train one run, or resume it", config, workdir)
+  train = add("train", "train one run, or resume it", config, workdir, hosts)
   train.add_argument(
     "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"
   )
   add("eval", "evaluate the newest sound checkpoint of a run", workdir)
-  study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir)
+  study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir, hosts)
   study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
   add("status", "the runs of a study and where they are", workdir)
   fit = add("fit", "fit a law to a study's folder, or to a CSV of anybody's runs")

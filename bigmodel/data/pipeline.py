@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,6 +29,10 @@ class Pipeline:
       here = places // self.rows == epoch
       rows[here] = _order(self.seed, int(epoch), self.rows)[places[here] % self.rows]
     return self.tokens[rows[:, None] * self.context + np.arange(self.context + 1)].astype(np.int32)
+
+  def part(self, step: int) -> tuple[int, Callable[[int, int], np.ndarray]]:
+    """The batch of `step` as (rows in it, load(start, stop)), for a host that needs only some."""
+    return self.batch_size, functools.partial(self.batch, step)
 
   def epochs_seen(self, steps: int) -> float:
     return steps * self.batch_size / self.rows

@@ -22,6 +22,10 @@ def fields() -> dict[str, Any]:
     "activation": "swiglu",
     "qk_norm": False,
     "tie_embeddings": True,
+    "experts": 0,  # feed-forward blocks a layer, of which each token meets some; 0: one, met by all
+    "experts_per_token": 2,
+    "expert_group": 0,  # tokens of a row that are routed together; 0: the row
+    "expert_capacity": 1.25,  # slots of an expert, as a multiple of its even share of a group
   }
 
 
@@ -44,6 +48,18 @@ def check(config: Config) -> None:
   for name in ("vocab", "heads", "kv_heads", "feed_forward"):
     require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
   require(model.head_size % 2 == 0, f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs")
+  if model.experts:
+    require(model.experts > 1, f"config.model.experts: {model.experts} is neither 0 nor at least 2")
+    chosen, group = model.experts_per_token, model.expert_group
+    require(
+      1 <= chosen <= model.experts,
+      f"config.model.experts_per_token: {chosen} is not between 1 and experts = {model.experts}",
+    )
+    require(
+      group >= 0 and config.data.context % (group or 1) == 0,
+      f"config.model.expert_group: {group} does not divide data.context = {config.data.context}",
+    )
+    require(model.expert_capacity > 0, f"config.model.expert_capacity: {model.expert_capacity} is not positive")
   heads = model.heads or max(1, model.width // model.head_size)
   groups = model.kv_heads or heads
   require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")

@@ -57,6 +57,7 @@ class Hyperparameters(NamedTuple):
   weight_decay: Any
   clip: Any
   z_loss: Any
+  balance_loss: Any
 
 
 def hyperparameters(config: Config, steps: int) -> Hyperparameters:
@@ -67,6 +68,7 @@ def hyperparameters(config: Config, steps: int) -> Hyperparameters:
   values = dict(
     lr=optim.lr, warmup=warmup, decay=decay, steps=steps, final=optim.final, beta1=optim.beta1, beta2=optim.beta2,
     epsilon=optim.epsilon, weight_decay=optim.weight_decay, clip=optim.clip, z_loss=config.task.z_loss,
+    balance_loss=config.task.balance_loss,
   )  # fmt: skip
   return Hyperparameters(**{name: jnp.float32(value) for name, value in values.items()})
 
@@ -82,10 +84,21 @@ def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Arr
 
 def optimizer(lr: jax.Array, h: Hyperparameters) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2019) with clipping; its state does not depend on `h`."""
-  matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
   return optax.chain(
     optax.clip_by_global_norm(h.clip),
     optax.scale_by_adam(h.beta1, h.beta2, h.epsilon),
-    optax.add_decayed_weights(h.weight_decay, mask=matrices),
+    optax.add_decayed_weights(h.weight_decay, mask=_matrices),
     optax.scale(-lr),
   )
+
+
+def initial_state(params: Any) -> Any:
+  """The optimizer's state before the first step: zeros, whatever its hyperparameters."""
+  zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
+  return optimizer(jnp.float32(0), zero).init(params)
+
+
+def _matrices(params: Any) -> Any:
+  """True for parameters that are matrices; those under `blocks` are stacked over layers."""
+  own = lambda path, p: p.ndim - any(getattr(key, "key", None) == "blocks" for key in path) > 1
+  return jax.tree_util.tree_map_with_path(own, params)

@@ -1,5 +1,10 @@
-"""Meshes and sharding: where arrays live; models name axes, rules map them to the mesh."""
+"""Meshes and sharding: where arrays live; models name axes, rules map them to the mesh.
 
+`config.parallel` says how a run is carried out and never what it computes: a preset
+gives sizes to the axes of the mesh, rules map the logical axes of arrays to them.
+"""
+
+import math
 from typing import Any
 
 import jax
@@ -7,34 +12,80 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigmodel.config import Config, require
+from bigmodel.config import Config, nearest, require, require_choice
 
-AXES = ("member", "data", "fsdp", "tensor")
+AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
+BATCH = ("data", "fsdp", "expert")  # the axes that rows of a batch are spread over
 
-# logical axis -> mesh axis; an axis of the mesh that has size 1 does nothing.
-RULES = (
-  ("batch", ("data", "fsdp")),
-  ("length", None),
+# Sizes that a preset wishes for: -1 takes what is left, others shrink until they divide the devices.
+PRESETS: dict[str, dict[str, int]] = {
+  "dp": {"data": -1},
+  "fsdp": {"fsdp": -1},
+  "fsdp_tp": {"fsdp": -1, "tensor": 2},
+  "fsdp_tp_sp": {"fsdp": -1, "tensor": 2, "sequence": 2},
+  "ep": {"fsdp": -1, "expert": 4},
+  "pp": {"fsdp": -1, "pipeline": 2},
+}
+ATTENTION = ("auto", "plain", "blockwise", "cudnn", "splash")
+SEQUENCE_ATTENTION = ("ring", "gather")
+REMAT = ("none", "dots", "full", "offload")
+OFFLOAD = ("none", "optimizer")
+
+# logical axis -> mesh axes. The first rule of a name applies whose mesh axes the array does not use yet;
+# an axis of the mesh that has size 1 does nothing.
+RULES: tuple[tuple[str, Any], ...] = (
+  ("batch", BATCH),
+  ("expert_batch", ("data", "fsdp")),
+  ("length", "sequence"),
   ("activation_embed", None),
-  ("vocab", "tensor"),
-  ("embed", "fsdp"),
+  ("layers", "pipeline"),
+  ("expert", "expert"),
+  ("vocab", ("tensor", "pipeline")),
   ("heads", "tensor"),
   ("kv_heads", "tensor"),
-  ("head_size", None),
   ("mlp", "tensor"),
+  ("embed", ("fsdp", "sequence", "expert")),
+  ("embed", ("fsdp", "sequence")),
+  ("head_size", None),
+  ("router", None),
   ("norm", None),
 )
 
 
 def fields() -> dict[str, Any]:
-  """The fields of `config.parallel`: sizes of the mesh's axes; -1 takes the devices left over."""
-  return {"data": -1, "fsdp": 1, "tensor": 1}
+  """The fields of `config.parallel`."""
+  return {
+    "preset": "dp",
+    # Sizes of the mesh's axes: 0 is the preset's, -1 takes the devices left over.
+    "data": 0,
+    "fsdp": 0,
+    "tensor": 0,
+    "sequence": 0,
+    "expert": 0,
+    "pipeline": 0,
+    "rules": (),  # 'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones
+    "attention": "auto",
+    "sequence_attention": "ring",  # how keys and values meet queries along `sequence`
+    "scan": False,  # scan over the layers: compiles once for all of them
+    "remat": "none",  # what the backward pass computes again
+    "microbatches": 0,  # of a pipeline; 0 is twice the stages
+    "offload": "none",  # what lies in the host's memory between its uses
+  }
 
 
-def check(config: Config) -> None:
-  """Refuses a mesh that these devices or this batch cannot fill."""
-  sizes = mesh_sizes(config, jax.device_count())
-  shards = sizes["data"] * sizes["fsdp"]
+def check(config: Config, devices: int | None = None) -> None:
+  """Refuses a mesh that the devices (those here, unless told) or this batch and model cannot fill."""
+  parallel, model = config.parallel, config.model
+  require_choice("parallel.preset", parallel.preset, PRESETS)
+  require_choice("parallel.attention", parallel.attention, ATTENTION)
+  require_choice("parallel.sequence_attention", parallel.sequence_attention, SEQUENCE_ATTENTION)
+  require_choice("parallel.remat", parallel.remat, REMAT)
+  require_choice("parallel.offload", parallel.offload, OFFLOAD)
+  require(parallel.microbatches >= 0, f"config.parallel.microbatches: {parallel.microbatches} is negative")
+  rules(config)
+  sizes = mesh_sizes(config, jax.device_count() if devices is None else devices)
+  pieces = microbatches(config, sizes["pipeline"])
+  shards = math.prod(sizes[axis] for axis in BATCH)
   for group in ("train", "eval"):
     batch = config[group].batch_size
     if group == "train":
@@ -45,63 +96,136 @@ def check(config: Config) -> None:
         f" config.train.accumulate = {config.train.accumulate}",
       )
     require(
-      batch % shards == 0,
-      f"config.{group}.batch_size: {batch} rows are not divisible by the mesh (data x fsdp = {shards});"
-      f" use a multiple of {shards} or set config.parallel.data",
+      batch % (shards * pieces) == 0,
+      f"config.{group}.batch_size: {batch} rows are not divisible by the mesh (data x fsdp x expert = {shards}"
+      + (f", in {pieces} microbatches" if pieces > 1 else "")
+      + f"); use a multiple of {shards * pieces} or set config.parallel.data",
+    )
+  divides = {
+    "tensor": (("model.heads", model.heads), ("model.kv_heads", model.kv_heads)),
+    "sequence": (("data.context", config.data.context),),
+    "pipeline": (("model.layers", model.layers),),
+    "expert": (("model.experts", model.experts),),
+  }
+  for axis, numbers in divides.items():
+    for name, number in numbers:
+      require(number % sizes[axis] == 0, f"config.parallel.{axis}: {sizes[axis]} does not divide {name} = {number}")
+  if model.experts:
+    groups = config.data.context // (model.expert_group or config.data.context)
+    require(
+      groups % sizes["sequence"] == 0,
+      f"config.parallel.sequence: {sizes['sequence']} does not divide the {groups} groups of a row;"
+      " set model.expert_group smaller",
     )
 
 
-def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
-  """The size of each axis but `member`, with -1 filled in.
+def rules(config: Config) -> tuple[tuple[str, Any], ...]:
+  """The rules of a config: its own, then the built-in ones of the names that it does not mention."""
+  own: list[tuple[str, Any]] = []
+  known = {name for name, _ in RULES}
+  for text in config.parallel.rules:
+    name, equals, axes = text.partition("=")
+    require(bool(equals), f"config.parallel.rules: {text!r} is not 'logical=axis'")
+    require(name in known, f"config.parallel.rules: no logical axis {name!r}{nearest(name, known)}")
+    parts = tuple(axis for axis in axes.split("+") if axis)
+    for axis in parts:
+      require(axis in AXES[1:], f"config.parallel.rules: no mesh axis {axis!r}{nearest(axis, AXES[1:])}")
+    own.append((name, parts or None))
+  named = {name for name, _ in own}
+  return (*own, *(rule for rule in RULES if rule[0] not in named))
 
-  Where -1 would not divide the batch, the largest divisor that does is taken,
-  so that a small batch runs on a large machine.
+
+def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
+  """The size of each axis but `member`, with the preset's wishes and -1 filled in.
+
+  What a config asks for is taken or refused; what a preset wishes for shrinks to what
+  divides the devices. Where rows of a batch would not divide by what is left over, the
+  largest divisor that does is taken, so that a small batch runs on a large machine.
   """
-  sizes = {name: config.parallel[name] for name in AXES[1:]}
-  for name, size in sizes.items():
-    require(size == -1 or size > 0, f"config.parallel.{name}: {size} is neither positive nor -1")
-  free = [name for name, size in sizes.items() if size == -1]
+  asked = {axis: config.parallel[axis] for axis in AXES[1:]}
+  for axis, size in asked.items():
+    require(size >= -1, f"config.parallel.{axis}: {size} is neither positive nor 0 nor -1")
+  free = [axis for axis, size in asked.items() if size == -1]
   require(len(free) <= 1, f"config.parallel: only one axis may be -1, not {' and '.join(free)}")
-  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+  fixed = math.prod(size for size in asked.values() if size > 0)
   require(devices >= fixed, f"config.parallel: {fixed} devices are asked for, {devices} are here")
+  left = devices // fixed
+  sizes = {axis: max(size, 1) for axis, size in asked.items()}
+  for axis, wish in PRESETS[config.parallel.preset].items():
+    if asked[axis] == 0 and wish == -1 and not free:
+      free = [axis]
+    elif asked[axis] == 0 and wish > 0:
+      sizes[axis] = _divisor(wish, left, _limit(config, axis))
+      left //= sizes[axis]
   if free:
-    left = devices // fixed
-    if free[0] == "data":
-      rows = np.gcd(config.train.batch_size // config.train.accumulate, config.eval.batch_size)
-      left = max(n for n in range(1, left + 1) if rows % n == 0)
-    sizes[free[0]] = left
+    (axis,) = free
+    if axis in BATCH:
+      rows = math.gcd(config.train.batch_size // config.train.accumulate, config.eval.batch_size)
+      taken = math.prod(sizes[other] for other in BATCH if other != axis) * microbatches(config, sizes["pipeline"])
+      left = max([n for n in range(1, left + 1) if rows % (n * taken) == 0], default=1)
+    sizes[axis] = left
   return sizes
 
 
-def make_mesh(config: Config, members: int = 1) -> Mesh:
+def _limit(config: Config, axis: str) -> int:
+  """What a preset's wish for an axis has to divide besides the devices."""
+  model = config.model
+  if axis == "tensor":
+    return math.gcd(model.heads, model.kv_heads)
+  return {"expert": model.experts, "pipeline": model.layers, "sequence": config.data.context}[axis]
+
+
+def _divisor(wish: int, *numbers: int) -> int:
+  """The largest number up to `wish` that divides all of `numbers`; zeros are divided by nothing but 1."""
+  return max(n for n in range(1, wish + 1) if n == 1 or all(number and number % n == 0 for number in numbers))
+
+
+def microbatches(config: Config, stages: int) -> int:
+  """The pieces of a batch that follow each other through a pipeline; 1 without one."""
+  return 1 if stages == 1 else config.parallel.microbatches or 2 * stages
+
+
+def make_mesh(config: Config, members: int = 1, devices: Any = None) -> Mesh:
   """The mesh of one program: runs share its `member` axis, or one run takes the others."""
-  devices = jax.devices()
+  devices = list(jax.devices() if devices is None else devices)
   if members > 1:
-    lanes = max(n for n in range(1, len(devices) + 1) if members % n == 0)
-    sizes = {"member": lanes, "data": 1, "fsdp": 1, "tensor": 1}
-  else:
-    sizes = {"member": 1, **mesh_sizes(config, len(devices))}
-  count = int(np.prod(list(sizes.values())))
+    return make_mesh_of({"member": max(n for n in range(1, len(devices) + 1) if members % n == 0)}, devices)
+  return make_mesh_of(mesh_sizes(config, len(devices)), devices)
+
+
+def make_mesh_of(sizes: dict[str, int], devices: Any = None) -> Mesh:
+  """The mesh of these sizes, over the first devices."""
+  devices = list(jax.devices() if devices is None else devices)
+  shape = tuple(sizes.get(axis, 1) for axis in AXES)
   # Linen's logical constraints need Auto axes; jax.make_mesh would make Explicit ones.
   kinds = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds, devices=devices[:count])
+  return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[: math.prod(shape)])
 
 
-def shardings(mesh: Mesh, abstract: Any) -> Any:
-  """NamedShardings of a tree of boxed abstract arrays, by `RULES`; refuses an axis that does not divide."""
-  placed = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
-  for (path, leaf), sharding in zip(
-    jax.tree_util.tree_leaves_with_path(nn.meta.unbox(abstract)), jax.tree.leaves(placed), strict=True
-  ):
-    for size, axis in zip(leaf.shape, sharding.spec, strict=False):
-      ways = mesh.shape[axis] if isinstance(axis, str) else 1
-      name = jax.tree_util.keystr(path, simple=True, separator=".")
-      require(size % ways == 0, f"config.parallel.{axis}: {ways} does not divide a {size} wide axis of {name}")
+def shardings(mesh: Mesh, abstract: Any, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:
+  """NamedShardings of a tree of boxed abstract arrays; refuses names without a rule and axes that do not divide."""
+  specs = nn.get_partition_spec(abstract)
+  names = {name for name, _ in rules}
+  is_spec = lambda x: isinstance(x, PartitionSpec)
+  leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(abstract))
+  for (path, leaf), spec in zip(leaves, jax.tree.leaves(specs, is_leaf=is_spec), strict=True):
+    where = jax.tree_util.keystr(path, simple=True, separator=".")
+    unknown = [name for name in spec if name is not None and name not in names]
+    require(not unknown, f"config.parallel.rules: no rule for the axis {unknown and unknown[0]!r} of {where}")
+    require(leaf.ndim == 0 or len(spec) == leaf.ndim, f"{where}: its model names no axes, so no rule can match it")
+  placed = nn.logical_to_mesh_sharding(specs, mesh, rules)
+  for (path, leaf), sharding in zip(leaves, jax.tree.leaves(placed), strict=True):
+    for size, axes in zip(leaf.shape, sharding.spec, strict=False):
+      axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+      ways = math.prod(mesh.shape[axis] for axis in axes)
+      where = jax.tree_util.keystr(path, simple=True, separator=".")
+      wide = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
+      require(size % ways == 0, f"config.parallel.{wide}: {ways} does not divide a {size} wide axis of {where}")
   return placed
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def member_sharding(mesh: Mesh) -> NamedSharding:
@@ -110,3 +234,9 @@ def member_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
+
+
+def bytes_on(device: Any, tree: Any) -> int:
+  """Bytes of a tree of arrays that lie on one device."""
+  shards = [shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device == device]
+  return sum(int(np.prod(shard.data.shape)) * shard.data.dtype.itemsize for shard in shards)

@@ -1,6 +1,7 @@
 """Executes planned groups of runs in this process, skipping what has ended."""
 
 import errno
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from etils import epath
 from bigmodel import record
 from bigmodel.data.corpus import Corpus
 from bigmodel.files import UserError
+from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import failed_record, train_runs
@@ -28,9 +30,9 @@ def run_groups(
   """
   for group in groups:
     members = [runs[run_id] for run_id in group["run_ids"]]
-    if all(record.read(run.folder) is not None for run in members):
+    if hosts.first(functools.partial(_ended, members)):
       continue
-    if stop["stop"]:
+    if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
     try:
       train_runs(members, corpus, display, stop, group["expected_seconds"])
@@ -46,6 +48,10 @@ def run_groups(
           write_provenance(run)
           failed = failed_record(run, error)
           display.end(f"{run.run_id}  failed: {failed['error']}")
+
+
+def _ended(members: Sequence[Run]) -> bool:
+  return all(record.read(run.folder) is not None for run in members)
 
 
 def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:

@@ -8,7 +8,7 @@ from bigmodel.train.run import Run
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
 TRACED = (
   "seed", "data.seed", "data.tokens", "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
-  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay", "task.z_loss",
+  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay", "task.z_loss", "task.balance_loss",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from bigmodel.config import Config, require, require_choice
 
 DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
-PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep")
+PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout")
 
 
 def fields() -> dict[str, dict[str, Any]]:
@@ -21,6 +21,7 @@ def fields() -> dict[str, dict[str, Any]]:
       "log_every": 20,
       "checkpoint_every": 1000,
       "keep": 2,  # checkpoints
+      "step_timeout": 1800.0,  # seconds without a step after which the process is ended; 0: never
     },
     "eval": {"tokens": 1 << 17, "batch_size": 16},
   }
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
   )
   for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
     require(train[name] > 0, f"config.train.{name}: {train[name]} is not positive")
+  require(train.step_timeout >= 0, f"config.train.step_timeout: {train.step_timeout} is negative; 0 is never")
   require(train.keep >= 2, f"config.train.keep: {train.keep}; at least 2, the second is there if the first is damaged")
   require_choice("train.compute_dtype", train.compute_dtype, DTYPES)
   for name in ("tokens", "batch_size"):

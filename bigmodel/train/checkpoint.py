@@ -1,8 +1,9 @@
 """Checkpoints: orbax arrays in the background, sealed by checksums, verified on restore.
 
-`checkpoints/STEP/arrays` is written by orbax; `checkpoints/STEP/SEAL` holds the
-sha256 of every file and of every array, and begins with the sha256 of itself.
-A folder becomes `STEP` by a rename once all of it is on disk.
+`checkpoints/STEP/arrays` is written by orbax, by every process its part;
+`checkpoints/STEP/SEAL` holds the sha256 of every file and the fingerprint of every
+array, and begins with the sha256 of itself. A folder becomes `STEP` by a rename once
+all of it is on disk. Nothing in it depends on the mesh: it restores on any other.
 """
 
 import concurrent.futures
@@ -19,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bigmodel.files import sha256_file, write_text
+from bigmodel.files import is_writer, remove, sha256_file, write_text
+from bigmodel.parallel import hosts
 
 SEAL = "SEAL"
 log = logging.getLogger("bigmodel")
@@ -37,6 +39,9 @@ class Checkpoints:
     self.keep = keep
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: concurrent.futures.Future | None = None
+    # Several processes write together; orbax then lets them meet through the coordination service.
+    self._together = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) if hosts.several() else None
+    self._saves = 0
 
   def steps(self) -> list[int]:
     """The steps on disk, oldest first, damaged or not."""
@@ -52,15 +57,28 @@ class Checkpoints:
     if not self.folder.exists():
       return
     for left in self.folder.glob(".*"):
-      left.rmtree()
+      remove(left)
     for later in self.steps():
       if later > step:
-        (self.folder / str(later)).rmtree()
+        remove(self.folder / str(later))
 
   def save(self, step: int, state: Any) -> None:
-    """Starts writing a host copy of `state`; raises what the previous save ran into."""
+    """Starts writing a copy of `state`; raises what the previous save ran into."""
     self.wait()
-    self._pending = self._thread.submit(self._write, step, to_flat(state))
+    self._saves += 1
+    marks = hosts.fingerprints(state)
+    if self._together is None:
+      self._pending = self._thread.submit(self._write, step, marks, to_flat(state))
+      return
+    name = f"{self.folder.parent.name}/{step}/{self._saves}"
+    remove(self.folder / f".{step}")
+    if is_writer():
+      self.folder.mkdir(parents=True, exist_ok=True)
+    hosts.barrier(f"{name}/begin")
+    # Returns once the arrays are copied to the host.
+    arrays = to_flat(state, copy=False)
+    self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
+    self._pending = self._thread.submit(self._write_together, step, marks, name)
 
   def wait(self) -> None:
     """Waits for the save in flight; raises `CheckpointError` if it failed."""
@@ -78,32 +96,56 @@ class Checkpoints:
       self.wait()
     finally:
       self._thread.shutdown()
+      if self._together is not None:
+        self._together.close()
 
-  def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
-    target, temporary = self.folder / str(step), self.folder / f".{step}"
+  def _write(self, step: int, marks: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
+    temporary = self.folder / f".{step}"
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      if temporary.exists():
-        temporary.rmtree()
+      remove(temporary)
       check_space(self.folder, arrays)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
-      seal(temporary, arrays)
-      if target.exists():
-        target.rmtree()
-      temporary.rename(target)
-      for old in self.steps()[: -self.keep]:
-        (self.folder / str(old)).rmtree()
+      self._commit(step, marks)
     except Exception as error:
-      if temporary.exists():
-        temporary.rmtree()
-      full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-      full = full or any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
-      first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-      reason = "the disk is full" if full else first
-      good = [s for s in self.steps() if s != step and damage(self.folder / str(s)) is None]
-      last = f"the last good checkpoint is step {good[-1]}" if good else "there is no earlier checkpoint"
-      raise CheckpointError(f"{self.folder}: step {step} was not saved: {reason}; {last}") from error
+      remove(temporary)
+      raise self._failure(step, error) from error
+
+  def _write_together(self, step: int, marks: dict[str, str], name: str) -> None:
+    """The second half of a save by several processes: each waits for its part, one seals."""
+    problem = None
+    try:
+      assert self._together is not None
+      self._together.wait_until_finished()
+    except Exception as error:
+      problem = error
+    problems = [text for text in hosts.gather(str(problem) if problem else "", f"{name}/written") if text]
+    if not problems and is_writer():
+      try:
+        self._commit(step, marks)
+      except Exception as error:
+        problem, problems = error, [str(error)]
+    problems = hosts.share(problems, f"{name}/sealed")
+    if problems:
+      raise self._failure(step, problem or OSError(problems[0])) from problem
+
+  def _commit(self, step: int, marks: dict[str, str]) -> None:
+    target, temporary = self.folder / str(step), self.folder / f".{step}"
+    seal(temporary, marks)
+    remove(target)
+    temporary.rename(target)
+    for old in self.steps()[: -self.keep]:
+      remove(self.folder / str(old))
+
+  def _failure(self, step: int, error: Exception) -> CheckpointError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = full or any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = "the disk is full" if full else first
+    good = [s for s in self.steps() if s != step and damage(self.folder / str(s)) is None]
+    last = f"the last good checkpoint is step {good[-1]}" if good else "there is no earlier checkpoint"
+    return CheckpointError(f"{self.folder}: step {step} was not saved: {reason}; {last}")
 
   def verified_steps(self) -> list[int]:
     """The steps whose files are all as they were written, newest first; names the others in the log."""
@@ -116,34 +158,28 @@ class Checkpoints:
         log.warning("%s: checkpoint of step %d is damaged (%s); falling back", self.folder, step, problem)
     return good
 
-  def restore(self, step: int, template: Any) -> Any:
-    """The state of a verified step, as host arrays in the structure of `template`."""
+  def restore(self, step: int, shapes: Any) -> Any:
+    """The state of a verified step, in the structure and with the shardings of `shapes`.
+
+    Leaves of `shapes` are ShapeDtypeStructs, or arrays; without shardings the result is on the host.
+    """
     folder = self.folder / str(step)
+    names = to_flat(shapes, copy=False)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-      shapes = {name: np.zeros(x.shape, x.dtype) for name, x in to_flat(template, copy=False).items()}
-      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(shapes))
+      wanted = {name: x if hasattr(x, "sharding") else np.zeros(x.shape, x.dtype) for name, x in names.items()}
+      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(wanted))
     expected = read_seal(folder)["arrays"]
-    for name, array in arrays.items():
-      if array_sha256(array) != expected.get(name):
+    for name, mark in hosts.fingerprints(arrays).items():
+      if mark != expected.get(name):
         raise CheckpointError(f"{folder}: array {name} is not what was saved")
-    return from_flat(arrays, template)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in names])
 
 
 def to_flat(tree: Any, copy: bool = True) -> dict[str, Any]:
-  """`{path: array}` of a tree; orbax and the seal know arrays by these names."""
+  """`{path: array}` of a tree; orbax and the seal know arrays by these names. A copy is on the host."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  convert = np.asarray if copy else lambda x: x
+  convert = (lambda x: np.array(x, copy=True)) if copy else lambda x: x
   return {jax.tree_util.keystr(path, simple=True, separator="."): convert(leaf) for path, leaf in leaves}
-
-
-def from_flat(arrays: dict[str, np.ndarray], template: Any) -> Any:
-  names = list(to_flat(template, copy=False))
-  return jax.tree.unflatten(jax.tree.structure(template), [np.asarray(arrays[name]) for name in names])
-
-
-def array_sha256(array: Any) -> str:
-  array = np.ascontiguousarray(array)
-  return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()
 
 
 def check_space(folder: epath.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -155,16 +191,10 @@ def check_space(folder: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def seal(folder: epath.PathLike, arrays: dict[str, np.ndarray]) -> None:
+def seal(folder: epath.PathLike, marks: dict[str, str]) -> None:
   """Writes SEAL: what every file and array of a checkpoint must be."""
   folder = epath.Path(folder)
-  body = json.dumps(
-    {
-      "files": {name: sha256_file(folder / name) for name in _files(folder)},
-      "arrays": {name: array_sha256(array) for name, array in arrays.items()},
-    },
-    sort_keys=True,
-  )
+  body = json.dumps({"files": _checksums(folder), "arrays": marks}, sort_keys=True)
   write_text(folder / SEAL, hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
 
 
@@ -186,16 +216,23 @@ def damage(folder: epath.PathLike) -> str | None:
   """What is wrong with a checkpoint's files, or None."""
   folder = epath.Path(folder)
   try:
-    files = read_seal(folder)["files"]
+    expected = read_seal(folder)["files"]
   except ValueError as error:
     return str(error)
-  found = set(_files(folder))
-  for name, expected in files.items():
+  found = _checksums(folder)
+  for name, value in expected.items():
     if name not in found:
       return f"file {name} is missing"
-    if sha256_file(folder / name) != expected:
+    if found[name] != value:
       return f"file {name} has changed"
   return None
+
+
+def _checksums(folder: epath.Path) -> dict[str, str]:
+  """The sha256 of every file below `folder` but the seal, by its relative name."""
+  names = _files(folder)
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing lets other threads run
+    return dict(zip(names, pool.map(lambda name: sha256_file(folder / name), names), strict=True))
 
 
 def _files(folder: epath.Path) -> list[str]:

@@ -12,12 +12,14 @@ from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
 from bigmodel.data.corpus import Corpus
 from bigmodel.files import read_json
+from bigmodel.parallel import hosts
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.metrics import Metrics
 from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
+from bigmodel.train.supervise import Watchdog
 
 FLUSH_SECONDS = 10.0
 
@@ -45,17 +47,19 @@ def train_runs(
   """
   program = steps.program(runs[0].config, len(runs))
   members = [_open(run, corpus) for run in runs]
+  watchdog = Watchdog(runs[0].config.train.step_timeout)
   try:
-    return _train(program, members, corpus, display, stop, expected, profile)
+    return _train(program, members, corpus, display, stop, expected, profile, watchdog)
   finally:
+    watchdog.close()
     for member in members:
       member.checkpoints.close()
 
 
 def _open(run: Run, corpus: Corpus) -> Member:
   rows = pipeline.train_pipeline(run.config, corpus, run.steps)
-  open_folder(run)
-  write_provenance(run)
+  hosts.first(lambda: open_folder(run))
+  hosts.first(lambda: write_provenance(run))
   return Member(
     run=run,
     rows=rows,
@@ -69,12 +73,13 @@ def _open(run: Run, corpus: Corpus) -> Member:
 
 def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.State]:
   """The newest step of which all members have a sound checkpoint, or their initial states."""
-  common = set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
-  start = max(common, default=0)
+  sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
+  start = hosts.first(lambda: max(sound(), default=0))
   states = []
   for member in members:
-    state = program.init(member.run.config.seed)
-    states.append(member.checkpoints.restore(start, state) if start else state)
+    state = member.checkpoints.restore(start, program.shapes) if start else program.init(member.run.config.seed)
+    states.append(state)
+    hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
     if member.ended is None:
       member.metrics.cut(start)
@@ -89,6 +94,7 @@ def _train(
   stop: dict[str, bool],
   expected: float,
   profile: int,
+  watchdog: Watchdog,
 ) -> list[dict[str, Any]]:
   first = members[0].run
   config, total = first.config, first.steps
@@ -99,41 +105,46 @@ def _train(
   hyperparameters = program.put_hyperparameters([m.hyperparameters for m in members])
   watch = Watch(program, members, start, total, display)
   pending: tuple[int, dict[str, jax.Array]] | None = None
-  for step in range(start, total):
-    if profile and step == start + 2:  # the first steps compile
-      jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
-    rows = program.put_rows([m.rows.batch(step) for m in members])
-    state, metrics = program.step(state, rows, hyperparameters)
-    before, pending = pending, (step, metrics)
-    if before is not None and watch.read(*before):
-      pending = None
-      break  # every member has diverged
-    if profile and start + 2 <= step == min(start + 1 + profile, total - 1):
-      jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-    due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
-    for member in members:
-      member.checkpoints.check()
-    stopping = stop["stop"]
-    if due or stopping:
-      before, pending = pending, None
-      if watch.read(*before):
-        break
-      _save(program, members, state, step + 1)
-    if stopping:
+  with hosts.Agreement(stop) as agreement:
+    for step in range(start, total):
+      if profile and step == start + 2:  # the first steps compile
+        jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
+      rows = program.put_rows([m.rows.part(step) for m in members])
+      state, metrics = program.step(state, rows, hyperparameters)
+      before, pending = pending, (step, metrics)
+      if before is not None and watch.read(*before):
+        pending = None
+        break  # every member has diverged
+      if profile and start + 2 <= step == min(start + 1 + profile, total - 1):
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+      if before is not None:
+        watchdog.beat()
+      due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
       for member in members:
-        member.checkpoints.wait()
-        spent = (time.monotonic() - began) / len(members)
-        write_status(member.run, "interrupted", step + 1, member.seconds + spent)
-      display.end()
-      raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
+        member.checkpoints.check()
+      stopping = agreement.stop_before(step + 1)
+      if due or stopping:
+        before, pending = pending, None
+        if watch.read(*before):
+          break
+        _save(program, members, state, step + 1)
+      if stopping:
+        for member in members:
+          member.checkpoints.wait()
+          spent = (time.monotonic() - began) / len(members)
+          write_status(member.run, "interrupted", step + 1, member.seconds + spent)
+        display.end()
+        raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
   if pending is not None:
     watch.read(*pending)
+  watchdog.close()
   _save(program, members, state, int(np.max(np.asarray(state.step))))
   for member in members:
     member.checkpoints.wait()
   seconds = (time.monotonic() - began) / len(members)
   records = [_finish(program, m, i, state, corpus, seconds) for i, m in enumerate(members)]
+  hosts.barrier(f"{first.run_id}/ended")
   display.end("\n".join(_summary(r) for r in records))
   return records
 
@@ -271,7 +282,7 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 def flops_of(run: Run, done: int) -> dict[str, float]:
   counts = models.shape_of(run.config.model).counts(run.config.data.context)
-  return counts.flops(done * train.batch_tokens(run.config))
+  return counts.flops(done * train.batch_tokens(run.config), run.config.parallel.remat)
 
 
 def title(members: list[Member]) -> str:

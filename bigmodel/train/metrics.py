@@ -4,7 +4,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.files import read_jsonl, write_jsonl
+from bigmodel.files import read_jsonl, remove, write_jsonl
 
 
 class Metrics:
@@ -40,8 +40,7 @@ class Metrics:
 
   def _join(self, rows: list[dict[str, Any]]) -> None:
     write_jsonl(self.folder / "metrics.jsonl", rows)
-    if self._segments.exists():
-      self._segments.rmtree()
+    remove(self._segments)
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from bigmodel import hardware, models, optim, parallel
 from bigmodel.config import Config, digest, flatten
+from bigmodel.parallel import blocks, hosts, kernels
 from bigmodel.tasks import causal_lm
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
@@ -42,17 +44,28 @@ class Program:
   mesh: Mesh
   members: int
   init: Callable[[int], State]  # seed -> the state of one member
+  shapes: State  # of the state of one member, with its shardings
   step: Callable[..., tuple[State, dict[str, jax.Array]]]  # (state, rows, hyperparameters)
   place: Callable[[list[State]], State]  # states of single members -> the program's state
-  put_rows: Callable[[list[np.ndarray]], jax.Array]
+  put_rows: Callable[[list[hosts.Rows]], jax.Array]
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
-  losses: Callable[[Any, np.ndarray], np.ndarray]  # (params of one member, rows) -> float32[B, T]
+  losses: Callable[[Any, hosts.Rows], np.ndarray]  # (params of one member, rows) -> float32[B, T]
 
   def member(self, tree: Any, index: int) -> Any:
-    """One member's part of a tree, copied to the host."""
-    if self.members == 1:
-      return jax.tree.map(lambda x: np.array(x, copy=True), tree)
-    return jax.tree.map(lambda x: np.array(x[index], copy=True), tree)
+    """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
+    return tree if self.members == 1 else jax.tree.map(lambda x: np.array(x[index], copy=True), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lone:
+  """The functions of one run on one mesh, jitted and not yet compiled: they train it, and the planner compiles them."""
+
+  mesh: Mesh
+  init: Callable[[jax.Array], State]
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  lower: Callable[..., Any]  # of `step`
+  losses: Callable[..., jax.Array]
+  shapes: State  # abstract, with shardings
 
 
 _PROGRAMS: dict[str, Program] = {}
@@ -61,92 +74,120 @@ _PROGRAMS: dict[str, Program] = {}
 def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only."""
   mesh, single_mesh = parallel.make_mesh(config, members), parallel.make_mesh(config)
-  kept = {name: value for name, value in flatten(config).items() if name.startswith("model.")}
+  kept = {name: value for name, value in flatten(config).items() if name.startswith(("model.", "parallel."))}
   parts = (
     config.optim.schedule,
     config.train.compute_dtype,
     config.train.accumulate,
+    config.data.context,
     members,
     str(mesh),
     str(single_mesh),
   )
   key = digest(kept) + repr(parts)
   if key not in _PROGRAMS:
-    _PROGRAMS[key] = _make_program(config, mesh, single_mesh, members)
+    lone = lone_run(config, single_mesh)
+    _PROGRAMS[key] = _alone(lone) if members == 1 else _pack(config, lone, mesh, members)
   return _PROGRAMS[key]
 
 
-def _make_program(config: Config, mesh: Mesh, single_mesh: Mesh, members: int) -> Program:
-  dtype = jnp.dtype(config.train.compute_dtype)
-  model = models.build(config.model, dtype)
-  schedule, accumulate = config.optim.schedule, config.train.accumulate
-  options = hardware.compiler_options()
-
-  def fresh(key: jax.Array) -> State:
-    params = model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    # Adam's state is zeros, whatever its hyperparameters.
-    zero = optim.Hyperparameters(*(0.0,) * len(optim.Hyperparameters._fields))
-    opt_state = optim.optimizer(jnp.float32(0), zero).init(params)
-    return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.int32(-1))
-
-  boxed = jax.eval_shape(fresh, jax.random.key(0))
-  state_shardings = parallel.shardings(single_mesh, boxed)
-  init = _on_mesh(single_mesh, jax.jit(lambda key: nn.meta.unbox(fresh(key)), out_shardings=state_shardings))
-
-  one_step = functools.partial(train_step, model.apply, schedule, accumulate)
-  if members == 1:
-    rows_sharding = parallel.batch_sharding(mesh)
-    shardings = (state_shardings, rows_sharding, parallel.replicated(mesh))
-    jitted = jax.jit(
-      one_step,
-      donate_argnums=0,
-      in_shardings=shardings,
-      out_shardings=(state_shardings, parallel.replicated(mesh)),
-      compiler_options=options,
-    )
-    step = _on_mesh(mesh, jitted)
-    place = lambda states: jax.device_put(states[0], state_shardings)
-  else:
-    rows_sharding = parallel.member_sharding(mesh)
-    step = jax.jit(
-      jax.shard_map(
-        functools.partial(_each_member, one_step),
-        mesh=mesh,
-        in_specs=PartitionSpec("member"),
-        out_specs=PartitionSpec("member"),
-        check_vma=False,
-      ),
-      donate_argnums=0,
-      compiler_options=options,
-    )
-    place = lambda states: jax.device_put(_stack(states), rows_sharding)
-
-  def put_rows(rows: list[np.ndarray]) -> jax.Array:
-    return jax.device_put(rows[0] if members == 1 else np.stack(rows), rows_sharding)
-
-  def put_hyperparameters(hyperparameters: list[optim.Hyperparameters]) -> optim.Hyperparameters:
-    if members == 1:
-      return jax.device_put(hyperparameters[0], parallel.replicated(mesh))
-    return jax.device_put(_stack(hyperparameters), rows_sharding)
-
-  eval_rows_sharding = parallel.batch_sharding(single_mesh)
-  losses = _on_mesh(
-    single_mesh,
-    jax.jit(
-      lambda params, rows: causal_lm.token_losses(_apply(model.apply, params), rows)[0],
-      in_shardings=(state_shardings.params, eval_rows_sharding),
-      compiler_options=options,
-    ),
+def lone_run(config: Config, mesh: Mesh) -> Lone:
+  """The functions of a run on `mesh`, whose devices need not be here."""
+  platform = mesh.devices.flat[0].platform
+  rules = parallel.rules(config)
+  model = models.build(
+    config.model,
+    jnp.dtype(config.train.compute_dtype),
+    attend=kernels.choose(config, mesh, platform),
+    run_blocks=blocks.choose(config, mesh),
   )
+
+  # What the parameters are does not depend on how they will be used.
+  plain = models.build(config.model, jnp.dtype(config.train.compute_dtype))
+
+  def initial(key: jax.Array) -> State:
+    params = plain.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return State(jnp.int32(0), params, optim.initial_state(params), jnp.float32(0), jnp.int32(-1))
+
+  boxed = jax.eval_shape(initial, jax.random.key(0))
+  state_shardings = parallel.shardings(mesh, boxed, rules)
+  on_device = state_shardings.opt_state
+  if config.parallel.offload == "optimizer":
+    host = lambda x: x.with_memory_kind("pinned_host")
+    state_shardings = dataclasses.replace(state_shardings, opt_state=jax.tree.map(host, on_device))
+  rows_sharding, one = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+  options = hardware.compiler_options(platform)
+
+  def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
+    if config.parallel.offload == "optimizer":
+      state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, on_device))
+    return train_step(model.apply, config.optim.schedule, config.train.accumulate, state, rows, h)
+
+  step = jax.jit(
+    one_step,
+    donate_argnums=0,
+    in_shardings=(state_shardings, rows_sharding, one),
+    out_shardings=(state_shardings, one),
+    compiler_options=options,
+  )
+  init = jax.jit(lambda key: nn.meta.unbox(initial(key)), out_shardings=state_shardings)
+  losses = jax.jit(
+    lambda params, rows: causal_lm.token_losses(_apply(model.apply, params), rows)[0],
+    in_shardings=(state_shardings.params, rows_sharding),
+    out_shardings=one,  # every host reads all of them
+    compiler_options=options,
+  )
+  shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return Lone(
+    mesh=mesh,
+    init=_on_mesh(mesh, rules, init),
+    step=_on_mesh(mesh, rules, step),
+    lower=_on_mesh(mesh, rules, step.lower),
+    losses=_on_mesh(mesh, rules, losses),
+    shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
+  )
+
+
+def _alone(lone: Lone) -> Program:
+  rows_sharding, one = parallel.batch_sharding(lone.mesh), parallel.replicated(lone.mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, lone.shapes)
   return Program(
+    mesh=lone.mesh,
+    members=1,
+    init=lambda seed: lone.init(jax.random.key(seed)),
+    shapes=lone.shapes,
+    step=lone.step,
+    place=lambda states: jax.device_put(states[0], shardings),
+    put_rows=lambda rows: hosts.put_rows(rows[0], rows_sharding),
+    put_hyperparameters=lambda h: jax.tree.map(lambda x: hosts.put(x, one), h[0]),
+    losses=lambda params, rows: np.asarray(lone.losses(params, hosts.put_rows(rows, rows_sharding))),
+  )
+
+
+def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
+  """Runs side by side: a device has whole members, so nothing in a member's step is sharded."""
+  model = models.build(config.model, jnp.dtype(config.train.compute_dtype), run_blocks=blocks.choose(config, mesh))
+  one_step = functools.partial(train_step, model.apply, config.optim.schedule, config.train.accumulate)
+  sharding, alone = parallel.member_sharding(mesh), _alone(lone)
+  step = jax.jit(
+    jax.shard_map(
+      functools.partial(_each_member, one_step),
+      mesh=mesh,
+      in_specs=PartitionSpec("member"),
+      out_specs=PartitionSpec("member"),
+      check_vma=False,
+    ),
+    donate_argnums=0,
+    compiler_options=hardware.compiler_options(),
+  )
+  return dataclasses.replace(
+    alone,
     mesh=mesh,
     members=members,
-    init=lambda seed: init(jax.random.key(seed)),
     step=step,
-    place=place,
-    put_rows=put_rows,
-    put_hyperparameters=put_hyperparameters,
-    losses=lambda params, rows: np.asarray(losses(params, rows)),
+    place=lambda states: jax.device_put(_stack(states), sharding),
+    put_rows=lambda rows: jax.device_put(np.stack([hosts.all_rows(one) for one in rows]), sharding),
+    put_hyperparameters=lambda h: jax.device_put(_stack(h), sharding),
   )
 
 
@@ -154,11 +195,11 @@ def _stack(trees: list[Any]) -> Any:
   return jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *trees)
 
 
-def _on_mesh(mesh: Mesh, jitted: Callable) -> Callable:
+def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:
   """`jitted`, called where the model's logical axes mean axes of the mesh."""
 
   def call(*arguments: Any) -> Any:
-    with jax.set_mesh(mesh), nn.logical_axis_rules(parallel.RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
       return jitted(*arguments)
 
   return call
@@ -181,7 +222,7 @@ def train_step(
   """One step of one run: pure, and the same for every mesh."""
 
   def objective(params: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return causal_lm.loss(_apply(apply, params), rows, h.z_loss)
+    return causal_lm.loss(_apply(apply, params), rows, h.z_loss, h.balance_loss)
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   if accumulate == 1:
@@ -218,10 +259,5 @@ def loss_train(state: State) -> float:
 
 
 def params_sha256(params: Any) -> str:
-  """sha256 over names, shapes and bytes of all parameters."""
-  digest = hashlib.sha256()
-  for path, value in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(value)
-    digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
+  """sha256 over names, shapes and fingerprints of all parameters; the same on every mesh."""
+  return hashlib.sha256(json.dumps(hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()

@@ -53,7 +53,7 @@ def test_parameters_and_optimizer_state_are_sharded_alike(resolved):
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
   moments = jax.tree.map(lambda x: x.sharding.spec, state.opt_state[1].mu)
   assert specs == moments
-  up = state.params["block_0"]["feed_forward"]["up"]
+  up = state.params["blocks"]["feed_forward"]["up"]
   assert up.addressable_shards[0].data.size * 8 == up.size
 
 

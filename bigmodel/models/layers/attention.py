@@ -9,19 +9,26 @@ import numpy as np
 
 from bigmodel.models.layers.basic import RMSNorm, projection
 
-# attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK) -> BxTxHxK
+# attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def attend(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array) -> jax.Array:
+def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> jax.Array:
   """Causal softmax attention, as batched matrix products over (batch, head)."""
   T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
+  k_BxTxHxK, v_BxTxHxK = (repeat_heads(x, q_BxTxHxK.shape[2]) for x in (k_BxTxGxK, v_BxTxGxK))
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
   scores_BxHxTxT = jnp.einsum("bhtk,bhsk->bhts", q * K**-0.5, k).astype(jnp.float32)
   causal_TxT = np.tril(np.ones((T, T), bool))
   weights_BxHxTxT = jax.nn.softmax(jnp.where(causal_TxT, scores_BxHxTxT, -1e30), axis=-1)
   out_BxHxTxK = jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxT.astype(v.dtype), v)
   return out_BxHxTxK.transpose(0, 2, 1, 3)
+
+
+def repeat_heads(x_BxTxGxK: jax.Array, heads: int) -> jax.Array:
+  """Key-value heads, one for each of `heads` query heads."""
+  groups = x_BxTxGxK.shape[2]
+  return x_BxTxGxK if groups == heads else jnp.repeat(x_BxTxGxK, heads // groups, axis=2)
 
 
 def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -56,7 +63,7 @@ class Attention(nn.Module):
     if self.qk_norm:
       q, k = RMSNorm(axis_name="head_size", name="query_norm")(q), RMSNorm(axis_name="head_size", name="key_norm")(k)
     q, k = rotary(q), rotary(k)
-    if G < H:
-      k, v = (jnp.repeat(x, H // G, axis=2) for x in (k, v))
+    q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_size"))
+    k, v = (nn.with_logical_constraint(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
     out_BxTxHK = self.attend(q, k, v).reshape(B, T, H * K)
     return projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale)

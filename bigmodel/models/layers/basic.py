@@ -34,6 +34,14 @@ class RMSNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
+def activate(name: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+  """The nonlinearity of a feed-forward block; only swiglu has a gate."""
+  if name == "swiglu":
+    assert gate is not None
+    return up * jax.nn.silu(gate)
+  return jax.nn.gelu(up) if name == "gelu" else jnp.square(jax.nn.relu(up))
+
+
 class FeedForward(nn.Module):
   """width -> feed_forward -> width; SwiGLU has a third matrix (Shazeer 2020)."""
 
@@ -44,10 +52,10 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
     up_BxTxF = projection(self, "up", x_BxTxD, self.feed_forward, ("embed", "mlp"))
-    if self.activation == "swiglu":
-      up_BxTxF = up_BxTxF * jax.nn.silu(projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp")))
-    elif self.activation == "gelu":
-      up_BxTxF = jax.nn.gelu(up_BxTxF)
-    else:
-      up_BxTxF = jnp.square(jax.nn.relu(up_BxTxF))
-    return projection(self, "down", up_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale)
+    gate_BxTxF = (
+      projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp")) if self.activation == "swiglu" else None
+    )
+    hidden_BxTxF = nn.with_logical_constraint(
+      activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp")
+    )
+    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale)

@@ -1,0 +1,87 @@
+"""Ways of running a stack of blocks: unrolled, scanned, or as a pipeline; with rematerialization.
+
+Each has the signature of `models.decoder.RunBlocks` and computes the same.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bigmodel.config import Config
+from bigmodel.models.decoder import BlockFunction, RunBlocks, unrolled
+from bigmodel.parallel import BATCH, microbatches
+
+POLICIES = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["block_input"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+}
+
+
+def choose(config: Config, mesh: Mesh) -> RunBlocks:
+  """The way that `config.parallel` asks for on this mesh."""
+  parallel = config.parallel
+  run = scanned if parallel.scan else unrolled
+  stages = mesh.shape["pipeline"]
+  if stages > 1:
+    run = pipelined(run, mesh, microbatches(config, stages))
+  return lambda block, stacked, x: run(remat(block, parallel.remat), stacked, x)
+
+
+def remat(block: BlockFunction, policy: str) -> BlockFunction:
+  """The block, of which the backward pass computes again what `policy` does not keep."""
+  if policy == "none":
+    return block
+  named = lambda params, x: block(params, checkpoint_name(x, "block_input"))
+  return jax.checkpoint(named, policy=POLICIES[policy])
+
+
+def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`unrolled` as one loop: compiled once for all layers."""
+  x_BxTxD, balance_N = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
+  return x_BxTxD, jnp.sum(balance_N)
+
+
+def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
+  """GPipe's schedule (Huang et al. 2019): `pieces` microbatches follow each other through the stages.
+
+  All stages work at once, each on another microbatch; the shift from stage to stage is
+  a collective permute. Of pieces + stages - 1 turns, stages - 1 are a bubble.
+  """
+  stages = mesh.shape["pipeline"]
+
+  def on_stages(x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("pipeline", BATCH, "sequence")))
+
+  def run(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    B, T, D = x_BxTxD.shape
+    params_SxL = jax.tree.map(lambda p: p.reshape(stages, p.shape[0] // stages, *p.shape[1:]), stacked)
+    stage: Callable = jax.vmap(lambda p, x: run_stage(block, p, x), spmd_axis_name="pipeline")
+    # Row b goes to microbatch b % pieces, so that no row leaves its device.
+    pieces_PxBxTxD = x_BxTxD.reshape(B // pieces, pieces, T, D).swapaxes(0, 1)
+    idle = jnp.zeros((stages - 1, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype)
+
+    def turn(previous_SxBxTxD: jax.Array, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+      entering_BxTxD, now = given
+      shifted = jnp.roll(previous_SxBxTxD, 1, axis=0).at[0].set(entering_BxTxD)
+      out_SxBxTxD, balance_S = stage(params_SxL, on_stages(shifted))
+      piece_S = now - jnp.arange(stages)
+      working_S = (piece_S >= 0) & (piece_S < pieces)
+      return on_stages(out_SxBxTxD), (out_SxBxTxD[-1], jnp.sum(jnp.where(working_S, balance_S, 0.0)))
+
+    start = on_stages(jnp.zeros((stages, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype))
+    entering = jnp.concatenate([pieces_PxBxTxD, idle])
+    _, (left_QxBxTxD, balance_Q) = jax.lax.scan(turn, start, (entering, jnp.arange(pieces + stages - 1)))
+    out_BxTxD = left_QxBxTxD[stages - 1 :].swapaxes(0, 1).reshape(B, T, D)
+    return out_BxTxD, jnp.sum(balance_Q) / pieces
+
+  return run

@@ -1,0 +1,103 @@
+"""Mixture of experts: each token gets its own best experts, up to what they have room for."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_decoder import dots  # its folder is on the path of pytest
+
+from bigmodel.models.decoder import Decoder, Shape
+from bigmodel.models.layers import experts
+from bigmodel.models.layers.basic import FeedForward
+
+E, K, D, F, T = 4, 2, 12, 20, 16
+
+
+def layer(**changes):
+  settings = dict(
+    experts=E, chosen=K, group=0, capacity_factor=E / K, feed_forward=F, activation="swiglu", out_scale=1.0
+  )
+  module = experts.Experts(**{**settings, **changes})
+  x = jax.random.normal(jax.random.key(1), (3, T, D))
+  return module, nn.meta.unbox(module.init(jax.random.key(0), x)["params"]), x
+
+
+def by_hand(params, x_D):
+  """One token: the weighted sum of its best experts, each a dense block."""
+  logits = x_D @ params["router"]
+  best = np.argsort(-logits)[:K]
+  weights = jax.nn.softmax(logits[best])
+  dense = FeedForward(F, "swiglu", 1.0)
+  out = 0
+  for weight, expert in zip(weights, best, strict=True):
+    own = {name: params[name][expert] for name in ("up", "gate", "down")}
+    out += weight * dense.apply({"params": own}, x_D[None, None])[0, 0]
+  return out
+
+
+@pytest.mark.parametrize("group", [0, 4, 8])
+def test_with_room_for_all_each_token_gets_its_best_experts(group):
+  module, params, x = layer(group=group)
+  out, _ = module.apply({"params": params}, x)
+  for row in range(3):
+    for t in range(T):
+      np.testing.assert_allclose(out[row, t], by_hand(params, x[row, t]), atol=1e-5)
+
+
+def test_a_full_expert_turns_the_last_and_second_choices_away():
+  C = 3
+  logits = jnp.zeros((1, 1, 6, E)).at[..., 0].set(2.0).at[..., 1].set(1.0)  # all want expert 0, then 1
+  _, slot, token, _ = experts.route(logits, K, C)
+  np.testing.assert_array_equal(slot[0, 0, :, 0], [0, 1, 2, E * C, E * C, E * C])
+  np.testing.assert_array_equal(slot[0, 0, :, 1], [3, 4, 5, E * C, E * C, E * C])
+  np.testing.assert_array_equal(token[0, 0], [0, 1, 2, 0, 1, 2, *[6] * 6])
+  # A first choice has precedence over an earlier token's second choice.
+  logits = jnp.array([[[[2.0, 1, 0, 0], [1, 2, 0, 0]]]])
+  _, slot, _, _ = experts.route(logits, K, 1)
+  np.testing.assert_array_equal(slot[0, 0], [[0, E], [1, E]])
+
+
+def test_a_token_that_all_turn_away_passes_through_unchanged():
+  module, params, x = layer(capacity_factor=1e-9)
+  x = jnp.broadcast_to(x[:, :1], x.shape)  # all tokens of a row choose alike; one gets in
+  out, _ = module.apply({"params": params}, x)
+  assert np.abs(out[:, 0]).min() > 0
+  assert np.abs(out[:, 1:]).max() == 0
+
+
+def test_groups_do_not_see_each_other():
+  module, params, x = layer(group=4, capacity_factor=0.5)
+  out, _ = module.apply({"params": params}, x)
+  changed, _ = module.apply({"params": params}, x.at[:, :4].set(x[:, 4:8]))
+  np.testing.assert_array_equal(out[:, 4:], changed[:, 4:])
+
+
+def test_the_balance_loss_is_1_when_even_and_more_when_not():
+  even = jax.nn.one_hot(jnp.arange(8) % E, E)[None, None] * 30
+  assert float(experts.route(even, 1, 8)[3]) == pytest.approx(1.0)
+  assert float(experts.route(jnp.zeros((1, 1, 8, E)).at[..., 2].set(30.0), 1, 8)[3]) == pytest.approx(E)
+
+
+SHAPE = Shape(50, 24, 2, 4, 4, 8, 40, "swiglu", False, True, E, K, 8, 1.25)
+
+
+def test_counts_are_those_of_the_tree():
+  boxed = Decoder(SHAPE).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+  params = nn.meta.unbox(boxed)
+  counts = SHAPE.counts(T)
+  assert counts.params_total == sum(x.size for x in jax.tree.leaves(params))
+  one = sum(x[0, 0].size for name, x in params["blocks"]["experts"].items() if name != "router")
+  assert counts.params_active == counts.params_total - SHAPE.layers * (E - K) * one
+
+
+def test_hardware_flops_are_the_products_that_are_computed():
+  """But for the masked half of attention, and the weighted sum of the chosen experts' outputs."""
+  model = Decoder(SHAPE)
+  x = jnp.zeros((3, T), jnp.int32)
+  params = nn.meta.unbox(model.init(jax.random.key(0), x)["params"])
+  counted = dots(jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, x).jaxpr)
+  masked_half = SHAPE.layers * 2 * 2 * 32 * (T - 1) / 2
+  mixing = SHAPE.layers * 2 * K * 24
+  assert counted == (SHAPE.counts(T).hardware_per_token / 3 + masked_half + mixing) * x.size
+  assert SHAPE.counts(T).exact_per_token < SHAPE.counts(T).hardware_per_token
