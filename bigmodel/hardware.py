@@ -1,6 +1,7 @@
 """The devices of this machine: set-up, identity, and the peak that was measured on them."""
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import os
@@ -103,3 +104,30 @@ def describe() -> dict[str, Any]:
     "processes": jax.process_count(),
     "cpu": cpu_identity(),
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What the makers publish of a chip; a device of JAX is one chip, except where `devices` says otherwise."""
+
+  flops: float  # bfloat16 multiply-adds as 2, a second
+  memory: float  # bytes
+  bandwidth: float  # of the memory, bytes a second
+  link: float  # one link of the interconnect, one way, bytes a second
+  dimensions: int  # of the torus; 0: every device reaches every other through a switch at `link`
+  clock: float = 0.0  # of the cores, Hz: what the compiler's estimated cycles are divided by
+  devices: int = 1  # of JAX, a chip
+  host: int = 4  # chips a host
+
+
+# Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size).
+CHIPS = {
+  "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9),
+  "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 90e9, 3, 1.75e9),
+  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 90e9, 2, 1.75e9, host=8),
+  "tpu7x": Chip(2307e12, 192 * 2**30, 7380e9, 100e9, 3, 2.2e9, devices=2),
+  "a100": Chip(312e12, 80e9, 2039e9, 300e9, 0, host=8),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8),
+  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8),
+}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
 from bigmodel.models.layers.attention import Attend, Attention, attend
-from bigmodel.models.layers.basic import FeedForward, RMSNorm
+from bigmodel.models.layers.basic import FeedForward, RMSNorm, gathered
 from bigmodel.models.layers.experts import Experts, slots
 
 # block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary loss)
@@ -155,9 +155,7 @@ class Decoder(nn.Module):
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
-    # The table's width is gathered before the look-up: a look-up that is spread over widths moves more.
-    table_VxD = nn.with_logical_constraint(embedding_VxD.astype(self.dtype), ("vocab", "activation_embed"))
-    x_BxTxD = table_VxD[tokens_BxT]
+    x_BxTxD = gathered(embedding_VxD.astype(self.dtype), axes)[tokens_BxT]
     x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
 
     block = Block(shape, self.dtype, self.attend, parent=None)
@@ -168,7 +166,7 @@ class Decoder(nn.Module):
     output_VxD: Any = embedding_VxD
     if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
-    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, output_VxD.astype(self.dtype)).astype(jnp.float32)
+    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes)).astype(jnp.float32)
     return nn.with_logical_constraint(logits_BxTxV, ("batch", "length", "vocab")), balance / shape.layers
 
 

@@ -221,7 +221,10 @@ def put_rows(rows: Rows, sharding: NamedSharding) -> jax.Array:
 def _fingerprint(x: Any, xp: Any) -> Any:
   """uint32[2]: sums over mixed bits and positions, by numpy or jax.numpy. No layout of x changes sums of integers."""
   if xp is np:
-    bits = np.ascontiguousarray(x).view(_unsigned(x.dtype)).astype(np.uint32).reshape(x.shape)
+    wide = np.ascontiguousarray(x).view(_unsigned(x.dtype)).reshape(x.shape)
+    bits = wide.astype(np.uint32)
+    if x.dtype.itemsize == 8:  # only ever on the host
+      bits = bits ^ _mix((wide >> np.uint64(32)).astype(np.uint32), np)
   else:
     same = x.dtype == jnp.bool_
     bits = (x if same else jax.lax.bitcast_convert_type(x, _unsigned(x.dtype))).astype(jnp.uint32)
@@ -234,7 +237,7 @@ def _fingerprint(x: Any, xp: Any) -> Any:
 
 
 def _unsigned(dtype: Any) -> Any:
-  return {1: np.uint8, 2: np.uint16, 4: np.uint32}[jnp.dtype(dtype).itemsize]
+  return {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[jnp.dtype(dtype).itemsize]
 
 
 def _mix(x: Any, xp: Any) -> Any:

@@ -160,7 +160,7 @@ def test_own_rules_come_first(model):
   config, _ = model
   config = on(config, preset="fsdp", rules=("mlp=fsdp", "embed="))
   state = steps.program(config).init(0)
-  assert state.params["blocks"]["feed_forward"]["up"].sharding.spec == ("pipeline", None, "fsdp")
+  assert tuple(state.params["blocks"]["feed_forward"]["up"].sharding.spec) == ("pipeline", None, "fsdp")
   assert state.params["embedding"].sharding.is_fully_replicated
 
 

@@ -1,5 +1,6 @@
 """Projections, norms and feed-forward blocks, with logical axis names on every parameter."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,28 @@ def projection(
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  return x @ weight.astype(x.dtype)
+  return x @ gathered(weight.astype(x.dtype), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A weight as it is multiplied: whole along `embed`, along which it may be stored in pieces.
+
+  Said explicitly, and after the cast, so that the compiler gathers weights in the narrower
+  type, and scatters the sums of their gradients; left to itself it may reduce activations.
+  """
+  return nn.with_logical_constraint(weight, tuple("activation_embed" if axis == "embed" else axis for axis in axes))
+
+
+def _gathered_forward(weight: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, None]:
+  return gathered(weight, axes), None
+
+
+def _gathered_backward(axes: tuple[str, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+  return (nn.with_logical_constraint(gradient, axes),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodel.models.layers.basic import activate
+from bigmodel.models.layers.basic import activate, gathered
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
@@ -104,4 +104,4 @@ class Experts(nn.Module):
   def _multiply(self, name: str, x: jax.Array, width: int, axes: tuple[str, str, str], scale: float = 1.0) -> jax.Array:
     fan_in = x.shape[-1]
     weight = self._weight(name, (self.experts, fan_in, width), axes, fan_in, scale)
-    return jnp.einsum("bneci,eio->bneco", x, weight.astype(x.dtype))
+    return jnp.einsum("bneci,eio->bneco", x, gathered(weight.astype(x.dtype), axes))

@@ -1,0 +1,148 @@
+"""The plan of one run: the real training step, compiled for the chips that it is meant for."""
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigmodel import hardware, models, optim, parallel, train
+from bigmodel.config import Config
+from bigmodel.hardware import Chip
+from bigmodel.parallel import blocks, kernels
+from bigmodel.plan import analytic, hlo
+from bigmodel.plan.topology import Topology
+from bigmodel.train import step as steps
+
+Facts = dict[str, Any]
+SLOW_CHIP = Chip(0.0, 0.0, 0.0, 0.0, 0)  # this machine: measured instead
+
+
+def plan(config: Config, topology: Topology, prices: dict[str, float], compile_step: bool = True) -> Facts:
+  """What one run costs on a topology, as `plan --json` prints it."""
+  counts = models.shape_of(config.model).counts(config.data.context)
+  sizes = parallel.mesh_sizes(config, topology.count)
+  used = math.prod(sizes.values())
+  tokens = train.batch_tokens(config)
+  estimate = analytic.estimate(config, sizes, topology.chip)
+  facts: Facts = {
+    "topology": topology.name,
+    "chips": topology.chips,
+    "devices": used,
+    "mesh": {axis: size for axis, size in sizes.items() if size > 1},
+    "tokens_per_step": tokens,
+    "steps": train.steps_of(config),
+    **counts.params(),
+    "flops_per_step": counts.flops(tokens, config.parallel.remat),
+    "analytic": estimate,
+    "compiled": None,
+    "why_not_compiled": topology.why_not,
+  }
+  if compile_step and topology.devices is not None:
+    facts["compiled"] = compiled(config, topology)
+  return facts | outcome(facts, topology, prices)
+
+
+def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts:
+  """Memory, time and money: from the compiled step where there is one, from arithmetic elsewhere."""
+  source = facts["compiled"] or facts["analytic"]
+  chip = topology.chip
+  limit = chip.memory / chip.devices if chip else None
+  flops = facts["flops_per_step"]
+  peak = (chip.flops / chip.devices if chip else hardware.peak_flops() / jax.local_device_count()) * facts["devices"]
+  compute = max(flops["flops_hardware"] / peak / analytic.EFFICIENCY, source["cycle_seconds"] or 0.0)
+  overlapping = sum(c["seconds"] for c in source["collectives"] if c["overlaps"])
+  waiting = sum(c["seconds"] for c in source["collectives"] if not c["overlaps"])
+  bubble = source["bubble"]
+  seconds = max(compute / (1 - bubble), overlapping) + waiting
+  hours = seconds * facts["steps"] / 3600
+  price = prices.get(topology.kind)
+  return {
+    "peak_bytes": source["peak_bytes"],
+    "memory_bytes": limit,
+    "fits": None if limit is None else source["peak_bytes"] <= limit,
+    "compute_seconds": compute,
+    "collective_seconds": overlapping + waiting,
+    "step_seconds": seconds,
+    "mfu": flops["flops_exact"] / seconds / peak,
+    "tokens_per_second": facts["tokens_per_step"] / seconds,
+    "hours": hours,
+    "chip_hours": hours * topology.chips,
+    "price_per_chip_hour": price,
+    "cost": None if price is None else hours * topology.chips * price,
+  }
+
+
+def compiled(config: Config, topology: Topology) -> Facts:
+  """Compiles the training step and reads what the compiler says of it."""
+  began = time.perf_counter()
+  mesh = parallel.make_mesh(config, devices=topology.devices)
+  lone = steps.lone_run(config, mesh)
+  rows = jax.ShapeDtypeStruct(
+    (config.train.batch_size, config.data.context + 1), np.int32, sharding=parallel.batch_sharding(mesh)
+  )
+  one = parallel.replicated(mesh)
+  h = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype, sharding=one), optim.hyperparameters(config, 1))
+  try:
+    program = lone.lower(lone.shapes, rows, h).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return _too_large(str(error), time.perf_counter() - began)
+  memory = program.memory_analysis()
+  read = hlo.read(program.as_text())
+  chip = topology.chip
+  places = [tuple(getattr(d, "coords", None) or (d.id,)) for d in mesh.devices.flat]
+  host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+  return {
+    "argument_bytes": memory.argument_size_in_bytes,
+    "temporary_bytes": memory.temp_size_in_bytes,
+    "peak_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    "host_bytes": host,
+    "collectives": collectives(read, places, topology),
+    "cycle_seconds": read.cycles / chip.clock if chip and chip.clock and read.cycles else None,
+    "bubble": 0.0,  # its idle turns are computed too, and counted in the cycles
+    "compile_seconds": time.perf_counter() - began,
+  }
+
+
+def _too_large(error: str, seconds: float) -> Facts:
+  """What is left to say of a step that the compiler refused: how much it asked for."""
+  import re
+
+  asked = re.search(r"([\d.]+)([GM])\)? (?:exceeds|of)|Used ([\d.]+)([GM])", error)
+  number, unit = next(((a, b) for a, b in zip(asked.groups()[::2], asked.groups()[1::2], strict=True) if a), ("0", "G")) if asked else ("0", "G")
+  size = float(number) * (2**30 if unit == "G" else 2**20)
+  return {
+    "argument_bytes": None,
+    "temporary_bytes": None,
+    "peak_bytes": size or math.inf,
+    "host_bytes": 0,
+    "collectives": [],
+    "cycle_seconds": None,
+    "bubble": 0.0,
+    "compile_seconds": seconds,
+    "refused": error.splitlines()[0][:300],
+  }
+
+
+def collectives(read: hlo.Program, places: list[tuple[int, ...]], topology: Topology) -> list[Facts]:
+  """Collectives by kind, group size and whether they overlap: bytes that a device sends a step, and their seconds."""
+  rows: dict[tuple, dict[str, float]] = defaultdict(lambda: {"bytes": 0.0, "seconds": 0.0, "count": 0})
+  for one in read.collectives:
+    row = rows[one.kind, len(one.group), one.overlaps]
+    row["bytes"] += one.sent * one.times
+    row["count"] += one.times
+    row["seconds"] += one.times * analytic.wire_seconds(
+      one.kind, one.sent, [places[i] for i in one.group], topology.chip, topology.shape
+    )
+  return [
+    {"kind": kind, "group": size, "overlaps": overlaps, **row}
+    for (kind, size, overlaps), row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])
+  ]
+
+
+assert blocks and kernels and dataclasses

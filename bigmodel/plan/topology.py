@@ -1,0 +1,86 @@
+"""Devices to plan for: a pod slice that is not here, GPUs, or this machine.
+
+`v5p:4x4x4` is a slice of that shape, `h100:8` eight GPUs, nothing this machine. TPU
+slices are compiled for by libtpu, which needs no TPU; without it they are planned
+from arithmetic alone.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from bigmodel.config import nearest
+from bigmodel.files import UserError
+from bigmodel.hardware import CHIPS, Chip
+
+INSTALL = "pip install 'bigmodel[tpu]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices, here or not. `devices` is None where they can only be counted."""
+
+  name: str
+  kind: str  # of CHIPS; '' is this machine
+  shape: tuple[int, ...]  # of the torus, in chips
+  count: int  # devices
+  devices: Any
+  why_not: str = ""  # why there is nothing to compile for
+
+  @property
+  def chip(self) -> Chip | None:
+    return CHIPS.get(self.kind)
+
+  @property
+  def chips(self) -> int:
+    return self.count // (self.chip.devices if self.chip else 1)
+
+
+def parse(name: str) -> Topology:
+  """The topology of a name; a `UserError` says what is wrong with it."""
+  if not name:
+    return Topology("this machine", "", (jax.device_count(),), jax.device_count(), jax.devices())
+  match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
+  if not match:
+    raise UserError(f"--topology: {name!r} is not KIND:SHAPE, such as v5e:4x4, v5p:4x4x4 or h100:8")
+  kind, shape = match.group(1), tuple(int(n) for n in match.group(2).split("x"))
+  if kind not in CHIPS:
+    raise UserError(f"--topology: no chip {kind!r}{nearest(kind, CHIPS)}; known: {', '.join(CHIPS)}")
+  chip = CHIPS[kind]
+  if len(shape) != max(1, chip.dimensions):
+    raise UserError(f"--topology: a slice of {kind} has {max(1, chip.dimensions)} dimensions, {name!r} has {len(shape)}")
+  count = math.prod(shape) * chip.devices
+  if not chip.dimensions:
+    return Topology(name, kind, shape, count, None, "GPUs are planned from arithmetic")
+  if importlib.util.find_spec("libtpu") is None:
+    return Topology(name, kind, shape, count, None, f"not compiled: libtpu is not installed ({INSTALL})")
+  from jax.experimental import topologies
+
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask where there is no TPU
+  try:
+    with _quiet():
+      found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+  except Exception as error:
+    first = str(error).strip().splitlines()[0]
+    raise UserError(f"--topology: {name}: libtpu knows no such slice ({first[:200]})") from error
+  return Topology(name, kind, shape, len(found), found)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without what C++ writes to standard error: libtpu complains at length that there is no TPU."""
+  kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(nothing, 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nothing)
