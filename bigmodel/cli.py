@@ -100,6 +100,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   add("data", "prepare the corpus of a config and print its card", config)
   plan = add("plan", "what a run or a study costs, before it starts", config)
   plan.add_argument("--workdir", default="", metavar="DIR", help="a study's folder: what has ended costs nothing more")
+  plan.add_argument(
+    "--topology", default="", metavar="KIND:SHAPE", help="chips to plan for: v5e:16x16, v5p:4x4x4, v6e:4x4, h100:8, ..."
+  )
+  plan.add_argument("--search", action="store_true", help="try meshes, remat policies and microbatches; best first")
+  plan.add_argument("--prices", default="configs/prices.json", metavar="FILE", help="dollars a chip-hour, by kind")
   train = add("train", "train one run, or resume it", config, workdir, hosts)
   train.add_argument(
     "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"

@@ -90,6 +90,39 @@ def resolve(config: Config, corpus: Corpus) -> Config:
   return resolved
 
 
+def resolve_for_plan(config: Config, devices: int) -> Config:
+  """A copy that can be planned without its data: with the model's own vocabulary, or what the tokenizer would have."""
+  resolved = config.copy_and_resolve_references()
+  models.resolve(resolved.model, 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size)
+  for room in (models, tasks, optim, train):
+    room.check(resolved)
+  parallel.check(resolved, devices)
+  return resolved
+
+
+def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float]) -> dict[str, Any]:
+  """A whole study planned for a topology: its runs one after another, each on all chips, and then its target.
+
+  The largest run is compiled, the others are planned by arithmetic. The critical path
+  has all fitted runs at once, each on as many chips, and the target after them.
+  """
+  from bigmodel.plan import compiled
+
+  size = lambda overrides: resolve_for_plan(_with_horizon(with_overrides(config, overrides)), where.count)
+  counts = lambda overrides: models.shape_of(size(overrides).model).counts(config.data.context)
+  planned = [(", ".join(sorted({one.role})), one.overrides) for one in _plan_runs(study, counts)]
+  unique = {repr(sorted(overrides.items())): (role, overrides) for role, overrides in reversed(planned)}
+  jobs = list(reversed(unique.values()))
+  if study.target is not None:
+    sized = [(counts(s), s) for s in study.target.sizes]
+    dearest, largest = max(sized, key=lambda pair: pair[0].params_total)
+    tokens = round(study.target.flops / dearest.flops(1)[study.design.convention])
+    jobs.append(("target", {**largest, "train.tokens": tokens, **study.settings(dearest.params_total, tokens)}))
+  label = lambda overrides: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in overrides.items())
+  sized_jobs = [(role, label(overrides), size(overrides)) for role, overrides in jobs]
+  return {"study": study.name} | compiled.plan_all(sized_jobs, where, prices)
+
+
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Corpus]:
   """A checked run of one config, in `workdir` itself."""
   check(config)
@@ -166,11 +199,15 @@ def _about(prepared: Prepared) -> dict[str, Any]:
 
 
 def _check_base(config: Config) -> None:
+  check(_with_horizon(config))
+
+
+def _with_horizon(config: Config) -> Config:
   """The base of a study need not say its horizon: the design does."""
   base = config.copy_and_resolve_references()
   if not base.train.tokens and not base.train.steps:
     base.train.steps = 1
-  check(base)
+  return base
 
 
 def _counts(config: Config, corpus: Corpus, size: Overrides) -> Any:

@@ -92,6 +92,8 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train.display import duration
 
   config, study = _load(arguments)
+  if arguments.topology or arguments.search:
+    return _plan_for(arguments, config, study)
   if study is None:
     run, _ = studies.single_run(config, arguments.workdir or ".")
     cost = price.price(run, price.calibrate([run]))
@@ -120,6 +122,96 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   title = f"{study.name}: {total['runs']} runs, {flops:.3g} FLOPs (6ND), {duration(seconds)} here"
   _table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
   return result
+
+
+def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
+  """Plans a run, a search over its layouts, or a whole study for chips that need not be here."""
+  from bigmodel import study as studies
+  from bigmodel.files import read_json
+  from bigmodel.plan import compiled, search, topology
+
+  where = topology.parse(arguments.topology)
+  prices = read_json(arguments.prices) if Path(arguments.prices).exists() else {}
+  if study is not None:
+    result = studies.plan_for(config, study, where, prices)
+    columns = ("role", "run", "N", "tokens", "step s", "hours", "chip-hours", "fits")
+    rows = [
+      (r["role"], r["name"], r["params_total"], r["tokens"], r["step_seconds"], r["hours"], r["chip_hours"], r["fits"])
+      for r in result["runs"]
+    ]
+    total = result["total"]
+    cost = "" if total["cost"] is None else f", {total['cost']:,.0f} dollars"
+    title = f"{study.name} on {where.name}: {total['chip_hours']:.4g} chip-hours{cost};"
+    title += f" critical path {total['critical_path_hours']:.4g} h"
+    _table(arguments, title, columns, rows)
+    return result
+  config = studies.resolve_for_plan(config, where.count)
+  if arguments.search:
+    found = search.search(config, where, prices)
+    if not found:
+      raise UserError(f"--search: no layout of {where.name} fits; more chips, or smaller batches (train.accumulate)")
+    columns = ("overrides", "fits", "peak GB", "step s", "MFU", "hours", "compiled")
+    rows = [
+      (
+        _layout(r["overrides"]),
+        r["fits"],
+        r["peak_bytes"] / 1e9,
+        r["step_seconds"],
+        r["mfu"],
+        r["hours"],
+        bool(r["compiled"]),
+      )
+      for r in found
+    ]
+    _table(arguments, f"layouts on {where.name}, best first", columns, rows)
+    if not arguments.json:
+      print(" ".join(f"--config.{name}={value}" for name, value in found[0]["overrides"].items()))
+    return {"topology": where.name, "best": found[0]["overrides"], "layouts": found}
+  result = compiled.plan(config, where, prices)
+  _show_plan(arguments, result)
+  return result
+
+
+def _layout(overrides: dict[str, Any]) -> str:
+  """What differs from one device, as 'fsdp 64, remat full'."""
+  short = {name.removeprefix("parallel."): value for name, value in overrides.items()}
+  return ", ".join(f"{name} {value}" for name, value in short.items() if value not in (0, 1))
+
+
+def _show_plan(arguments: Arguments, facts: dict[str, Any]) -> None:
+  gigabytes = lambda value: None if value is None else f"{value / 1e9:.2f} GB"
+  source = facts["compiled"] or facts["analytic"]
+  compiled_peak = gigabytes(source["peak_bytes"]) if facts["compiled"] else facts["why_not_compiled"]
+  parts = facts["analytic"]["parts"]
+  rows = [
+    ("mesh", ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items()) or "one device"),
+    ("parameters", facts["params_total"]),
+    ("a device holds: parameters", gigabytes(parts["parameters"])),
+    ("optimizer state", gigabytes(parts["optimizer"])),
+    ("activations (arithmetic)", gigabytes(sum(v for k, v in parts.items() if k not in ("parameters", "optimizer")))),
+    ("peak, by arithmetic", gigabytes(facts["analytic"]["peak_bytes"])),
+    ("peak, by the compiler", compiled_peak),
+    ("memory", gigabytes(facts["memory_bytes"])),
+    ("fits", facts["fits"]),
+    *((f"{name} a step", value) for name, value in facts["flops_per_step"].items()),
+    ("compiler's cycles", None if source["cycle_seconds"] is None else f"{source['cycle_seconds']:.3g} s"),
+    ("computation", f"{facts['compute_seconds']:.3g} s"),
+    ("step", f"{facts['step_seconds']:.3g} s"),
+    ("MFU (flops_exact)", f"{facts['mfu']:.1%}"),
+    ("tokens/s", facts["tokens_per_second"]),
+    ("steps", facts["steps"]),
+    ("hours", facts["hours"]),
+    ("chip-hours", facts["chip_hours"]),
+    ("cost", None if facts["cost"] is None else f"{facts['cost']:,.0f} dollars"),
+  ]  # fmt: skip
+  _table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
+  moved = [
+    (c["kind"], c["group"], c["overlaps"], c["count"], f"{c['bytes'] / 1e9:.3f} GB", f"{c['seconds']:.3g} s")
+    for c in source["collectives"]
+    if c["bytes"] > 1e5
+  ]
+  columns = ("collective", "devices", "overlaps", "times", "sent a step", "on the wire")
+  _table(arguments, "a device's collectives", columns, moved)
 
 
 def train(arguments: Arguments) -> dict[str, Any]:

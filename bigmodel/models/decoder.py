@@ -129,7 +129,7 @@ class Block(nn.Module):
 def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
   """One layer after another, each with its slice of the stacked parameters."""
   leaves, structure = jax.tree.flatten(stacked)
-  split = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
+  split: Any = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
   total = jnp.float32(0)
   for layer in zip(*split, strict=True):
     x_BxTxD, balance = block(jax.tree.unflatten(structure, [leaf[0] for leaf in layer]), x_BxTxD)
@@ -155,12 +155,14 @@ class Decoder(nn.Module):
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
-    x_BxTxD = gathered(embedding_VxD.astype(self.dtype), axes)[tokens_BxT]
+    table_VxD: Any = gathered(embedding_VxD.astype(self.dtype), axes)
+    x_BxTxD = table_VxD[tokens_BxT]
     x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
 
     block = Block(shape, self.dtype, self.attend, parent=None)
     blocks: Any = self.param("blocks", lambda key: _stacked_init(key, shape))
-    x_BxTxD, balance = self.run_blocks(lambda params, x: block.apply({"params": params}, x), blocks, x_BxTxD)
+    run: Any = lambda params, x: block.apply({"params": params}, x)
+    x_BxTxD, balance = self.run_blocks(run, blocks, x_BxTxD)
 
     x_BxTxD = RMSNorm(name="final_norm")(x_BxTxD)
     output_VxD: Any = embedding_VxD

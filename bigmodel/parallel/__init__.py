@@ -224,6 +224,16 @@ def shardings(mesh: Mesh, abstract: Any, rules: tuple[tuple[str, Any], ...] = RU
   return placed
 
 
+def local_bytes(leaf: Any, spec: PartitionSpec, sizes: dict[str, int]) -> int:
+  """Bytes of an array's part on one device of a mesh of these sizes."""
+  total = leaf.dtype.itemsize
+  for i, size in enumerate(leaf.shape):
+    axes = spec[i] if i < len(spec) else None
+    axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    total *= -(-size // math.prod(sizes.get(axis, 1) for axis in axes))
+  return total
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 

@@ -8,6 +8,7 @@
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
   if kernel == "auto":
-    kernel = _best(config, platform)
+    kernel = best(config, platform)
   if spread and config.parallel.sequence_attention == "ring" and kernel != "splash":
     return ring(mesh)
   if kernel == "splash":
@@ -40,7 +41,7 @@ def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
   return blockwise if kernel == "blockwise" else attend
 
 
-def _best(config: Config, platform: str) -> str:
+def best(config: Config, platform: str) -> str:
   context, half = config.data.context, config.train.compute_dtype == "bfloat16"
   head_size = config.model.head_size
   if platform == "tpu" and context % 512 == 0 and head_size % 128 == 0:
@@ -129,26 +130,31 @@ def ring(mesh: Mesh) -> Attend:
   """Attention of rows spread over `sequence`: keys and values pass from device to device."""
   ways = mesh.shape["sequence"]
 
-  def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    T = q.shape[1]
-    mine = jax.lax.axis_index("sequence")
-    out_sum, weight_sum, top = jnp.float32(0), jnp.float32(0), None
-    onward = [(i, (i + 1) % ways) for i in range(ways)]
-    for turn in range(ways):
-      owner = (mine - turn) % ways
-      out, lse = chunk(q, k, v, (mine - owner) * T)
-      lse_BxTxHx1 = lse.swapaxes(1, 2)[..., None]
-      if top is None:
-        top = lse_BxTxHx1  # a row's own chunk: every query sees something
-      # Sums are relative to the largest so far.
-      new_top = jnp.maximum(top, lse_BxTxHx1)
-      scale, weight = jnp.exp(top - new_top), jnp.exp(lse_BxTxHx1 - new_top)
-      out_sum, weight_sum, top = out_sum * scale + out * weight, weight_sum * scale + weight, new_top
-      if turn < ways - 1:
-        k, v = (jax.lax.ppermute(x, "sequence", onward) for x in (k, v))
-    return (out_sum / weight_sum).astype(q.dtype)
-
+  onward = [(i, (i + 1) % ways) for i in range(ways)]
+  pass_on = lambda x: jax.lax.ppermute(x, "sequence", onward)
+  local = lambda q, k, v: around(q, k, v, ways, jax.lax.axis_index("sequence"), pass_on)
   return jax.shard_map(local, mesh=mesh, in_specs=(_SPEC,) * 3, out_specs=_SPEC, check_vma=False)
+
+
+def around(
+  q: jax.Array, k: jax.Array, v: jax.Array, ways: int, mine: jax.Array, pass_on: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """One device's part of a ring: its queries meet every chunk of keys and values in turn."""
+  T = q.shape[1]
+  out_sum, weight_sum, top = jnp.float32(0), jnp.float32(0), None
+  for turn in range(ways):
+    owner = (mine - turn) % ways
+    out, lse = chunk(q, k, v, (mine - owner) * T)
+    lse_BxTxHx1 = lse.swapaxes(1, 2)[..., None]
+    if top is None:
+      top = lse_BxTxHx1  # a row's own chunk: every query sees something
+    # Sums are relative to the largest so far.
+    new_top = jnp.maximum(top, lse_BxTxHx1)
+    scale, weight = jnp.exp(top - new_top), jnp.exp(lse_BxTxHx1 - new_top)
+    out_sum, weight_sum, top = out_sum * scale + out * weight, weight_sum * scale + weight, new_top
+    if turn < ways - 1:
+      k, v = pass_on(k), pass_on(v)
+  return (out_sum / weight_sum).astype(q.dtype)
 
 
 def gathered(mesh: Mesh) -> Attend:

@@ -1,9 +1,10 @@
 """The plan of one run: the real training step, compiled for the chips that it is meant for."""
 
-import dataclasses
 import math
+import re
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,23 +12,22 @@ import numpy as np
 
 from bigmodel import hardware, models, optim, parallel, train
 from bigmodel.config import Config
-from bigmodel.hardware import Chip
-from bigmodel.parallel import blocks, kernels
 from bigmodel.plan import analytic, hlo
 from bigmodel.plan.topology import Topology
 from bigmodel.train import step as steps
 
 Facts = dict[str, Any]
-SLOW_CHIP = Chip(0.0, 0.0, 0.0, 0.0, 0)  # this machine: measured instead
 
 
-def plan(config: Config, topology: Topology, prices: dict[str, float], compile_step: bool = True) -> Facts:
+def plan(
+  config: Config, topology: Topology, prices: dict[str, float], compile_step: bool = True, memory: bool = True
+) -> Facts:
   """What one run costs on a topology, as `plan --json` prints it."""
   counts = models.shape_of(config.model).counts(config.data.context)
   sizes = parallel.mesh_sizes(config, topology.count)
   used = math.prod(sizes.values())
   tokens = train.batch_tokens(config)
-  estimate = analytic.estimate(config, sizes, topology.chip)
+  estimate = analytic.estimate(config, sizes, topology.chip, memory)
   facts: Facts = {
     "topology": topology.name,
     "chips": topology.chips,
@@ -44,6 +44,26 @@ def plan(config: Config, topology: Topology, prices: dict[str, float], compile_s
   if compile_step and topology.devices is not None:
     facts["compiled"] = compiled(config, topology)
   return facts | outcome(facts, topology, prices)
+
+
+def plan_all(jobs: Sequence[tuple[str, str, Config]], topology: Topology, prices: dict[str, float]) -> Facts:
+  """Plans runs of a study, as (role, name, config); the last one is compiled, the others are planned by arithmetic."""
+  rows = []
+  for index, (role, name, config) in enumerate(jobs):
+    facts = plan(config, topology, prices, compile_step=index == len(jobs) - 1)
+    rows.append(facts | {"role": role, "name": name, "tokens": facts["steps"] * facts["tokens_per_step"]})
+  after = [row for row in rows if row["role"] == "target"]
+  before = [row for row in rows if row["role"] != "target"]
+  costs = [row["cost"] for row in rows]
+  total = {
+    "runs": len(rows),
+    "hours": sum(row["hours"] for row in rows),
+    "chip_hours": sum(row["chip_hours"] for row in rows),
+    "cost": None if None in costs else sum(costs),
+    "critical_path_hours": max((r["hours"] for r in before), default=0.0) + sum(r["hours"] for r in after),
+    "fits": all(row["fits"] is not False for row in rows),
+  }
+  return {"topology": topology.name, "runs": rows, "total": total}
 
 
 def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts:
@@ -111,15 +131,13 @@ def compiled(config: Config, topology: Topology) -> Facts:
 
 def _too_large(error: str, seconds: float) -> Facts:
   """What is left to say of a step that the compiler refused: how much it asked for."""
-  import re
-
-  asked = re.search(r"([\d.]+)([GM])\)? (?:exceeds|of)|Used ([\d.]+)([GM])", error)
-  number, unit = next(((a, b) for a, b in zip(asked.groups()[::2], asked.groups()[1::2], strict=True) if a), ("0", "G")) if asked else ("0", "G")
+  asked = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([GM])", error)
+  number, unit = asked.groups() if asked else ("0", "G")
   size = float(number) * (2**30 if unit == "G" else 2**20)
   return {
     "argument_bytes": None,
     "temporary_bytes": None,
-    "peak_bytes": size or math.inf,
+    "peak_bytes": size or float("1e18"),
     "host_bytes": 0,
     "collectives": [],
     "cycle_seconds": None,
@@ -136,13 +154,12 @@ def collectives(read: hlo.Program, places: list[tuple[int, ...]], topology: Topo
     row = rows[one.kind, len(one.group), one.overlaps]
     row["bytes"] += one.sent * one.times
     row["count"] += one.times
+    members = [places[i] for i in one.group]
+    varying = sum(len({place[axis] for place in members}) > 1 for axis in range(len(places[0])))
     row["seconds"] += one.times * analytic.wire_seconds(
-      one.kind, one.sent, [places[i] for i in one.group], topology.chip, topology.shape
+      one.kind, one.sent, len(members), max(1, varying), topology.chip
     )
   return [
     {"kind": kind, "group": size, "overlaps": overlaps, **row}
     for (kind, size, overlaps), row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])
   ]
-
-
-assert blocks and kernels and dataclasses

@@ -101,7 +101,9 @@ def _trips(bodies: dict, line: str) -> int:
   if known := _TRIPS.search(line):
     return int(known.group(1))
   condition = re.search(r"condition=%?([\w.\-]+)", line)
-  numbers = [int(n) for text in bodies.get(condition.group(1) if condition else "", ()) for n in _CONSTANT.findall(text)]
+  numbers = [
+    int(n) for text in bodies.get(condition.group(1) if condition else "", ()) for n in _CONSTANT.findall(text)
+  ]
   return max(numbers, default=1)
 
 

@@ -55,7 +55,9 @@ def parse(name: str) -> Topology:
     raise UserError(f"--topology: no chip {kind!r}{nearest(kind, CHIPS)}; known: {', '.join(CHIPS)}")
   chip = CHIPS[kind]
   if len(shape) != max(1, chip.dimensions):
-    raise UserError(f"--topology: a slice of {kind} has {max(1, chip.dimensions)} dimensions, {name!r} has {len(shape)}")
+    raise UserError(
+      f"--topology: a slice of {kind} has {max(1, chip.dimensions)} dimensions, {name!r} has {len(shape)}"
+    )
   count = math.prod(shape) * chip.devices
   if not chip.dimensions:
     return Topology(name, kind, shape, count, None, "GPUs are planned from arithmetic")

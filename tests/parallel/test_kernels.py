@@ -67,4 +67,4 @@ def test_ring_moves_only_keys_and_values():
 )
 def test_the_platform_picks_the_kernel(config, platform, dtype, context, head_size, expected):
   config.data.context, config.model.head_size, config.train.compute_dtype = context, head_size, dtype
-  assert kernels._best(config, platform) == expected
+  assert kernels.best(config, platform) == expected

@@ -17,7 +17,8 @@ def projection(
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  return x @ gathered(weight.astype(x.dtype), axes)
+  whole: Any = gathered(weight.astype(x.dtype), axes)
+  return x @ whole
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

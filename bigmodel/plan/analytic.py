@@ -1,0 +1,280 @@
+"""The plan by arithmetic: bytes on a device, collectives and their time, without compiling.
+
+State is counted exactly, from shapes and sharding rules. Activations are those of the
+layers that the backward pass keeps, plus what one layer and the loss need at their
+largest. Tests hold the sum against the compiler's.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bigmodel import models, optim, parallel
+from bigmodel.config import Config, digest, flatten
+from bigmodel.hardware import Chip
+from bigmodel.models.decoder import unrolled
+from bigmodel.parallel import blocks, kernels
+from bigmodel.plan import liveness
+from bigmodel.tasks import causal_lm
+
+Facts = dict[str, Any]
+EFFICIENCY = 0.75  # of the peak, in dense training steps of large models that are limited by nothing else
+
+
+def estimate(config: Config, sizes: dict[str, int], chip: Chip | None, memory: bool = True) -> Facts:
+  """Bytes, collectives and bubble of a run on a mesh of these sizes; memory takes most of the time."""
+  stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
+  facts: Facts = {
+    "collectives": traffic(config, sizes, chip),
+    "cycle_seconds": None,
+    "bubble": (stages - 1) / (pieces + stages - 1),
+  }
+  if not memory:
+    return facts | {"argument_bytes": 0.0, "peak_bytes": 0.0, "parts": {}}
+  state, parts = state_bytes(config, sizes), activation_bytes(config, sizes, chip)
+  rows = config.train.batch_size * (config.data.context + 1) * 4 / math.prod(sizes[a] for a in parallel.BATCH)
+  arguments = state["parameters"] + (0 if config.parallel.offload == "optimizer" else state["optimizer"]) + rows
+  return facts | {
+    "argument_bytes": arguments,
+    "peak_bytes": arguments + sum(parts.values()),
+    "parts": {**state, **parts},
+  }
+
+
+def state_bytes(config: Config, sizes: dict[str, int]) -> dict[str, float]:
+  """Exact bytes of parameters and optimizer state on one device."""
+  boxed = _initial(config)
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config))
+  local = lambda leaf, spec: parallel.local_bytes(leaf, spec, sizes)
+  params, moments = jax.tree.map(local, nn.meta.unbox(boxed), specs)
+  return {"parameters": sum(jax.tree.leaves(params)), "optimizer": sum(jax.tree.leaves(moments))}
+
+
+_KNOWN: dict[str, Any] = {}  # traces of a search, whose layouts share most
+
+
+def _once(what: str, config: Config, *more: Any, make: Callable[[], Any]) -> Any:
+  kept = {n: v for n, v in flatten(config).items() if n.startswith(("model.", "data.context", "train.compute"))}
+  key = what + digest(kept) + repr(more)
+  if key not in _KNOWN:
+    _KNOWN[key] = make()
+  return _KNOWN[key]
+
+
+def _initial(config: Config) -> Any:
+  """Boxed abstract (parameters, optimizer state)."""
+
+  def initial(key: jax.Array) -> tuple[Any, Any]:
+    params = models.build(config.model, jnp.float32).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return params, optim.initial_state(params)
+
+  return _once("initial", config, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
+
+
+def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -> dict[str, float]:
+  """Bytes of what one device's part of a step holds at once besides its state, by what it is for."""
+  ways = math.prod(sizes[axis] for axis in parallel.BATCH)
+  rows = max(1, config.train.batch_size // config.train.accumulate // ways)
+  stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
+  part = _part(config, sizes)
+  gradients = state_bytes(config, sizes)["parameters"]
+  layer = _layer_bytes(config, sizes)
+  size_of = _sizes_of(config, sizes, part)
+  piece = rows if stages == 1 else max(1, rows // pieces)
+  how = {n: config.parallel[n] for n in ("attention", "sequence_attention", "remat", "scan")}
+  key = (piece, how, sizes["sequence"], chip)
+  whole = _once("trace", part, *key, make=lambda: _trace(part, config, sizes, chip, piece))
+  working = liveness.peak(whole, size_of)
+  half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, config.data.context // sizes["sequence"] * rows
+  if stages > 1:
+    # What all turns keep; then the last stage's blocks at work, or the loss of all rows.
+    kept = liveness.stacked(whole, size_of) * (pieces + stages - 1) + 3 * tokens * config.model.width * half
+    logits = tokens * part.model.vocab * 4
+    working = kept + max(working - kept / (pieces + stages - 1), logits * (2 + half / 4) + gradients)
+  if config.train.accumulate > 1:
+    working += gradients
+  if sizes["tensor"] > 1:
+    # The gradients of a norm's result by query, key and value are summed over `tensor` together: 3 in, 3 out.
+    working += 6 * tokens // pieces * config.model.width * half
+  if sizes["expert"] > 1:
+    # Before and after each all-to-all, of slots and of their results.
+    C = config.model.experts_per_token * config.model.expert_capacity
+    working += 4 * C * tokens // pieces * config.model.width * half
+  in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
+  return {
+    "activations": max(0.0, working - gradients),
+    "gradients": gradients,
+    "gathered": 2 * layer if in_pieces else 0.0,  # this layer's weights and the next one's
+    "reduced": layer if ways > 1 else 0.0,  # a layer's gradients on their way
+  }
+
+
+def _part(config: Config, sizes: dict[str, int]) -> Config:
+  """The config of the model that one device computes: its heads, its slice of the widths, its layers."""
+  part = config.copy_and_resolve_references()
+  model = part.model
+  for name in ("heads", "kv_heads", "feed_forward"):
+    model[name] = max(1, model[name] // sizes["tensor"])
+  model.vocab = -(-model.vocab // (sizes["tensor"] * sizes["pipeline"]))
+  model.layers = model.layers // sizes["pipeline"]
+  part.data.context = config.data.context // sizes["sequence"]
+  model.expert_group = min(model.expert_group or config.data.context, part.data.context)
+  return part
+
+
+def _parameters(config: Config) -> Any:
+  return nn.meta.unbox(_initial(config)[0])
+
+
+def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> Callable[[Any], float]:
+  """Bytes of an array of the trace: what has the shape of a parameter is spread as that is."""
+  shares: dict[tuple, float] = {}
+  boxed = _initial(config)[0]
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config))
+  local = jax.tree.map(lambda leaf, spec: parallel.local_bytes(leaf, spec, sizes), nn.meta.unbox(boxed), specs)
+  for leaf, size in zip(jax.tree.leaves(_parameters(part)), jax.tree.leaves(local), strict=True):
+    if leaf.ndim > 1:
+      shares[leaf.shape] = size / (4 * math.prod(leaf.shape))
+
+  def size_of(aval: Any) -> float:
+    if not hasattr(aval, "shape") or aval.dtype == jax.dtypes.float0:
+      return 0.0
+    try:
+      width = aval.dtype.itemsize
+    except Exception:
+      width = 4
+    return math.prod(aval.shape) * width * shares.get(aval.shape, 1.0)
+
+  return size_of
+
+
+def _layer_bytes(config: Config, sizes: dict[str, int]) -> float:
+  """The weights of one layer as they are multiplied."""
+  width = jnp.dtype(config.train.compute_dtype).itemsize
+  shape = models.shape_of(config.model)
+  params = shape.params()
+  layer = (params["blocks"] - config.model.width) / config.model.layers
+  return layer * width / sizes["tensor"] / sizes["expert"]
+
+
+def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | None, rows: int) -> Any:
+  """The jaxpr of loss and gradients of one device's part."""
+  platform = "cpu" if chip is None else "tpu" if chip.dimensions else "cuda"
+  kernel = config.parallel.attention if config.parallel.attention != "auto" else kernels.best(config, platform)
+  spread = sizes["sequence"]
+  if kernel in ("splash", "cudnn"):
+    attend = _fused_attention
+  elif spread > 1 or kernel == "blockwise":
+    attend = functools.partial(_spread_attention, ways=spread, ring=config.parallel.sequence_attention == "ring")
+  else:
+    attend = None
+  policy = "full" if config.parallel.remat == "offload" else config.parallel.remat
+  run = blocks.scanned if config.parallel.scan else unrolled
+  model = models.build(
+    part.model,
+    jnp.dtype(part.train.compute_dtype),
+    run_blocks=lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x),
+    **({"attend": attend} if attend else {}),
+  )
+  tokens = jax.ShapeDtypeStruct((rows, part.data.context + 1), jnp.int32)
+
+  def loss(params: Any, tokens: jax.Array) -> jax.Array:
+    apply: Any = lambda x: model.apply({"params": params}, x)
+    return causal_lm.loss(apply, tokens, jnp.float32(0), jnp.float32(0))[0]
+
+  return jax.make_jaxpr(jax.grad(loss))(_parameters(part), tokens).jaxpr
+
+
+def _spread_attention(q: jax.Array, k: jax.Array, v: jax.Array, ways: int, ring: bool) -> jax.Array:
+  """One device's part of attention along `sequence`, with copies for what it would receive."""
+  if ring and ways > 1:
+    return kernels.around(q, k, v, ways, jnp.int32(0), jax.lax.optimization_barrier)
+  k, v = (jnp.concatenate([x] * ways, axis=1) for x in (k, v))
+  return kernels.chunk(q, k, v, jnp.int32(0))[0]
+
+
+@jax.custom_vjp
+def _fused_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Stands for a kernel that writes its result and one number a query, and no scores."""
+  return jax.lax.optimization_barrier(q)
+
+
+def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
+  out, sums = jax.lax.optimization_barrier((q, q[..., 0].astype(jnp.float32)))
+  return out, (q, k, v, out, sums)
+
+
+def _fused_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, ...]:
+  q, k, v, *_ = kept
+  dq, dk, dv, _ = jax.lax.optimization_barrier((q, k, v, gradient))
+  return dq, dk, dv
+
+
+_fused_attention.defvjp(_fused_forward, _fused_backward)
+
+
+def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Facts]:
+  """Collectives of a step by axis: bytes that a device sends, and their seconds where the chip's links are known.
+
+  Weights are gathered for each pass (and again where a layer is recomputed) and their
+  gradients scattered; activations are summed over `tensor` four times a layer; keys and
+  values travel along `sequence`; slots cross `expert` four times a layer; a pipeline
+  passes its activations on.
+  """
+  model, width = config.model, jnp.dtype(config.train.compute_dtype).itemsize
+  ways = math.prod(sizes[axis] for axis in parallel.BATCH)
+  tokens = config.train.batch_size * config.data.context / ways / sizes["sequence"]
+  layers = model.layers / sizes["pipeline"]
+  again = 1 if config.parallel.remat in ("full", "offload") else 0
+  passes = config.train.accumulate * parallel.microbatches(config, sizes["pipeline"])
+  weights = _layer_bytes(config, sizes) * layers
+  whole = models.shape_of(model).params()["total"] / sizes["tensor"] / sizes["pipeline"] * width
+  stored = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert"))
+  rows: list[tuple[str, int, bool, float]] = []
+  if stored > 1:
+    share = (stored - 1) / stored
+    rows.append(("all-gather", stored, True, (2 + again) * passes * weights * share))
+    rows.append(("reduce-scatter", stored, True, passes * weights * share))
+  if sizes["data"] > 1:
+    rows.append(("all-reduce", sizes["data"], True, 2 * whole / stored * (sizes["data"] - 1) / sizes["data"]))
+  activations = tokens * model.width * width
+  if (n := sizes["tensor"]) > 1:
+    rows.append(("all-reduce", n, False, (4 + 2 * again) * layers * 2 * activations * (n - 1) / n))
+  if (n := sizes["sequence"]) > 1:
+    pairs = 2 * tokens * model.kv_heads / sizes["tensor"] * model.head_size * width
+    rows.append(("collective-permute", n, True, (2 + again) * layers * pairs * (n - 1)))
+  if (n := sizes["expert"]) > 1:
+    slots_ = activations * model.experts_per_token * model.expert_capacity
+    rows.append(("all-to-all", n, False, (4 + 2 * again) * layers * slots_ * (n - 1) / n))
+  if (n := sizes["pipeline"]) > 1:
+    rows.append(("collective-permute", n, False, (2 + again) * activations))
+  seconds = lambda kind, n, sent: wire_seconds(kind, sent, n, _dimensions(n, chip), chip)
+  return [
+    {"kind": kind, "group": n, "overlaps": overlaps, "bytes": sent, "count": 1, "seconds": seconds(kind, n, sent)}
+    for kind, n, overlaps, sent in rows
+  ]
+
+
+def _dimensions(n: int, chip: Chip | None) -> int:
+  """Dimensions of the torus that a group of n chips is likely to fill: sixteen a dimension at most."""
+  return min(chip.dimensions, max(1, math.ceil(math.log(n, 16)))) if chip and chip.dimensions else 1
+
+
+def wire_seconds(kind: str, sent: float, members: int, dimensions: int, chip: Chip | None) -> float:
+  """Seconds of a collective in which each member sends `sent` bytes, on rings along so many dimensions of a torus."""
+  if chip is None or members < 2:
+    return 0.0
+  if not chip.dimensions:
+    return sent / chip.link  # a switch
+  links = 2 * dimensions if members > 2 else 1  # both directions of a ring
+  if kind == "collective-permute":
+    return sent / chip.link
+  if kind == "all-to-all":
+    # Half of it crosses the middle of the ring, whose links are few.
+    return sent * max(1.0, members ** (1 / dimensions) / 4) / (chip.link * links)
+  return sent / (chip.link * links)
