@@ -133,6 +133,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   models = add("models", "the families of models, and the counts of a config's model")
   models.add_argument("--config", metavar="FILE[:arg]", help="count this config's model, or every size of its study")
 
+  launch = add("launch", "start train or study on other machines, or print the recipe that would")
+  launch.add_argument("--on", required=True, choices=("tpu-vm", "gke", "slurm", "ray"))
+  launch.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="the chips: v5e:4x4, v5p:4x4x4, h100:16")
+  launch.add_argument("--dry-run", action="store_true", help="print the recipe and start nothing")
+  launch.add_argument("--name", default="bigmodel", help="of the job")
+  launch.add_argument("--zone", default="us-central2-b", help="tpu-vm")
+  launch.add_argument("--runtime", default="tpu-ubuntu2204-base", help="tpu-vm: the image")
+  launch.add_argument("--image", default="bigmodel:latest", help="gke: the container")
+  launch.add_argument("--time", default="24:00:00", help="slurm: the job's limit")
+  launch.add_argument("--source", default=".", metavar="DIR", help="the checkout: copied to TPU VMs, shared elsewhere")
+  launch.add_argument("command", nargs=argparse.REMAINDER, metavar="-- train|study ...", help="what to run there")
+
   arguments, rest = parser.parse_known_args(argv)
   arguments.overrides = []
   for item in rest:

@@ -128,7 +128,8 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
   """Plans a run, a search over its layouts, or a whole study for chips that need not be here."""
   from bigmodel import study as studies
   from bigmodel.files import read_json
-  from bigmodel.plan import compiled, search, topology
+  from bigmodel.parallel import topology
+  from bigmodel.plan import compiled, search
 
   where = topology.parse(arguments.topology)
   prices = read_json(arguments.prices) if Path(arguments.prices).exists() else {}
@@ -403,3 +404,27 @@ def models(arguments: Arguments) -> list[dict[str, Any]]:
   columns = ("model", "params_total", "params_non_embedding", "flops_6nd", "flops_chinchilla", "flops_exact")
   _table(arguments, "FLOPs are of training, per token", columns, shown)
   return rows
+
+
+def launch(arguments: Arguments) -> dict[str, Any]:
+  from bigmodel import cli
+  from bigmodel.parallel import launch as recipes
+  from bigmodel.parallel import topology
+
+  command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+  if not command or command[0] not in ("train", "study"):
+    raise UserError("launch: end with what to run there: -- train --config=... --workdir=..., or -- study ...")
+  inner = cli._parse(command)  # what is wrong with it is said here, not on the machines
+  where = topology.parse(arguments.topology, devices=False)
+  settings = {name: getattr(arguments, name) for name in ("name", "zone", "runtime", "image", "time", "source")} | {
+    "restarts": inner.restarts or 3
+  }
+  text = recipes.recipe(arguments.on, command, where, settings)
+  if arguments.dry_run:
+    if not arguments.json:
+      print(text, end="")
+    return {"on": arguments.on, "recipe": text, "started": False}
+  code = recipes.start(arguments.on, text)
+  if code:
+    raise UserError(f"launch: {recipes.NEEDS[arguments.on]} ended with code {code}")
+  return {"on": arguments.on, "recipe": text, "started": True}

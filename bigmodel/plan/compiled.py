@@ -12,8 +12,8 @@ import numpy as np
 
 from bigmodel import hardware, models, optim, parallel, train
 from bigmodel.config import Config
+from bigmodel.parallel.topology import Topology
 from bigmodel.plan import analytic, hlo
-from bigmodel.plan.topology import Topology
 from bigmodel.train import step as steps
 
 Facts = dict[str, Any]

@@ -6,8 +6,8 @@ from typing import Any
 from bigmodel import parallel
 from bigmodel.config import Config, with_overrides
 from bigmodel.files import UserError
+from bigmodel.parallel.topology import Topology
 from bigmodel.plan import compiled
-from bigmodel.plan.topology import Topology
 
 Facts = dict[str, Any]
 KEPT = 8

@@ -43,8 +43,8 @@ class Topology:
     return self.count // (self.chip.devices if self.chip else 1)
 
 
-def parse(name: str) -> Topology:
-  """The topology of a name; a `UserError` says what is wrong with it."""
+def parse(name: str, devices: bool = True) -> Topology:
+  """The topology of a name, with devices to compile for unless told; a `UserError` says what is wrong with it."""
   if not name:
     return Topology("this machine", "", (jax.device_count(),), jax.device_count(), jax.devices())
   match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
@@ -61,6 +61,8 @@ def parse(name: str) -> Topology:
   count = math.prod(shape) * chip.devices
   if not chip.dimensions:
     return Topology(name, kind, shape, count, None, "GPUs are planned from arithmetic")
+  if not devices:
+    return Topology(name, kind, shape, count, None)
   if importlib.util.find_spec("libtpu") is None:
     return Topology(name, kind, shape, count, None, f"not compiled: libtpu is not installed ({INSTALL})")
   from jax.experimental import topologies

@@ -1,0 +1,73 @@
+"""Recipes that start the same command on other machines: one TPU VM, a pod slice, GKE, Slurm, Ray.
+
+Each is a file in the language of its launcher, rendered from `recipes/`. All hosts run
+one command and find each other by themselves (`parallel/hosts.py`); `--restarts` puts
+a supervisor around it on each.
+"""
+
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from bigmodel.files import UserError
+from bigmodel.hardware import CHIPS
+from bigmodel.parallel.topology import Topology
+
+# where -> (recipe, program that takes it)
+PLACES = {
+  "tpu-vm": ("tpu_vm.sh.j2", ("bash",)),
+  "gke": ("gke.yaml.j2", ("kubectl", "apply", "-f")),
+  "slurm": ("slurm.sbatch.j2", ("sbatch",)),
+  "ray": ("ray.py.j2", ("python3",)),
+}
+NEEDS = {"tpu-vm": "gcloud", "gke": "kubectl", "slurm": "sbatch", "ray": "ray"}
+# Accelerator names of Google Cloud: v5p counts cores, the others chips.
+GCLOUD = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1), "tpu7x": ("tpu7x", 2)}
+GKE = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
+       "tpu7x": "tpu7x"}  # fmt: skip
+
+
+def recipe(place: str, command: list[str], topology: Topology, settings: Mapping[str, Any]) -> str:
+  """The text of a recipe that runs `bigmodel command` on the hosts of a topology."""
+  chip = CHIPS[topology.kind]
+  tpu = bool(chip.dimensions)
+  if place in ("tpu-vm", "gke") and not tpu:
+    raise UserError(f"--on={place}: {topology.name} is not a slice of TPUs")
+  hosts = max(1, -(-topology.chips // chip.host))
+  short, cores = GCLOUD.get(topology.kind, ("", 1))
+  values = {
+    "command": "bigmodel " + shlex.join(command),
+    "arguments": command,
+    "name": settings["name"],
+    "hosts": hosts,
+    "chips": topology.chips,
+    "chips_per_host": min(chip.host, topology.chips),
+    "shape": "x".join(map(str, topology.shape)),
+    "accelerator": f"{short}-{topology.chips * cores}",
+    "gke_accelerator": GKE.get(topology.kind, ""),
+    "tpu": tpu,
+    "extra": "tpu" if tpu else "cuda",
+    **settings,
+  }
+  folder = Path(__file__).parent / "recipes"
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+  )
+  environment.filters["quote"] = shlex.quote
+  return environment.get_template(PLACES[place][0]).render(values)
+
+
+def start(place: str, text: str) -> int:
+  """Gives a recipe to its launcher; returns the launcher's exit code."""
+  if shutil.which(NEEDS[place]) is None:
+    raise UserError(f"--on={place}: no {NEEDS[place]} here; --dry-run prints the recipe")
+  suffix = "." + PLACES[place][0].removesuffix(".j2").split(".")[-1]
+  with tempfile.NamedTemporaryFile("w", suffix=suffix, delete=False) as file:
+    file.write(text)
+  return subprocess.run([*PLACES[place][1], file.name], check=False).returncode

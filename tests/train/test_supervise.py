@@ -1,0 +1,95 @@
+"""The supervisor restarts what died, as often as allowed; the watchdog ends what hangs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bigmodel.train.supervise import Watchdog, supervise
+
+SCRIPT = """
+import pathlib, sys, os, signal
+counter = pathlib.Path({counter!r})
+n = int(counter.read_text()) if counter.exists() else 0
+counter.write_text(str(n + 1))
+{body}
+"""
+
+
+def run(tmp_path, body, restarts, done=lambda: 0):
+  counter = tmp_path / "count"
+  said = []
+  code = supervise(
+    [sys.executable, "-c", SCRIPT.format(counter=str(counter), body=body)],
+    restarts,
+    done,
+    first_wait=0.01,
+    say=lambda text, **_: said.append(text),
+  )
+  return code, int(counter.read_text()), said
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_ends_that_are_final_are_passed_on(tmp_path, code):
+  assert run(tmp_path, f"sys.exit({code})", 3)[:2] == (code, 1)
+
+
+def test_a_dead_process_is_started_again(tmp_path):
+  code, starts, said = run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if n < 2 else None", 3)
+  assert (code, starts) == (0, 3)
+  assert said[0] == "the process was killed by SIGKILL; restart 1 of 3 in 0.01 s"
+  assert "restart 2 of 3 in 0.02 s" in said[1]
+
+
+def test_without_progress_it_gives_up(tmp_path):
+  code, starts, said = run(tmp_path, "sys.exit(1)", 2)
+  assert (code, starts) == (1, 3)
+  assert said[-1] == "the process ended with code 1; giving up after 2 restarts without progress"
+
+
+def test_progress_earns_new_restarts(tmp_path):
+  counter = tmp_path / "count"
+  code, starts, _ = run(
+    tmp_path, "sys.exit(1 if n < 6 else 0)", 1, done=lambda: counter.exists() and counter.read_text()
+  )
+  assert (code, starts) == (0, 7)
+
+
+def test_signals_reach_the_child_and_end_the_supervision(tmp_path):
+  program = (
+    "from bigmodel.train.supervise import supervise; import sys;"
+    "sys.exit(supervise([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'], 5, lambda: 0))"
+  )
+  process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ)
+  process.stdout.readline()
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(10) == 75
+
+
+def test_the_watchdog_bites_only_after_the_first_step_and_when_none_follows():
+  ends = []
+  dog = Watchdog(0.2, ends.append)
+  time.sleep(0.4)  # compiling
+  assert not ends
+  for _ in range(6):
+    dog.beat()
+    time.sleep(0.05)
+  assert not ends
+  time.sleep(0.5)
+  assert ends == [1]
+  idle = Watchdog(0.1, ends.append)
+  idle.beat()
+  idle.close()
+  time.sleep(0.3)
+  assert ends == [1]
