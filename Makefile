@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test test-slow check bench clean
+.PHONY: install quickstart test test-slow test-tpu-compiler check bench clean
 
 # Installed once for each PYTHON and constraints; another PYTHON makes the environment anew.
 BASE = $(VENV)/installed-$(notdir $(PYTHON))
@@ -28,6 +28,15 @@ test: $(TEST)
 test-slow: $(TEST)
 	$(BIN)/python -m pytest -m slow
 
+# libtpu makes other imports noisy: it has an environment of its own.
+$(VENV)-tpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,tpu]'
+	touch $@
+
+test-tpu-compiler: $(VENV)-tpu/installed
+	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler tests/plan/test_tpu_compiler.py
+
 check: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +47,4 @@ bench: $(BASE)
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-tpu runs

@@ -175,7 +175,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
 
 def _layout(overrides: dict[str, Any]) -> str:
   """What differs from one device, as 'fsdp 64, remat full'."""
-  short = {name.removeprefix("parallel."): value for name, value in overrides.items()}
+  short = {name.split(".")[1]: value for name, value in overrides.items()}
   return ", ".join(f"{name} {value}" for name, value in short.items() if value not in (0, 1))
 
 

@@ -68,6 +68,7 @@ def parse(name: str, devices: bool = True) -> Topology:
   from jax.experimental import topologies
 
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask where there is no TPU
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at once share nothing
   try:
     with _quiet():
       found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices

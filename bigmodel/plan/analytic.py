@@ -93,11 +93,13 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, config.data.context // sizes["sequence"] * rows
   if stages > 1:
     # What all turns keep; then the last stage's blocks at work, or the loss of all rows.
-    kept = liveness.stacked(whole, size_of) * (pieces + stages - 1) + 3 * tokens * config.model.width * half
+    shapes = {leaf.shape for leaf in jax.tree.leaves(_parameters(part))}
+    saved = liveness.stacked(whole, lambda aval: 0.0 if aval.shape in shapes else size_of(aval))
+    kept = saved * (pieces + stages - 1) + 3 * tokens * config.model.width * half
     logits = tokens * part.model.vocab * 4
-    working = kept + max(working - kept / (pieces + stages - 1), logits * (2 + half / 4) + gradients)
-  if config.train.accumulate > 1:
-    working += gradients
+    working = kept + max(working - saved, logits * (2 + half / 4) + gradients)
+  if config.train.accumulate > 1 or stages > 1:
+    working += gradients  # the sum so far, and what is added to it
   if sizes["tensor"] > 1:
     # The gradients of a norm's result by query, key and value are summed over `tensor` together: 3 in, 3 out.
     working += 6 * tokens // pieces * config.model.width * half

@@ -16,6 +16,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONSTANT = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -122,7 +124,7 @@ def _collective(kind: str, result: str, line: str, times: int, overlaps: bool, s
   if starts and kind == "all-gather":
     size *= n / (n + 1)  # the result names operand and result
   if starts and kind == "collective-permute":
-    size /= 2
+    size = _bytes(result.split("]")[0] + "]")  # and here operand, result and two counters
   share = (n - 1) / n if n else 0.0
   sent = {
     "all-gather": size * share,
@@ -145,12 +147,17 @@ def _group(line: str) -> tuple[int, ...]:
     dims = [int(x) for x in iota.group(3).split(",")]
     order = [int(x) for x in iota.group(4).split(",")] if iota.group(4) else list(range(len(dims)))
     return _iota(dims, order)[:size] if groups else ()
-  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line):
+  if mesh := _MESH.search(line):
     axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}
-    named = re.findall(r"'(\w+)'", mesh.group(2))
+    named = re.findall(r"'(\w+)'", mesh.group(4))
     names = list(axes)
     order = [i for i, a in enumerate(names) if a not in named] + [i for i, a in enumerate(names) if a in named]
-    return _iota(list(axes.values()), order)[: math.prod(axes[a] for a in named)]
+    places = _iota(list(axes.values()), order)[: math.prod(axes[a] for a in named)]
+    if mesh.group(2):  # the mesh's devices are not in their own order
+      dims = [int(x) for x in mesh.group(2).split(",")]
+      devices = _iota(dims, [int(x) for x in mesh.group(3).split(",")] if mesh.group(3) else list(range(len(dims))))
+      places = tuple(devices[place] for place in places)
+    return places
   return ()
 
 

@@ -24,7 +24,7 @@ def peak(jaxpr: Any, size_of: Callable[[Any], float]) -> float:
 
 
 def stacked(jaxpr: Any, size_of: Callable[[Any], float]) -> float:
-  """Bytes that loops save for later: their stacked results, all loops together."""
+  """Bytes that loops save for later: their stacked results, all loops together, where `size_of` counts them."""
   total = 0.0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "scan":

@@ -47,7 +47,7 @@ def search(config: Config, topology: Topology, prices: dict[str, float]) -> list
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Facts]:
-  """Meshes whose axes are powers of two and fill the devices, with every remat policy."""
+  """Meshes whose axes are powers of two and fill the devices, with every remat policy and some microbatches."""
   model, n = config.model, topology.count
   powers = lambda limit: [2**i for i in range(20) if 2**i <= limit]
   experts = powers(model.experts) if model.experts else [1]
@@ -66,4 +66,5 @@ def candidates(config: Config, topology: Topology) -> Iterator[Facts]:
             for remat in ("none", "dots", "full"):
               for pieces in (2 * pipeline, 4 * pipeline) if pipeline > 1 else (0,):
                 layout = {**sizes, "remat": remat, "microbatches": pieces}
-                yield {f"parallel.{name}": value for name, value in layout.items()}
+                for accumulate in (1, 4, 16) if pipeline == 1 else (1,):
+                  yield {f"parallel.{k}": v for k, v in layout.items()} | {"train.accumulate": accumulate}

@@ -56,6 +56,7 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
       "expected_flops": plan["total"]["flops_6nd"],
       "tokens": sum(one["tokens"] for one in records),
     },
+    "plan_error": plan_error(plan, records),
     "laws": fits["laws"],
     "forecast": forecast,
     "noise_floor": fits["noise_floor"],
@@ -64,6 +65,18 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "programs": [group["run_ids"] for group in plan["groups"]],
     "provenance": _provenance(records),
   }
+
+
+def plan_error(plan: Facts, records: list[Facts]) -> Facts | None:
+  """Seconds that runs took over the seconds that were planned for them: of all together, and of single runs."""
+  planned = {run["run_id"]: run["expected_seconds"] for run in plan["runs"]}
+  known = [(one["seconds"], planned[one["run_id"]]) for one in records if planned.get(one["run_id"])]
+  if not known:
+    return None
+  ratios = np.array([actual / expected for actual, expected in known])
+  total = sum(actual for actual, _ in known) / sum(expected for _, expected in known)
+  low, middle, high = (float(x) for x in np.quantile(ratios, (0.05, 0.5, 0.95)))
+  return {"runs": len(known), "total": float(total), "median": middle, "interval90": [low, high]}
 
 
 def _provenance(records: list[Facts]) -> Facts:
