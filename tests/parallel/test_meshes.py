@@ -75,10 +75,12 @@ def alone():
   return {}  # what one device computed, by kind of model
 
 
-CASES = [(name, False) for name in VARIANTS if name != "ep"]  # for a dense model that is plain fsdp
-CASES += [
-  pytest.param(name, True, marks=() if name in ("dp", "fsdp_tp_sp", "ep", "pp", "everything") else pytest.mark.slow)
+QUICK = {("fsdp", False), ("fsdp_tp", False), ("pp", False), ("everything", False), ("fsdp_tp_sp", True), ("ep", True)}
+CASES = [
+  pytest.param(name, experts, marks=() if (name, experts) in QUICK else pytest.mark.slow)
+  for experts in (False, True)
   for name in VARIANTS
+  if experts or name != "ep"  # for a dense model that is plain fsdp
 ]
 
 

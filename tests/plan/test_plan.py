@@ -45,7 +45,13 @@ def small(experts, **layout):
   return config
 
 
-CASES = [(preset, experts) for experts in (False, True) for preset in parallel.PRESETS if experts or preset != "ep"]
+QUICK = {("fsdp", False), ("pp", False), ("fsdp_tp", False), ("ep", True)}
+CASES = [
+  pytest.param(preset, experts, marks=() if (preset, experts) in QUICK else pytest.mark.slow)
+  for experts in (False, True)
+  for preset in parallel.PRESETS
+  if experts or preset != "ep"
+]
 
 
 @pytest.mark.parametrize(("preset", "experts"), CASES)
