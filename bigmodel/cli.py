@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs one verb; returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
   arguments = _parse(argv)
-  if getattr(arguments, "restarts", 0):
+  if getattr(arguments, "restarts", 0) > 0:
     return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
@@ -48,8 +48,12 @@ def _supervise(argv: list[str], arguments: argparse.Namespace) -> int:
   """The same command in a child process, restarted when it dies."""
   from bigmodel.train.supervise import progress, supervise
 
-  place = next(i for i, word in enumerate(argv) if word.split("=")[0] == "--restarts")
-  rest = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
+  rest, words = [], iter(argv)
+  for word in words:
+    if word == "--restarts":
+      next(words)
+    elif not word.startswith("--restarts="):
+      rest.append(word)
   command = [sys.executable, "-m", "bigmodel.cli", *rest]
   return supervise(command, arguments.restarts, lambda: progress(arguments.workdir))
 
@@ -104,7 +108,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     "--topology", default="", metavar="KIND:SHAPE", help="chips to plan for: v5e:16x16, v5p:4x4x4, v6e:4x4, h100:8, ..."
   )
   plan.add_argument("--search", action="store_true", help="try meshes, remat policies and microbatches; best first")
-  plan.add_argument("--prices", default="configs/prices.json", metavar="FILE", help="dollars a chip-hour, by kind")
+  plan.add_argument("--prices", default="", metavar="FILE", help="dollars a chip-hour, by kind (configs/prices.json)")
   train = add("train", "train one run, or resume it", config, workdir, hosts)
   train.add_argument(
     "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"

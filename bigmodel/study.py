@@ -128,6 +128,7 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Corpus]:
   check(config)
   corpus = corpora.prepare(config)
   run = Run(resolve(config, corpus), absolute(workdir))
+  parallel.check(run.config)  # again, now that heads and the like are known
   pipeline.train_pipeline(run.config, corpus, run.steps)
   return run, corpus
 
@@ -229,6 +230,7 @@ def _make_run(
     same = changed.data[name] == config.data[name] or name in CORPUS_FREE
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
   resolved = resolve(changed, corpus)
+  parallel.check(resolved)
   run = Run(resolved, workdir, study.name, provenance or {})
   pipeline.train_pipeline(resolved, corpus, run.steps)
   return dataclasses.replace(run, folder=workdir / "runs" / run.run_id)

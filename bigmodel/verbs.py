@@ -132,8 +132,13 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
   from bigmodel.plan import compiled, search
 
   where = topology.parse(arguments.topology)
-  prices = read_json(arguments.prices) if Path(arguments.prices).exists() else {}
+  if arguments.prices and not Path(arguments.prices).exists():
+    raise UserError(f"--prices: no file {arguments.prices!r}")
+  default = Path("configs/prices.json")
+  prices = read_json(arguments.prices or default) if arguments.prices or default.exists() else {}
   if study is not None:
+    if arguments.search:
+      raise UserError("--search: is for one run; take a run of the study with --config.model.width=... and the like")
     result = studies.plan_for(config, study, where, prices)
     columns = ("role", "run", "N", "tokens", "step s", "hours", "chip-hours", "fits")
     rows = [
@@ -227,7 +232,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
   config, _ = _load(arguments)
   with interruptible() as stop:
     run, corpus = studies.single_run(config, arguments.workdir)
-    hosts.require_same(run.run_id, "config")
+    hosts.require_same([configs.flatten(run.config), str(run.folder), arguments.profile], "config")
+    hosts.require_shared(run.folder)
     hosts.first(lambda: open_folder(run))
     ended = hosts.first(lambda: record.read(run.folder))
     if ended is None:
@@ -251,6 +257,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
 
 def eval(arguments: Arguments) -> dict[str, Any]:
   _setup()
+  from bigmodel import parallel
   from bigmodel.data import corpus as corpora
   from bigmodel.data import pipeline
   from bigmodel.files import read_json
@@ -261,7 +268,8 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   folder = absolute(arguments.workdir)
   if not (folder / "config.json").exists():
     raise UserError(f"--workdir: {folder} holds no run (no config.json)")
-  config = configs.unflatten(read_json(folder / "config.json"))
+  known = read_json(folder / "config.json")
+  config = configs.unflatten(known | {f"parallel.{name}": value for name, value in parallel.fields().items()})
   store = Checkpoints(folder / "checkpoints", config.train.keep)
   good = store.verified_steps()
   if not good:
@@ -286,7 +294,8 @@ def study(arguments: Arguments) -> dict[str, Any]:
     raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
   with interruptible() as stop:
     prepared = studies.prepare(config, the_study, arguments.workdir)
-    hosts.require_same(list(prepared.runs), "study")
+    hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry], "study")
+    hosts.require_shared(prepared.workdir)
     result = studies.run_study(prepared, arguments.json or not talks, stop, arguments.retry)
   if talks:
     _show_report(arguments, result)
@@ -416,9 +425,9 @@ def launch(arguments: Arguments) -> dict[str, Any]:
     raise UserError("launch: end with what to run there: -- train --config=... --workdir=..., or -- study ...")
   inner = cli._parse(command)  # what is wrong with it is said here, not on the machines
   where = topology.parse(arguments.topology, devices=False)
-  settings = {name: getattr(arguments, name) for name in ("name", "zone", "runtime", "image", "time", "source")} | {
-    "restarts": inner.restarts or 3
-  }
+  names = ("name", "zone", "runtime", "image", "time", "source")
+  settings = {name: getattr(arguments, name) for name in names}
+  settings |= {"restarts": inner.restarts or 3, "workdir": inner.workdir}
   text = recipes.recipe(arguments.on, command, where, settings)
   if arguments.dry_run:
     if not arguments.json:

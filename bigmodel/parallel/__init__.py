@@ -84,6 +84,13 @@ def check(config: Config, devices: int | None = None) -> None:
   require(parallel.microbatches >= 0, f"config.parallel.microbatches: {parallel.microbatches} is negative")
   rules(config)
   sizes = mesh_sizes(config, jax.device_count() if devices is None else devices)
+  if devices is None and jax.process_count() > 1:
+    used = math.prod(sizes.values())
+    require(
+      used == jax.device_count(),
+      f"config.parallel: {used} of {jax.device_count()} devices would be used, and some of"
+      f" {jax.process_count()} processes have none of them; larger batches or other sizes",
+    )
   pieces = microbatches(config, sizes["pipeline"])
   shards = math.prod(sizes[axis] for axis in BATCH)
   for group in ("train", "eval"):

@@ -56,6 +56,8 @@ def _in_cluster() -> bool:
 
   if os.environ.get("SLURM_NTASKS") == "1" or os.environ.get("OMPI_COMM_WORLD_SIZE") == "1":
     return False
+  if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ:
+    return False  # a pod by itself, such as a notebook
   kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
   return any(kind.is_env_present() for kind in kinds)
 
@@ -110,11 +112,13 @@ def first(work: Callable[[], Any]) -> Any:
       result = work()
     except Exception as caught:
       error = caught
-  told = share({"result": result, "error": str(error) if error else ""} if files.is_writer() else None)
+  told = share(
+    {"result": result, "error": str(error), "user": isinstance(error, UserError)} if files.is_writer() else None
+  )
   if error is not None:
     raise error
-  if told["error"]:
-    raise UserError(told["error"])
+  if told["error"] != "None":
+    raise (UserError if told["user"] else RuntimeError)(told["error"])
   return told["result"]
 
 
@@ -268,3 +272,17 @@ def require_same(value: Any, what: str) -> None:
   """Refuses to go on where the processes of a job disagree, such as about their config."""
   if several() and any(other != value for other in gather(value, f"same/{next(_numbers)}")):
     raise UserError(f"the processes of this job differ in their {what}; start all with the same command")
+
+
+def require_shared(folder: epath.PathLike) -> None:
+  """Refuses a workdir that the processes of a job do not share, before anything is trained."""
+  if not several():
+    return
+  token = epath.Path(folder) / f".shared.{share(os.urandom(8).hex())}"
+  first(lambda: files.write_text(token, ""))
+  seen = gather(token.exists(), f"shared/{token.name}")
+  first(lambda: files.remove(token))
+  if not all(seen):
+    raise UserError(
+      f"--workdir: {folder} is not one folder for all processes; use a shared disk or a bucket (gs://...)"
+    )

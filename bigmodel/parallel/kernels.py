@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from bigmodel.config import Config
+from bigmodel.config import Config, require
 from bigmodel.models.layers.attention import Attend, attend, repeat_heads
 from bigmodel.parallel import BATCH
 
@@ -44,7 +44,7 @@ def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
 def best(config: Config, platform: str) -> str:
   context, half = config.data.context, config.train.compute_dtype == "bfloat16"
   head_size = config.model.head_size
-  if platform == "tpu" and context % 512 == 0 and head_size % 128 == 0:
+  if platform == "tpu" and context % (128 * max(1, config.parallel.sequence)) == 0 and head_size % 128 == 0:
     return "splash"
   if platform in ("gpu", "cuda") and half and head_size % 8 == 0 and head_size <= 128:
     return "cudnn"
@@ -179,7 +179,8 @@ def splash(mesh: Mesh, interpret: bool = False) -> Attend:
   def run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> jax.Array:
     T, H, K = q_BxTxHxK.shape[1:]
     heads = H // mesh.shape["tensor"]
-    size = next(n for n in (1024, 512, 256, 128) if (T // ways) % n == 0)
+    size = next((n for n in (1024, 512, 256, 128) if (T // ways) % n == 0), 0)
+    require(size > 0, f"config.parallel.attention: splash needs a multiple of {128 * ways} tokens a row, not {T}")
     sizes = kernels.BlockSizes(
       block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
       block_kv_dkv_compute=size, use_fused_bwd_kernel=True,

@@ -35,11 +35,15 @@ GKE = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-s
 
 def recipe(place: str, command: list[str], topology: Topology, settings: Mapping[str, Any]) -> str:
   """The text of a recipe that runs `bigmodel command` on the hosts of a topology."""
-  chip = CHIPS[topology.kind]
+  chip = CHIPS.get(topology.kind, CHIPS["h100"])
   tpu = bool(chip.dimensions)
   if place in ("tpu-vm", "gke") and not tpu:
     raise UserError(f"--on={place}: {topology.name} is not a slice of TPUs")
-  hosts = max(1, -(-topology.chips // chip.host))
+  if not topology.kind:
+    raise UserError("--topology: say which chips, such as v5e:4x4 or h100:8")
+  # TPU hosts of 8 chips are single ones; slices of several hosts have 4 on each.
+  per_host = 4 if tpu and topology.chips > chip.host else min(chip.host, topology.chips)
+  hosts = max(1, -(-topology.chips // per_host))
   short, cores = GCLOUD.get(topology.kind, ("", 1))
   values = {
     "command": "bigmodel " + shlex.join(command),
@@ -47,17 +51,21 @@ def recipe(place: str, command: list[str], topology: Topology, settings: Mapping
     "name": settings["name"],
     "hosts": hosts,
     "chips": topology.chips,
-    "chips_per_host": min(chip.host, topology.chips),
+    "chips_per_host": per_host,
     "shape": "x".join(map(str, topology.shape)),
     "accelerator": f"{short}-{topology.chips * cores}",
     "gke_accelerator": GKE.get(topology.kind, ""),
     "tpu": tpu,
+    "unshared": hosts > 1 and "://" not in settings["workdir"],
     "extra": "tpu" if tpu else "cuda",
     **settings,
   }
   folder = Path(__file__).parent / "recipes"
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    loader=jinja2.FileSystemLoader(folder),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
   )
   environment.filters["quote"] = shlex.quote
   return environment.get_template(PLACES[place][0]).render(values)

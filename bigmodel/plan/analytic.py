@@ -28,11 +28,10 @@ EFFICIENCY = 0.75  # of the peak, in dense training steps of large models that a
 
 def estimate(config: Config, sizes: dict[str, int], chip: Chip | None, memory: bool = True) -> Facts:
   """Bytes, collectives and bubble of a run on a mesh of these sizes; memory takes most of the time."""
-  stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
   facts: Facts = {
     "collectives": traffic(config, sizes, chip),
     "cycle_seconds": None,
-    "bubble": (stages - 1) / (pieces + stages - 1),
+    "bubble": bubble(config, sizes),
   }
   if not memory:
     return facts | {"argument_bytes": 0.0, "peak_bytes": 0.0, "parts": {}}
@@ -44,6 +43,12 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip | None, memory: b
     "peak_bytes": arguments + sum(parts.values()),
     "parts": {**state, **parts},
   }
+
+
+def bubble(config: Config, sizes: dict[str, int]) -> float:
+  """The share of its time that a stage of a pipeline has nothing to do."""
+  stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
+  return (stages - 1) / (pieces + stages - 1)
 
 
 def state_bytes(config: Config, sizes: dict[str, int]) -> dict[str, float]:

@@ -47,10 +47,12 @@ def plan(
 
 
 def plan_all(jobs: Sequence[tuple[str, str, Config]], topology: Topology, prices: dict[str, float]) -> Facts:
-  """Plans runs of a study, as (role, name, config); the last one is compiled, the others are planned by arithmetic."""
+  """Plans runs of a study, as (role, name, config); the largest is compiled, the others are planned by arithmetic."""
   rows = []
+  size = lambda job: models.shape_of(job[2].model).params()["total"]
+  largest = max(range(len(jobs)), key=lambda index: size(jobs[index]))
   for index, (role, name, config) in enumerate(jobs):
-    facts = plan(config, topology, prices, compile_step=index == len(jobs) - 1)
+    facts = plan(config, topology, prices, compile_step=index == largest)
     rows.append(facts | {"role": role, "name": name, "tokens": facts["steps"] * facts["tokens_per_step"]})
   after = [row for row in rows if row["role"] == "target"]
   before = [row for row in rows if row["role"] != "target"]
@@ -83,7 +85,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
   return {
     "peak_bytes": source["peak_bytes"],
     "memory_bytes": limit,
-    "fits": None if limit is None else source["peak_bytes"] <= limit,
+    "fits": None if limit is None else "refused" not in source and source["peak_bytes"] <= limit,
     "compute_seconds": compute,
     "collective_seconds": overlapping + waiting,
     "step_seconds": seconds,
@@ -124,7 +126,7 @@ def compiled(config: Config, topology: Topology) -> Facts:
     "host_bytes": host,
     "collectives": collectives(read, places, topology),
     "cycle_seconds": read.cycles / chip.clock if chip and chip.clock and read.cycles else None,
-    "bubble": 0.0,  # its idle turns are computed too, and counted in the cycles
+    "bubble": analytic.bubble(config, parallel.mesh_sizes(config, topology.count)),
     "compile_seconds": time.perf_counter() - began,
   }
 

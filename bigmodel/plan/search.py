@@ -38,12 +38,13 @@ def search(config: Config, topology: Topology, prices: dict[str, float]) -> list
       break
   if topology.devices is None or not topology.kind:
     return fitting
-  best = [
-    compiled.plan(with_overrides(config, row["overrides"]), topology, prices) | {"overrides": row["overrides"]}
-    for row in fitting[:COMPILED]
-  ]
-  best = sorted((row for row in best if row["fits"]), key=lambda row: row["step_seconds"])
-  return best + fitting[COMPILED:]
+  best: list[Facts] = []
+  while fitting and len(best) < COMPILED:  # arithmetic can be wrong about what fits
+    row = fitting.pop(0)
+    facts = compiled.plan(with_overrides(config, row["overrides"]), topology, prices)
+    if facts["fits"]:
+      best.append(facts | {"overrides": row["overrides"]})
+  return sorted(best, key=lambda row: row["step_seconds"]) + fitting
 
 
 def candidates(config: Config, topology: Topology) -> Iterator[Facts]:

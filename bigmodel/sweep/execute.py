@@ -28,6 +28,12 @@ def run_groups(
   What goes wrong with a run becomes its record; what is wrong with the machine
   (a full disk, a signal) or with the input ends the study.
   """
+  if hosts.several():  # a member of a pack lies on one device, which only one host has
+    groups = [
+      {"run_ids": [run_id], "expected_seconds": group["expected_seconds"] / len(group["run_ids"])}
+      for group in groups
+      for run_id in group["run_ids"]
+    ]
   for group in groups:
     members = [runs[run_id] for run_id in group["run_ids"]]
     if hosts.first(functools.partial(_ended, members)):
@@ -39,8 +45,8 @@ def run_groups(
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
-      if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise
+      if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        raise  # of several hosts the others may not have met it: all start again
       log.debug("a group failed", exc_info=True)
       for run in members:
         if record.read(run.folder) is None:

@@ -77,8 +77,12 @@ class Checkpoints:
     hosts.barrier(f"{name}/begin")
     # Returns once the arrays are copied to the host.
     arrays = to_flat(state, copy=False)
-    self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
-    self._pending = self._thread.submit(self._write_together, step, marks, name)
+    problem = None
+    try:
+      self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
+    except Exception as error:  # the others have to know
+      problem = error
+    self._pending = self._thread.submit(self._write_together, step, marks, name, problem)
 
   def wait(self) -> None:
     """Waits for the save in flight; raises `CheckpointError` if it failed."""
@@ -112,9 +116,8 @@ class Checkpoints:
       remove(temporary)
       raise self._failure(step, error) from error
 
-  def _write_together(self, step: int, marks: dict[str, str], name: str) -> None:
+  def _write_together(self, step: int, marks: dict[str, str], name: str, problem: Exception | None) -> None:
     """The second half of a save by several processes: each waits for its part, one seals."""
-    problem = None
     try:
       assert self._together is not None
       self._together.wait_until_finished()

@@ -118,8 +118,7 @@ def _train(
       if profile and start + 2 <= step == min(start + 1 + profile, total - 1):
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
-      if before is not None:
-        watchdog.beat()
+      watchdog.beat()
       due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
       for member in members:
         member.checkpoints.check()
@@ -129,6 +128,7 @@ def _train(
         if watch.read(*before):
           break
         _save(program, members, state, step + 1)
+        watchdog.beat()
       if stopping:
         for member in members:
           member.checkpoints.wait()

@@ -4,7 +4,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.files import read_jsonl, remove, write_jsonl
+from bigmodel.files import is_writer, read_jsonl, remove, write_jsonl
 
 
 class Metrics:
@@ -31,12 +31,14 @@ class Metrics:
 
     What is kept is on disk before anything is removed, and cutting again changes nothing.
     """
-    self._join([row for row in read(self.folder) if row["step"] <= step])
+    if is_writer():
+      self._join([row for row in read(self.folder) if row["step"] <= step])
 
   def finish(self) -> None:
     """Joins the segments into `metrics.jsonl`."""
     self.flush()
-    self._join(read(self.folder))
+    if is_writer():
+      self._join(read(self.folder))
 
   def _join(self, rows: list[dict[str, Any]]) -> None:
     write_jsonl(self.folder / "metrics.jsonl", rows)

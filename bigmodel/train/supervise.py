@@ -52,7 +52,9 @@ def supervise(
     signal.signal(number, forward)
   tries, before = 0, done()
   while True:
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, start_new_session=True)  # Ctrl-C comes to it from here, once
+    if stopped:
+      child.send_signal(signal.SIGTERM)
     code = child.wait()
     if code in FINAL:
       return code

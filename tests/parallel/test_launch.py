@@ -55,12 +55,12 @@ def test_gke_recipe_is_a_jobset_of_all_hosts(capsys):
   assert job["spec"]["failurePolicy"]["maxRestarts"] == 5
 
 
-@pytest.mark.parametrize("topology", ["h100:16", "v5e:4x4"])
-def test_ray_recipe_is_python_with_the_command_in_it(capsys, topology):
+@pytest.mark.parametrize(("topology", "hosts"), [("h100:16", 2), ("v5e:4x4", 4)])
+def test_ray_recipe_is_python_with_the_command_in_it(capsys, topology, hosts):
   tree = ast.parse(recipe(capsys, "ray", topology))
   values = {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
   assert ast.literal_eval(values["ARGUMENTS"]) == COMMAND[1:]
-  assert ast.literal_eval(values["HOSTS"]) == 2
+  assert ast.literal_eval(values["HOSTS"]) == hosts
 
 
 @pytest.mark.parametrize(
