@@ -270,7 +270,8 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
 def require_same(value: Any, what: str) -> None:
   """Refuses to go on where the processes of a job disagree, such as about their config."""
-  if several() and any(other != value for other in gather(value, f"same/{next(_numbers)}")):
+  text = json.dumps(value, sort_keys=True)
+  if several() and any(other != text for other in gather(text, f"same/{next(_numbers)}")):
     raise UserError(f"the processes of this job differ in their {what}; start all with the same command")
 
 
