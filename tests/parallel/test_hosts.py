@@ -213,11 +213,11 @@ def test_processes_of_different_configs_are_refused(job, tmp_path):
 
 
 def test_a_step_that_hangs_is_ended(job):
-  folder, two = job(5000, 2, 4, "hang", timeout=3.0)
+  folder, two = job(5000, 2, 4, "hang", timeout=10.0)
   wait_for(folder, 5)
   two[1].send_signal(signal.SIGSTOP)
-  assert two[0].wait(60) == 1
-  assert "no step ended for 3 s" in log_of(folder)
+  assert two[0].wait(90) == 1
+  assert "no step ended for 10 s" in log_of(folder)
   two[1].send_signal(signal.SIGKILL)
 
 
