@@ -25,6 +25,7 @@ from bigmodel.parallel import hosts
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import execute, folder, packs
 from bigmodel.sweep.designs import Design, Grid, IsoFlop, Ladder, Overrides, Planned, Scan, Settings, repeat_seeds
+from bigmodel.sweep.fits import fit_study
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, now
 
@@ -348,58 +349,6 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
         sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
         _run_target(prepared, sealed, the_plan, display, stop)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
-
-
-def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
-  """Fits the laws of a study's folder to its records; fits.json keeps them until the records change."""
-  workdir = epath.Path(workdir)
-  about = read_json(workdir / "study.json")
-  fitted = folder.of_role(workdir, "fit")
-  every = fitted + folder.of_role(workdir, "seed") + folder.of_role(workdir, "scan")
-  inputs = laws.inputs_sha256(every, about["laws"], about["convention"])
-  path = workdir / "fits.json"
-  if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
-    return known
-  finished = [one for one in fitted if one["status"] == "finished"]
-  if len(finished) < 6:
-    raise UserError(f"{workdir}: {len(finished)} of {len(fitted)} fitted runs finished; a law needs at least 6")
-  facts = laws.fit(finished, about["laws"], about["convention"], about["target_flops"])
-  facts |= {"noise_floor": _noise(workdir), "scans": _scans(workdir), "inputs_sha256": inputs}
-  write_json(path, facts)
-  return facts
-
-
-def _noise(workdir: epath.Path) -> dict[str, Any] | None:
-  """The spread over seeds: of the largest of the cells that were repeated."""
-  cells: dict[tuple, dict[str, dict[str, Any]]] = {}
-  for one in folder.of_role(workdir, "seed"):
-    cells.setdefault(_cell(one), {})[one["run_id"]] = one
-  for one in folder.of_role(workdir, "fit"):
-    if _cell(one) in cells:
-      cells[_cell(one)][one["run_id"]] = one
-  known = [(cell, found) for cell, runs in cells.items() if (found := laws.noise_floor(list(runs.values())))]
-  if not known:
-    return None
-  (N, D, *_), found = max(known, key=lambda pair: pair[0][0] * pair[0][1])
-  return found | {"N": N, "D": D}
-
-
-def _cell(one: dict[str, Any]) -> tuple:
-  """What runs that differ in their seeds have in common; of finished runs, whose tokens are those planned."""
-  return one["params_total"], one["tokens"], one["learning_rate"], one["batch_tokens"]
-
-
-def _scans(workdir: epath.Path) -> list[dict[str, Any]]:
-  """Scans by what their runs share in the plan; the first that was planned has the rule's own rate."""
-  plan_ = folder.read_plan(workdir) or {"runs": []}
-  cells: dict[str, list[str]] = {}
-  for row in plan_["runs"]:
-    if "scan" in row["roles"]:
-      key = {name: value for name, value in row["overrides"].items() if name != "optim.lr"}
-      cells.setdefault(repr(sorted(key.items())), []).append(row["run_id"])
-  by_id = {one["run_id"]: one for one in folder.of_role(workdir, "scan")}
-  scans = [[by_id[i] for i in ids if i in by_id] for ids in cells.values()]
-  return [laws.scan(records, records[0]["learning_rate"]) for records in scans if records]
 
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:

@@ -341,11 +341,11 @@ def fit(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.laws import points, summary
 
   if Path(arguments.points).is_dir():
-    from bigmodel import study as studies
+    from bigmodel.sweep import fits
 
     if not (Path(arguments.points) / "study.json").exists():
       raise UserError(f"{arguments.points} holds no study (no study.json)")
-    result = studies.fit_study(arguments.points)
+    result = fits.fit_study(arguments.points)
   else:
     table = points.from_csv(
       arguments.points, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest

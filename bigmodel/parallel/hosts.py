@@ -112,12 +112,10 @@ def first(work: Callable[[], Any]) -> Any:
       result = work()
     except Exception as caught:
       error = caught
-  told = share(
-    {"result": result, "error": str(error), "user": isinstance(error, UserError)} if files.is_writer() else None
-  )
+  told = share({"result": result, "error": error and str(error), "user": isinstance(error, UserError)})
   if error is not None:
     raise error
-  if told["error"] != "None":
+  if told["error"] is not None:
     raise (UserError if told["user"] else RuntimeError)(told["error"])
   return told["result"]
 

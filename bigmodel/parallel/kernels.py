@@ -28,6 +28,8 @@ def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
   """The attention that `config.parallel` asks for, or that is best on this platform and mesh."""
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
+  if mesh.shape["member"] > 1 and config.parallel.attention in ("auto", "splash"):
+    platform, kernel = "cpu", "auto"  # a pack is mapped over devices already; splash maps by itself
   if kernel == "auto":
     kernel = best(config, platform)
   if spread and config.parallel.sequence_attention == "ring" and kernel != "splash":

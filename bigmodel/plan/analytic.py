@@ -97,21 +97,10 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   working = liveness.peak(whole, size_of)
   half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, config.data.context // sizes["sequence"] * rows
   if stages > 1:
-    # What all turns keep; then the last stage's blocks at work, or the loss of all rows.
-    shapes = {leaf.shape for leaf in jax.tree.leaves(_parameters(part))}
-    saved = liveness.stacked(whole, lambda aval: 0.0 if aval.shape in shapes else size_of(aval))
-    kept = saved * (pieces + stages - 1) + 3 * tokens * config.model.width * half
-    logits = tokens * part.model.vocab * 4
-    working = kept + max(working - saved, logits * (2 + half / 4) + gradients)
+    working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)
   if config.train.accumulate > 1 or stages > 1:
     working += gradients  # the sum so far, and what is added to it
-  if sizes["tensor"] > 1:
-    # The gradients of a norm's result by query, key and value are summed over `tensor` together: 3 in, 3 out.
-    working += 6 * tokens // pieces * config.model.width * half
-  if sizes["expert"] > 1:
-    # Before and after each all-to-all, of slots and of their results.
-    C = config.model.experts_per_token * config.model.expert_capacity
-    working += 4 * C * tokens // pieces * config.model.width * half
+  working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
   in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
   return {
     "activations": max(0.0, working - gradients),
@@ -119,6 +108,33 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
     "gathered": 2 * layer if in_pieces else 0.0,  # this layer's weights and the next one's
     "reduced": layer if ways > 1 else 0.0,  # a layer's gradients on their way
   }
+
+
+def _pipeline_bytes(
+  config: Config, sizes: dict[str, int], part: Config, whole: Any, size_of: Callable[[Any], float], tokens: int
+) -> float:
+  """What all turns of a pipeline keep; and then the last stage's blocks at work, or the loss of all rows."""
+  turns = parallel.microbatches(config, sizes["pipeline"]) + sizes["pipeline"] - 1
+  half = jnp.dtype(part.train.compute_dtype).itemsize
+  shapes = {leaf.shape for leaf in jax.tree.leaves(_parameters(part))}
+  saved = liveness.stacked(whole, lambda aval: 0.0 if aval.shape in shapes else size_of(aval))
+  kept = saved * turns + 3 * tokens * config.model.width * half
+  logits = tokens * part.model.vocab * 4
+  loss = logits * (2 + half / 4) + state_bytes(config, sizes)["parameters"]
+  return kept + max(liveness.peak(whole, size_of) - saved, loss)
+
+
+def _exchanged_bytes(config: Config, sizes: dict[str, int], activations: float) -> float:
+  """Both ends of the exchanges of a layer that are under way together; `activations` is one array of them."""
+  model = config.model
+  slots = model.experts_per_token * model.expert_capacity * activations if model.experts else 0.0
+  total = 0.0
+  if sizes["tensor"] > 1:
+    # Sums of the gradients of a norm's result, by query, key and value; and of slots' results and their gradients.
+    total += 6 * activations + 4 * slots
+  if sizes["expert"] > 1:
+    total += 4 * slots  # before and after each all-to-all, of slots and of their results
+  return total
 
 
 def _part(config: Config, sizes: dict[str, int]) -> Config:
@@ -149,13 +165,7 @@ def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> Callable[[
       shares[leaf.shape] = size / (4 * math.prod(leaf.shape))
 
   def size_of(aval: Any) -> float:
-    if not hasattr(aval, "shape") or aval.dtype == jax.dtypes.float0:
-      return 0.0
-    try:
-      width = aval.dtype.itemsize
-    except Exception:
-      width = 4
-    return math.prod(aval.shape) * width * shares.get(aval.shape, 1.0)
+    return math.prod(aval.shape) * aval.dtype.itemsize * shares.get(aval.shape, 1.0)
 
   return size_of
 
