@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
 from bigmodel.models.layers.attention import Attend, Attention, attend
-from bigmodel.models.layers.basic import FeedForward, RMSNorm, gathered
+from bigmodel.models.layers.basic import FeedForward, RMSNorm, constrain, gathered
 from bigmodel.models.layers.experts import Experts, slots
 
 # block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary loss)
@@ -105,7 +105,7 @@ class Block(nn.Module):
     attention = Attention(
       shape.heads, shape.kv_heads, shape.head_size, shape.qk_norm, out_scale, self.dtype, self.attend, name="attention"
     )
-    x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
+    x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = x_BxTxD + attention(RMSNorm(name="attention_norm")(x_BxTxD))
     normed_BxTxD = RMSNorm(name="feed_forward_norm")(x_BxTxD)
     if shape.experts:
@@ -123,7 +123,7 @@ class Block(nn.Module):
     else:
       feed_forward = FeedForward(shape.feed_forward, shape.activation, out_scale, name="feed_forward")
       out_BxTxD, balance = feed_forward(normed_BxTxD), jnp.float32(0)
-    return nn.with_logical_constraint(x_BxTxD + out_BxTxD, ("batch", "length", "activation_embed")), balance
+    return constrain(x_BxTxD + out_BxTxD, ("batch", "length", "activation_embed")), balance
 
 
 def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -155,9 +155,9 @@ class Decoder(nn.Module):
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
-    table_VxD: Any = gathered(embedding_VxD.astype(self.dtype), axes)
+    table_VxD = gathered(embedding_VxD.astype(self.dtype), axes)
     x_BxTxD = table_VxD[tokens_BxT]
-    x_BxTxD = nn.with_logical_constraint(x_BxTxD, ("batch", "length", "activation_embed"))
+    x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
 
     block = Block(shape, self.dtype, self.attend, parent=None)
     blocks: Any = self.param("blocks", lambda key: _stacked_init(key, shape))
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
     if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
     logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes)).astype(jnp.float32)
-    return nn.with_logical_constraint(logits_BxTxV, ("batch", "length", "vocab")), balance / shape.layers
+    return constrain(logits_BxTxV, ("batch", "length", "vocab")), balance / shape.layers
 
 
 def _stacked_init(key: jax.Array, shape: Shape) -> Any:

@@ -142,6 +142,12 @@ def rules(config: Config) -> tuple[tuple[str, Any], ...]:
   return (*own, *(rule for rule in RULES if rule[0] not in named))
 
 
+def rules_on(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+  """The rules without the axes of size 1, so that a model can tell what is spread."""
+  kept = lambda axes: tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if mesh.shape[a] > 1)
+  return tuple((name, kept(axes) or None) for name, axes in rules)
+
+
 def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
   """The size of each axis but `member`, with the preset's wishes and -1 filled in.
 

@@ -116,6 +116,7 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     host = lambda x: x.with_memory_kind("pinned_host")
     state_shardings = dataclasses.replace(state_shardings, opt_state=jax.tree.map(host, on_device))
   rows_sharding, one = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+  active = parallel.rules_on(mesh, rules)
   options = hardware.compiler_options(platform)
 
   def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
@@ -140,10 +141,10 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return Lone(
     mesh=mesh,
-    init=_on_mesh(mesh, rules, init),
-    step=_on_mesh(mesh, rules, step),
-    lower=_on_mesh(mesh, rules, step.lower),
-    losses=_on_mesh(mesh, rules, losses),
+    init=_on_mesh(mesh, active, init),
+    step=_on_mesh(mesh, active, step),
+    lower=_on_mesh(mesh, active, step.lower),
+    losses=_on_mesh(mesh, active, losses),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
   )
 

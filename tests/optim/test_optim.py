@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from bigmodel import optim
+from bigmodel import models, optim
 from bigmodel.study import default_config
 
 
@@ -60,3 +61,15 @@ def test_large_gradients_are_clipped():
   clip = lambda g: optax.clip_by_global_norm(h.clip).update({"w": g}, optax.EmptyState())[0]["w"]
   assert jnp.linalg.norm(clip(100 * jnp.ones(4))) == pytest.approx(1.0)
   assert jnp.linalg.norm(clip(0.1 * jnp.ones(4))) == pytest.approx(0.2)
+
+
+def test_only_matrices_decay_however_they_are_stacked():
+  config = default_config()
+  models.resolve(config.model, 50)
+  config.model.update(qk_norm=True, experts=2)
+  model = models.build(config.model, jnp.float32)
+  params = nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  decayed = jax.tree_util.tree_leaves_with_path(optim._matrices(params))
+  assert len(decayed) > 10
+  for path, decays in decayed:
+    assert decays == (path[-1].key != "scale"), path

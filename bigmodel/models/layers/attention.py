@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.models.layers.basic import RMSNorm, projection
+from bigmodel.models.layers.basic import RMSNorm, constrain, projection
 
 # attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     if self.qk_norm:
       q, k = RMSNorm(axis_name="head_size", name="query_norm")(q), RMSNorm(axis_name="head_size", name="key_norm")(k)
     q, k = rotary(q), rotary(k)
-    q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_size"))
-    k, v = (nn.with_logical_constraint(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
+    q = constrain(q, ("batch", "length", "heads", "head_size"))
+    k, v = (constrain(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
     out_BxTxHK = self.attend(q, k, v).reshape(B, T, H * K)
     return projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale)

@@ -17,29 +17,42 @@ def projection(
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  whole: Any = gathered(weight.astype(x.dtype), axes)
-  return x @ whole
+  return x @ gathered(weight.astype(x.dtype), axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  """Says where an array lies by its logical axes; nothing where no axis of it is spread, which compiles faster."""
+  return nn.with_logical_constraint(x, axes) if _spread(axes) else x
+
+
+def _spread(axes: tuple[str | None, ...]) -> bool:
+  spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules())
+  return spec is not None and any(spec)
+
+
 def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """A weight as it is multiplied: whole along `embed`, along which it may be stored in pieces.
 
   Said explicitly, and after the cast, so that the compiler gathers weights in the narrower
   type, and scatters the sums of their gradients; left to itself it may reduce activations.
   """
+  return _gathered(weight, axes) if _spread(axes) else weight
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return nn.with_logical_constraint(weight, tuple("activation_embed" if axis == "embed" else axis for axis in axes))
 
 
 def _gathered_forward(weight: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, None]:
-  return gathered(weight, axes), None
+  return _gathered(weight, axes), None
 
 
 def _gathered_backward(axes: tuple[str, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
   return (nn.with_logical_constraint(gradient, axes),)
 
 
-gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 class RMSNorm(nn.Module):
@@ -78,7 +91,5 @@ class FeedForward(nn.Module):
     gate_BxTxF = (
       projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp")) if self.activation == "swiglu" else None
     )
-    hidden_BxTxF = nn.with_logical_constraint(
-      activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp")
-    )
+    hidden_BxTxF = constrain(activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp"))
     return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodel.models.layers.basic import activate, gathered
+from bigmodel.models.layers.basic import activate, constrain, gathered
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
@@ -77,20 +77,18 @@ class Experts(nn.Module):
     logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router)  # float32: near ties decide
     weights_BxnxSxk, slot_BxnxSxk, token_BxnxEC, balance = route(logits, self.chosen, C)
 
-    rows = nn.with_logical_constraint(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
+    rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
     # From every expert's share of my rows to my experts' share of all rows: an all-to-all.
     axes = ("expert_batch", "length", "expert", None, None)
-    rows_BxnxExCxD = nn.with_logical_constraint(rows.reshape(B, T // S, E, C, D), axes)
+    rows_BxnxExCxD = constrain(rows.reshape(B, T // S, E, C, D), axes)
     hidden = self._multiply("up", rows_BxnxExCxD, F, ("expert", "embed", "mlp"))
     gate = (
       self._multiply("gate", rows_BxnxExCxD, F, ("expert", "embed", "mlp")) if self.activation == "swiglu" else None
     )
-    hidden = nn.with_logical_constraint(
-      activate(self.activation, hidden, gate), ("expert_batch", "length", "expert", None, "mlp")
-    )
+    hidden = constrain(activate(self.activation, hidden, gate), ("expert_batch", "length", "expert", None, "mlp"))
     out = self._multiply("down", hidden, D, ("expert", "mlp", "embed"), self.out_scale)
-    out = nn.with_logical_constraint(out, axes).reshape(B, T // S, E * C, D)
-    out = nn.with_logical_constraint(out, ("batch", "length", None, None))
+    out = constrain(out, axes).reshape(B, T // S, E * C, D)
+    out = constrain(out, ("batch", "length", None, None))
 
     flat = slot_BxnxSxk.reshape(B, T // S, S * self.chosen)
     chosen_BxnxSxkxD = take(out, flat).reshape(B, T // S, S, self.chosen, D)
