@@ -105,7 +105,6 @@ class Block(nn.Module):
     attention = Attention(
       shape.heads, shape.kv_heads, shape.head_size, shape.qk_norm, out_scale, self.dtype, self.attend, name="attention"
     )
-    x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = x_BxTxD + attention(RMSNorm(name="attention_norm")(x_BxTxD))
     normed_BxTxD = RMSNorm(name="feed_forward_norm")(x_BxTxD)
     if shape.experts:
