@@ -47,7 +47,7 @@ def bigmodel_step(width: int) -> float:
   config.model.update(width=width, layers=LAYERS, head_size=HEAD, activation="gelu")
   config.train.update(batch_size=ROWS, steps=1000)
   config.data.context = CONTEXT
-  models.resolve(config.model, VOCAB)
+  models.resolve(config.model, {"vocab": VOCAB})
   program = steps.program(config)
   state = program.place([program.init(0)])
   rows = np.random.default_rng(0).integers(0, VOCAB, (ROWS, CONTEXT + 1)).astype(np.int32)

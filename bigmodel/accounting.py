@@ -1,11 +1,11 @@
 """Named conventions for parameters and FLOPs; no bare counts anywhere.
 
 A model says its own `Counts` (see `models/`); this module turns them and a
-number of tokens into every convention, side by side:
+number of tokens (of examples, where a model reads no tokens) into every convention, side by side:
 
 - `flops_6nd`                 6 N D with all parameters (Hoffmann et al. 2022, section 3)
 - `flops_6nd_non_embedding`   6 N D without embeddings (Kaplan et al. 2020)
-- `flops_chinchilla`          Hoffmann et al. 2022, appendix F
+- `flops_chinchilla`          Hoffmann et al. 2022, appendix F; for what is no decoder, `flops_exact`
 - `flops_exact`               the matrix products that training computes, causal attention at half
 - `flops_hardware`            `flops_exact` plus what recomputation and empty slots of experts add
 """
@@ -23,7 +23,7 @@ CONVENTIONS = (
 
 @dataclass(frozen=True)
 class Counts:
-  """What a model says of itself: parameters, and FLOPs of a forward and backward pass per token."""
+  """What a model says of itself: parameters, and FLOPs of a forward and backward pass per token or example."""
 
   params_total: int
   params_non_embedding: int
@@ -56,6 +56,12 @@ class Counts:
   @property
   def embedding(self) -> int:
     return self.params_total - self.params_non_embedding
+
+
+def plain_counts(params: int, forward: float, embedding: int = 0, layers: float | None = None) -> Counts:
+  """Counts of a model without conventions of its own; FLOPs are of a forward pass, `layers` of them in its layers."""
+  layers = forward if layers is None else layers
+  return Counts(params, params - embedding, params, 3 * forward, 3 * forward, 3 * forward, 3 * layers, 0.0)
 
 
 def params_of(convention: str) -> str:

@@ -10,7 +10,7 @@ from etils import epath
 
 from bigmodel.files import UserError, read_json, write_json, write_jsonl
 
-SCHEMA = 2
+SCHEMA = 3
 STATUSES = ("finished", "diverged", "failed")
 
 # field -> type; None is allowed where a run that did not finish cannot know.
@@ -39,6 +39,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
   "loss_eval": float,
   "loss_eval_stderr": float,
   "bits_per_byte": float,
+  "metrics": dict,
   "params_sha256": str,
   "data_sha256": str,
   "result_sha256": str,

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from bigmodel import data, models, optim, parallel, record, tasks, train
 from bigmodel.accounting import params_of
 from bigmodel.config import Config, flatten, nearest, require, with_overrides
-from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
-from bigmodel.data.corpus import Corpus
+from bigmodel.data.pipeline import Data
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
@@ -33,7 +32,6 @@ from bigmodel.train.run import Run, now
 __all__ = ["Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
 
 LAWS = ("chinchilla", "isoflop")
-CORPUS_FREE = ("tokens", "repeat", "seed", "context")  # the fields of data that runs of one corpus may differ in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,43 +56,71 @@ class Study:
   target: Target | None = None
 
 
-def default_config() -> Config:
-  """Every field of every room, with its default."""
-  groups: dict[str, Any] = {"seed": 0}
-  for room in (models, tasks, data, optim, parallel):
-    groups[room.__name__.split(".")[-1]] = room.fields()
-  del groups["models"], groups["tasks"]
-  groups |= {"model": models.fields(), "task": tasks.fields(), **train.fields()}
-  return ConfigDict(groups)
+def default_config(family: str = "decoder", task: str = "") -> Config:
+  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
+  task = task or models.family(family).TASKS[0]
+  return ConfigDict(
+    {
+      "seed": 0,
+      "model": models.fields(family),
+      "task": tasks.fields(task),
+      "data": data.fields(tasks.task(task).DATA),
+      "optim": optim.fields(),
+      "parallel": parallel.fields(),
+      **train.fields(),
+    }
+  )
 
 
 def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
-  known, given = flatten(default_config()), flatten(config)
+  family, task = config.model.family, config.task.name
+  known, given = flatten(default_config(family, task)), flatten(config)
+  start = f"default_config({family!r}, {task!r})"
   for name in given:
     require(name in known, f"config.{name}: no such field{nearest(name, known)}")
   for name in known:
-    require(name in given, f"config.{name}: missing; begin with default_config()")
+    require(name in given, f"config.{name}: missing; begin with {start}")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
 
 
-def resolve(config: Config, corpus: Corpus) -> Config:
+def resolve(config: Config, corpus: Data) -> Config:
   """A copy with everything derived filled in: this is what a run's id hashes."""
   resolved = config.copy_and_resolve_references()
   resolved.data.sha256 = corpus.sha256
-  models.resolve(resolved.model, corpus.vocab)
-  require(
-    resolved.model.vocab >= corpus.vocab,
-    f"config.model.vocab: {resolved.model.vocab} is less than the tokenizer's {corpus.vocab}",
-  )
+  models.resolve(resolved.model, corpus.facts | {"context": data.unit(resolved)})
+  tasks.resolve(resolved.task, corpus.facts)
+  for name in ("vocab", "outputs"):
+    least = corpus.facts.get(name, 0)
+    require(
+      not least or resolved.model[name] >= least,
+      f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
+    )
+  if resolved.data.kind == "examples":
+    given, have = tuple(resolved.model.inputs), corpus.facts["inputs"]
+    require(given == have, f"config.model.inputs: {given}; the examples are {have}")
+  return resolved
+
+
+def resolve_without_data(config: Config) -> Config:
+  """A copy with everything derived that needs no data: what their tokenizer would have stands for it."""
+  resolved = config.copy_and_resolve_references()
+  facts: dict[str, Any] = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
+  if resolved.data.kind == "text":
+    facts["vocab"] = 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size
+  else:
+    require(
+      bool(resolved.model.inputs and resolved.model.outputs),
+      "config.model: set inputs and outputs, which otherwise are the data's",
+    )
+  models.resolve(resolved.model, facts)
   return resolved
 
 
 def resolve_for_plan(config: Config, devices: int) -> Config:
   """A copy that can be planned without its data: with the model's own vocabulary, or what the tokenizer would have."""
-  resolved = config.copy_and_resolve_references()
-  models.resolve(resolved.model, 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size)
+  resolved = resolve_without_data(config)
   for room in (models, tasks, optim, train):
     room.check(resolved)
   parallel.check(resolved, devices)
@@ -110,7 +136,7 @@ def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float])
   from bigmodel.plan import compiled
 
   size = lambda overrides: resolve_for_plan(_with_horizon(with_overrides(config, overrides)), where.count)
-  counts = lambda overrides: models.shape_of(size(overrides).model).counts(config.data.context)
+  counts = lambda overrides: models.counts_of(size(overrides))
   planned = [(", ".join(sorted({one.role})), one.overrides) for one in _plan_runs(study, counts)]
   unique = {repr(sorted(overrides.items())): (role, overrides) for role, overrides in reversed(planned)}
   jobs = list(reversed(unique.values()))
@@ -124,10 +150,10 @@ def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float])
   return {"study": study.name} | compiled.plan_all(sized_jobs, where, prices)
 
 
-def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Corpus]:
+def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   """A checked run of one config, in `workdir` itself."""
   check(config)
-  corpus = corpora.prepare(config)
+  corpus = pipeline.prepare(config)
   run = Run(resolve(config, corpus), absolute(workdir))
   parallel.check(run.config)  # again, now that heads and the like are known
   pipeline.train_pipeline(run.config, corpus, run.steps)
@@ -140,7 +166,7 @@ class Prepared:
 
   study: Study
   config: Config
-  corpus: Corpus
+  corpus: Data
   workdir: epath.Path
   runs: dict[str, Run]
   planned: dict[str, list[Planned]]
@@ -158,7 +184,7 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
   for law in study.laws:
     require(law in LAWS, f"get_study: no law {law!r}; known: {', '.join(LAWS)}")
   _check_base(config)
-  corpus = corpora.prepare(config)
+  corpus = pipeline.prepare(config)
   workdir = absolute(workdir)
   counts = lambda size: _counts(config, corpus, size)
   planned = _plan_runs(study, counts)
@@ -212,15 +238,14 @@ def _with_horizon(config: Config) -> Config:
   return base
 
 
-def _counts(config: Config, corpus: Corpus, size: Overrides) -> Any:
-  sized = resolve(with_overrides(config, size), corpus)
-  return models.shape_of(sized.model).counts(sized.data.context)
+def _counts(config: Config, corpus: Data, size: Overrides) -> Any:
+  return models.counts_of(resolve(with_overrides(config, size), corpus))
 
 
 def _make_run(
   study: Study,
   config: Config,
-  corpus: Corpus,
+  corpus: Data,
   workdir: epath.Path,
   overrides: Overrides,
   provenance: dict[str, Any] | None = None,
@@ -228,7 +253,7 @@ def _make_run(
   changed = with_overrides(config, overrides)
   check(changed)
   for name in flatten(config.data):
-    same = changed.data[name] == config.data[name] or name in CORPUS_FREE
+    same = changed.data[name] == config.data[name] or name in data.FREE
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
   resolved = resolve(changed, corpus)
   parallel.check(resolved)

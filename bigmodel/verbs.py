@@ -73,11 +73,16 @@ def _load(arguments: Arguments) -> tuple[Any, Any]:
 def data(arguments: Arguments) -> dict[str, Any]:
   _setup()
   from bigmodel import data as room
-  from bigmodel.data import corpus
+  from bigmodel.data import pipeline
 
   config, _ = _load(arguments)
   room.check(config)
-  card = corpus.prepare(config).card
+  card = pipeline.prepare(config).card
+  if config.data.kind == "examples":
+    rows = [(split, facts["examples"]) for split, facts in card["splits"].items()]
+    title = f"{card['name']}: {card['inputs']} -> {card['outputs']}, sha256 {card['sha256'][:12]}"
+    _table(arguments, title, ("split", "examples"), rows)
+    return card
   rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
   title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
   _table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
@@ -258,7 +263,6 @@ def train(arguments: Arguments) -> dict[str, Any]:
 def eval(arguments: Arguments) -> dict[str, Any]:
   _setup()
   from bigmodel import parallel
-  from bigmodel.data import corpus as corpora
   from bigmodel.data import pipeline
   from bigmodel.files import read_json
   from bigmodel.train import step as steps
@@ -274,7 +278,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   good = store.verified_steps()
   if not good:
     raise UserError(f"{folder}: no sound checkpoint to evaluate")
-  corpus = corpora.prepare(config)
+  corpus = pipeline.prepare(config)
   program = steps.program(config)
   state = store.restore(good[0], program.init(config.seed))
   values = evaluate(program, state.params, config, pipeline.eval_rows(config, corpus))
@@ -385,33 +389,34 @@ def models(arguments: Arguments) -> list[dict[str, Any]]:
   from bigmodel import models as room
   from bigmodel import study as studies
 
-  sizes: list[tuple[str, Any]] = [("decoder", studies.default_config())]
+  sizes: list[tuple[str, Any]] = []
   if arguments.config:
     config, the_study = _load(arguments)
     sizes = [("config", config)]
     if the_study is not None and hasattr(the_study.design, "sizes"):
       label = lambda size: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in size.items())
       sizes = [(label(size), configs.with_overrides(config, size)) for size in the_study.design.sizes]
+  else:
+    published = Path(__file__).parents[1] / "configs" / "published.py"
+    if not published.exists():
+      raise UserError("models: no configs/published.py beside the package; give --config=FILE[:arg]")
+    module, _ = configs.load_module(str(published))
+    sizes = [(name, module.get_config(name)) for name in module.NAMES]
   rows = []
   for label, config in sizes:
     room.check(config)
-    room.resolve(config.model, 257 if config.data.tokenizer == "bytes" else config.data.vocab_size)
-    shape = room.shape_of(config.model)
-    counts = shape.counts(config.data.context)
-    rows.append({"name": label, **shape.describe(), **counts.params(), **counts.flops(1)})
+    resolved = studies.resolve_without_data(config)
+    shape, counts = room.shape_of(resolved), room.counts_of(resolved)
+    unit = "token" if config.data.kind == "text" else "example"
+    rows.append({"name": label, **shape.describe(), "unit": unit, **counts.params(), **counts.flops(1)})
+  short = lambda number: f"{number:.3g}" if number < 1e6 else f"{number / 1e6:,.4g} M"
   shown = [
-    (
-      row["name"],
-      row["params_total"],
-      row["params_non_embedding"],
-      row["flops_6nd"],
-      row["flops_chinchilla"],
-      row["flops_exact"],
-    )
+    (row["name"], row["family"], *(short(row[name]) for name in ("params_total", "params_active")),
+     f"{row['flops_exact']:.3g}", row["unit"])
     for row in rows
-  ]
-  columns = ("model", "params_total", "params_non_embedding", "flops_6nd", "flops_chinchilla", "flops_exact")
-  _table(arguments, "FLOPs are of training, per token", columns, shown)
+  ]  # fmt: skip
+  title = f"families: {', '.join(room.FAMILIES)}"
+  _table(arguments, title, ("model", "family", "parameters", "active", "training FLOPs", "per"), shown)
   return rows
 
 

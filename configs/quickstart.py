@@ -11,7 +11,7 @@ from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
 SIZES = [
   {"model.width": width, "model.head_size": width // 2} for width in (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 ]
-BUDGETS = (1e10, 1.8e10, 3.2e10, 5.6e10, 1e11)
+BUDGETS = (1e10, 1.8e10, 3.4e10, 6.4e10, 1.2e11)
 
 
 def get_config(arg=None):

@@ -1,21 +1,40 @@
-"""Data: TFDS builders, tokenizers, and a pipeline that is a function of (seed, step).
+"""Data: TFDS builders, tokenizers, and pipelines that are functions of (seed, step).
 
-A corpus is prepared once as array_record through TFDS (without TensorFlow), then
-tokenized once into one array, cached by content; `pipeline.batch` reads rows of it.
+Two kinds. `text`: a corpus is prepared once as array_record through TFDS (without TensorFlow), then
+tokenized once into one array, cached by content. `examples`: images or rows of a table with a
+target each, as arrays. Either gives rows for training and for evaluation by `pipeline`.
 """
 
 from typing import Any
 
 from bigmodel.config import Config, require, require_choice
 
+KINDS = ("text", "examples")
 TOKENIZERS = ("bytes", "bpe")
+NORMALISATIONS = ("standard", "none")
+# What runs that read the same prepared data may differ in.
+FREE = ("tokens", "examples", "repeat", "seed", "context")
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.data`, with defaults."""
-  return {
+def fields(kind: str = "text") -> dict[str, Any]:
+  """The fields of `config.data` of a kind of data, with defaults."""
+  common = {
+    "kind": kind,
+    "path": "",  # of files, where `name` reads any
+    "seed": 0,  # order of the rows
+    "sha256": "",  # the prepared data; filled in when empty, refused when they differ
+  }
+  if kind == "examples":
+    return common | {
+      "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz with inputs and targets)
+      "normalise": "standard",  # each feature, or an image's channels, by mean and deviation of the training examples
+      "folds": 5,  # where the data have no split of their own: parts, of which one is held out
+      "fold": 0,  # the one that is held out
+      "examples": 0,  # training examples to use, the first of a random order; 0 is all of them
+      "repeat": True,  # may a run see an example more than once?
+    }
+  return common | {
     "name": "python_source",  # python_source | text_files | any TFDS name that is prepared
-    "path": "",  # text_files: a path or glob of .txt .md .jsonl, plain or .gz .zst .xz
     "distributions": (),  # python_source: distributions to train on
     "heldout": (),  # python_source: distributions to evaluate on
     "heldout_fraction": 0.02,  # text_files: share of the documents to evaluate on
@@ -28,14 +47,21 @@ def fields() -> dict[str, Any]:
     "context": 128,
     "tokens": 0,  # unique training tokens to use, a prefix of the corpus; 0 is all of it
     "repeat": False,  # may a run see a token more than once?
-    "seed": 0,  # order of the rows
-    "sha256": "",  # the prepared corpus; filled in when empty, refused when it differs
   }
+
+
+def unit(config: Config) -> int:
+  """Tokens of a row, or 1 where a row is one example: what horizons and speeds count."""
+  return config.data.context if config.data.kind == "text" else 1
 
 
 def check(config: Config) -> None:
   """Refuses `config.data` that cannot work, before any file is read."""
   data = config.data
+  require_choice("data.kind", data.kind, KINDS)
+  if data.kind == "examples":
+    _check_examples(data)
+    return
   require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
   require(data.context >= 2, f"config.data.context: {data.context} is too short; at least 2")
   require(data.tokens >= 0, f"config.data.tokens: {data.tokens} is negative; 0 takes all")
@@ -52,3 +78,11 @@ def check(config: Config) -> None:
       257 <= data.vocab_size <= 65536,
       f"config.data.vocab_size: {data.vocab_size} is not between 257 and 65536",
     )
+
+
+def _check_examples(data: Config) -> None:
+  require_choice("data.normalise", data.normalise, NORMALISATIONS)
+  require(data.examples >= 0, f"config.data.examples: {data.examples} is negative; 0 takes all")
+  require(data.folds >= 2, f"config.data.folds: {data.folds}; at least 2")
+  require(0 <= data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")
+  require(data.name != "arrays" or bool(data.path), "config.data.path: empty; give the .npz file of data.name=arrays")

@@ -31,6 +31,11 @@ class Corpus:
   token_bytes: np.ndarray
   card: dict[str, Any]
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a model takes from its data."""
+    return {"vocab": self.vocab}
+
 
 def prepare(config: Config) -> Corpus:
   """Opens the corpus of `config.data`, preparing and tokenizing it the first time."""

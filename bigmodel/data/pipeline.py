@@ -1,36 +1,45 @@
-"""Batches: rows of the corpus as a pure function of (seed, step), the same for any number of hosts."""
+"""Batches: rows of the data as a pure function of (seed, step), the same for any number of hosts."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from bigmodel.config import Config, require
+from bigmodel.data import corpus, examples, unit
 from bigmodel.data.corpus import Corpus
+from bigmodel.data.examples import Examples
+
+Data = Corpus | Examples
+
+
+def prepare(config: Config) -> Data:
+  """The data of a config, prepared the first time."""
+  return corpus.prepare(config) if config.data.kind == "text" else examples.prepare(config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-  """Rows of `context + 1` tokens; row r begins at token r * context, so data scales nest."""
+  """Batches of `batch_size` of `rows` rows, of which `take` gives those at some places."""
 
-  tokens: np.ndarray
+  take: Callable[[np.ndarray], Any]
   rows: int
-  context: int
   batch_size: int
   seed: int
 
-  def batch(self, step: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Rows `start:stop` (a host's share) of the batch of `step`, int32[rows, context + 1]."""
+  def batch(self, step: int, start: int = 0, stop: int | None = None) -> Any:
+    """Rows `start:stop` (a host's share) of the batch of `step`."""
     first = step * self.batch_size
     places = np.arange(first + start, first + (self.batch_size if stop is None else stop))
     rows = np.empty(len(places), np.int64)
     for epoch in np.unique(places // self.rows):
       here = places // self.rows == epoch
       rows[here] = _order(self.seed, int(epoch), self.rows)[places[here] % self.rows]
-    return self.tokens[rows[:, None] * self.context + np.arange(self.context + 1)].astype(np.int32)
+    return self.take(rows)
 
-  def part(self, step: int) -> tuple[int, Callable[[int, int], np.ndarray]]:
+  def part(self, step: int) -> tuple[int, Callable[[int, int], Any]]:
     """The batch of `step` as (rows in it, load(start, stop)), for a host that needs only some."""
     return self.batch_size, functools.partial(self.batch, step)
 
@@ -44,21 +53,36 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def train_pipeline(config: Config, corpus: Corpus, steps: int) -> Pipeline:
-  """The training rows that `data.tokens` allows; refuses repeats that were not asked for."""
-  data, tokens = config.data, corpus.tokens["train"]
-  check_tokens(data, len(tokens))
-  limit = min(data.tokens or len(tokens), len(tokens))
-  rows = (min(limit, len(tokens) - 1)) // data.context
-  require(rows > 0, f"config.data.tokens: {data.tokens} is less than one row of {data.context}")
-  pipeline = Pipeline(tokens, rows, data.context, config.train.batch_size, data.seed)
-  seen = pipeline.epochs_seen(steps)
+def train_pipeline(config: Config, data: Data, steps: int) -> Pipeline:
+  """The training rows that the config allows; refuses repeats that were not asked for."""
+  take, rows = _text_rows(config, data) if isinstance(data, Corpus) else _example_rows(config, data)
+  pipeline = Pipeline(take, rows, config.train.batch_size, config.data.seed)
+  seen, each = pipeline.epochs_seen(steps), unit(config)
+  what = f"{config.train.batch_size} x {each} tokens" if each > 1 else f"{config.train.batch_size} examples"
   require(
-    seen <= 1 or data.repeat,
-    f"config.train: {steps} steps of {config.train.batch_size} x {data.context} tokens are {seen:.2f} epochs of"
-    f" {rows * data.context} tokens; set data.repeat=true to allow repeats",
+    seen <= 1 or config.data.repeat,
+    f"config.train: {steps} steps of {what} are {seen:.2f} epochs of"
+    f" {rows * each} {'tokens' if each > 1 else 'examples'}; set data.repeat=true to allow repeats",
   )
   return pipeline
+
+
+def _text_rows(config: Config, data: Corpus) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+  """Rows of `context + 1` tokens, int32; row r begins at token r * context, so data scales nest."""
+  tokens, context = data.tokens["train"], config.data.context
+  check_tokens(config.data, len(tokens))
+  limit = min(config.data.tokens or len(tokens), len(tokens))
+  rows = (min(limit, len(tokens) - 1)) // context
+  require(rows > 0, f"config.data.tokens: {config.data.tokens} is less than one row of {context}")
+  return lambda places: tokens[places[:, None] * context + np.arange(context + 1)].astype(np.int32), rows
+
+
+def _example_rows(config: Config, data: Examples) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int]:
+  """The first examples of an order of their own, so that data scales nest and have the classes of the whole."""
+  available, asked = len(data.targets["train"]), config.data.examples
+  require(asked <= available, f"config.data.examples: {asked} is more than the {available} training examples")
+  order = np.random.default_rng(1).permutation(available)
+  return lambda places: data.rows("train", order[places]), asked or available
 
 
 def check_tokens(data: Config, available: int) -> None:
@@ -72,19 +96,30 @@ def check_tokens(data: Config, available: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows:
-  """Held-out rows in order, the document of every target, and the bytes that targets stand for."""
+  """Held-out rows in order; for every token or example what it belongs to, and the bytes that it stands for."""
 
-  rows: np.ndarray  # int32[rows, context + 1]
-  documents: np.ndarray  # int64[rows, context]
-  bytes: int
+  rows: Any  # arrays with `count` rows
+  count: int
+  clusters: np.ndarray  # int64[rows, T]: documents; examples are each their own
+  bytes: np.ndarray | None  # int[rows, T]; None: no text
+
+  def batches(self, size: int) -> list[Any]:
+    """Batches of `size` rows, the last filled up with the last row."""
+    places = np.minimum(np.arange(-(-self.count // size) * size), self.count - 1).reshape(-1, size)
+    whole = self.rows if callable(self.rows) else lambda at: self.rows[at]
+    return [whole(at) for at in places]
 
 
-def eval_rows(config: Config, corpus: Corpus) -> EvalRows:
-  """The first `eval.tokens` held-out tokens (documents lie in hashed order), whole rows only."""
+def eval_rows(config: Config, data: Data) -> EvalRows:
+  """The first `eval.tokens` held-out tokens (documents lie in hashed order), whole rows only; or examples."""
+  if isinstance(data, Examples):
+    count = min(config.eval.tokens, len(data.targets["validation"]))
+    order = np.random.default_rng(1).permutation(len(data.targets["validation"]))
+    return EvalRows(lambda at: data.rows("validation", order[at]), count, np.arange(count)[:, None], None)
   context = config.data.context
-  tokens, starts = corpus.tokens["validation"], corpus.starts["validation"]
+  tokens, starts = data.tokens["validation"], data.starts["validation"]
   count = max(1, min(config.eval.tokens, len(tokens) - 1) // context)
   places = np.arange(count)[:, None] * context + np.arange(context + 1)
   rows = tokens[places].astype(np.int32)
   documents = np.searchsorted(starts, places[:, 1:], side="right") - 1
-  return EvalRows(rows, documents, int(corpus.token_bytes[rows[:, 1:]].sum()))
+  return EvalRows(rows, count, documents, data.token_bytes[rows[:, 1:]])

@@ -1,7 +1,10 @@
-"""Decoder-only Transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, optional experts."""
+"""Decoder-only Transformers: GPT, Turing-NLG, Gopher, Chinchilla, Llama and, with experts, Mixtral.
+
+By default pre-norm RMSNorm and rotary positions; LayerNorm, norms after the sums, biases and
+learned or relative positions make the older ones.
+"""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,14 +12,99 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
-from bigmodel.models.layers.attention import Attend, Attention, attend
-from bigmodel.models.layers.basic import FeedForward, RMSNorm, constrain, gathered
-from bigmodel.models.layers.experts import Experts, slots
+from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers.attention import Attend, Cache, attend
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, NORMS, constrain, dropout, gathered, norm_params
+from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled, unstacked
 
-# block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary loss)
-BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-# run_blocks(block, parameters of all layers stacked, x_BxTxD) -> (x_BxTxD, sum of auxiliary losses)
-RunBlocks = Callable[[BlockFunction, Any, jax.Array], tuple[jax.Array, jax.Array]]
+TASKS = ("causal_lm",)
+SUPPLIED = ("attend", "run_blocks")
+POSITIONS = ("rotary", "learned", "relative", "none")
+
+
+def fields() -> dict[str, Any]:
+  """The fields of `config.model`. Zero means: derived, see `resolve`."""
+  return {
+    "vocab": 0,  # 0: the tokenizer's
+    "width": 64,
+    "layers": 4,
+    "heads": 0,  # 0: width // head_size
+    "kv_heads": 0,  # 0: heads
+    "head_size": 32,
+    "feed_forward": 0,  # 0: 4 * width, or 8/3 * width rounded up to a multiple of 8 for swiglu
+    "activation": "swiglu",
+    "norm": "rms",
+    "norm_first": True,
+    "epsilon": 1e-6,  # of the norms
+    "bias": False,
+    "positions": "rotary",
+    "rotary_base": 10_000.0,
+    "qk_norm": False,
+    "tie_embeddings": True,
+    "dropout": 0.0,
+    "experts": 0,  # feed-forward blocks a layer, of which each token meets some; 0: one, met by all
+    "experts_per_token": 2,
+    "expert_group": 0,  # tokens of a row that are routed together; 0: the row
+    "expert_capacity": 1.25,  # slots of an expert, as a multiple of its even share of a group; 0: none is turned away
+  }
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  """Replaces the zeros of `config.model` by what they stand for, in place."""
+  model.vocab = model.vocab or facts["vocab"]
+  model.heads = model.heads or max(1, model.width // model.head_size)
+  model.kv_heads = model.kv_heads or model.heads
+  model.feed_forward = model.feed_forward or default_feed_forward(model)
+
+
+def default_feed_forward(model: Config) -> int:
+  return -(-8 * model.width // 24) * 8 if model.activation in GATED else 4 * model.width
+
+
+def check(config: Config) -> None:
+  """Refuses a `config.model` that cannot be built."""
+  model = config.model
+  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
+  require_choice("model.norm", model.norm, NORMS)
+  require_choice("model.positions", model.positions, POSITIONS)
+  for name in ("width", "layers", "head_size", "epsilon", "rotary_base"):
+    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
+  for name in ("vocab", "heads", "kv_heads", "feed_forward"):
+    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
+  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
+  require(
+    model.positions != "rotary" or model.head_size % 2 == 0,
+    f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs",
+  )
+  require(
+    model.positions != "relative" or config.parallel.attention in ("auto", "plain"),
+    f"config.parallel.attention: {config.parallel.attention!r} knows no relative positions; use plain",
+  )
+  if model.experts:
+    require(model.experts > 1, f"config.model.experts: {model.experts} is neither 0 nor at least 2")
+    chosen, group = model.experts_per_token, model.expert_group
+    require(
+      1 <= chosen <= model.experts,
+      f"config.model.experts_per_token: {chosen} is not between 1 and experts = {model.experts}",
+    )
+    require(
+      group >= 0 and config.data.context % (group or 1) == 0,
+      f"config.model.expert_group: {group} does not divide data.context = {config.data.context}",
+    )
+    require(model.expert_capacity >= 0, f"config.model.expert_capacity: {model.expert_capacity} is negative")
+  heads = model.heads or max(1, model.width // model.head_size)
+  groups = model.kv_heads or heads
+  require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")
+
+
+def build(config: Config, dtype: Any, **arguments: Any) -> "Decoder":
+  return Decoder(shape_of(config), dtype, **arguments)
+
+
+def shape_of(config: Config) -> "Shape":
+  """The shape of a resolved config."""
+  own = {field.name: config.model[field.name] for field in dataclasses.fields(Shape) if field.name in config.model}
+  return Shape(**own, context=config.data.context if config.model.positions == "learned" else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,52 +119,50 @@ class Shape:
   head_size: int
   feed_forward: int
   activation: str
-  qk_norm: bool
-  tie_embeddings: bool
+  qk_norm: bool = False
+  tie_embeddings: bool = True
   experts: int = 0  # 0: one dense feed-forward block
   experts_per_token: int = 2
   expert_group: int = 0
   expert_capacity: float = 1.25
+  norm: str = "rms"
+  norm_first: bool = True
+  epsilon: float = 1e-6
+  bias: bool = False
+  positions: str = "rotary"
+  rotary_base: float = 10_000.0
+  dropout: float = 0.0
+  context: int = 0  # of learned positions
 
   def describe(self) -> dict[str, Any]:
     facts = {"family": "decoder", **dataclasses.asdict(self)}
     return {name: value for name, value in facts.items() if self.experts or not name.startswith("expert")}
 
   @property
-  def matrices(self) -> int:
-    """Parameters of the matrices of one feed-forward block."""
-    return (3 if self.activation == "swiglu" else 2) * self.width * self.feed_forward
+  def block(self) -> BlockShape:
+    names = {field.name for field in dataclasses.fields(BlockShape)}
+    same = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+    rotary = self.rotary_base if self.positions == "rotary" else 0.0
+    return BlockShape(**same, rotary=rotary, relative=self.positions == "relative")
 
   def params(self) -> dict[str, int]:
     """Exact parameter counts, by what they are for; `active` are those that one token meets."""
-    D, K = self.width, self.head_size
-    attention = 2 * D * self.heads * K + 2 * D * self.kv_heads * K + (2 * K if self.qk_norm else 0)
-    router = D * self.experts
-    block = attention + 2 * D + router + max(1, self.experts) * self.matrices
-    idle = max(0, self.experts - self.experts_per_token) * self.matrices if self.experts else 0
-    embedding = self.vocab * D * (1 if self.tie_embeddings else 2)
-    blocks = self.layers * block + D
+    block, idle = self.block.params()
+    final = norm_params(self.norm, self.width) if self.norm_first else 0
+    embedding = self.vocab * self.width * (1 if self.tie_embeddings else 2) + self.context * self.width
+    blocks = self.layers * block + final
     total = blocks + embedding
     return {"blocks": blocks, "embedding": embedding, "total": total, "active": total - self.layers * idle}
 
   def counts(self, context: int) -> Counts:
     """Parameters and training FLOPs per token (forward and backward: three forwards).
 
-    Non-embedding leaves out the token embedding and, where untied, the output matrix.
+    Non-embedding leaves out the embeddings of tokens and positions and, where untied, the output matrix.
     """
-    D, T, HK, GK = self.width, context, self.heads * self.head_size, self.kv_heads * self.head_size
+    D, T, HK, block = self.width, context, self.heads * self.head_size, self.block
     params = self.params()
-    feed_forward = self.matrices
-    computed = self.matrices
-    if self.experts:
-      feed_forward = self.experts_per_token * self.matrices + D * self.experts
-      group = min(self.expert_group, T) if self.expert_group else T
-      C = slots(group, self.experts, self.experts_per_token, self.expert_capacity)
-      computed = self.experts * C / group * self.matrices + D * self.experts
-    projections = 2 * D * HK + 2 * D * GK
-    dense = 2 * (self.layers * (projections + feed_forward) + D * self.vocab)
-    # A token at position t attends to t + 1 keys: (T + 1) / 2 on average.
-    exact = dense + self.layers * 2 * 2 * HK * (T + 1) / 2
+    dense = self.layers * block.dense() + 2 * D * self.vocab
+    exact = dense + self.layers * block.attention(T)
     chinchilla = dense + 2 * self.vocab * D + self.layers * (2 * 2 * T * HK + 3 * self.heads * T)
     return Counts(
       params_total=params["total"],
@@ -85,62 +171,19 @@ class Shape:
       chinchilla_per_token=3.0 * chinchilla,
       exact_per_token=3.0 * exact,
       # Slots of experts that stay empty are computed too.
-      hardware_per_token=3.0 * (exact + 2 * self.layers * (computed - feed_forward)),
+      hardware_per_token=3.0 * (exact + self.layers * block.idle(T)),
       layers_per_token=3.0 * (exact - 2 * D * self.vocab),
-      attention_per_token=3.0 * self.layers * 2 * 2 * HK * (T + 1) / 2,
+      attention_per_token=3.0 * self.layers * block.attention(T),
     )
-
-
-class Block(nn.Module):
-  """x_BxTxD -> (x_BxTxD, load-balancing loss of the experts or 0)."""
-
-  shape: Shape
-  dtype: jnp.dtype
-  attend: Attend
-
-  @nn.compact
-  def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    shape = self.shape
-    out_scale = (2 * shape.layers) ** -0.5  # the residual stream's variance stays put with depth
-    attention = Attention(
-      shape.heads, shape.kv_heads, shape.head_size, shape.qk_norm, out_scale, self.dtype, self.attend, name="attention"
-    )
-    x_BxTxD = x_BxTxD + attention(RMSNorm(name="attention_norm")(x_BxTxD))
-    normed_BxTxD = RMSNorm(name="feed_forward_norm")(x_BxTxD)
-    if shape.experts:
-      experts = Experts(
-        shape.experts,
-        shape.experts_per_token,
-        shape.expert_group,
-        shape.expert_capacity,
-        shape.feed_forward,
-        shape.activation,
-        out_scale,
-        name="experts",
-      )
-      out_BxTxD, balance = experts(normed_BxTxD)
-    else:
-      feed_forward = FeedForward(shape.feed_forward, shape.activation, out_scale, name="feed_forward")
-      out_BxTxD, balance = feed_forward(normed_BxTxD), jnp.float32(0)
-    return constrain(x_BxTxD + out_BxTxD, ("batch", "length", "activation_embed")), balance
-
-
-def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """One layer after another, each with its slice of the stacked parameters."""
-  leaves, structure = jax.tree.flatten(stacked)
-  split: Any = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
-  total = jnp.float32(0)
-  for layer in zip(*split, strict=True):
-    x_BxTxD, balance = block(jax.tree.unflatten(structure, [leaf[0] for leaf in layer]), x_BxTxD)
-    total = total + balance
-  return x_BxTxD, total
 
 
 class Decoder(nn.Module):
-  """tokens int[B, T] -> (logits float32[B, T, V], mean load-balancing loss of the layers).
+  """tokens int[B, T] -> (logits float32[B, T, V], means over layers of the experts' auxiliary losses [2]).
 
   The parameters of the blocks are stacked over layers, whichever way they are run: a
   checkpoint and a run's bits do not say whether the layers were unrolled, scanned or piped.
+  With `caches`, one a layer and filled up to position `start`, tokens are those from there
+  on, and the new caches come in place of the losses.
   """
 
   shape: Shape
@@ -149,30 +192,39 @@ class Decoder(nn.Module):
   run_blocks: RunBlocks = unrolled
 
   @nn.compact
-  def __call__(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Any = 0) -> tuple[jax.Array, Any]:
     shape = self.shape
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
     table_VxD = gathered(embedding_VxD.astype(self.dtype), axes)
     x_BxTxD = table_VxD[tokens_BxT]
-    x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
+    if shape.positions == "learned":
+      init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), ("positions", "embed"))
+      learned_TxD: Any = self.param("positions", init, (shape.context, shape.width), jnp.float32)
+      learned_TxD = gathered(learned_TxD.astype(self.dtype), ("positions", "embed"))
+      x_BxTxD = x_BxTxD + jax.lax.dynamic_slice_in_dim(learned_TxD, start, tokens_BxT.shape[1])
+    x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", "length", "activation_embed"))
 
-    block = Block(shape, self.dtype, self.attend, parent=None)
-    blocks: Any = self.param("blocks", lambda key: _stacked_init(key, shape))
-    run: Any = lambda params, x: block.apply({"params": params}, x)
-    x_BxTxD, balance = self.run_blocks(run, blocks, x_BxTxD)
+    if caches is None:
+      x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+      auxiliary = auxiliary / shape.layers
+    else:
+      block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []
+      for params, cache in zip(unstacked(self.get_variable("params", "blocks")), caches, strict=True):
+        x_BxTxD, _, cache = block.apply({"params": params}, x_BxTxD, None, cache, start)
+        auxiliary.append(cache)
 
-    x_BxTxD = RMSNorm(name="final_norm")(x_BxTxD)
+    if shape.norm_first:
+      x_BxTxD = NORMS[shape.norm](epsilon=shape.epsilon, name="final_norm")(x_BxTxD)
     output_VxD: Any = embedding_VxD
     if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
     logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes)).astype(jnp.float32)
-    return constrain(logits_BxTxV, ("batch", "length", "vocab")), balance / shape.layers
+    return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 
-def _stacked_init(key: jax.Array, shape: Shape) -> Any:
-  """Parameters of all blocks, a key each, with the axis `layers` in front."""
-  block, x_BxTxD = Block(shape, jnp.float32, attend, parent=None), jnp.zeros((1, 1, shape.width))
-  boxed = jax.vmap(lambda key: block.init(key, x_BxTxD)["params"])(jax.random.split(key, shape.layers))
-  return nn.meta.add_axis(boxed, 0, {nn.PARTITION_NAME: "layers"})
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  """Inputs of the least size, for initial values."""
+  del shape
+  return (jnp.zeros((1, 1), jnp.int32),)

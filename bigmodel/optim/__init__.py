@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bigmodel import tasks
 from bigmodel.config import Config, require, require_choice
 
 SCHEDULES = ("cosine", "wsd")
@@ -56,8 +57,8 @@ class Hyperparameters(NamedTuple):
   epsilon: Any
   weight_decay: Any
   clip: Any
-  z_loss: Any
-  balance_loss: Any
+  seed: Any  # of dropout, and of what a task draws
+  task: Any  # the traced numbers of its loss, by name
 
 
 def hyperparameters(config: Config, steps: int) -> Hyperparameters:
@@ -67,10 +68,13 @@ def hyperparameters(config: Config, steps: int) -> Hyperparameters:
   decay = steps - warmup if optim.schedule == "cosine" else max(1, round(optim.decay * steps))
   values = dict(
     lr=optim.lr, warmup=warmup, decay=decay, steps=steps, final=optim.final, beta1=optim.beta1, beta2=optim.beta2,
-    epsilon=optim.epsilon, weight_decay=optim.weight_decay, clip=optim.clip, z_loss=config.task.z_loss,
-    balance_loss=config.task.balance_loss,
+    epsilon=optim.epsilon, weight_decay=optim.weight_decay, clip=optim.clip,
   )  # fmt: skip
-  return Hyperparameters(**{name: jnp.float32(value) for name, value in values.items()})
+  return Hyperparameters(
+    **{name: jnp.float32(value) for name, value in values.items()},
+    seed=jnp.int32(config.seed),
+    task={name: jnp.float32(value) for name, value in tasks.traced(config).items()},
+  )
 
 
 def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Array:
@@ -99,6 +103,6 @@ def initial_state(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-  """True for parameters that are matrices; those under `blocks` are stacked over layers."""
-  own = lambda path, p: p.ndim - any(getattr(key, "key", None) == "blocks" for key in path) > 1
+  """True for parameters that are matrices; those of `blocks` are stacked over layers."""
+  own = lambda path, p: p.ndim - any(str(getattr(key, "key", "")).endswith("blocks") for key in path) > 1
   return jax.tree_util.tree_map_with_path(own, params)

@@ -47,9 +47,24 @@ RULES: tuple[tuple[str, Any], ...] = (
   ("embed", ("fsdp", "sequence", "expert")),
   ("embed", ("fsdp", "sequence")),
   ("head_size", None),
+  ("positions", None),
+  ("types", None),
+  ("inputs", None),
+  ("outputs", None),
+  ("kernel_height", None),
+  ("kernel_width", None),
   ("router", None),
   ("norm", None),
 )
+
+
+# What the size of an axis has to divide.
+DIVIDES = {
+  "tensor": ("model.heads", "model.kv_heads"),
+  "sequence": ("data.context",),
+  "pipeline": ("model.layers",),
+  "expert": ("model.experts",),
+}
 
 
 def fields() -> dict[str, Any]:
@@ -108,22 +123,33 @@ def check(config: Config, devices: int | None = None) -> None:
       + (f", in {pieces} microbatches" if pieces > 1 else "")
       + f"); use a multiple of {shards * pieces} or set config.parallel.data",
     )
-  divides = {
-    "tensor": (("model.heads", model.heads), ("model.kv_heads", model.kv_heads)),
-    "sequence": (("data.context", config.data.context),),
-    "pipeline": (("model.layers", model.layers),),
-    "expert": (("model.experts", model.experts),),
-  }
-  for axis, numbers in divides.items():
-    for name, number in numbers:
-      require(number % sizes[axis] == 0, f"config.parallel.{axis}: {sizes[axis]} does not divide {name} = {number}")
-  if model.experts:
+  for axis, names in DIVIDES.items():
+    for name in names:
+      number = _number(config, name)
+      require(
+        sizes[axis] == 1 or number is not None,
+        f"config.parallel.{axis}: {sizes[axis]}; a {model.family} has no {name} to be spread",
+      )
+      require(
+        (number or 0) % sizes[axis] == 0,
+        f"config.parallel.{axis}: {sizes[axis]} does not divide {name} = {number}",
+      )
+  if _number(config, "model.experts"):
     groups = config.data.context // (model.expert_group or config.data.context)
     require(
       groups % sizes["sequence"] == 0,
       f"config.parallel.sequence: {sizes['sequence']} does not divide the {groups} groups of a row;"
       " set model.expert_group smaller",
     )
+
+
+def _number(config: Config, name: str) -> int | None:
+  """What an axis of the mesh divides; None where the model or its data do not have it."""
+  group, field = name.split(".")
+  field = "heads" if field == "kv_heads" and field not in config.model else field
+  if field in ("context", "layers") and config.model.family != "decoder":
+    return None  # only a decoder's rows and layers can be computed in pieces
+  return config[group].get(field)
 
 
 def rules(config: Config) -> tuple[tuple[str, Any], ...]:
@@ -182,10 +208,7 @@ def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
 
 def _limit(config: Config, axis: str) -> int:
   """What a preset's wish for an axis has to divide besides the devices."""
-  model = config.model
-  if axis == "tensor":
-    return math.gcd(model.heads, model.kv_heads)
-  return {"expert": model.experts, "pipeline": model.layers, "sequence": config.data.context}[axis]
+  return math.gcd(*((_number(config, name) or 1) for name in DIVIDES[axis]))
 
 
 def _divisor(wish: int, *numbers: int) -> int:

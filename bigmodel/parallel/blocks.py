@@ -1,6 +1,6 @@
 """Ways of running a stack of blocks: unrolled, scanned, or as a pipeline; with rematerialization.
 
-Each has the signature of `models.decoder.RunBlocks` and computes the same.
+Each has the signature of `models.layers.block.RunBlocks` and computes the same.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel.config import Config
-from bigmodel.models.decoder import BlockFunction, RunBlocks, unrolled
+from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.parallel import BATCH, microbatches
 
 POLICIES = {
@@ -47,8 +47,8 @@ def remat(block: BlockFunction, policy: str) -> BlockFunction:
 
 def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
   """`unrolled` as one loop: compiled once for all layers."""
-  x_BxTxD, balance_N = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
-  return x_BxTxD, jnp.sum(balance_N)
+  x_BxTxD, losses_Nx2 = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
+  return x_BxTxD, jnp.sum(losses_Nx2, axis=0)
 
 
 def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
@@ -73,15 +73,15 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
     def turn(previous_SxBxTxD: jax.Array, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
       entering_BxTxD, now = given
       shifted = jnp.roll(previous_SxBxTxD, 1, axis=0).at[0].set(entering_BxTxD)
-      out_SxBxTxD, balance_S = stage(params_SxL, on_stages(shifted))
+      out_SxBxTxD, losses_Sx2 = stage(params_SxL, on_stages(shifted))
       piece_S = now - jnp.arange(stages)
       working_S = (piece_S >= 0) & (piece_S < pieces)
-      return on_stages(out_SxBxTxD), (out_SxBxTxD[-1], jnp.sum(jnp.where(working_S, balance_S, 0.0)))
+      return on_stages(out_SxBxTxD), (out_SxBxTxD[-1], jnp.sum(jnp.where(working_S[:, None], losses_Sx2, 0.0), axis=0))
 
     start = on_stages(jnp.zeros((stages, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype))
     entering = jnp.concatenate([pieces_PxBxTxD, idle])
-    _, (left_QxBxTxD, balance_Q) = jax.lax.scan(turn, start, (entering, jnp.arange(pieces + stages - 1)))
+    _, (left_QxBxTxD, losses_Qx2) = jax.lax.scan(turn, start, (entering, jnp.arange(pieces + stages - 1)))
     out_BxTxD = left_QxBxTxD[stages - 1 :].swapaxes(0, 1).reshape(B, T, D)
-    return out_BxTxD, jnp.sum(balance_Q) / pieces
+    return out_BxTxD, jnp.sum(losses_Qx2, axis=0) / pieces
 
   return run

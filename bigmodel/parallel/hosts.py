@@ -23,7 +23,8 @@ from bigmodel import files
 from bigmodel.files import UserError
 
 # Rows of a batch: an array, or (how many, load) with load(start, stop) -> rows.
-Rows = np.ndarray | tuple[int, Callable[[int, int], np.ndarray]]
+# Arrays with rows (one, or a dictionary of them), or (number of rows, load(start, stop)).
+Rows = np.ndarray | dict[str, np.ndarray] | tuple[int, Callable[[int, int], Any]]
 
 log = logging.getLogger("bigmodel")
 TIMEOUT_MS = 30 * 60 * 1000
@@ -199,22 +200,28 @@ def put(value: Any, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def all_rows(rows: Rows) -> np.ndarray:
-  return rows if isinstance(rows, np.ndarray) else rows[1](0, rows[0])
+def all_rows(rows: Rows) -> Any:
+  return rows[1](0, rows[0]) if isinstance(rows, tuple) else rows
 
 
-def put_rows(rows: Rows, sharding: NamedSharding) -> jax.Array:
+def put_rows(rows: Rows, sharding: NamedSharding) -> Any:
   """Rows on the mesh; a process loads those of its own devices and no others."""
-  if isinstance(rows, np.ndarray):
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-  count, load = rows
   if not several():
-    return jax.device_put(load(0, count), sharding)
+    return jax.device_put(all_rows(rows), sharding)
+  if not isinstance(rows, tuple):
+    from_all = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(from_all, rows)
+  count, load = rows
   kept = functools.cache(load)  # devices that differ along other axes have the same rows
   span = lambda index: index[0].indices(count)[:2]
   here = sharding.addressable_devices_indices_map((count,))
-  width = kept(*span(next(iter(here.values())) or ())).shape[1]
-  return jax.make_array_from_callback((count, width), sharding, lambda index: kept(*span(index)))
+  leaves, structure = jax.tree.flatten(kept(*span(next(iter(here.values())) or ())))
+
+  def put(place: int, like: np.ndarray) -> jax.Array:
+    mine = lambda index: jax.tree.leaves(kept(*span(index)))[place]
+    return jax.make_array_from_callback((count, *like.shape[1:]), sharding, mine)
+
+  return structure.unflatten([put(place, like) for place, like in enumerate(leaves)])
 
 
 def _fingerprint(x: Any, xp: Any) -> Any:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from bigmodel import models
 from bigmodel.config import Config, require
 from bigmodel.models.layers.attention import Attend, attend, repeat_heads
 from bigmodel.parallel import BATCH
@@ -26,6 +27,8 @@ HIDDEN = -1e30
 
 def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
   """The attention that `config.parallel` asks for, or that is best on this platform and mesh."""
+  if "attend" not in models.family(config.model.family).SUPPLIED or config.model.positions == "relative":
+    return attend
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
   if mesh.shape["member"] > 1 and config.parallel.attention in ("auto", "splash"):

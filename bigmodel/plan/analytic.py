@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bigmodel import models, optim, parallel
+from bigmodel import data, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
 from bigmodel.hardware import Chip
-from bigmodel.models.decoder import unrolled
+from bigmodel.models.layers.block import unrolled
 from bigmodel.parallel import blocks, kernels
 from bigmodel.plan import liveness
-from bigmodel.tasks import causal_lm
 
 Facts = dict[str, Any]
 EFFICIENCY = 0.75  # of the peak, in dense training steps of large models that are limited by nothing else
@@ -36,7 +35,8 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip | None, memory: b
   if not memory:
     return facts | {"argument_bytes": 0.0, "peak_bytes": 0.0, "parts": {}}
   state, parts = state_bytes(config, sizes), activation_bytes(config, sizes, chip)
-  rows = config.train.batch_size * (config.data.context + 1) * 4 / math.prod(sizes[a] for a in parallel.BATCH)
+  batch = jax.tree.leaves(tasks.batch_shape(config, config.train.batch_size))
+  rows = sum(4 * x.size for x in batch) / math.prod(sizes[a] for a in parallel.BATCH)
   arguments = state["parameters"] + (0 if config.parallel.offload == "optimizer" else state["optimizer"]) + rows
   return facts | {
     "argument_bytes": arguments,
@@ -64,7 +64,8 @@ _KNOWN: dict[str, Any] = {}  # traces of a search, whose layouts share most
 
 
 def _once(what: str, config: Config, *more: Any, make: Callable[[], Any]) -> Any:
-  kept = {n: v for n, v in flatten(config).items() if n.startswith(("model.", "data.context", "train.compute"))}
+  groups = ("model.", "task.", "data.context", "train.compute")
+  kept = {n: v for n, v in flatten(config).items() if n.startswith(groups)}
   key = what + digest(kept) + repr(more)
   if key not in _KNOWN:
     _KNOWN[key] = make()
@@ -75,7 +76,7 @@ def _initial(config: Config) -> Any:
   """Boxed abstract (parameters, optimizer state)."""
 
   def initial(key: jax.Array) -> tuple[Any, Any]:
-    params = models.build(config.model, jnp.float32).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params = models.build(config).init(key, *models.example(config))["params"]
     return params, optim.initial_state(params)
 
   return _once("initial", config, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
@@ -95,12 +96,13 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   key = (piece, how, sizes["sequence"], chip)
   whole = _once("trace", part, *key, make=lambda: _trace(part, config, sizes, chip, piece))
   working = liveness.peak(whole, size_of)
-  half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, config.data.context // sizes["sequence"] * rows
+  half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, data.unit(config) // sizes["sequence"] * rows
   if stages > 1:
     working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)
   if config.train.accumulate > 1 or stages > 1:
     working += gradients  # the sum so far, and what is added to it
-  working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
+  if "heads" in config.model:
+    working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
   in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
   return {
     "activations": max(0.0, working - gradients),
@@ -126,8 +128,7 @@ def _pipeline_bytes(
 
 def _exchanged_bytes(config: Config, sizes: dict[str, int], activations: float) -> float:
   """Both ends of the exchanges of a layer that are under way together; `activations` is one array of them."""
-  model = config.model
-  slots = model.experts_per_token * model.expert_capacity * activations if model.experts else 0.0
+  slots = slots_per_token(config) * activations
   total = 0.0
   if sizes["tensor"] > 1:
     # Sums of the gradients of a norm's result, by query, key and value; and of slots' results and their gradients.
@@ -137,12 +138,22 @@ def _exchanged_bytes(config: Config, sizes: dict[str, int], activations: float) 
   return total
 
 
+def slots_per_token(config: Config) -> float:
+  """Slots of experts that are computed for a token."""
+  model = config.model
+  if "experts" not in model or not model.experts:
+    return 0.0
+  return model.experts_per_token * model.expert_capacity if model.expert_capacity else float(model.experts)
+
+
 def _part(config: Config, sizes: dict[str, int]) -> Config:
   """The config of the model that one device computes: its heads, its slice of the widths, its layers."""
   part = config.copy_and_resolve_references()
   model = part.model
-  for name in ("heads", "kv_heads", "feed_forward"):
+  for name in {"heads", "kv_heads", "feed_forward"} & set(model):
     model[name] = max(1, model[name] // sizes["tensor"])
+  if model.family != "decoder":
+    return part
   model.vocab = -(-model.vocab // (sizes["tensor"] * sizes["pipeline"]))
   model.layers = model.layers // sizes["pipeline"]
   part.data.context = config.data.context // sizes["sequence"]
@@ -173,9 +184,8 @@ def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> Callable[[
 def _layer_bytes(config: Config, sizes: dict[str, int]) -> float:
   """The weights of one layer as they are multiplied."""
   width = jnp.dtype(config.train.compute_dtype).itemsize
-  shape = models.shape_of(config.model)
-  params = shape.params()
-  layer = (params["blocks"] - config.model.width) / config.model.layers
+  layers = config.model.layers if "layers" in config.model else 1
+  layer = (models.counts_of(config).params_non_embedding) / layers
   return layer * width / sizes["tensor"] / sizes["expert"]
 
 
@@ -184,7 +194,9 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
   platform = "cpu" if chip is None else "tpu" if chip.dimensions else "cuda"
   kernel = config.parallel.attention if config.parallel.attention != "auto" else kernels.best(config, platform)
   spread = sizes["sequence"]
-  if kernel in ("splash", "cudnn"):
+  if "attend" not in models.family(config.model.family).SUPPLIED:
+    attend = None
+  elif kernel in ("splash", "cudnn"):
     attend = _fused_attention
   elif spread > 1 or kernel == "blockwise":
     attend = functools.partial(_spread_attention, ways=spread, ring=config.parallel.sequence_attention == "ring")
@@ -192,19 +204,17 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
     attend = None
   policy = "full" if config.parallel.remat == "offload" else config.parallel.remat
   run = blocks.scanned if config.parallel.scan else unrolled
-  model = models.build(
-    part.model,
-    jnp.dtype(part.train.compute_dtype),
-    run_blocks=lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x),
-    **({"attend": attend} if attend else {}),
-  )
-  tokens = jax.ShapeDtypeStruct((rows, part.data.context + 1), jnp.int32)
+  ways: dict[str, Any] = {"attend": attend} if attend else {}
+  if "run_blocks" in models.family(config.model.family).SUPPLIED:
+    ways["run_blocks"] = lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x)
+  model = models.build(part, jnp.dtype(part.train.compute_dtype), **ways)
+  task, traced = tasks.build(part), dict.fromkeys(tasks.traced(part), jnp.float32(0))
 
-  def loss(params: Any, tokens: jax.Array) -> jax.Array:
-    apply: Any = lambda x: model.apply({"params": params}, x)
-    return causal_lm.loss(apply, tokens, jnp.float32(0), jnp.float32(0))[0]
+  def loss(params: Any, batch: Any) -> jax.Array:
+    apply: Any = lambda *inputs: model.apply({"params": params}, *inputs)
+    return task.objective(apply, batch, traced, jax.random.key(0))[0]
 
-  return jax.make_jaxpr(jax.grad(loss))(_parameters(part), tokens).jaxpr
+  return jax.make_jaxpr(jax.grad(loss))(_parameters(part), tasks.batch_shape(part, rows)).jaxpr
 
 
 def _spread_attention(q: jax.Array, k: jax.Array, v: jax.Array, ways: int, ring: bool) -> jax.Array:
@@ -245,12 +255,12 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
   """
   model, width = config.model, jnp.dtype(config.train.compute_dtype).itemsize
   ways = math.prod(sizes[axis] for axis in parallel.BATCH)
-  tokens = config.train.batch_size * config.data.context / ways / sizes["sequence"]
-  layers = model.layers / sizes["pipeline"]
+  tokens = config.train.batch_size * data.unit(config) / ways / sizes["sequence"]
+  layers = (model.layers if "layers" in model else 1) / sizes["pipeline"]
   again = 1 if config.parallel.remat in ("full", "offload") else 0
   passes = config.train.accumulate * parallel.microbatches(config, sizes["pipeline"])
   weights = _layer_bytes(config, sizes) * layers
-  whole = models.shape_of(model).params()["total"] / sizes["tensor"] / sizes["pipeline"] * width
+  whole = models.counts_of(config).params_total / sizes["tensor"] / sizes["pipeline"] * width
   stored = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert"))
   rows: list[tuple[str, int, bool, float]] = []
   if stored > 1:
@@ -259,15 +269,15 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
     rows.append(("reduce-scatter", stored, True, passes * weights * share))
   if sizes["data"] > 1:
     rows.append(("all-reduce", sizes["data"], True, 2 * whole / stored * (sizes["data"] - 1) / sizes["data"]))
-  activations = tokens * model.width * width
+  activations = tokens * model.width * width if "heads" in model else 0.0
   if (n := sizes["tensor"]) > 1:
     rows.append(("all-reduce", n, False, (4 + 2 * again) * layers * 2 * activations * (n - 1) / n))
   if (n := sizes["sequence"]) > 1:
     pairs = 2 * tokens * model.kv_heads / sizes["tensor"] * model.head_size * width
     rows.append(("collective-permute", n, True, (2 + again) * layers * pairs * (n - 1)))
   if (n := sizes["expert"]) > 1:
-    slots_ = activations * model.experts_per_token * model.expert_capacity
-    rows.append(("all-to-all", n, False, (4 + 2 * again) * layers * slots_ * (n - 1) / n))
+    slots = activations * slots_per_token(config)
+    rows.append(("all-to-all", n, False, (4 + 2 * again) * layers * slots * (n - 1) / n))
   if (n := sizes["pipeline"]) > 1:
     rows.append(("collective-permute", n, False, (2 + again) * activations))
   seconds = lambda kind, n, sent: wire_seconds(kind, sent, n, _dimensions(n, chip), chip)

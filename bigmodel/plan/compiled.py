@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from bigmodel import hardware, models, optim, parallel, train
+from bigmodel import hardware, models, optim, parallel, tasks, train
 from bigmodel.config import Config
 from bigmodel.parallel.topology import Topology
 from bigmodel.plan import analytic, hlo
@@ -23,7 +22,7 @@ def plan(
   config: Config, topology: Topology, prices: dict[str, float], compile_step: bool = True, memory: bool = True
 ) -> Facts:
   """What one run costs on a topology, as `plan --json` prints it."""
-  counts = models.shape_of(config.model).counts(config.data.context)
+  counts = models.counts_of(config)
   sizes = parallel.mesh_sizes(config, topology.count)
   used = math.prod(sizes.values())
   tokens = train.batch_tokens(config)
@@ -49,7 +48,7 @@ def plan(
 def plan_all(jobs: Sequence[tuple[str, str, Config]], topology: Topology, prices: dict[str, float]) -> Facts:
   """Plans runs of a study, as (role, name, config); the largest is compiled, the others are planned by arithmetic."""
   rows = []
-  size = lambda job: models.shape_of(job[2].model).params()["total"]
+  size = lambda job: models.counts_of(job[2]).params_total
   largest = max(range(len(jobs)), key=lambda index: size(jobs[index]))
   for index, (role, name, config) in enumerate(jobs):
     facts = plan(config, topology, prices, compile_step=index == largest)
@@ -103,8 +102,9 @@ def compiled(config: Config, topology: Topology) -> Facts:
   began = time.perf_counter()
   mesh = parallel.make_mesh(config, devices=topology.devices)
   lone = steps.lone_run(config, mesh)
-  rows = jax.ShapeDtypeStruct(
-    (config.train.batch_size, config.data.context + 1), np.int32, sharding=parallel.batch_sharding(mesh)
+  rows = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh)),
+    tasks.batch_shape(config, config.train.batch_size),
   )
   one = parallel.replicated(mesh)
   h = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype, sharding=one), optim.hyperparameters(config, 1))

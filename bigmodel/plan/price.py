@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodel import models, optim, train
+from bigmodel import models, optim, tasks, train
+from bigmodel.config import Config
 from bigmodel.train import step as steps
 from bigmodel.train.run import Run
 
@@ -34,13 +35,13 @@ class Calibration:
 
 
 def flops_per_step(run: Run) -> float:
-  counts = models.shape_of(run.config.model).counts(run.config.data.context)
+  counts = models.counts_of(run.config)
   return counts.exact_per_token * train.batch_tokens(run.config)
 
 
 def program_of(run: Run, members: int) -> tuple:
   """What a compiled program depends on: runs alike in this compile once."""
-  return models.shape_of(run.config.model), run.config.train.batch_size, run.config.train.accumulate, members
+  return models.shape_of(run.config), run.config.train.batch_size, run.config.train.accumulate, members
 
 
 def calibrate(runs: Sequence[Run]) -> Calibration:
@@ -63,9 +64,7 @@ def _measure(run: Run) -> tuple[float, float]:
   began = time.perf_counter()
   program = steps.program(config)
   state = program.place([program.init(0)])
-  rng = np.random.default_rng(0)
-  shape = (config.train.batch_size, config.data.context + 1)
-  rows = program.put_rows([rng.integers(0, config.model.vocab, shape).astype(np.int32)])
+  rows = program.put_rows([_random_rows(config)])
   hyperparameters = program.put_hyperparameters([optim.hyperparameters(config, run.steps)])
   state, _ = program.step(state, rows, hyperparameters)
   jax.block_until_ready(state)
@@ -79,10 +78,17 @@ def _measure(run: Run) -> tuple[float, float]:
   return compile_seconds, float(np.median(times))
 
 
+def _random_rows(config: Config) -> Any:
+  rng, limit = np.random.default_rng(0), config.model.vocab if config.data.kind == "text" else config.model.outputs
+  draw = lambda x: rng.integers(0, limit, x.shape) if x.dtype == np.int32 else rng.standard_normal(x.shape)
+  shapes = tasks.batch_shape(config, config.train.batch_size)
+  return jax.tree.map(lambda x: draw(x).astype(x.dtype), shapes)
+
+
 def price(run: Run, calibration: Calibration) -> dict[str, Any]:
   """What one run costs: FLOPs under every convention, bytes and expected seconds."""
   config = run.config
-  counts = models.shape_of(config.model).counts(config.data.context)
+  counts = models.counts_of(config)
   tokens = run.steps * train.batch_tokens(config)
   evaluation = config.eval.tokens / 3 / train.batch_tokens(config)  # a forward pass is a third of a step
   seconds = (run.steps + evaluation) * calibration.step_seconds(flops_per_step(run))

@@ -19,6 +19,8 @@ def search(config: Config, topology: Topology, prices: dict[str, float]) -> list
 
   Each has `overrides`, which make its config from the given one.
   """
+  if config.model.family != "decoder":
+    raise UserError(f"--search: knows layouts of decoders, not of a {config.model.family}")
   rows = []
   for overrides in candidates(config, topology):
     changed = with_overrides(config, overrides)

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from bigmodel import record
-from bigmodel.data.corpus import Corpus
+from bigmodel.data.pipeline import Data
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import CheckpointError
@@ -21,7 +21,7 @@ log = logging.getLogger("bigmodel")
 
 
 def run_groups(
-  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], corpus: Corpus, display: Display, stop: dict[str, bool]
+  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], corpus: Data, display: Display, stop: dict[str, bool]
 ) -> None:
   """Trains every group of which a run has no record yet.
 

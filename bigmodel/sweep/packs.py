@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 
+from bigmodel import tasks
 from bigmodel.config import flatten
 from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
 TRACED = (
-  "seed", "data.seed", "data.tokens", "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
-  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay", "task.z_loss", "task.balance_loss",
+  "seed", "data.seed", "data.tokens", "data.examples",
+  "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
+  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay",
 )  # fmt: skip
 
 
 def program_key(run: Run) -> str:
   """Runs of one key have the same shape, batch and horizon, and can be trained side by side."""
-  return repr([(name, value) for name, value in flatten(run.config).items() if name not in TRACED])
+  traced = {*TRACED, *(f"task.{name}" for name in tasks.traced(run.config))}
+  return repr([(name, value) for name, value in flatten(run.config).items() if name not in traced])
 
 
 def group(runs: Sequence[Run], devices: int) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bigmodel import data
 from bigmodel.config import Config, require, require_choice
 
 DTYPES = ("float32", "bfloat16")
@@ -15,7 +16,7 @@ def fields() -> dict[str, dict[str, Any]]:
     "train": {
       "tokens": 0,  # the horizon: one of tokens and steps is set
       "steps": 0,
-      "batch_size": 16,  # rows of data.context tokens
+      "batch_size": 16,  # rows of data.context tokens, or examples
       "accumulate": 1,  # microbatches a step
       "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32
       "log_every": 20,
@@ -48,4 +49,5 @@ def steps_of(config: Config) -> int:
 
 
 def batch_tokens(config: Config) -> int:
-  return config.train.batch_size * config.data.context
+  """Tokens of a batch; examples, where a row is one."""
+  return config.train.batch_size * data.unit(config)

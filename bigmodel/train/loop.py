@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
-from bigmodel.data.corpus import Corpus
+from bigmodel.data.pipeline import Data
 from bigmodel.files import read_json
 from bigmodel.parallel import hosts
 from bigmodel.train import step as steps
@@ -38,7 +38,7 @@ class Member:
 
 
 def train_runs(
-  runs: list[Run], corpus: Corpus, display: Display, stop: dict[str, bool], expected: float = 0.0, profile: int = 0
+  runs: list[Run], corpus: Data, display: Display, stop: dict[str, bool], expected: float = 0.0, profile: int = 0
 ) -> list[dict[str, Any]]:
   """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
 
@@ -56,7 +56,7 @@ def train_runs(
       member.checkpoints.close()
 
 
-def _open(run: Run, corpus: Corpus) -> Member:
+def _open(run: Run, corpus: Data) -> Member:
   rows = pipeline.train_pipeline(run.config, corpus, run.steps)
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
@@ -89,7 +89,7 @@ def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.
 def _train(
   program: steps.Program,
   members: list[Member],
-  corpus: Corpus,
+  corpus: Data,
   display: Display,
   stop: dict[str, bool],
   expected: float,
@@ -171,7 +171,7 @@ class Watch:
     self.began = self.logged_at = self.flushed_at = time.monotonic()
     self.every = config.train.log_every
     self.tokens = train.batch_tokens(config)
-    self.flops = models.shape_of(config.model).counts(config.data.context).exact_per_token
+    self.flops = models.counts_of(config).exact_per_token
 
   def read(self, step: int, metrics: dict[str, jax.Array]) -> bool:
     """Logs if it is time; true once no member has a finite loss any more."""
@@ -203,7 +203,7 @@ class Watch:
 
 
 def _finish(
-  program: steps.Program, member: Member, index: int, state: steps.State, corpus: Corpus, seconds: float
+  program: steps.Program, member: Member, index: int, state: steps.State, corpus: Data, seconds: float
 ) -> dict[str, Any]:
   """Evaluates one member and writes its record, last of all and once."""
   if member.ended is not None:
@@ -215,7 +215,7 @@ def _finish(
   if diverged_at < 0:
     result = evaluate(program, own.params, config, pipeline.eval_rows(config, corpus))
   else:
-    result = {"loss": math.nan, "loss_stderr": math.nan, "bits_per_byte": math.nan}
+    result = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte"), math.nan)
   status = "finished" if diverged_at < 0 and math.isfinite(result["loss"]) else "diverged"
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()
@@ -230,6 +230,7 @@ def _finish(
     "loss_eval": result["loss"],
     "loss_eval_stderr": result["loss_stderr"],
     "bits_per_byte": result["bits_per_byte"],
+    "metrics": {name: value for name, value in result.items() if name not in ("loss", "loss_stderr", "bits_per_byte")},
     "params_sha256": steps.params_sha256(own.params) if status == "finished" else "",
     "seconds": seconds,
     "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
@@ -251,6 +252,7 @@ def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
     "steps": 0,
     **flops_of(run, 0),
     **dict.fromkeys(record.NULLABLE),
+    "metrics": {},
     "params_sha256": "",
     "seconds": 0.0,
     "ended_at": now(),
@@ -264,25 +266,23 @@ def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
 def run_facts(run: Run) -> dict[str, Any]:
   """The fields of a record that are known before the run starts."""
   config = run.config
-  shape = models.shape_of(config.model)
   return {
     "run_id": run.run_id,
     "study": run.study,
     "seed": config.seed,
-    "model": shape.describe(),
+    "model": models.shape_of(config).describe(),
     "batch_tokens": train.batch_tokens(config),
     "learning_rate": config.optim.lr,
     "data_sha256": config.data.sha256,
     "started_at": read_json(run.folder / "provenance.json")["started_at"],
     "versions": record.versions(),
     "devices": hardware.describe(),
-    **shape.counts(config.data.context).params(),
+    **models.counts_of(config).params(),
   }
 
 
 def flops_of(run: Run, done: int) -> dict[str, float]:
-  counts = models.shape_of(run.config.model).counts(run.config.data.context)
-  return counts.flops(done * train.batch_tokens(run.config), run.config.parallel.remat)
+  return models.counts_of(run.config).flops(done * train.batch_tokens(run.config), run.config.parallel.remat)
 
 
 def title(members: list[Member]) -> str:

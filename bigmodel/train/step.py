@@ -15,10 +15,10 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
-from bigmodel import hardware, models, optim, parallel
+from bigmodel import data, hardware, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
 from bigmodel.parallel import blocks, hosts, kernels
-from bigmodel.tasks import causal_lm
+from bigmodel.tasks import Apply, Task
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
 
@@ -49,7 +49,7 @@ class Program:
   place: Callable[[list[State]], State]  # states of single members -> the program's state
   put_rows: Callable[[list[hosts.Rows]], jax.Array]
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
-  losses: Callable[[Any, hosts.Rows], np.ndarray]  # (params of one member, rows) -> float32[B, T]
+  values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
@@ -64,7 +64,7 @@ class Lone:
   init: Callable[[jax.Array], State]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
   lower: Callable[..., Any]  # of `step`
-  losses: Callable[..., jax.Array]
+  values: Callable[..., dict[str, jax.Array]]
   shapes: State  # abstract, with shardings
 
 
@@ -74,12 +74,17 @@ _PROGRAMS: dict[str, Program] = {}
 def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only."""
   mesh, single_mesh = parallel.make_mesh(config, members), parallel.make_mesh(config)
-  kept = {name: value for name, value in flatten(config).items() if name.startswith(("model.", "parallel."))}
+  traced = tasks.traced(config)
+  kept = {
+    name: value
+    for name, value in flatten(config).items()
+    if name.startswith(("model.", "parallel.", "task.")) and name.removeprefix("task.") not in traced
+  }
   parts = (
     config.optim.schedule,
     config.train.compute_dtype,
     config.train.accumulate,
-    config.data.context,
+    data.unit(config),
     members,
     str(mesh),
     str(single_mesh),
@@ -95,18 +100,16 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
   """The functions of a run on `mesh`, whose devices need not be here."""
   platform = mesh.devices.flat[0].platform
   rules = parallel.rules(config)
-  model = models.build(
-    config.model,
-    jnp.dtype(config.train.compute_dtype),
-    attend=kernels.choose(config, mesh, platform),
-    run_blocks=blocks.choose(config, mesh),
-  )
+  dtype, supplied = jnp.dtype(config.train.compute_dtype), {}
+  for name in models.family(config.model.family).SUPPLIED:
+    supplied[name] = kernels.choose(config, mesh, platform) if name == "attend" else blocks.choose(config, mesh)
+  model, task = models.build(config, dtype, **supplied), tasks.build(config)
 
   # What the parameters are does not depend on how they will be used.
-  plain = models.build(config.model, jnp.dtype(config.train.compute_dtype))
+  plain, example = models.build(config, dtype), models.example(config)
 
   def initial(key: jax.Array) -> State:
-    params = plain.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params = plain.init(key, *example)["params"]
     return State(jnp.int32(0), params, optim.initial_state(params), jnp.float32(0), jnp.int32(-1))
 
   boxed = jax.eval_shape(initial, jax.random.key(0))
@@ -122,7 +125,7 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
   def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
     if config.parallel.offload == "optimizer":
       state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, on_device))
-    return train_step(model.apply, config.optim.schedule, config.train.accumulate, state, rows, h)
+    return train_step(model.apply, task, config.optim.schedule, config.train.accumulate, state, rows, h)
 
   step = jax.jit(
     one_step,
@@ -132,9 +135,9 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     compiler_options=options,
   )
   init = jax.jit(lambda key: nn.meta.unbox(initial(key)), out_shardings=state_shardings)
-  losses = jax.jit(
-    lambda params, rows: causal_lm.token_losses(_apply(model.apply, params), rows)[0],
-    in_shardings=(state_shardings.params, rows_sharding),
+  values = jax.jit(
+    lambda params, rows, key: task.values(_apply(model.apply, params), rows, jax.random.key(key)),
+    in_shardings=(state_shardings.params, rows_sharding, one),
     out_shardings=one,  # every host reads all of them
     compiler_options=options,
   )
@@ -144,7 +147,7 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     init=_on_mesh(mesh, active, init),
     step=_on_mesh(mesh, active, step),
     lower=_on_mesh(mesh, active, step.lower),
-    losses=_on_mesh(mesh, active, losses),
+    values=_on_mesh(mesh, active, values),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
   )
 
@@ -161,14 +164,20 @@ def _alone(lone: Lone) -> Program:
     place=lambda states: jax.device_put(states[0], shardings),
     put_rows=lambda rows: hosts.put_rows(rows[0], rows_sharding),
     put_hyperparameters=lambda h: jax.tree.map(lambda x: hosts.put(x, one), h[0]),
-    losses=lambda params, rows: np.asarray(lone.losses(params, hosts.put_rows(rows, rows_sharding))),
+    values=lambda params, rows, key: jax.tree.map(
+      np.asarray, lone.values(params, hosts.put_rows(rows, rows_sharding), hosts.put(np.int32(key), one))
+    ),
   )
 
 
 def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
   """Runs side by side: a device has whole members, so nothing in a member's step is sharded."""
-  model = models.build(config.model, jnp.dtype(config.train.compute_dtype), run_blocks=blocks.choose(config, mesh))
-  one_step = functools.partial(train_step, model.apply, config.optim.schedule, config.train.accumulate)
+  supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
+  ways = {name: blocks.choose(config, mesh) for name in supplied}
+  model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
+  one_step = functools.partial(
+    train_step, model.apply, tasks.build(config), config.optim.schedule, config.train.accumulate
+  )
   sharding, alone = parallel.member_sharding(mesh), _alone(lone)
   step = jax.jit(
     jax.shard_map(
@@ -187,7 +196,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
     members=members,
     step=step,
     place=lambda states: jax.device_put(_stack(states), sharding),
-    put_rows=lambda rows: jax.device_put(np.stack([hosts.all_rows(one) for one in rows]), sharding),
+    put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), sharding),
     put_hyperparameters=lambda h: jax.device_put(_stack(h), sharding),
   )
 
@@ -206,8 +215,9 @@ def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:
   return call
 
 
-def _apply(apply: Callable, params: Any) -> causal_lm.Apply:
-  return lambda tokens: apply({"params": params}, tokens)
+def _apply(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply:
+  """The model as a task calls it; with a key, as in training: some units drop out."""
+  return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
 
 
 def _each_member(one_step: Callable, *arguments: Any) -> Any:
@@ -218,26 +228,28 @@ def _each_member(one_step: Callable, *arguments: Any) -> Any:
 
 
 def train_step(
-  apply: Callable, schedule: str, accumulate: int, state: State, rows_BxT1: jax.Array, h: optim.Hyperparameters
+  apply: Callable, task: Task, schedule: str, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
 
-  def objective(params: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return causal_lm.loss(_apply(apply, params), rows, h.z_loss, h.balance_loss)
+  def objective(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    for_task, for_dropout = jax.random.split(key)
+    return task.objective(_apply(apply, params, for_dropout), rows, h.task, for_task)
 
   gradient = jax.value_and_grad(objective, has_aux=True)
+  key = jax.random.fold_in(jax.random.key(h.seed), state.step)
   if accumulate == 1:
-    (_, loss), grads = gradient(state.params, rows_BxT1)
+    (_, loss), grads = gradient(state.params, rows, key)
   else:
     # Row b goes to microbatch b % accumulate, so that no row leaves its device.
-    micro = rows_BxT1.reshape(-1, accumulate, rows_BxT1.shape[1]).swapaxes(0, 1)
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
-    def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
-      (_, loss), grads = gradient(state.params, rows)
+    def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, None]:
+      (_, loss), grads = gradient(state.params, *given)
       return jax.tree.map(jnp.add, total, (loss, grads)), None
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-    total, _ = jax.lax.scan(add, zero, micro)
+    total, _ = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
     loss, grads = jax.tree.map(lambda x: x / accumulate, total)
   lr = optim.learning_rate(schedule, state.step, h)
   updates, opt_state = optim.optimizer(lr, h).update(grads, state.opt_state, state.params)

@@ -26,7 +26,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_have_their_published_parameters(name):
   config, _ = configs.load(f"configs/published.py:{name}")
-  counts = models.shape_of(config.model).counts(config.data.context)
+  counts = models.counts_of(config)
   assert counts.params_total == PUBLISHED[name]
   if name == "mixtral_8x7b":
     assert counts.params_active == pytest.approx(12.9e9, rel=0.005)  # "13B", as the paper rounds it

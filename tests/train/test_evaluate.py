@@ -10,14 +10,16 @@ from bigmodel.train import step as steps
 from bigmodel.train.evaluate import clustered_mean, evaluate
 
 
-def test_standard_error_of_clusters_is_that_of_resampling_them():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_standard_error_of_clusters_is_that_of_resampling_them(weighted):
   rng = np.random.default_rng(0)
   sizes = rng.integers(5, 50, 80)
   clusters = np.repeat(np.arange(80), sizes)
   values = rng.normal(size=80)[clusters] + rng.normal(size=len(clusters))
-  mean, stderr = clustered_mean(values, clusters)
-  assert mean == pytest.approx(values.mean())
-  sums = np.bincount(clusters, values)
+  weights = rng.integers(0, 2, len(clusters)).astype(float) if weighted else np.ones(len(clusters))
+  mean, stderr = clustered_mean(values, clusters, weights)
+  assert mean == pytest.approx(np.average(values, weights=weights))
+  sums, sizes = np.bincount(clusters, values * weights), np.bincount(clusters, weights)
   draws = rng.integers(0, 80, (20_000, 80))
   resampled = sums[draws].sum(1) / sizes[draws].sum(1)
   assert stderr == pytest.approx(resampled.std(), rel=0.05)  # 20,000 resamples
@@ -26,7 +28,7 @@ def test_standard_error_of_clusters_is_that_of_resampling_them():
 
 
 def test_one_document_has_no_standard_error():
-  assert math.isnan(clustered_mean(np.ones(4), np.zeros(4, int))[1])
+  assert math.isnan(clustered_mean(np.ones(4), np.zeros(4, int), np.ones(4))[1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -42,4 +44,5 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
   )  # float32 losses of another program
   # An untrained model is close to uniform over 257 tokens; a byte holds log2(257) bits of it.
   assert expected["loss"] == pytest.approx(math.log(257), rel=0.25)
-  assert expected["bits_per_byte"] == pytest.approx(expected["loss"] / math.log(2) * rows.documents.size / rows.bytes)
+  tokens_per_byte = rows.clusters.size / rows.bytes.sum()
+  assert expected["bits_per_byte"] == pytest.approx(expected["loss"] / math.log(2) * tokens_per_byte)

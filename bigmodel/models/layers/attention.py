@@ -1,28 +1,47 @@
-"""Causal attention with rotary positions and grouped key-value heads."""
+"""Attention with rotary or relative positions, grouped key-value heads, and a cache for decoding."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.models.layers.basic import RMSNorm, constrain, projection
+from bigmodel.models.layers.basic import RMSNorm, constrain, projection, sinusoids, zeros
 
-# attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
+# attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Keys and values of one layer, BxSxGxK each.
+Cache = tuple[jax.Array, jax.Array]
+HIDDEN = -1e30
 
 
-def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> jax.Array:
-  """Causal softmax attention, as batched matrix products over (batch, head)."""
-  T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
-  k_BxTxHxK, v_BxTxHxK = (repeat_heads(x, q_BxTxHxK.shape[2]) for x in (k_BxTxGxK, v_BxTxGxK))
-  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
-  scores_BxHxTxT = jnp.einsum("bhtk,bhsk->bhts", q * K**-0.5, k).astype(jnp.float32)
-  causal_TxT = np.tril(np.ones((T, T), bool))
-  weights_BxHxTxT = jax.nn.softmax(jnp.where(causal_TxT, scores_BxHxTxT, -1e30), axis=-1)
-  out_BxHxTxK = jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxT.astype(v.dtype), v)
+def attend(
+  q_BxTxHxK: jax.Array,
+  k_BxSxGxK: jax.Array,
+  v_BxSxGxK: jax.Array,
+  start: Any = 0,
+  causal: bool = True,
+  bias_BxHxTxS: Any = 0.0,
+) -> jax.Array:
+  """Softmax attention, as batched matrix products over (batch, head); query t has position `start + t`."""
+  (T, H, K), S = q_BxTxHxK.shape[1:], k_BxSxGxK.shape[1]
+  k_BxSxHxK, v_BxSxHxK = (repeat_heads(x, H) for x in (k_BxSxGxK, v_BxSxGxK))
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
+  scores_BxHxTxS = jnp.einsum("bhtk,bhsk->bhts", q * K**-0.5, k).astype(jnp.float32) + bias_BxHxTxS
+  if causal:
+    positions = np.arange(T) if isinstance(start, int) else start + jnp.arange(T)
+    scores_BxHxTxS = jnp.where(np.arange(S) <= positions[:, None], scores_BxHxTxS, HIDDEN)
+  weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS, axis=-1)
+  out_BxHxTxK = jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxS.astype(v.dtype), v)
   return out_BxHxTxK.transpose(0, 2, 1, 3)
+
+
+def attend_to_all(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array) -> jax.Array:
+  """Attention of an encoder, and of a decoder to an encoder: every query sees every key."""
+  return attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, causal=False)
 
 
 def repeat_heads(x_BxTxGxK: jax.Array, heads: int) -> jax.Array:
@@ -31,39 +50,75 @@ def repeat_heads(x_BxTxGxK: jax.Array, heads: int) -> jax.Array:
   return x_BxTxGxK if groups == heads else jnp.repeat(x_BxTxGxK, heads // groups, axis=2)
 
 
-def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0) -> jax.Array:
+def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Any = 0) -> jax.Array:
   """Rotates pairs (i, i + K/2) by position * base^(-2i/K) (Su et al. 2021, equation 34)."""
   T, K = x_BxTxHxK.shape[1], x_BxTxHxK.shape[3]
   frequency = base ** -(np.arange(K // 2) / (K // 2))
-  angle_TxK2 = np.arange(T)[:, None] * frequency
-  cos, sin = (np.asarray(f(angle_TxK2), np.float32)[:, None, :] for f in (np.cos, np.sin))
+  if isinstance(start, int):
+    angle_TxK2: Any = np.arange(start, start + T)[:, None] * frequency
+    cos, sin = (np.asarray(f(angle_TxK2), np.float32)[:, None, :] for f in (np.cos, np.sin))
+  else:
+    angle_TxK2 = (start + jnp.arange(T))[:, None] * frequency.astype(np.float32)
+    cos, sin = (f(angle_TxK2)[:, None, :] for f in (jnp.cos, jnp.sin))
   first, second = jnp.split(x_BxTxHxK, 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x_BxTxHxK.dtype)
 
 
 class Attention(nn.Module):
-  """Projections around `attend`; G = kv_heads groups of H // G query heads share keys and values."""
+  """Projections around `attend`; G = kv_heads groups of H // G query heads share keys and values.
+
+  Queries come from x, keys and values too unless there is a `memory`. With a `cache`
+  that is filled up to position `start`, x are the tokens from there on, and the new
+  cache is returned beside the result.
+  """
 
   heads: int
   kv_heads: int
   head_size: int
-  qk_norm: bool
   out_scale: float
   dtype: jnp.dtype
   attend: Attend = attend
+  qk_norm: bool = False
+  bias: bool = False
+  rotary: float = 0.0  # base of the wavelengths; 0: no rotation
+  relative: bool = False  # distances enter the scores (Dai et al. 2019)
+  epsilon: float = 1e-6
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None, cache: Cache | None = None, start: Any = 0
+  ) -> Any:
     B, T, D = x_BxTxD.shape
     H, G, K = self.heads, self.kv_heads, self.head_size
-    q = projection(self, "query", x_BxTxD, H * K, ("embed", "heads")).reshape(B, T, H, K)
-    k = projection(self, "key", x_BxTxD, G * K, ("embed", "kv_heads")).reshape(B, T, G, K)
-    v = projection(self, "value", x_BxTxD, G * K, ("embed", "kv_heads")).reshape(B, T, G, K)
+    source_BxSxD = x_BxTxD if memory_BxSxD is None else memory_BxSxD
+    split = lambda x, heads: x.reshape(*x.shape[:2], heads, K)
+    q = split(projection(self, "query", x_BxTxD, H * K, ("embed", "heads"), bias=self.bias), H)
+    k = split(projection(self, "key", source_BxSxD, G * K, ("embed", "kv_heads"), bias=self.bias), G)
+    v = split(projection(self, "value", source_BxSxD, G * K, ("embed", "kv_heads"), bias=self.bias), G)
     if self.qk_norm:
-      q, k = RMSNorm(axis_name="head_size", name="query_norm")(q), RMSNorm(axis_name="head_size", name="key_norm")(k)
-    q, k = rotary(q), rotary(k)
+      q, k = (RMSNorm("head_size", self.epsilon, name=f"{n}_norm")(x) for n, x in (("query", q), ("key", k)))
+    if self.rotary:
+      q, k = rotary(q, self.rotary, start), rotary(k, self.rotary, start)
     q = constrain(q, ("batch", "length", "heads", "head_size"))
     k, v = (constrain(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
-    out_BxTxHK = self.attend(q, k, v).reshape(B, T, H * K)
-    return projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale)
+    attend_ = self.attend
+    if cache is not None:
+      k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, start, 1) for old, new in zip(cache, (k, v), strict=True))
+      attend_ = functools.partial(attend, start=start)
+    if self.relative:
+      q, bias = self._distances(q, k.shape[1], start, D)
+      attend_ = functools.partial(attend, start=start, bias_BxHxTxS=bias)
+    out_BxTxHK = attend_(q, k, v).reshape(B, T, H * K)
+    out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale, self.bias)
+    return out_BxTxD if cache is None else (out_BxTxD, (k, v))
+
+  def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Any, D: int) -> tuple[jax.Array, jax.Array]:
+    """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
+    T, H, K = q_BxTxHxK.shape[1:]
+    table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
+    r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads")).reshape(S, H, K)
+    u, v = (zeros(self, name, (H * K,), ("heads",)).reshape(H, K).astype(q_BxTxHxK.dtype) for name in ("u", "v"))
+    by_distance = jnp.einsum("bthk,shk->bhts", (q_BxTxHxK + v) * K**-0.5, r_SxHxK).astype(jnp.float32)
+    back_TxS = jnp.clip(start + np.arange(T)[:, None] - np.arange(S), 0, S - 1)
+    return q_BxTxHxK + u, jnp.take_along_axis(by_distance, back_TxS[None, None], axis=-1)

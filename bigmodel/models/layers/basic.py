@@ -6,18 +6,49 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-ACTIVATIONS = ("swiglu", "gelu", "relu2")
+ACTIVATIONS = {
+  "gelu": jax.nn.gelu,  # by tanh, as GPT-2 has it
+  "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+  "relu": jax.nn.relu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+  "sigmoid": jax.nn.sigmoid,
+  "tanh": jnp.tanh,
+}
+GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a gate
 
 
 def projection(
-  module: nn.Module, name: str, x: jax.Array, width: int, axes: tuple[str, str], scale: float = 1.0
+  module: nn.Module, name: str, x: jax.Array, width: int, axes: tuple[str, str], scale: float = 1.0, bias: bool = False
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype."""
+  """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype; with a bias that starts at zero."""
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  return x @ gathered(weight.astype(x.dtype), axes)
+  out = x @ gathered(weight.astype(x.dtype), axes)
+  return out + zeros(module, f"{name}_bias", (width,), axes[1:]).astype(x.dtype) if bias else out
+
+
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+  """A parameter that starts at zero."""
+  weight: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+  return gathered(weight, axes)
+
+
+def normal(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float) -> jax.Array:
+  """A parameter ~ N(0, deviation^2)."""
+  init = nn.with_logical_partitioning(nn.initializers.normal(deviation), axes)
+  weight: Any = module.param(name, init, shape, jnp.float32)
+  return gathered(weight, axes)
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+  """Zeros in a share of `x`, where the caller gave a key for them: training does, evaluation does not."""
+  if not rate or not module.has_rng("dropout"):
+    return x
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -70,26 +101,58 @@ class RMSNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+  """(x - mean) / deviation * scale + bias (Ba et al. 2016), computed in float32."""
+
+  axis_name: str = "norm"
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
+    scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+    bias = zeros(self, "bias", (x.shape[-1],), (self.axis_name,))
+    x32 = x.astype(jnp.float32)
+    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + self.epsilon)
+    return (normed * scale + bias).astype(x.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+def norm_params(norm: str, width: int) -> int:
+  return width * (2 if norm == "layer" else 1)
+
+
 def activate(name: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
-  """The nonlinearity of a feed-forward block; only swiglu has a gate."""
-  if name == "swiglu":
+  """The nonlinearity of a feed-forward block."""
+  if name in GATED:
     assert gate is not None
-    return up * jax.nn.silu(gate)
-  return jax.nn.gelu(up) if name == "gelu" else jnp.square(jax.nn.relu(up))
+    return up * GATED[name](gate)
+  return ACTIVATIONS[name](up)
 
 
 class FeedForward(nn.Module):
-  """width -> feed_forward -> width; SwiGLU has a third matrix (Shazeer 2020)."""
+  """width -> feed_forward -> width; gated ones have a third matrix."""
 
   feed_forward: int
   activation: str
   out_scale: float
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    up_BxTxF = projection(self, "up", x_BxTxD, self.feed_forward, ("embed", "mlp"))
-    gate_BxTxF = (
-      projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp")) if self.activation == "swiglu" else None
-    )
+    up_BxTxF = projection(self, "up", x_BxTxD, self.feed_forward, ("embed", "mlp"), bias=self.bias)
+    gate_BxTxF = None
+    if self.activation in GATED:
+      gate_BxTxF = projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp"), bias=self.bias)
     hidden_BxTxF = constrain(activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp"))
-    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale)
+    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale, self.bias)
+
+
+def sinusoids(positions: Any, width: int) -> jax.Array:
+  """Sines, then cosines, at `width / 2` wavelengths (Vaswani et al. 2017, section 3.5), float32[..., width]."""
+  frequency = 10_000.0 ** -(np.arange(width // 2) / (width // 2))
+  angle = positions[..., None] * frequency
+  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1).astype(jnp.float32)

@@ -13,11 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodel.models.layers.basic import activate, constrain, gathered
+from bigmodel.models.layers.basic import GATED, activate, constrain, gathered
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
-  """C: the slots of one expert for a group of tokens; at most one a token."""
+  """C: the slots of one expert for a group of tokens; at most one a token, which a factor of 0 gives to all."""
+  if not capacity_factor:
+    return group
   return min(group, max(1, math.ceil(capacity_factor * group * chosen / experts)))
 
 
@@ -54,12 +56,12 @@ def take(x_BxnxSxD: jax.Array, index_BxnxI: jax.Array) -> jax.Array:
 
 
 class Experts(nn.Module):
-  """x_BxTxD -> (x_BxTxD, load-balancing loss)."""
+  """x_BxTxD -> (x_BxTxD, [load-balancing loss, router z-loss])."""
 
   experts: int
   chosen: int  # k
   group: int  # tokens of a row that are routed together; 0: the whole row
-  capacity_factor: float
+  capacity_factor: float  # 0: as many as could come
   feed_forward: int
   activation: str
   out_scale: float
@@ -82,9 +84,7 @@ class Experts(nn.Module):
     axes = ("expert_batch", "length", "expert", None, None)
     rows_BxnxExCxD = constrain(rows.reshape(B, T // S, E, C, D), axes)
     hidden = self._multiply("up", rows_BxnxExCxD, F, ("expert", "embed", "mlp"))
-    gate = (
-      self._multiply("gate", rows_BxnxExCxD, F, ("expert", "embed", "mlp")) if self.activation == "swiglu" else None
-    )
+    gate = self._multiply("gate", rows_BxnxExCxD, F, ("expert", "embed", "mlp")) if self.activation in GATED else None
     hidden = constrain(activate(self.activation, hidden, gate), ("expert_batch", "length", "expert", None, "mlp"))
     out = self._multiply("down", hidden, D, ("expert", "mlp", "embed"), self.out_scale)
     out = constrain(out, axes).reshape(B, T // S, E * C, D)
@@ -93,7 +93,8 @@ class Experts(nn.Module):
     flat = slot_BxnxSxk.reshape(B, T // S, S * self.chosen)
     chosen_BxnxSxkxD = take(out, flat).reshape(B, T // S, S, self.chosen, D)
     mixed = jnp.einsum("bnskd,bnsk->bnsd", chosen_BxnxSxkxD, weights_BxnxSxk.astype(x_BxTxD.dtype))
-    return mixed.reshape(B, T, D), balance
+    z_loss = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))  # Zoph et al. 2022, equation 5
+    return mixed.reshape(B, T, D), jnp.stack([balance, z_loss])
 
   def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> Any:
     init = nn.with_logical_partitioning(nn.initializers.normal(scale * fan_in**-0.5), axes)

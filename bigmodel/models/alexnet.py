@@ -1,0 +1,128 @@
+"""AlexNet (Krizhevsky et al. 2012) in three forms that the name is used for.
+
+`grouped` is the original, whose second, fourth and fifth convolutions see half of the channels
+each, for two GPUs; `ungrouped` has whole ones; `one_weird_trick` (Krizhevsky 2014) is narrower, and
+without normalisation: torchvision's.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.accounting import Counts, plain_counts
+from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers.basic import dropout, projection
+from bigmodel.models.layers.images import convolution, convolved, max_pool
+
+TASKS = ("classification",)
+SUPPLIED = ()
+# Convolutions as (channels, size, stride, padding, groups, pooled after it?).
+FORMS = {
+  "grouped": ((96, 11, 4, 0, 1, True), (256, 5, 1, 2, 2, True), (384, 3, 1, 1, 1, False), (384, 3, 1, 1, 2, False),
+              (256, 3, 1, 1, 2, True)),
+  "ungrouped": ((96, 11, 4, 0, 1, True), (256, 5, 1, 2, 1, True), (384, 3, 1, 1, 1, False), (384, 3, 1, 1, 1, False),
+                (256, 3, 1, 1, 1, True)),
+  "one_weird_trick": ((64, 11, 4, 2, 1, True), (192, 5, 1, 2, 1, True), (384, 3, 1, 1, 1, False),
+                      (256, 3, 1, 1, 1, False), (256, 3, 1, 1, 1, True)),
+}  # fmt: skip
+NORMALISED = ("grouped", "ungrouped")
+
+
+def fields() -> dict[str, Any]:
+  return {"form": "grouped", "hidden": 4096, "dropout": 0.5}
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+
+
+def check(config: Config) -> None:
+  model = config.model
+  require_choice("model.form", model.form, FORMS)
+  require(model.hidden > 0, f"config.model.hidden: {model.hidden} is not positive")
+  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
+  if model.inputs:
+    require(len(model.inputs) == 3, f"config.model.inputs: {model.inputs} is not (height, width, channels)")
+    small = min(shape_of(config).sides(side)[-1] for side in model.inputs[:2])
+    require(
+      small > 0, f"config.model.inputs: images of {model.inputs[0]} x {model.inputs[1]} are too small for AlexNet"
+    )
+
+
+def shape_of(config: Config) -> "Shape":
+  model = config.model
+  return Shape(tuple(model.inputs), model.outputs, model.form, model.hidden, model.dropout)
+
+
+def build(config: Config, dtype: Any) -> "AlexNet":
+  return AlexNet(shape_of(config), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  inputs: tuple[int, ...]
+  outputs: int
+  form: str = "grouped"
+  hidden: int = 4096
+  dropout: float = 0.5
+
+  def describe(self) -> dict[str, Any]:
+    return {"family": "alexnet", **dataclasses.asdict(self), "inputs": list(self.inputs)}
+
+  def sides(self, side: int) -> list[int]:
+    """The side of the image after each convolution, and in the end."""
+    sides = []
+    for _, size, stride, padding, _, pooled in FORMS[self.form]:
+      sides.append(convolved(side, size, stride, padding))
+      side = convolved(sides[-1], 3, 2) if pooled else sides[-1]
+    return [*sides, side]
+
+  def counts(self, context: int) -> Counts:
+    """Parameters, and training FLOPs per example."""
+    del context
+    params, products, channels_in = 0, 0, self.inputs[2]
+    heights, widths = self.sides(self.inputs[0]), self.sides(self.inputs[1])
+    for (channels, size, _, _, groups, _), height, width in zip(FORMS[self.form], heights, widths, strict=False):
+      weights = size * size * channels_in // groups * channels
+      params, products, channels_in = params + weights + channels, products + weights * height * width, channels
+    features = (heights[-1] * widths[-1] * channels_in, self.hidden, self.hidden, self.outputs)
+    matrices = sum(a * b for a, b in itertools.pairwise(features))
+    return plain_counts(params + matrices + sum(features[1:]), 2.0 * (products + matrices))
+
+
+def _respond(x: jax.Array) -> jax.Array:
+  """Local response normalisation over 5 channels (Krizhevsky et al. 2012, section 3.3)."""
+  squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+  near = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
+  return (x * (2 + 1e-4 * near) ** -0.75).astype(x.dtype)
+
+
+class AlexNet(nn.Module):
+  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary losses)."""
+
+  shape: Shape
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape = self.shape
+    x = x.astype(self.dtype)
+    for layer, (channels, size, stride, padding, groups, pooled) in enumerate(FORMS[shape.form]):
+      x = jax.nn.relu(convolution(self, f"conv_{layer}", x, channels, size, stride, padding, groups, bias=True))
+      if shape.form in NORMALISED and layer < 2:
+        x = _respond(x)
+      x = max_pool(x, 3, 2) if pooled else x
+    x_BxF = x.reshape(x.shape[0], -1)
+    for layer, axis in enumerate(("inputs", "embed")):
+      x_BxF = dropout(self, x_BxF, shape.dropout)
+      x_BxF = jax.nn.relu(projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), 2**0.5, bias=True))
+    out = projection(self, "output", x_BxF, shape.outputs, ("embed", "outputs"), bias=True)
+    return out.astype(jnp.float32), jnp.zeros(2, jnp.float32)
+
+
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  return (jnp.zeros((1, *shape.inputs), jnp.float32),)

@@ -1,0 +1,210 @@
+"""The Transformer block that families share, and how a stack of blocks is run."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.models.layers.attention import Attend, Attention, Cache, attend_to_all
+from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, norm_params
+from bigmodel.models.layers.experts import Experts, slots
+
+# block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary losses[2])
+BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+# run_blocks(block, parameters of all layers stacked, x_BxTxD) -> (x_BxTxD, sums of auxiliary losses[2])
+RunBlocks = Callable[[BlockFunction, Any, jax.Array], tuple[jax.Array, jax.Array]]
+AUXILIARY = 2  # of experts: load-balancing loss, router z-loss
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+  """Everything that decides the parameters of a block, and its FLOPs."""
+
+  width: int
+  layers: int  # of the stack: the residual stream's variance stays put with depth
+  heads: int
+  kv_heads: int
+  head_size: int
+  feed_forward: int
+  activation: str
+  norm: str = "layer"
+  norm_first: bool = True  # before attention and feed-forward, or after their sums with the stream
+  epsilon: float = 1e-6
+  bias: bool = True
+  qk_norm: bool = False
+  rotary: float = 0.0
+  relative: bool = False
+  causal: bool = True
+  cross: bool = False  # attends to a memory as well
+  dropout: float = 0.0
+  experts: int = 0  # 0: one dense feed-forward block
+  experts_per_token: int = 2
+  expert_group: int = 0
+  expert_capacity: float = 1.25
+
+  @property
+  def matrices(self) -> int:
+    """Parameters of the matrices of one feed-forward block."""
+    return (3 if self.activation in GATED else 2) * self.width * self.feed_forward
+
+  @property
+  def projections(self) -> int:
+    """Parameters of the matrices around attention, but for a table of distances."""
+    return 2 * self.width * self.head_size * (self.heads + self.kv_heads)
+
+  def params(self) -> tuple[int, int]:
+    """(parameters of one layer, those of them that one token does not meet)."""
+    D, HK, GK = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
+    attention = self.projections + (HK + 2 * GK + D if self.bias else 0) + (2 * self.head_size if self.qk_norm else 0)
+    distances = D * HK + 2 * HK if self.relative else 0
+    biases = self.feed_forward * (2 if self.activation in GATED else 1) + D if self.bias and not self.experts else 0
+    norms = norm_params(self.norm, D)
+    mixture = D * self.experts + max(1, self.experts) * self.matrices
+    total = (2 if self.cross else 1) * (attention + norms) + distances + norms + mixture + biases
+    return total, max(0, self.experts - self.experts_per_token) * self.matrices if self.experts else 0
+
+  def dense(self) -> float:
+    """FLOPs of a forward pass per token in one layer's products with parameters."""
+    feed_forward = self.matrices
+    if self.experts:
+      feed_forward = self.experts_per_token * self.matrices + self.width * self.experts
+    return 2.0 * ((2 if self.cross else 1) * self.projections + feed_forward)
+
+  def attention(self, T: int, memory: int = 0) -> float:
+    """FLOPs per token in one layer's products of activations: scores and weighted sums, computed once a pair.
+
+    A token at position t of a causal block attends to t + 1 keys: (T + 1) / 2 on average. A table
+    of distances is one row a token of a sequence, and a third product of scores.
+    """
+    HK, keys = self.heads * self.head_size, (T + 1) / 2 if self.causal else T
+    distances = 2.0 * HK * keys + 2.0 * self.width * HK if self.relative else 0.0
+    return 4.0 * HK * (keys + memory) + distances
+
+  def idle(self, T: int) -> float:
+    """FLOPs per token in one layer for slots of experts that stay empty."""
+    if not self.experts:
+      return 0.0
+    group = min(self.expert_group, T) if self.expert_group else T
+    C = slots(group, self.experts, self.experts_per_token, self.expert_capacity)
+    return 2.0 * (self.experts * C / group - self.experts_per_token) * self.matrices
+
+
+class Block(nn.Module):
+  """x_BxTxD -> (x_BxTxD, auxiliary losses of the experts or zeros); with a cache also the new cache."""
+
+  shape: BlockShape
+  dtype: jnp.dtype
+  attend: Attend
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BxTxD: jax.Array,
+    memory_BxSxD: jax.Array | None = None,
+    cache: Cache | None = None,
+    start: Any = 0,
+  ) -> Any:
+    shape = self.shape
+    norm = lambda name: NORMS[shape.norm](epsilon=shape.epsilon, name=name)
+    attention = self._attention("attention", self.attend, shape.rotary, shape.relative)
+
+    def attend(x: jax.Array) -> jax.Array:
+      nonlocal cache
+      if cache is None:
+        return attention(x)
+      x, cache = attention(x, None, cache, start)
+      return x
+
+    x_BxTxD = self._add(x_BxTxD, attend, norm("attention_norm"))
+    if memory_BxSxD is not None:
+      cross = self._attention("cross", attend_to_all, 0.0, False)
+      x_BxTxD = self._add(x_BxTxD, lambda x: cross(x, memory_BxSxD), norm("cross_norm"))
+    auxiliary = jnp.zeros(AUXILIARY, jnp.float32)
+
+    def feed_forward(x: jax.Array) -> jax.Array:
+      nonlocal auxiliary
+      if not shape.experts:
+        return FeedForward(shape.feed_forward, shape.activation, self._out_scale, shape.bias, name="feed_forward")(x)
+      x, auxiliary = Experts(
+        shape.experts,
+        shape.experts_per_token,
+        shape.expert_group,
+        shape.expert_capacity,
+        shape.feed_forward,
+        shape.activation,
+        self._out_scale,
+        name="experts",
+      )(x)
+      return x
+
+    x_BxTxD = self._add(x_BxTxD, feed_forward, norm("feed_forward_norm"))
+    x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
+    return (x_BxTxD, auxiliary) if cache is None else (x_BxTxD, auxiliary, cache)
+
+  def _add(self, x_BxTxD: jax.Array, part: Callable, norm: Callable) -> jax.Array:
+    shape = self.shape
+    if shape.norm_first:
+      return x_BxTxD + dropout(self, part(norm(x_BxTxD)), shape.dropout)
+    return norm(x_BxTxD + dropout(self, part(x_BxTxD), shape.dropout))
+
+  def _attention(self, name: str, attend: Attend, rotary: float, relative: bool) -> Attention:
+    s = self.shape
+    return Attention(
+      s.heads, s.kv_heads, s.head_size, self._out_scale, self.dtype, attend, s.qk_norm, s.bias, rotary, relative,
+      s.epsilon, name=name,
+    )  # fmt: skip
+
+  @property
+  def _out_scale(self) -> float:
+    return (2 * self.shape.layers) ** -0.5 if self.shape.norm_first else 1.0
+
+
+def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """One layer after another, each with its slice of the stacked parameters."""
+  total = jnp.zeros(AUXILIARY, jnp.float32)
+  for layer in unstacked(stacked):
+    x_BxTxD, auxiliary = block(layer, x_BxTxD)
+    total = total + auxiliary
+  return x_BxTxD, total
+
+
+def unstacked(stacked: Any) -> list[Any]:
+  """The parameters of each layer."""
+  leaves, structure = jax.tree.flatten(stacked)
+  split: Any = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
+  return [jax.tree.unflatten(structure, [leaf[0] for leaf in layer]) for layer in zip(*split, strict=True)]
+
+
+def stack(
+  module: nn.Module,
+  name: str,
+  shape: BlockShape,
+  dtype: Any,
+  attend: Attend,
+  run_blocks: RunBlocks,
+  x_BxTxD: jax.Array,
+  memory_BxSxD: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run."""
+  block = Block(shape, dtype, attend, parent=None)
+  params: Any = module.param(name, lambda key: stacked_init(key, shape))
+  if shape.dropout and module.has_rng("dropout"):
+    keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # a key a layer
+
+    def with_key(layer: Any, x: jax.Array) -> Any:
+      return block.apply({"params": layer[0]}, x, memory_BxSxD, rngs={"dropout": jax.random.wrap_key_data(layer[1])})
+
+    return run_blocks(with_key, (params, keys), x_BxTxD)
+  run: Any = lambda params, x: block.apply({"params": params}, x, memory_BxSxD)
+  return run_blocks(run, params, x_BxTxD)
+
+
+def stacked_init(key: jax.Array, shape: BlockShape) -> Any:
+  """Parameters of all blocks, a key each, with the axis `layers` in front."""
+  block, x_BxTxD = Block(shape, jnp.float32, lambda q, k, v: q, parent=None), jnp.zeros((1, 1, shape.width))
+  memory = x_BxTxD if shape.cross else None
+  boxed = jax.vmap(lambda key: block.init(key, x_BxTxD, memory)["params"])(jax.random.split(key, shape.layers))
+  return nn.meta.add_axis(boxed, 0, {nn.PARTITION_NAME: "layers"})

@@ -1,0 +1,69 @@
+"""Layers of image models: convolution, pooling, group normalisation. Images are [B, height, width, channels]."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.models.layers.basic import gathered, zeros
+
+
+def convolution(
+  module: nn.Module,
+  name: str,
+  x: jax.Array,
+  channels: int,
+  size: int,
+  stride: int = 1,
+  padding: int = 0,
+  groups: int = 1,
+  bias: bool = False,
+) -> jax.Array:
+  """A square convolution with W ~ N(0, 2 / fan_in) (He et al. 2015)."""
+  fan_in = size * size * x.shape[-1] // groups
+  axes = ("kernel_height", "kernel_width", "inputs", "mlp")
+  init = nn.with_logical_partitioning(nn.initializers.normal((2 / fan_in) ** 0.5), axes)
+  weight: Any = module.param(name, init, (size, size, x.shape[-1] // groups, channels), jnp.float32)
+  out = jax.lax.conv_general_dilated(
+    x,
+    gathered(weight.astype(x.dtype), axes),
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+  return out + zeros(module, f"{name}_bias", (channels,), ("mlp",)).astype(x.dtype) if bias else out
+
+
+def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
+  """The side of an image after a convolution or pooling."""
+  return (side + 2 * padding - size) // stride + 1
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+  return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
+
+
+class GroupNorm(nn.Module):
+  """Each example's groups of channels to mean 0, variance 1, then scale and bias (Wu and He 2018), in float32.
+
+  It stands where batch normalisation does in the papers, with as many parameters: an example's
+  outputs then depend on no other example, so they are the same on every mesh, and in evaluation.
+  """
+
+  groups: int = 32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    B, H, W, C = x.shape
+    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    scale: Any = self.param("scale", ones, (C,), jnp.float32)
+    bias = zeros(self, "bias", (C,), ("norm",))
+    G = math.gcd(self.groups, C)
+    split = x.astype(jnp.float32).reshape(B, H * W, G, C // G)
+    mean = jnp.mean(split, axis=(1, 3), keepdims=True)
+    variance = jnp.mean(jnp.square(split), axis=(1, 3), keepdims=True) - jnp.square(mean)
+    normed = ((split - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-5)).reshape(B, H, W, C)
+    return (normed * scale + bias).astype(x.dtype)

@@ -1,0 +1,152 @@
+"""Residual networks (He et al. 2016): 18 to 152 layers for photographs, and small ones for small images.
+
+Strides lie on the 3 x 3 convolutions of bottlenecks, as torchvision has them. Group
+normalisation stands in for batch normalisation: see `layers.images.GroupNorm`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.accounting import Counts, plain_counts
+from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers.basic import projection
+from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
+
+TASKS = ("classification",)
+SUPPLIED = ()
+BLOCKS = {"basic": 1, "bottleneck": 4}  # how many times wider a block's output is than its 3 x 3 convolutions
+STEMS = ("large", "small")  # 7 x 7 with stride 2 and pooling; 3 x 3
+
+
+def fields() -> dict[str, Any]:
+  return {"block": "basic", "stages": (2, 2, 2), "width": 32, "stem": "small", "groups": 32}
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+
+
+def check(config: Config) -> None:
+  model = config.model
+  require_choice("model.block", model.block, BLOCKS)
+  require_choice("model.stem", model.stem, STEMS)
+  for name in ("width", "groups"):
+    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
+  require(
+    bool(model.stages) and all(depth > 0 for depth in model.stages),
+    f"config.model.stages: {model.stages} are not numbers of blocks",
+  )
+  require(
+    not model.inputs or len(model.inputs) == 3,
+    f"config.model.inputs: {model.inputs} is not (height, width, channels)",
+  )
+
+
+def shape_of(config: Config) -> "Shape":
+  model = config.model
+  return Shape(
+    tuple(model.inputs), model.outputs, model.block, tuple(model.stages), model.width, model.stem, model.groups
+  )
+
+
+def build(config: Config, dtype: Any) -> "ResNet":
+  return ResNet(shape_of(config), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  inputs: tuple[int, ...]
+  outputs: int
+  block: str = "bottleneck"
+  stages: tuple[int, ...] = (3, 4, 6, 3)
+  width: int = 64
+  stem: str = "large"
+  groups: int = 32
+
+  def describe(self) -> dict[str, Any]:
+    facts = {"family": "resnet", **dataclasses.asdict(self)}
+    return facts | {"inputs": list(self.inputs), "stages": list(self.stages)}
+
+  def convolutions(self) -> list[tuple[str, int, int, int, int]]:
+    """Every convolution of the blocks: (name, channels, size, stride, block that it begins, or -1)."""
+    layers, channels, number = [], self.width, 0
+    for stage, depth in enumerate(self.stages):
+      inner = self.width * 2**stage
+      for i in range(depth):
+        outer, stride = inner * BLOCKS[self.block], 2 if stage and not i else 1
+        sizes = ((inner, 3, stride), (outer, 3, 1))
+        if self.block == "bottleneck":
+          sizes = ((inner, 1, 1), (inner, 3, stride), (outer, 1, 1))
+        for place, (width, size, step) in enumerate(sizes):
+          layers.append((f"block_{number}_conv_{place}", width, size, step, number if not place else -1))
+        if stride != 1 or channels != outer:
+          layers.append((f"block_{number}_shortcut", outer, 1, stride, -1))
+        channels, number = outer, number + 1
+    return layers
+
+  def counts(self, context: int) -> Counts:
+    """Parameters, and training FLOPs per example."""
+    del context
+    size = 7 if self.stem == "large" else 3
+    weights = size * size * self.inputs[2] * self.width
+    sides = [convolved(side, 7, 2, 3) if self.stem == "large" else side for side in self.inputs[:2]]
+    params, products = weights + 2 * self.width, weights * sides[0] * sides[1]
+    if self.stem == "large":
+      sides = [convolved(side, 3, 2, 1) for side in sides]
+    channels = entering = self.width
+    entered = sides
+    for name, width, size, stride, begins in self.convolutions():
+      if begins >= 0:
+        entering, entered = channels, sides
+      shortcut = name.endswith("shortcut")
+      source, where = (entering, entered) if shortcut else (channels, sides)
+      after = [convolved(side, size, stride, size // 2) for side in where]
+      weights = size * size * source * width
+      params, products = params + weights + 2 * width, products + weights * after[0] * after[1]
+      if not shortcut:
+        channels, sides = width, after
+    return plain_counts(params + (channels + 1) * self.outputs, 2.0 * (products + channels * self.outputs))
+
+
+class ResNet(nn.Module):
+  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary losses)."""
+
+  shape: Shape
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape = self.shape
+
+    def conv(x: jax.Array, name: str, channels: int, size: int, stride: int) -> jax.Array:
+      return GroupNorm(shape.groups, name=f"{name}_norm")(convolution(self, name, x, channels, size, stride, size // 2))
+
+    x = x.astype(self.dtype)
+    if shape.stem == "large":
+      x = max_pool(jax.nn.relu(conv(x, "stem", shape.width, 7, 2)), 3, 2, 1)
+    else:
+      x = jax.nn.relu(conv(x, "stem", shape.width, 3, 1))
+    layers, entering = shape.convolutions(), x
+    for i, (name, channels, size, stride, begins) in enumerate(layers):
+      if begins >= 0:
+        entering = x
+      if name.endswith("shortcut"):
+        entering = conv(entering, name, channels, size, stride)
+      else:
+        x = conv(x, name, channels, size, stride)
+      ends = i + 1 == len(layers) or layers[i + 1][4] >= 0
+      if ends:
+        x = jax.nn.relu(x + entering)
+      elif not layers[i + 1][0].endswith("shortcut"):
+        x = jax.nn.relu(x)
+    pooled_BxC = jnp.mean(x, axis=(1, 2))
+    out = projection(self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), bias=True)
+    return out.astype(jnp.float32), jnp.zeros(2, jnp.float32)
+
+
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  return (jnp.zeros((1, *shape.inputs), jnp.float32),)

@@ -1,0 +1,117 @@
+"""FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token, a class token is read out."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.accounting import Counts, plain_counts
+from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers.attention import Attend, attend_to_all
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection
+from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+
+TASKS = ("classification", "regression")
+SUPPLIED = ("run_blocks",)
+
+
+def fields() -> dict[str, Any]:
+  """The fields of `config.model`. Zero means: derived, see `resolve`."""
+  return {
+    "width": 64,
+    "layers": 3,
+    "heads": 0,  # 0: width // head_size
+    "head_size": 8,
+    "feed_forward": 0,  # 0: 4/3 * width rounded up to a multiple of 8
+    "activation": "reglu",
+    "dropout": 0.0,
+  }
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  model.heads = model.heads or max(1, model.width // model.head_size)
+  model.feed_forward = model.feed_forward or -(-4 * model.width // 24) * 8
+
+
+def check(config: Config) -> None:
+  model = config.model
+  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
+  for name in ("width", "layers", "head_size"):
+    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
+  for name in ("heads", "feed_forward"):
+    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
+  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
+  require(
+    len(model.inputs) <= 1,
+    f"config.model.inputs: {model.inputs} is not a row of features; images are for other families",
+  )
+
+
+def shape_of(config: Config) -> "Shape":
+  own = {name: config.model[name] for name in fields()}
+  return Shape(tuple(config.model.inputs), config.model.outputs, **own)
+
+
+def build(config: Config, dtype: Any, **arguments: Any) -> "FTTransformer":
+  return FTTransformer(shape_of(config), dtype, **arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  inputs: tuple[int, ...]
+  outputs: int
+  width: int
+  layers: int
+  heads: int
+  head_size: int
+  feed_forward: int
+  activation: str = "reglu"
+  dropout: float = 0.0
+
+  def describe(self) -> dict[str, Any]:
+    return {"family": "tabular", **dataclasses.asdict(self), "inputs": list(self.inputs)}
+
+  @property
+  def block(self) -> BlockShape:
+    return BlockShape(
+      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
+      causal=False, dropout=self.dropout,
+    )  # fmt: skip
+
+  def counts(self, context: int) -> Counts:
+    """Parameters, and training FLOPs per row of a table."""
+    del context
+    D, T = self.width, self.inputs[0] + 1
+    params = self.layers * self.block.params()[0] + 2 * D + (2 * self.inputs[0] + 1) * D + (D + 1) * self.outputs
+    layers = self.layers * T * (self.block.dense() + self.block.attention(T))
+    counts = plain_counts(params, layers + 2.0 * D * self.outputs, layers=layers)
+    return dataclasses.replace(counts, attention_per_token=3 * self.layers * T * self.block.attention(T))
+
+
+class FTTransformer(nn.Module):
+  """features float[B, F] -> (outputs float32[B, outputs], no auxiliary losses)."""
+
+  shape: Shape
+  dtype: Any = jnp.float32
+  attend: Attend = attend_to_all
+  run_blocks: RunBlocks = unrolled
+
+  @nn.compact
+  def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
+    own = lambda name: normal(self, name, (F, D), ("inputs", "embed"), D**-0.5).astype(self.dtype)
+    tokens_BxFxD = x_BxF.astype(self.dtype)[..., None] * own("weight") + own("bias")
+    token_D = normal(self, "token", (D,), ("embed",), D**-0.5).astype(self.dtype)
+    x_BxTxD = jnp.concatenate([jnp.broadcast_to(token_D, (len(x_BxF), 1, D)), tokens_BxFxD], axis=1)
+    x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
+    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    read_BxD = jax.nn.relu(LayerNorm(name="final_norm")(x_BxTxD[:, 0]))
+    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True)
+    return out.astype(jnp.float32), auxiliary
+
+
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  return (jnp.zeros((1, *shape.inputs), jnp.float32),)

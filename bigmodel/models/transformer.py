@@ -1,0 +1,124 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017), with one table for both vocabularies and the output."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodel.accounting import Counts, plain_counts
+from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers.attention import Attend, attend, attend_to_all
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, constrain, dropout, normal, sinusoids
+from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+
+TASKS = ("seq2seq",)
+SUPPLIED = ("run_blocks",)
+
+
+def fields() -> dict[str, Any]:
+  """The fields of `config.model`. Zero means: derived, see `resolve`."""
+  return {
+    "vocab": 0,  # 0: the tokenizer's
+    "width": 64,
+    "layers": 2,  # of the encoder, and of the decoder
+    "heads": 0,  # 0: width // head_size
+    "head_size": 32,
+    "feed_forward": 0,  # 0: 4 * width
+    "activation": "relu",
+    "epsilon": 1e-6,
+    "dropout": 0.0,  # the paper's is 0.1, or 0.3 for big
+  }
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  model.vocab = model.vocab or facts["vocab"]
+  model.heads = model.heads or max(1, model.width // model.head_size)
+  model.feed_forward = model.feed_forward or 4 * model.width
+
+
+def check(config: Config) -> None:
+  model = config.model
+  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
+  for name in ("width", "layers", "head_size", "epsilon"):
+    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
+  for name in ("vocab", "heads", "feed_forward"):
+    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
+  require(model.width % 2 == 0, f"config.model.width: {model.width} is odd; sines and cosines need pairs")
+  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
+
+
+def shape_of(config: Config) -> "Shape":
+  return Shape(**{name: config.model[name] for name in fields()})
+
+
+def build(config: Config, dtype: Any, **arguments: Any) -> "Transformer":
+  return Transformer(shape_of(config), dtype, **arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  vocab: int
+  width: int
+  layers: int
+  heads: int
+  head_size: int
+  feed_forward: int
+  activation: str = "relu"
+  epsilon: float = 1e-6
+  dropout: float = 0.0
+
+  def describe(self) -> dict[str, Any]:
+    return {"family": "transformer", **dataclasses.asdict(self)}
+
+  def block(self, decoder: bool) -> BlockShape:
+    return BlockShape(
+      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
+      norm_first=False, epsilon=self.epsilon, causal=decoder, cross=decoder, dropout=self.dropout,
+    )  # fmt: skip
+
+  def counts(self, context: int) -> Counts:
+    """Parameters, and training FLOPs per token of source and target, which have half of `context` each."""
+    encoder, decoder, T = self.block(False), self.block(True), context / 2
+    embedding = self.vocab * self.width
+    params = self.layers * (encoder.params()[0] + decoder.params()[0])
+    attention = self.layers * (encoder.attention(T) + decoder.attention(T, T)) / 2
+    layers = self.layers * (encoder.dense() + decoder.dense()) / 2 + attention
+    counts = plain_counts(embedding + params, layers + embedding, embedding, layers)
+    return dataclasses.replace(counts, attention_per_token=3 * attention)
+
+
+class Transformer(nn.Module):
+  """(source int[B, S], target int[B, T]) -> (logits of what follows each target token float32[B, T, V], no losses)."""
+
+  shape: Shape
+  dtype: Any = jnp.float32
+  run_blocks: RunBlocks = unrolled
+  attend: Attend = attend
+
+  @nn.compact
+  def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape, D = self.shape, self.shape.width
+    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), D**-0.5).astype(self.dtype)
+
+    def embedded(tokens_BxT: jax.Array) -> jax.Array:
+      positions_TxD = sinusoids(np.arange(tokens_BxT.shape[1]), D).astype(self.dtype)
+      x_BxTxD = dropout(self, embedding_VxD[tokens_BxT] * D**0.5 + positions_TxD, shape.dropout)
+      return constrain(x_BxTxD, ("batch", "length", "activation_embed"))
+
+    run = self.run_blocks
+    memory_BxSxD, _ = stack(
+      self, "encoder_blocks", shape.block(False), self.dtype, attend_to_all, run, embedded(source_BxS)
+    )
+    x_BxTxD, auxiliary = stack(
+      self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
+    )
+    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD).astype(jnp.float32)
+    return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
+
+
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  del shape
+  return (jnp.zeros((1, 1), jnp.int32),) * 2

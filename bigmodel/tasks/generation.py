@@ -1,0 +1,119 @@
+"""Decoding with a cache of keys and values: greedy, sampled, or by beams; one compiled loop for all new tokens."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigmodel.models.decoder import Shape
+
+# model.apply: ({"params": ...}, tokens_BxT, caches, start) -> (logits_BxTxV, caches)
+Apply = Callable[..., tuple[jax.Array, Any]]
+
+
+def empty_caches(shape: Shape, rows: int, length: int, dtype: Any = jnp.float32) -> list[tuple[jax.Array, jax.Array]]:
+  """Room for the keys and values of `length` tokens, for every layer."""
+  one = jnp.zeros((rows, length, shape.kv_heads, shape.head_size), dtype)
+  return [(one, one)] * shape.layers
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "shape", "new", "top_k"))
+def sample(
+  apply: Apply,
+  shape: Shape,
+  params: Any,
+  prompt_BxP: jax.Array,
+  new: int,
+  key: jax.Array,
+  temperature: jax.Array,
+  top_p: jax.Array,
+  top_k: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+  """`(tokens_BxN, their log-probabilities under the model)`; a temperature of 0 takes the likeliest token.
+
+  `top_k` keeps that many tokens (0: all); `top_p` the fewest that have this probability
+  together (Holtzman et al. 2020).
+  """
+  P = prompt_BxP.shape[1]
+  params = _split(params, shape)
+  caches = empty_caches(shape, len(prompt_BxP), P + new, _dtype(params))
+  logits_BxPxV, caches = apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
+
+  def pick(logits_BxV: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scaled_BxV = _restrict(logits_BxV / jnp.maximum(temperature, 1e-6), top_k, top_p)
+    drawn_B = jax.random.categorical(key, scaled_BxV)
+    token_B = jnp.where(temperature > 0, drawn_B, jnp.argmax(logits_BxV, axis=-1)).astype(jnp.int32)
+    return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=-1)[:, 0]
+
+  def step(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+    logits_BxV, caches = carry
+    at, key = given
+    token_B, chance_B = pick(logits_BxV, key)
+    logits_Bx1xV, caches = apply({"params": params}, token_B[:, None], caches, at)
+    return (logits_Bx1xV[:, 0], caches), (token_B, chance_B)
+
+  keys = jax.random.split(key, new)
+  carry, (tokens_NxB, chances_NxB) = jax.lax.scan(
+    step, (logits_BxPxV[:, -1], caches), (P + jnp.arange(new - 1), keys[: new - 1])
+  )
+  token_B, chance_B = pick(carry[0], keys[new - 1])
+  join = lambda many, last: jnp.concatenate([many, last[None]]).T
+  return join(tokens_NxB, token_B), join(chances_NxB, chance_B)
+
+
+def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
+  """The logits, of which those outside the `top_k` and outside the nucleus are hidden."""
+  V = logits_BxV.shape[-1]
+  best_BxV = jnp.sort(logits_BxV, axis=-1)[:, ::-1]
+  least = best_BxV[:, min(top_k or V, V) - 1]
+  before_BxV = jnp.cumsum(jax.nn.softmax(best_BxV), axis=-1) - jax.nn.softmax(best_BxV)
+  inside_BxV = jnp.where(before_BxV < top_p, best_BxV, jnp.inf)
+  least = jnp.maximum(least, jnp.min(inside_BxV, axis=-1))
+  return jnp.where(logits_BxV >= least[:, None], logits_BxV, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "shape", "new", "beams"))
+def beam_search(
+  apply: Apply, shape: Shape, params: Any, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
+  W, P = beams, prompt_1xP.shape[1]
+  params = _split(params, shape)
+  caches = empty_caches(shape, W, P + new, _dtype(params))
+  logits, caches = apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
+  V = shape.vocab
+  only_stop_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
+  # All beams begin alike: only the first counts.
+  score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
+
+  def extend(carry: Any, n: jax.Array) -> tuple[Any, Any]:
+    logits_WxV, caches, score_W, done_W, tokens_WxN = carry
+    chance_WxV = jnp.where(done_W[:, None], only_stop_V, jax.nn.log_softmax(logits_WxV))
+    score_W, place_W = jax.lax.top_k((score_W[:, None] + chance_WxV).reshape(-1), W)
+    beam_W, token_W = place_W // V, (place_W % V).astype(jnp.int32)
+    tokens_WxN = tokens_WxN[beam_W].at[:, n].set(token_W)
+    done_W = done_W[beam_W] | (token_W == stop)
+    caches = jax.tree.map(lambda x: x[beam_W], caches)
+    return (token_W, caches, score_W, done_W, tokens_WxN), None
+
+  def step(carry: Any, n: jax.Array) -> tuple[Any, None]:
+    (token_W, caches, *rest), _ = extend(carry, n)
+    logits_Wx1xV, caches = apply({"params": params}, token_W[:, None], caches, P + n)
+    return (logits_Wx1xV[:, 0], caches, *rest), None
+
+  carry = (logits[:, -1], caches, score_W, jnp.zeros(W, bool), jnp.zeros((W, new), jnp.int32))
+  carry, _ = jax.lax.scan(step, carry, jnp.arange(new - 1))
+  (_, _, score_W, _, tokens_WxN), _ = extend(carry, new - 1)
+  return tokens_WxN, score_W
+
+
+def _split(params: Any, shape: Shape) -> Any:
+  """Parameters with those of each layer apart, so that the loop need not cut them out for every token."""
+  del shape
+  return params
+
+
+def _dtype(params: Any) -> Any:
+  return jax.tree.leaves(params)[0].dtype

@@ -1,0 +1,74 @@
+"""Masked language modelling (Devlin et al. 2019, section 3.1): hidden tokens are guessed from both sides.
+
+Of every row the same number of positions is chosen, anew in each step. Of these, 80% are
+replaced by the mask, 10% by a random token, 10% stay.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigmodel.config import Config, require
+from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, correct, cross_entropy, language_objective
+
+DATA = "text"
+
+
+def fields() -> dict[str, Any]:
+  return LANGUAGE_FIELDS | {
+    "masked_percent": 15,  # of a row's tokens, which are to be guessed
+    "mask_token": -1,  # -1: the last of the vocabulary
+  }
+
+
+def check(config: Config) -> None:
+  task = config.task
+  require(
+    chosen(config) > 0 and task.masked_percent <= 100,
+    f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens are none, or too many",
+  )
+  require(
+    config.model.head == "masked_lm", f"config.model.head: {config.model.head!r} guesses no tokens; use masked_lm"
+  )
+
+
+def chosen(config: Config) -> int:
+  """Positions of a row that are guessed."""
+  return config.data.context * config.task.masked_percent // 100
+
+
+def build(config: Config) -> Task:
+  vocab = config.model.vocab
+  token = config.task.mask_token if config.task.mask_token >= 0 else vocab - 1
+  hidden = functools.partial(hide, count=chosen(config), mask_token=token, vocab=vocab)
+  return Task(functools.partial(objective, hidden), functools.partial(values, hidden))
+
+
+def hide(tokens_BxT: jax.Array, key: jax.Array, count: int, mask_token: int, vocab: int) -> tuple[jax.Array, jax.Array]:
+  """`(tokens with some of them hidden, 1 at the `count` positions of each row that are to be guessed)`."""
+  where, how, what = jax.random.split(key, 3)
+  noise_BxT = jax.random.uniform(where, tokens_BxT.shape)
+  order_BxT = jnp.argsort(jnp.argsort(noise_BxT, axis=-1), axis=-1)
+  picked_BxT = order_BxT < count
+  how_BxT = jax.random.uniform(how, tokens_BxT.shape)
+  random_BxT = jax.random.randint(what, tokens_BxT.shape, 0, vocab)
+  replaced = jnp.where(how_BxT < 0.8, mask_token, jnp.where(how_BxT < 0.9, random_BxT, tokens_BxT))
+  return jnp.where(picked_BxT, replaced, tokens_BxT), picked_BxT.astype(jnp.float32)
+
+
+def objective(
+  hidden: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  tokens_BxT, weight_BxT = hidden(rows_BxT1[:, 1:], key)
+  logits_BxTxV, auxiliary = apply(tokens_BxT)
+  return language_objective(*cross_entropy(logits_BxTxV, rows_BxT1[:, 1:]), auxiliary, h, weight_BxT)
+
+
+def values(hidden: Any, apply: Apply, rows_BxT1: jax.Array, key: jax.Array) -> Values:
+  targets_BxT = rows_BxT1[:, 1:]
+  tokens_BxT, weight_BxT = hidden(targets_BxT, key)
+  logits_BxTxV = apply(tokens_BxT)[0]
+  loss = cross_entropy(logits_BxTxV, targets_BxT)[0]
+  return {"loss": loss, "accuracy": correct(logits_BxTxV, targets_BxT), "weight": weight_BxT}

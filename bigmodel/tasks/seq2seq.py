@@ -1,0 +1,62 @@
+"""Sequence to sequence: half of a row is the source, the target is what follows it, or it backwards."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigmodel.config import Config, require, require_choice
+from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, correct, cross_entropy, language_objective
+
+DATA = "text"
+TARGETS = ("next", "reversed")
+BEGIN = 0  # the token that a reversed target begins with
+
+
+def fields() -> dict[str, Any]:
+  return LANGUAGE_FIELDS | {"target": "next"}
+
+
+def check(config: Config) -> None:
+  require_choice("task.target", config.task.target, TARGETS)
+  require(config.data.context % 2 == 0, f"config.data.context: {config.data.context} is odd; half of it is the source")
+
+
+def build(config: Config) -> Task:
+  pairs = functools.partial(pair, target=config.task.target)
+  return Task(functools.partial(objective, pairs), functools.partial(values, pairs))
+
+
+def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`(source_BxS, what the decoder has read_BxS, what it shall say_BxS)`."""
+  S = rows_BxT1.shape[1] // 2
+  source_BxS = rows_BxT1[:, 1 : S + 1]
+  if target == "next":
+    return source_BxS, rows_BxT1[:, S:-1], rows_BxT1[:, S + 1 :]
+  said_BxS = source_BxS[:, ::-1]
+  return source_BxS, jnp.pad(said_BxS[:, :-1], ((0, 0), (1, 0)), constant_values=BEGIN), said_BxS
+
+
+def objective(
+  pairs: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any
+) -> tuple[jax.Array, jax.Array]:
+  del key
+  source_BxS, read_BxS, said_BxS = pairs(rows_BxT1)
+  logits_BxSxV, auxiliary = apply(source_BxS, read_BxS)
+  return language_objective(*cross_entropy(logits_BxSxV, said_BxS), auxiliary, h)
+
+
+def values(pairs: Any, apply: Apply, rows_BxT1: jax.Array, key: Any) -> Values:
+  """Values of every target, at the place in the row where its token stands."""
+  del key
+  source_BxS, read_BxS, said_BxS = pairs(rows_BxT1)
+  logits_BxSxV = apply(source_BxS, read_BxS)[0]
+  S, backwards = source_BxS.shape[1], pairs.keywords["target"] == "reversed"
+
+  def placed(x_BxS: jax.Array) -> jax.Array:
+    other = jnp.zeros_like(x_BxS)
+    return jnp.concatenate([x_BxS[:, ::-1], other] if backwards else [other, x_BxS], axis=1)
+
+  loss, hit = cross_entropy(logits_BxSxV, said_BxS)[0], correct(logits_BxSxV, said_BxS)
+  return {"loss": placed(loss), "accuracy": placed(hit), "weight": placed(jnp.ones((len(loss), S), jnp.float32))}

@@ -1,0 +1,54 @@
+"""What every task gives, and the losses that several share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# The model with its parameters: inputs -> (outputs, auxiliary losses[2] of experts)
+Apply = Callable[..., tuple[jax.Array, jax.Array]]
+# Numbers for every token or example [B, T], or [B, 1]: `loss`, what else is measured, and `weight` where not all count.
+Values = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Pure functions of a batch.
+
+  `objective(apply, batch, h, key) -> (what is minimised, mean loss)`, with the task's traced
+  numbers h; `values(apply, batch, key)` for evaluation; `summary(means)` makes metrics of the
+  means of `values`.
+  """
+
+  objective: Callable[[Apply, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+  values: Callable[[Apply, Any, jax.Array], Values]
+  summary: Callable[[dict[str, float]], dict[str, float]] = dict
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`(cross-entropy, log-partition)` in nats at every target."""
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return log_z - chosen, log_z
+
+
+def correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+
+
+def language_objective(
+  loss: jax.Array, log_z: jax.Array, auxiliary: jax.Array, h: dict[str, jax.Array], weight: Any = 1.0
+) -> tuple[jax.Array, jax.Array]:
+  """`(objective, mean loss)` of a language model; z-loss keeps log Z near 0 (PaLM, section 5)."""
+  mean = lambda x: jnp.mean(x * weight) / jnp.mean(weight)
+  extra = h["balance_loss"] * auxiliary[0] + h["router_z_loss"] * auxiliary[1]
+  return mean(loss) + h["z_loss"] * mean(jnp.square(log_z)) + extra, mean(loss)
+
+
+LANGUAGE_FIELDS = {
+  "z_loss": 0.0,
+  "balance_loss": 0.01,  # of a mixture of experts: spreads tokens over them
+  "router_z_loss": 0.0,  # of a mixture of experts: keeps the router's logits small
+}

@@ -1,0 +1,208 @@
+"""Every family: its own counts are exact, its axes have rules, its ways of being run agree."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_decoder import dots
+
+from bigmodel import models, parallel, study
+from bigmodel.models.layers.attention import Attention, attend
+from bigmodel.models.layers.basic import sinusoids
+from bigmodel.parallel import blocks
+
+IMAGE = dict(inputs=(12, 8, 3), outputs=5)
+CASES = {
+  "linear": ("linear", dict(inputs=(7,), outputs=3)),
+  "mlp": ("mlp", dict(inputs=(7, 2), outputs=3, hidden=(11, 5), activation="tanh")),
+  "alexnet": ("alexnet", dict(inputs=(67, 75, 3), outputs=5, hidden=8)),
+  "alexnet_torchvision": ("alexnet", dict(inputs=(63, 63, 1), outputs=5, hidden=8, form="one_weird_trick")),
+  "resnet": ("resnet", dict(**IMAGE, width=8, stages=(1, 2), groups=4)),
+  "resnet_bottleneck": ("resnet", dict(inputs=(33, 40, 3), outputs=5, width=8, stages=(2, 1, 1), block="bottleneck",
+                                       stem="large")),
+  "vit": ("vit", dict(**IMAGE, width=16, layers=2, head_size=8)),
+  "bert": ("bert", dict(vocab=23, width=16, layers=2, head_size=8, positions=9)),
+  "bert_pooler": ("bert", dict(vocab=23, width=16, layers=2, head_size=8, head="pooler")),
+  "transformer": ("transformer", dict(vocab=23, width=16, layers=2, head_size=8)),
+  "tabular": ("tabular", dict(inputs=(6,), outputs=2, width=16, layers=2)),
+  "gpt": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, norm="layer", bias=True, activation="gelu",
+                          positions="learned")),
+  "gpt1": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, norm="layer", bias=True, norm_first=False,
+                           positions="none", activation="gelu")),
+  "gopher": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, positions="relative")),
+  "dropless": ("decoder", dict(vocab=23, width=16, layers=1, head_size=8, experts=3, expert_capacity=0.0)),
+}  # fmt: skip
+STACKS = [name for name, (family, _) in CASES.items() if "run_blocks" in models.family(family).SUPPLIED]
+T = 6
+
+
+def make(name, **changes):
+  family, fields = CASES[name]
+  config = study.default_config(family)
+  config.model.update(**{**fields, **changes})
+  if "context" in config.data:
+    config.data.context = 2 * T if family == "transformer" else T
+  return study.resolve_without_data(config)
+
+
+def inputs_of(config, rows=2):
+  rng = np.random.default_rng(0)
+  if config.data.kind == "examples":
+    return (rng.standard_normal((rows, *config.model.inputs), np.float32),)
+  tokens = rng.integers(0, 23, (rows, T), dtype=np.int32)
+  return (tokens, tokens[:, ::-1]) if config.model.family == "transformer" else (tokens,)
+
+
+def init(config):
+  boxed = models.build(config).init(jax.random.key(0), *models.example(config))["params"]
+  return boxed, nn.meta.unbox(boxed)
+
+
+def convolutions(jaxpr):
+  """FLOPs of every convolution in a jaxpr without padding's share: as if all taps fell inside the image."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    total += sum(convolutions(v.jaxpr) for v in eqn.params.values() if hasattr(v, "jaxpr"))
+    if eqn.primitive.name == "conv_general_dilated":
+      kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+      total += 2 * int(np.prod(out)) * int(np.prod(kernel[:3]))
+  return total
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
+  config = make(name)
+  boxed, params = init(config)
+  assert models.counts_of(config).params_total == sum(x.size for x in jax.tree.leaves(params))
+  mesh = parallel.make_mesh_of({"fsdp": 1}, jax.devices()[:1])
+  parallel.shardings(mesh, boxed, parallel.RULES)  # refuses what no rule matches
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact_flops_are_the_products_of_the_forward_pass(name):
+  config = make(name)
+  _, params = init(config)
+  model, inputs = models.build(config), inputs_of(config)
+  jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, *inputs))(params).jaxpr
+  counts = models.counts_of(config)
+  units = sum(np.size(x) for x in inputs) if config.data.kind == "text" else len(inputs[0])
+  own = counts.hardware_per_token / 3 * units
+  shape = models.shape_of(config)
+  HK = shape.heads * shape.head_size if hasattr(shape, "heads") else 0
+  masked = 0.0  # what a causal mask hides is computed too
+  if name in ("gpt", "gpt1", "gopher", "dropless", "transformer"):
+    masked = shape.layers * 4 * HK * (T - 1) / 2 * (units if name != "transformer" else units / 2)
+  if name == "gopher":  # its table of distances is one for all rows, and its scores are of all distances
+    masked += shape.layers * (2 * HK * (T - 1) / 2 * units - 2 * shape.width * HK * (units - T))
+  if name == "dropless":
+    masked += 2 * config.model.experts_per_token * shape.width * units  # the weighted sum of experts
+  if name == "bert_pooler":
+    masked += 2 * shape.width**2 * 2  # once a row: not counted a token
+  assert dots(jaxpr) + convolutions(jaxpr) == pytest.approx(own + masked, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_scanned_and_unrolled_blocks_agree_with_dropout_too(name):
+  fields = {"dropout": 0.2}
+  config = make(name, **fields)
+  _, params = init(config)
+  inputs, key = inputs_of(config), jax.random.key(3)
+  apply = lambda rngs, **ways: models.build(config, **ways).apply({"params": params}, *inputs, rngs=rngs)[0]
+  still, dropped = apply(None), apply({"dropout": key})
+  np.testing.assert_allclose(apply({"dropout": key}, run_blocks=blocks.scanned), dropped, atol=2e-6)
+  np.testing.assert_allclose(apply(None, run_blocks=blocks.scanned), still, atol=2e-6)
+  assert np.abs(still - dropped).max() > 1e-3
+  assert np.abs(apply({"dropout": jax.random.key(4)}) - dropped).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_of_a_batch_do_not_see_each_other(name):
+  config = make(name)
+  _, params = init(config)
+  inputs = inputs_of(config, rows=3)
+  model = models.build(config)
+  alone = model.apply({"params": params}, *(x[1:2] for x in inputs))[0]
+  np.testing.assert_allclose(model.apply({"params": params}, *inputs)[0][1:2], alone, atol=1e-5)
+
+
+def test_an_encoder_sees_both_ways_and_a_decoder_of_the_transformer_one():
+  config = make("bert")
+  _, params = init(config)
+  apply = lambda *inputs: np.asarray(models.build(config).apply({"params": params}, *inputs)[0])
+  (x,) = inputs_of(config)
+  changed = x.copy()
+  changed[0, 2] = (changed[0, 2] + 1) % 23
+  assert (np.abs(apply(x) - apply(changed))[0].max(axis=-1) > 0).all()
+
+  config = make("transformer")
+  _, params = init(config)
+  source, target = inputs_of(config)
+  other = target.copy()
+  other[0, 3] = (other[0, 3] + 1) % 23
+  moved = np.abs(apply(source, target) - apply(source, other))[0].max(axis=-1) > 0
+  np.testing.assert_array_equal(moved, [False] * 3 + [True] * 3)
+  other = source.copy()
+  other[0, 3] = (other[0, 3] + 1) % 23
+  assert (np.abs(apply(source, target) - apply(other, target))[0].max(axis=-1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt1", "gopher", "dropless"])
+@pytest.mark.parametrize("split", [1, 4])
+def test_decoding_from_a_cache_gives_the_logits_of_the_whole(name, split):
+  config = make(name)
+  _, params = init(config)
+  model, (tokens,) = models.build(config), inputs_of(config)
+  shape = models.shape_of(config)
+  empty = jnp.zeros((2, T, shape.kv_heads, shape.head_size))
+  caches, parts, start = [(empty, empty)] * shape.layers, [], 0
+  for stop in [*range(split, T, split), T]:
+    logits, caches = model.apply({"params": params}, tokens[:, start:stop], caches, jnp.int32(start))
+    parts.append(logits)
+    start = stop
+  whole = model.apply({"params": params}, tokens)[0]
+  np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
+
+
+def test_relative_positions_are_those_of_transformer_xl():
+  """Term by term, Dai et al. 2019, section 3.3, for one head."""
+  D, K = 8, 6
+  module = Attention(1, 1, K, 1.0, jnp.float32, attend, relative=True)
+  x = jax.random.normal(jax.random.key(1), (1, T, D))
+  params = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
+  params = {name: w + 0.1 * jax.random.normal(jax.random.key(2), w.shape) for name, w in params.items()}
+  q, k, v = (x[0] @ params[name] for name in ("query", "key", "value"))
+  r = sinusoids(np.arange(T), D) @ params["distance"]
+  out = np.zeros((T, K))
+  for i in range(T):
+    scores = [
+      (q[i] @ k[j] + q[i] @ r[i - j] + params["u"] @ k[j] + params["v"] @ r[i - j]) / K**0.5 for j in range(i + 1)
+    ]
+    out[i] = jax.nn.softmax(jnp.array(scores)) @ v[: i + 1]
+  np.testing.assert_allclose(module.apply({"params": params}, x)[0], out @ params["out"], atol=1e-5)
+
+
+def test_dropless_experts_turn_no_token_away():
+  """With room for all, any larger factor gives the same."""
+  config = make("dropless")
+  _, params = init(config)
+  (tokens,) = inputs_of(config)
+  roomy = make("dropless", expert_capacity=100.0)
+  one, other = (models.build(c).apply({"params": params}, tokens)[0] for c in (config, roomy))
+  np.testing.assert_array_equal(one, other)
+  tight = models.build(make("dropless", expert_capacity=0.1)).apply({"params": params}, tokens)[0]
+  assert np.abs(one - tight).max() > 1e-3
+
+
+def test_bad_models_are_refused_with_their_field():
+  from bigmodel.files import UserError
+
+  for name, changes, field in (
+    ("alexnet", dict(inputs=(28, 28, 1)), "28 x 28 are too small"),
+    ("vit", dict(patch=5), "config.model.patch: 5 does not divide"),
+    ("tabular", dict(inputs=(4, 4)), "is not a row of features"),
+    ("gpt", dict(norm="batch"), "config.model.norm: no 'batch'"),
+    ("bert", dict(positions=4), "config.data.context: 6 is more than config.model.positions = 4"),
+  ):
+    with pytest.raises(UserError, match=field):
+      models.check(make(name, **changes))

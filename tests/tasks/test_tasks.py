@@ -1,0 +1,108 @@
+"""Tasks: what is guessed from what, and losses against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodel import tasks
+from bigmodel.study import default_config
+from bigmodel.tasks import classification, masked_lm, regression, seq2seq
+
+KEY = jax.random.key(0)
+
+
+def test_the_same_number_of_tokens_of_each_row_is_hidden_in_bert_s_shares():
+  tokens = jax.random.randint(jax.random.key(1), (200, 400), 0, 50)
+  hidden, weight = masked_lm.hide(tokens, KEY, 60, mask_token=50, vocab=51)
+  np.testing.assert_array_equal(weight.sum(axis=1), 60)
+  np.testing.assert_array_equal(jnp.where(weight == 0, hidden, 0), jnp.where(weight == 0, tokens, 0))
+  picked = np.asarray(weight, bool)
+  masked, kept = np.asarray(hidden == 50)[picked].mean(), np.asarray(hidden == tokens)[picked].mean()
+  assert masked == pytest.approx(0.8 + 0.1 / 51, abs=0.015)  # 12,000 positions: 4 standard errors
+  assert kept == pytest.approx(0.1 + 0.1 / 51, abs=0.012)
+  assert np.asarray(masked_lm.hide(tokens, jax.random.key(2), 60, 50, 51)[1] != weight).any(axis=1).all()
+
+
+@pytest.mark.parametrize("target", ["next", "reversed"])
+def test_a_row_is_split_into_source_and_target(target):
+  rows = jnp.arange(20, 31)[None]  # T = 10, and the token before
+  source, read, said = (np.asarray(x[0]) for x in seq2seq.pair(rows, target))
+  np.testing.assert_array_equal(source, range(21, 26))
+  if target == "next":
+    np.testing.assert_array_equal(said, range(26, 31))
+    np.testing.assert_array_equal(read, range(25, 30))
+  else:
+    np.testing.assert_array_equal(said, range(25, 20, -1))
+    np.testing.assert_array_equal(read, [seq2seq.BEGIN, *range(25, 21, -1)])
+
+
+@pytest.mark.parametrize("target", ["next", "reversed"])
+def test_values_of_a_sequence_stand_where_their_tokens_stand(target):
+  """A model that knows a token only gets that one right, at its place."""
+  config = default_config("transformer")
+  config.task.target, config.data.context = target, 10
+  task = tasks.build(config)
+  rows = jnp.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1]])
+  knows = 3 if target == "reversed" else 8
+  apply = lambda source, read: (jnp.zeros((*read.shape, 12)).at[..., knows].set(9.0), jnp.zeros(2))
+  values = task.values(apply, rows, KEY)
+  half = slice(0, 5) if target == "reversed" else slice(5, 10)
+  assert float(values["weight"].sum()) == 5 == float(values["weight"][0, half].sum())
+  right = np.asarray(values["accuracy"] * values["weight"])[0]
+  np.testing.assert_array_equal(np.flatnonzero(right), [knows - 1])  # rows[0, 1:][knows - 1] == knows
+
+
+def logits_and_targets():
+  return np.asarray(jax.random.normal(KEY, (40, 5))), np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, 5))
+
+
+def test_smoothed_and_weighted_cross_entropy_is_its_definition():
+  logits, targets = logits_and_targets()
+  weights, smoothing = np.array([1.0, 2.0, 0.5, 0.0, 3.0]), 0.1
+  apply = lambda x: (jnp.asarray(logits), jnp.zeros(2))
+  batch = {"inputs": None, "targets": jnp.asarray(targets)}
+  objective, loss = classification.objective(
+    tuple(weights), apply, batch, {"label_smoothing": jnp.float32(smoothing)}, KEY
+  )
+  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  labels = (1 - smoothing) * np.eye(5)[targets] + smoothing / 5
+  assert float(objective) == pytest.approx(np.mean(weights[targets] * -(labels * log_p).sum(axis=1)), rel=1e-5)
+  assert float(loss) == pytest.approx(-log_p[np.arange(40), targets].mean(), rel=1e-5)
+
+
+def test_balanced_classes_weigh_the_same():
+  config = default_config("mlp")
+  config.task.balanced = True
+  tasks.resolve(config.task, {"class_counts": [10, 30, 0, 20]})
+  weights = np.array(config.task.class_weights)
+  np.testing.assert_allclose(weights[[0, 1, 3]] * [10, 30, 20], 15)
+
+
+def test_explained_variance_is_that_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  target, said = rng.standard_normal(50).astype(np.float32) + 3, rng.standard_normal(50).astype(np.float32)
+  apply = lambda x: (jnp.asarray(said)[:, None], jnp.zeros(2))
+  values = regression.values(apply, {"inputs": None, "targets": jnp.asarray(target)}, KEY)
+  means = {name: float(value.mean()) for name, value in values.items()}
+  expected = 1 - ((target - said) ** 2).sum() / ((target - target.mean()) ** 2).sum()
+  assert regression.summary(means)["r2"] == pytest.approx(expected, rel=1e-4)
+  assert means["loss"] == pytest.approx(np.mean((target - said) ** 2), rel=1e-5)
+
+
+def test_tasks_and_models_that_do_not_fit_are_refused():
+  from bigmodel import models
+  from bigmodel.files import UserError
+
+  config = default_config("vit")
+  config.task = default_config("decoder").task
+  with pytest.raises(UserError, match="a vit is for classification, not causal_lm"):
+    models.check(config)
+  config = default_config("bert")
+  config.task.masked_percent = 0
+  with pytest.raises(UserError, match=r"config.task.masked_percent: 0%"):
+    tasks.check(config)
+  config = default_config("mlp")
+  config.model.outputs, config.task.class_weights = 3, (1.0, 2.0)
+  with pytest.raises(UserError, match="2 weights for 3 classes"):
+    tasks.check(config)

@@ -1,0 +1,161 @@
+"""Every family learns its task, on one device and on four alike, and a killed run and a whole one agree."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodel import optim, study
+from bigmodel.data import pipeline
+from bigmodel.train import step as steps
+from bigmodel.train.display import Display
+from bigmodel.train.evaluate import evaluate
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Interrupted
+
+SMALL = {
+  "linear": {},
+  "mlp": dict(hidden=(16, 8), dropout=0.1),
+  "alexnet": dict(form="one_weird_trick", hidden=16, dropout=0.2),
+  "resnet": dict(width=8, stages=(1, 1), groups=4),
+  "vit": dict(patch=21, width=16, layers=1, head_size=8, dropout=0.1),
+  "tabular": dict(width=16, layers=1),
+  "bert": dict(width=16, layers=1, head_size=8, dropout=0.1),
+  "transformer": dict(width=16, layers=1, head_size=8),
+  "decoder": dict(width=16, layers=1, head_size=8, dropout=0.1),
+}
+OFTEN_TESTED = ("decoder", "linear", "alexnet")  # or like another one
+IMAGES = ("alexnet", "resnet", "vit")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """64 images and rows of a table, whose class shows in their mean."""
+  folder, rng = tmp_path_factory.mktemp("examples"), np.random.default_rng(0)
+  labels = np.arange(64) % 4
+  for name, shape in (("images", (63, 63, 1)), ("table", (6,))):
+    signal = labels.reshape(-1, *[1] * len(shape)) - 1.5
+    np.savez(folder / f"{name}.npz", inputs=rng.standard_normal((64, *shape)) + signal, targets=labels)
+  return folder
+
+
+def config_of(family, files, text, task=""):
+  config = study.default_config(family, task)
+  config.model.update(**SMALL[family])
+  if config.data.kind == "examples":
+    config.data.update(name="arrays", path=str(files / ("images.npz" if family in IMAGES else "table.npz")))
+  else:
+    config.data = text.data
+  config.optim.lr = {"linear": 0.1, "alexnet": 0.001}.get(family, 0.01)
+  config.train.update(steps=24, batch_size=8, checkpoint_every=8, log_every=8)
+  config.eval.update(tokens=1024, batch_size=8)
+  return config
+
+
+def train(config, steps_, mesh=None, measure=False):
+  """Losses of some steps, and where asked for what an evaluation says after them."""
+  config = study.with_overrides(config, {f"parallel.{name}": value for name, value in (mesh or {"data": 1}).items()})
+  data = pipeline.prepare(config)
+  config = study.resolve(config, data)
+  study.check(config)
+  program, rows = steps.program(config), pipeline.train_pipeline(config, data, steps_)
+  state, losses = program.place([program.init(0)]), []
+  h = program.put_hyperparameters([optim.hyperparameters(config, steps_)])
+  for step in range(steps_):
+    state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
+    losses.append(float(metrics["loss"]))
+  return losses, evaluate(program, state.params, config, pipeline.eval_rows(config, data)) if measure else {}
+
+
+@pytest.mark.parametrize(
+  "family", [pytest.param(f, marks=[pytest.mark.slow] if f in OFTEN_TESTED else []) for f in SMALL]
+)
+def test_a_family_learns_and_four_devices_agree_with_one(family, files, config):
+  own = config_of(family, files, config)
+  losses, measured = train(own, 24, measure=True)
+  assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:2]), losses
+  spread, _ = train(own, 24, {"preset": "fsdp", "fsdp": 2, "data": 2})
+  np.testing.assert_allclose(spread[0], losses[0], rtol=1e-5)
+  np.testing.assert_allclose(spread, losses, rtol=1e-3)  # sums in another order, over 24 steps
+  if own.task.name == "classification":
+    assert measured["accuracy"] > 0.5
+  if own.task.name in ("masked_lm", "seq2seq"):
+    assert 0 < measured["accuracy"] < 1
+    assert measured["bits_per_byte"] == pytest.approx(measured["loss"] / np.log(2), rel=0.02)  # but for separators
+
+
+@pytest.mark.parametrize("family", ["linear", "tabular"])
+def test_a_regression_explains_what_there_is_to_explain(family, files, config):
+  _, measured = train(config_of(family, files, config, "regression"), 60, measure=True)
+  assert measured["r2"] > 0.6
+  assert measured["absolute_error"] < measured["loss"] ** 0.5
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path):
+  """Masks and dropout are functions of the seed and the step."""
+  config = config_of(family, files, config)
+  config.parallel.data = 1
+  sealed = []
+  for name, stops in (("whole", []), ("cut", [5, 14])):
+    run, data = study.single_run(config, tmp_path / name)
+    with Display(0, True) as display:
+      for at in stops:
+        with pytest.raises(Interrupted):
+          train_runs([run], data, display, StopAt(at))
+      sealed += train_runs([run], data, display, {"stop": False})
+  assert sealed[0]["result_sha256"] == sealed[1]["result_sha256"]
+  assert sealed[0]["metrics"].keys() == {"accuracy"}
+
+
+class StopAt(dict):
+  """A flag that is set after so many looks at it."""
+
+  def __init__(self, at):
+    super().__init__(stop=False)
+    self.left = at
+
+  def __getitem__(self, name):
+    self.left -= 1
+    return self.left < 0
+
+
+def test_microbatches_draw_masks_of_their_own(files, config):
+  own = config_of("bert", files, config)
+  whole, _ = train(own, 3)
+  own.train.accumulate = 4
+  parts, _ = train(own, 3)
+  np.testing.assert_allclose(parts, whole, rtol=0.15)  # other positions are masked: alike, not equal
+  assert parts != whole
+
+
+def test_packed_members_equal_runs_alone(files, config):
+  """Two learning rates and seeds of a model with dropout, in one program."""
+  own = config_of("mlp", files, config)
+  own.parallel.data = 1
+  data = pipeline.prepare(own)
+  changes = [{"optim.lr": 0.01, "seed": 0}, {"optim.lr": 0.003, "seed": 1}]
+  configs = [study.resolve(study.with_overrides(own, change), data) for change in changes]
+  alone = []
+  for one in configs:
+    program, rows = steps.program(one), pipeline.train_pipeline(one, data, 5)
+    state = program.place([program.init(one.seed)])
+    for step in range(5):
+      h = program.put_hyperparameters([optim.hyperparameters(one, 5)])
+      state, _ = program.step(state, program.put_rows([rows.part(step)]), h)
+    alone.append(state.params)
+  program, rows = steps.program(configs[0], 2), pipeline.train_pipeline(own, data, 5)
+  state = program.place([program.init(one.seed) for one in configs])
+  h = program.put_hyperparameters([optim.hyperparameters(one, 5) for one in configs])
+  for step in range(5):
+    state, _ = program.step(state, program.put_rows([rows.part(step)] * 2), h)
+  for index, params in enumerate(alone):
+    close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # another program
+    jax.tree.map(close, program.member(state.params, index), jax.device_get(params))
+
+
+def test_traced_numbers_of_a_task_share_a_program(files, config):
+  own = config_of("mlp", files, config)
+  data = pipeline.prepare(own)
+  program = lambda changes: steps.program(study.resolve(study.with_overrides(own, changes), data))
+  assert program({"task.label_smoothing": 0.1}) is program({})
+  assert program({"task.balanced": True}) is not program({})
