@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test test-slow test-tpu-compiler check bench clean
+.PHONY: install quickstart test test-slow test-tpu-compiler test-interop check bench clean
 
 # Installed once for each PYTHON and constraints; another PYTHON makes the environment anew.
 BASE = $(VENV)/installed-$(notdir $(PYTHON))
@@ -37,6 +37,15 @@ $(VENV)-tpu/installed: pyproject.toml constraints.txt
 test-tpu-compiler: $(VENV)-tpu/installed
 	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler tests/plan/test_tpu_compiler.py
 
+# So have torch and transformers, which a user does not need.
+$(VENV)-interop/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-interop
+	$(VENV)-interop/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,interop]'
+	touch $@
+
+test-interop: $(VENV)-interop/installed
+	$(VENV)-interop/bin/python -m pytest -m interop tests/interop
+
 check: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +56,4 @@ bench: $(BASE)
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu runs
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-interop runs

@@ -12,6 +12,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
+VERBS = {"import": "import_"}  # where Python keeps the word for itself
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
   try:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-      document = json.dumps(getattr(verbs, arguments.verb)(arguments), allow_nan=False)
+      document = json.dumps(getattr(verbs, VERBS.get(arguments.verb) or arguments.verb)(arguments), allow_nan=False)
   except UserError as error:
     return _fail(arguments, str(error), 2)
   except KeyboardInterrupt:
@@ -113,7 +114,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   train.add_argument(
     "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"
   )
-  add("eval", "evaluate the newest sound checkpoint of a run", workdir)
+  evaluate = add("eval", "evaluate the newest sound checkpoint of a run", workdir)
+  evaluate.add_argument("--choices", default="", metavar="FILE.jsonl", help="answer these multiple-choice questions")
+  generate = add("generate", "continue a text with the newest sound checkpoint of a decoder", workdir)
+  generate.add_argument("--prompt", default="", metavar="TEXT")
+  generate.add_argument("--tokens", type=int, default=64, metavar="N", help="new ones")
+  generate.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
+  generate.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0: all")
+  generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the fewest that have P")
+  generate.add_argument("--beams", type=int, default=1, metavar="W", help="search W sequences at once; no sampling")
+  generate.add_argument("--samples", type=int, default=1, metavar="N")
+  generate.add_argument("--seed", type=int, default=0)
+  import_ = add("import", "make a run of Hugging Face's files (GPT-2, BERT, Llama, Mixtral, ViT)", workdir)
+  import_.add_argument("source", metavar="FOLDER", help="with config.json and *.safetensors")
+  export = add("export", "write a run's weights as Hugging Face's files", workdir)
+  export.add_argument("--to", required=True, metavar="FOLDER")
+  export.add_argument("--type", required=True, choices=("gpt2", "bert", "llama", "mistral", "mixtral", "vit"))
   study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir, hosts)
   study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
   add("status", "the runs of a study and where they are", workdir)

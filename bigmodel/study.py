@@ -23,13 +23,25 @@ from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import execute, folder, packs
-from bigmodel.sweep.designs import Design, Grid, IsoFlop, Ladder, Overrides, Planned, Scan, Settings, repeat_seeds
+from bigmodel.sweep.designs import (
+  Design,
+  Fractions,
+  Grid,
+  IsoFlop,
+  Ladder,
+  Overrides,
+  Planned,
+  Scan,
+  Settings,
+  repeat_seeds,
+)
 from bigmodel.sweep.fits import fit_study
+from bigmodel.train import weights
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, now
 
 # What a config file imports.
-__all__ = ["Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
+__all__ = ["Fractions", "Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
 
 LAWS = ("chinchilla", "isoflop")
 
@@ -59,17 +71,20 @@ class Study:
 def default_config(family: str = "decoder", task: str = "") -> Config:
   """Every field of every room, with its default, for a family of models and a task (the family's first)."""
   task = task or models.family(family).TASKS[0]
-  return ConfigDict(
-    {
-      "seed": 0,
-      "model": models.fields(family),
-      "task": tasks.fields(task),
-      "data": data.fields(tasks.task(task).DATA),
-      "optim": optim.fields(),
-      "parallel": parallel.fields(),
-      **train.fields(),
-    }
-  )
+  kind = tasks.task(task).DATA
+  groups = {
+    "seed": 0,
+    "model": models.fields(family),
+    "task": tasks.fields(task),
+    "data": data.fields(kind),
+    "optim": optim.fields(),
+    "parallel": parallel.fields(),
+    **train.fields(),
+  }
+  if kind == "examples":
+    groups["eval"] = {"tokens": 10_000, "batch_size": 256}
+    groups["train"]["batch_size"] = 64
+  return ConfigDict(groups)
 
 
 def check(config: Config) -> None:
@@ -97,6 +112,7 @@ def resolve(config: Config, corpus: Data) -> Config:
       not least or resolved.model[name] >= least,
       f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
     )
+  weights.resolve(resolved)
   if resolved.data.kind == "examples":
     given, have = tuple(resolved.model.inputs), corpus.facts["inputs"]
     require(given == have, f"config.model.inputs: {given}; the examples are {have}")
@@ -155,6 +171,7 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   check(config)
   corpus = pipeline.prepare(config)
   run = Run(resolve(config, corpus), absolute(workdir))
+  weights.check(run.config)
   parallel.check(run.config)  # again, now that heads and the like are known
   pipeline.train_pipeline(run.config, corpus, run.steps)
   return run, corpus
@@ -256,6 +273,7 @@ def _make_run(
     same = changed.data[name] == config.data[name] or name in data.FREE
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
   resolved = resolve(changed, corpus)
+  weights.check(resolved)
   parallel.check(resolved)
   run = Run(resolved, workdir, study.name, provenance or {})
   pipeline.train_pipeline(resolved, corpus, run.steps)

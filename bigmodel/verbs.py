@@ -256,35 +256,119 @@ def train(arguments: Arguments) -> dict[str, Any]:
     "seconds",
   )
   if talks:
-    _table(arguments, str(run.folder), ("field", "value"), [(name, ended[name]) for name in names])
+    facts = [(name, ended[name]) for name in names] + list(ended["metrics"].items())
+    _table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
   return ended
 
 
 def eval(arguments: Arguments) -> dict[str, Any]:
   _setup()
-  from bigmodel import parallel
   from bigmodel.data import pipeline
-  from bigmodel.files import read_json
-  from bigmodel.train import step as steps
-  from bigmodel.train.checkpoint import Checkpoints
+  from bigmodel.tasks import choices
   from bigmodel.train.evaluate import evaluate
 
-  folder = absolute(arguments.workdir)
-  if not (folder / "config.json").exists():
-    raise UserError(f"--workdir: {folder} holds no run (no config.json)")
-  known = read_json(folder / "config.json")
-  config = configs.unflatten(known | {f"parallel.{name}": value for name, value in parallel.fields().items()})
-  store = Checkpoints(folder / "checkpoints", config.train.keep)
+  config, program, params, step = _restored(arguments.workdir)
+  if arguments.choices:
+    if config.task.name != "causal_lm":
+      raise UserError(f"--choices: is for causal language models, not {config.task.name}")
+    tokens = _tokenizer(arguments.workdir, config)
+    size, context = config.eval.batch_size, config.data.context
+    losses = lambda rows: program.values(params, rows, 0)["loss"]
+    values = choices.score(choices.read(arguments.choices, tokens, context), losses, context, size)
+  else:
+    values = evaluate(program, params, config, pipeline.eval_rows(config, pipeline.prepare(config)))
+  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
+  _table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
+  return result
+
+
+def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
+  """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
+  from bigmodel.train import step as steps
+  from bigmodel.train import weights
+  from bigmodel.train.checkpoint import Checkpoints
+
+  config = weights.read_config(workdir)
+  store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   good = store.verified_steps()
   if not good:
-    raise UserError(f"{folder}: no sound checkpoint to evaluate")
-  corpus = pipeline.prepare(config)
+    raise UserError(f"{workdir}: no sound checkpoint")
   program = steps.program(config)
-  state = store.restore(good[0], program.init(config.seed))
-  values = evaluate(program, state.params, config, pipeline.eval_rows(config, corpus))
-  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": good[0]}
-  _table(arguments, str(folder), ("metric", "value"), list(result.items()))
-  return result
+  return config, program, store.restore(good[0], program.shapes).params, good[0]
+
+
+def _tokenizer(workdir: str, config: Any) -> Any:
+  """The tokenizer that came with imported weights, or that of the run's corpus."""
+  from bigmodel.data import corpus, tokenizer
+
+  own = absolute(workdir) / "tokenizer.json"
+  return tokenizer.from_text(own.read_text()) if own.exists() else corpus.tokenizer_of(config)
+
+
+def generate(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from bigmodel import models as room
+  from bigmodel.tasks import generation
+
+  config, _, params, step = _restored(arguments.workdir)
+  if config.model.family != "decoder":
+    raise UserError(f"generate: is for decoders, not a {config.model.family}")
+  tokens = _tokenizer(arguments.workdir, config)
+  prompt = np.concatenate([[tokens.separator], tokens.encode(arguments.prompt)]).astype(np.int32)
+  limit = config.data.context
+  if len(prompt) + arguments.tokens > limit + 1:
+    raise UserError(
+      f"--prompt: {len(prompt) - 1} tokens and {arguments.tokens} new ones are more than the context of {limit}"
+    )
+  shape, model = room.shape_of(config), room.build(config, jnp.dtype(config.train.compute_dtype))
+  params = jax.device_put(jax.device_get(params), jax.devices()[0])
+  if arguments.beams > 1:
+    said, chances = generation.beam_search(
+      model.apply, shape, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
+    )
+  else:
+    rows = np.repeat(prompt[None], arguments.samples, axis=0)
+    said, each = generation.sample(
+      model.apply, shape, params, rows, arguments.tokens, jax.random.key(arguments.seed),
+      jnp.float32(arguments.temperature), jnp.float32(arguments.top_p), arguments.top_k,
+    )  # fmt: skip
+    chances = each.sum(axis=1)
+  texts = [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
+  result = [{"text": text, "log_probability": float(c)} for text, c in zip(texts, chances, strict=True)]
+  if not arguments.json:
+    for one in result:
+      print(arguments.prompt + one["text"])
+      print(f"[log-probability {one['log_probability']:.3f}]")
+  return {"prompt": arguments.prompt, "step": step, "continuations": result}
+
+
+def _until(row: Any, separator: int) -> Any:
+  """A row up to the first separator."""
+  ends = [i for i, token in enumerate(row) if token == separator]
+  return row[: ends[0]] if ends else row
+
+
+def import_(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel import study as studies
+  from bigmodel.train import weights
+
+  facts = weights.import_weights(arguments.source, arguments.workdir, studies.default_config)
+  _table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  return facts
+
+
+def export(arguments: Arguments) -> dict[str, Any]:
+  _setup()
+  from bigmodel.train import weights
+
+  facts = weights.export_weights(arguments.workdir, arguments.to, arguments.type)
+  _table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  return facts
 
 
 def study(arguments: Arguments) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def _open(data: Config, manifest: str) -> Corpus | None:
   )
 
 
+def tokenizer_of(config: Config) -> tokenizer.Tokenizer:
+  """The tokenizer of the corpus of `config.data`."""
+  if config.data.tokenizer == "bytes":
+    return tokenizer.bytes_tokenizer()
+  prepare(config)
+  return tokenizer.from_text((_folder(config.data, _manifest(config.data)) / "tokenizer.json").read_text())
+
+
 def _build(data: Config, manifest: str) -> Corpus:
   sha256, key, splits = builders.open_splits(data)
   texts = lambda documents: (_text(document[key]) for document in documents)

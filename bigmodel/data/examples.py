@@ -160,7 +160,7 @@ def _sklearn(name: str) -> Arrays:
   set_ = name.removeprefix("sklearn/")
   require(set_ in SKLEARN, f"config.data.name: no {name!r}{nearest(set_, SKLEARN)}; known: {', '.join(SKLEARN)}")
   try:
-    from sklearn import datasets
+    from sklearn import datasets  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError("config.data.name: scikit-learn is not here; pip install 'bigmodel[metrics]'") from error
   load: Callable[..., Any] = getattr(datasets, f"load_{set_}")

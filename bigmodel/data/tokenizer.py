@@ -11,12 +11,13 @@ from bigmodel.files import sha256_text
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """`encode(text) -> ids`, the number of ids, the separator's id, and each id's length in bytes."""
+  """`encode(text) -> ids` and back, the number of ids, the separator's id, and each id's length in bytes."""
 
   name: str
   vocab: int
   separator: int
   encode: Callable[[str], np.ndarray]
+  decode: Callable[[np.ndarray], str]
   token_bytes: np.ndarray
   sha256: str
   text: str  # what `from_text` rebuilds it from
@@ -30,7 +31,8 @@ def bytes_tokenizer() -> Tokenizer:
   lengths = np.ones(257, np.int32)
   lengths[256] = 0
   encode = lambda text: np.frombuffer(text.encode(), np.uint8)
-  return Tokenizer("bytes", 257, 256, encode, lengths, sha256_text("bytes"), "")
+  decode = lambda ids: bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
+  return Tokenizer("bytes", 257, 256, encode, decode, lengths, sha256_text("bytes"), "")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
@@ -61,7 +63,10 @@ def from_text(text: str) -> Tokenizer:
   size = bpe.get_vocab_size()
   separator = bpe.token_to_id(SEPARATOR)
   # In byte-level BPE every character of a token stands for one byte.
-  lengths = np.array([len(bpe.id_to_token(i)) for i in range(size)], np.int32)
+  lengths = np.array([len(bpe.id_to_token(i) or "") for i in range(size)], np.int32)
+  if separator is None:
+    separator = size - 1  # another's tokenizer: GPT-2's last token ends a text
   lengths[separator] = 0
   encode = lambda document: np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
-  return Tokenizer("bpe", size, separator, encode, lengths, sha256_text(text), text)
+  decode = lambda ids: bpe.decode([int(i) for i in ids if i != separator])
+  return Tokenizer("bpe", size, separator, encode, decode, lengths, sha256_text(text), text)

@@ -212,7 +212,9 @@ class Decoder(nn.Module):
     else:
       block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []
       for params, cache in zip(unstacked(self.get_variable("params", "blocks")), caches, strict=True):
-        x_BxTxD, _, cache = block.apply({"params": params}, x_BxTxD, None, cache, start)
+        x_BxTxD, _, cache = block.apply(  # pyright: ignore[reportAssignmentType]
+          {"params": params}, x_BxTxD, None, cache, start
+        )
         auxiliary.append(cache)
 
     if shape.norm_first:

@@ -1,5 +1,6 @@
 """Optimizers and schedules as functions of traced hyperparameters: a sweep over them compiles once."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ def fields() -> dict[str, Any]:
     "epsilon": 1e-8,
     "weight_decay": 0.1,  # of matrices, times the learning rate
     "clip": 1.0,  # global gradient norm
+    "frozen": (),  # patterns of parameters that stay as they begin
   }
 
 
@@ -100,6 +102,14 @@ def initial_state(params: Any) -> Any:
   """The optimizer's state before the first step: zeros, whatever its hyperparameters."""
   zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
   return optimizer(jnp.float32(0), zero).init(params)
+
+
+def thaw(updates: Any, frozen: tuple[str, ...]) -> Any:
+  """Gradients or updates, with zeros for parameters whose dotted name one of the patterns is found in."""
+  if not frozen:
+    return updates
+  stays = lambda path: any(re.search(p, jax.tree_util.keystr(path, simple=True, separator=".")) for p in frozen)
+  return jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if stays(path) else x, updates)
 
 
 def _matrices(params: Any) -> Any:

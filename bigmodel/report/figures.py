@@ -1,5 +1,6 @@
 """Figures of a study's report, as plotly figures: numbers in, nothing computed but curves to draw."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,16 @@ import numpy as np
 import plotly.graph_objects as go
 
 Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """What a study counts, and what its loss is."""
+
+  unit: str = "tokens"
+  loss: str = "loss (nats per token)"
+
+
 SEQUENCE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#d8b400", "#e07b00", "#c0392b")
 TRUTH, FORECAST, QUIET = "#c0392b", "#2a788e", "#9aa3ad"
 
@@ -58,9 +69,9 @@ def color(index: int, count: int) -> str:
   return SEQUENCE[round(index * (min(count, len(SEQUENCE)) - 1) / max(count - 1, 1))] if count > 1 else SEQUENCE[2]
 
 
-def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]]) -> go.Figure:
-  """Training loss over tokens, a line a run, coloured by size."""
-  figure = _figure("tokens seen", "training loss (nats per token)")
+def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]], words: Words) -> go.Figure:
+  """Training loss over what was seen, a line a run, coloured by size."""
+  figure = _figure(f"{words.unit} seen", f"training {words.loss}")
   sizes = sorted({record["params_total"] for record, _ in curves})
   named = set()
   for record, rows in curves:
@@ -75,7 +86,7 @@ def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]]) -> go.Fig
       name=f"N {record['params_total']:,}",
       legendgroup=str(size),
       showlegend=size not in named,
-      hovertemplate=f"{record['run_id']}<br>%{{x:.3s}} tokens, loss %{{y:.3f}}<extra></extra>",
+      hovertemplate=f"{record['run_id']}<br>%{{x:.3s}} {words.unit}, loss %{{y:.3f}}<extra></extra>",
     )
     named.add(size)
   return figure
@@ -91,10 +102,13 @@ def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
 
 
 def isoflop(
-  groups: Sequence[tuple[float, list[Record]]], profiles: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]
+  groups: Sequence[tuple[float, list[Record]]],
+  profiles: Sequence[dict[str, Any]],
+  optima: Sequence[dict[str, Any]],
+  words: Words,
 ) -> go.Figure:
   """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
-  figure = _figure("parameters N", "held-out loss (nats per token)")
+  figure = _figure("parameters N", f"held-out {words.loss}")
   by_budget = {profile["C"]: profile for profile in profiles}
   for index, (budget, records) in enumerate(groups):
     shade = color(index, len(groups))
@@ -126,11 +140,29 @@ def isoflop(
   return figure
 
 
+def loss_over_data(records: Sequence[Record], words: Words, value: str = "loss_eval") -> go.Figure:
+  """What is held out over the data that were seen, a line a size; `value` is the loss or a metric."""
+  figure = _figure(f"{words.unit} seen", f"held-out {words.loss if value == 'loss_eval' else value}")
+  sizes = sorted({one["params_total"] for one in records})
+  for index, size in enumerate(sizes):
+    own = sorted((one for one in records if one["params_total"] == size), key=lambda one: one["tokens"])
+    figure.add_scatter(
+      x=[one["tokens"] for one in own],
+      y=[one["loss_eval"] if value == "loss_eval" else one["metrics"].get(value) for one in own],
+      mode="lines+markers", line={"color": color(index, len(sizes)), "width": 1.5}, marker={"size": 8},
+      error_y={"type": "data", "array": [1.645 * (one["loss_eval_stderr"] or 0) for one in own], "thickness": 1}
+      if value == "loss_eval" else None,
+      name=f"N {size:,}", text=[one["run_id"] for one in own],
+      hovertemplate="%{text}<br>%{x:,} seen<br>%{y:.4f}<extra></extra>",
+    )  # fmt: skip
+  return figure
+
+
 def loss_over_n_and_d(
-  records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None
+  records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None, words: Words
 ) -> go.Figure:
   """Every run at its (N, D), coloured by loss, over the contours of the fitted law."""
-  figure = _figure("parameters N", "training tokens D", log_y=True)
+  figure = _figure("parameters N", f"training {words.unit} D", log_y=True)
   every = [*records, *([target] if target else [])]
   N, D = (np.array([r[name] for r in every], float) for name in (n, "tokens"))
   losses = [r["loss_eval"] for r in every]
@@ -162,9 +194,10 @@ def forecast(
   law: dict[str, Any] | None,
   n: str,
   noise: float | None,
+  words: Words,
 ) -> go.Figure:
   """Fitted runs over compute, the frontier of the law, and the forecast with its interval beside the truth."""
-  figure = _figure("compute C (FLOPs)", "held-out loss (nats per token)")
+  figure = _figure("compute C (FLOPs)", f"held-out {words.loss}")
   figure.add_scatter(
     x=[r[convention] for r in records], y=[r["loss_eval"] for r in records], mode="markers", name="fitted runs",
     marker={"color": QUIET, "size": 7}, text=[r["run_id"] for r in records],
@@ -198,9 +231,9 @@ def forecast(
   return figure
 
 
-def learning_rates(scans: Sequence[dict[str, Any]]) -> go.Figure:
+def learning_rates(scans: Sequence[dict[str, Any]], words: Words) -> go.Figure:
   """Held-out loss over the learning rate; the ringed point is the rule's own."""
-  figure = _figure("learning rate", "held-out loss (nats per token)", height=340)
+  figure = _figure("learning rate", f"held-out {words.loss}", height=340)
   for index, scan in enumerate(scans):
     shade = color(index, len(scans))
     figure.add_scatter(

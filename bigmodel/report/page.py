@@ -18,6 +18,13 @@ from bigmodel.train import metrics
 from bigmodel.train.display import duration
 
 Facts = dict[str, Any]
+LOSSES = {
+  "causal_lm": "loss (nats per token)",
+  "masked_lm": "loss (nats per masked token)",
+  "seq2seq": "loss (nats per target token)",
+  "classification": "loss (nats per example)",
+  "regression": "squared error (of the variance)",
+}
 
 
 def write(workdir: epath.PathLike, forecast: Facts | None, figure_format: str | None = None) -> Facts:
@@ -47,6 +54,9 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "study": about["name"],
     "question": about["question"],
     "convention": about["convention"],
+    "unit": "tokens" if about["config"]["data.kind"] == "text" else "examples",
+    "loss": LOSSES[about["config"]["task.name"]],
+    "metrics": sorted({name for one in records for name in one["metrics"]}),
     "runs": runs,
     "planned_runs": len(plan["runs"]),
     "cost": {
@@ -98,20 +108,25 @@ def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
   profiles = next((law["profiles"] for law in facts["laws"] if law["name"] == "isoflop"), [])
   convention, n = facts["convention"], params_of(facts["convention"])
   noise = (facts["noise_floor"] or {}).get("std")
+  words = figures.Words(facts["unit"], facts["loss"])
   drawn: dict[str, tuple[str, Any]] = {}
   if facts["forecast"] and fitted:
-    figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise)
+    figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise, words)
     drawn["forecast"] = ("The forecast and the truth", figure)
   if profiles and fitted:
     groups = _by_budget(fitted, convention)
-    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"]))
+    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], words))
+  if fitted and not profiles:
+    drawn["data"] = ("Loss over data at each size", figures.loss_over_data(fitted, words))
+    for name in facts["metrics"]:
+      drawn[name] = (f"{name} over data at each size", figures.loss_over_data(fitted, words, name))
   if fitted:
-    drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target))
+    drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target, words))
   if facts["scans"]:
-    drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"]))
+    drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"], words))
   curves = [(r, metrics.read(workdir / "runs" / r["run_id"])) for r in finished if "fit" in r["roles"] or r is target]
   if curves:
-    drawn["curves"] = ("Training", figures.loss_curves(curves))
+    drawn["curves"] = ("Training", figures.loss_curves(curves, words))
   return drawn
 
 

@@ -37,7 +37,6 @@ def sample(
   together (Holtzman et al. 2020).
   """
   P = prompt_BxP.shape[1]
-  params = _split(params, shape)
   caches = empty_caches(shape, len(prompt_BxP), P + new, _dtype(params))
   logits_BxPxV, caches = apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
 
@@ -80,7 +79,6 @@ def beam_search(
 ) -> tuple[jax.Array, jax.Array]:
   """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
   W, P = beams, prompt_1xP.shape[1]
-  params = _split(params, shape)
   caches = empty_caches(shape, W, P + new, _dtype(params))
   logits, caches = apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
   V = shape.vocab
@@ -88,7 +86,7 @@ def beam_search(
   # All beams begin alike: only the first counts.
   score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
 
-  def extend(carry: Any, n: jax.Array) -> tuple[Any, Any]:
+  def extend(carry: Any, n: Any) -> tuple[Any, Any]:
     logits_WxV, caches, score_W, done_W, tokens_WxN = carry
     chance_WxV = jnp.where(done_W[:, None], only_stop_V, jax.nn.log_softmax(logits_WxV))
     score_W, place_W = jax.lax.top_k((score_W[:, None] + chance_WxV).reshape(-1), W)
@@ -98,7 +96,7 @@ def beam_search(
     caches = jax.tree.map(lambda x: x[beam_W], caches)
     return (token_W, caches, score_W, done_W, tokens_WxN), None
 
-  def step(carry: Any, n: jax.Array) -> tuple[Any, None]:
+  def step(carry: Any, n: Any) -> tuple[Any, None]:
     (token_W, caches, *rest), _ = extend(carry, n)
     logits_Wx1xV, caches = apply({"params": params}, token_W[:, None], caches, P + n)
     return (logits_Wx1xV[:, 0], caches, *rest), None
@@ -107,12 +105,6 @@ def beam_search(
   carry, _ = jax.lax.scan(step, carry, jnp.arange(new - 1))
   (_, _, score_W, _, tokens_WxN), _ = extend(carry, new - 1)
   return tokens_WxN, score_W
-
-
-def _split(params: Any, shape: Shape) -> Any:
-  """Parameters with those of each layer apart, so that the loop need not cut them out for every token."""
-  del shape
-  return params
 
 
 def _dtype(params: Any) -> Any:

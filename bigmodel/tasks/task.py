@@ -22,7 +22,7 @@ class Task:
   means of `values`.
   """
 
-  objective: Callable[[Apply, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+  objective: Callable[[Apply, Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
   values: Callable[[Apply, Any, jax.Array], Values]
   summary: Callable[[dict[str, float]], dict[str, float]] = dict
 

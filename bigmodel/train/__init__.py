@@ -7,7 +7,7 @@ from bigmodel.config import Config, require, require_choice
 
 DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
-PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout")
+PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout", "train.init_from")
 
 
 def fields() -> dict[str, dict[str, Any]]:
@@ -16,6 +16,9 @@ def fields() -> dict[str, dict[str, Any]]:
     "train": {
       "tokens": 0,  # the horizon: one of tokens and steps is set
       "steps": 0,
+      "init_from": "",  # folder of a run, trained or imported, whose weights to begin with
+      "init_sha256": "",  # those weights; filled in when empty, refused when they differ
+      "init_fresh": (),  # patterns of parameters that begin anew all the same, such as a head
       "batch_size": 16,  # rows of data.context tokens, or examples
       "accumulate": 1,  # microbatches a step
       "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32

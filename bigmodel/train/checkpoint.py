@@ -6,6 +6,7 @@ array, and begins with the sha256 of itself. A folder becomes `STEP` by a rename
 all of it is on disk. Nothing in it depends on the mesh: it restores on any other.
 """
 
+import ast
 import concurrent.futures
 import errno
 import hashlib
@@ -176,6 +177,22 @@ class Checkpoints:
       if mark != expected.get(name):
         raise CheckpointError(f"{folder}: array {name} is not what was saved")
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in names])
+
+  def arrays(self, step: int, prefix: str) -> dict[str, np.ndarray]:
+    """Arrays of a verified step whose names begin with `prefix`, on the host; no config is needed to read them."""
+    folder = self.folder / str(step)
+    marks = read_seal(folder)["arrays"]
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      empty = {}
+      for name, mark in marks.items():
+        shape, kind, _ = mark.rsplit(" ", 2)
+        empty[name] = np.zeros(ast.literal_eval(shape), kind)
+      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(empty))
+    chosen = {name: x for name, x in arrays.items() if name.startswith(prefix)}
+    for name, mark in hosts.fingerprints(chosen).items():
+      if mark != marks[name]:
+        raise CheckpointError(f"{folder}: array {name} is not what was saved")
+    return chosen
 
 
 def to_flat(tree: Any, copy: bool = True) -> dict[str, Any]:

@@ -52,11 +52,11 @@ class Display:
     if self._live:
       self._tasks["now"] = self._progress.add_task(title, total=total, note="compiling")
 
-  def update(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+  def update(self, step: int, total: int, loss: float, speed: str, seconds_left: float) -> None:
     title, expected = self._now
     done = self._done + expected * step / max(total, 1)
     left = seconds_left + max(0.0, self._expected - self._done - expected)
-    note = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {duration(left)} left"
+    note = f"loss {loss:.3f}  {speed}  {duration(left)} left"
     if self._live:
       self._progress.update(self._tasks["now"], completed=step, note=note)
       if "all" in self._tasks:

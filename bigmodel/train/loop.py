@@ -14,6 +14,7 @@ from bigmodel.data.pipeline import Data
 from bigmodel.files import read_json
 from bigmodel.parallel import hosts
 from bigmodel.train import step as steps
+from bigmodel.train import weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
@@ -77,7 +78,10 @@ def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.
   start = hosts.first(lambda: max(sound(), default=0))
   states = []
   for member in members:
-    state = member.checkpoints.restore(start, program.shapes) if start else program.init(member.run.config.seed)
+    if start:
+      state = member.checkpoints.restore(start, program.shapes)
+    else:
+      state = weights.start(member.run.config, program.init(member.run.config.seed))
     states.append(state)
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
@@ -171,6 +175,7 @@ class Watch:
     self.began = self.logged_at = self.flushed_at = time.monotonic()
     self.every = config.train.log_every
     self.tokens = train.batch_tokens(config)
+    self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
   def read(self, step: int, metrics: dict[str, jax.Array]) -> bool:
@@ -192,7 +197,8 @@ class Watch:
       row: dict[str, Any] = {name: _finite(values[name][index]) for name in ("loss", "grad_norm", "param_norm", "lr")}
       row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
-    self.display.update(done, self.total, float(np.max(values["loss"])), speed * len(self.members), left)
+    said = f"{speed * len(self.members):,.0f} {self.unit}/s"
+    self.display.update(done, self.total, float(np.max(values["loss"])), said, left)
     if now_ - self.flushed_at > FLUSH_SECONDS:
       self.flushed_at = now_
       spent = (now_ - self.began) / len(self.members)
@@ -286,19 +292,26 @@ def flops_of(run: Run, done: int) -> dict[str, float]:
 
 
 def title(members: list[Member]) -> str:
-  """What the display calls a program: 'd64 L4, 4.1M tokens', with the number of members."""
+  """What the display calls a program: 'decoder of 34k, 4.1M tokens', with the number of members."""
   config = members[0].run.config
   tokens = members[0].run.steps * train.batch_tokens(config)
   many = f"{len(members)} x " if len(members) > 1 else ""
-  return f"{many}width {config.model.width}, {config.model.layers} layers, {tokens / 1e6:.2f}M tokens"
+  size = models.counts_of(config).params_total
+  short = lambda n: f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k"
+  return f"{many}{config.model.family} of {short(size)}, {short(tokens)} {unit_of(config)}"
+
+
+def unit_of(config: Any) -> str:
+  return "tokens" if config.data.kind == "text" else "examples"
 
 
 def _summary(sealed: dict[str, Any]) -> str:
   if sealed["status"] != "finished":
     return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}"
+  measured = "".join(f"  {name} {value:.4f}" for name, value in sealed["metrics"].items())
   return (
     f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"
-    f"  {sealed['seconds']:.1f} s"
+    f"{measured}  {sealed['seconds']:.1f} s"
   )
 
 

@@ -68,6 +68,19 @@ class Lone:
   shapes: State  # abstract, with shardings
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+  """What a step does with its gradients, as far as it is compiled in."""
+
+  schedule: str
+  accumulate: int
+  frozen: tuple[str, ...]
+
+  @classmethod
+  def of(cls, config: Config) -> "How":
+    return cls(config.optim.schedule, config.train.accumulate, tuple(config.optim.frozen))
+
+
 _PROGRAMS: dict[str, Program] = {}
 
 
@@ -81,9 +94,8 @@ def program(config: Config, members: int = 1) -> Program:
     if name.startswith(("model.", "parallel.", "task.")) and name.removeprefix("task.") not in traced
   }
   parts = (
-    config.optim.schedule,
+    How.of(config),
     config.train.compute_dtype,
-    config.train.accumulate,
     data.unit(config),
     members,
     str(mesh),
@@ -120,12 +132,12 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     state_shardings = dataclasses.replace(state_shardings, opt_state=jax.tree.map(host, on_device))
   rows_sharding, one = parallel.batch_sharding(mesh), parallel.replicated(mesh)
   active = parallel.rules_on(mesh, rules)
-  options = hardware.compiler_options(platform)
+  options, how = hardware.compiler_options(platform), How.of(config)
 
   def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
     if config.parallel.offload == "optimizer":
       state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, on_device))
-    return train_step(model.apply, task, config.optim.schedule, config.train.accumulate, state, rows, h)
+    return train_step(model.apply, task, how, state, rows, h)
 
   step = jax.jit(
     one_step,
@@ -175,9 +187,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
   supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
   ways = {name: blocks.choose(config, mesh) for name in supplied}
   model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
-  one_step = functools.partial(
-    train_step, model.apply, tasks.build(config), config.optim.schedule, config.train.accumulate
-  )
+  one_step = functools.partial(train_step, model.apply, tasks.build(config), How.of(config))
   sharding, alone = parallel.member_sharding(mesh), _alone(lone)
   step = jax.jit(
     jax.shard_map(
@@ -228,7 +238,7 @@ def _each_member(one_step: Callable, *arguments: Any) -> Any:
 
 
 def train_step(
-  apply: Callable, task: Task, schedule: str, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
+  apply: Callable, task: Task, how: How, state: State, rows: Any, h: optim.Hyperparameters
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
 
@@ -238,6 +248,7 @@ def train_step(
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
+  accumulate = how.accumulate
   if accumulate == 1:
     (_, loss), grads = gradient(state.params, rows, key)
   else:
@@ -251,9 +262,10 @@ def train_step(
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
     total, _ = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
     loss, grads = jax.tree.map(lambda x: x / accumulate, total)
-  lr = optim.learning_rate(schedule, state.step, h)
+  grads = optim.thaw(grads, how.frozen)
+  lr = optim.learning_rate(how.schedule, state.step, h)
   updates, opt_state = optim.optimizer(lr, h).update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = optax.apply_updates(state.params, optim.thaw(updates, how.frozen))
   diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
   new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged)
   metrics = {

@@ -73,7 +73,7 @@ class BlockShape:
       feed_forward = self.experts_per_token * self.matrices + self.width * self.experts
     return 2.0 * ((2 if self.cross else 1) * self.projections + feed_forward)
 
-  def attention(self, T: int, memory: int = 0) -> float:
+  def attention(self, T: float, memory: float = 0) -> float:
     """FLOPs per token in one layer's products of activations: scores and weighted sums, computed once a pair.
 
     A token at position t of a causal block attends to t + 1 keys: (T + 1) / 2 on average. A table

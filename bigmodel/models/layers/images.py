@@ -43,7 +43,7 @@ def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-  return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)
+  return nn.max_pool(x, (size, size), (stride, stride), [(padding, padding)] * 2)  # pyright: ignore[reportArgumentType]
 
 
 class GroupNorm(nn.Module):

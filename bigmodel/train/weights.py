@@ -1,0 +1,191 @@
+"""Weights from elsewhere: those of another run, and Hugging Face's files in and out."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+
+from bigmodel import config as configs
+from bigmodel import models, optim, parallel
+from bigmodel.config import Config, require
+from bigmodel.files import UserError, absolute, read_json, write_json
+from bigmodel.models import huggingface
+from bigmodel.train.checkpoint import Checkpoints, read_seal
+from bigmodel.train.run import Run
+from bigmodel.train.step import State
+
+PREFIX = "params."
+
+
+def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+  """Every parameter of a resolved config's model, by dotted name."""
+  init = lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"]
+  return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(jax.eval_shape(init))).items()}
+
+
+def flat(params: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _source(folder: str) -> tuple[Checkpoints, int]:
+  """The checkpoints of a run's folder and the newest sound step."""
+  where = absolute(folder)
+  require((where / "config.json").exists(), f"config.train.init_from: {folder} holds no run (no config.json)")
+  store = Checkpoints(where / "checkpoints")
+  good = store.verified_steps()
+  require(bool(good), f"config.train.init_from: {folder} has no sound checkpoint")
+  return store, good[0]
+
+
+def _marks(folder: str) -> dict[str, str]:
+  """'shape dtype fingerprint' of each parameter of a run's newest sound checkpoint."""
+  store, step = _source(folder)
+  arrays = read_seal(store.folder / str(step))["arrays"]
+  return {name.removeprefix(PREFIX): mark for name, mark in arrays.items() if name.startswith(PREFIX)}
+
+
+def resolve(config: Config) -> None:
+  """Fills in, in place, which weights `train.init_from` stands for; refuses others than those already named."""
+  if not config.train.init_from:
+    return
+  found = hashlib.sha256(json.dumps(_marks(config.train.init_from), sort_keys=True).encode()).hexdigest()
+  known = config.train.init_sha256
+  require(
+    known in ("", found),
+    f"config.train.init_sha256: {config.train.init_from} holds {found[:12]}..., not {known[:12]}...",
+  )
+  config.train.init_sha256 = found
+
+
+def check(config: Config) -> None:
+  """Refuses, before anything compiles, weights that do not fit and patterns that match no parameter."""
+  if not (config.optim.frozen or config.train.init_from):
+    return
+  names = shapes_of(config)
+  for field, patterns in (("optim.frozen", config.optim.frozen), ("train.init_fresh", config.train.init_fresh)):
+    for pattern in patterns:
+      require(
+        any(re.search(pattern, name) for name in names), f"config.{field}: no parameter matches {pattern!r}; there are"
+        f" {', '.join(sorted(names))}",
+      )  # fmt: skip
+  if not config.train.init_from:
+    return
+  theirs = {
+    name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in _marks(config.train.init_from).items()
+  }
+  for name, shape in names.items():
+    if _fresh(config, name):
+      continue
+    where = f"config.train.init_from: {config.train.init_from}"
+    require(name in theirs, f"{where} has no {name!r}; name it in train.init_fresh to begin it anew")
+    require(
+      theirs[name] == shape,
+      f"{where}: {name!r} has the shape {theirs[name]}, not {shape}; name it in train.init_fresh to begin it anew",
+    )
+
+
+def _fresh(config: Config, name: str) -> bool:
+  return any(re.search(pattern, name) for pattern in config.train.init_fresh)
+
+
+def start(config: Config, state: State) -> State:
+  """The initial state of a run, with the weights of `train.init_from`."""
+  if not config.train.init_from:
+    return state
+  store, step = _source(config.train.init_from)
+  theirs = store.arrays(step, PREFIX)
+  store.close()
+
+  def take(path: Any, mine: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    return mine if _fresh(config, name) else jax.device_put(theirs[PREFIX + name], mine.sharding)
+
+  return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(take, state.params))
+
+
+def import_weights(source: str, workdir: epath.PathLike, default_config: Callable[[str], Config]) -> dict[str, Any]:
+  """Makes a run's folder at step 0 of a folder with config.json and *.safetensors."""
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  folder, target = Path(source), absolute(workdir)
+  require((folder / "config.json").is_file(), f"import: {source} has no config.json")
+  require(not (target / "config.json").exists(), f"import: {target} holds a run; choose another --workdir")
+  files = sorted(folder.glob("*.safetensors"))
+  require(bool(files), f"import: {source} has no *.safetensors")
+  tensors: dict[str, np.ndarray] = {}
+  for file in files:
+    try:
+      tensors |= load_file(file)
+    except (SafetensorError, TypeError) as error:
+      raise UserError(f"import: {file} cannot be read: {error}") from error
+  theirs = read_json(folder / "config.json")
+  family, fields, context = huggingface.fields_of(theirs, tensors)
+  config = default_config(family)
+  config.model.update(fields)
+  if config.data.kind == "text":
+    config.data.update(name="text_files", context=context)
+  config.train.steps = 1
+  shapes = shapes_of(config)
+  ours = huggingface.params_of(tensors, theirs["model_type"], config, shapes)
+  params = _tree(ours)
+  state = State(jnp.int32(0), params, optim.initial_state(params), jnp.float32(0), jnp.int32(-1))
+  run = Run(config, target)
+  target.mkdir(parents=True, exist_ok=True)
+  store = Checkpoints(target / "checkpoints")
+  store.save(0, state)
+  store.close()
+  if (folder / "tokenizer.json").is_file():
+    shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
+  write_json(target / "config.json", configs.flatten(config))
+  return {"run_id": run.run_id, "family": family, "from": theirs["model_type"], **models.counts_of(config).params()}
+
+
+def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for name, value in flat_params.items():
+    *parents, last = name.split(".")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return tree
+
+
+def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str, Any]:
+  """Writes the newest sound checkpoint of a run as config.json and model.safetensors."""
+  from safetensors.numpy import save_file
+
+  config = read_config(workdir)
+  store, step = _source(str(workdir))
+  params = {name.removeprefix(PREFIX): x for name, x in store.arrays(step, PREFIX).items()}
+  store.close()
+  theirs = huggingface.config_of(kind, config)
+  tensors = huggingface.tensors_of(params, kind, config)
+  folder = Path(target)
+  require(not folder.exists() or not any(folder.iterdir()), f"export: {target} is not empty")
+  folder.mkdir(parents=True, exist_ok=True)
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  write_json(folder / "config.json", theirs)
+  return {"to": str(folder), "type": kind, "tensors": len(tensors), "step": step}
+
+
+def read_config(workdir: epath.PathLike) -> Config:
+  """The config of a run's folder, on the devices that are here."""
+  folder = absolute(workdir)
+  if not (folder / "config.json").exists():
+    raise UserError(f"--workdir: {folder} holds no run (no config.json)")
+  known = read_json(folder / "config.json")
+  return configs.unflatten(known | {f"parallel.{name}": value for name, value in parallel.fields().items()})

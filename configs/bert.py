@@ -1,0 +1,29 @@
+"""Does a larger BERT, or more text, pay off in guessing masked bytes of Python source? Nine runs, some minutes."""
+
+from bigmodel.study import Fractions, Study, default_config
+
+SIZES = [{"model.width": width} for width in (16, 32, 64)]
+AMOUNTS = (500_000, 1_500_000, 4_500_000)
+
+
+def get_config(arg=None):
+  del arg
+  config = default_config("bert")
+  config.model.update(layers=2, head_size=16)
+  config.data.update(
+    distributions=("flax", "jax", "numpy", "scipy"), heldout=("absl-py", "etils", "jinja2", "optax"), context=64
+  )
+  config.optim.update(lr=4e-3, final=0.0)
+  config.train.update(batch_size=16, log_every=50)
+  config.eval.update(tokens=1 << 16, batch_size=64)
+  return config
+
+
+def get_study(config):
+  del config
+  return Study(
+    name="bert",
+    question="Does a larger BERT, or more text, pay off in guessing masked bytes of Python source?",
+    design=Fractions(SIZES, AMOUNTS),
+    laws=("chinchilla",),
+  )

@@ -1,0 +1,81 @@
+"""Decoding: from a cache as without one, and beams against all sequences there are."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodel.models.decoder import Decoder, Shape
+from bigmodel.tasks.generation import beam_search, sample
+
+V, P = 6, 3
+
+
+@pytest.fixture(scope="module")
+def model():
+  shape = Shape(V, 16, 2, 2, 1, 8, 32, "swiglu")
+  module = Decoder(shape)
+  params = nn.meta.unbox(module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+  return module.apply, shape, jax.tree.map(lambda x: 4 * x, params)  # far from uniform
+
+
+def whole(model, tokens):
+  """log-probabilities of what follows, without a cache."""
+  apply, _, params = model
+  return np.asarray(jax.nn.log_softmax(apply({"params": params}, jnp.asarray(tokens))[0]))
+
+
+def prompts(rows):
+  return jax.random.randint(jax.random.key(5), (rows, P), 0, V)
+
+
+def run(model, prompt, new, temperature, top_k=0, top_p=1.0, seed=0):
+  said, chances = sample(*model, prompt, new, jax.random.key(seed), jnp.float32(temperature), jnp.float32(top_p), top_k)
+  return np.asarray(said), np.asarray(chances)
+
+
+def test_greedy_tokens_are_those_of_the_whole_model_each_time_anew(model):
+  prompt, new = np.asarray(prompts(4)), 8
+  said, chances = run(model, prompt, new, 0.0)
+  rows = prompt
+  for n in range(new):
+    following = whole(model, rows)[:, -1]
+    np.testing.assert_array_equal(said[:, n], following.argmax(axis=1))
+    np.testing.assert_allclose(chances[:, n], following.max(axis=1), atol=1e-4)
+    rows = np.concatenate([rows, said[:, n : n + 1]], axis=1)
+
+
+@pytest.mark.parametrize(
+  ("top_k", "top_p", "temperature"), [(0, 1.0, 1.0), (2, 1.0, 1.0), (0, 0.7, 1.0), (0, 1.0, 0.5)]
+)
+def test_samples_are_drawn_from_what_is_kept(model, top_k, top_p, temperature):
+  prompt = jnp.repeat(prompts(1), 4000, axis=0)
+  said, _ = run(model, prompt, 1, temperature, top_k, top_p)
+  p = np.exp(whole(model, prompt[:1])[0, -1] / temperature)
+  p /= p.sum()
+  order = np.argsort(-p)
+  kept = order[:top_k] if top_k else order[: 1 + int(np.sum(np.cumsum(p[order]) < top_p))]
+  expected = np.where(np.isin(np.arange(V), kept), p, 0)
+  expected /= expected.sum()
+  drawn = np.bincount(said[:, 0], minlength=V) / 4000
+  np.testing.assert_allclose(drawn, expected, atol=0.035)  # 4 standard errors
+  assert drawn[expected == 0].sum() == 0
+
+
+def test_enough_beams_find_the_likeliest_of_all_sequences(model):
+  prompt, new, stop = prompts(1), 3, V - 1
+  said, scores = beam_search(*model, prompt, new, V**2, jnp.int32(stop))
+  best = {}
+  for tokens in itertools.product(range(V), repeat=new):
+    end = tokens.index(stop) + 1 if stop in tokens else new
+    key = tokens[:end]
+    row = np.concatenate([np.asarray(prompt)[0], tokens])[None]
+    logp = whole(model, row)[0, P - 1 : P - 1 + new]
+    best[key] = sum(logp[i, tokens[i]] for i in range(end))
+  ranked = sorted(best.items(), key=lambda item: -item[1])
+  for (tokens, score), row, found in zip(ranked[:5], np.asarray(said), np.asarray(scores), strict=False):
+    np.testing.assert_array_equal(row, [*tokens, *[stop] * (new - len(tokens))])
+    assert found == pytest.approx(score, abs=1e-4)

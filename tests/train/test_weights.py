@@ -1,0 +1,146 @@
+"""Weights from elsewhere: begun from exactly, frozen where asked, refused with the tensor that does not fit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodel import study
+from bigmodel.cli import main
+from bigmodel.files import UserError
+from bigmodel.models import huggingface
+from bigmodel.train import step as steps
+from bigmodel.train import weights
+from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+
+
+def trained(config, folder, **changes):
+  """Trains a run; returns its last parameters by dotted name."""
+  config = study.with_overrides(config, changes)
+  run, data = study.single_run(config, folder)
+  with Display(0, True) as display:
+    train_runs([run], data, display, {"stop": False})
+  store = Checkpoints(run.folder / "checkpoints")
+  params = store.arrays(store.verified_steps()[0], weights.PREFIX)
+  store.close()
+  return run, {name.removeprefix(weights.PREFIX): x for name, x in params.items()}
+
+
+def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_path):
+  _, first = trained(config, tmp_path / "first", **{"train.steps": 10})
+  tuned, second = trained(
+    config, tmp_path / "second",
+    **{"train.steps": 10, "train.init_from": str(tmp_path / "first"), "optim.frozen": ("attention", "^embedding$")},
+  )  # fmt: skip
+  for name, value in second.items():
+    frozen = "attention" in name or name == "embedding"
+    assert np.array_equal(value, first[name]) == frozen, name
+  assert tuned.config.train.init_sha256
+  # A run from other weights is another run, wherever the folder of its weights lies.
+  moved = study.with_overrides(config, {"train.steps": 10, "train.init_from": str(tmp_path / "moved")})
+  (tmp_path / "first").rename(tmp_path / "moved")
+  again, _ = study.single_run(study.with_overrides(moved, {"optim.frozen": tuned.config.optim.frozen}), tmp_path / "x")
+  assert again.run_id == tuned.run_id
+  scratch, _ = study.single_run(study.with_overrides(config, {"train.steps": 10}), tmp_path / "y")
+  assert scratch.run_id != study.single_run(moved, tmp_path / "z")[0].run_id
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_path):
+  trained(config, tmp_path / "first", **{"train.steps": 2})
+  config.train.init_from = str(tmp_path / "first")
+  for changes, message in (
+    ({"model.width": 24}, r"'blocks.attention.key' has the shape \(1, 16, 16\), not"),
+    ({"model.tie_embeddings": False}, "has no 'output'; name it in train.init_fresh"),
+    ({"optim.frozen": ("attentoin",)}, "config.optim.frozen: no parameter matches 'attentoin'"),
+    ({"train.init_fresh": ("^head",)}, r"config.train.init_fresh: no parameter matches '\^head'"),
+    ({"train.init_from": str(tmp_path)}, "holds no run"),
+    ({"train.init_sha256": "0" * 64}, "config.train.init_sha256"),
+  ):
+    with pytest.raises(UserError, match=message):
+      study.single_run(study.with_overrides(config, changes), tmp_path / "other")
+  fresh = {"model.tie_embeddings": False, "train.init_fresh": ("^output$",), "train.steps": 2}
+  trained(config, tmp_path / "fresh", **fresh)
+
+
+SHAPES = {
+  "gpt2": ("decoder", dict(vocab=31, width=16, layers=2, head_size=8, norm="layer", bias=True, positions="learned",
+                           activation="gelu")),
+  "llama": ("decoder", dict(vocab=31, width=16, layers=2, head_size=8, kv_heads=1, tie_embeddings=False)),
+  "mixtral": ("decoder", dict(vocab=31, width=16, layers=2, head_size=8, tie_embeddings=False, experts=3,
+                              expert_capacity=0.0)),
+  "bert": ("bert", dict(vocab=31, width=16, layers=2, head_size=8)),
+  "vit": ("vit", dict(inputs=(8, 8, 3), outputs=3, patch=4, width=16, layers=2, head_size=8)),
+}  # fmt: skip
+
+
+def exported(kind, folder):
+  """A run's folder of random weights, exported; returns its parameters."""
+  family, fields = SHAPES[kind]
+  config = study.default_config(family)
+  config.model.update(**fields)
+  config.train.steps = 1
+  if config.data.kind == "text":
+    config.data.update(name="text_files", path="none", context=12)
+  config = study.resolve_without_data(config)
+  program = steps.program(config)
+  state = program.init(0)
+  params = {name: np.asarray(x) for name, x in weights.flat(state.params).items()}
+  store = Checkpoints(folder / "run" / "checkpoints")
+  (folder / "run").mkdir(parents=True)
+  store.save(3, jax.device_get(state))
+  store.close()
+  from bigmodel.config import flatten
+  from bigmodel.files import write_json
+
+  write_json(folder / "run" / "config.json", flatten(config))
+  weights.export_weights(folder / "run", str(folder / "there"), kind)
+  return params
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_exported_comes_back_to_the_bit(kind, tmp_path, capsys):
+  params = exported(kind, tmp_path)
+  assert main(["import", str(tmp_path / "there"), "--workdir", str(tmp_path / "back"), "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["params_total"] == sum(x.size for x in params.values())
+  store = Checkpoints(tmp_path / "back" / "checkpoints")
+  back = store.arrays(0, weights.PREFIX)
+  store.close()
+  assert back.keys() == {weights.PREFIX + name for name in params}
+  for name, value in params.items():
+    np.testing.assert_array_equal(back[weights.PREFIX + name], value)
+
+
+def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(tmp_path):
+  from safetensors.numpy import load_file, save_file
+
+  exported("gpt2", tmp_path)
+  file = tmp_path / "there" / "model.safetensors"
+  good = load_file(file)
+  name = "h.1.mlp.c_fc.weight"
+  for tensors, message in (
+    ({k: v for k, v in good.items() if k != name}, f"no tensor '{name}'"),
+    (good | {"h.1.mlp.extra": good[name]}, "unknown tensor 'h.1.mlp.extra'"),
+    (good | {name: np.ones((16, 3), np.float32)}, rf"tensor '{name}' has the shape \(16, 3\), not \(16, 64\)"),
+  ):
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=message):
+      weights.import_weights(str(tmp_path / "there"), tmp_path / "back", study.default_config)
+    assert not (tmp_path / "back").exists()
+  file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
+    weights.import_weights(str(tmp_path / "there"), tmp_path / "back", study.default_config)
+
+
+def test_a_model_that_a_type_cannot_be_is_not_exported():
+  config = study.default_config()
+  config.model.update(vocab=31, qk_norm=True)
+  config = study.resolve_without_data(config)
+  with pytest.raises(UserError, match=r"a llama has no config.model.qk_norm = True"):
+    huggingface.config_of("llama", config)
+  with pytest.raises(UserError, match=r"a gpt2 has no config.model.norm = 'rms'"):
+    huggingface.config_of("gpt2", config)
+  with pytest.raises(UserError, match="a bert is a bert here, not a decoder"):
+    huggingface.config_of("bert", config)
