@@ -16,6 +16,11 @@ def cache(tmp_path_factory):
   root = tmp_path_factory.getbasetemp()
   root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
   os.environ["BIGMODEL_CACHE"] = str(root / "cache")
+  import jax
+
+  # What one worker has compiled, the others need not.
+  jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
   return root / "cache"
 
 

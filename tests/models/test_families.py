@@ -54,9 +54,21 @@ def inputs_of(config, rows=2):
   return (tokens, tokens[:, ::-1]) if config.model.family == "transformer" else (tokens,)
 
 
-def init(config):
-  boxed = models.build(config).init(jax.random.key(0), *models.example(config))["params"]
+def abstract(config):
+  """Shapes of the parameters, boxed and not."""
+  boxed = jax.eval_shape(lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"])
   return boxed, nn.meta.unbox(boxed)
+
+
+def init(config):
+  return jax.jit(lambda key: nn.meta.unbox(models.build(config).init(key, *models.example(config))["params"]))(
+    jax.random.key(0)
+  )
+
+
+def applied(model, params):
+  """The outputs of the model, compiled."""
+  return jax.jit(lambda *inputs, **named: model.apply({"params": params}, *inputs, **named)[0])
 
 
 def convolutions(jaxpr):
@@ -73,7 +85,7 @@ def convolutions(jaxpr):
 @pytest.mark.parametrize("name", CASES)
 def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
   config = make(name)
-  boxed, params = init(config)
+  boxed, params = abstract(config)
   assert models.counts_of(config).params_total == sum(x.size for x in jax.tree.leaves(params))
   mesh = parallel.make_mesh_of({"fsdp": 1}, jax.devices()[:1])
   parallel.shardings(mesh, boxed, parallel.RULES)  # refuses what no rule matches
@@ -82,7 +94,7 @@ def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
 @pytest.mark.parametrize("name", CASES)
 def test_exact_flops_are_the_products_of_the_forward_pass(name):
   config = make(name)
-  _, params = init(config)
+  _, params = abstract(config)
   model, inputs = models.build(config), inputs_of(config)
   jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, *inputs))(params).jaxpr
   counts = models.counts_of(config)
@@ -106,9 +118,9 @@ def test_exact_flops_are_the_products_of_the_forward_pass(name):
 def test_scanned_and_unrolled_blocks_agree_with_dropout_too(name):
   fields = {"dropout": 0.2}
   config = make(name, **fields)
-  _, params = init(config)
+  params = init(config)
   inputs, key = inputs_of(config), jax.random.key(3)
-  apply = lambda rngs, **ways: models.build(config, **ways).apply({"params": params}, *inputs, rngs=rngs)[0]
+  apply = lambda rngs, **ways: applied(models.build(config, **ways), params)(*inputs, rngs=rngs)
   still, dropped = apply(None), apply({"dropout": key})
   np.testing.assert_allclose(apply({"dropout": key}, run_blocks=blocks.scanned), dropped, atol=2e-6)
   np.testing.assert_allclose(apply(None, run_blocks=blocks.scanned), still, atol=2e-6)
@@ -119,24 +131,25 @@ def test_scanned_and_unrolled_blocks_agree_with_dropout_too(name):
 @pytest.mark.parametrize("name", CASES)
 def test_rows_of_a_batch_do_not_see_each_other(name):
   config = make(name)
-  _, params = init(config)
+  params = init(config)
   inputs = inputs_of(config, rows=3)
-  model = models.build(config)
-  alone = model.apply({"params": params}, *(x[1:2] for x in inputs))[0]
-  np.testing.assert_allclose(model.apply({"params": params}, *inputs)[0][1:2], alone, atol=1e-5)
+  apply = applied(models.build(config), params)
+  np.testing.assert_allclose(apply(*inputs)[1:2], apply(*(x[1:2] for x in inputs)), atol=1e-5)
 
 
 def test_an_encoder_sees_both_ways_and_a_decoder_of_the_transformer_one():
   config = make("bert")
-  _, params = init(config)
-  apply = lambda *inputs: np.asarray(models.build(config).apply({"params": params}, *inputs)[0])
+  params = init(config)
+  compiled = applied(models.build(config), params)
+  apply = lambda *inputs: np.asarray(compiled(*inputs))
   (x,) = inputs_of(config)
   changed = x.copy()
   changed[0, 2] = (changed[0, 2] + 1) % 23
   assert (np.abs(apply(x) - apply(changed))[0].max(axis=-1) > 0).all()
 
   config = make("transformer")
-  _, params = init(config)
+  params = init(config)
+  compiled = applied(models.build(config), params)
   source, target = inputs_of(config)
   other = target.copy()
   other[0, 3] = (other[0, 3] + 1) % 23
@@ -151,16 +164,17 @@ def test_an_encoder_sees_both_ways_and_a_decoder_of_the_transformer_one():
 @pytest.mark.parametrize("split", [1, 4])
 def test_decoding_from_a_cache_gives_the_logits_of_the_whole(name, split):
   config = make(name)
-  _, params = init(config)
+  params = init(config)
   model, (tokens,) = models.build(config), inputs_of(config)
   shape = models.shape_of(config)
   empty = jnp.zeros((2, T, shape.kv_heads, shape.head_size))
   caches, parts, start = [(empty, empty)] * shape.layers, [], 0
+  step = jax.jit(lambda tokens, caches, start: model.apply({"params": params}, tokens, caches, start))
   for stop in [*range(split, T, split), T]:
-    logits, caches = model.apply({"params": params}, tokens[:, start:stop], caches, jnp.int32(start))
+    logits, caches = step(tokens[:, start:stop], caches, jnp.int32(start))
     parts.append(logits)
     start = stop
-  whole = model.apply({"params": params}, tokens)[0]
+  whole = applied(model, params)(tokens)
   np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
 
 
@@ -185,12 +199,12 @@ def test_relative_positions_are_those_of_transformer_xl():
 def test_dropless_experts_turn_no_token_away():
   """With room for all, any larger factor gives the same."""
   config = make("dropless")
-  _, params = init(config)
+  params = init(config)
   (tokens,) = inputs_of(config)
   roomy = make("dropless", expert_capacity=100.0)
-  one, other = (models.build(c).apply({"params": params}, tokens)[0] for c in (config, roomy))
+  one, other = (applied(models.build(c), params)(tokens) for c in (config, roomy))
   np.testing.assert_array_equal(one, other)
-  tight = models.build(make("dropless", expert_capacity=0.1)).apply({"params": params}, tokens)[0]
+  tight = applied(models.build(make("dropless", expert_capacity=0.1)), params)(tokens)
   assert np.abs(one - tight).max() > 1e-3
 
 

@@ -68,7 +68,7 @@ def test_only_matrices_decay_however_they_are_stacked():
   models.resolve(config.model, {"vocab": 50})
   config.model.update(qk_norm=True, experts=2)
   model = models.build(config)
-  params = nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  params = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"])
   decayed = jax.tree_util.tree_leaves_with_path(optim._matrices(params))
   assert len(decayed) > 10
   for path, decays in decayed:

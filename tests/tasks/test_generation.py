@@ -1,5 +1,6 @@
 """Decoding: from a cache as without one, and beams against all sequences there are."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -11,21 +12,27 @@ import pytest
 from bigmodel.models.decoder import Decoder, Shape
 from bigmodel.tasks.generation import beam_search, sample
 
-V, P = 6, 3
+V, P, LENGTH = 6, 3, 12
 
 
 @pytest.fixture(scope="module")
 def model():
   shape = Shape(V, 16, 2, 2, 1, 8, 32, "swiglu")
   module = Decoder(shape)
-  params = nn.meta.unbox(module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+  params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
   return module.apply, shape, jax.tree.map(lambda x: 4 * x, params)  # far from uniform
 
 
 def whole(model, tokens):
   """log-probabilities of what follows, without a cache."""
   apply, _, params = model
-  return np.asarray(jax.nn.log_softmax(apply({"params": params}, jnp.asarray(tokens))[0]))
+  padded = jnp.pad(jnp.asarray(tokens), ((0, 0), (0, LENGTH - np.shape(tokens)[1])))  # what follows is not seen
+  return np.asarray(_log_probabilities(apply, params, padded))[:, : np.shape(tokens)[1]]
+
+
+@functools.partial(jax.jit, static_argnames="apply")
+def _log_probabilities(apply, params, tokens):
+  return jax.nn.log_softmax(apply({"params": params}, tokens)[0])
 
 
 def prompts(rows):
@@ -68,13 +75,12 @@ def test_samples_are_drawn_from_what_is_kept(model, top_k, top_p, temperature):
 def test_enough_beams_find_the_likeliest_of_all_sequences(model):
   prompt, new, stop = prompts(1), 3, V - 1
   said, scores = beam_search(*model, prompt, new, V**2, jnp.int32(stop))
+  every = np.array(list(itertools.product(range(V), repeat=new)))
+  follow = whole(model, np.concatenate([np.repeat(prompt, len(every), axis=0), every], axis=1))[:, P - 1 : -1]
   best = {}
-  for tokens in itertools.product(range(V), repeat=new):
+  for tokens, logp in zip(every.tolist(), follow, strict=True):
     end = tokens.index(stop) + 1 if stop in tokens else new
-    key = tokens[:end]
-    row = np.concatenate([np.asarray(prompt)[0], tokens])[None]
-    logp = whole(model, row)[0, P - 1 : P - 1 + new]
-    best[key] = sum(logp[i, tokens[i]] for i in range(end))
+    best[tuple(tokens[:end])] = sum(logp[i, tokens[i]] for i in range(end))
   ranked = sorted(best.items(), key=lambda item: -item[1])
   for (tokens, score), row, found in zip(ranked[:5], np.asarray(said), np.asarray(scores), strict=False):
     np.testing.assert_array_equal(row, [*tokens, *[stop] * (new - len(tokens))])
