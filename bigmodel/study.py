@@ -36,7 +36,7 @@ from bigmodel.sweep.designs import (
   repeat_seeds,
 )
 from bigmodel.sweep.fits import fit_study
-from bigmodel.train import weights
+from bigmodel.train import stages, weights
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, now
 
@@ -98,6 +98,9 @@ def check(config: Config) -> None:
     require(name in given, f"config.{name}: missing; begin with {start}")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
+  for stage in stages.of(config)[:-1]:
+    for room in (models, tasks, optim):
+      room.check(stage.config)
 
 
 def resolve(config: Config, corpus: Data) -> Config:

@@ -11,7 +11,7 @@ from bigmodel.config import Config, require, require_choice
 
 KINDS = ("text", "examples")
 TOKENIZERS = ("bytes", "bpe")
-NORMALISATIONS = ("standard", "none")
+NORMALISATIONS = ("standard", "unit", "none")
 # What runs that read the same prepared data may differ in.
 FREE = ("tokens", "examples", "repeat", "seed", "context")
 
@@ -27,7 +27,8 @@ def fields(kind: str = "text") -> dict[str, Any]:
   if kind == "examples":
     return common | {
       "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz with inputs and targets)
-      "normalise": "standard",  # each feature, or an image's channels, by mean and deviation of the training examples
+      # By the training examples: each feature, or an image's channels, to mean 0 and deviation 1; or all to [0, 1].
+      "normalise": "standard",
       "folds": 5,  # where the data have no split of their own: parts, of which one is held out
       "fold": 0,  # the one that is held out
       "examples": 0,  # training examples to use, the first of a random order; 0 is all of them

@@ -99,6 +99,9 @@ def _statistics(inputs: np.ndarray, normalise: str) -> tuple[np.ndarray, np.ndar
   """Mean and deviation over training examples (and pixels); a feature that never changes keeps its scale."""
   if normalise == "none":
     return np.float32(0), np.float32(1)  # pyright: ignore[reportReturnType]
+  if normalise == "unit":
+    low, high = float(inputs.min()), float(inputs.max())
+    return np.float32(low), np.float32((high - low) or 1)  # pyright: ignore[reportReturnType]
   axes = tuple(range(inputs.ndim - 1)) or 0
   mean = inputs.mean(axis=axes, dtype=np.float64)
   # In chunks: a float64 copy of all images would not fit beside them.

@@ -19,6 +19,7 @@ from bigmodel.config import Config, require, require_choice
 FAMILIES = {
   "linear": "mlp",
   "mlp": "mlp",
+  "dbn": "dbn",
   "alexnet": "alexnet",
   "resnet": "resnet",
   "vit": "vit",

@@ -53,6 +53,7 @@ class Hyperparameters(NamedTuple):
   warmup: Any  # steps
   decay: Any  # steps; cosine decays over all that follows the warm-up
   steps: Any  # the horizon
+  first: Any  # step of the run at which this schedule begins
   final: Any
   beta1: Any
   beta2: Any
@@ -63,8 +64,8 @@ class Hyperparameters(NamedTuple):
   task: Any  # the traced numbers of its loss, by name
 
 
-def hyperparameters(config: Config, steps: int) -> Hyperparameters:
-  """The traced inputs of a run of `steps` steps."""
+def hyperparameters(config: Config, steps: int, first: int = 0) -> Hyperparameters:
+  """The traced inputs of `steps` steps of a run, from its step `first` on."""
   optim = config.optim
   warmup = max(1, round(optim.warmup * steps)) if optim.warmup else 0
   decay = steps - warmup if optim.schedule == "cosine" else max(1, round(optim.decay * steps))
@@ -74,6 +75,7 @@ def hyperparameters(config: Config, steps: int) -> Hyperparameters:
   )  # fmt: skip
   return Hyperparameters(
     **{name: jnp.float32(value) for name, value in values.items()},
+    first=jnp.float32(first),
     seed=jnp.int32(config.seed),
     task={name: jnp.float32(value) for name, value in tasks.traced(config).items()},
   )
@@ -81,7 +83,7 @@ def hyperparameters(config: Config, steps: int) -> Hyperparameters:
 
 def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Array:
   """Linear warm-up, then cosine or stable-and-linear decay that ends at the run's own horizon."""
-  step = step.astype(jnp.float32)
+  step = step.astype(jnp.float32) - h.first
   rising = (step + 1) / jnp.maximum(h.warmup, 1)
   done = jnp.clip((step - (h.steps - h.decay)) / jnp.maximum(h.decay, 1), 0, 1)
   shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if schedule == "cosine" else 1 - done

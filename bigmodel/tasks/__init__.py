@@ -15,7 +15,7 @@ from bigmodel.tasks.task import Apply, Task
 
 __all__ = ["Apply", "Task"]
 
-TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification", "regression")
+TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification", "regression", "contrastive_divergence")
 
 
 def task(name: str) -> Any:

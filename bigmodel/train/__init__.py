@@ -20,6 +20,7 @@ def fields() -> dict[str, dict[str, Any]]:
       "init_sha256": "",  # those weights; filled in when empty, refused when they differ
       "init_fresh": (),  # patterns of parameters that begin anew all the same, such as a head
       "batch_size": 16,  # rows of data.context tokens, or examples
+      "stages": (),  # what is trained for before the config's own task; see `train.stages`
       "accumulate": 1,  # microbatches a step
       "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32
       "log_every": 20,
@@ -46,9 +47,16 @@ def check(config: Config) -> None:
     require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
 
 
-def steps_of(config: Config) -> int:
-  """The number of steps of a run, from either way of giving its horizon."""
+def own_steps(config: Config) -> int:
+  """The number of steps of a run's last stage, from either way of giving its horizon."""
   return config.train.steps or max(1, round(config.train.tokens / batch_tokens(config)))
+
+
+def steps_of(config: Config) -> int:
+  """The number of steps of a run, all stages together."""
+  from bigmodel.train import stages
+
+  return stages.of(config)[-1].stop if config.train.stages else own_steps(config)
 
 
 def batch_tokens(config: Config) -> int:

@@ -13,8 +13,8 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import read_json
 from bigmodel.parallel import hosts
+from bigmodel.train import stages, weights
 from bigmodel.train import step as steps
-from bigmodel.train import weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
@@ -33,7 +33,6 @@ class Member:
   rows: pipeline.Pipeline
   metrics: Metrics
   checkpoints: Checkpoints
-  hyperparameters: optim.Hyperparameters
   seconds: float  # its share of earlier attempts
   ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
 
@@ -46,11 +45,10 @@ def train_runs(
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
   """
-  program = steps.program(runs[0].config, len(runs))
   members = [_open(run, corpus) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   try:
-    return _train(program, members, corpus, display, stop, expected, profile, watchdog)
+    return _train(members, corpus, display, stop, expected, profile, watchdog)
   finally:
     watchdog.close()
     for member in members:
@@ -66,16 +64,28 @@ def _open(run: Run, corpus: Data) -> Member:
     rows=rows,
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
-    hyperparameters=optim.hyperparameters(run.config, run.steps),
     seconds=read_status(run.folder)["seconds"],
     ended=record.read(run.folder),
   )
 
 
-def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.State]:
-  """The newest step of which all members have a sound checkpoint, or their initial states."""
+def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
+  """The program of a stage of all members, and their hyperparameters in it."""
+  program = steps.program(stage.config, len(members))
+  own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
+  return program, program.put_hyperparameters(
+    [optim.hyperparameters(one.config, one.stop - one.first, one.first) for one in own]
+  )
+
+
+def _common_step(members: list[Member]) -> int:
+  """The newest step of which all members have a sound checkpoint."""
   sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
-  start = hosts.first(lambda: max(sound(), default=0))
+  return hosts.first(lambda: max(sound(), default=0))
+
+
+def _restore(program: steps.Program, members: list[Member], start: int) -> steps.State:
+  """The states of step `start`, which are the initial ones at 0."""
   states = []
   for member in members:
     if start:
@@ -87,11 +97,10 @@ def _restore(program: steps.Program, members: list[Member]) -> tuple[int, steps.
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
     if member.ended is None:
       member.metrics.cut(start)
-  return start, program.place(states)
+  return program.place(states)
 
 
 def _train(
-  program: steps.Program,
   members: list[Member],
   corpus: Data,
   display: Display,
@@ -105,14 +114,21 @@ def _train(
   display.begin(title(members), total, expected)
   began = time.monotonic()
   hardware.peak_flops()  # measured once, before it would disturb a step
-  start, state = _restore(program, members)
-  hyperparameters = program.put_hyperparameters([m.hyperparameters for m in members])
-  watch = Watch(program, members, start, total, display)
+  start = _common_step(members)
+  ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
+  program, hyperparameters = _stage(members, ahead[0])
+  state = _restore(program, members, start)
+  watch = Watch(members, start, total, display)
   pending: tuple[int, dict[str, jax.Array]] | None = None
   with hosts.Agreement(stop) as agreement:
     for step in range(start, total):
       if profile and step == start + 2:  # the first steps compile
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
+      if step == ahead[0].stop:
+        ahead.pop(0)
+        program, hyperparameters = _stage(members, ahead[0])
+      if step == ahead[0].first > 0:
+        state = steps.next_stage(state)
       rows = program.put_rows([m.rows.part(step) for m in members])
       state, metrics = program.step(state, rows, hyperparameters)
       before, pending = pending, (step, metrics)
@@ -164,7 +180,6 @@ def _save(program: steps.Program, members: list[Member], state: steps.State, ste
 class Watch:
   """Reads the metrics of a step while the next one computes."""
 
-  program: steps.Program
   members: list[Member]
   logged_step: int
   total: int
@@ -232,7 +247,7 @@ def _finish(
     "epochs_seen": member.rows.epochs_seen(done),
     "steps": done,
     **flops_of(run, done),
-    "loss_train": steps.loss_train(own) if status == "finished" else None,
+    "loss_train": steps.loss_train(own, stages.of(config)[-1].first) if status == "finished" else None,
     "loss_eval": result["loss"],
     "loss_eval_stderr": result["loss_stderr"],
     "bits_per_byte": result["bits_per_byte"],

@@ -278,9 +278,16 @@ def train_step(
   return new, metrics
 
 
-def loss_train(state: State) -> float:
-  """The debiased average of the training loss over the last steps."""
-  return float(state.loss_ema) / (1 - EMA ** int(state.step)) if int(state.step) else float("nan")
+def loss_train(state: State, first: int = 0) -> float:
+  """The debiased average of the training loss over the last steps, since `first`."""
+  steps = int(state.step) - first
+  return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
+
+
+def next_stage(state: State) -> State:
+  """The state with which another stage begins: of what was learned, the parameters."""
+  fresh = lambda x: jax.device_put(jnp.zeros_like(x), x.sharding)
+  return dataclasses.replace(state, opt_state=jax.tree.map(fresh, state.opt_state), loss_ema=fresh(state.loss_ema))
 
 
 def params_sha256(params: Any) -> str:

@@ -16,6 +16,7 @@ IMAGE = dict(inputs=(12, 8, 3), outputs=5)
 CASES = {
   "linear": ("linear", dict(inputs=(7,), outputs=3)),
   "mlp": ("mlp", dict(inputs=(7, 2), outputs=3, hidden=(11, 5), activation="tanh")),
+  "dbn": ("dbn", dict(inputs=(5, 2), outputs=3, hidden=(7, 4))),
   "alexnet": ("alexnet", dict(inputs=(67, 75, 3), outputs=5, hidden=8)),
   "alexnet_torchvision": ("alexnet", dict(inputs=(63, 63, 1), outputs=5, hidden=8, form="one_weird_trick")),
   "resnet": ("resnet", dict(**IMAGE, width=8, stages=(1, 2), groups=4)),

@@ -15,6 +15,7 @@ from bigmodel.train.run import Interrupted
 SMALL = {
   "linear": {},
   "mlp": dict(hidden=(16, 8), dropout=0.1),
+  "dbn": dict(hidden=(16, 8)),
   "alexnet": dict(form="one_weird_trick", hidden=16, dropout=0.2),
   "resnet": dict(width=8, stages=(1, 1), groups=4),
   "vit": dict(patch=21, width=16, layers=1, head_size=8, dropout=0.1),
@@ -45,7 +46,9 @@ def config_of(family, files, text, task=""):
     config.data.update(name="arrays", path=str(files / ("images.npz" if family in IMAGES else "table.npz")))
   else:
     config.data = text.data
-  config.optim.lr = {"linear": 0.1, "alexnet": 0.001}.get(family, 0.01)
+  if family == "dbn":
+    config.data.normalise = "unit"
+  config.optim.lr = {"linear": 0.1, "alexnet": 0.001, "dbn": 0.05}.get(family, 0.01)
   config.train.update(steps=24, batch_size=8, checkpoint_every=8, log_every=8)
   config.eval.update(tokens=1024, batch_size=8)
   return config

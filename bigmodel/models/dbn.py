@@ -1,0 +1,119 @@
+"""Deep belief net (Hinton, Osindero and Teh 2006): a sigmoid network whose layers are pre-trained as RBMs.
+
+The task `contrastive_divergence` trains one layer on the activations of those below it; the
+task `classification` trains all of them together.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel.accounting import Counts, plain_counts
+from bigmodel.config import Config, require
+from bigmodel.models.layers.basic import normal, projection, zeros
+
+TASKS = ("classification", "contrastive_divergence")
+SUPPLIED = ()
+
+
+def fields() -> dict[str, Any]:
+  return {"hidden": (500, 500, 2000)}
+
+
+def resolve(model: Config, facts: dict[str, Any]) -> None:
+  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+
+
+def check(config: Config) -> None:
+  hidden = config.model.hidden
+  require(
+    bool(hidden) and all(width > 0 for width in hidden), f"config.model.hidden: {hidden} are not widths of layers"
+  )
+  require(
+    config.data.normalise == "unit",
+    f"config.data.normalise: {config.data.normalise!r}; a DBN's inputs are probabilities: use unit",
+  )
+
+
+def shape_of(config: Config) -> "Shape":
+  model = config.model
+  return Shape(tuple(model.inputs), model.outputs, tuple(model.hidden))
+
+
+def build(config: Config, dtype: Any) -> "DBN":
+  return DBN(shape_of(config), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  inputs: tuple[int, ...]
+  outputs: int
+  hidden: tuple[int, ...]
+
+  def describe(self) -> dict[str, Any]:
+    return {"family": "dbn", "inputs": list(self.inputs), "outputs": self.outputs, "hidden": list(self.hidden)}
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    return (math.prod(self.inputs), *self.hidden)
+
+  def counts(self, context: int) -> Counts:
+    """Parameters with the biases of visible units, and FLOPs per example of training all layers together."""
+    del context
+    widths = (*self.widths, self.outputs)
+    matrices = sum(a * b for a, b in itertools.pairwise(widths))
+    return plain_counts(matrices + sum(widths[1:]) + sum(widths[:-2]), 2.0 * matrices)
+
+
+class DBN(nn.Module):
+  """inputs in [0, 1] -> (logits float32[B, outputs], no auxiliary losses); with a `layer`, that RBM's losses [B, 2]."""
+
+  shape: Shape
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, layer: int | None = None, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    shape, none = self.shape, jnp.zeros(2, jnp.float32)
+    v_BxV = x.reshape(x.shape[0], -1).astype(self.dtype)
+    for i, (below, width) in enumerate(itertools.pairwise(shape.widths)):
+      axes = ("inputs" if not i else "embed", "mlp")
+      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5).astype(self.dtype)
+      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",)).astype(self.dtype)
+      visible_V = zeros(self, f"layer_{i}_visible", (below,), axes[:1]).astype(self.dtype)
+      if i == layer:
+        assert key is not None
+        return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
+      v_BxV = jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)
+    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True)
+    return out.astype(jnp.float32), none
+
+
+def divergence(
+  v_BxV: jax.Array, weight_VxH: jax.Array, hidden_H: jax.Array, visible_V: jax.Array, key: jax.Array
+) -> jax.Array:
+  """[free energy of the data less that of their reconstructions, cross-entropy of these] for each row.
+
+  The gradient of the first is the rule of contrastive divergence with one step of Gibbs
+  sampling (Hinton 2002, equation 5): hidden units are sampled, the others stay probabilities.
+  """
+
+  def free_energy(v: jax.Array) -> jax.Array:
+    return -(v @ visible_V) - jnp.sum(jax.nn.softplus(v @ weight_VxH + hidden_H), axis=-1)
+
+  h_BxH = jax.random.bernoulli(key, jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)).astype(v_BxV.dtype)
+  logit_BxV = h_BxH @ weight_VxH.T + visible_V
+  seen_BxV = jax.lax.stop_gradient(jax.nn.sigmoid(logit_BxV))
+  cross_entropy_B = jnp.sum(jax.nn.softplus(logit_BxV) - v_BxV * logit_BxV, axis=-1)
+  losses = jnp.stack([free_energy(v_BxV) - free_energy(seen_BxV), jax.lax.stop_gradient(cross_entropy_B)], axis=-1)
+  return losses.astype(jnp.float32)
+
+
+def example(shape: Shape) -> tuple[jax.Array, ...]:
+  return (jnp.zeros((1, *shape.inputs), jnp.float32),)

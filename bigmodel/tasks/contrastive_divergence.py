@@ -1,0 +1,43 @@
+"""Contrastive divergence: one layer of a deep belief net learns to reconstruct the activations below it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigmodel.config import Config, require
+from bigmodel.tasks.task import Apply, Task, Values
+
+DATA = "examples"
+
+
+def fields() -> dict[str, Any]:
+  return {"layer": 0}
+
+
+def check(config: Config) -> None:
+  layer, depth = config.task.layer, len(config.model.hidden)
+  require(0 <= layer < depth, f"config.task.layer: {layer} is none of the {depth} layers")
+  require(
+    not config.optim.weight_decay,
+    "config.optim.weight_decay: would shrink the other layers too; set 0 for contrastive_divergence",
+  )
+
+
+def build(config: Config) -> Task:
+  layer = config.task.layer
+  return Task(functools.partial(objective, layer), functools.partial(values, layer))
+
+
+def objective(
+  layer: int, apply: Apply, batch: Any, h: dict[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`(difference of free energies, cross-entropy of the reconstruction)`, means over the batch."""
+  del h
+  difference, reconstruction = jnp.mean(apply(batch["inputs"], layer, key)[0], axis=0)
+  return difference, reconstruction
+
+
+def values(layer: int, apply: Apply, batch: Any, key: jax.Array) -> Values:
+  return {"loss": apply(batch["inputs"], layer, key)[0][:, 1:]}

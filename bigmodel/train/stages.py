@@ -1,0 +1,52 @@
+"""Stages: a run that trains for one thing and then for another, with one set of parameters.
+
+`train.stages` lists what comes before the config's own task, each as overrides in one text,
+such as 'task.name=contrastive_divergence task.layer=0 optim.lr=0.01 train.tokens=60000'.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from bigmodel import config as configs
+from bigmodel import tasks, train
+from bigmodel.config import Config, require
+
+ALLOWED = ("task.", "optim.", "train.tokens", "train.steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """Steps `first` to `stop` of a run, with the config that is in force for them."""
+
+  config: Config
+  first: int
+  stop: int
+
+
+def of(config: Config) -> list[Stage]:
+  """The stages of a run, the config's own last."""
+  own = config.copy_and_resolve_references()
+  own.train.stages = ()
+  stages, first = [], 0
+  for changed in [*(_changed(own, text) for text in config.train.stages), own]:
+    stages.append(Stage(changed, first, first + train.own_steps(changed)))
+    first = stages[-1].stop
+  return stages
+
+
+def _changed(base: Config, text: str) -> Config:
+  changed, horizon = base.copy_and_resolve_references(), False
+  for item in text.split():
+    name, equals, value = item.partition("=")
+    require(bool(equals), f"config.train.stages: {item!r} is not field=value")
+    require(name.startswith(ALLOWED), f"config.train.stages: {name} is not one of {', '.join(ALLOWED)}")
+    parsed = configs.parse_value(value)
+    if name == "task.name":
+      changed.task = ConfigDict(tasks.fields(parsed))
+    elif name in ("train.tokens", "train.steps"):
+      horizon = True
+      changed.train.update(tokens=0, steps=0)
+    configs.override(changed, name, parsed)
+  require(horizon, f"config.train.stages: {text!r} says neither train.tokens nor train.steps")
+  return changed

@@ -1,0 +1,136 @@
+"""Stages: each trains what it says, schedules begin anew, a killed run ends with the bits of a whole one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodel import optim, study, train
+from bigmodel.files import UserError
+from bigmodel.models.dbn import divergence
+from bigmodel.train import stages, weights
+from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Interrupted
+
+PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight_decay=0.0 train.steps={}"
+
+
+@pytest.fixture
+def dbn(tmp_path):
+  """A net on 60 rows of two patterns with noise: two RBMs for 6 and 5 steps, then 9 steps of all."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(60) % 2
+  inputs = np.clip(
+    np.where(labels[:, None], [1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1]) + rng.normal(0, 0.1, (60, 6)), 0, 1
+  )
+  np.savez(tmp_path / "patterns.npz", inputs=inputs.astype(np.float32), targets=labels)
+  config = study.default_config("dbn")
+  config.model.hidden = (8, 4)
+  config.data.update(name="arrays", path=str(tmp_path / "patterns.npz"), normalise="unit")
+  config.optim.update(lr=0.01, warmup=0.0)
+  config.train.update(
+    steps=9, batch_size=8, checkpoint_every=4, log_every=1, stages=(PRE.format(0, 6), PRE.format(1, 5))
+  )
+  config.eval.batch_size = 8
+  config.parallel.data = 1
+  return config
+
+
+def run_to_its_end(config, folder, stops=()):
+  run, data = study.single_run(config, folder)
+  with Display(0, True) as display:
+    for at in stops:
+      with pytest.raises(Interrupted):
+        train_runs([run], data, display, Stop(at))
+    (record,) = train_runs([run], data, display, {"stop": False})
+  return run, record
+
+
+class Stop(dict):
+  """A flag that is set after so many looks at it."""
+
+  def __init__(self, at):
+    super().__init__(stop=False)
+    self.left = at
+
+  def __getitem__(self, name):
+    self.left -= 1
+    return self.left < 0
+
+
+def test_horizons_add_up_and_each_stage_has_its_own_settings(dbn):
+  found = stages.of(dbn)
+  assert [(s.first, s.stop) for s in found] == [(0, 6), (6, 11), (11, 20)]
+  assert train.steps_of(dbn) == 20
+  assert [s.config.task.name for s in found] == ["contrastive_divergence"] * 2 + ["classification"]
+  assert [s.config.optim.lr for s in found] == [0.02, 0.02, 0.01]
+
+
+def test_schedules_begin_anew_with_each_stage(dbn):
+  rates = []
+  for stage in stages.of(dbn):
+    h = optim.hyperparameters(stage.config, stage.stop - stage.first, stage.first)
+    rates += [float(optim.learning_rate("cosine", jnp.int32(step), h)) for step in range(stage.first, stage.stop)]
+  assert rates[0] == rates[6] == pytest.approx(0.02)
+  assert rates[11] == pytest.approx(0.01)
+  assert rates[5] < 0.006
+
+
+@pytest.mark.parametrize("stops", [[2, 3], [5], [6], [10], [11, 4]])
+def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, stops):
+  _, whole = run_to_its_end(dbn, tmp_path / "whole")
+  _, cut = run_to_its_end(dbn, tmp_path / "cut", stops)
+  assert cut["result_sha256"] == whole["result_sha256"]
+  assert cut["steps"] == 20
+
+
+def test_a_stage_changes_its_own_layer_only(dbn, tmp_path):
+  after = {}
+  for at in (5, 10):  # the last steps of the first two stages, saved when interrupted
+    run, data = study.single_run(dbn, tmp_path / str(at))
+    with Display(0, True) as display, pytest.raises(Interrupted):
+      train_runs([run], data, display, Stop(at))
+    store = Checkpoints(run.folder / "checkpoints")
+    step = store.verified_steps()[0]
+    after[step] = store.arrays(step, weights.PREFIX)
+    store.close()
+  first, second = after[min(after)], after[max(after)]
+  assert min(after) <= 6 < max(after) <= 11
+  for name in first:
+    changed = not np.array_equal(first[name], second[name])
+    assert changed == ("layer_1" in name or (min(after) < 6 and "layer_0" in name)), name
+
+
+def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():
+  key = jax.random.key(0)
+  v, W = jax.random.uniform(key, (5, 6)), jax.random.normal(key, (6, 4))
+  c, b = jnp.linspace(-1, 1, 4), jnp.linspace(0, 1, 6)
+  sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x)))
+  h = np.asarray(jax.random.bernoulli(key, jax.nn.sigmoid(v @ W + c)), float)
+  seen = sigmoid(h @ W.T + b)
+  up = lambda x: sigmoid(x @ W + c)
+  expected = (
+    -(np.asarray(v).T @ up(v) - seen.T @ up(seen)) / 5,
+    -(up(v) - up(seen)).mean(axis=0),
+    -(np.asarray(v) - seen).mean(axis=0),
+  )
+  found = jax.grad(lambda *p: jnp.mean(divergence(v, *p, key)[:, 0]), argnums=(0, 1, 2))(W, c, b)
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  reconstruction = -(np.asarray(v) * np.log(seen) + (1 - np.asarray(v)) * np.log(1 - seen)).sum(axis=1)
+  np.testing.assert_allclose(divergence(v, W, c, b, key)[:, 1], reconstruction, rtol=1e-4)
+
+
+def test_bad_stages_are_refused(dbn, tmp_path):
+  for text, message in (
+    ("optim.lr=0.1", "says neither train.tokens nor train.steps"),
+    ("train.steps=3 model.hidden=(3,)", "model.hidden is not one of"),
+    ("train.steps=3 optim.rl=0.1", "config.optim.rl: no such field"),
+    (PRE.format(2, 3), "config.task.layer: 2 is none of the 2 layers"),
+    (PRE.format(0, 3).replace("weight_decay=0.0", "weight_decay=0.1"), "config.optim.weight_decay"),
+  ):
+    dbn.train.stages = (text,)
+    with pytest.raises(UserError, match=message):
+      study.single_run(dbn, tmp_path / "bad")
