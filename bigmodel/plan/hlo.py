@@ -13,7 +13,8 @@ _OPCODE = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CONSTANT = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r" [su]32\[\]\S* constant\((\d+)\)")
+_END = re.compile(r"^\}(?! *\}|, metadata)")  # of a computation; a long constant ends in braces and metadata
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}")
@@ -72,7 +73,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
       if head and "=" not in line.split("(")[0]:
         lines = bodies[head.group(2)] = []
         entry = head.group(2) if head.group(1) else entry
-    elif line.startswith("}"):
+    elif _END.match(line):
       lines = None
     else:
       lines.append(line)

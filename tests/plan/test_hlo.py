@@ -19,7 +19,7 @@ HloModule m
 
 %cond (p: (s32[], f32[8])) -> pred[] {
   %p = (s32[], f32[8]) parameter(0)
-  %n = s32[]{:T(128)} constant(12)
+  %n = u32[]{:T(128)} constant(12)
   %i = s32[] get-tuple-element(%p), index=0
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
@@ -38,6 +38,10 @@ HloModule m
   %p = (s32[], f32[8]) parameter(0)
   %f1 = bf16[32,16] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"10"}
   %f2 = bf16[32,16] fusion(%f1), kind=kCustom, calls=%async_collective_fusion.2, backend_config={"estimated_cycles":"5"}
+  %c = s32[2,2]{1,0:T(8,128)} constant({
+    { 1, 2 },
+    { 3, 4 }
+}}, metadata={op_name="a constant of several lines"}
   %all-reduce.1 = f32[8]{0} all-reduce(%f2), channel_id=4, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   ROOT %t = (s32[], f32[8]) tuple(%p, %all-reduce.1)
 }
