@@ -69,10 +69,12 @@ def _open(run: Run, corpus: Data) -> Member:
   )
 
 
-def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
-  """The program of a stage of all members, and their hyperparameters in it."""
+def _stage(members: list[Member], stage: stages.Stage, corpus: Data) -> tuple[steps.Program, optim.Hyperparameters]:
+  """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
   program = steps.program(stage.config, len(members))
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
+  for member, one in zip(members, own, strict=True):
+    member.rows = pipeline.train_pipeline(one.config, corpus, one.stop)
   return program, program.put_hyperparameters(
     [optim.hyperparameters(one.config, one.stop - one.first, one.first) for one in own]
   )
@@ -116,7 +118,7 @@ def _train(
   hardware.peak_flops()  # measured once, before it would disturb a step
   start = _common_step(members)
   ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
-  program, hyperparameters = _stage(members, ahead[0])
+  program, hyperparameters = _stage(members, ahead[0], corpus)
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display)
   pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -126,7 +128,7 @@ def _train(
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
       if step == ahead[0].stop:
         ahead.pop(0)
-        program, hyperparameters = _stage(members, ahead[0])
+        program, hyperparameters = _stage(members, ahead[0], corpus)
       if step == ahead[0].first > 0:
         state = steps.next_stage(state)
       rows = program.put_rows([m.rows.part(step) for m in members])
@@ -244,7 +246,7 @@ def _finish(
   facts = run_facts(run) | {
     "status": status,
     "tokens": done * train.batch_tokens(config),
-    "epochs_seen": member.rows.epochs_seen(done),
+    "epochs_seen": member.rows.epochs_seen(max(0, done - stages.of(config)[-1].first)),
     "steps": done,
     **flops_of(run, done),
     "loss_train": steps.loss_train(own, stages.of(config)[-1].first) if status == "finished" else None,

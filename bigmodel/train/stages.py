@@ -12,7 +12,7 @@ from bigmodel import config as configs
 from bigmodel import tasks, train
 from bigmodel.config import Config, require
 
-ALLOWED = ("task.", "optim.", "train.tokens", "train.steps")
+ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "data.examples")
 
 
 @dataclasses.dataclass(frozen=True)
