@@ -51,7 +51,7 @@ def measure(width: int, layers: int, new: int, bandwidth: float) -> dict[str, An
   shape = Shape(4096, width, layers, width // 64, width // 64, 64, 4 * width, "gelu")
   model, prompt, key = Decoder(shape), jnp.zeros((1, 1), jnp.int32), jax.random.key(0)
   params = nn.meta.unbox(jax.jit(model.init)(key, jnp.zeros((1, 4), jnp.int32))["params"])
-  cached = lambda: sample(model.apply, shape, params, prompt, new, key, jnp.float32(0), jnp.float32(1))[0]
+  cached = lambda: sample(model, params, prompt, new, key, jnp.float32(0), jnp.float32(1))[0]
 
   @jax.jit
   def extended(tokens_1xT: jax.Array, at: jax.Array) -> jax.Array:

@@ -111,6 +111,8 @@ def resolve(config: Config, corpus: Data) -> Config:
   tasks.resolve(resolved.task, corpus.facts)
   for name in ("vocab", "outputs"):
     least = corpus.facts.get(name, 0)
+    if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
+      least += 1  # the mask is a token of its own
     require(
       not least or resolved.model[name] >= least,
       f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
@@ -174,10 +176,18 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   check(config)
   corpus = pipeline.prepare(config)
   run = Run(resolve(config, corpus), absolute(workdir))
-  weights.check(run.config)
-  parallel.check(run.config)  # again, now that heads and the like are known
-  pipeline.train_pipeline(run.config, corpus, run.steps)
+  _check_resolved(run.config, corpus)
   return run, corpus
+
+
+def _check_resolved(config: Config, corpus: Data) -> None:
+  """The checks again, now that all is known: what the data decide, heads and the like, and rows for every stage."""
+  parallel.check(config)
+  for stage in stages.of(config):
+    for room in (models, tasks):
+      room.check(stage.config)
+    weights.check(stage.config)
+    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,10 +286,8 @@ def _make_run(
     same = changed.data[name] == config.data[name] or name in data.FREE
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
   resolved = resolve(changed, corpus)
-  weights.check(resolved)
-  parallel.check(resolved)
+  _check_resolved(resolved, corpus)
   run = Run(resolved, workdir, study.name, provenance or {})
-  pipeline.train_pipeline(resolved, corpus, run.steps)
   return dataclasses.replace(run, folder=workdir / "runs" / run.run_id)
 
 

@@ -267,7 +267,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.tasks import choices
   from bigmodel.train.evaluate import evaluate
 
-  config, program, params, step = _restored(arguments.workdir)
+  config, program, params, step = _restored(arguments.workdir, decoding=bool(arguments.choices))
   if arguments.choices:
     if config.task.name != "causal_lm":
       raise UserError(f"--choices: is for causal language models, not {config.task.name}")
@@ -276,19 +276,28 @@ def eval(arguments: Arguments) -> dict[str, Any]:
     losses = lambda rows: program.values(params, rows, 0)["loss"]
     values = choices.score(choices.read(arguments.choices, tokens, context), losses, context, size)
   else:
-    values = evaluate(program, params, config, pipeline.eval_rows(config, pipeline.prepare(config)))
+    from bigmodel import data as room
+    from bigmodel import study as studies
+
+    room.check(config)
+    corpus = pipeline.prepare(config)
+    studies.resolve(config, corpus)  # refuses data that are not for this model
+    values = evaluate(program, params, config, pipeline.eval_rows(config, corpus))
   result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
   _table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
   return result
 
 
-def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
+def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
   """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
+  from bigmodel.tasks import generation
   from bigmodel.train import step as steps
   from bigmodel.train import weights
   from bigmodel.train.checkpoint import Checkpoints
 
   config = weights.read_config(workdir)
+  if decoding and config.model.family == "decoder":
+    config = generation.for_decoding(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   good = store.verified_steps()
   if not good:
@@ -300,9 +309,15 @@ def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
 def _tokenizer(workdir: str, config: Any) -> Any:
   """The tokenizer that came with imported weights, or that of the run's corpus."""
   from bigmodel.data import corpus, tokenizer
+  from bigmodel.train import weights
 
+  marks = weights.imported(workdir)
+  if marks is None:
+    return corpus.tokenizer_of(config)
   own = absolute(workdir) / "tokenizer.json"
-  return tokenizer.from_text(own.read_text()) if own.exists() else corpus.tokenizer_of(config)
+  if not own.exists() or marks["end"] is None:
+    raise UserError(f"{workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights")
+  return tokenizer.from_text(own.read_text(), marks["begin"], marks["end"])
 
 
 def generate(arguments: Arguments) -> dict[str, Any]:
@@ -314,29 +329,35 @@ def generate(arguments: Arguments) -> dict[str, Any]:
   from bigmodel import models as room
   from bigmodel.tasks import generation
 
-  config, _, params, step = _restored(arguments.workdir)
+  for name, least in (("tokens", 1), ("samples", 1), ("beams", 1), ("top_k", 0)):
+    if getattr(arguments, name) < least:
+      raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} is less than {least}")
+  if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
+    raise UserError("--top-p is in (0, 1], --temperature not negative")
+  config, _, params, step = _restored(arguments.workdir, decoding=True)
   if config.model.family != "decoder":
     raise UserError(f"generate: is for decoders, not a {config.model.family}")
   tokens = _tokenizer(arguments.workdir, config)
-  prompt = np.concatenate([[tokens.separator], tokens.encode(arguments.prompt)]).astype(np.int32)
+  prompt = np.concatenate([[tokens.begin], tokens.encode(arguments.prompt)]).astype(np.int32)
   limit = config.data.context
   if len(prompt) + arguments.tokens > limit + 1:
     raise UserError(
       f"--prompt: {len(prompt) - 1} tokens and {arguments.tokens} new ones are more than the context of {limit}"
     )
-  shape, model = room.shape_of(config), room.build(config, jnp.dtype(config.train.compute_dtype))
+  model = room.build(config, jnp.dtype(config.train.compute_dtype))
   params = jax.device_put(jax.device_get(params), jax.devices()[0])
   if arguments.beams > 1:
     said, chances = generation.beam_search(
-      model.apply, shape, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
+      model, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
     )
   else:
     rows = np.repeat(prompt[None], arguments.samples, axis=0)
     said, each = generation.sample(
-      model.apply, shape, params, rows, arguments.tokens, jax.random.key(arguments.seed),
+      model, params, rows, arguments.tokens, jax.random.key(arguments.seed),
       jnp.float32(arguments.temperature), jnp.float32(arguments.top_p), arguments.top_k,
     )  # fmt: skip
-    chances = each.sum(axis=1)
+    ends = [len(_until(row, tokens.separator)) + 1 for row in np.asarray(said)]
+    chances = [row[:end].sum() for row, end in zip(np.asarray(each), ends, strict=True)]
   texts = [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
   result = [{"text": text, "log_probability": float(c)} for text, c in zip(texts, chances, strict=True)]
   if not arguments.json:

@@ -22,7 +22,7 @@ LLAMAS = {
 }
 # width, layers, heads, head size, context, vocabulary, rows a batch, tokens, learning rate
 GPTS = {
-  "gpt1": (768, 12, 12, 64, 512, 40_478, 64, 100 * 64 * 512 * 100, 2.5e-4),  # Radford et al. 2018; about 100 epochs
+  "gpt1": (768, 12, 12, 64, 512, 40_478, 64, 1e11, 2.5e-4),  # Radford et al. 2018; 100 epochs of about 1e9 tokens
   # Radford et al. 2019: four sizes, rows of 1,024, batches of 512; neither tokens nor rates are given.
   "gpt2_small": (768, 12, 12, 64, 1024, 50_257, 512, 10e9, 6e-4),
   "gpt2_medium": (1024, 24, 16, 64, 1024, 50_257, 512, 10e9, 3e-4),
@@ -47,8 +47,11 @@ GPTS = {
 }
 # width, layers, heads
 BERTS = {"bert_base": (768, 12, 12), "bert_large": (1024, 24, 16)}  # Devlin et al. 2019
-# Vaswani et al. 2017, table 3: width, heads, feed-forward, dropout. Their vocabulary is of about 37,000 tokens.
-TRANSFORMERS = {"transformer_base": (512, 8, 2048, 0.1), "transformer_big": (1024, 16, 4096, 0.3)}
+# Vaswani et al. 2017, table 3: width, heads, feed-forward, dropout, steps. Their vocabulary is of about 37,000 tokens.
+TRANSFORMERS = {
+  "transformer_base": (512, 8, 2048, 0.1, 100_000),
+  "transformer_big": (1024, 16, 4096, 0.3, 300_000),
+}
 # patch, width, layers, heads: Dosovitskiy et al. 2021, table 1, for 224 pixels
 VITS = {"vit_b16": (16, 768, 12, 12), "vit_l16": (16, 1024, 24, 16)}
 # stages of bottlenecks, or of basic blocks: He et al. 2016, table 1
@@ -121,7 +124,7 @@ def bert(width, layers, heads):
   return on_text(config, 512, 256, 256 * 512 * 1_000_000, 1e-4)
 
 
-def transformer(width, heads, feed_forward, dropout):
+def transformer(width, heads, feed_forward, dropout, steps):
   config = default_config("transformer")
   config.model.update(
     vocab=37_000, width=width, layers=6, heads=heads, head_size=width // heads, feed_forward=feed_forward,
@@ -129,7 +132,7 @@ def transformer(width, heads, feed_forward, dropout):
   )  # fmt: skip
   config.optim.update(beta2=0.98, epsilon=1e-9)
   # About 25,000 tokens a side and batch, in pairs of sentences; rows of 256 hold a pair here.
-  return on_text(config, 256, 196, 196 * 256 * 100_000, 7e-4)
+  return on_text(config, 256, 196, 196 * 256 * steps, 7e-4)
 
 
 def on_text(config, context, rows, tokens, lr):
@@ -152,7 +155,7 @@ def image_model(name):
     )  # fmt: skip
   elif name in RESNETS:
     block, stages = RESNETS[name]
-    config, rows, epochs, lr, side = default_config("resnet"), 256, 90, 1e-3, 224
+    config, rows, epochs, lr, side = default_config("resnet"), 256, 120, 1e-3, 224
     config.model.update(block=block, stages=stages, width=64, stem="large")
   else:
     form, side = ALEXNETS[name]

@@ -5,6 +5,7 @@ tokenized once into one array, cached by content. `examples`: images or rows of 
 target each, as arrays. Either gives rows for training and for evaluation by `pipeline`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from bigmodel.config import Config, require, require_choice
@@ -43,7 +44,7 @@ def fields(kind: str = "text") -> dict[str, Any]:
     "train_split": "train",  # TFDS
     "eval_split": "validation",  # TFDS
     "dir": "",  # where TFDS data lie; '' is the cache
-    "tokenizer": "bytes",
+    "tokenizer": "bytes",  # bytes | bpe, trained on the corpus | the tokenizer.json of imported weights
     "vocab_size": 4096,  # bpe
     "context": 128,
     "tokens": 0,  # unique training tokens to use, a prefix of the corpus; 0 is all of it
@@ -63,7 +64,10 @@ def check(config: Config) -> None:
   if data.kind == "examples":
     _check_examples(data)
     return
-  require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
+  if data.tokenizer.endswith(".json"):
+    require(Path(data.tokenizer).is_file(), f"config.data.tokenizer: no file {data.tokenizer!r}")
+  else:
+    require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
   require(data.context >= 2, f"config.data.context: {data.context} is too short; at least 2")
   require(data.tokens >= 0, f"config.data.tokens: {data.tokens} is negative; 0 takes all")
   require(0 < data.heldout_fraction < 1, "config.data.heldout_fraction: between 0 and 1, please")
@@ -82,6 +86,8 @@ def check(config: Config) -> None:
 
 
 def _check_examples(data: Config) -> None:
+  sets = [data.name] if data.name.startswith("sklearn/") else []
+  require_choice("data.name", data.name, ("idx_images", "arrays", *sets))
   require_choice("data.normalise", data.normalise, NORMALISATIONS)
   require(data.examples >= 0, f"config.data.examples: {data.examples} is negative; 0 takes all")
   require(data.folds >= 2, f"config.data.folds: {data.folds}; at least 2")

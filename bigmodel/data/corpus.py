@@ -69,6 +69,8 @@ def _manifest(data: Config) -> str:
 
 def _folder(data: Config, manifest: str) -> Path:
   kind = "bytes" if data.tokenizer == "bytes" else f"bpe-{data.vocab_size}"
+  if data.tokenizer.endswith(".json"):
+    kind = sha256_text(_given(data).text)
   return cache_dir() / "tokens" / sha256_text(f"{FORMAT} {manifest} {kind}")[:16]
 
 
@@ -93,8 +95,19 @@ def tokenizer_of(config: Config) -> tokenizer.Tokenizer:
   """The tokenizer of the corpus of `config.data`."""
   if config.data.tokenizer == "bytes":
     return tokenizer.bytes_tokenizer()
+  if config.data.tokenizer.endswith(".json"):
+    return _given(config.data)
   prepare(config)
   return tokenizer.from_text((_folder(config.data, _manifest(config.data)) / "tokenizer.json").read_text())
+
+
+def _given(data: Config) -> tokenizer.Tokenizer:
+  """A tokenizer file; what begins and ends a text is said by imported.json beside it."""
+  path = Path(data.tokenizer)
+  require((path.parent / "imported.json").is_file(), f"config.data.tokenizer: no imported.json beside {path}")
+  marks = read_json(path.parent / "imported.json")
+  require(marks["end"] is not None, f"config.data.tokenizer: {path} says no token that ends a text")
+  return tokenizer.from_text(path.read_text(), marks["begin"], marks["end"])
 
 
 def _build(data: Config, manifest: str) -> Corpus:
@@ -102,6 +115,8 @@ def _build(data: Config, manifest: str) -> Corpus:
   texts = lambda documents: (_text(document[key]) for document in documents)
   if data.tokenizer == "bytes":
     tokens = tokenizer.bytes_tokenizer()
+  elif data.tokenizer.endswith(".json"):
+    tokens = _given(data)
   else:
     tokens = tokenizer.from_text(tokenizer.train_bpe(_first(texts(splits["train"])), data.vocab_size))
   folder = _folder(data, manifest)

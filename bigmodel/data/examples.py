@@ -52,7 +52,7 @@ def _read(name: str, path: str, folds: int, fold: int, task: str) -> tuple[Array
     train, heldout = (_idx_split(folder, split) for split in ("train", "t10k"))
   else:
     inputs, targets = _sklearn(name) if name.startswith("sklearn/") else _arrays(path)
-    where = folds_of(targets, folds, task == "classification") == fold
+    where = folds_of(targets, folds, task != "regression") == fold
     train, heldout = ((inputs[take], targets[take]) for take in (~where, where))
   digest = hashlib.sha256()
   for array in (*train, *heldout):
@@ -72,7 +72,7 @@ def prepare(config: Config) -> Examples:
   )
   targets = {"train": train[1], "validation": heldout[1]}
   facts: dict[str, Any] = {"inputs": train[0].shape[1:], "outputs": 1}
-  if task == "classification":
+  if task != "regression":
     classes = config.model.outputs or int(train[1].max()) + 1
     for split, labels in targets.items():
       _check_labels(split, labels, classes)
@@ -148,8 +148,11 @@ def _find(folder: Path, split: str, kind: str) -> Path:
 
 def _idx(path: Path) -> np.ndarray:
   """An array of Yann LeCun's IDX format, plain or .gz."""
-  with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-    raw = file.read()
+  try:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+      raw = file.read()
+  except (EOFError, OSError) as error:
+    raise UserError(f"config.data.path: {path} cannot be read: {error}") from error
   kind = IDX_TYPES.get(raw[2]) if len(raw) >= 4 and raw[:2] == b"\0\0" else None
   require(kind is not None, f"config.data.path: {path} is no IDX file")
   shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).astype(int).tolist())
@@ -186,6 +189,7 @@ def _arrays(path: str) -> Arrays:
     targets.shape == (len(inputs),), f"config.data.path: {len(inputs)} inputs and targets of shape {targets.shape}"
   )
   for label, array in (("inputs", inputs), ("targets", targets)):
+    require(array.dtype.kind in "biuf", f"config.data.path: {label} of {path} are no numbers but {array.dtype}")
     bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
     require(not len(bad), f"config.data.path: {label} of example {bad[0] if len(bad) else 0} are not finite")
   return inputs, targets

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,10 @@ def _example_rows(config: Config, data: Examples) -> tuple[Callable[[np.ndarray]
 
 
 def check_tokens(data: Config, available: int) -> None:
-  """Refuses `data.tokens` beyond the corpus unless repeats are allowed."""
+  """Refuses `data.tokens` beyond the corpus: they are of unique tokens."""
   require(
-    data.tokens <= available or data.repeat,
-    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens);"
-    " set data.repeat=true to allow repeats",
+    data.tokens <= available,
+    f"config.data.tokens: {data.tokens} is beyond the corpus ({available} tokens)",
   )
 
 
@@ -103,11 +102,11 @@ class EvalRows:
   clusters: np.ndarray  # int64[rows, T]: documents; examples are each their own
   bytes: np.ndarray | None  # int[rows, T]; None: no text
 
-  def batches(self, size: int) -> list[Any]:
+  def batches(self, size: int) -> Iterator[Any]:
     """Batches of `size` rows, the last filled up with the last row."""
     places = np.minimum(np.arange(-(-self.count // size) * size), self.count - 1).reshape(-1, size)
     whole = self.rows if callable(self.rows) else lambda at: self.rows[at]
-    return [whole(at) for at in places]
+    return (whole(at) for at in places)
 
 
 def eval_rows(config: Config, data: Data) -> EvalRows:

@@ -116,9 +116,9 @@ class Bert(nn.Module):
   def __call__(self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
     norm = lambda name: LayerNorm(epsilon=shape.epsilon, name=name)
-    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), 0.02).astype(self.dtype)
-    positions_TxD = normal(self, "positions", (shape.positions, D), ("positions", "embed"), 0.02).astype(self.dtype)
-    types_2xD = normal(self, "types", (shape.types, D), ("types", "embed"), 0.02).astype(self.dtype)
+    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), 0.02, self.dtype)
+    positions_TxD = normal(self, "positions", (shape.positions, D), ("positions", "embed"), 0.02, self.dtype)
+    types_2xD = normal(self, "types", (shape.types, D), ("types", "embed"), 0.02, self.dtype)
     types = jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
     x_BxTxD = embedding_VxD[tokens_BxT] + positions_TxD[:T] + types_2xD[types]
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))

@@ -84,9 +84,9 @@ class DBN(nn.Module):
     v_BxV = x.reshape(x.shape[0], -1).astype(self.dtype)
     for i, (below, width) in enumerate(itertools.pairwise(shape.widths)):
       axes = ("inputs" if not i else "embed", "mlp")
-      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5).astype(self.dtype)
-      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",)).astype(self.dtype)
-      visible_V = zeros(self, f"layer_{i}_visible", (below,), axes[:1]).astype(self.dtype)
+      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5, self.dtype)
+      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",), self.dtype)
+      visible_V = zeros(self, f"layer_{i}_visible", (below,), axes[:1], self.dtype)
       if i == layer:
         assert key is not None
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none

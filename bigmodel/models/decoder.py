@@ -76,10 +76,6 @@ def check(config: Config) -> None:
     model.positions != "rotary" or model.head_size % 2 == 0,
     f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs",
   )
-  require(
-    model.positions != "relative" or config.parallel.attention in ("auto", "plain"),
-    f"config.parallel.attention: {config.parallel.attention!r} knows no relative positions; use plain",
-  )
   if model.experts:
     require(model.experts > 1, f"config.model.experts: {model.experts} is neither 0 nor at least 2")
     chosen, group = model.experts_per_token, model.expert_group

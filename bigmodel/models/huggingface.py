@@ -51,7 +51,6 @@ def _norm(ours: str, theirs: str) -> list[Row]:
 
 
 def _gpt2(config: Config) -> list[Row]:
-  del config
   three = lambda end: tuple(f"blocks.attention.{name}{end}" for name in ("query", "key", "value"))
   return [
     Row(("embedding",), "wte.weight"),
@@ -64,6 +63,7 @@ def _gpt2(config: Config) -> list[Row]:
     *_norm("blocks.attention_norm", "h.{i}.ln_1"),
     *_norm("blocks.feed_forward_norm", "h.{i}.ln_2"),
     *_norm("final_norm", "ln_f"),
+    *([] if config.model.tie_embeddings else [Row(("output",), "lm_head.weight")]),
   ]
 
 
@@ -180,7 +180,8 @@ def params_of(tensors: Tensors, kind: str, config: Config, shapes: Mapping[str, 
   plain = {}
   for name, tensor in tensors.items():
     prefix = next((p for p in prefixes if name.startswith(p)), "")
-    plain[name.removeprefix(prefix)] = tensor
+    name = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+    plain[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
   ours: dict[str, Any] = {}
   used = set()
   for row in rows(kind, config):
@@ -226,12 +227,16 @@ def fields_of(theirs: Mapping[str, Any], names: Any = ()) -> tuple[str, dict[str
       "kv_heads": theirs["n_head"], "head_size": width // theirs["n_head"],
       "feed_forward": theirs.get("n_inner") or 4 * width, "activation": _activation(theirs["activation_function"]),
       "norm": "layer", "bias": True, "positions": "learned", "epsilon": theirs["layer_norm_epsilon"],
+      "tie_embeddings": bool(theirs.get("tie_word_embeddings", True)),
     }, theirs["n_positions"]  # fmt: skip
   if kind in ("llama", "mistral", "mixtral"):
     heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
     scaling = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-    if scaling.get("rope_type", "default") != "default":
-      raise UserError(f"import: rotary positions are scaled ({scaling['rope_type']}), which is not known here")
+    kind_of_scaling = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind_of_scaling != "default":
+      raise UserError(f"import: rotary positions are scaled ({kind_of_scaling}), which is not known here")
+    if (theirs.get("sliding_window") or theirs["max_position_embeddings"]) < theirs["max_position_embeddings"]:
+      raise UserError(f"import: attention within a window of {theirs['sliding_window']} is not known here")
     if theirs.get("attention_bias") or theirs.get("mlp_bias"):
       raise UserError("import: a Llama with biases is not known here")
     fields = {
@@ -281,7 +286,7 @@ def config_of(kind: str, config: Config) -> dict[str, Any]:
       "model_type": kind, "vocab_size": model.vocab, "n_embd": model.width, "n_layer": model.layers,
       "n_head": model.heads, "n_inner": model.feed_forward, "n_positions": config.data.context,
       "activation_function": names.get(model.activation), "layer_norm_epsilon": model.epsilon,
-      "architectures": ["GPT2LMHeadModel"],
+      "tie_word_embeddings": model.tie_embeddings, "architectures": ["GPT2LMHeadModel"],
     }  # fmt: skip
   elif kind in ("llama", "mistral", "mixtral"):
     theirs = common | {

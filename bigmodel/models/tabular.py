@@ -102,9 +102,9 @@ class FTTransformer(nn.Module):
   @nn.compact
   def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
-    own = lambda name: normal(self, name, (F, D), ("inputs", "embed"), D**-0.5).astype(self.dtype)
+    own = lambda name: normal(self, name, (F, D), ("inputs", "embed"), D**-0.5, self.dtype)
     tokens_BxFxD = x_BxF.astype(self.dtype)[..., None] * own("weight") + own("bias")
-    token_D = normal(self, "token", (D,), ("embed",), D**-0.5).astype(self.dtype)
+    token_D = normal(self, "token", (D,), ("embed",), D**-0.5, self.dtype)
     x_BxTxD = jnp.concatenate([jnp.broadcast_to(token_D, (len(x_BxF), 1, D)), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)

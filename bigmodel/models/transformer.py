@@ -101,7 +101,7 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape, D = self.shape, self.shape.width
-    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), D**-0.5).astype(self.dtype)
+    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), D**-0.5, self.dtype)
 
     def embedded(tokens_BxT: jax.Array) -> jax.Array:
       positions_TxD = sinusoids(np.arange(tokens_BxT.shape[1]), D).astype(self.dtype)

@@ -118,8 +118,8 @@ class ViT(nn.Module):
     cut = x.astype(self.dtype).reshape(B, height // P, P, width // P, P, channels)
     pixels_BxTxF = cut.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * channels)
     x_BxTxD = projection(self, "patches", pixels_BxTxF, D, ("inputs", "embed"), bias=True)
-    token_D = normal(self, "token", (D,), ("embed",), 0.02).astype(self.dtype)
-    positions_TxD = normal(self, "positions", (shape.patches + 1, D), ("positions", "embed"), 0.02).astype(self.dtype)
+    token_D = normal(self, "token", (D,), ("embed",), 0.02, self.dtype)
+    positions_TxD = normal(self, "positions", (shape.patches + 1, D), ("positions", "embed"), 0.02, self.dtype)
     x_BxTxD = jnp.concatenate([jnp.broadcast_to(token_D, (B, 1, D)), x_BxTxD], axis=1) + positions_TxD
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bigmodel import models
 from bigmodel.config import Config, nearest, require, require_choice
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
@@ -134,6 +135,21 @@ def check(config: Config, devices: int | None = None) -> None:
         (number or 0) % sizes[axis] == 0,
         f"config.parallel.{axis}: {sizes[axis]} does not divide {name} = {number}",
       )
+  supplied = models.family(model.family).SUPPLIED
+  if "run_blocks" not in supplied:
+    require(
+      parallel.remat == "none" and not parallel.scan,
+      f"config.parallel: a {model.family} has no stack of blocks to scan or to compute again",
+    )
+  if "attend" not in supplied or model.positions == "relative":
+    require(
+      parallel.attention in ("auto", "plain"),
+      f"config.parallel.attention: {parallel.attention!r} is not for this {model.family}; use plain",
+    )
+  require(
+    sizes["pipeline"] == 1 or not model.dropout,
+    f"config.parallel.pipeline: {sizes['pipeline']} would draw other dropout masks; use 1 or model.dropout=0",
+  )
   if _number(config, "model.experts"):
     groups = config.data.context // (model.expert_group or config.data.context)
     require(

@@ -22,8 +22,7 @@ from jax.sharding import NamedSharding
 from bigmodel import files
 from bigmodel.files import UserError
 
-# Rows of a batch: an array, or (how many, load) with load(start, stop) -> rows.
-# Arrays with rows (one, or a dictionary of them), or (number of rows, load(start, stop)).
+# Rows of a batch: an array or a dictionary of arrays, or (how many, load) with load(start, stop) -> such.
 Rows = np.ndarray | dict[str, np.ndarray] | tuple[int, Callable[[int, int], Any]]
 
 log = logging.getLogger("bigmodel")

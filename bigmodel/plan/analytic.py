@@ -192,9 +192,11 @@ def _layer_bytes(config: Config, sizes: dict[str, int]) -> float:
 def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | None, rows: int) -> Any:
   """The jaxpr of loss and gradients of one device's part."""
   platform = "cpu" if chip is None else "tpu" if chip.dimensions else "cuda"
-  kernel = config.parallel.attention if config.parallel.attention != "auto" else kernels.best(config, platform)
-  spread = sizes["sequence"]
-  if "attend" not in models.family(config.model.family).SUPPLIED:
+  supplied, spread = models.family(config.model.family).SUPPLIED, sizes["sequence"]
+  kernel = config.parallel.attention
+  if "attend" in supplied and kernel == "auto":
+    kernel = kernels.best(config, platform)
+  if "attend" not in supplied:
     attend = None
   elif kernel in ("splash", "cudnn"):
     attend = _fused_attention
@@ -205,7 +207,7 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
   policy = "full" if config.parallel.remat == "offload" else config.parallel.remat
   run = blocks.scanned if config.parallel.scan else unrolled
   ways: dict[str, Any] = {"attend": attend} if attend else {}
-  if "run_blocks" in models.family(config.model.family).SUPPLIED:
+  if "run_blocks" in supplied:
     ways["run_blocks"] = lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x)
   model = models.build(part, jnp.dtype(part.train.compute_dtype), **ways)
   task, traced = tasks.build(part), dict.fromkeys(tasks.traced(part), jnp.float32(0))

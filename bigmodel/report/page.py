@@ -23,6 +23,7 @@ LOSSES = {
   "masked_lm": "loss (nats per masked token)",
   "seq2seq": "loss (nats per target token)",
   "classification": "loss (nats per example)",
+  "contrastive_divergence": "reconstruction (nats per example)",
   "regression": "squared error (of the variance)",
 }
 

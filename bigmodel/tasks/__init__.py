@@ -59,7 +59,7 @@ def batch_shape(config: Config, rows: int) -> Any:
   """Shapes of a batch of so many rows, as the data give it and the task takes it."""
   if config.data.kind == "text":
     return jax.ShapeDtypeStruct((rows, config.data.context + 1), jnp.int32)
-  kind = jnp.int32 if config.task.name == "classification" else jnp.float32
+  kind = jnp.float32 if config.task.name == "regression" else jnp.int32
   return {
     "inputs": jax.ShapeDtypeStruct((rows, *config.model.inputs), jnp.float32),
     "targets": jax.ShapeDtypeStruct((rows,), kind),

@@ -50,7 +50,7 @@ def _question(line: str, where: str, tokens: Tokenizer, context: int) -> Questio
   rows, begins = [], []
   for choice in choices:
     # Tokenized together: a token may hold the end of the question and the beginning of the choice.
-    row = np.concatenate([[tokens.separator], tokens.encode(question + choice)]).astype(np.int32)
+    row = np.concatenate([[tokens.begin], tokens.encode(question + choice)]).astype(np.int32)
     require(len(row) <= context + 1, f"{where}: {len(row) - 1} tokens are more than the context of {context}")
     rows.append(row)
     begins.append(min(1 + len(tokens.encode(question)), len(row) - 1))

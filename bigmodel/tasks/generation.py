@@ -1,28 +1,33 @@
 """Decoding with a cache of keys and values: greedy, sampled, or by beams; one compiled loop for all new tokens."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bigmodel.models.decoder import Shape
+from bigmodel.config import Config
+from bigmodel.models.decoder import Decoder
+from bigmodel.models.layers.attention import Cache
 
-# model.apply: ({"params": ...}, tokens_BxT, caches, start) -> (logits_BxTxV, caches)
-Apply = Callable[..., tuple[jax.Array, Any]]
+
+def for_decoding(config: Config) -> Config:
+  """The config of a model that decodes: its experts turn no token away, for what follows is not known yet."""
+  changed = config.copy_and_resolve_references()
+  if changed.model.experts:
+    changed.model.update(expert_group=0, expert_capacity=0.0)
+  return changed
 
 
-def empty_caches(shape: Shape, rows: int, length: int, dtype: Any = jnp.float32) -> list[tuple[jax.Array, jax.Array]]:
+def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:
   """Room for the keys and values of `length` tokens, for every layer."""
-  one = jnp.zeros((rows, length, shape.kv_heads, shape.head_size), dtype)
-  return [(one, one)] * shape.layers
+  one = jnp.zeros((rows, length, model.shape.kv_heads, model.shape.head_size), model.dtype)
+  return [(one, one)] * model.shape.layers
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "shape", "new", "top_k"))
+@functools.partial(jax.jit, static_argnames=("model", "new", "top_k"))
 def sample(
-  apply: Apply,
-  shape: Shape,
+  model: Decoder,
   params: Any,
   prompt_BxP: jax.Array,
   new: int,
@@ -37,8 +42,8 @@ def sample(
   together (Holtzman et al. 2020).
   """
   P = prompt_BxP.shape[1]
-  caches = empty_caches(shape, len(prompt_BxP), P + new, _dtype(params))
-  logits_BxPxV, caches = apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
+  caches = empty_caches(model, len(prompt_BxP), P + new)
+  logits_BxPxV, caches = model.apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
 
   def pick(logits_BxV: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     scaled_BxV = _restrict(logits_BxV / jnp.maximum(temperature, 1e-6), top_k, top_p)
@@ -50,7 +55,7 @@ def sample(
     logits_BxV, caches = carry
     at, key = given
     token_B, chance_B = pick(logits_BxV, key)
-    logits_Bx1xV, caches = apply({"params": params}, token_B[:, None], caches, at)
+    logits_Bx1xV, caches = model.apply({"params": params}, token_B[:, None], caches, at)
     return (logits_Bx1xV[:, 0], caches), (token_B, chance_B)
 
   keys = jax.random.split(key, new)
@@ -73,15 +78,15 @@ def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
   return jnp.where(logits_BxV >= least[:, None], logits_BxV, -jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "shape", "new", "beams"))
+@functools.partial(jax.jit, static_argnames=("model", "new", "beams"))
 def beam_search(
-  apply: Apply, shape: Shape, params: Any, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
+  model: Decoder, params: Any, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
   W, P = beams, prompt_1xP.shape[1]
-  caches = empty_caches(shape, W, P + new, _dtype(params))
-  logits, caches = apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
-  V = shape.vocab
+  caches = empty_caches(model, W, P + new)
+  logits, caches = model.apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
+  V = model.shape.vocab
   only_stop_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
   # All beams begin alike: only the first counts.
   score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
@@ -98,14 +103,10 @@ def beam_search(
 
   def step(carry: Any, n: Any) -> tuple[Any, None]:
     (token_W, caches, *rest), _ = extend(carry, n)
-    logits_Wx1xV, caches = apply({"params": params}, token_W[:, None], caches, P + n)
+    logits_Wx1xV, caches = model.apply({"params": params}, token_W[:, None], caches, P + n)
     return (logits_Wx1xV[:, 0], caches, *rest), None
 
   carry = (logits[:, -1], caches, score_W, jnp.zeros(W, bool), jnp.zeros((W, new), jnp.int32))
   carry, _ = jax.lax.scan(step, carry, jnp.arange(new - 1))
   (_, _, score_W, _, tokens_WxN), _ = extend(carry, new - 1)
   return tokens_WxN, score_W
-
-
-def _dtype(params: Any) -> Any:
-  return jax.tree.leaves(params)[0].dtype

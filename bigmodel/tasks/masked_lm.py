@@ -29,6 +29,8 @@ def check(config: Config) -> None:
     chosen(config) > 0 and task.masked_percent <= 100,
     f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens are none, or too many",
   )
+  vocab = config.model.vocab
+  require(not vocab or task.mask_token < vocab, f"config.task.mask_token: {task.mask_token} is none of {vocab} tokens")
   require(
     config.model.head == "masked_lm", f"config.model.head: {config.model.head!r} guesses no tokens; use masked_lm"
   )

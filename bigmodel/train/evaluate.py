@@ -13,8 +13,7 @@ from bigmodel.train.step import Program
 
 def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> dict[str, float]:
   """`loss` a token or example, its `loss_stderr` over documents or examples, `bits_per_byte` of text, metrics."""
-  batches = rows.batches(config.eval.batch_size)
-  measured = [program.values(params, batch, key) for key, batch in enumerate(batches)]
+  measured = [program.values(params, batch, key) for key, batch in enumerate(rows.batches(config.eval.batch_size))]
   names = measured[0]
   values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in names}
   weight = values.pop("weight", np.ones_like(values["loss"]))

@@ -56,12 +56,11 @@ def train_runs(
 
 
 def _open(run: Run, corpus: Data) -> Member:
-  rows = pipeline.train_pipeline(run.config, corpus, run.steps)
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
   return Member(
     run=run,
-    rows=rows,
+    rows=pipeline.train_pipeline(run.config, corpus, train.own_steps(run.config)),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
     seconds=read_status(run.folder)["seconds"],
@@ -74,7 +73,7 @@ def _stage(members: list[Member], stage: stages.Stage, corpus: Data) -> tuple[st
   program = steps.program(stage.config, len(members))
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
-    member.rows = pipeline.train_pipeline(one.config, corpus, one.stop)
+    member.rows = pipeline.train_pipeline(one.config, corpus, one.stop - one.first)
   return program, program.put_hyperparameters(
     [optim.hyperparameters(one.config, one.stop - one.first, one.first) for one in own]
   )
@@ -131,7 +130,7 @@ def _train(
         program, hyperparameters = _stage(members, ahead[0], corpus)
       if step == ahead[0].first > 0:
         state = steps.next_stage(state)
-      rows = program.put_rows([m.rows.part(step) for m in members])
+      rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
       state, metrics = program.step(state, rows, hyperparameters)
       before, pending = pending, (step, metrics)
       if before is not None and watch.read(*before):

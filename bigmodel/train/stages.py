@@ -48,5 +48,11 @@ def _changed(base: Config, text: str) -> Config:
       horizon = True
       changed.train.update(tokens=0, steps=0)
     configs.override(changed, name, parsed)
-  require(horizon, f"config.train.stages: {text!r} says neither train.tokens nor train.steps")
+  where = f"config.train.stages: {text!r}"
+  require(
+    horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"
+  )
+  require(not changed.task.get("balanced"), f"{where}: say class_weights, balanced is for the last stage")
+  numbers = changed.task.name == "regression", base.task.name == "regression"
+  require(numbers[0] == numbers[1], f"{where}: classes are no numbers for a regression, nor numbers classes")
   return changed

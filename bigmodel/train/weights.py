@@ -26,6 +26,7 @@ from bigmodel.train.run import Run
 from bigmodel.train.step import State
 
 PREFIX = "params."
+IMPORTED = "imported.json"
 
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
@@ -39,52 +40,59 @@ def flat(params: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _source(folder: str) -> tuple[Checkpoints, int]:
-  """The checkpoints of a run's folder and the newest sound step."""
-  where = absolute(folder)
-  require((where / "config.json").exists(), f"config.train.init_from: {folder} holds no run (no config.json)")
-  store = Checkpoints(where / "checkpoints")
-  good = store.verified_steps()
-  require(bool(good), f"config.train.init_from: {folder} has no sound checkpoint")
-  return store, good[0]
+def _found(config: Config) -> tuple[int, str, dict[str, str]]:
+  """`(step, sha256, {parameter: 'shape dtype fingerprint'})` of the weights that `train.init_from` stands for.
 
-
-def _marks(folder: str) -> dict[str, str]:
-  """'shape dtype fingerprint' of each parameter of a run's newest sound checkpoint."""
-  store, step = _source(folder)
-  arrays = read_seal(store.folder / str(step))["arrays"]
-  return {name.removeprefix(PREFIX): mark for name, mark in arrays.items() if name.startswith(PREFIX)}
+  The newest ones of the folder, or those that init_sha256 names. Seals are read, files are not.
+  """
+  source, wanted = config.train.init_from, config.train.init_sha256
+  folder = absolute(source)
+  require((folder / "config.json").exists(), f"config.train.init_from: {source} holds no run (no config.json)")
+  steps = sorted((int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()), reverse=True)
+  for step in steps:
+    try:
+      arrays = read_seal(folder / "checkpoints" / str(step))["arrays"]
+    except ValueError:
+      continue
+    marks = {name.removeprefix(PREFIX): mark for name, mark in arrays.items() if name.startswith(PREFIX)}
+    sha256 = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()
+    if wanted in ("", sha256):
+      return step, sha256, marks
+  raise UserError(
+    f"config.train.init_from: {source} has no " + (f"weights {wanted[:12]}..." if wanted else "sound checkpoint")
+  )
 
 
 def resolve(config: Config) -> None:
-  """Fills in, in place, which weights `train.init_from` stands for; refuses others than those already named."""
-  if not config.train.init_from:
-    return
-  found = hashlib.sha256(json.dumps(_marks(config.train.init_from), sort_keys=True).encode()).hexdigest()
-  known = config.train.init_sha256
-  require(
-    known in ("", found),
-    f"config.train.init_sha256: {config.train.init_from} holds {found[:12]}..., not {known[:12]}...",
-  )
-  config.train.init_sha256 = found
+  """Fills in, in place, which weights `train.init_from` stands for."""
+  if config.train.init_from:
+    config.train.init_sha256 = _found(config)[1]
 
 
 def check(config: Config) -> None:
   """Refuses, before anything compiles, weights that do not fit and patterns that match no parameter."""
+  for name in ("init_fresh", "init_sha256"):
+    require(
+      bool(config.train.init_from) or not config.train[name], f"config.train.{name}: is for runs with train.init_from"
+    )
   if not (config.optim.frozen or config.train.init_from):
     return
   names = shapes_of(config)
   for field, patterns in (("optim.frozen", config.optim.frozen), ("train.init_fresh", config.train.init_fresh)):
     for pattern in patterns:
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise UserError(f"config.{field}: {pattern!r} is no regular expression: {error}") from error
       require(
         any(re.search(pattern, name) for name in names), f"config.{field}: no parameter matches {pattern!r}; there are"
         f" {', '.join(sorted(names))}",
       )  # fmt: skip
   if not config.train.init_from:
     return
-  theirs = {
-    name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in _marks(config.train.init_from).items()
-  }
+  _check_tokenizer(config)
+  marks = _found(config)[2]
+  theirs = {name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in marks.items()}
   for name, shape in names.items():
     if _fresh(config, name):
       continue
@@ -96,6 +104,29 @@ def check(config: Config) -> None:
     )
 
 
+def _check_tokenizer(config: Config) -> None:
+  """Refuses to go on with another tokenizer than the weights were trained with."""
+  if config.data.kind != "text":
+    return
+  source = config.train.init_from
+  theirs, mine = read_config(source), config.data
+  if imported(source) is not None:
+    own = Path(str(absolute(source))) / "tokenizer.json"
+    same = Path(mine.tokenizer).is_file() and own.is_file() and Path(mine.tokenizer).read_bytes() == own.read_bytes()
+    require(same, f"config.data.tokenizer: {mine.tokenizer!r}; the weights of {source} are for {own}")
+  else:
+    require(
+      theirs.data.tokenizer == mine.tokenizer,
+      f"config.data.tokenizer: {mine.tokenizer!r}; the weights of {source} are for {theirs.data.tokenizer!r}",
+    )
+
+
+def imported(folder: epath.PathLike) -> dict[str, Any] | None:
+  """What is known of imported weights besides their config: the tokens that begin and end a text; None of a run's."""
+  path = absolute(folder) / IMPORTED
+  return read_json(path) if path.exists() else None
+
+
 def _fresh(config: Config, name: str) -> bool:
   return any(re.search(pattern, name) for pattern in config.train.init_fresh)
 
@@ -104,8 +135,8 @@ def start(config: Config, state: State) -> State:
   """The initial state of a run, with the weights of `train.init_from`."""
   if not config.train.init_from:
     return state
-  store, step = _source(config.train.init_from)
-  theirs = store.arrays(step, PREFIX)
+  store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
+  theirs = store.arrays(_found(config)[0], PREFIX)
   store.close()
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
@@ -132,7 +163,10 @@ def import_weights(source: str, workdir: epath.PathLike, default_config: Callabl
     except (SafetensorError, TypeError) as error:
       raise UserError(f"import: {file} cannot be read: {error}") from error
   theirs = read_json(folder / "config.json")
-  family, fields, context = huggingface.fields_of(theirs, tensors)
+  try:
+    family, fields, context = huggingface.fields_of(theirs, tensors)
+  except KeyError as error:
+    raise UserError(f"import: {folder / 'config.json'} has no {error}") from error
   config = default_config(family)
   config.model.update(fields)
   if config.data.kind == "text":
@@ -147,6 +181,8 @@ def import_weights(source: str, workdir: epath.PathLike, default_config: Callabl
   store = Checkpoints(target / "checkpoints")
   store.save(0, state)
   store.close()
+  first = lambda name: next(iter(ids), None) if isinstance(ids := theirs.get(name), list) else ids
+  write_json(target / IMPORTED, {"begin": first("bos_token_id"), "end": first("eos_token_id")})
   if (folder / "tokenizer.json").is_file():
     shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
   write_json(target / "config.json", configs.flatten(config))
@@ -169,7 +205,10 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   from safetensors.numpy import save_file
 
   config = read_config(workdir)
-  store, step = _source(str(workdir))
+  store = Checkpoints(absolute(workdir) / "checkpoints")
+  good = store.verified_steps()
+  require(bool(good), f"export: {workdir} has no sound checkpoint")
+  step = good[0]
   params = {name.removeprefix(PREFIX): x for name, x in store.arrays(step, PREFIX).items()}
   store.close()
   theirs = huggingface.config_of(kind, config)

@@ -107,7 +107,7 @@ def test_exact_flops_are_the_products_of_the_forward_pass(name):
   if name in ("gpt", "gpt1", "gopher", "dropless", "transformer"):
     masked = shape.layers * 4 * HK * (T - 1) / 2 * (units if name != "transformer" else units / 2)
   if name == "gopher":  # its table of distances is one for all rows, and its scores are of all distances
-    masked += shape.layers * (2 * HK * (T - 1) / 2 * units - 2 * shape.width * HK * (units - T))
+    masked += shape.layers * (2 * HK * (T - 1) / 2 * units + 2 * shape.width * HK * T)
   if name == "dropless":
     masked += 2 * config.model.experts_per_token * shape.width * units  # the weighted sum of experts
   if name == "bert_pooler":

@@ -20,19 +20,19 @@ def model():
   shape = Shape(V, 16, 2, 2, 1, 8, 32, "swiglu")
   module = Decoder(shape)
   params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
-  return module.apply, shape, jax.tree.map(lambda x: 4 * x, params)  # far from uniform
+  return module, jax.tree.map(lambda x: 4 * x, params)  # far from uniform
 
 
 def whole(model, tokens):
   """log-probabilities of what follows, without a cache."""
-  apply, _, params = model
+  module, params = model
   padded = jnp.pad(jnp.asarray(tokens), ((0, 0), (0, LENGTH - np.shape(tokens)[1])))  # what follows is not seen
-  return np.asarray(_log_probabilities(apply, params, padded))[:, : np.shape(tokens)[1]]
+  return np.asarray(_log_probabilities(module, params, padded))[:, : np.shape(tokens)[1]]
 
 
-@functools.partial(jax.jit, static_argnames="apply")
-def _log_probabilities(apply, params, tokens):
-  return jax.nn.log_softmax(apply({"params": params}, tokens)[0])
+@functools.partial(jax.jit, static_argnames="module")
+def _log_probabilities(module, params, tokens):
+  return jax.nn.log_softmax(module.apply({"params": params}, tokens)[0])
 
 
 def prompts(rows):
@@ -85,3 +85,18 @@ def test_enough_beams_find_the_likeliest_of_all_sequences(model):
   for (tokens, score), row, found in zip(ranked[:5], np.asarray(said), np.asarray(scores), strict=False):
     np.testing.assert_array_equal(row, [*tokens, *[stop] * (new - len(tokens))])
     assert found == pytest.approx(score, abs=1e-4)
+
+
+def test_half_precision_and_experts_decode_too():
+  """Caches are in the model's own dtype, and experts take every token that comes."""
+  from bigmodel import models, study
+  from bigmodel.tasks.generation import for_decoding
+
+  config = study.default_config()
+  config.model.update(vocab=V, width=16, layers=1, head_size=8, experts=3, expert_group=4, expert_capacity=0.5)
+  config = for_decoding(study.resolve_without_data(config))
+  module = models.build(config, jnp.bfloat16)
+  params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+  said, chances = run((module, params), prompts(2), 5, 0.0)
+  follow = whole((models.build(config), params), np.concatenate([prompts(2), said], axis=1))[:, P - 1 : -1]
+  np.testing.assert_allclose(np.take_along_axis(follow, said[..., None], 2)[..., 0], chances, atol=0.05)  # bfloat16

@@ -57,7 +57,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_pa
     ({"optim.frozen": ("attentoin",)}, "config.optim.frozen: no parameter matches 'attentoin'"),
     ({"train.init_fresh": ("^head",)}, r"config.train.init_fresh: no parameter matches '\^head'"),
     ({"train.init_from": str(tmp_path)}, "holds no run"),
-    ({"train.init_sha256": "0" * 64}, "config.train.init_sha256"),
+    ({"train.init_sha256": "0" * 64}, "has no weights 000000000000"),
+    ({"train.init_from": "", "train.init_fresh": ("^output",)}, "config.train.init_fresh: is for runs with"),
+    ({"optim.frozen": ("*bias",)}, r"'\*bias' is no regular expression"),
   ):
     with pytest.raises(UserError, match=message):
       study.single_run(study.with_overrides(config, changes), tmp_path / "other")

@@ -118,7 +118,7 @@ class Attention(nn.Module):
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
     r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads")).reshape(S, H, K)
-    u, v = (zeros(self, name, (H * K,), ("heads",)).reshape(H, K).astype(q_BxTxHxK.dtype) for name in ("u", "v"))
+    u, v = (zeros(self, name, (H * K,), ("heads",), q_BxTxHxK.dtype).reshape(H, K) for name in ("u", "v"))
     by_distance = jnp.einsum("bthk,shk->bhts", (q_BxTxHxK + v) * K**-0.5, r_SxHxK).astype(jnp.float32)
     back_TxS = jnp.clip(start + np.arange(T)[:, None] - np.arange(S), 0, S - 1)
     return q_BxTxHxK + u, jnp.take_along_axis(by_distance, back_TxS[None, None], axis=-1)

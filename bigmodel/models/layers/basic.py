@@ -27,20 +27,24 @@ def projection(
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
   out = x @ gathered(weight.astype(x.dtype), axes)
-  return out + zeros(module, f"{name}_bias", (width,), axes[1:]).astype(x.dtype) if bias else out
+  return out + zeros(module, f"{name}_bias", (width,), axes[1:], x.dtype) if bias else out
 
 
-def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-  """A parameter that starts at zero."""
+def zeros(
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+  """A parameter that starts at zero, in the dtype that it is used in."""
   weight: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
-  return gathered(weight, axes)
+  return gathered(weight.astype(dtype), axes)
 
 
-def normal(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float) -> jax.Array:
-  """A parameter ~ N(0, deviation^2)."""
+def normal(
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float, dtype: Any
+) -> jax.Array:
+  """A parameter ~ N(0, deviation^2), in the dtype that it is used in."""
   init = nn.with_logical_partitioning(nn.initializers.normal(deviation), axes)
   weight: Any = module.param(name, init, shape, jnp.float32)
-  return gathered(weight, axes)
+  return gathered(weight.astype(dtype), axes)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

@@ -76,11 +76,11 @@ class BlockShape:
   def attention(self, T: float, memory: float = 0) -> float:
     """FLOPs per token in one layer's products of activations: scores and weighted sums, computed once a pair.
 
-    A token at position t of a causal block attends to t + 1 keys: (T + 1) / 2 on average. A table
-    of distances is one row a token of a sequence, and a third product of scores.
+    A token at position t of a causal block attends to t + 1 keys: (T + 1) / 2 on average. Distances
+    are a third product of scores; their table is made once for all rows of a batch, and not counted.
     """
     HK, keys = self.heads * self.head_size, (T + 1) / 2 if self.causal else T
-    distances = 2.0 * HK * keys + 2.0 * self.width * HK if self.relative else 0.0
+    distances = 2.0 * HK * keys if self.relative else 0.0
     return 4.0 * HK * (keys + memory) + distances
 
   def idle(self, T: int) -> float:

@@ -34,7 +34,7 @@ def convolution(
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=groups,
   )
-  return out + zeros(module, f"{name}_bias", (channels,), ("mlp",)).astype(x.dtype) if bias else out
+  return out + zeros(module, f"{name}_bias", (channels,), ("mlp",), x.dtype) if bias else out
 
 
 def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
