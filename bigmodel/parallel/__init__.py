@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import models
@@ -251,7 +252,12 @@ def make_mesh_of(sizes: dict[str, int], devices: Any = None) -> Mesh:
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
   # Linen's logical constraints need Auto axes; jax.make_mesh would make Explicit ones.
   kinds = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[: math.prod(shape)])
+  devices = devices[: math.prod(shape)]
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+  except NotImplementedError:  # an axis, such as 32 of 4 x 4 x 4 chips, is not whole axes of the torus
+    places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(places, AXES, axis_types=kinds)
 
 
 def shardings(mesh: Mesh, abstract: Any, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:

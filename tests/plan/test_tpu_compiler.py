@@ -79,3 +79,12 @@ def test_splash_attention_compiles_with_its_gradients(v5e):
   loss = lambda q, k, v: jnp.sum(kernels.splash(mesh)(q, k, v).astype(jnp.float32))
   text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(8), shape(4), shape(4)).compile().as_text()
   assert "splash" in text
+
+
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=32), dict(data=8, fsdp=8), dict(fsdp=2, tensor=8, pipeline=4)])
+def test_axes_of_a_mesh_need_not_be_whole_axes_of_the_torus(sizes):
+  pytest.importorskip("libtpu")
+  devices = topology.parse("v5p:4x4x4").devices
+  mesh = parallel.make_mesh_of(sizes, devices)
+  assert set(mesh.devices.flat) == set(devices)
+  assert all(mesh.shape[axis] == size for axis, size in sizes.items())
