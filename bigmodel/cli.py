@@ -12,7 +12,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
-VERBS = {"import": "import_"}  # where Python keeps the word for itself
+USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "import_", "export": "export"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,12 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
-  from bigmodel import verbs
+  from bigmodel import use, verbs
   from bigmodel.files import UserError
+
+  verb = getattr(use, USE[arguments.verb]) if arguments.verb in USE else getattr(verbs, arguments.verb)
 
   try:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-      document = json.dumps(getattr(verbs, VERBS.get(arguments.verb) or arguments.verb)(arguments), allow_nan=False)
+      document = json.dumps(verb(arguments), allow_nan=False)
   except UserError as error:
     return _fail(arguments, str(error), 2)
   except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from bigmodel.files import UserError, absolute, is_writer
 Arguments = argparse.Namespace
 
 
-def _table(arguments: Arguments, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(arguments: Arguments, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   """A table on standard output; nothing with --json."""
   if arguments.json:
     return
@@ -43,7 +42,7 @@ def _show(value: Any) -> str:
   return str(value)
 
 
-def _setup(arguments: Arguments | None = None) -> bool:
+def setup(arguments: Arguments | None = None) -> bool:
   """Prepares JAX and joins the other processes of the job; true in the process that talks and writes."""
   from bigmodel import hardware
   from bigmodel.parallel import hosts
@@ -59,7 +58,7 @@ def _setup(arguments: Arguments | None = None) -> bool:
   return is_writer()
 
 
-def _load(arguments: Arguments) -> tuple[Any, Any]:
+def load(arguments: Arguments) -> tuple[Any, Any]:
   config, module = configs.load(arguments.config, arguments.overrides)
   study = None
   if hasattr(module, "get_study"):
@@ -71,38 +70,38 @@ def _load(arguments: Arguments) -> tuple[Any, Any]:
 
 
 def data(arguments: Arguments) -> dict[str, Any]:
-  _setup()
+  setup()
   from bigmodel import data as room
   from bigmodel.data import pipeline
 
-  config, _ = _load(arguments)
+  config, _ = load(arguments)
   room.check(config)
   card = pipeline.prepare(config).card
   if config.data.kind == "examples":
     rows = [(split, facts["examples"]) for split, facts in card["splits"].items()]
     title = f"{card['name']}: {card['inputs']} -> {card['outputs']}, sha256 {card['sha256'][:12]}"
-    _table(arguments, title, ("split", "examples"), rows)
+    table(arguments, title, ("split", "examples"), rows)
     return card
   rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
   title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
-  _table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
+  table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
   return card
 
 
 def plan(arguments: Arguments) -> dict[str, Any]:
-  _setup()
+  setup()
   from bigmodel import study as studies
   from bigmodel.plan import price
   from bigmodel.sweep import folder
   from bigmodel.train.display import duration
 
-  config, study = _load(arguments)
+  config, study = load(arguments)
   if arguments.topology or arguments.search:
     return _plan_for(arguments, config, study)
   if study is None:
     run, _ = studies.single_run(config, arguments.workdir or ".")
     cost = price.price(run, price.calibrate([run]))
-    _table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+    table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
     return cost
   prepared = studies.prepare(config, study, arguments.workdir or ".")
   result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
@@ -125,7 +124,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   total = result["total"]
   flops, seconds = total["flops_6nd"], total["expected_seconds"]
   title = f"{study.name}: {total['runs']} runs, {flops:.3g} FLOPs (6ND), {duration(seconds)} here"
-  _table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
+  table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
   return result
 
 
@@ -154,7 +153,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
     cost = "" if total["cost"] is None else f", {total['cost']:,.0f} dollars"
     title = f"{study.name} on {where.name}: {total['chip_hours']:.4g} chip-hours{cost};"
     title += f" critical path {total['critical_path_hours']:.4g} h"
-    _table(arguments, title, columns, rows)
+    table(arguments, title, columns, rows)
     return result
   config = studies.resolve_for_plan(config, where.count)
   if arguments.search:
@@ -174,7 +173,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
       )
       for r in found
     ]
-    _table(arguments, f"layouts on {where.name}, best first", columns, rows)
+    table(arguments, f"layouts on {where.name}, best first", columns, rows)
     if not arguments.json:
       print(" ".join(f"--config.{name}={value}" for name, value in found[0]["overrides"].items()))
     return {"topology": where.name, "best": found[0]["overrides"], "layouts": found}
@@ -215,18 +214,18 @@ def _show_plan(arguments: Arguments, facts: dict[str, Any]) -> None:
     ("chip-hours", facts["chip_hours"]),
     ("cost", None if facts["cost"] is None else f"{facts['cost']:,.0f} dollars"),
   ]  # fmt: skip
-  _table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
+  table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
   moved = [
     (c["kind"], c["group"], c["overlaps"], c["count"], f"{c['bytes'] / 1e9:.3f} GB", f"{c['seconds']:.3g} s")
     for c in source["collectives"]
     if c["bytes"] > 1e5
   ]
   columns = ("collective", "devices", "overlaps", "times", "sent a step", "on the wire")
-  _table(arguments, "a device's collectives", columns, moved)
+  table(arguments, "a device's collectives", columns, moved)
 
 
 def train(arguments: Arguments) -> dict[str, Any]:
-  talks = _setup(arguments)
+  talks = setup(arguments)
   from bigmodel import record
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
@@ -234,7 +233,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train.loop import train_runs
   from bigmodel.train.run import interruptible, open_folder
 
-  config, _ = _load(arguments)
+  config, _ = load(arguments)
   with interruptible() as stop:
     run, corpus = studies.single_run(config, arguments.workdir)
     hosts.require_same([configs.flatten(run.config), str(run.folder), arguments.profile], "config")
@@ -257,148 +256,17 @@ def train(arguments: Arguments) -> dict[str, Any]:
   )
   if talks:
     facts = [(name, ended[name]) for name in names] + list(ended["metrics"].items())
-    _table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
+    table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
   return ended
 
 
-def eval(arguments: Arguments) -> dict[str, Any]:
-  _setup()
-  from bigmodel.data import pipeline
-  from bigmodel.tasks import choices
-  from bigmodel.train.evaluate import evaluate
-
-  config, program, params, step = _restored(arguments.workdir, decoding=bool(arguments.choices))
-  if arguments.choices:
-    if config.task.name != "causal_lm":
-      raise UserError(f"--choices: is for causal language models, not {config.task.name}")
-    tokens = _tokenizer(arguments.workdir, config)
-    size, context = config.eval.batch_size, config.data.context
-    losses = lambda rows: program.values(params, rows, 0)["loss"]
-    values = choices.score(choices.read(arguments.choices, tokens, context), losses, context, size)
-  else:
-    from bigmodel import data as room
-    from bigmodel import study as studies
-
-    room.check(config)
-    corpus = pipeline.prepare(config)
-    studies.resolve(config, corpus)  # refuses data that are not for this model
-    values = evaluate(program, params, config, pipeline.eval_rows(config, corpus))
-  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
-  _table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
-  return result
-
-
-def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
-  """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
-  from bigmodel.tasks import generation
-  from bigmodel.train import step as steps
-  from bigmodel.train import weights
-  from bigmodel.train.checkpoint import Checkpoints
-
-  config = weights.read_config(workdir)
-  if decoding and config.model.family == "decoder":
-    config = generation.for_decoding(config)
-  store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
-  good = store.verified_steps()
-  if not good:
-    raise UserError(f"{workdir}: no sound checkpoint")
-  program = steps.program(config)
-  return config, program, store.restore(good[0], program.shapes).params, good[0]
-
-
-def _tokenizer(workdir: str, config: Any) -> Any:
-  """The tokenizer that came with imported weights, or that of the run's corpus."""
-  from bigmodel.data import corpus, tokenizer
-  from bigmodel.train import weights
-
-  marks = weights.imported(workdir)
-  if marks is None:
-    return corpus.tokenizer_of(config)
-  own = absolute(workdir) / "tokenizer.json"
-  if not own.exists() or marks["end"] is None:
-    raise UserError(f"{workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights")
-  return tokenizer.from_text(own.read_text(), marks["begin"], marks["end"])
-
-
-def generate(arguments: Arguments) -> dict[str, Any]:
-  _setup()
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from bigmodel import models as room
-  from bigmodel.tasks import generation
-
-  for name, least in (("tokens", 1), ("samples", 1), ("beams", 1), ("top_k", 0)):
-    if getattr(arguments, name) < least:
-      raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} is less than {least}")
-  if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
-    raise UserError("--top-p is in (0, 1], --temperature not negative")
-  config, _, params, step = _restored(arguments.workdir, decoding=True)
-  if config.model.family != "decoder":
-    raise UserError(f"generate: is for decoders, not a {config.model.family}")
-  tokens = _tokenizer(arguments.workdir, config)
-  prompt = np.concatenate([[tokens.begin], tokens.encode(arguments.prompt)]).astype(np.int32)
-  limit = config.data.context
-  if len(prompt) + arguments.tokens > limit + 1:
-    raise UserError(
-      f"--prompt: {len(prompt) - 1} tokens and {arguments.tokens} new ones are more than the context of {limit}"
-    )
-  model = room.build(config, jnp.dtype(config.train.compute_dtype))
-  params = jax.device_put(jax.device_get(params), jax.devices()[0])
-  if arguments.beams > 1:
-    said, chances = generation.beam_search(
-      model, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
-    )
-  else:
-    rows = np.repeat(prompt[None], arguments.samples, axis=0)
-    said, each = generation.sample(
-      model, params, rows, arguments.tokens, jax.random.key(arguments.seed),
-      jnp.float32(arguments.temperature), jnp.float32(arguments.top_p), arguments.top_k,
-    )  # fmt: skip
-    ends = [len(_until(row, tokens.separator)) + 1 for row in np.asarray(said)]
-    chances = [row[:end].sum() for row, end in zip(np.asarray(each), ends, strict=True)]
-  texts = [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
-  result = [{"text": text, "log_probability": float(c)} for text, c in zip(texts, chances, strict=True)]
-  if not arguments.json:
-    for one in result:
-      print(arguments.prompt + one["text"])
-      print(f"[log-probability {one['log_probability']:.3f}]")
-  return {"prompt": arguments.prompt, "step": step, "continuations": result}
-
-
-def _until(row: Any, separator: int) -> Any:
-  """A row up to the first separator."""
-  ends = [i for i, token in enumerate(row) if token == separator]
-  return row[: ends[0]] if ends else row
-
-
-def import_(arguments: Arguments) -> dict[str, Any]:
-  _setup()
-  from bigmodel import study as studies
-  from bigmodel.train import weights
-
-  facts = weights.import_weights(arguments.source, arguments.workdir, studies.default_config)
-  _table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
-  return facts
-
-
-def export(arguments: Arguments) -> dict[str, Any]:
-  _setup()
-  from bigmodel.train import weights
-
-  facts = weights.export_weights(arguments.workdir, arguments.to, arguments.type)
-  _table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
-  return facts
-
-
 def study(arguments: Arguments) -> dict[str, Any]:
-  talks = _setup(arguments)
+  talks = setup(arguments)
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
   from bigmodel.train.run import interruptible
 
-  config, the_study = _load(arguments)
+  config, the_study = load(arguments)
   if the_study is None:
     raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
   with interruptible() as stop:
@@ -414,7 +282,7 @@ def study(arguments: Arguments) -> dict[str, Any]:
 def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
   for law in result["laws"]:
     rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
-    _table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
+    table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
   forecast = result["forecast"]
   if forecast:
     outcome = (
@@ -429,7 +297,7 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
       ("truth", outcome),
       ("noise between seeds", result["noise_floor"]["std"] if result["noise_floor"] else None),
     ]
-    _table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
+    table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
 
@@ -441,12 +309,12 @@ def status(arguments: Arguments) -> list[dict[str, Any]]:
   shown = [
     (r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows
   ]
-  _table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
+  table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
   return rows
 
 
 def fit(arguments: Arguments) -> dict[str, Any]:
-  _setup()
+  setup()
   from bigmodel.laws import points, summary
 
   if Path(arguments.points).is_dir():
@@ -471,10 +339,10 @@ def fit(arguments: Arguments) -> dict[str, Any]:
         ("objective", f"{law['objective']:.6g}", None),
         ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None),
       ]
-    _table(arguments, title, ("parameter", "value", "90% interval"), rows)
+    table(arguments, title, ("parameter", "value", "90% interval"), rows)
   best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]
   if best:
-    _table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
+    table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
   return result
 
 
@@ -488,41 +356,6 @@ def report(arguments: Arguments) -> dict[str, Any]:
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
   return result
-
-
-def models(arguments: Arguments) -> list[dict[str, Any]]:
-  from bigmodel import models as room
-  from bigmodel import study as studies
-
-  sizes: list[tuple[str, Any]] = []
-  if arguments.config:
-    config, the_study = _load(arguments)
-    sizes = [("config", config)]
-    if the_study is not None and hasattr(the_study.design, "sizes"):
-      label = lambda size: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in size.items())
-      sizes = [(label(size), configs.with_overrides(config, size)) for size in the_study.design.sizes]
-  else:
-    published = Path(__file__).parents[1] / "configs" / "published.py"
-    if not published.exists():
-      raise UserError("models: no configs/published.py beside the package; give --config=FILE[:arg]")
-    module, _ = configs.load_module(str(published))
-    sizes = [(name, module.get_config(name)) for name in module.NAMES]
-  rows = []
-  for label, config in sizes:
-    room.check(config)
-    resolved = studies.resolve_without_data(config)
-    shape, counts = room.shape_of(resolved), room.counts_of(resolved)
-    unit = "token" if config.data.kind == "text" else "example"
-    rows.append({"name": label, **shape.describe(), "unit": unit, **counts.params(), **counts.flops(1)})
-  short = lambda number: f"{number:.3g}" if number < 1e6 else f"{number / 1e6:,.4g} M"
-  shown = [
-    (row["name"], row["family"], *(short(row[name]) for name in ("params_total", "params_active")),
-     f"{row['flops_exact']:.3g}", row["unit"])
-    for row in rows
-  ]  # fmt: skip
-  title = f"families: {', '.join(room.FAMILIES)}"
-  _table(arguments, title, ("model", "family", "parameters", "active", "training FLOPs", "per"), shown)
-  return rows
 
 
 def launch(arguments: Arguments) -> dict[str, Any]:

@@ -184,6 +184,7 @@ def test_a_checkpoint_restores_on_any_other_mesh(resolved, tmp_path):
     np.testing.assert_allclose(runs[count], runs[8], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_one_process_and_back(job):
   whole, one = job(60, 1, 8, "whole")
   assert wait(one) == [0], log_of(whole)

@@ -75,7 +75,7 @@ def alone():
   return {}  # what one device computed, by kind of model
 
 
-QUICK = {("fsdp", False), ("fsdp_tp", False), ("pp", False), ("everything", False), ("fsdp_tp_sp", True), ("ep", True)}
+QUICK = {("fsdp", False), ("pp", False), ("fsdp_tp_sp", True), ("ep", True)}  # every axis once
 CASES = [
   pytest.param(name, experts, marks=() if (name, experts) in QUICK else pytest.mark.slow)
   for experts in (False, True)

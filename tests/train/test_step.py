@@ -29,9 +29,7 @@ def close(one, other, rtol=2e-4):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-  "sizes", [dict(data=8), dict(data=2, fsdp=4), dict(data=2, tensor=2), dict(data=1, fsdp=2, tensor=2)], ids=str
-)
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2)], ids=str)
 def test_every_mesh_computes_the_same(resolved, sizes):
   config, corpus = resolved
   config.model.vocab = 264  # 257 is prime

@@ -1,0 +1,175 @@
+"""Verbs for models that are there: their counts, evaluation, generation, and weights in and out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from bigmodel import config as configs
+from bigmodel.files import UserError, absolute
+from bigmodel.verbs import Arguments, load, setup, table
+
+
+def models(arguments: Arguments) -> list[dict[str, Any]]:
+  from bigmodel import models as room
+  from bigmodel import study as studies
+
+  sizes: list[tuple[str, Any]] = []
+  if arguments.config:
+    config, the_study = load(arguments)
+    sizes = [("config", config)]
+    if the_study is not None and hasattr(the_study.design, "sizes"):
+      label = lambda size: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in size.items())
+      sizes = [(label(size), configs.with_overrides(config, size)) for size in the_study.design.sizes]
+  else:
+    published = Path(__file__).parents[1] / "configs" / "published.py"
+    if not published.exists():
+      raise UserError("models: no configs/published.py beside the package; give --config=FILE[:arg]")
+    module, _ = configs.load_module(str(published))
+    sizes = [(name, module.get_config(name)) for name in module.NAMES]
+  rows = []
+  for label, config in sizes:
+    room.check(config)
+    resolved = studies.resolve_without_data(config)
+    shape, counts = room.shape_of(resolved), room.counts_of(resolved)
+    unit = "token" if config.data.kind == "text" else "example"
+    rows.append({"name": label, **shape.describe(), "unit": unit, **counts.params(), **counts.flops(1)})
+  short = lambda number: f"{number:.3g}" if number < 1e6 else f"{number / 1e6:,.4g} M"
+  shown = [
+    (row["name"], row["family"], *(short(row[name]) for name in ("params_total", "params_active")),
+     f"{row['flops_exact']:.3g}", row["unit"])
+    for row in rows
+  ]  # fmt: skip
+  title = f"families: {', '.join(room.FAMILIES)}"
+  table(arguments, title, ("model", "family", "parameters", "active", "training FLOPs", "per"), shown)
+  return rows
+
+
+def eval(arguments: Arguments) -> dict[str, Any]:
+  setup()
+  from bigmodel.data import pipeline
+  from bigmodel.tasks import choices
+  from bigmodel.train.evaluate import evaluate
+
+  config, program, params, step = _restored(arguments.workdir, decoding=bool(arguments.choices))
+  if arguments.choices:
+    if config.task.name != "causal_lm":
+      raise UserError(f"--choices: is for causal language models, not {config.task.name}")
+    tokens = _tokenizer(arguments.workdir, config)
+    size, context = config.eval.batch_size, config.data.context
+    losses = lambda rows: program.values(params, rows, 0)["loss"]
+    values = choices.score(choices.read(arguments.choices, tokens, context), losses, context, size)
+  else:
+    from bigmodel import data as room
+    from bigmodel import study as studies
+
+    room.check(config)
+    corpus = pipeline.prepare(config)
+    studies.resolve(config, corpus)  # refuses data that are not for this model
+    values = evaluate(program, params, config, pipeline.eval_rows(config, corpus))
+  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
+  table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
+  return result
+
+
+def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
+  """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
+  from bigmodel.tasks import generation
+  from bigmodel.train import step as steps
+  from bigmodel.train import weights
+  from bigmodel.train.checkpoint import Checkpoints
+
+  config = weights.read_config(workdir)
+  if decoding and config.model.family == "decoder":
+    config = generation.for_decoding(config)
+  store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
+  good = store.verified_steps()
+  if not good:
+    raise UserError(f"{workdir}: no sound checkpoint")
+  program = steps.program(config)
+  return config, program, store.restore(good[0], program.shapes).params, good[0]
+
+
+def _tokenizer(workdir: str, config: Any) -> Any:
+  """The tokenizer that came with imported weights, or that of the run's corpus."""
+  from bigmodel.data import corpus, tokenizer
+  from bigmodel.train import weights
+
+  marks = weights.imported(workdir)
+  if marks is None:
+    return corpus.tokenizer_of(config)
+  own = absolute(workdir) / "tokenizer.json"
+  if not own.exists() or marks["end"] is None:
+    raise UserError(f"{workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights")
+  return tokenizer.from_text(own.read_text(), marks["begin"], marks["end"])
+
+
+def generate(arguments: Arguments) -> dict[str, Any]:
+  setup()
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from bigmodel import models as room
+  from bigmodel.tasks import generation
+
+  for name, least in (("tokens", 1), ("samples", 1), ("beams", 1), ("top_k", 0)):
+    if getattr(arguments, name) < least:
+      raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} is less than {least}")
+  if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
+    raise UserError("--top-p is in (0, 1], --temperature not negative")
+  config, _, params, step = _restored(arguments.workdir, decoding=True)
+  if config.model.family != "decoder":
+    raise UserError(f"generate: is for decoders, not a {config.model.family}")
+  tokens = _tokenizer(arguments.workdir, config)
+  prompt = np.concatenate([[tokens.begin], tokens.encode(arguments.prompt)]).astype(np.int32)
+  limit = config.data.context
+  if len(prompt) + arguments.tokens > limit + 1:
+    raise UserError(
+      f"--prompt: {len(prompt) - 1} tokens and {arguments.tokens} new ones are more than the context of {limit}"
+    )
+  model = room.build(config, jnp.dtype(config.train.compute_dtype))
+  params = jax.device_put(jax.device_get(params), jax.devices()[0])
+  if arguments.beams > 1:
+    said, chances = generation.beam_search(
+      model, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
+    )
+  else:
+    rows = np.repeat(prompt[None], arguments.samples, axis=0)
+    said, each = generation.sample(
+      model, params, rows, arguments.tokens, jax.random.key(arguments.seed),
+      jnp.float32(arguments.temperature), jnp.float32(arguments.top_p), arguments.top_k,
+    )  # fmt: skip
+    ends = [len(_until(row, tokens.separator)) + 1 for row in np.asarray(said)]
+    chances = [row[:end].sum() for row, end in zip(np.asarray(each), ends, strict=True)]
+  texts = [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
+  result = [{"text": text, "log_probability": float(c)} for text, c in zip(texts, chances, strict=True)]
+  if not arguments.json:
+    for one in result:
+      print(arguments.prompt + one["text"])
+      print(f"[log-probability {one['log_probability']:.3f}]")
+  return {"prompt": arguments.prompt, "step": step, "continuations": result}
+
+
+def _until(row: Any, separator: int) -> Any:
+  """A row up to the first separator."""
+  ends = [i for i, token in enumerate(row) if token == separator]
+  return row[: ends[0]] if ends else row
+
+
+def import_(arguments: Arguments) -> dict[str, Any]:
+  setup()
+  from bigmodel import study as studies
+  from bigmodel.train import weights
+
+  facts = weights.import_weights(arguments.source, arguments.workdir, studies.default_config)
+  table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  return facts
+
+
+def export(arguments: Arguments) -> dict[str, Any]:
+  setup()
+  from bigmodel.train import weights
+
+  facts = weights.export_weights(arguments.workdir, arguments.to, arguments.type)
+  table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  return facts
