@@ -6,7 +6,7 @@ from typing import Any
 
 from bigmodel import config as configs
 from bigmodel.files import UserError, absolute
-from bigmodel.verbs import Arguments, load, setup, table
+from bigmodel.verbs import Arguments, load, setup, show_table
 
 
 def models(arguments: Arguments) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def models(arguments: Arguments) -> list[dict[str, Any]]:
     for row in rows
   ]  # fmt: skip
   title = f"families: {', '.join(room.FAMILIES)}"
-  table(arguments, title, ("model", "family", "parameters", "active", "training FLOPs", "per"), shown)
+  show_table(arguments, title, ("model", "family", "parameters", "active", "training FLOPs", "per"), shown)
   return rows
 
 
@@ -67,7 +67,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
     studies.resolve(config, corpus)  # refuses data that are not for this model
     values = evaluate(program, params, config, pipeline.eval_rows(config, corpus))
   result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
-  table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
+  show_table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
   return result
 
 
@@ -162,7 +162,7 @@ def import_(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train import weights
 
   facts = weights.import_weights(arguments.source, arguments.workdir, studies.default_config)
-  table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  show_table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
   return facts
 
 
@@ -171,5 +171,5 @@ def export(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train import weights
 
   facts = weights.export_weights(arguments.workdir, arguments.to, arguments.type)
-  table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
+  show_table(arguments, arguments.workdir, ("field", "value"), list(facts.items()))
   return facts

@@ -16,7 +16,7 @@ from bigmodel.files import UserError, absolute, is_writer
 Arguments = argparse.Namespace
 
 
-def table(arguments: Arguments, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def show_table(arguments: Arguments, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   """A table on standard output; nothing with --json."""
   if arguments.json:
     return
@@ -80,11 +80,11 @@ def data(arguments: Arguments) -> dict[str, Any]:
   if config.data.kind == "examples":
     rows = [(split, facts["examples"]) for split, facts in card["splits"].items()]
     title = f"{card['name']}: {card['inputs']} -> {card['outputs']}, sha256 {card['sha256'][:12]}"
-    table(arguments, title, ("split", "examples"), rows)
+    show_table(arguments, title, ("split", "examples"), rows)
     return card
   rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
   title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
-  table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
+  show_table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
   return card
 
 
@@ -101,7 +101,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   if study is None:
     run, _ = studies.single_run(config, arguments.workdir or ".")
     cost = price.price(run, price.calibrate([run]))
-    table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+    show_table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
     return cost
   prepared = studies.prepare(config, study, arguments.workdir or ".")
   result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
@@ -124,7 +124,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   total = result["total"]
   flops, seconds = total["flops_6nd"], total["expected_seconds"]
   title = f"{study.name}: {total['runs']} runs, {flops:.3g} FLOPs (6ND), {duration(seconds)} here"
-  table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
+  show_table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
   return result
 
 
@@ -153,7 +153,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
     cost = "" if total["cost"] is None else f", {total['cost']:,.0f} dollars"
     title = f"{study.name} on {where.name}: {total['chip_hours']:.4g} chip-hours{cost};"
     title += f" critical path {total['critical_path_hours']:.4g} h"
-    table(arguments, title, columns, rows)
+    show_table(arguments, title, columns, rows)
     return result
   config = studies.resolve_for_plan(config, where.count)
   if arguments.search:
@@ -173,7 +173,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
       )
       for r in found
     ]
-    table(arguments, f"layouts on {where.name}, best first", columns, rows)
+    show_table(arguments, f"layouts on {where.name}, best first", columns, rows)
     if not arguments.json:
       print(" ".join(f"--config.{name}={value}" for name, value in found[0]["overrides"].items()))
     return {"topology": where.name, "best": found[0]["overrides"], "layouts": found}
@@ -214,14 +214,14 @@ def _show_plan(arguments: Arguments, facts: dict[str, Any]) -> None:
     ("chip-hours", facts["chip_hours"]),
     ("cost", None if facts["cost"] is None else f"{facts['cost']:,.0f} dollars"),
   ]  # fmt: skip
-  table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
+  show_table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
   moved = [
     (c["kind"], c["group"], c["overlaps"], c["count"], f"{c['bytes'] / 1e9:.3f} GB", f"{c['seconds']:.3g} s")
     for c in source["collectives"]
     if c["bytes"] > 1e5
   ]
   columns = ("collective", "devices", "overlaps", "times", "sent a step", "on the wire")
-  table(arguments, "a device's collectives", columns, moved)
+  show_table(arguments, "a device's collectives", columns, moved)
 
 
 def train(arguments: Arguments) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
   )
   if talks:
     facts = [(name, ended[name]) for name in names] + list(ended["metrics"].items())
-    table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
+    show_table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
   return ended
 
 
@@ -282,7 +282,7 @@ def study(arguments: Arguments) -> dict[str, Any]:
 def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
   for law in result["laws"]:
     rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
-    table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
+    show_table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
   forecast = result["forecast"]
   if forecast:
     outcome = (
@@ -297,7 +297,7 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
       ("truth", outcome),
       ("noise between seeds", result["noise_floor"]["std"] if result["noise_floor"] else None),
     ]
-    table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
+    show_table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
 
@@ -309,7 +309,7 @@ def status(arguments: Arguments) -> list[dict[str, Any]]:
   shown = [
     (r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows
   ]
-  table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
+  show_table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
   return rows
 
 
@@ -339,10 +339,10 @@ def fit(arguments: Arguments) -> dict[str, Any]:
         ("objective", f"{law['objective']:.6g}", None),
         ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None),
       ]
-    table(arguments, title, ("parameter", "value", "90% interval"), rows)
+    show_table(arguments, title, ("parameter", "value", "90% interval"), rows)
   best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]
   if best:
-    table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
+    show_table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
   return result
 
 
