@@ -55,6 +55,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
   from sklearn.neural_network import MLPClassifier
 
   from bigmodel import study
+  from bigmodel.data.examples import Examples
   from bigmodel.train.display import Display
   from bigmodel.train.loop import train_runs
 
@@ -68,6 +69,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
     run, data = study.single_run(config, folder)
     with Display(0, True) as display:
       (record,) = train_runs([run], data, display, {"stop": False})
+  assert isinstance(data, Examples)
   rows = {split: data.rows(split, np.arange(len(data.targets[split]))) for split in ("train", "validation")}
   theirs = LogisticRegression(max_iter=5000) if family == "linear" else MLPClassifier((100,), max_iter=500)
   theirs.fit(rows["train"]["inputs"], rows["train"]["targets"])
