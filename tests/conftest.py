@@ -89,6 +89,22 @@ def resolved(config):
 
 
 @pytest.fixture
+def stop_at():
+  """Flags that are set after so many looks at them, as a signal would."""
+
+  class Flag(dict):
+    def __init__(self, looks):
+      super().__init__(stop=False)
+      self.looks = looks
+
+    def __getitem__(self, name):
+      self.looks -= 1
+      return self.looks < 0
+
+  return Flag
+
+
+@pytest.fixture
 def scaling_data():
   """The published points, where they are; see $BIGMODEL_SCALING_DATA."""
   root = Path(os.environ.get("BIGMODEL_SCALING_DATA") or Path(__file__).parents[2] / "shared" / "scaling_data")

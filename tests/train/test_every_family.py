@@ -95,7 +95,7 @@ def test_a_regression_explains_what_there_is_to_explain(family, files, config):
 
 
 @pytest.mark.parametrize("family", ["bert"])
-def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path):
+def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path, stop_at):
   """Masks and dropout are functions of the seed and the step."""
   config = config_of(family, files, config)
   config.parallel.data = 1
@@ -105,22 +105,10 @@ def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path
     with Display(0, True) as display:
       for at in stops:
         with pytest.raises(Interrupted):
-          train_runs([run], data, display, StopAt(at))
+          train_runs([run], data, display, stop_at(at))
       sealed += train_runs([run], data, display, {"stop": False})
   assert sealed[0]["result_sha256"] == sealed[1]["result_sha256"]
   assert sealed[0]["metrics"].keys() == {"accuracy"}
-
-
-class StopAt(dict):
-  """A flag that is set after so many looks at it."""
-
-  def __init__(self, at):
-    super().__init__(stop=False)
-    self.left = at
-
-  def __getitem__(self, name):
-    self.left -= 1
-    return self.left < 0
 
 
 def test_microbatches_draw_masks_of_their_own(files, config):

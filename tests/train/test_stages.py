@@ -38,26 +38,14 @@ def dbn(tmp_path):
   return config
 
 
-def run_to_its_end(config, folder, stops=()):
+def run_to_its_end(config, folder, stop_at=None, stops=()):
   run, data = study.single_run(config, folder)
   with Display(0, True) as display:
     for at in stops:
       with pytest.raises(Interrupted):
-        train_runs([run], data, display, Stop(at))
+        train_runs([run], data, display, stop_at(at))
     (record,) = train_runs([run], data, display, {"stop": False})
   return run, record
-
-
-class Stop(dict):
-  """A flag that is set after so many looks at it."""
-
-  def __init__(self, at):
-    super().__init__(stop=False)
-    self.left = at
-
-  def __getitem__(self, name):
-    self.left -= 1
-    return self.left < 0
 
 
 def test_horizons_add_up_and_each_stage_has_its_own_settings(dbn):
@@ -79,19 +67,19 @@ def test_schedules_begin_anew_with_each_stage(dbn):
 
 
 @pytest.mark.parametrize("stops", [[2, 3], [5], [6], [10], [11, 4]])
-def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, stops):
+def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, stop_at, stops):
   _, whole = run_to_its_end(dbn, tmp_path / "whole")
-  _, cut = run_to_its_end(dbn, tmp_path / "cut", stops)
+  _, cut = run_to_its_end(dbn, tmp_path / "cut", stop_at, stops)
   assert cut["result_sha256"] == whole["result_sha256"]
   assert cut["steps"] == 20
 
 
-def test_a_stage_changes_its_own_layer_only(dbn, tmp_path):
+def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
   after = {}
   for at in (5, 10):  # the last steps of the first two stages, saved when interrupted
     run, data = study.single_run(dbn, tmp_path / str(at))
     with Display(0, True) as display, pytest.raises(Interrupted):
-      train_runs([run], data, display, Stop(at))
+      train_runs([run], data, display, stop_at(at))
     store = Checkpoints(run.folder / "checkpoints")
     step = store.verified_steps()[0]
     after[step] = store.arrays(step, weights.PREFIX)
