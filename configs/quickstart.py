@@ -1,6 +1,6 @@
 """A first scaling study: how good do small decoders get at Python source, and how large should they be?
 
-On 2 CPU cores, with installation, under 8 minutes: 24 isoFLOP runs on the source of
+On 2 CPU cores, with installation, under 8 minutes: 23 isoFLOP runs on the source of
 installed packages, two learning-rate scans, two repeats with other seeds, and a
 forecast of a run of 8 times the largest fitted budget.
 """
