@@ -35,6 +35,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--chip", default="v5e", choices=sorted(SLICES))
+  parser.add_argument("--presets", default="", help="some, joined by commas; otherwise all")
   arguments = parser.parse_args()
   from bigmodel import hardware, parallel
   from bigmodel.parallel import topology
@@ -42,7 +43,7 @@ def main() -> None:
 
   hardware.setup()
   rows = []
-  for preset in parallel.PRESETS:
+  for preset in arguments.presets.split(",") if arguments.presets else parallel.PRESETS:
     sent = []
     for shape in SLICES[arguments.chip]:
       where = topology.parse(f"{arguments.chip}:{shape}")

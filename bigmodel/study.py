@@ -29,6 +29,7 @@ from bigmodel.sweep.designs import (
   Grid,
   IsoFlop,
   Ladder,
+  Listed,
   Overrides,
   Planned,
   Scan,
@@ -41,7 +42,7 @@ from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, now
 
 # What a config file imports.
-__all__ = ["Fractions", "Grid", "IsoFlop", "Ladder", "Scan", "Study", "Target", "default_config"]
+__all__ = ["Fractions", "Grid", "IsoFlop", "Ladder", "Listed", "Scan", "Study", "Target", "default_config"]
 
 LAWS = ("chinchilla", "isoflop")
 

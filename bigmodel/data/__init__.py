@@ -13,6 +13,7 @@ from bigmodel.config import Config, require, require_choice
 KINDS = ("text", "examples")
 TOKENIZERS = ("bytes", "bpe")
 NORMALISATIONS = ("standard", "unit", "none")
+SPLITS = ("own", "stratified", "random")
 # What runs that read the same prepared data may differ in.
 FREE = ("tokens", "examples", "repeat", "seed", "context")
 
@@ -30,7 +31,10 @@ def fields(kind: str = "text") -> dict[str, Any]:
       "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz with inputs and targets)
       # By the training examples: each feature, or an image's channels, to mean 0 and deviation 1; or all to [0, 1].
       "normalise": "standard",
-      "folds": 5,  # where the data have no split of their own: parts, of which one is held out
+      # own: that which the data come with, else stratified. stratified, random: the training examples are
+      # split, and examples that the data hold out are not read.
+      "split": "own",
+      "folds": 5,  # of a split: parts, of which one is held out
       "fold": 0,  # the one that is held out
       "examples": 0,  # training examples to use, the first of a random order; 0 is all of them
       "repeat": True,  # may a run see an example more than once?
@@ -89,6 +93,7 @@ def _check_examples(data: Config) -> None:
   sets = [data.name] if data.name.startswith("sklearn/") else []
   require_choice("data.name", data.name, ("idx_images", "arrays", *sets))
   require_choice("data.normalise", data.normalise, NORMALISATIONS)
+  require_choice("data.split", data.split, SPLITS)
   require(data.examples >= 0, f"config.data.examples: {data.examples} is negative; 0 takes all")
   require(data.folds >= 2, f"config.data.folds: {data.folds}; at least 2")
   require(0 <= data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")

@@ -45,14 +45,18 @@ class Examples:
     return {"inputs": inputs, "targets": self.targets[split][places]}
 
 
-def _read(name: str, path: str, folds: int, fold: int, task: str) -> tuple[Arrays, Arrays, str]:
+def _read(data: Config, task: str) -> tuple[Arrays, Arrays, str]:
   """`(training examples, held-out examples, sha256)`."""
-  if name == "idx_images":
-    folder = Path(path or FASHION_MNIST)
-    train, heldout = (_idx_split(folder, split) for split in ("train", "t10k"))
+  heldout = None
+  if data.name == "idx_images":
+    folder = Path(data.path or FASHION_MNIST)
+    train = _idx_split(folder, "train")
+    heldout = _idx_split(folder, "t10k") if data.split == "own" else None
   else:
-    inputs, targets = _sklearn(name) if name.startswith("sklearn/") else _arrays(path)
-    where = folds_of(targets, folds, task != "regression") == fold
+    train = _sklearn(data.name) if data.name.startswith("sklearn/") else _arrays(data.path)
+  if heldout is None:
+    (inputs, targets), stratified = train, data.split != "random" and task != "regression"
+    where = folds_of(targets, data.folds, stratified) == data.fold
     train, heldout = ((inputs[take], targets[take]) for take in (~where, where))
   digest = hashlib.sha256()
   for array in (*train, *heldout):
@@ -64,7 +68,7 @@ def _read(name: str, path: str, folds: int, fold: int, task: str) -> tuple[Array
 def prepare(config: Config) -> Examples:
   """Reads and checks the examples of `config.data`."""
   data, task = config.data, config.task.name
-  train, heldout, read = _read(data.name, data.path, data.folds, data.fold, task)
+  train, heldout, read = _read(data, task)
   sha256 = hashlib.sha256(f"{read} {data.normalise} {task}".encode()).hexdigest()
   require(
     data.sha256 in ("", sha256),

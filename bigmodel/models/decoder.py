@@ -15,7 +15,7 @@ from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, Cache, attend
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, NORMS, constrain, dropout, gathered, norm_params
-from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled, unstacked
+from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
 
 TASKS = ("causal_lm",)
 SUPPLIED = ("attend", "run_blocks")
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
   The parameters of the blocks are stacked over layers, whichever way they are run: a
   checkpoint and a run's bits do not say whether the layers were unrolled, scanned or piped.
   With `caches`, one a layer and filled up to position `start`, tokens are those from there
-  on, and the new caches come in place of the losses.
+  on, the blocks' parameters a list of layers, and the new caches come in place of the losses.
   """
 
   shape: Shape
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
       auxiliary = auxiliary / shape.layers
     else:
       block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []
-      for params, cache in zip(unstacked(self.get_variable("params", "blocks")), caches, strict=True):
+      for params, cache in zip(self.get_variable("params", "blocks"), caches, strict=True):
         x_BxTxD, _, cache = block.apply(  # pyright: ignore[reportAssignmentType]
           {"params": params}, x_BxTxD, None, cache, start
         )

@@ -68,14 +68,8 @@ class Grid:
   convention: str = "flops_6nd"
 
   def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
-    runs = []
-    for values in itertools.product(*self.axes.values()):
-      overrides = dict(zip(self.axes, values, strict=True))
-      counts = counts_of(overrides)
-      tokens = int(overrides.get("train.tokens", 0))
-      own = settings(counts.params_total, tokens)
-      runs.append(Planned("fit", {**own, **overrides}, counts.flops(tokens)[self.convention]))
-    return runs
+    cells = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+    return Listed(cells, self.convention).runs(counts_of, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +113,23 @@ class Fractions:
     return runs
 
 
-Design = IsoFlop | Grid | Ladder | Fractions
+@dataclasses.dataclass(frozen=True)
+class Listed:
+  """The runs that a list of overrides says, one each."""
+
+  overrides: Sequence[Overrides]
+  convention: str = "flops_6nd"
+
+  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+    runs = []
+    for overrides in self.overrides:
+      counts, tokens = counts_of(overrides), int(overrides.get("train.tokens", 0))
+      own = settings(counts.params_total, tokens)
+      runs.append(Planned("fit", {**own, **overrides}, counts.flops(tokens)[self.convention]))
+    return runs
+
+
+Design = IsoFlop | Grid | Ladder | Fractions | Listed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bigmodel.config import Config
 from bigmodel.models.decoder import Decoder
 from bigmodel.models.layers.attention import Cache
+from bigmodel.models.layers.block import unstacked
 
 
 def for_decoding(config: Config) -> Config:
@@ -21,8 +22,13 @@ def for_decoding(config: Config) -> Config:
 
 def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:
   """Room for the keys and values of `length` tokens, for every layer."""
-  one = jnp.zeros((rows, length, model.shape.kv_heads, model.shape.head_size), model.dtype)
+  one = jnp.zeros((rows * model.shape.kv_heads, length, model.shape.head_size), model.dtype)
   return [(one, one)] * model.shape.layers
+
+
+def by_layer(params: Any) -> Any:
+  """The parameters with the blocks' split into layers, which in a loop would be copied for every token."""
+  return {**params, "blocks": unstacked(params["blocks"])}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "new", "top_k"))
@@ -41,14 +47,20 @@ def sample(
   `top_k` keeps that many tokens (0: all); `top_p` the fewest that have this probability
   together (Holtzman et al. 2020).
   """
-  P = prompt_BxP.shape[1]
+  P, params = prompt_BxP.shape[1], by_layer(params)
   caches = empty_caches(model, len(prompt_BxP), P + new)
   logits_BxPxV, caches = model.apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
 
+  def drawn(logits_BxV: jax.Array, key: jax.Array) -> jax.Array:
+    scaled_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
+    restrict = lambda x_BxV: _restrict(x_BxV, top_k, top_p)
+    scaled_BxV = jax.lax.cond(bool(top_k) | (top_p < 1), restrict, lambda x_BxV: x_BxV, scaled_BxV)
+    return jax.random.categorical(key, scaled_BxV)
+
   def pick(logits_BxV: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scaled_BxV = _restrict(logits_BxV / jnp.maximum(temperature, 1e-6), top_k, top_p)
-    drawn_B = jax.random.categorical(key, scaled_BxV)
-    token_B = jnp.where(temperature > 0, drawn_B, jnp.argmax(logits_BxV, axis=-1)).astype(jnp.int32)
+    # Sorting and drawing cost as much as a small model: only where they are asked for.
+    greedy = lambda logits_BxV, _: jnp.argmax(logits_BxV, axis=-1)
+    token_B = jax.lax.cond(temperature > 0, drawn, greedy, logits_BxV, key).astype(jnp.int32)
     return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=-1)[:, 0]
 
   def step(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
@@ -83,7 +95,7 @@ def beam_search(
   model: Decoder, params: Any, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
-  W, P = beams, prompt_1xP.shape[1]
+  W, P, params = beams, prompt_1xP.shape[1], by_layer(params)
   caches = empty_caches(model, W, P + new)
   logits, caches = model.apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
   V = model.shape.vocab
@@ -98,7 +110,7 @@ def beam_search(
     beam_W, token_W = place_W // V, (place_W % V).astype(jnp.int32)
     tokens_WxN = tokens_WxN[beam_W].at[:, n].set(token_W)
     done_W = done_W[beam_W] | (token_W == stop)
-    caches = jax.tree.map(lambda x: x[beam_W], caches)
+    caches = jax.tree.map(lambda x: x.reshape(W, -1, *x.shape[1:])[beam_W].reshape(x.shape), caches)
     return (token_W, caches, score_W, done_W, tokens_WxN), None
 
   def step(carry: Any, n: Any) -> tuple[Any, None]:

@@ -11,6 +11,7 @@ from bigmodel import models, parallel, study
 from bigmodel.models.layers.attention import Attention, attend
 from bigmodel.models.layers.basic import sinusoids
 from bigmodel.parallel import blocks
+from bigmodel.tasks import generation
 
 IMAGE = dict(inputs=(12, 8, 3), outputs=5)
 CASES = {
@@ -166,10 +167,9 @@ def test_decoding_from_a_cache_gives_the_logits_of_the_whole(name, split):
   config = make(name)
   params = init(config)
   model, (tokens,) = models.build(config), inputs_of(config)
-  shape = models.shape_of(config)
-  empty = jnp.zeros((2, T, shape.kv_heads, shape.head_size))
-  caches, parts, start = [(empty, empty)] * shape.layers, [], 0
-  step = jax.jit(lambda tokens, caches, start: model.apply({"params": params}, tokens, caches, start))
+  caches, parts, start = generation.empty_caches(model, 2, T), [], 0
+  layers = generation.by_layer(params)
+  step = jax.jit(lambda tokens, caches, start: model.apply({"params": layers}, tokens, caches, start))
   for stop in [*range(split, T, split), T]:
     logits, caches = step(tokens[:, start:stop], caches, jnp.int32(start))
     parts.append(logits)

@@ -13,7 +13,7 @@ from bigmodel.models.layers.basic import RMSNorm, constrain, projection, sinusoi
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# Keys and values of one layer, BxSxGxK each.
+# Keys and values of one layer, (B*G)xSxK each: just as the products read them, so that XLA updates them in place.
 Cache = tuple[jax.Array, jax.Array]
 HIDDEN = -1e30
 
@@ -104,14 +104,17 @@ class Attention(nn.Module):
     k, v = (constrain(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
     attend_ = self.attend
     if cache is not None:
-      k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, start, 1) for old, new in zip(cache, (k, v), strict=True))
+      flat = lambda x_BxTxGxK: x_BxTxGxK.swapaxes(1, 2).reshape(B * G, T, K)
+      filled = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, flat(new), start, 1)
+      cache = filled(cache[0], k), filled(cache[1], v)
+      k, v = (x.reshape(B, G, -1, K).swapaxes(1, 2) for x in cache)
       attend_ = functools.partial(attend, start=start)
     if self.relative:
       q, bias = self._distances(q, k.shape[1], start, D)
       attend_ = functools.partial(attend, start=start, bias_BxHxTxS=bias)
     out_BxTxHK = attend_(q, k, v).reshape(B, T, H * K)
     out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale, self.bias)
-    return out_BxTxD if cache is None else (out_BxTxD, (k, v))
+    return out_BxTxD if cache is None else (out_BxTxD, cache)
 
   def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Any, D: int) -> tuple[jax.Array, jax.Array]:
     """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""

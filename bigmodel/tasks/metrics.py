@@ -1,0 +1,216 @@
+"""Metrics of predictions, weighted, on NumPy's arrays or JAX's.
+
+Everything is a sum over examples but for what ranks them (ROC AUC, average precision): under
+`jit`, with examples spread over devices, only these gather the scores. Classes that no example
+has and no prediction names do not count in means over classes; a class without examples on both
+sides has no ROC AUC. Where a ratio has nothing below its line it is 0, as in scikit-learn.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy or jax
+Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples
+
+AVERAGES = ("macro", "micro", "weighted")
+
+
+def _space(x: Array) -> Any:
+  return x.__array_namespace__()
+
+
+def _ratio(above: Array, below: Array) -> Array:
+  """above / below, and 0 where below is 0."""
+  xp = _space(below)
+  return xp.where(below != 0, above / xp.where(below != 0, below, 1), 0)
+
+
+def mean(x_N: Array, w_N: Array) -> Array:
+  return (x_N * w_N).sum() / w_N.sum()
+
+
+def regression(prediction_N: Array, target_N: Array, w_N: Array) -> dict[str, Array]:
+  """Mean squared and absolute error, and the share of the variance that is explained."""
+  squared = mean((prediction_N - target_N) ** 2, w_N)
+  variance = mean((target_N - mean(target_N, w_N)) ** 2, w_N)
+  return {"mse": squared, "mae": mean(abs(prediction_N - target_N), w_N), "r2": r2(squared, variance)}
+
+
+def r2(squared: Array, variance: Array) -> Array:
+  """1 - squared / variance; of targets that are all alike 1 if they are met, and 0."""
+  xp = _space(variance)
+  return xp.where(variance > 0, 1 - _ratio(squared, variance), xp.where(squared > 0, 0.0, 1.0))
+
+
+def pinball(prediction_N: Array, target_N: Array, w_N: Array, quantile: float) -> Array:
+  """Loss that the quantile minimises (Koenker and Bassett 1978)."""
+  xp = _space(target_N)
+  above = target_N - prediction_N
+  return mean(xp.where(above >= 0, quantile * above, (quantile - 1) * above), w_N)
+
+
+def confusion(label_N: Array, predicted_N: Array, w_N: Array, classes: int) -> Array:
+  """Weight of the examples of class i that were taken for class j, [classes, classes]."""
+  xp = _space(w_N)
+  one_hot = lambda x_N: (x_N[:, None] == xp.arange(classes)[None]).astype(w_N.dtype)
+  return (one_hot(label_N) * w_N[:, None]).T @ one_hot(predicted_N)
+
+
+def by_class(matrix_CxC: Array) -> dict[str, Array]:
+  """Precision, recall and F1 of each class, from a confusion matrix."""
+  hit_C, have_C, named_C = matrix_CxC.diagonal(), matrix_CxC.sum(axis=1), matrix_CxC.sum(axis=0)
+  return {
+    "precision": _ratio(hit_C, named_C),
+    "recall": _ratio(hit_C, have_C),
+    "f1": _ratio(2 * hit_C, have_C + named_C),
+  }
+
+
+def decisions(matrix_CxC: Array) -> dict[str, Array]:
+  """Accuracy, and precision, recall and F1 as means over classes (macro, micro, weighted by examples)."""
+  xp = _space(matrix_CxC)
+  total, have_C = matrix_CxC.sum(), matrix_CxC.sum(axis=1)
+  there_C = ((have_C + matrix_CxC.sum(axis=0)) > 0).astype(matrix_CxC.dtype)
+  accuracy = _ratio(xp.trace(matrix_CxC), total)
+  found = {"accuracy": accuracy}
+  for name, each_C in by_class(matrix_CxC).items():
+    found[f"{name}_macro"] = _ratio((each_C * there_C).sum(), there_C.sum())
+    found[f"{name}_micro"] = accuracy  # every example has one label and gets one
+    found[f"{name}_weighted"] = _ratio((each_C * have_C).sum(), total)
+  return found
+
+
+def roc_auc(score_N: Array, positive_N: Array, w_N: Array) -> Array:
+  """Chance that a positive example scores above a negative one, ties counting half; NaN where either is missing."""
+  xp = _space(w_N)
+  score_N, yes_N, no_N = _sorted(score_N, positive_N, w_N)
+  first_N, last_N = (xp.searchsorted(score_N, score_N, side=side) for side in ("left", "right"))
+  below = xp.concatenate([xp.zeros(1, w_N.dtype), xp.cumsum(no_N)])
+  pairs = yes_N.sum() * no_N.sum()
+  won = (yes_N * (below[first_N] + below[last_N]) / 2).sum()
+  return xp.where(pairs > 0, _ratio(won, pairs), xp.nan)
+
+
+def average_precision(score_N: Array, positive_N: Array, w_N: Array) -> Array:
+  """Area under precision over recall as a step function; 0 where no example is positive."""
+  xp = _space(w_N)
+  score_N, yes_N, no_N = _sorted(score_N, positive_N, w_N)
+  first_N = xp.searchsorted(score_N, score_N, side="left")
+  zero = xp.zeros(1, w_N.dtype)
+  from_there = lambda x_N: (x_N.sum() - xp.concatenate([zero, xp.cumsum(x_N)]))[first_N]
+  above_N = from_there(yes_N)
+  return _ratio((yes_N * _ratio(above_N, above_N + from_there(no_N))).sum(), yes_N.sum())
+
+
+def _sorted(score_N: Array, positive_N: Array, w_N: Array) -> tuple[Array, Array, Array]:
+  """(scores in order, weights of positive ones, of negative ones)."""
+  xp = _space(w_N)
+  order_N = xp.argsort(score_N)
+  yes_N = xp.where(positive_N, w_N, 0)[order_N]
+  return score_N[order_N], yes_N, w_N[order_N] - yes_N
+
+
+def ranking(score_NxC: Array, label_N: Array, w_N: Array) -> dict[str, Array]:
+  """ROC AUC and average precision: of class 1 of two, or the means over one class against the rest."""
+  xp = _space(w_N)
+  C = score_NxC.shape[1]
+  which = [1] if C == 2 else range(C)
+  auc = xp.stack([roc_auc(score_NxC[:, c], label_N == c, w_N) for c in which])
+  precise = xp.stack([average_precision(score_NxC[:, c], label_N == c, w_N) for c in which])
+  there = xp.stack([xp.where(label_N == c, w_N, 0).sum() > 0 for c in which])
+  known = xp.where(xp.isfinite(auc), 1.0, 0.0)
+  auc = xp.where(known.sum() > 0, _ratio((xp.where(known > 0, auc, 0) * known).sum(), known.sum()), xp.nan)
+  return {"roc_auc": auc, "pr_auc": _ratio((precise * there).sum(), there.sum() * 1.0)}
+
+
+def reliability(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> dict[str, Array]:
+  """Of each of equally wide bins of confidence: weight, mean confidence, and share of hits."""
+  xp = _space(w_N)
+  edges = xp.linspace(0, 1, bins + 1)[1:-1].astype(confidence_N.dtype)
+  place_N = xp.searchsorted(edges, confidence_N, side="left")
+  in_NxB = (place_N[:, None] == xp.arange(bins)[None]).astype(w_N.dtype) * w_N[:, None]
+  weight_B = in_NxB.sum(axis=0)
+  share = lambda x_N: _ratio((in_NxB * x_N[:, None]).sum(axis=0), weight_B)
+  return {"weight": weight_B, "confidence": share(confidence_N), "hits": share(hit_N * 1.0)}
+
+
+def calibration_error(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> Array:
+  """Expected calibration error: how far confidence is from the share of hits, over bins (Guo et al. 2017)."""
+  curve = reliability(confidence_N, hit_N, w_N, bins)
+  return _ratio((curve["weight"] * abs(curve["confidence"] - curve["hits"])).sum(), curve["weight"].sum())
+
+
+def classification(score_NxC: Array, label_N: Array, w_N: Array) -> dict[str, Array]:
+  """All metrics of class probabilities [N, C]."""
+  xp = _space(w_N)
+  predicted_N = xp.argmax(score_NxC, axis=1)
+  return {
+    **decisions(confusion(label_N, predicted_N, w_N, score_NxC.shape[1])),
+    **ranking(score_NxC, label_N, w_N),
+    "calibration_error": calibration_error(score_NxC.max(axis=1), predicted_N == label_N, w_N),
+  }
+
+
+def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, float], threshold: Any) -> Array:
+  """Mean cost of calling positive what scores at least `threshold`; prices of a false positive and a false negative."""
+  xp = _space(w_N)
+  called_N = score_N >= threshold
+  wrong_N = xp.where(called_N & ~positive_N, prices[0], 0) + xp.where(~called_N & positive_N, prices[1], 0)
+  return mean(wrong_N, w_N)
+
+
+def threshold(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, prices: tuple[float, float]) -> float:
+  """The threshold of the least cost, in the middle between two scores (or beyond all of them)."""
+  order_N = np.argsort(score_N)
+  score_N, yes_N, no_N = score_N[order_N], (w_N * positive_N)[order_N], (w_N * ~positive_N)[order_N]
+  below = lambda x_N: np.concatenate([[0.0], np.cumsum(x_N)])
+  total = prices[0] * (no_N.sum() - below(no_N)) + prices[1] * below(yes_N)
+  total[1:-1][score_N[1:] == score_N[:-1]] = np.inf  # equal scores are not parted
+  place = int(np.argmin(total))
+  if place in (0, len(score_N)):
+    return -np.inf if place == 0 else np.inf
+  return float(score_N[place - 1] + score_N[place]) / 2
+
+
+def cost_of_halves(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, prices: tuple[float, float]) -> float:
+  """Mean cost where each half of the examples is judged at the threshold that the other half chose."""
+  total, half_N = 0.0, np.arange(len(score_N)) % 2
+  for half in (0, 1):
+    here, there = half_N == half, half_N != half
+    if not here.any() or not there.any():
+      return float("nan")
+    chosen = threshold(score_N[there], positive_N[there], w_N[there], prices)
+    total += float(cost(score_N[here], positive_N[here], w_N[here], prices, chosen) * w_N[here].sum())
+  return total / float(w_N.sum())
+
+
+def bootstrap(
+  metric: Metric, clusters_N: np.ndarray, w_N: np.ndarray, resamples: int, seed: int = 0, level: float = 0.9
+) -> dict[str, tuple[float, float]]:
+  """Percentile intervals of what `metric` makes of the weights: whole clusters are drawn again with replacement."""
+  names, index_N = np.unique(clusters_N, return_inverse=True)
+  rng, drawn = np.random.default_rng(seed), []
+  for _ in range(resamples):
+    times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+    drawn.append({name: float(value) for name, value in metric(w_N * times[index_N]).items()})
+  tails = [(1 - level) / 2, (1 + level) / 2]
+  found = {}
+  for name in drawn[0] if drawn else ():
+    values = np.array([one[name] for one in drawn])
+    values = values[np.isfinite(values)]
+    if len(values) > 1:
+      low, high = np.quantile(values, tails)
+      found[name] = (float(low), float(high))
+  return found
+
+
+def bleu(said: list[str], wanted: list[str]) -> dict[str, float]:
+  """Corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
+  import sacrebleu  # pyright: ignore[reportMissingImports]
+
+  return {
+    "bleu": sacrebleu.corpus_bleu(said, [wanted]).score,
+    "chrf": sacrebleu.corpus_chrf(said, [wanted]).score,
+  }
