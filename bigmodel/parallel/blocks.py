@@ -3,6 +3,7 @@
 Each has the signature of `models.layers.block.RunBlocks` and computes the same.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,8 +60,10 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
   """
   stages = mesh.shape["pipeline"]
 
-  def on_stages(x: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("pipeline", BATCH, "sequence")))
+  def spread(first: str | None, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(first, BATCH, "sequence")))
+
+  on_stages = functools.partial(spread, "pipeline")
 
   def run(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     B, T, D = x_BxTxD.shape
@@ -76,7 +79,10 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
       out_SxBxTxD, losses_Sx2 = stage(params_SxL, on_stages(shifted))
       piece_S = now - jnp.arange(stages)
       working_S = (piece_S >= 0) & (piece_S < pieces)
-      return on_stages(out_SxBxTxD), (out_SxBxTxD[-1], jnp.sum(jnp.where(working_S[:, None], losses_Sx2, 0.0), axis=0))
+      # Without a word on what leaves, the backward pass gathers the gradients of the whole batch in every turn.
+      leaves_BxTxD = spread(None, out_SxBxTxD[-1:])[0]
+      losses_2 = jnp.sum(jnp.where(working_S[:, None], losses_Sx2, 0.0), axis=0)
+      return on_stages(out_SxBxTxD), (leaves_BxTxD, losses_2)
 
     start = on_stages(jnp.zeros((stages, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype))
     entering = jnp.concatenate([pieces_PxBxTxD, idle])

@@ -44,6 +44,7 @@ def read(text: str) -> Program:
   inside: dict[str, str] = {}  # fused computation -> the computation that it runs in
   _count(bodies, entry, 1, times, inside)
   found: dict[tuple, Collective] = {}
+  least: dict[tuple, int] = {}  # (kind, channel) -> the times of the part that runs least
   cycles = 0.0
   for name, lines in bodies.items():
     if not times[name]:
@@ -61,7 +62,11 @@ def read(text: str) -> Program:
         key = (inside.get(name, name), kind, channel.group(1) if channel else line)
         overlaps = match.group(2).endswith("-start") or "async" in name or name in inside
         found[key] = _collective(kind, match.group(1), line, times[name], overlaps, match.group(2).endswith("-start"))
-  return Program(tuple(found.values()), cycles)
+        if name in inside:
+          least[key[1:]] = min(times[name], least.get(key[1:], times[name]))
+  # Those in a loop that it runs beside begin and end outside of it: it runs as often as these.
+  once = (one for key, one in found.items() if one.times == least.get(key[1:], one.times))
+  return Program(tuple(once), cycles)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

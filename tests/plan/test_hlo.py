@@ -34,10 +34,21 @@ HloModule m
   ROOT %all-gather.2 = bf16[32,16]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
 }
 
+%async_collective_fusion.3 (x: bf16[4,4]) -> bf16[32,4] {
+  %x = bf16[4,4] parameter(0)
+  ROOT %all-gather.3 = bf16[32,4]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.4 (x: bf16[4,4]) -> bf16[32,4] {
+  %x = bf16[4,4] parameter(0)
+  ROOT %all-gather.4 = bf16[32,4]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]) parameter(0)
   %f1 = bf16[32,16] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"10"}
   %f2 = bf16[32,16] fusion(%f1), kind=kCustom, calls=%async_collective_fusion.2, backend_config={"estimated_cycles":"5"}
+  %f4 = bf16[32,4] fusion(%p), kind=kCustom, calls=%async_collective_fusion.4
   %c = s32[2,2]{1,0:T(8,128)} constant({
     { 1, 2 },
     { 3, 4 }
@@ -48,6 +59,7 @@ HloModule m
 
 ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8] parameter(0)
+  %f3 = bf16[32,4] fusion(%x), kind=kCustom, calls=%async_collective_fusion.3
   %w = (s32[], f32[8]) while(%x), condition=%cond, body=%body
   %cp = (f32[6], f32[6], u32[], u32[]) collective-permute-start(%x), channel_id=9, source_target_pairs={{0,2},{2,4}}
   %a2a = f32[8]{0} all-to-all(%x), channel_id=7, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
@@ -59,8 +71,10 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_every_notation_of_groups_and_loops_by_their_conditions():
   program = hlo.read(MODULE)
-  found = {c.kind: c for c in program.collectives}
-  assert len(program.collectives) == 5  # two parts of one asynchronous gather are one
+  beside = [c for c in program.collectives if c.sent == 32 * 4 * 2 * 7 / 8]
+  assert [c.times for c in beside] == [1]  # it begins outside of the loop that it runs beside
+  found = {c.kind: c for c in program.collectives if c not in beside}
+  assert len(program.collectives) == 6  # two parts of one asynchronous gather are one
   assert program.cycles == 12 * 15
   gather = found["all-gather"]
   assert (gather.times, gather.overlaps, gather.sent) == (12, True, 32 * 16 * 2 * 7 / 8)
