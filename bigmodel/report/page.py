@@ -14,6 +14,7 @@ from bigmodel.accounting import params_of
 from bigmodel.files import UserError, absolute, read_json, write_json, write_text
 from bigmodel.report import figures
 from bigmodel.sweep import folder
+from bigmodel.tasks.metrics import main
 from bigmodel.train import metrics
 from bigmodel.train.display import duration
 
@@ -57,7 +58,7 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "convention": about["convention"],
     "unit": "tokens" if about["config"]["data.kind"] == "text" else "examples",
     "loss": LOSSES[about["config"]["task.name"]],
-    "metrics": sorted({name for one in records for name in one["metrics"]}),
+    "metrics": sorted({name for one in records for name in main(one["metrics"])}),
     "runs": runs,
     "planned_runs": len(plan["runs"]),
     "cost": {

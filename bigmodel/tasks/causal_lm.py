@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from bigmodel.config import Config
-from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, cross_entropy, language_objective
+from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, cross_entropy, language_objective, of_text
 
 DATA = "text"
 
@@ -20,7 +20,7 @@ def check(config: Config) -> None:
 
 def build(config: Config) -> Task:
   del config
-  return Task(objective, values)
+  return Task(objective, values, of_text)
 
 
 def objective(apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any) -> tuple[jax.Array, jax.Array]:

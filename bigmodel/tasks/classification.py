@@ -1,13 +1,16 @@
 """Classification: one of several classes for each example."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.tasks.task import Apply, Task, Values, correct, cross_entropy
+from bigmodel.tasks import metrics
+from bigmodel.tasks.task import Apply, Task, Values, cross_entropy
 
 DATA = "examples"
 
@@ -17,6 +20,7 @@ def fields() -> dict[str, Any]:
     "label_smoothing": 0.0,
     "class_weights": (),  # of each class's examples in what is minimised; evaluation weighs all alike
     "balanced": False,  # all classes get the same share, by their class_weights
+    "costs": (),  # of two classes: of a false positive and of a false negative, for the metric `cost`
   }
 
 
@@ -30,6 +34,12 @@ def check(config: Config) -> None:
     f"config.task.class_weights: {len(task.class_weights)} weights for {outputs} classes",
   )
 
+  require(
+    not task.costs or (len(task.costs) == 2 and min(task.costs) >= 0),
+    f"config.task.costs: {task.costs} are not the costs of a false positive and of a false negative",
+  )
+  require(not task.costs or outputs in (0, 2), f"config.task.costs: are for two classes, here are {outputs}")
+
 
 def resolve(task: Config, facts: dict[str, Any]) -> None:
   if task.balanced:
@@ -38,7 +48,8 @@ def resolve(task: Config, facts: dict[str, Any]) -> None:
 
 
 def build(config: Config) -> Task:
-  return Task(functools.partial(objective, tuple(config.task.class_weights)), values)
+  weights, costs = tuple(config.task.class_weights), tuple(config.task.costs)
+  return Task(functools.partial(objective, weights), values, functools.partial(measure, costs), details)
 
 
 def objective(
@@ -58,4 +69,36 @@ def values(apply: Apply, batch: Any, key: Any) -> Values:
   del key
   logits_BxC, _ = apply(batch["inputs"])
   loss_B = cross_entropy(logits_BxC, batch["targets"])[0]
-  return {"loss": loss_B[:, None], "accuracy": correct(logits_BxC, batch["targets"])[:, None]}
+  return {"loss": loss_B[:, None], "score": jax.nn.softmax(logits_BxC), "label": batch["targets"][:, None]}
+
+
+def measure(costs: tuple[float, ...], values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+  """All that `metrics` knows of class probabilities; a `cost` at thresholds that other examples chose."""
+  score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
+  metric = metrics.of_classes(score_NxC, label_N)
+
+  def of(w_Nx1: np.ndarray) -> dict[str, Any]:
+    found = metric(w_Nx1[:, 0])
+    if costs:
+      found["cost"] = metrics.cost_of_halves(score_NxC[:, 1], label_N == 1, w_Nx1[:, 0], (costs[0], costs[1]))
+    return found
+
+  return of
+
+
+def details(values: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+  """The confusion matrix with each class's own metrics, and the reliability curve of the likeliest class."""
+  score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
+  C, predicted_N, one_N = score_NxC.shape[1], score_NxC.argmax(axis=1), np.ones(len(label_N))
+  matrix_CxC = metrics.confusion(label_N, predicted_N, one_N, C)
+  each = metrics.by_class(matrix_CxC)
+  classes = [
+    {"class": c, **{f"as {p}": int(matrix_CxC[c, p]) for p in range(C)}, **{n: float(x[c]) for n, x in each.items()}}
+    for c in range(C)
+  ]
+  curve = metrics.reliability(score_NxC.max(axis=1), predicted_N == label_N, one_N)
+  bins = zip(curve["weight"], curve["confidence"], curve["hits"], strict=True)
+  return {
+    "confusion": classes,
+    "reliability": [{"examples": int(w), "confidence": float(c), "accuracy": float(h)} for w, c, h in bins],
+  }

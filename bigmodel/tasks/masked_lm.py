@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require
-from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, correct, cross_entropy, language_objective
+from bigmodel.tasks.task import (
+  LANGUAGE_FIELDS,
+  Apply,
+  Task,
+  Values,
+  correct,
+  cross_entropy,
+  language_objective,
+  of_text,
+)
 
 DATA = "text"
 
@@ -45,7 +54,7 @@ def build(config: Config) -> Task:
   vocab = config.model.vocab
   token = config.task.mask_token if config.task.mask_token >= 0 else vocab - 1
   hidden = functools.partial(hide, count=chosen(config), mask_token=token, vocab=vocab)
-  return Task(functools.partial(objective, hidden), functools.partial(values, hidden))
+  return Task(functools.partial(objective, hidden), functools.partial(values, hidden), of_text)
 
 
 def hide(tokens_BxT: jax.Array, key: jax.Array, count: int, mask_token: int, vocab: int) -> tuple[jax.Array, jax.Array]:

@@ -15,6 +15,14 @@ Array = Any  # numpy or jax
 Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples
 
 AVERAGES = ("macro", "micro", "weighted")
+DETAILS = tuple(
+  f"{name}_{a}" for name in ("precision", "recall", "f1") for a in AVERAGES if (name, a) != ("f1", "macro")
+)
+
+
+def main(found: dict[str, Any]) -> dict[str, Any]:
+  """The metrics that lines and tables have room for."""
+  return {name: value for name, value in found.items() if name not in DETAILS}
 
 
 def _space(x: Array) -> Any:
@@ -82,47 +90,55 @@ def decisions(matrix_CxC: Array) -> dict[str, Array]:
   return found
 
 
+class Ranks:
+  """Examples in the order of their scores; made once for all weights."""
+
+  def __init__(self, score_N: Array, positive_N: Array):
+    xp = _space(score_N)
+    self.order_N = xp.argsort(score_N)
+    self.positive_N = positive_N[self.order_N]
+    sorted_N = score_N[self.order_N]
+    self.first_N, self.last_N = (xp.searchsorted(sorted_N, sorted_N, side=side) for side in ("left", "right"))
+
+  def _sums(self, w_N: Array) -> tuple[Array, Array, Array]:
+    """(weights of positive examples, their sums below each place, those of negative ones)."""
+    xp = _space(w_N)
+    w_N = w_N[self.order_N]
+    yes_N = xp.where(self.positive_N, w_N, 0)
+    below = lambda x_N: xp.concatenate([xp.zeros(1, w_N.dtype), xp.cumsum(x_N)])
+    return yes_N, below(yes_N), below(w_N - yes_N)
+
+  def roc_auc(self, w_N: Array) -> Array:
+    xp = _space(w_N)
+    yes_N, hits, misses = self._sums(w_N)
+    pairs = hits[-1] * misses[-1]
+    won = (yes_N * (misses[self.first_N] + misses[self.last_N]) / 2).sum()
+    return xp.where(pairs > 0, _ratio(won, pairs), xp.nan)
+
+  def average_precision(self, w_N: Array) -> Array:
+    yes_N, hits, misses = self._sums(w_N)
+    above_N = (hits[-1] - hits)[self.first_N]
+    return _ratio((yes_N * _ratio(above_N, above_N + (misses[-1] - misses)[self.first_N])).sum(), hits[-1])
+
+
 def roc_auc(score_N: Array, positive_N: Array, w_N: Array) -> Array:
   """Chance that a positive example scores above a negative one, ties counting half; NaN where either is missing."""
-  xp = _space(w_N)
-  score_N, yes_N, no_N = _sorted(score_N, positive_N, w_N)
-  first_N, last_N = (xp.searchsorted(score_N, score_N, side=side) for side in ("left", "right"))
-  below = xp.concatenate([xp.zeros(1, w_N.dtype), xp.cumsum(no_N)])
-  pairs = yes_N.sum() * no_N.sum()
-  won = (yes_N * (below[first_N] + below[last_N]) / 2).sum()
-  return xp.where(pairs > 0, _ratio(won, pairs), xp.nan)
+  return Ranks(score_N, positive_N).roc_auc(w_N)
 
 
 def average_precision(score_N: Array, positive_N: Array, w_N: Array) -> Array:
   """Area under precision over recall as a step function; 0 where no example is positive."""
+  return Ranks(score_N, positive_N).average_precision(w_N)
+
+
+def ranking(ranks: list[Ranks], w_N: Array) -> dict[str, Array]:
+  """ROC AUC and average precision, means over the classes whose one-against-the-rest `ranks` are given."""
   xp = _space(w_N)
-  score_N, yes_N, no_N = _sorted(score_N, positive_N, w_N)
-  first_N = xp.searchsorted(score_N, score_N, side="left")
-  zero = xp.zeros(1, w_N.dtype)
-  from_there = lambda x_N: (x_N.sum() - xp.concatenate([zero, xp.cumsum(x_N)]))[first_N]
-  above_N = from_there(yes_N)
-  return _ratio((yes_N * _ratio(above_N, above_N + from_there(no_N))).sum(), yes_N.sum())
-
-
-def _sorted(score_N: Array, positive_N: Array, w_N: Array) -> tuple[Array, Array, Array]:
-  """(scores in order, weights of positive ones, of negative ones)."""
-  xp = _space(w_N)
-  order_N = xp.argsort(score_N)
-  yes_N = xp.where(positive_N, w_N, 0)[order_N]
-  return score_N[order_N], yes_N, w_N[order_N] - yes_N
-
-
-def ranking(score_NxC: Array, label_N: Array, w_N: Array) -> dict[str, Array]:
-  """ROC AUC and average precision: of class 1 of two, or the means over one class against the rest."""
-  xp = _space(w_N)
-  C = score_NxC.shape[1]
-  which = [1] if C == 2 else range(C)
-  auc = xp.stack([roc_auc(score_NxC[:, c], label_N == c, w_N) for c in which])
-  precise = xp.stack([average_precision(score_NxC[:, c], label_N == c, w_N) for c in which])
-  there = xp.stack([xp.where(label_N == c, w_N, 0).sum() > 0 for c in which])
-  known = xp.where(xp.isfinite(auc), 1.0, 0.0)
-  auc = xp.where(known.sum() > 0, _ratio((xp.where(known > 0, auc, 0) * known).sum(), known.sum()), xp.nan)
-  return {"roc_auc": auc, "pr_auc": _ratio((precise * there).sum(), there.sum() * 1.0)}
+  auc = xp.stack([one.roc_auc(w_N) for one in ranks])
+  precise = xp.stack([one.average_precision(w_N) for one in ranks])
+  have = xp.stack([xp.where(one.positive_N, w_N[one.order_N], 0).sum() for one in ranks])
+  average = lambda x, known: xp.where(known.any(), _ratio(xp.where(known, x, 0).sum(), known.sum() * 1.0), xp.nan)
+  return {"roc_auc": average(auc, xp.isfinite(auc)), "pr_auc": average(precise, have > 0)}
 
 
 def reliability(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> dict[str, Array]:
@@ -142,15 +158,20 @@ def calibration_error(confidence_N: Array, hit_N: Array, w_N: Array, bins: int =
   return _ratio((curve["weight"] * abs(curve["confidence"] - curve["hits"])).sum(), curve["weight"].sum())
 
 
-def classification(score_NxC: Array, label_N: Array, w_N: Array) -> dict[str, Array]:
-  """All metrics of class probabilities [N, C]."""
-  xp = _space(w_N)
-  predicted_N = xp.argmax(score_NxC, axis=1)
-  return {
-    **decisions(confusion(label_N, predicted_N, w_N, score_NxC.shape[1])),
-    **ranking(score_NxC, label_N, w_N),
-    "calibration_error": calibration_error(score_NxC.max(axis=1), predicted_N == label_N, w_N),
-  }
+def of_classes(score_NxC: Array, label_N: Array) -> Metric:
+  """All metrics of class probabilities [N, C], as a function of the weights."""
+  xp, C = _space(score_NxC), score_NxC.shape[1]
+  predicted_N, confidence_N = xp.argmax(score_NxC, axis=1), score_NxC.max(axis=1)
+  ranks = [Ranks(score_NxC[:, c], label_N == c) for c in ([1] if C == 2 else range(C))]
+
+  def metric(w_N: Array) -> dict[str, Array]:
+    return {
+      **decisions(confusion(label_N, predicted_N, w_N, C)),
+      **ranking(ranks, w_N),
+      "calibration_error": calibration_error(confidence_N, predicted_N == label_N, w_N),
+    }
+
+  return metric
 
 
 def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, float], threshold: Any) -> Array:
@@ -187,18 +208,20 @@ def cost_of_halves(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray,
 
 
 def bootstrap(
-  metric: Metric, clusters_N: np.ndarray, w_N: np.ndarray, resamples: int, seed: int = 0, level: float = 0.9
+  metric: Metric, clusters: np.ndarray, w: np.ndarray, resamples: int, seed: int = 0, level: float = 0.9
 ) -> dict[str, tuple[float, float]]:
   """Percentile intervals of what `metric` makes of the weights: whole clusters are drawn again with replacement."""
-  names, index_N = np.unique(clusters_N, return_inverse=True)
+  names, index = np.unique(clusters, return_inverse=True)
   rng, drawn = np.random.default_rng(seed), []
-  for _ in range(resamples):
+  for _ in range(resamples if len(names) > 1 else 0):
     times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-    drawn.append({name: float(value) for name, value in metric(w_N * times[index_N]).items()})
+    again = w * times[index].reshape(w.shape)
+    if again.any():
+      drawn.append(metric(again))
   tails = [(1 - level) / 2, (1 + level) / 2]
   found = {}
   for name in drawn[0] if drawn else ():
-    values = np.array([one[name] for one in drawn])
+    values = np.array([float(one[name]) for one in drawn])
     values = values[np.isfinite(values)]
     if len(values) > 1:
       low, high = np.quantile(values, tails)

@@ -1,44 +1,71 @@
 """Regression: a number for each example, in units of its deviation over the training examples."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigmodel.config import Config, require
+from bigmodel.tasks import metrics
 from bigmodel.tasks.task import Apply, Task, Values
 
 DATA = "examples"
 
 
 def fields() -> dict[str, Any]:
-  return {}
+  return {"quantiles": ()}  # of the target, an output each; (): its mean
 
 
 def check(config: Config) -> None:
-  outputs = config.model.outputs
-  require(outputs in (0, 1), f"config.model.outputs: {outputs}; a regression has 1")
+  quantiles, outputs = config.task.quantiles, config.model.outputs
+  require(
+    all(0 < q < 1 for q in quantiles) and list(quantiles) == sorted(set(quantiles)),
+    f"config.task.quantiles: {quantiles} do not rise within (0, 1)",
+  )
+  wanted = len(quantiles) or 1
+  require(outputs in (0, wanted), f"config.model.outputs: {outputs}; this regression has {wanted}")
 
 
 def build(config: Config) -> Task:
-  del config
-  return Task(objective, values, summary)
+  quantiles = tuple(config.task.quantiles)
+  of = lambda function: functools.partial(function, quantiles)
+  return Task(of(objective), of(values), of(measure))
 
 
-def objective(apply: Apply, batch: Any, h: dict[str, jax.Array], key: Any) -> tuple[jax.Array, jax.Array]:
+def loss_of(quantiles: tuple[float, ...], guess_BxQ: jax.Array, target_B: jax.Array) -> jax.Array:
+  """Squared error, or the mean loss of the quantiles (Koenker and Bassett 1978)."""
+  above_BxQ = target_B[:, None] - guess_BxQ
+  if not quantiles:
+    return jnp.square(above_BxQ[:, 0])
+  q_Q = jnp.asarray(quantiles)
+  return jnp.mean(jnp.maximum(q_Q * above_BxQ, (q_Q - 1) * above_BxQ), axis=1)
+
+
+def objective(
+  quantiles: tuple[float, ...], apply: Apply, batch: Any, h: dict[str, jax.Array], key: Any
+) -> tuple[jax.Array, jax.Array]:
   del h, key
-  loss = jnp.mean(jnp.square(apply(batch["inputs"])[0][:, 0] - batch["targets"]))
+  loss = jnp.mean(loss_of(quantiles, apply(batch["inputs"])[0], batch["targets"]))
   return loss, loss
 
 
-def values(apply: Apply, batch: Any, key: Any) -> Values:
+def values(quantiles: tuple[float, ...], apply: Apply, batch: Any, key: Any) -> Values:
   del key
-  error_B, target_B = apply(batch["inputs"])[0][:, 0] - batch["targets"], batch["targets"]
-  named = {"loss": error_B**2, "absolute_error": jnp.abs(error_B), "target": target_B, "target_squared": target_B**2}
-  return {name: value[:, None] for name, value in named.items()}
+  guess_BxQ, target_B = apply(batch["inputs"])[0], batch["targets"]
+  return {"loss": loss_of(quantiles, guess_BxQ, target_B)[:, None], "guess": guess_BxQ, "target": target_B[:, None]}
 
 
-def summary(means: dict[str, float]) -> dict[str, float]:
-  """Mean absolute error, and the share of the variance that is explained."""
-  variance = means["target_squared"] - means["target"] ** 2
-  return {"absolute_error": means["absolute_error"], "r2": 1 - means["loss"] / max(variance, 1e-12)}
+def measure(quantiles: tuple[float, ...], values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+  """Errors of the mean, or of the quantile in the middle; and how many targets lie between the outer quantiles."""
+  guess_NxQ, target_N = values["guess"], values["target"][:, 0]
+  inside_N = (guess_NxQ[:, 0] <= target_N) & (target_N <= guess_NxQ[:, -1])
+
+  def of(w_Nx1: np.ndarray) -> dict[str, Any]:
+    w_N = w_Nx1[:, 0]
+    found = metrics.regression(guess_NxQ[:, len(quantiles) // 2], target_N, w_N)
+    return found | ({"coverage": metrics.mean(inside_N, w_N)} if len(quantiles) > 1 else {})
+
+  return of

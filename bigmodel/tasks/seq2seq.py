@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require, require_choice
-from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, correct, cross_entropy, language_objective
+from bigmodel.tasks.task import (
+  LANGUAGE_FIELDS,
+  Apply,
+  Task,
+  Values,
+  correct,
+  cross_entropy,
+  language_objective,
+  of_text,
+)
 
 DATA = "text"
 TARGETS = ("next", "reversed")
@@ -25,7 +34,7 @@ def check(config: Config) -> None:
 
 def build(config: Config) -> Task:
   pairs = functools.partial(pair, target=config.task.target)
-  return Task(functools.partial(objective, pairs), functools.partial(values, pairs))
+  return Task(functools.partial(objective, pairs), functools.partial(values, pairs), of_text)
 
 
 def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:

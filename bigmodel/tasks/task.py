@@ -1,16 +1,31 @@
 """What every task gives, and the losses that several share."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # The model with its parameters: inputs -> (outputs, auxiliary losses[2] of experts)
 Apply = Callable[..., tuple[jax.Array, jax.Array]]
 # Numbers for every token or example [B, T], or [B, 1]: `loss`, what else is measured, and `weight` where not all count.
 Values = dict[str, jax.Array]
+# (values of all held-out rows, on the host) -> a function of their weights [N, T]: the metrics
+Measure = Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], dict[str, Any]]]
+
+
+def means(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+  """The mean of each value but the loss, which is measured anyway."""
+  return lambda w: {name: float(np.sum(x * w) / np.sum(w)) for name, x in values.items() if name != "loss"}
+
+
+def of_text(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+  """Those means, and the perplexity."""
+  loss, others = values["loss"], means(values)
+  return lambda w: {**others(w), "perplexity": math.exp(min(float(np.sum(loss * w) / np.sum(w)), 700.0))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +33,14 @@ class Task:
   """Pure functions of a batch.
 
   `objective(apply, batch, h, key) -> (what is minimised, mean loss)`, with the task's traced
-  numbers h; `values(apply, batch, key)` for evaluation; `summary(means)` makes metrics of the
-  means of `values`.
+  numbers h; `values(apply, batch, key)` for evaluation, and what `measure` and, as tables,
+  `details` make of them.
   """
 
   objective: Callable[[Apply, Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
   values: Callable[[Apply, Any, jax.Array], Values]
-  summary: Callable[[dict[str, float]], dict[str, float]] = dict
+  measure: Measure = means
+  details: Callable[[dict[str, np.ndarray]], dict[str, list[dict[str, Any]]]] = lambda values: {}
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:

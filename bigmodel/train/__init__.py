@@ -28,7 +28,8 @@ def fields() -> dict[str, dict[str, Any]]:
       "keep": 2,  # checkpoints
       "step_timeout": 1800.0,  # seconds without a step after which the process is ended; 0: never
     },
-    "eval": {"tokens": 1 << 17, "batch_size": 16},
+    # `resamples`: of the held-out documents or examples, for the intervals of the metrics.
+    "eval": {"tokens": 1 << 17, "batch_size": 16, "resamples": 100},
   }
 
 
@@ -45,6 +46,7 @@ def check(config: Config) -> None:
   require_choice("train.compute_dtype", train.compute_dtype, DTYPES)
   for name in ("tokens", "batch_size"):
     require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
+  require(config.eval.resamples >= 0, f"config.eval.resamples: {config.eval.resamples} is negative")
 
 
 def own_steps(config: Config) -> int:

@@ -1,5 +1,6 @@
-"""Evaluation on held-out documents: loss, its standard error over documents, bits per byte."""
+"""Evaluation on held-out documents or examples: loss, its standard error, metrics with intervals."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,22 +9,44 @@ import numpy as np
 from bigmodel import tasks
 from bigmodel.config import Config
 from bigmodel.data.pipeline import EvalRows
+from bigmodel.tasks.metrics import bootstrap
 from bigmodel.train.step import Program
 
 
-def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> dict[str, float]:
-  """`loss` a token or example, its `loss_stderr` over documents or examples, `bits_per_byte` of text, metrics."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The loss a token or example, its standard error over documents or examples, and 90% intervals of the metrics."""
+
+  loss: float
+  loss_stderr: float
+  bits_per_byte: float  # NaN where there is no text
+  metrics: dict[str, float]
+  intervals: dict[str, tuple[float, float]]
+  details: dict[str, list[dict[str, Any]]]  # tables, such as a confusion matrix
+
+
+def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> Evaluation:
+  values, weight = predict(program, params, config, rows)
+  loss, clusters = values["loss"], np.broadcast_to(rows.clusters, values["loss"].shape)
+  mean, stderr = clustered_mean(loss.ravel(), clusters.ravel(), weight.ravel())
+  bits = math.nan
+  if rows.bytes is not None:
+    bits = float(np.sum(loss * weight)) / math.log(2) / max(float(np.sum(rows.bytes * weight)), 1)
+  task = tasks.build(config)
+  measure = task.measure(values)
+  metrics = {name: float(value) for name, value in measure(weight).items()}
+  metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+  intervals = bootstrap(measure, clusters, weight, config.eval.resamples) if metrics else {}
+  intervals = {name: pair for name, pair in intervals.items() if name in metrics}
+  return Evaluation(mean, stderr, bits, metrics, intervals, task.details(values))
+
+
+def predict(program: Program, params: Any, config: Config, rows: EvalRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """The values of all held-out rows, and their weights."""
   measured = [program.values(params, batch, key) for key, batch in enumerate(rows.batches(config.eval.batch_size))]
   names = measured[0]
   values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in names}
-  weight = values.pop("weight", np.ones_like(values["loss"]))
-  mean, stderr = clustered_mean(values["loss"].ravel(), rows.clusters.ravel(), weight.ravel())
-  others = {name: float(np.sum(value * weight) / np.sum(weight)) for name, value in values.items()}
-  metrics = tasks.build(config).summary(others)
-  metrics.pop("loss", None)
-  spoken = None if rows.bytes is None else float(np.sum(rows.bytes * weight))
-  bits = float(np.sum(values["loss"] * weight)) / math.log(2) / max(spoken, 1) if spoken is not None else math.nan
-  return {"loss": mean, "loss_stderr": stderr, "bits_per_byte": bits, **metrics}
+  return values, values.pop("weight", np.ones_like(values["loss"]))
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

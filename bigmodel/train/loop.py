@@ -13,11 +13,12 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import read_json
 from bigmodel.parallel import hosts
+from bigmodel.tasks.metrics import main
 from bigmodel.train import stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
-from bigmodel.train.evaluate import evaluate
+from bigmodel.train.evaluate import Evaluation, evaluate
 from bigmodel.train.metrics import Metrics
 from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
 from bigmodel.train.supervise import Watchdog
@@ -237,8 +238,8 @@ def _finish(
   if diverged_at < 0:
     result = evaluate(program, own.params, config, pipeline.eval_rows(config, corpus))
   else:
-    result = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte"), math.nan)
-  status = "finished" if diverged_at < 0 and math.isfinite(result["loss"]) else "diverged"
+    result = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})
+  status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()
   seconds += member.seconds + time.monotonic() - began
@@ -249,10 +250,11 @@ def _finish(
     "steps": done,
     **flops_of(run, done),
     "loss_train": steps.loss_train(own, stages.of(config)[-1].first) if status == "finished" else None,
-    "loss_eval": result["loss"],
-    "loss_eval_stderr": result["loss_stderr"],
-    "bits_per_byte": result["bits_per_byte"],
-    "metrics": {name: value for name, value in result.items() if name not in ("loss", "loss_stderr", "bits_per_byte")},
+    "loss_eval": result.loss,
+    "loss_eval_stderr": result.loss_stderr,
+    "bits_per_byte": result.bits_per_byte,
+    "metrics": result.metrics,
+    "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(own.params) if status == "finished" else "",
     "seconds": seconds,
     "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
@@ -275,6 +277,7 @@ def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
     **flops_of(run, 0),
     **dict.fromkeys(record.NULLABLE),
     "metrics": {},
+    "intervals": {},
     "params_sha256": "",
     "seconds": 0.0,
     "ended_at": now(),
@@ -324,7 +327,7 @@ def unit_of(config: Any) -> str:
 def _summary(sealed: dict[str, Any]) -> str:
   if sealed["status"] != "finished":
     return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}"
-  measured = "".join(f"  {name} {value:.4f}" for name, value in sealed["metrics"].items())
+  measured = "".join(f"  {name} {value:.4f}" for name, value in main(sealed["metrics"]).items())
   return (
     f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"
     f"{measured}  {sealed['seconds']:.1f} s"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bigmodel import study
-from bigmodel.data import examples, pipeline
+from bigmodel.data import pipeline
+from bigmodel.data.splits import folds_of
 from bigmodel.files import UserError
 from bigmodel.study import default_config
 
@@ -48,8 +49,8 @@ def arrays_config(path, inputs, targets, family="mlp", task="classification"):
 def test_idx_files_are_read_as_they_are(tmp_path):
   data = pipeline.prepare(images_config(idx_folder(tmp_path)))
   expected = np.random.default_rng(0).integers(0, 256, (40, 6, 5))
-  np.testing.assert_array_equal(data.inputs["train"][..., 0], expected)
-  np.testing.assert_array_equal(data.targets["validation"], np.arange(12) % 4)
+  np.testing.assert_array_equal(data.inputs[data.places["train"], ..., 0], expected)
+  np.testing.assert_array_equal(data.targets[data.places["validation"]], np.arange(12) % 4)
   assert data.facts["inputs"] == (6, 5, 1)
   assert data.facts["outputs"] == 4
   rows = data.rows("train", np.arange(40))["inputs"]
@@ -75,11 +76,11 @@ def test_bad_images_are_refused_with_their_file_or_row(tmp_path, change, message
 
 def test_folds_are_parts_that_keep_the_shares_of_classes():
   targets = np.repeat([0, 1, 2], [50, 20, 5])
-  fold = examples.folds_of(targets, 5, stratified=True)
+  fold = folds_of(targets, 5, stratified=True)
   for part in range(5):
     np.testing.assert_array_equal(np.bincount(targets[fold == part]), [10, 4, 1])
-  np.testing.assert_array_equal(fold, examples.folds_of(targets, 5, stratified=True))
-  assert len(set(examples.folds_of(targets, 75, stratified=False))) == 75
+  np.testing.assert_array_equal(fold, folds_of(targets, 5, stratified=True))
+  assert len(set(folds_of(targets, 75, stratified=False))) == 75
 
 
 def test_normalisation_knows_the_training_examples_only(tmp_path):
@@ -87,7 +88,7 @@ def test_normalisation_knows_the_training_examples_only(tmp_path):
   inputs, targets = rng.standard_normal((50, 3)).astype(np.float32), np.arange(50) % 2
   config = arrays_config(tmp_path / "a.npz", inputs, targets)
   data = pipeline.prepare(config)
-  held = examples.folds_of(targets, 5, stratified=True) == 0
+  held = folds_of(targets, 5, stratified=True) == 0
   inputs[held] += 100  # shifts what is held out
   moved = pipeline.prepare(arrays_config(tmp_path / "b.npz", inputs, targets))
   np.testing.assert_array_equal(data.mean, moved.mean)
@@ -124,10 +125,11 @@ def test_targets_of_a_regression_are_in_units_of_their_training_deviation(tmp_pa
   data = pipeline.prepare(
     arrays_config(tmp_path / "a.npz", rng.standard_normal((50, 2)), targets, "linear", "regression")
   )
-  assert data.targets["train"].mean() == pytest.approx(0, abs=1e-6)
-  assert data.targets["train"].std() == pytest.approx(1, abs=1e-6)
-  back = data.targets["validation"] * data.facts["target_deviation"] + data.facts["target_mean"]
-  held = examples.folds_of(targets, 5, stratified=False) == 0
+  train = data.rows("train", np.arange(data.count("train")))["targets"]
+  assert train.mean() == pytest.approx(0, abs=1e-6)
+  assert train.std() == pytest.approx(1, abs=1e-6)
+  back = data.targets[data.places["validation"]] * data.facts["target_deviation"] + data.facts["target_mean"]
+  held = folds_of(targets, 5, stratified=False) == 0
   np.testing.assert_allclose(back, targets[held], rtol=1e-5)
 
 
@@ -164,7 +166,7 @@ def test_scikit_learn_s_sets_are_found_by_name():
   config.data.name = "sklearn/digits"
   data = pipeline.prepare(config)
   assert data.facts["inputs"] == (64,)
-  assert len(data.targets["train"]) + len(data.targets["validation"]) == 1797
+  assert data.count("train") + data.count("validation") == 1797
   config.data.name = "sklearn/digit"
   with pytest.raises(UserError, match="did you mean 'digits'"):
     pipeline.prepare(config)

@@ -178,6 +178,19 @@ def test_decoding_from_a_cache_gives_the_logits_of_the_whole(name, split):
   np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("categories", [(3, 4), (2,) * 6])
+def test_codes_of_categories_have_vectors_of_their_own(categories):
+  config = make("tabular", categories=categories)
+  params, model = init(config), models.build(config)
+  assert sum(x.size for x in jax.tree.leaves(params)) == models.counts_of(config).params_total
+  x = np.ones((2, 6), np.float32)
+  x[1, -1] = 0  # another category of the last feature
+  changed = {**params, "categories": params["categories"].at[sum(categories[:-1])].add(jnp.arange(16.0))}
+  before, after = (applied(model, p)(x) for p in (params, changed))
+  np.testing.assert_array_equal(before[0], after[0])
+  assert (before[1] != after[1]).all()
+
+
 def test_relative_positions_are_those_of_transformer_xl():
   """Term by term, Dai et al. 2019, section 3.3, for one head."""
   D, K = 8, 6

@@ -30,7 +30,7 @@ def test_metrics_are_those_of_scikit_learn(cases):
   for seed in range(cases):
     score, label, weight = case(seed)
     C, predicted = score.shape[1], score.argmax(axis=1)
-    ours = metrics.classification(score, label, weight)
+    ours = metrics.of_classes(score, label)(weight)
     matrix = metrics.confusion(label, predicted, weight, C)
     np.testing.assert_allclose(
       matrix, theirs.confusion_matrix(label, predicted, labels=range(C), sample_weight=weight), atol=1e-6
@@ -85,7 +85,7 @@ def test_numbers_are_judged_as_by_scikit_learn(cases):
 def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
   mesh = Mesh(np.array(jax.devices()), ("data",))
   spread = NamedSharding(mesh, PartitionSpec("data"))
-  whole = jax.jit(metrics.classification)
+  whole = jax.jit(lambda s, y, w: metrics.of_classes(s, y)(w))
   sums = jax.jit(lambda s, y, w: metrics.decisions(metrics.confusion(y, s.argmax(axis=1), w, 3)))
   with enable_x64():
     for seed in range(20):
@@ -93,7 +93,7 @@ def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
       label, weight = rng.integers(0, 3 - seed % 2, 80), rng.integers(1, 4, 80) * 1.0
       score = np.round(rng.random((80, 3)), 1) + 0.01
       arrays = [jax.device_put(x, spread) for x in (score, label, weight)]
-      found, expected = whole(*arrays), metrics.classification(score, label, weight)
+      found, expected = whole(*arrays), metrics.of_classes(score, label)(weight)
       for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
     program = sums.lower(*arrays).compile().as_text()

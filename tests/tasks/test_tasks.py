@@ -7,7 +7,7 @@ import pytest
 
 from bigmodel import tasks
 from bigmodel.study import default_config
-from bigmodel.tasks import classification, masked_lm, regression, seq2seq
+from bigmodel.tasks import classification, masked_lm, seq2seq
 
 KEY = jax.random.key(0)
 
@@ -79,15 +79,22 @@ def test_balanced_classes_weigh_the_same():
   np.testing.assert_allclose(weights[[0, 1, 3]] * [10, 30, 20], 15)
 
 
-def test_explained_variance_is_that_of_scikit_learn():
-  rng = np.random.default_rng(0)
-  target, said = rng.standard_normal(50).astype(np.float32) + 3, rng.standard_normal(50).astype(np.float32)
-  apply = lambda x: (jnp.asarray(said)[:, None], jnp.zeros(2))
-  values = regression.values(apply, {"inputs": None, "targets": jnp.asarray(target)}, KEY)
-  means = {name: float(value.mean()) for name, value in values.items()}
-  expected = 1 - ((target - said) ** 2).sum() / ((target - target.mean()) ** 2).sum()
-  assert regression.summary(means)["r2"] == pytest.approx(expected, rel=1e-4)
-  assert means["loss"] == pytest.approx(np.mean((target - said) ** 2), rel=1e-5)
+def test_a_regression_of_quantiles_finds_them():
+  """A constant that has the least loss is the quantile of the targets, for each of three at once."""
+  config = default_config("linear", "regression")
+  config.task.quantiles = (0.1, 0.5, 0.9)
+  task = tasks.build(config)
+  target = np.random.default_rng(0).exponential(size=1000).astype(np.float32)
+  batch, h = {"inputs": None, "targets": jnp.asarray(target)}, {}
+  said = lambda x: lambda _: (jnp.broadcast_to(x, (1000, 3)), jnp.zeros(2))
+  slope = jax.grad(lambda x: task.objective(said(x), batch, h, KEY)[0])
+  true = np.quantile(target, config.task.quantiles)
+  np.testing.assert_allclose(slope(jnp.asarray(true, jnp.float32)), 0, atol=1e-3)
+  assert (np.abs(slope(jnp.asarray(true * 1.2, jnp.float32))) > 3e-3).all()
+  values = {n: np.asarray(x, np.float64) for n, x in task.values(said(jnp.asarray(true)), batch, KEY).items()}
+  found = task.measure(values)(np.ones((1000, 1)))
+  assert found["coverage"] == pytest.approx(0.8, abs=0.01)
+  assert found["mae"] == pytest.approx(np.abs(target - true[1]).mean(), rel=1e-5)
 
 
 def test_tasks_and_models_that_do_not_fit_are_refused():

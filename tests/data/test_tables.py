@@ -1,0 +1,209 @@
+"""Tables: cleaned by named steps, encoded, split without leaks, refused with their column or row."""
+
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from bigmodel import data
+from bigmodel.data import pipeline, splits, tables
+from bigmodel.files import UserError
+from bigmodel.study import default_config
+
+ROWS = 60
+
+
+def frame(**changes):
+  rng = np.random.default_rng(0)
+  columns = {
+    "age": [None if i % 7 == 0 else float(x) for i, x in enumerate(rng.normal(40, 10, ROWS).round(2))],
+    "colour": [("red", "green", "blue", None)[i % 4] for i in range(ROWS)],
+    "day": [datetime.date(2024, 1, 1) + datetime.timedelta(days=i) for i in range(ROWS)],
+    "firm": [f"f{i % 12}" for i in range(ROWS)],
+    "sold": [("no", "yes")[int(x)] for x in rng.random(ROWS) < 0.4],
+  }
+  return pl.DataFrame({**columns, **changes})
+
+
+def config_of(path, table, family="mlp", task="classification", **changes):
+  file = path / "table.parquet"
+  table.write_parquet(file)
+  config = default_config(family, task)
+  config.data.update(name="table", path=str(file), target="sold", drop=("firm",))
+  config.data.update(**changes)
+  return config
+
+
+def refused(config, message):
+  def use():
+    data.check(config)
+    pipeline.prepare(config)
+
+  with pytest.raises(UserError, match=message) as caught:
+    use()
+  assert "\n" not in str(caught.value)
+
+
+def test_columns_become_numbers_with_names(tmp_path):
+  data = pipeline.prepare(config_of(tmp_path, frame(), normalise="none"))
+  names = data.card["features"]
+  assert names[:2] == ["age", "day days"]
+  assert names[-5:] == ["colour=other", "colour=", "colour=blue", "colour=green", "colour=red"]
+  row = dict(zip(names, data.inputs[3], strict=True))
+  assert row["age"] == np.float32(frame()["age"][3])
+  assert row["colour="] == 1  # a missing text is a text of its own
+  assert row["day days"] == (datetime.date(2024, 1, 4) - datetime.date(2000, 1, 1)).days
+  np.testing.assert_allclose(row["day year cos"], np.cos(2 * np.pi * row["day days"] / 365.2425), atol=2e-3)
+  train = data.places["train"]
+  age = np.array([np.nan if x is None else x for x in frame()["age"]], np.float32)
+  missing = np.flatnonzero(np.isnan(age))
+  np.testing.assert_array_equal(data.inputs[missing, 0], np.float32(np.nanmedian(age[train])))
+  assert data.card["missing"] == {"age": 9, "colour": 15}
+  assert data.card["steps"]["impute:median"] == {"age": 9}
+  assert data.facts["classes"] == ["no", "yes"]
+
+
+def test_csv_and_parquet_say_the_same(tmp_path):
+  config = config_of(tmp_path, frame())
+  one = pipeline.prepare(config)
+  frame().write_csv(tmp_path / "table.csv")
+  config.data.path = str(tmp_path / "table.csv")
+  other = pipeline.prepare(config)
+  np.testing.assert_allclose(one.inputs, other.inputs, rtol=1e-6)
+  np.testing.assert_array_equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize("split", ["stratified", "group", "time"])
+def test_what_is_learned_does_not_change_by_a_bit_when_held_out_rows_do(tmp_path, split):
+  steps = ("missing_flags", "impute:mean", "clip:1", "drop_outliers:2", "quantile")
+  changes = {"steps": steps, "split": split, "folds": 3, "group": "firm", "time": "day", "drop": ()}
+  one = pipeline.prepare(config_of(tmp_path, frame(), **changes))
+  held = one.places["validation"]
+  assert min(len(held), len(one.places["train"])) > 0
+  rng = np.random.default_rng(1)
+  table, shuffled = frame(), rng.permutation(held)
+  age = [None if x is None else x for x in table["age"]]
+  colour = list(table["colour"])
+  for at, where in zip(held, shuffled, strict=True):
+    age[at] = 1e6 + (table["age"][int(where)] or 0.0)
+    colour[at] = "violet"
+  other = pipeline.prepare(config_of(tmp_path, frame(age=age, colour=colour), **changes))
+  np.testing.assert_array_equal(one.places["train"], other.places["train"])
+  rows = np.arange(one.count("train"))
+  np.testing.assert_array_equal(one.rows("train", rows)["inputs"], other.rows("train", rows)["inputs"])
+  assert one.card["learned"] == other.card["learned"]
+  assert one.card["mean"] == other.card["mean"]
+  assert not np.array_equal(one.inputs[held], other.inputs[held])
+
+
+def test_steps_do_what_they_say_and_count_it(tmp_path):
+  table = frame()
+  table = pl.concat([table, table.head(4)])  # four duplicates
+  table = table.with_columns(sold=pl.when(pl.arange(0, len(table)) == 30).then(None).otherwise("sold"))
+  steps = ("duplicates", "missing_target", "impute:zero", "clip:0.5")
+  data = pipeline.prepare(config_of(tmp_path, table, steps=steps))
+  assert data.card["steps"]["duplicates"] == {"rows dropped": 4}
+  assert data.card["steps"]["missing_target"] == {"rows dropped": 1}
+  assert sum(split["examples"] for split in data.card["splits"].values()) == ROWS - 1
+  low, high = data.card["learned"]["clip:0.5"]["age"]
+  assert data.inputs[:, 0].min() == np.float32(low)
+  assert data.inputs[:, 0].max() == np.float32(high)
+  whole = pipeline.prepare(config_of(tmp_path, table.drop_nulls("sold"), steps=("missing_rows",)))
+  assert sum(split["examples"] for split in whole.card["splits"].values()) == table.drop_nulls().height
+
+
+def test_outliers_leave_training_and_stay_in_what_is_held_out(tmp_path):
+  table = frame(age=[1000.0 if i % 10 == 0 else 40.0 + i % 5 for i in range(ROWS)])
+  data = pipeline.prepare(config_of(tmp_path, table, steps=("drop_outliers:3",), normalise="none"))
+  assert data.inputs[data.places["train"], 0].max() < 50
+  assert data.inputs[data.places["validation"], 0].max() == 1000
+  assert data.card["steps"]["drop_outliers:3"]["training rows dropped"] + data.count("train") + data.count(
+    "validation"
+  ) == ROWS  # fmt: skip
+
+
+def test_quantiles_are_normal_scores(tmp_path):
+  table = frame(age=np.random.default_rng(0).exponential(size=ROWS) ** 3)
+  data = pipeline.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
+  scores = data.inputs[data.places["train"], 0]
+  assert np.abs(np.median(scores)) < 0.1
+  assert 0.7 < np.quantile(scores, 0.84) < 1.3
+
+
+def test_groups_are_not_torn_and_times_are_in_order():
+  group = np.random.default_rng(0).integers(0, 17, 200)
+  fold = splits.by_group(group, 4)
+  for name in range(17):
+    assert len(set(fold[group == name])) == 1
+  assert np.bincount(fold).min() > 30
+  time = np.random.default_rng(0).integers(0, 50, 200)
+  last = -1
+  for k in range(4):
+    train, held = splits.by_time(time, 4, k)
+    assert time[train].max() < time[held].min()
+    assert train.sum() > last
+    last = train.sum()
+
+
+def test_windows_share_no_row_with_what_is_asked(tmp_path):
+  n, W, H = 100, 8, 3
+  table = pl.DataFrame({"t": np.arange(n)[::-1].copy(), "load": np.sin(np.arange(n))[::-1], "heat": np.arange(n) * 2.0})
+  config = config_of(tmp_path, table, "mlp", "regression", target="load", drop=(), time="t", window=W, horizon=H)
+  config.data.update(folds=4, fold=3, normalise="none")
+  data = pipeline.prepare(config)
+  assert data.facts["inputs"] == (W, 3)
+  assert data.card["features"] == ["load", "t", "heat"]
+  sunk = np.sin(np.arange(n)).astype(np.float32)
+  for split in ("train", "validation"):
+    rows = data.rows(split, np.arange(data.count(split)))
+    said = rows["targets"] * data.facts["target_deviation"] + data.facts["target_mean"]
+    for inputs, answer, start in zip(rows["inputs"], said, data.places[split], strict=True):
+      np.testing.assert_allclose(inputs[:, 0], sunk[start : start + W], rtol=1e-6)
+      np.testing.assert_allclose(answer, sunk[start + W - 1 + H], atol=1e-5)
+  seen = data.places["train"].max() + W - 1 + H
+  assert data.places["validation"].min() > seen
+  moved = table.with_columns(load=pl.when(pl.col("t") > seen).then(1e5).otherwise("load"))
+  config.data.normalise = "standard"
+  one = pipeline.prepare(config)
+  moved.write_parquet(tmp_path / "table.parquet")
+  other = pipeline.prepare(config)
+  np.testing.assert_array_equal(one.mean, other.mean)
+  np.testing.assert_array_equal(one.deviation, other.deviation)
+
+
+def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
+  refused(config_of(tmp_path, frame(), target="sould"), r"config.data.target: no column 'sould' \(did you mean 'sold'")
+  refused(config_of(tmp_path, frame(age=[None] * ROWS)), "column 'age'")
+  refused(config_of(tmp_path, frame(copy=frame()["sold"])), "column 'copy' says the target")
+  refused(config_of(tmp_path, frame(sold=[None, *frame()["sold"][1:]])), "'sold' is missing in row 1; the step miss")
+  refused(config_of(tmp_path, frame(sold=["yes"] * ROWS)), "config.data: all 60 targets are of one class")
+  refused(config_of(tmp_path, frame(), steps=()), "column 'age' is missing in row 1; impute")
+  refused(config_of(tmp_path, frame(), steps=("impute", "duplicates")), "duplicates drops rows from which impute has")
+  refused(config_of(tmp_path, frame(), steps=("imput",)), r"no step 'imput' \(did you mean 'impute'")
+  refused(config_of(tmp_path, frame(), split="time"), "config.data.time: empty")
+  same = frame(day=[datetime.date(2024, 1, 1)] * ROWS)
+  refused(config_of(tmp_path, same, split="time", time="day"), "too many rows share a moment")
+  rare = frame(sold=["yes"] + ["no"] * (ROWS - 1))
+  refused(config_of(tmp_path, rare), "all (train|validation) examples are of class 0; use split=stratified")
+  numbers = frame(age=["12"] * (ROWS - 1) + ["12 kg"])
+  refused(config_of(tmp_path, numbers), f"column 'age' has '12 kg' among numbers, in row {ROWS}; the step bad_cells")
+  cleaned = pipeline.prepare(config_of(tmp_path, numbers, steps=("bad_cells", "impute")))
+  assert cleaned.card["steps"]["bad_cells"] == {"age": 1}
+  (tmp_path / "broken.csv").write_bytes(b"a,b\n1,2\n3,\xff\xfe\n")
+  config = config_of(tmp_path, frame())
+  config.data.path = str(tmp_path / "broken.csv")
+  refused(config, "broken.csv cannot be read")
+
+
+def test_categories_are_codes_for_embeddings(tmp_path):
+  config = config_of(tmp_path, frame(), "tabular", encode="codes")
+  data = pipeline.prepare(config)
+  assert data.facts["categories"] == (5,)
+  codes = data.rows("train", np.arange(data.count("train")))["inputs"][:, -1]
+  assert set(codes) == {1, 2, 3, 4}  # 0 is for what training has not seen
+
+
+def test_every_name_of_the_steps_is_documented():
+  known = {*tables.ROW_STEPS, *tables.COLUMN_STEPS, *tables.OTHER_STEPS}
+  assert all(f"`{name}`" in (tables.__doc__ or "") for name in known)
