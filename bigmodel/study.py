@@ -16,7 +16,7 @@ from bigmodel import data, models, optim, parallel, record, tasks, train
 from bigmodel.accounting import params_of
 from bigmodel.config import Config, flatten, nearest, require, with_overrides
 from bigmodel.data import pipeline
-from bigmodel.data.pipeline import Data
+from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
@@ -64,6 +64,7 @@ class Study:
   design: Design
   settings: Settings = lambda params, tokens: {}
   laws: Sequence[str] = LAWS
+  measure: str = "loss"  # what laws are of: the held-out loss, or the name of a metric
   seeds: int = 1  # of one run in the middle of the largest budget: the noise floor
   scan: Scan | None = None
   target: Target | None = None
@@ -201,16 +202,16 @@ class Prepared:
 
   study: Study
   config: Config
-  corpus: Data
+  data: Datasets
   workdir: epath.Path
   runs: dict[str, Run]
   planned: dict[str, list[Planned]]
 
   def make(self, overrides: Overrides, provenance: dict[str, Any] | None = None) -> Run:
-    return _make_run(self.study, self.config, self.corpus, self.workdir, overrides, provenance)
+    return _make_run(self.study, self.config, self.data, self.workdir, overrides, provenance)
 
   def counts_of(self, size: Overrides) -> Any:
-    return _counts(self.config, self.corpus, size)
+    return _counts(self.config, self.data.base, size)
 
 
 def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
@@ -219,20 +220,20 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
   for law in study.laws:
     require(law in LAWS, f"get_study: no law {law!r}; known: {', '.join(LAWS)}")
   _check_base(config)
-  corpus = pipeline.prepare(config)
+  datasets = Datasets(config)
   workdir = absolute(workdir)
-  counts = lambda size: _counts(config, corpus, size)
+  counts = lambda size: _counts(config, datasets.base, size)
   planned = _plan_runs(study, counts)
   runs: dict[str, Run] = {}
   roles: dict[str, list[Planned]] = {}
   for one in planned:
-    run = _make_run(study, config, corpus, workdir, one.overrides)
+    run = _make_run(study, config, datasets, workdir, one.overrides)
     runs.setdefault(run.run_id, run)
     roles.setdefault(run.run_id, []).append(one)
   if study.laws:
     fitted = sum(any(one.role == "fit" for one in ones) for ones in roles.values())
     require(fitted > 5, f"get_study: law chinchilla has 5 parameters and {fitted} fitted runs; add runs or sizes")
-  prepared = Prepared(study, config, corpus, workdir, runs, roles)
+  prepared = Prepared(study, config, datasets, workdir, runs, roles)
   if study.target is not None:
     largest = max(one.budget for one in planned)
     require(largest > 0, "get_study: a target needs a design that says its runs' tokens")
@@ -255,6 +256,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
     "name": study.name,
     "question": study.question,
     "laws": list(study.laws),
+    "measure": study.measure,
     "convention": study.design.convention,
     "target_flops": study.target.flops if study.target else None,
     "config": flatten(prepared.config),
@@ -280,7 +282,7 @@ def _counts(config: Config, corpus: Data, size: Overrides) -> Any:
 def _make_run(
   study: Study,
   config: Config,
-  corpus: Data,
+  datasets: Datasets,
   workdir: epath.Path,
   overrides: Overrides,
   provenance: dict[str, Any] | None = None,
@@ -288,8 +290,9 @@ def _make_run(
   changed = with_overrides(config, overrides)
   check(changed)
   for name in flatten(config.data):
-    same = changed.data[name] == config.data[name] or name in data.FREE
+    same = changed.data[name] == config.data[name] or name in (*data.FREE, *data.HELD_OUT)
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
+  corpus = datasets(changed)
   resolved = resolve(changed, corpus)
   _check_resolved(resolved, corpus)
   run = Run(resolved, workdir, study.name, provenance or {})
@@ -401,7 +404,7 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   with Display(left, display_quiet) as display:
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    execute.run_groups(the_plan["groups"], runs, prepared.corpus, display, stop)
+    execute.run_groups(the_plan["groups"], runs, prepared.data, display, stop)
     if prepared.study.laws:
       fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
@@ -444,6 +447,8 @@ def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
   sealed = forecast.verify(read_json(path), str(path))
   run = workdir / "runs" / sealed["target"]["run_id"]
   ended = record.read(run)
+  if ended is not None:
+    ended = folder.as_measured(ended, read_json(workdir / "study.json")["measure"])
   if ended is None:
     return sealed | {"actual": None, "inside": None, "log_error": None}
   return sealed | forecast.score(sealed, ended, read_json(run / "provenance.json"))
@@ -457,4 +462,4 @@ def _run_target(
   if run.run_id != sealed["target"]["run_id"]:
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
   group = {"run_ids": [run.run_id], "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0)}
-  execute.run_groups([group], {run.run_id: run}, prepared.corpus, display, stop)
+  execute.run_groups([group], {run.run_id: run}, prepared.data, display, stop)

@@ -74,7 +74,7 @@ def compare(workdir: Path, quiet: bool) -> list[dict[str, Any]]:
       tuned = train(folder / "tuning", "stratified", held_in, epochs, tuning, quiet)
       rates[arm] = RATES[int(np.argmax(tuned))]
       final = [{"optim.lr": rates[arm], "seed": s, "data.seed": s, **start("own", s)} for s in SEEDS]
-      accuracy[arm] = np.array(train(folder / "final", "own", labels, epochs, final, quiet))
+      accuracy[arm] = np.array(train(folder / f"final-{rates[arm]:g}", "own", labels, epochs, final, quiet))
     difference = accuracy[ARMS[0]] - accuracy[ARMS[1]]
     half = stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / len(difference) ** 0.5
     rows.append({
@@ -123,7 +123,7 @@ def run_all(workdir: Path, config: Any, runs: list[Any], quiet: bool) -> list[di
   from bigmodel import record, study
   from bigmodel.train.run import interruptible
 
-  the_study = study.Study(workdir.name, "", study.Listed(runs), laws=())
+  the_study = study.Study("deep_belief_net", "", study.Listed(runs), laws=())
   with interruptible() as stop:
     prepared = study.prepare(config, the_study, workdir)
     study.run_study(prepared, quiet, stop)

@@ -17,6 +17,8 @@ TOKENIZERS = ("bytes", "bpe")
 NORMALISATIONS = ("standard", "unit", "none")
 # What runs that read the same prepared data may differ in.
 FREE = ("tokens", "examples", "repeat", "seed", "context")
+# What runs of a study may differ in so that their data are prepared apart.
+HELD_OUT = ("fold", "split_seed")
 ENCODINGS = ("one_hot", "codes")
 
 

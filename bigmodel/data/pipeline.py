@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.data import corpus, examples, unit
+from bigmodel.data import HELD_OUT, corpus, examples, unit
 from bigmodel.data.corpus import Corpus
 from bigmodel.data.examples import Examples
 
@@ -18,6 +18,24 @@ Data = Corpus | Examples
 def prepare(config: Config) -> Data:
   """The data of a config, prepared the first time."""
   return corpus.prepare(config) if config.data.kind == "text" else examples.prepare(config)
+
+
+class Datasets:
+  """The data of the runs of a study: prepared once for each way in which some hold examples out."""
+
+  def __init__(self, config: Config):
+    self.base = prepare(config)
+    self._known = {self._key(config): self.base}
+
+  def __call__(self, config: Config) -> Data:
+    key = self._key(config)
+    if key not in self._known:
+      self._known[key] = prepare(config)
+    return self._known[key]
+
+  @staticmethod
+  def _key(config: Config) -> tuple:
+    return tuple(config.data.get(name) for name in HELD_OUT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from bigmodel import record
 from bigmodel.accounting import params_of
 from bigmodel.files import UserError, absolute, read_json, write_json, write_text
 from bigmodel.report import figures
-from bigmodel.sweep import folder
-from bigmodel.tasks.metrics import main
+from bigmodel.sweep import folder, folds
+from bigmodel.tasks.metrics import LARGER, main
 from bigmodel.train import metrics
 from bigmodel.train.display import duration
 
@@ -50,16 +50,18 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
   fits = read_json(path) if path.exists() else {"laws": [], "optimum": [], "noise_floor": None, "scans": []}
   roles = {run["run_id"]: run["roles"] for run in plan["runs"]}
   records = record.collect(workdir)
-  runs = [one | {"roles": roles.get(one["run_id"], ["target"])} for one in records]
+  measured = [folder.as_measured(one, about["measure"]) for one in records]
+  runs = [one | {"roles": roles.get(one["run_id"], ["target"])} for one in measured]
   runs.sort(key=lambda r: (r["roles"] == ["target"], r["flops_6nd"], r["params_total"]))
   return {
     "study": about["name"],
     "question": about["question"],
     "convention": about["convention"],
     "unit": "tokens" if about["config"]["data.kind"] == "text" else "examples",
-    "loss": LOSSES[about["config"]["task.name"]],
+    "loss": _measured(about),
     "metrics": sorted({name for one in records for name in main(one["metrics"])}),
     "runs": runs,
+    "cross_validation": folds.cells(plan["runs"], records, about["config"].get("data.folds", 0)),
     "planned_runs": len(plan["runs"]),
     "cost": {
       "expected_seconds": plan["total"]["expected_seconds"],
@@ -77,6 +79,14 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "programs": [group["run_ids"] for group in plan["groups"]],
     "provenance": _provenance(records),
   }
+
+
+def _measured(about: Facts) -> str:
+  """What the laws are of, and the axes of the figures."""
+  name = about["measure"]
+  if name == "loss":
+    return LOSSES[about["config"]["task.name"]]
+  return f"1 - {name}" if name.startswith(LARGER) else name
 
 
 def plan_error(plan: Facts, records: list[Facts]) -> Facts | None:

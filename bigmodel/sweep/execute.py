@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from bigmodel import record
-from bigmodel.data.pipeline import Data
+from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import CheckpointError
@@ -21,7 +21,7 @@ log = logging.getLogger("bigmodel")
 
 
 def run_groups(
-  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], corpus: Data, display: Display, stop: dict[str, bool]
+  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], data: Datasets, display: Display, stop: dict[str, bool]
 ) -> None:
   """Trains every group of which a run has no record yet.
 
@@ -41,7 +41,7 @@ def run_groups(
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
     try:
-      train_runs(members, corpus, display, stop, group["expected_seconds"])
+      train_runs(members, data, display, stop, group["expected_seconds"])
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise
     except Exception as error:

@@ -15,7 +15,7 @@ def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
   about = read_json(workdir / "study.json")
   fitted = folder.of_role(workdir, "fit")
   every = fitted + folder.of_role(workdir, "seed") + folder.of_role(workdir, "scan")
-  inputs = laws.inputs_sha256(every, about["laws"], about["convention"])
+  inputs = laws.inputs_sha256(every, [*about["laws"], about["measure"]], about["convention"])
   path = workdir / "fits.json"
   if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
     return known

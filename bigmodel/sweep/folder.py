@@ -5,8 +5,9 @@ from typing import Any
 from etils import epath
 
 from bigmodel import record
-from bigmodel.config import difference
+from bigmodel.config import difference, nearest, require
 from bigmodel.files import UserError, read_json
+from bigmodel.tasks.metrics import as_loss
 from bigmodel.train.run import NOT_IDENTITY, read_status
 
 
@@ -18,7 +19,7 @@ def check_study(folder: epath.PathLike, study: dict[str, Any]) -> None:
   if not (folder / "study.json").exists():
     return
   known = read_json(folder / "study.json")
-  fixed = ("name", "convention", "target_flops")
+  fixed = ("name", "convention", "target_flops", "measure")
   same = lambda s: (
     {name: s[name] for name in fixed}
     | {name: value for name, value in s["config"].items() if not name.startswith(NOT_IDENTITY)}
@@ -54,10 +55,19 @@ def merge(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
-  """The records of a study that were planned for `role`, in the order of the plan."""
+  """The records of a study that were planned for `role`, in the order of the plan, as its laws see them."""
   planned = (read_plan(workdir) or {"runs": []})["runs"]
   ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in planned]
-  return [one for row, one in ended if one is not None and role in row["roles"]]
+  measure = read_json(epath.Path(workdir) / "study.json")["measure"] if planned else "loss"
+  return [as_measured(one, measure) for row, one in ended if one is not None and role in row["roles"]]
+
+
+def as_measured(one: dict[str, Any], measure: str) -> dict[str, Any]:
+  """The record with what the study measures in the place of the loss: a metric, or 1 less it where more is better."""
+  if measure == "loss" or one["status"] != "finished":
+    return one
+  require(measure in one["metrics"], f"get_study: measure: no {measure!r}{nearest(measure, one['metrics'])}")
+  return {**one, "loss_eval": as_loss(measure, one["metrics"][measure]), "loss_eval_stderr": None}
 
 
 def status(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
 TRACED = (
-  "seed", "data.seed", "data.tokens", "data.examples", "train.init_from", "train.init_sha256",
+  "seed", "data.seed", "data.tokens", "data.examples", "data.fold", "data.split_seed",
+  "data.sha256", "train.init_from", "train.init_sha256",
   "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
   "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay",
 )  # fmt: skip

@@ -20,6 +20,14 @@ DETAILS = tuple(
 )
 
 
+LARGER = ("accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc", "r2", "coverage", "bleu", "chrf")  # is better
+
+
+def as_loss(name: str, value: float) -> float:
+  """A metric as something that falls when a model improves: 1 - value where more is better."""
+  return 1 - value if name.startswith(LARGER) else value
+
+
 def main(found: dict[str, Any]) -> dict[str, Any]:
   """The metrics that lines and tables have room for."""
   return {name: value for name, value in found.items() if name not in DETAILS}

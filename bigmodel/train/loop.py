@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
-from bigmodel.data.pipeline import Data
+from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.files import read_json
 from bigmodel.parallel import hosts
 from bigmodel.tasks.metrics import main
@@ -31,6 +31,7 @@ class Member:
   """One run with what it writes to."""
 
   run: Run
+  data: Data
   rows: pipeline.Pipeline
   metrics: Metrics
   checkpoints: Checkpoints
@@ -39,29 +40,35 @@ class Member:
 
 
 def train_runs(
-  runs: list[Run], corpus: Data, display: Display, stop: dict[str, bool], expected: float = 0.0, profile: int = 0
+  runs: list[Run],
+  data: Data | Datasets,
+  display: Display,
+  stop: dict[str, bool],
+  expected: float = 0.0,
+  profile: int = 0,
 ) -> list[dict[str, Any]]:
   """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
 
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
   """
-  members = [_open(run, corpus) for run in runs]
+  members = [_open(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   try:
-    return _train(members, corpus, display, stop, expected, profile, watchdog)
+    return _train(members, display, stop, expected, profile, watchdog)
   finally:
     watchdog.close()
     for member in members:
       member.checkpoints.close()
 
 
-def _open(run: Run, corpus: Data) -> Member:
+def _open(run: Run, data: Data) -> Member:
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
   return Member(
     run=run,
-    rows=pipeline.train_pipeline(run.config, corpus, train.own_steps(run.config)),
+    data=data,
+    rows=pipeline.train_pipeline(run.config, data, train.own_steps(run.config)),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
     seconds=read_status(run.folder)["seconds"],
@@ -69,12 +76,12 @@ def _open(run: Run, corpus: Data) -> Member:
   )
 
 
-def _stage(members: list[Member], stage: stages.Stage, corpus: Data) -> tuple[steps.Program, optim.Hyperparameters]:
+def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
   """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
   program = steps.program(stage.config, len(members))
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
-    member.rows = pipeline.train_pipeline(one.config, corpus, one.stop - one.first)
+    member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first)
   return program, program.put_hyperparameters(
     [optim.hyperparameters(one.config, one.stop - one.first, one.first) for one in own]
   )
@@ -104,7 +111,6 @@ def _restore(program: steps.Program, members: list[Member], start: int) -> steps
 
 def _train(
   members: list[Member],
-  corpus: Data,
   display: Display,
   stop: dict[str, bool],
   expected: float,
@@ -118,7 +124,7 @@ def _train(
   hardware.peak_flops()  # measured once, before it would disturb a step
   start = _common_step(members)
   ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
-  program, hyperparameters = _stage(members, ahead[0], corpus)
+  program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display)
   pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -128,7 +134,7 @@ def _train(
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
       if step == ahead[0].stop:
         ahead.pop(0)
-        program, hyperparameters = _stage(members, ahead[0], corpus)
+        program, hyperparameters = _stage(members, ahead[0])
       if step == ahead[0].first > 0:
         state = steps.next_stage(state)
       rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
@@ -165,7 +171,7 @@ def _train(
   for member in members:
     member.checkpoints.wait()
   seconds = (time.monotonic() - began) / len(members)
-  records = [_finish(program, m, i, state, corpus, seconds) for i, m in enumerate(members)]
+  records = [_finish(program, m, i, state, seconds) for i, m in enumerate(members)]
   hosts.barrier(f"{first.run_id}/ended")
   display.end("\n".join(_summary(r) for r in records))
   return records
@@ -225,9 +231,7 @@ class Watch:
           write_status(member.run, "running", done, member.seconds + spent, left)
 
 
-def _finish(
-  program: steps.Program, member: Member, index: int, state: steps.State, corpus: Data, seconds: float
-) -> dict[str, Any]:
+def _finish(program: steps.Program, member: Member, index: int, state: steps.State, seconds: float) -> dict[str, Any]:
   """Evaluates one member and writes its record, last of all and once."""
   if member.ended is not None:
     return member.ended
@@ -236,7 +240,7 @@ def _finish(
   diverged_at = int(own.diverged_at)
   began = time.monotonic()
   if diverged_at < 0:
-    result = evaluate(program, own.params, config, pipeline.eval_rows(config, corpus))
+    result = evaluate(program, own.params, config, pipeline.eval_rows(config, member.data))
   else:
     result = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})
   status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"

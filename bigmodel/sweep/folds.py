@@ -1,0 +1,57 @@
+"""Cross-validation: runs of a study that differ in what they hold out, as means with intervals that respect it."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bigmodel.data import HELD_OUT
+
+Row = dict[str, Any]
+
+
+def cells(planned: list[Row], records: list[Row], folds: int) -> list[Row]:
+  """One row for each config that was run on several folds or repetitions: means and 90% intervals."""
+  by_id = {one["run_id"]: one for one in records if one["status"] == "finished"}
+  groups: dict[str, list[Row]] = {}
+  shared: dict[str, Row] = {}
+  for row in planned:
+    if not any(name.removeprefix("data.") in HELD_OUT for name in row["overrides"]) or row["run_id"] not in by_id:
+      continue
+    same = {name: x for name, x in row["overrides"].items() if name.removeprefix("data.") not in HELD_OUT}
+    key = repr(sorted(same.items()))
+    groups.setdefault(key, []).append(by_id[row["run_id"]])
+    shared[key] = same
+  return [
+    {"overrides": shared[key], "runs": len(runs), **_common(runs), "measures": measures(runs, folds)}
+    for key, runs in groups.items()
+    if len(runs) > 1
+  ]
+
+
+def _common(runs: list[Row]) -> Row:
+  return {name: float(np.mean([one[name] for one in runs])) for name in ("params_total", "tokens", "flops_6nd")}
+
+
+def measures(runs: list[Row], folds: int) -> dict[str, Row]:
+  """Of the loss and of each metric that all runs have: the mean over runs and its 90% interval."""
+  columns = {"loss_eval": [one["loss_eval"] for one in runs]}
+  names = set.intersection(*(set(one["metrics"]) for one in runs))
+  columns |= {name: [one["metrics"][name] for one in runs] for name in sorted(names)}
+  return {
+    name: dict(zip(("mean", "interval90"), interval(values, folds), strict=True)) for name, values in columns.items()
+  }
+
+
+def interval(values: list[float], folds: int, level: float = 0.9) -> tuple[float, list[float]]:
+  """`(mean, interval)` over folds and repetitions.
+
+  Training sets overlap, so the variance of the mean is not that of independent values:
+  1/n + test/train in place of 1/n (Nadeau and Bengio 2003, section 3).
+  """
+  x = np.asarray(values, float)
+  n = len(x)
+  overlap = 1 / (folds - 1) if folds > 1 else 0.0
+  half = stats.t.ppf((1 + level) / 2, n - 1) * math.sqrt((1 / n + overlap) * x.var(ddof=1))
+  return float(x.mean()), [float(x.mean() - half), float(x.mean() + half)]
