@@ -104,7 +104,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return verbs.add_parser(name, help=text, description=text, parents=[*parents, common], allow_abbrev=False)
 
-  add("data", "prepare the corpus of a config and print its card", config)
+  data = add("data", "prepare the data of a config and print their card", config)
+  data.add_argument("--card", default="", metavar="FILE.html", help="write the card as a page, with samples")
   plan = add("plan", "what a run or a study costs, before it starts", config)
   plan.add_argument("--workdir", default="", metavar="DIR", help="a study's folder: what has ended costs nothing more")
   plan.add_argument(

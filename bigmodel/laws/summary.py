@@ -12,7 +12,7 @@ from bigmodel.laws import chinchilla, forecast, isoflop
 from bigmodel.laws.points import Points, from_records
 
 Record = dict[str, Any]
-VERSION = 1  # of this summary: a new one fits anew
+VERSION = 2  # of this summary: a new one fits anew
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -48,9 +48,24 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
     "objective": fit_.objective,
     "flops_per_nd": flops_per_nd(fit_),
     "points": len(fit_.points),
+    "payoff": payoff(fit_),
     "starts_at_optimum": [fit_.starts_at_optimum, chinchilla.POLISHED],
     "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
   }
+
+
+def payoff(fit_: chinchilla.Fit) -> list[dict[str, Any]]:
+  """What doubling the model or the data of the largest run would change, with 90% bootstrap intervals."""
+  largest = int(np.argmax(fit_.points.C))
+  N, D = float(fit_.points.N[largest]), float(fit_.points.D[largest])
+  thetas = np.vstack([fit_.theta, fit_.draws])
+  loss = lambda n, d: np.array([np.exp(chinchilla.log_loss(t, np.log(n), np.log(d))) for t in thetas])
+  rows = []
+  for what, n, d in (("a model twice as large", 2 * N, D), ("twice the data", N, 2 * D)):
+    change = loss(n, d) - loss(N, D)
+    low, high = np.quantile(change[1:], [0.05, 0.95])
+    rows.append({"what": what, "N": n, "D": d, "change": float(change[0]), "interval90": [float(low), float(high)]})
+  return rows
 
 
 def flops_per_nd(fit_: chinchilla.Fit) -> float:

@@ -23,7 +23,7 @@ SEQUENCE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#d8b400", "#
 TRUTH, FORECAST, QUIET = "#c0392b", "#2a788e", "#9aa3ad"
 
 
-def _figure(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int = 420) -> go.Figure:
+def blank(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int = 420) -> go.Figure:
   figure = go.Figure()
   axis: dict[str, Any] = {
     "gridcolor": "#e8ebee",
@@ -71,7 +71,7 @@ def color(index: int, count: int) -> str:
 
 def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]], words: Words) -> go.Figure:
   """Training loss over what was seen, a line a run, coloured by size."""
-  figure = _figure(f"{words.unit} seen", f"training {words.loss}")
+  figure = blank(f"{words.unit} seen", f"training {words.loss}")
   sizes = sorted({record["params_total"] for record, _ in curves})
   named = set()
   for record, rows in curves:
@@ -108,7 +108,7 @@ def isoflop(
   words: Words,
 ) -> go.Figure:
   """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
-  figure = _figure("parameters N", f"held-out {words.loss}")
+  figure = blank("parameters N", f"held-out {words.loss}")
   by_budget = {profile["C"]: profile for profile in profiles}
   for index, (budget, records) in enumerate(groups):
     shade = color(index, len(groups))
@@ -142,7 +142,7 @@ def isoflop(
 
 def loss_over_data(records: Sequence[Record], words: Words, value: str = "loss_eval") -> go.Figure:
   """What is held out over the data that were seen, a line a size; `value` is the loss or a metric."""
-  figure = _figure(f"{words.unit} seen", f"held-out {words.loss if value == 'loss_eval' else value}")
+  figure = blank(f"{words.unit} seen", f"held-out {words.loss if value == 'loss_eval' else value}")
   sizes = sorted({one["params_total"] for one in records})
   for index, size in enumerate(sizes):
     own = sorted((one for one in records if one["params_total"] == size), key=lambda one: one["tokens"])
@@ -162,7 +162,7 @@ def loss_over_n_and_d(
   records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None, words: Words
 ) -> go.Figure:
   """Every run at its (N, D), coloured by loss, over the contours of the fitted law."""
-  figure = _figure("parameters N", f"training {words.unit} D", log_y=True)
+  figure = blank("parameters N", f"training {words.unit} D", log_y=True)
   every = [*records, *([target] if target else [])]
   N, D = (np.array([r[name] for r in every], float) for name in (n, "tokens"))
   losses = [r["loss_eval"] for r in every]
@@ -197,7 +197,7 @@ def forecast(
   words: Words,
 ) -> go.Figure:
   """Fitted runs over compute, the frontier of the law, and the forecast with its interval beside the truth."""
-  figure = _figure("compute C (FLOPs)", f"held-out {words.loss}")
+  figure = blank("compute C (FLOPs)", f"held-out {words.loss}")
   figure.add_scatter(
     x=[r[convention] for r in records], y=[r["loss_eval"] for r in records], mode="markers", name="fitted runs",
     marker={"color": QUIET, "size": 7}, text=[r["run_id"] for r in records],
@@ -233,7 +233,7 @@ def forecast(
 
 def learning_rates(scans: Sequence[dict[str, Any]], words: Words) -> go.Figure:
   """Held-out loss over the learning rate; the ringed point is the rule's own."""
-  figure = _figure("learning rate", f"held-out {words.loss}", height=340)
+  figure = blank("learning rate", f"held-out {words.loss}", height=340)
   for index, scan in enumerate(scans):
     shade = color(index, len(scans))
     figure.add_scatter(

