@@ -4,6 +4,8 @@ manufacturing: will a machine fail (10,000 rows)? finance: will a loan be paid b
 medicine: will a patient die within the study (7,874 rows)? Needs pip install 'bigmodel[tables]'.
 """
 
+import math
+
 from bigmodel.files import UserError
 from bigmodel.study import Fractions, Study, default_config
 
@@ -32,6 +34,12 @@ SIZES = [{"model.hidden": (width, width)} for width in (2, 4, 8, 16, 64)]
 FRACTIONS = (16, 8, 4, 2, 1)
 
 
+def settings(params, examples):
+  """Smaller batches for less data: a run of under some hundred steps is short of steps, not of data."""
+  del params
+  return {"train.batch_size": min(64, max(8, 1 << round(math.log2(examples / 1500))))}
+
+
 def get_config(arg=None):
   if arg not in TABLES:
     raise UserError(f"configs/industry.py:{arg}: one of {', '.join(TABLES)}")
@@ -49,6 +57,7 @@ def get_study(config):
     name=name,
     question=QUESTIONS[name],
     design=Fractions(SIZES, amounts, epochs=15, axis="data.examples"),
+    settings=settings,
     laws=("chinchilla",),
     seeds=3,
   )
