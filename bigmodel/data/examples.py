@@ -89,7 +89,15 @@ def of_source(config: Config, source: Source, sha256: str) -> Examples:
   rank = source.inputs.ndim - 1
   mean, deviation = _statistics(source.inputs, np.flatnonzero(train), config.data.normalise)
   card = {"features": None if rank > 1 else int(source.inputs.shape[1])}
-  return _examples(config, source, (train, heldout), (mean, deviation), sha256, {}, card)
+  facts = _shades(source.inputs, train, mean, deviation) if rank == 3 else {}
+  return _examples(config, source, (train, heldout), (mean, deviation), sha256, facts, card)
+
+
+def _shades(images: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
+  """Values of black and white in each channel, after normalisation."""
+  low, high = (0, 255) if images.dtype == np.uint8 else (images[train].min(), images[train].max())
+  normalised = lambda x: tuple(np.broadcast_to((x - mean) / deviation, images.shape[-1:]).astype(float).tolist())
+  return {"black": normalised(low), "white": normalised(high)}
 
 
 def _prepare_table(config: Config) -> Examples:

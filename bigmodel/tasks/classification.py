@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.config import Config, require
+from bigmodel.data import augment
 from bigmodel.tasks import metrics
 from bigmodel.tasks.task import Apply, Task, Values, cross_entropy
 
@@ -20,6 +21,9 @@ def fields() -> dict[str, Any]:
     "label_smoothing": 0.0,
     "class_weights": (),  # of each class's examples in what is minimised; evaluation weighs all alike
     "balanced": False,  # all classes get the same share, by their class_weights
+    "augment": (),  # of training images, in this order; see `data.augment`
+    "black": (),  # in each channel of images that are augmented; (): the data's
+    "white": (),
     "costs": (),  # of two classes: of a false positive and of a false negative, for the metric `cost`
   }
 
@@ -34,6 +38,12 @@ def check(config: Config) -> None:
     f"config.task.class_weights: {len(task.class_weights)} weights for {outputs} classes",
   )
 
+  for text in task.augment:
+    augment.parse(text)
+  inputs = config.model.inputs
+  require(
+    not task.augment or len(inputs) in (0, 3), f"config.task.augment: is for images, not for inputs of {tuple(inputs)}"
+  )
   require(
     not task.costs or (len(task.costs) == 2 and min(task.costs) >= 0),
     f"config.task.costs: {task.costs} are not the costs of a false positive and of a false negative",
@@ -42,6 +52,8 @@ def check(config: Config) -> None:
 
 
 def resolve(task: Config, facts: dict[str, Any]) -> None:
+  for name in ("black", "white"):
+    task[name] = task[name] or (facts[name] if task.augment else ())
   if task.balanced:
     counts = facts["class_counts"]
     task.class_weights = tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
@@ -49,16 +61,30 @@ def resolve(task: Config, facts: dict[str, Any]) -> None:
 
 def build(config: Config) -> Task:
   weights, costs = tuple(config.task.class_weights), tuple(config.task.costs)
-  return Task(functools.partial(objective, weights), values, functools.partial(measure, costs), details)
+  names, shades = tuple(config.task.augment), (tuple(config.task.black), tuple(config.task.white))
+  return Task(functools.partial(objective, weights, names, shades), values, functools.partial(measure, costs), details)
 
 
 def objective(
-  weights: tuple[float, ...], apply: Apply, batch: Any, h: dict[str, jax.Array], key: Any
+  weights: tuple[float, ...],
+  names: tuple[str, ...],
+  shades: tuple[tuple[float, ...], tuple[float, ...]],
+  apply: Apply,
+  batch: Any,
+  h: dict[str, jax.Array],
+  key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7)."""
-  del key
-  logits_BxC, _ = apply(batch["inputs"])
+  """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images."""
+  inputs, share_B = batch["inputs"], None
+  if names:
+    black_C, white_C = (jnp.asarray(x, jnp.float32) for x in shades)
+    inputs = augment.augment(names, key, (inputs - black_C) / (white_C - black_C))
+    share_B = augment.mixing(names, key, len(inputs))
+    inputs = (inputs if share_B is None else augment.mix(share_B, inputs)) * (white_C - black_C) + black_C
+  logits_BxC, _ = apply(inputs)
   loss_B, log_z_B = cross_entropy(logits_BxC, batch["targets"])
+  if share_B is not None:
+    loss_B = share_B * loss_B + (1 - share_B) * cross_entropy(logits_BxC, jnp.roll(batch["targets"], 1))[0]
   even_B = log_z_B - jnp.mean(logits_BxC, axis=-1)
   smoothed_B = loss_B + h["label_smoothing"] * (even_B - loss_B)
   weight_B = jnp.asarray(weights, jnp.float32)[batch["targets"]] if weights else 1.0
