@@ -21,7 +21,7 @@ from typing import Any
 
 LABELS = {1000: 40, 10_000: 12, 60_000: 5}  # epochs of training with labels
 PRETRAINING = 3  # epochs a layer
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = range(5)
 TUNING_SEED = 5
 ARMS = ("pre-trained", "plain")

@@ -8,7 +8,7 @@ target each, as arrays. Either gives rows for training and for evaluation by `pi
 from pathlib import Path
 from typing import Any
 
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, override, parse_value, require, require_choice
 from bigmodel.data.splits import SPLITS
 from bigmodel.data.tables import NAMES, check_steps
 
@@ -59,6 +59,11 @@ def fields(kind: str = "text") -> dict[str, Any]:
     "distributions": (),  # python_source: distributions to train on
     "heldout": (),  # python_source: distributions to evaluate on
     "heldout_fraction": 0.02,  # text_files: share of the documents to evaluate on
+    # Others to mix in, each as 'WEIGHT name=text_files path=...': fields of its own and a share of the bytes.
+    "mixture": (),
+    "weight": 1.0,  # of these documents in the mixture
+    "near_duplicates": 0.0,  # documents this alike one before or a held-out one are not trained on; 0: all are
+    "decontaminate": "",  # report | drop training documents that share a passage with held-out ones
     "text_key": "text",  # jsonl, TFDS: the field that holds the text
     "train_split": "train",  # TFDS
     "eval_split": "validation",  # TFDS
@@ -90,6 +95,40 @@ def check(config: Config) -> None:
   require(data.context >= 2, f"config.data.context: {data.context} is too short; at least 2")
   require(data.tokens >= 0, f"config.data.tokens: {data.tokens} is negative; 0 takes all")
   require(0 < data.heldout_fraction < 1, "config.data.heldout_fraction: between 0 and 1, please")
+  require(0 <= data.near_duplicates <= 1, f"config.data.near_duplicates: {data.near_duplicates} is not in [0, 1]")
+  require_choice("data.decontaminate", data.decontaminate, ("", "report", "drop"))
+  require(data.weight > 0, f"config.data.weight: {data.weight} is not positive")
+  for _, part in components(data)[1:]:
+    _check_source(part)
+  _check_source(data)
+  if data.tokenizer == "bpe":
+    require(
+      257 <= data.vocab_size <= 65536,
+      f"config.data.vocab_size: {data.vocab_size} is not between 257 and 65536",
+    )
+
+
+COMPONENT = ("name", "path", "distributions", "heldout", "heldout_fraction", "text_key", "train_split", "eval_split",
+             "dir")  # fmt: skip
+
+
+def components(data: Config) -> list[tuple[float, Config]]:
+  """`(weight, config.data)` of each part of a mixture, the config's own first."""
+  parts = [(float(data.weight), data)]
+  for text in data.mixture:
+    weight, *changes = text.split()
+    where = f"config.data.mixture: {text!r}"
+    require(weight.replace(".", "", 1).isdigit() and float(weight) > 0, f"{where} does not begin with a weight")
+    part = data.copy_and_resolve_references()
+    for change in changes:
+      name, equals, value = change.partition("=")
+      require(bool(equals) and name in COMPONENT, f"{where}: {change!r}; {', '.join(COMPONENT)} may be said")
+      override(part, name, parse_value(value))
+    parts.append((float(weight), part))
+  return parts
+
+
+def _check_source(data: Config) -> None:
   if data.name == "python_source":
     require(bool(data.distributions), "config.data.distributions: empty; name installed distributions")
     require(bool(data.heldout), "config.data.heldout: empty; name distributions to evaluate on")
@@ -97,11 +136,6 @@ def check(config: Config) -> None:
     require(not both, f"config.data.heldout: {', '.join(both)} is also trained on")
   if data.name == "text_files":
     require(bool(data.path), "config.data.path: empty; give a path or glob of .txt, .md or .jsonl files")
-  if data.tokenizer == "bpe":
-    require(
-      257 <= data.vocab_size <= 65536,
-      f"config.data.vocab_size: {data.vocab_size} is not between 257 and 65536",
-    )
 
 
 def _check_examples(data: Config) -> None:

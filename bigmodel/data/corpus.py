@@ -5,14 +5,14 @@ import functools
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.data import builders, tokenizer
+from bigmodel.data import builders, components, duplicates, tokenizer
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 1
@@ -61,10 +61,14 @@ def prepare(config: Config) -> Corpus:
 
 
 def _manifest(data: Config) -> str:
-  """The manifest hash, without opening the dataset where the files say it."""
-  if data.name in ("python_source", "text_files"):
-    return builders.manifest(data)[0]
-  return builders.open_splits(data)[0]
+  """What the corpus is made of, without opening datasets whose files say it."""
+  parts = []
+  for weight, part in components(data):
+    embedded = part.name in ("python_source", "text_files")
+    sha256 = builders.manifest(part)[0] if embedded else builders.open_splits(part)[0]
+    parts.append((weight, sha256))
+  how = [data.near_duplicates, data.decontaminate]
+  return parts[0][1] if len(parts) == 1 and not any(how) else sha256_text(f"{parts} {how}")
 
 
 def _folder(data: Config, manifest: str) -> Path:
@@ -111,21 +115,24 @@ def _given(data: Config) -> tokenizer.Tokenizer:
 
 
 def _build(data: Config, manifest: str) -> Corpus:
-  sha256, key, splits = builders.open_splits(data)
-  texts = lambda documents: (_text(document[key]) for document in documents)
+  opened = [(weight, *builders.open_splits(part)[1:]) for weight, part in components(data)]
+  removed: dict[str, int] = {}
+  splits: dict[str, Iterable[str]] = {split: _Documents(opened, split) for split in ("train", "validation")}
+  if data.near_duplicates or data.decontaminate:
+    splits["train"] = _Distinct(splits["train"], splits["validation"], data, removed)
   if data.tokenizer == "bytes":
     tokens = tokenizer.bytes_tokenizer()
   elif data.tokenizer.endswith(".json"):
     tokens = _given(data)
   else:
-    tokens = tokenizer.from_text(tokenizer.train_bpe(_first(texts(splits["train"])), data.vocab_size))
+    tokens = tokenizer.from_text(tokenizer.train_bpe(_first(splits["train"]), data.vocab_size))
   folder = _folder(data, manifest)
   temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
   temporary.mkdir(parents=True)
   try:
     card: dict[str, Any] = {
       "name": data.name,
-      "sha256": sha256,
+      "sha256": manifest,
       "tokenizer": tokens.name,
       "tokenizer_sha256": tokens.sha256,
       "vocab": tokens.vocab,
@@ -133,8 +140,10 @@ def _build(data: Config, manifest: str) -> Corpus:
     }
     np.save(temporary / "token_bytes.npy", tokens.token_bytes)
     (temporary / "tokenizer.json").write_text(tokens.text)
-    for split, documents in splits.items():
-      card["splits"][split] = _write_split(temporary, split, documents, texts, tokens)
+    for split, texts in splits.items():
+      removed.clear()
+      card["splits"][split] = _write_split(temporary, split, texts, tokens)
+      card["steps"] = card.get("steps", {}) | removed
     write_json(temporary / "card.json", card)
     temporary.rename(folder)
   except BaseException:
@@ -145,13 +154,64 @@ def _build(data: Config, manifest: str) -> Corpus:
   return corpus
 
 
-def _write_split(folder: Path, split: str, documents: Sequence, texts, tokens: tokenizer.Tokenizer) -> dict[str, int]:
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+  """Texts of one split of all parts, so that each has its share of the bytes at any place; ends with the first part."""
+
+  opened: list[tuple[float, str, dict[str, Sequence]]]
+  split: str
+
+  def __iter__(self) -> Iterator[str]:
+    readers = [(_text(document[key]) for document in splits[self.split]) for _, key, splits in self.opened]
+    if self.split == "validation":
+      for reader in readers:
+        yield from reader
+      return
+    spent = [0.0] * len(readers)
+    while True:
+      behind = int(np.argmin(spent))
+      text = next(readers[behind], None)
+      if text is None:
+        return
+      spent[behind] += len(text.encode()) / self.opened[behind][0]
+      yield text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Distinct:
+  """Training texts but those that are like one before or share a passage with held-out ones; `removed` counts."""
+
+  train: Iterable[str]
+  heldout: Iterable[str]
+  data: Config
+  removed: dict[str, int]
+
+  def __iter__(self) -> Iterator[str]:
+    near, passages = duplicates.NearDuplicates(self.data.near_duplicates), duplicates.Passages()
+    for text in self.heldout:
+      near.add(text)
+      passages.add(text)
+    found = f"contaminated {'dropped' if self.data.decontaminate == 'drop' else 'found'}"
+    asked = {"near_duplicates dropped": self.data.near_duplicates, found: self.data.decontaminate}
+    self.removed.update({name: 0 for name, wanted in asked.items() if wanted})
+    for text in self.train:
+      if self.data.near_duplicates and not near.add(text):
+        self.removed["near_duplicates dropped"] += 1
+        continue
+      if self.data.decontaminate and passages.shared(text):
+        self.removed[found] += 1
+        if self.data.decontaminate == "drop":
+          continue
+      yield text
+
+
+def _write_split(folder: Path, split: str, texts: Iterable[str], tokens: tokenizer.Tokenizer) -> dict[str, int]:
   """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts."""
   kind = np.uint16 if tokens.vocab <= 1 << 16 else np.uint32
   separator = np.array([tokens.separator], kind)
   starts, total, size = [], 0, 0
   with open(folder / "raw", "wb") as file:
-    for text in texts(documents):
+    for text in texts:
       ids = tokens.encode(text).astype(kind)
       starts.append(total)
       file.write(ids.tobytes())

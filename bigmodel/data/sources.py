@@ -85,19 +85,27 @@ def _sha256(path: Path) -> str:
 
 
 def _open(path: Path):
+  errors = "replace" if path.suffix == ".py" else "strict"  # of Python source, some says another encoding
   if path.suffix == ".gz":
-    return gzip.open(path, "rt", encoding="utf-8", errors="replace")
+    return gzip.open(path, "rt", encoding="utf-8", errors=errors)
   if path.suffix == ".xz":
-    return lzma.open(path, "rt", encoding="utf-8", errors="replace")
+    return lzma.open(path, "rt", encoding="utf-8", errors=errors)
   if path.suffix == ".zst":
     import zstandard
 
-    return zstandard.open(path, "rt", encoding="utf-8", errors="replace")
-  return open(path, encoding="utf-8", errors="replace")
+    return zstandard.open(path, "rt", encoding="utf-8", errors=errors)
+  return open(path, encoding="utf-8", errors=errors)
 
 
 def documents(source: Source, text_key: str) -> Iterator[tuple[str, str]]:
   """`(name, text)` of each document of one file, in order."""
+  try:
+    yield from _documents(source, text_key)
+  except UnicodeDecodeError as error:
+    raise UserError(f"{source.path}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
+
+
+def _documents(source: Source, text_key: str) -> Iterator[tuple[str, str]]:
   path = Path(source.path)
   with _open(path) as file:
     if _suffix(path) == ".jsonl":
