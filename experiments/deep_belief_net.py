@@ -9,6 +9,14 @@ seed is pre-trained once on all training images. The learning rate of either arm
 each number of labels on a sixth of the training images that is held out, with a seed of its own;
 the accuracies are those on the test images.
 
+What came out, mean accuracies of five seeds and 95% intervals of their paired differences: the
+claim holds, by less than its reputation, and no more the fewer labels there are.
+
+    labels   pre-trained   plain    difference          learning rates
+     1,000   0.8131        0.8031   +0.0100 +- 0.0025   .01, .01
+    10,000   0.8702        0.8640   +0.0062 +- 0.0010   .003, .01
+    60,000   0.8929        0.8839   +0.0090 +- 0.0016   .003, .01
+
     python experiments/deep_belief_net.py [--workdir runs/deep_belief_net] [--json]
 
 Killed, it goes on where it was.
