@@ -58,7 +58,7 @@ def make_table(folder: Path, rows: int) -> None:
     for first in range(0, rows, 100_000):
       count = min(100_000, rows - first)
       columns: dict[str, Any] = {f"x{i}": rng.normal(size=count).astype(np.float32) for i in range(COLUMNS - 1)}
-      columns["x0"] = np.where(rng.random(count) < 0.01, None, columns["x0"].astype(object)).astype(float)
+      columns["x0"][rng.random(count) < 0.01] = np.nan
       columns["y"] = rng.integers(0, 2, count)
       part = pl.DataFrame(columns, nan_to_null=True)
       part.write_csv(file, include_header=first == 0)

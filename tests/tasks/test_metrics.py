@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 
 from bigmodel.tasks import metrics
 
-CASES = pytest.mark.parametrize("cases", [100, pytest.param(1000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
 
 
 def case(seed):

@@ -7,7 +7,7 @@ import pytest
 
 from bigmodel import tasks
 from bigmodel.study import default_config
-from bigmodel.tasks import classification, masked_lm, seq2seq
+from bigmodel.tasks import masked_lm, seq2seq
 
 KEY = jax.random.key(0)
 
@@ -62,9 +62,9 @@ def test_smoothed_and_weighted_cross_entropy_is_its_definition():
   weights, smoothing = np.array([1.0, 2.0, 0.5, 0.0, 3.0]), 0.1
   apply = lambda x: (jnp.asarray(logits), jnp.zeros(2))
   batch = {"inputs": None, "targets": jnp.asarray(targets)}
-  objective, loss = classification.objective(
-    tuple(weights), apply, batch, {"label_smoothing": jnp.float32(smoothing)}, KEY
-  )
+  config = default_config("mlp")
+  config.task.class_weights = tuple(weights)
+  objective, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": jnp.float32(smoothing)}, KEY)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   labels = (1 - smoothing) * np.eye(5)[targets] + smoothing / 5
   assert float(objective) == pytest.approx(np.mean(weights[targets] * -(labels * log_p).sum(axis=1)), rel=1e-5)
