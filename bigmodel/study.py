@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -21,8 +20,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
-from bigmodel.plan import price as pricing
-from bigmodel.sweep import execute, folder, packs
+from bigmodel.sweep import execute, folder, priced
 from bigmodel.sweep.designs import (
   Design,
   Fractions,
@@ -39,7 +37,7 @@ from bigmodel.sweep.designs import (
 from bigmodel.sweep.fits import fit_study
 from bigmodel.train import stages, weights
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Run, now
+from bigmodel.train.run import Run, interruptible, now
 
 # What a config file imports.
 __all__ = ["Fractions", "Grid", "IsoFlop", "Ladder", "Listed", "Scan", "Study", "Target", "default_config"]
@@ -292,6 +290,8 @@ def _make_run(
   for name in flatten(config.data):
     same = changed.data[name] == config.data[name] or name in (*data.FREE, *data.HELD_OUT)
     require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
+  if any(changed.data.get(name) != config.data.get(name) for name in data.HELD_OUT):
+    changed.data.sha256 = ""  # which says what the base holds out, too
   corpus = datasets(changed)
   resolved = resolve(changed, corpus)
   _check_resolved(resolved, corpus)
@@ -313,42 +313,7 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
 
 def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, Any]:
   """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
-  if known is not None and set(prepared.runs) <= {run["run_id"] for run in known["runs"]}:
-    roles = [{"run_id": i, "roles": _roles(prepared, i)} for i in prepared.runs]
-    return known | {"runs": folder.merge(known, {"runs": roles, "groups": []})["runs"]}
-  targets = _target_candidates(prepared)
-  calibration = pricing.calibrate([*prepared.runs.values(), *targets])
-  rows = []
-  for run_id, run in prepared.runs.items():
-    ones = prepared.planned[run_id]
-    rows.append({
-      "run_id": run_id,
-      "roles": _roles(prepared, run_id),
-      "budget": ones[0].budget,
-      "overrides": ones[0].overrides,
-      **pricing.price(run, calibration),
-    })  # fmt: skip
-  costs = {row["run_id"]: row["expected_seconds"] for row in rows}
-  groups, compiled = [], set()
-  for ids in packs.group(list(prepared.runs.values()), 1 if hosts.several() else jax.device_count()):
-    program = pricing.program_of(prepared.runs[ids[0]], len(ids))
-    compiling = 0.0 if program in compiled else calibration.compile_seconds
-    compiled.add(program)
-    groups.append({"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + compiling})
-  new = {
-    "study": prepared.study.name,
-    "planned_at": now(),
-    "calibration": dataclasses.asdict(calibration),
-    "runs": rows,
-    "groups": groups,
-    "target": _price_target(prepared, targets, calibration),
-  }
-  merged = folder.merge(known, new) if known else new
-  return merged | {"total": _totals(merged)}
-
-
-def _roles(prepared: Prepared, run_id: str) -> list[str]:
-  return sorted({one.role for one in prepared.planned[run_id]})
+  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, _target_candidates(prepared), known)
 
 
 def _target_candidates(prepared: Prepared) -> list[Run]:
@@ -362,28 +327,6 @@ def _target_overrides(prepared: Prepared, size: Overrides) -> Overrides:
   counts = prepared.counts_of(size)
   tokens = round(target.flops / counts.flops(1)[design.convention])
   return {**size, "train.tokens": tokens, **prepared.study.settings(counts.params_total, tokens)}
-
-
-def _price_target(prepared: Prepared, targets: list[Run], calibration: pricing.Calibration) -> dict[str, Any] | None:
-  """The dearest of the candidates: which one it will be is for the fit to say."""
-  if not targets:
-    return None
-  costs = [pricing.price(run, calibration) for run in targets]
-  dearest = max(costs, key=lambda cost: cost["expected_seconds"])
-  return dearest | {"expected_seconds": dearest["expected_seconds"] + calibration.compile_seconds}
-
-
-def _totals(plan_: dict[str, Any]) -> dict[str, Any]:
-  runs = plan_["runs"] + ([plan_["target"]] if plan_["target"] else [])
-  target_seconds = plan_["target"]["expected_seconds"] if plan_["target"] else 0.0
-  return {
-    "runs": len(runs),
-    "flops_6nd": sum(run["flops_6nd"] for run in runs),
-    "flops_exact": sum(run["flops_exact"] for run in runs),
-    "tokens": sum(run["tokens"] for run in runs),
-    "disk_bytes": sum(run["disk_bytes"] for run in runs),
-    "expected_seconds": sum(group["expected_seconds"] for group in plan_["groups"]) + target_seconds,
-  }
 
 
 def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], retry: bool = False) -> dict[str, Any]:
@@ -411,6 +354,19 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
         sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
         _run_target(prepared, sealed, the_plan, display, stop)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
+
+
+def run_listed(
+  config: Config, name: str, overrides: Sequence[Overrides], workdir: epath.PathLike, quiet: bool = False
+) -> list[dict[str, Any]]:
+  """Trains these variants of a config as a study without a law; their records, in the same order."""
+  with interruptible() as stop:
+    prepared = prepare(config, Study(name, "", Listed(overrides), laws=()), workdir)
+    run_study(prepared, quiet, stop)
+  ended = [record.read(run.folder) for run in prepared.runs.values()]
+  for one in ended:
+    require(one is not None and one["status"] == "finished", f"{workdir}: a run did not finish: {one and one['error']}")
+  return [one for one in ended if one is not None]
 
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ PRETRAINING = 3  # epochs a layer
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = range(5)
 TUNING_SEED = 5
+NAME = "deep_belief_net"
 ARMS = ("pre-trained", "plain")
 
 
@@ -107,6 +108,8 @@ def base(split: str, task: str) -> Any:
 
 def pretrain(workdir: Path, split: str, seeds: Any, quiet: bool) -> dict[int, str]:
   """The folders of runs that pre-train all layers, one after another, by seed."""
+  from bigmodel import study
+
   examples = 60_000 if split == "own" else 50_000
   config = base(split, "contrastive_divergence")
   layer = f"task.layer={{}} train.tokens={PRETRAINING * examples}"
@@ -114,30 +117,18 @@ def pretrain(workdir: Path, split: str, seeds: Any, quiet: bool) -> dict[int, st
   config.task.layer = 2
   config.train.tokens = PRETRAINING * examples
   runs = [{"seed": seed, "data.seed": seed} for seed in seeds]
-  ended = run_all(workdir, config, runs, quiet)
+  ended = study.run_listed(config, NAME, runs, workdir, quiet)
   return {seed: str(workdir / "runs" / one["run_id"]) for seed, one in zip(seeds, ended, strict=True)}
 
 
 def train(workdir: Path, split: str, labels: int, epochs: int, runs: list[Any], quiet: bool) -> list[float]:
   """Accuracies of runs with labels, in their order."""
+  from bigmodel import study
+
   config = base(split, "classification")
   config.data.examples = labels
   config.train.tokens = epochs * labels
-  return [one["metrics"]["accuracy"] for one in run_all(workdir, config, runs, quiet)]
-
-
-def run_all(workdir: Path, config: Any, runs: list[Any], quiet: bool) -> list[dict[str, Any]]:
-  """Records of the runs, in their order."""
-  from bigmodel import record, study
-  from bigmodel.train.run import interruptible
-
-  the_study = study.Study("deep_belief_net", "", study.Listed(runs), laws=())
-  with interruptible() as stop:
-    prepared = study.prepare(config, the_study, workdir)
-    study.run_study(prepared, quiet, stop)
-  ended = [record.read(run.folder) for run in prepared.runs.values()]
-  assert all(one is not None and one["status"] == "finished" for one in ended)
-  return ended  # pyright: ignore[reportReturnType]
+  return [one["metrics"]["accuracy"] for one in study.run_listed(config, NAME, runs, workdir, quiet)]
 
 
 if __name__ == "__main__":

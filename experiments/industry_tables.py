@@ -85,11 +85,11 @@ def compare(table: str, workdir: Path, quiet: bool) -> list[dict[str, Any]]:
   for model, found in measured.items():
     row: dict[str, Any] = {"table": table, "model": model, "behind_trees": None}
     for measure in MEASURES:
-      mean, pair = folds.interval([one[measure] for one in found], FOLDS)
+      mean, pair = folds.interval([one[measure] for one in found], 1 / (FOLDS - 1))
       row[measure] = {"mean": mean, "interval90": pair}
     if model != "trees":
       pairs = zip(measured["trees"], found, strict=True)
-      mean, pair = folds.interval([a["roc_auc"] - b["roc_auc"] for a, b in pairs], FOLDS)
+      mean, pair = folds.interval([a["roc_auc"] - b["roc_auc"] for a, b in pairs], 1 / (FOLDS - 1))
       row["behind_trees"] = {"mean": mean, "half": (pair[1] - pair[0]) / 2}
     rows.append(row)
   return rows
@@ -117,15 +117,10 @@ def networks(table: str, model: str, workdir: Path, quiet: bool) -> list[dict[st
 
 
 def run_all(workdir: Path, config: Any, runs: list[Any], quiet: bool) -> list[dict[str, float]]:
-  from bigmodel import record, study
-  from bigmodel.train.run import interruptible
+  from bigmodel import study
 
-  with interruptible() as stop:
-    prepared = study.prepare(config, study.Study("industry_tables", "", study.Listed(runs), laws=()), workdir)
-    study.run_study(prepared, quiet, stop)
-  ended = [record.read(run.folder) for run in prepared.runs.values()]
-  assert all(one is not None and one["status"] == "finished" for one in ended)
-  return [{**one["metrics"], "loss": one["loss_eval"]} for one in ended if one is not None]
+  ended = study.run_listed(config, "industry_tables", runs, workdir, quiet)
+  return [{**one["metrics"], "loss": one["loss_eval"]} for one in ended]
 
 
 def trees(table: str) -> list[dict[str, float]]:

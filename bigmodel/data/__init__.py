@@ -98,9 +98,12 @@ def check(config: Config) -> None:
   require(0 <= data.near_duplicates <= 1, f"config.data.near_duplicates: {data.near_duplicates} is not in [0, 1]")
   require_choice("data.decontaminate", data.decontaminate, ("", "report", "drop"))
   require(data.weight > 0, f"config.data.weight: {data.weight} is not positive")
-  for _, part in components(data)[1:]:
+  parts = [part for _, part in components(data)]
+  for part in parts:
     _check_source(part)
-  _check_source(data)
+  python = [part for part in parts if part.name == "python_source"]
+  both = sorted({n for part in python for n in part.distributions} & {n for part in python for n in part.heldout})
+  require(not both, f"config.data.heldout: {', '.join(both)} is also trained on")
   if data.tokenizer == "bpe":
     require(
       257 <= data.vocab_size <= 65536,
@@ -132,8 +135,6 @@ def _check_source(data: Config) -> None:
   if data.name == "python_source":
     require(bool(data.distributions), "config.data.distributions: empty; name installed distributions")
     require(bool(data.heldout), "config.data.heldout: empty; name distributions to evaluate on")
-    both = sorted(set(data.distributions) & set(data.heldout))
-    require(not both, f"config.data.heldout: {', '.join(both)} is also trained on")
   if data.name == "text_files":
     require(bool(data.path), "config.data.path: empty; give a path or glob of .txt, .md or .jsonl files")
 
@@ -160,6 +161,13 @@ def _check_examples(data: Config) -> None:
   require(
     not data.window or data.split in ("own", "time"), f"config.data.split: {data.split}; windows are split by time"
   )
+  require(not (data.window and data.group), "config.data.group: windows are of one series")
+  require(len(set(data.classes)) == len(data.classes), f"config.data.classes: {data.classes} names a class twice")
+  moments = data.split == "time" or bool(data.window)
+  given_split = data.name == "idx_images" and data.split == "own"
+  drawn = not (moments or given_split)
+  require(drawn or not data.split_seed, "config.data.split_seed: nothing is drawn for this split")
+  require(not (given_split and data.fold), "config.data.fold: the images come with a split; stratified has folds")
   named = {data.target, data.group, data.time} - {""}
   both = sorted(named & set(data.drop))
   require(not both, f"config.data.drop: {', '.join(both)} is needed")

@@ -156,24 +156,30 @@ def _build(data: Config, manifest: str) -> Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-  """Texts of one split of all parts, so that each has its share of the bytes at any place; ends with the first part."""
+  """Texts of one split of all parts, so that each has its share of the bytes at any place.
+
+  Training ends with the first part that does; of held-out documents each comes once.
+  """
 
   opened: list[tuple[float, str, dict[str, Sequence]]]
   split: str
 
   def __iter__(self) -> Iterator[str]:
-    readers = [(_text(document[key]) for document in splits[self.split]) for _, key, splits in self.opened]
-    if self.split == "validation":
-      for reader in readers:
-        yield from reader
-      return
-    spent = [0.0] * len(readers)
-    while True:
+    parts = [(weight, (_text(d[key]) for d in splits[self.split])) for weight, key, splits in self.opened]
+    spent, seen = [0.0] * len(parts), set()
+    while parts:
       behind = int(np.argmin(spent))
-      text = next(readers[behind], None)
-      if text is None:
+      weight, texts = parts[behind]
+      text = next(texts, None)
+      if text is None and self.split == "train":
         return
-      spent[behind] += len(text.encode()) / self.opened[behind][0]
+      if text is None:
+        del parts[behind], spent[behind]
+        continue
+      if self.split != "train" and hash(text) in seen:  # parts may hold out the same documents
+        continue
+      seen.add(hash(text) if self.split != "train" else None)
+      spent[behind] += len(text.encode()) / weight
       yield text
 
 
@@ -189,7 +195,7 @@ class _Distinct:
   def __iter__(self) -> Iterator[str]:
     near, passages = duplicates.NearDuplicates(self.data.near_duplicates), duplicates.Passages()
     for text in self.heldout:
-      near.add(text)
+      near.remember(duplicates.signature(text))
       passages.add(text)
     found = f"contaminated {'dropped' if self.data.decontaminate == 'drop' else 'found'}"
     asked = {"near_duplicates dropped": self.data.near_duplicates, found: self.data.decontaminate}

@@ -48,19 +48,25 @@ class NearDuplicates:
   def __init__(self, least: float):
     self.least = least
     self._signatures: list[np.ndarray] = []
-    self._bands: dict[tuple[int, bytes], int] = {}
+    self._bands: dict[tuple[int, bytes], list[int]] = {}
 
   def add(self, text: str) -> bool:
     """Whether a document is new; it is remembered if so."""
     own = signature(text)
-    bands = [(i, part.tobytes()) for i, part in enumerate(own.reshape(BANDS, -1))]
-    for known in {self._bands[band] for band in bands if band in self._bands}:
+    for known in {place for band in _bands(own) for place in self._bands.get(band, ())}:
       if np.mean(self._signatures[known] == own) >= self.least:
         return False
-    for band in bands:
-      self._bands.setdefault(band, len(self._signatures))
-    self._signatures.append(own)
+    self.remember(own)
     return True
+
+  def remember(self, own: np.ndarray) -> None:
+    for band in _bands(own):
+      self._bands.setdefault(band, []).append(len(self._signatures))
+    self._signatures.append(own)
+
+
+def _bands(own: np.ndarray) -> list[tuple[int, bytes]]:
+  return [(i, part.tobytes()) for i, part in enumerate(own.reshape(BANDS, -1))]
 
 
 class Passages:

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Examples:
   deviation: np.ndarray
   facts: dict[str, Any]
   card: dict[str, Any]
+  clusters: np.ndarray  # of examples that are not independent: their group, or windows that overlap
 
   def count(self, split: str) -> int:
     return len(self.places[split])
@@ -102,7 +104,7 @@ def _shades(images: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: 
 
 def _prepare_table(config: Config) -> Examples:
   data = config.data
-  table = tables.read(data)
+  table = tables.read(data, config.task.name == "regression")
   classes: dict[str, Any] = {}
   if config.task.name == "regression":
     numeric = table.target.dtype.is_numeric()
@@ -120,9 +122,10 @@ def _prepare_table(config: Config) -> Examples:
   encoded = tables.encode(table, train, tuple(data.steps), data.encode)
   train = train & encoded.keep
   source = dataclasses.replace(source, inputs=encoded.inputs)
-  mean, deviation = _statistics(encoded.inputs, np.flatnonzero(train), data.normalise)
-  mean, deviation = (np.broadcast_to(x, encoded.inputs.shape[1:]).copy() for x in (mean, deviation))
-  mean[encoded.numbers :], deviation[encoded.numbers :] = 0, 1
+  mean, deviation = (np.full(encoded.inputs.shape[1], x, np.float32) for x in (0, 1))
+  if encoded.numbers:
+    known = _statistics(encoded.inputs[:, : encoded.numbers], np.flatnonzero(train), data.normalise)
+    mean[: encoded.numbers], deviation[: encoded.numbers] = known
   facts = classes | ({"categories": encoded.categories} if encoded.categories else {})
   missing = {n: k for n in table.features.columns if (k := table.features[n].null_count())}
   card = {"features": encoded.names, "missing": missing, "steps": table.counts | encoded.counts}
@@ -147,7 +150,8 @@ def _prepare_series(
   rows = np.concatenate([own, encoded.inputs[order]], axis=1)
   mean, deviation = _statistics(rows, np.arange(series.rows_seen(train, data.window, data.horizon)), data.normalise)
   windows = np.lib.stride_tricks.sliding_window_view(rows, data.window, axis=0).swapaxes(1, 2)[: len(train)]
-  source = Source(windows, targets[order][data.window - 1 + data.horizon :])
+  blocks = np.arange(len(train)) // (data.window + data.horizon)  # windows further apart than this share no row
+  source = Source(windows, targets[order][data.window - 1 + data.horizon :], blocks)
   names = [data.target, *encoded.names]
   card = {"features": names, "steps": table.counts | encoded.counts, "learned": encoded.learned}
   return _examples(config, source, (train, heldout), (mean, deviation), table.sha256, classes, card)
@@ -225,7 +229,8 @@ def _examples(
     "mean": np.asarray(statistics[0]).tolist(),
     "deviation": np.asarray(statistics[1]).tolist(),
   }
-  return Examples(sha256, source.inputs, targets, places, *statistics, facts, card)
+  alone = np.arange(len(targets)) if source.group is None else np.unique(source.group, return_inverse=True)[1]
+  return Examples(sha256, source.inputs, targets, places, *statistics, facts, card, alone)
 
 
 # What of `config.data` decides what is prepared, beside the files.
@@ -327,7 +332,7 @@ def _arrays(path: str) -> Source:
       missing = {"inputs", "targets"} - set(file.files)
       require(not missing, f"config.data.path: {path} has no array {' or '.join(sorted(missing))}")
       arrays = {name: file[name] for name in ("inputs", "targets", "group", "time") if name in file.files}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
     why = "its rows differ in shape" if "pickle" in str(error).lower() else str(error).splitlines()[0]
     raise UserError(f"config.data.path: {path} cannot be read: {why}") from error
   return of_arrays(**arrays, where=f"config.data.path: {path}")

@@ -35,7 +35,7 @@ class Datasets:
 
   @staticmethod
   def _key(config: Config) -> tuple:
-    return tuple(config.data.get(name) for name in HELD_OUT)
+    return (*(config.data.get(name) for name in HELD_OUT), config.task.name, config.task.get("quantiles"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,8 @@ def eval_rows(config: Config, data: Data) -> EvalRows:
   if isinstance(data, Examples):
     count = min(config.eval.tokens, data.count("validation"))
     order = np.random.default_rng(1).permutation(data.count("validation"))
-    return EvalRows(lambda at: data.rows("validation", order[at]), count, np.arange(count)[:, None], None)
+    clusters = data.clusters[data.places["validation"][order[:count]]]
+    return EvalRows(lambda at: data.rows("validation", order[at]), count, clusters[:, None], None)
   context = config.data.context
   tokens, starts = data.tokens["validation"], data.starts["validation"]
   count = max(1, min(config.eval.tokens, len(tokens) - 1) // context)

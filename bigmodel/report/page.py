@@ -61,7 +61,7 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "loss": _measured(about),
     "metrics": sorted({name for one in records for name in main(one["metrics"])}),
     "runs": runs,
-    "cross_validation": folds.cells(plan["runs"], records, about["config"].get("data.folds", 0)),
+    "cross_validation": folds.cells(plan["runs"], records, about["config"]),
     "planned_runs": len(plan["runs"]),
     "cost": {
       "expected_seconds": plan["total"]["expected_seconds"],

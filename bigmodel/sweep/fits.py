@@ -45,7 +45,7 @@ def _noise(workdir: epath.Path) -> dict[str, Any] | None:
 
 def _cell(one: dict[str, Any]) -> tuple:
   """What runs that differ in their seeds have in common; of finished runs, whose tokens are those planned."""
-  return one["params_total"], one["tokens"], one["learning_rate"], one["batch_tokens"]
+  return one["params_total"], one["tokens"], one["learning_rate"], one["batch_tokens"], one["data_sha256"]
 
 
 def _scans(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -52,8 +52,9 @@ def check(config: Config) -> None:
 
 
 def resolve(task: Config, facts: dict[str, Any]) -> None:
-  for name in ("black", "white"):
-    task[name] = task[name] or (facts[name] if task.augment else ())
+  if task.augment:
+    require("black" in facts, f"config.task.augment: is for images, not for inputs of {facts['inputs']}")
+    task.black, task.white = task.black or facts["black"], task.white or facts["white"]
   if task.balanced:
     counts = facts["class_counts"]
     task.class_weights = tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
@@ -61,7 +62,9 @@ def resolve(task: Config, facts: dict[str, Any]) -> None:
 
 def build(config: Config) -> Task:
   weights, costs = tuple(config.task.class_weights), tuple(config.task.costs)
-  names, shades = tuple(config.task.augment), (tuple(config.task.black), tuple(config.task.white))
+  names = tuple(config.task.augment)
+  # A plan is made without the data, whose black and white are numbers like any other.
+  shades = tuple(config.task.black) or (0.0,), tuple(config.task.white) or (1.0,)
   return Task(functools.partial(objective, weights, names, shades), values, functools.partial(measure, costs), details)
 
 

@@ -123,6 +123,24 @@ def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
   assert run.config.task.black[0] == pytest.approx((0 - examples.mean[0]) / examples.deviation[0])
 
 
+def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
+  digits = study.default_config("mlp")
+  digits.data.name = "sklearn/digits"
+  digits.train.steps = 1
+  digits.task.augment = ("flip",)
+  with pytest.raises(UserError, match=r"config.task.augment: is for images, not for inputs of \(64,\)"):
+    study.single_run(digits, "unused")
+  images = study.default_config("resnet")
+  images.model.update(inputs=(8, 8, 3), outputs=2, width=8, stages=(1,), groups=2)
+  images.task.augment = ("flip",)
+  images.train.steps = 1
+  resolved = study.resolve_for_plan(images, 1)
+  batch = {"inputs": BATCH[:8, :8, :8], "targets": jnp.zeros(8, jnp.int32)}
+  apply = lambda x: (jnp.stack([x.mean(axis=(1, 2, 3))] * 2, axis=1), jnp.zeros(2))
+  objective, _ = tasks.build(resolved).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
+  assert np.isfinite(objective)
+
+
 @pytest.mark.parametrize(
   ("names", "message"),
   [

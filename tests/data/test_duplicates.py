@@ -42,6 +42,17 @@ def test_near_duplicates_are_known_and_others_are_not():
   assert near.add("") in (True, False)
 
 
+def test_a_copy_of_any_held_out_document_is_known():
+  near = duplicates.NearDuplicates(0.5)
+  changed = lambda stop: " ".join("other" if i % 8 == 0 and i < stop else w for i, w in enumerate(text(0).split()))
+  one, middle, far = changed(0), changed(96), changed(192)
+  for held in (one, middle):
+    near.remember(duplicates.signature(held))
+  alike = lambda a, b: np.mean(duplicates.signature(a) == duplicates.signature(b))
+  assert alike(one, far) < 0.5 < alike(middle, far)
+  assert not near.add(far)
+
+
 def test_a_passage_in_common_is_found_wherever_it_is():
   passages = duplicates.Passages()
   for seed in range(20):
@@ -92,6 +103,11 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
   for share in (0.25, 0.5, 1.0):
     part = tokens[: int(len(tokens) * share)]
     assert (part == ord("a")).sum() / np.isin(part, [ord("a"), ord("b")]).sum() == pytest.approx(0.25, abs=0.03)
+  assert pipeline.prepare(config).card["splits"]["validation"]["documents"] > 30  # of both parts
+  config.data.update(name="python_source", distributions=("numpy",), heldout=("jax",))
+  config.data.mixture = ("1 distributions=('jax',) heldout=('flax',)",)
+  with pytest.raises(UserError, match="jax is also trained on"):
+    room.check(config)
   for mixture, message in (("path=x", "does not begin with a weight"), ("2 context=3", "'context=3'; name, path")):
     config.data.mixture = (mixture,)
     with pytest.raises(UserError, match=message):

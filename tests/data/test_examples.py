@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from bigmodel import data as room
 from bigmodel import study
 from bigmodel.data import pipeline
 from bigmodel.data.splits import folds_of
@@ -148,6 +149,23 @@ def test_bad_arrays_are_refused_with_their_row(tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       pipeline.prepare(arrays_config(tmp_path / "a.npz", inputs, targets))
+
+
+def test_a_given_split_has_no_folds_and_broken_files_are_named(tmp_path):
+  config = images_config(idx_folder(tmp_path))
+  config.data.fold = 1
+  with pytest.raises(UserError, match="the images come with a split"):
+    room.check(config)
+  config.data.split = "stratified"
+  room.check(config)
+  parts = [pipeline.prepare(study.with_overrides(config, {"data.fold": k})).places["validation"] for k in range(5)]
+  assert sorted(np.concatenate(parts)) == list(range(40))  # no test image is among them
+  config = arrays_config(tmp_path / "a.npz", np.ones((20, 3)), np.arange(20) % 2)
+  whole = (tmp_path / "a.npz").read_bytes()
+  for broken in (whole[:100], b""):
+    (tmp_path / "a.npz").write_bytes(broken)
+    with pytest.raises(UserError, match=r"a.npz cannot be read"):
+      pipeline.prepare(config)
 
 
 def test_what_a_config_says_of_its_examples_is_held_against_them(tmp_path):

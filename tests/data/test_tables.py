@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bigmodel import data
+from bigmodel import data, study
 from bigmodel.data import pipeline, splits, tables
 from bigmodel.files import UserError
 from bigmodel.study import default_config
@@ -188,6 +188,12 @@ def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   refused(config_of(tmp_path, frame(sold=["yes"] * ROWS)), "config.data: all 60 targets are of one class")
   refused(config_of(tmp_path, frame(), steps=()), "column 'age' is missing in row 1; impute")
   refused(config_of(tmp_path, frame(), steps=("impute", "duplicates")), "duplicates drops rows from which impute has")
+  refused(config_of(tmp_path, frame(), steps=("duplicates:1",)), "duplicates takes nothing more")
+  refused(config_of(tmp_path, frame(), classes=("no", "yes", "no")), "names a class twice")
+  refused(config_of(tmp_path, frame(), time="day", window=3, group="firm", drop=()), "windows are of one series")
+  refused(config_of(tmp_path, frame(), time="day", split="time", split_seed=1), "nothing is drawn for this split")
+  long = frame(day=[datetime.timedelta(days=i) for i in range(ROWS)])
+  refused(config_of(tmp_path, long), "column 'day' holds Duration")
   refused(config_of(tmp_path, frame(), steps=("imput",)), r"no step 'imput' \(did you mean 'impute'")
   refused(config_of(tmp_path, frame(), split="time"), "config.data.time: empty")
   same = frame(day=[datetime.date(2024, 1, 1)] * ROWS)
@@ -202,6 +208,66 @@ def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   config = config_of(tmp_path, frame())
   config.data.path = str(tmp_path / "broken.csv")
   refused(config, "broken.csv cannot be read")
+
+
+def test_moments_keep_all_their_digits(tmp_path):
+  """Seconds since 1970 are equal in float32 for minutes."""
+  table = pl.DataFrame({"t": [1.7e9 + i for i in range(100)][::-1], "x": np.arange(100.0)[::-1] ** 2})
+  config = config_of(tmp_path, table, "mlp", "regression", target="x", drop=(), time="t", window=4, normalise="none")
+  data = pipeline.prepare(config)
+  first = data.rows("train", np.arange(1))["inputs"][0, :, 0]
+  np.testing.assert_array_equal(first, [0, 1, 4, 9])
+  blocks = np.bincount(data.clusters)
+  assert blocks.max() == 5  # windows that share rows are of one cluster, or of its neighbour
+
+
+def test_bad_cells_are_missing_and_not_numbers(tmp_path):
+  cells = ["1.5", "N/A", "inf", "nan", *map(str, range(ROWS - 4))]
+  config = config_of(tmp_path, frame(age=cells), steps=("bad_cells", "impute:zero"), normalise="none")
+  data = pipeline.prepare(config)
+  assert data.card["steps"]["bad_cells"] == {"age": 1}
+  assert data.card["steps"]["infinite"] == {"age": 1}
+  np.testing.assert_array_equal(data.inputs[:4, 0], [1.5, 0, 0, 0])
+  names = pipeline.prepare(config_of(tmp_path, frame(sold=["0", "1"] * 29 + ["X", "X"])))  # of a class, not bad
+  assert names.facts["classes"] == ["0", "1", "X"]
+
+
+def test_missing_numbers_of_a_csv_file_are_missing(tmp_path):
+  config = config_of(tmp_path, frame())
+  lines = ["age,sold", *(f"{'NA' if i % 4 == 0 else i},{'yes' if i % 3 else 'no'}" for i in range(40))]
+  (tmp_path / "t.csv").write_text("\n".join(lines))
+  config.data.update(path=str(tmp_path / "t.csv"), drop=())
+  data = pipeline.prepare(config)
+  assert data.card["features"] == ["age"]
+  assert data.card["missing"] == {"age": 10}
+
+
+def test_rows_of_a_group_are_one_sample(tmp_path):
+  config = config_of(tmp_path, frame(), group="firm", drop=(), split="group", folds=3)
+  data = pipeline.prepare(config)
+  clusters = pipeline.eval_rows(config, data).clusters
+  assert len(np.unique(clusters)) == 4  # of 12 firms in 3 folds
+
+
+def test_names_of_rows_do_not_say_the_target_and_copies_with_holes_do(tmp_path):
+  pipeline.prepare(config_of(tmp_path, frame(row=[f"r{i}" for i in range(ROWS)], count=["a", "b"] * 30)))
+  copy = [None, *frame()["sold"][1:]]
+  refused(config_of(tmp_path, frame(copy=copy)), "column 'copy' says the target")
+
+
+def test_ranges_are_of_numbers_and_not_of_codes(tmp_path):
+  many = frame(colour=[f"c{i % 50:02d}" for i in range(ROWS)], age=[i % 10 / 10 for i in range(ROWS)]).drop("day")
+  data = pipeline.prepare(config_of(tmp_path, many, "tabular", encode="codes", normalise="unit"))
+  assert data.deviation[0] == pytest.approx(0.9)
+
+
+def test_a_study_s_folds_may_start_from_pinned_data(tmp_path):
+  config = config_of(tmp_path, frame(), folds=3)
+  config.train.update(steps=2, batch_size=8)
+  config.data.sha256 = pipeline.prepare(config).sha256
+  grid = study.Grid({"data.fold": [0, 1, 2]})
+  prepared = study.prepare(config, study.Study("folds", "", grid, laws=()), tmp_path / "study")
+  assert len({run.config.data.sha256 for run in prepared.runs.values()}) == 3
 
 
 def test_categories_are_codes_for_embeddings(tmp_path):

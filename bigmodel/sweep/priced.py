@@ -1,0 +1,74 @@
+"""The plan of a study: its runs priced, grouped into programs, and added up."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bigmodel.parallel import hosts
+from bigmodel.plan import price as pricing
+from bigmodel.sweep import folder, packs
+from bigmodel.sweep.designs import Planned
+from bigmodel.train.run import Run, now
+
+Facts = dict[str, Any]
+
+
+def plan(
+  name: str,
+  runs: Mapping[str, Run],
+  planned: Mapping[str, Sequence[Planned]],
+  targets: Sequence[Run],
+  known: Facts | None = None,
+) -> Facts:
+  """plan.json of runs by id, of what each was planned for, and of the candidates for the target."""
+  roles = {run_id: sorted({one.role for one in planned[run_id]}) for run_id in runs}
+  if known is not None and set(runs) <= {run["run_id"] for run in known["runs"]}:
+    named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
+    return known | {"runs": folder.merge(known, {"runs": named, "groups": []})["runs"]}
+  calibration = pricing.calibrate([*runs.values(), *targets])
+  rows = []
+  for run_id, run in runs.items():
+    one = planned[run_id][0]
+    about = {"run_id": run_id, "roles": roles[run_id], "budget": one.budget, "overrides": one.overrides}
+    rows.append(about | pricing.price(run, calibration))
+  costs = {row["run_id"]: row["expected_seconds"] for row in rows}
+  groups, compiled = [], set()
+  for ids in packs.group(list(runs.values()), 1 if hosts.several() else jax.device_count()):
+    program = pricing.program_of(runs[ids[0]], len(ids))
+    compiling = 0.0 if program in compiled else calibration.compile_seconds
+    compiled.add(program)
+    groups.append({"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + compiling})
+  new = {
+    "study": name,
+    "planned_at": now(),
+    "calibration": dataclasses.asdict(calibration),
+    "runs": rows,
+    "groups": groups,
+    "target": _price_target(targets, calibration),
+  }
+  merged = folder.merge(known, new) if known else new
+  return merged | {"total": _totals(merged)}
+
+
+def _price_target(targets: Sequence[Run], calibration: pricing.Calibration) -> Facts | None:
+  """The dearest of the candidates: which one it will be is for the fit to say."""
+  if not targets:
+    return None
+  costs = [pricing.price(run, calibration) for run in targets]
+  dearest = max(costs, key=lambda cost: cost["expected_seconds"])
+  return dearest | {"expected_seconds": dearest["expected_seconds"] + calibration.compile_seconds}
+
+
+def _totals(plan_: Facts) -> Facts:
+  runs = plan_["runs"] + ([plan_["target"]] if plan_["target"] else [])
+  target_seconds = plan_["target"]["expected_seconds"] if plan_["target"] else 0.0
+  return {
+    "runs": len(runs),
+    "flops_6nd": sum(run["flops_6nd"] for run in runs),
+    "flops_exact": sum(run["flops_exact"] for run in runs),
+    "tokens": sum(run["tokens"] for run in runs),
+    "disk_bytes": sum(run["disk_bytes"] for run in runs),
+    "expected_seconds": sum(group["expected_seconds"] for group in plan_["groups"]) + target_seconds,
+  }
