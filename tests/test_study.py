@@ -205,7 +205,7 @@ def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_p
     return real(runs, *rest, **named)
 
   monkeypatch.setattr(execute, "train_runs", failing)
-  monkeypatch.setattr(execute.jax if hasattr(execute, "jax") else study.jax, "device_count", lambda: 1)
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
   report = run(config, Study(name="s", question="?", design=design, laws=()), tmp_path)
   by_rate = {r["learning_rate"]: r for r in report["runs"]}
   assert by_rate[1e30]["status"] == "diverged"
