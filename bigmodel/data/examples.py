@@ -1,7 +1,6 @@
 """Examples: images, rows of a table or windows of a series with a target each, as arrays of two splits."""
 
 import dataclasses
-import gzip
 import hashlib
 import math
 import zipfile
@@ -13,18 +12,9 @@ import numpy as np
 import polars as pl
 
 from bigmodel.config import Config, nearest, require
-from bigmodel.data import series, splits, tables
+from bigmodel.data import images, series, splits, tables
 from bigmodel.files import UserError
 
-FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-IDX_TYPES = {
-  8: np.uint8,
-  9: np.int8,
-  11: np.dtype(">i2"),
-  12: np.dtype(">i4"),
-  13: np.dtype(">f4"),
-  14: np.dtype(">f8"),
-}
 SKLEARN = {"digits": "classification", "breast_cancer": "classification", "wine": "classification",
            "iris": "classification", "diabetes": "regression"}  # fmt: skip
 CHUNK = 4096  # examples at a time, where all at once would not fit
@@ -39,6 +29,7 @@ class Source:
   group: np.ndarray | None = None
   time: np.ndarray | None = None
   own: np.ndarray | None = None
+  classes: tuple[str, ...] = ()  # their names, where the data say them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +83,14 @@ def of_source(config: Config, source: Source, sha256: str) -> Examples:
   mean, deviation = _statistics(source.inputs, np.flatnonzero(train), config.data.normalise)
   card = {"features": None if rank > 1 else int(source.inputs.shape[1])}
   facts = _shades(source.inputs, train, mean, deviation) if rank == 3 else {}
+  facts |= {"classes": list(source.classes)} if source.classes and config.task.name != "regression" else {}
   return _examples(config, source, (train, heldout), (mean, deviation), sha256, facts, card)
 
 
-def _shades(images: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
+def _shades(pixels: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
   """Values of black and white in each channel, after normalisation."""
-  low, high = (0, 255) if images.dtype == np.uint8 else (images[train].min(), images[train].max())
-  normalised = lambda x: tuple(np.broadcast_to((x - mean) / deviation, images.shape[-1:]).astype(float).tolist())
+  low, high = (0, 255) if pixels.dtype == np.uint8 else (pixels[train].min(), pixels[train].max())
+  normalised = lambda x: tuple(np.broadcast_to((x - mean) / deviation, pixels.shape[-1:]).astype(float).tolist())
   return {"black": normalised(low), "white": normalised(high)}
 
 
@@ -241,13 +233,9 @@ PREPARATION = (
 
 
 def _source(data: Config) -> Source:
-  if data.name == "idx_images":
-    folder = Path(data.path or FASHION_MNIST)
-    parts = [_idx_split(folder, split) for split in ("train", "t10k")]
-    shapes = [images.shape[1:] for images, _ in parts]
-    require(shapes[0] == shapes[1], f"config.data.path: images of {shapes[0]} and of {shapes[1]} in {folder}")
-    own = np.repeat([False, True], [len(labels) for _, labels in parts])
-    return Source(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)), own=own)
+  if data.name in images.NAMES or data.name.startswith("tfds/"):
+    found = images.read(data)
+    return Source(found.images, found.labels, own=found.own, classes=found.classes)
   if data.name.startswith("sklearn/"):
     return Source(*_sklearn(data.name))
   return _arrays(data.path)
@@ -279,37 +267,6 @@ def _check_labels(split: str, labels: np.ndarray, classes: int) -> None:
     f"config.data: {split} example {bad[0] if len(bad) else 0} has the label {labels[bad[0]] if len(bad) else 0},"
     f" which is none of the {classes} classes 0 to {classes - 1}",
   )
-
-
-def _idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-  require(folder.is_dir(), f"config.data.path: no folder {str(folder)!r} with IDX files")
-  images, labels = (_idx(_find(folder, split, kind)) for kind in ("images", "labels"))
-  require(
-    len(images) == len(labels), f"config.data.path: {len(images)} {split} images and {len(labels)} labels in {folder}"
-  )
-  return (images[..., None] if images.ndim == 3 else images), labels
-
-
-def _find(folder: Path, split: str, kind: str) -> Path:
-  found = sorted(folder.glob(f"{split}-{kind}*"))
-  require(bool(found), f"config.data.path: no {split}-{kind}* in {folder}")
-  return found[0]
-
-
-def _idx(path: Path) -> np.ndarray:
-  """An array of Yann LeCun's IDX format, plain or .gz."""
-  try:
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-      raw = file.read()
-  except (EOFError, OSError) as error:
-    raise UserError(f"config.data.path: {path} cannot be read: {error}") from error
-  kind = IDX_TYPES.get(raw[2]) if len(raw) >= 4 and raw[:2] == b"\0\0" else None
-  require(kind is not None, f"config.data.path: {path} is no IDX file")
-  shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).astype(int).tolist())
-  wanted = 4 + 4 * raw[3] + math.prod(shape) * np.dtype(kind).itemsize
-  require(len(raw) == wanted, f"config.data.path: {path} has {len(raw)} bytes, its header says {wanted}: truncated?")
-  array = np.frombuffer(raw, kind, offset=4 + 4 * raw[3]).reshape(shape)
-  return array.astype(array.dtype.newbyteorder("="))
 
 
 def _sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
