@@ -3,15 +3,21 @@
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
 from bigmodel.data import sources
 from bigmodel.files import UserError, cache_dir
+
+SHUFFLED_IN_MEMORY = 128 << 20  # bytes
+BUFFERED = 128 << 10  # bytes of each of a thousand buckets
 
 
 class Documents(tfds.core.GeneratorBasedBuilder):
@@ -73,7 +79,7 @@ def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
     file_format="array_record",
   )
   try:
-    with _quiet():
+    with _quiet(), _little_memory():
       builder.download_and_prepare()
   except AssertionError as error:  # what TFDS makes of a split without documents
     split = "validation" if '"validation"' in str(error) else "train"
@@ -116,6 +122,48 @@ def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
 
 def _source(builder: Any, split: str) -> Sequence[dict]:
   return builder.as_data_source(split=split)
+
+
+class _Bucket:
+  """Serialised examples that TFDS has sorted into one bucket, on disk: its own needs TensorFlow for that."""
+
+  def __init__(self, path: Any):
+    self._path, self._waiting, self._waits = Path(path), [], 0
+    self.size = self._length = 0
+
+  def __len__(self) -> int:
+    return self._length
+
+  def add(self, key: int, data: bytes) -> None:
+    self._waiting.append((key, data))
+    self._waits += len(data)
+    self.size += len(data)
+    self._length += 1
+    if self._waits >= BUFFERED:
+      self.flush()
+
+  def flush(self) -> None:
+    # Opened for this only: there are a thousand buckets, and fewer files may be open on many machines.
+    with open(self._path, "ab") as file:
+      for item in self._waiting:
+        pickle.dump(item, file)
+    self._waiting, self._waits = [], 0
+
+  def read_values(self) -> Iterator[tuple[int, bytes]]:
+    self.flush()
+    with open(self._path, "rb") as file:
+      while file.peek(1):
+        yield pickle.load(file)
+
+  def del_file(self) -> None:
+    self._path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _little_memory():
+  """TFDS shuffles up to a GB in memory: here less, and on disk what is more, in the same order."""
+  with mock.patch.multiple(shuffle, MAX_MEM_BUFFER_SIZE=SHUFFLED_IN_MEMORY, _Bucket=_Bucket):
+    yield
 
 
 @contextlib.contextmanager

@@ -216,7 +216,8 @@ def _write_split(folder: Path, split: str, texts: Iterable[str], tokens: tokeniz
   kind = np.uint16 if tokens.vocab <= 1 << 16 else np.uint32
   separator = np.array([tokens.separator], kind)
   starts, total, size = [], 0, 0
-  with open(folder / "raw", "wb") as file:
+  with open(folder / f"{split}.tokens.npy", "wb") as file:
+    _header(file, kind, total)  # NumPy leaves room in it for a longer number
     for text in texts:
       ids = tokens.encode(text).astype(kind)
       starts.append(total)
@@ -224,11 +225,15 @@ def _write_split(folder: Path, split: str, texts: Iterable[str], tokens: tokeniz
       file.write(separator.tobytes())
       total += len(ids) + 1
       size += len(text.encode())
-  raw = np.memmap(folder / "raw", kind, "r", shape=(total,))
-  np.save(folder / f"{split}.tokens.npy", raw)
+    file.seek(0)
+    _header(file, kind, total)
   np.save(folder / f"{split}.starts.npy", np.asarray(starts, np.int64))
-  (folder / "raw").unlink()
   return {"documents": len(starts), "bytes": size, "tokens": total}
+
+
+def _header(file: Any, kind: Any, count: int) -> None:
+  facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (count,)}
+  np.lib.format.write_array_header_1_0(file, facts)
 
 
 def _text(value: Any) -> str:

@@ -94,7 +94,7 @@ def read(data: Config, number: bool) -> Table:
   features = frame.drop({data.target, data.group} - {""})
   require(features.width > 0, "config.data: no feature is left")
   _refuse_target_among(features, frame[data.target])
-  counts["duplicates found"] = len(frame) - frame.n_unique()
+  counts["duplicates found"] = len(frame) - frame.hash_rows().n_unique()  # rows themselves would be copied for it
   of = lambda name: frame[name] if name else None
   return Table(features, frame[data.target], of(data.group), of(data.time), sha256, counts)
 
@@ -127,14 +127,15 @@ def _file(path: str, apart: set[str]) -> tuple[pl.DataFrame, str]:
   narrow = _narrow(apart)
   try:
     if file.suffix == ".parquet":
-      return pl.scan_parquet(file).with_columns(narrow).collect(engine="streaming"), sha256
-    how: Any = {"separator": "\t" if file.suffix == ".tsv" else ",", "try_parse_dates": True, "null_values": MISSING}
+      return pl.scan_parquet(file).with_columns(narrow).collect(engine="streaming").rechunk(), sha256
+    how: Any = {"separator": "\t" if file.suffix == ".tsv" else ",", "try_parse_dates": True, "low_memory": True}
+    how["null_values"] = MISSING
     whole = pl.scan_csv(file, infer_schema_length=10_000, **how)
     try:
-      return whole.with_columns(narrow).collect(engine="streaming"), sha256
+      return whole.with_columns(narrow).collect(engine="streaming").rechunk(), sha256
     except pl.exceptions.ComputeError:  # a cell that is not of the kind that the first rows have
       texts = pl.scan_csv(file, infer_schema_length=None, **how)
-      return texts.with_columns(narrow).collect(engine="streaming"), sha256
+      return texts.with_columns(narrow).collect(engine="streaming").rechunk(), sha256
   except (pl.exceptions.PolarsError, OSError) as error:
     raise UserError(f"config.data.path: {path} cannot be read: {str(error).strip().splitlines()[0]}") from error
 
@@ -156,7 +157,7 @@ def _cells(frame: pl.DataFrame, data: Config, names: set[str], counts: dict[str,
   """Numbers, texts and dates as such: NaN and infinity are missing, texts among numbers bad cells, but in `names`."""
   dropped: dict[str, int] = {}
   for name, kind in frame.schema.items():
-    column = frame[name]
+    column = before = frame[name]
     if kind == pl.Boolean and name != data.target:
       column = column.cast(pl.Float32)
     elif kind in (pl.Categorical, pl.Enum):
@@ -180,13 +181,15 @@ def _cells(frame: pl.DataFrame, data: Config, names: set[str], counts: dict[str,
       infinite = int(column.is_infinite().sum() or 0)
       if infinite:
         counts.setdefault("infinite", {})[name] = infinite
-      column = pl.select(pl.when(column.is_finite()).then(column)).to_series().alias(name)
+      if infinite or column.is_nan().any():
+        column = pl.select(pl.when(column.is_finite()).then(column)).to_series().alias(name)
     temporal = column.dtype.is_temporal() and column.dtype != pl.Duration
     require(
       column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean) or temporal,
       f"config.data.path: column {name!r} holds {column.dtype}, which is no number, text or date; name it in data.drop",
     )
-    frame = frame.with_columns(column)
+    if column is not before:
+      frame = frame.with_columns(column)
   if dropped:
     counts["bad_cells"] = dropped
   return frame
@@ -255,7 +258,7 @@ def _normal_scores(x: np.ndarray, quantiles: list[float]) -> np.ndarray:
 
 # name -> (what is learned of the training values of a column, what becomes of all values)
 COLUMN_STEPS: dict[str, tuple[Callable[[np.ndarray, str], Any], Callable[[np.ndarray, Any], np.ndarray]]] = {
-  "impute": (_impute_with, lambda x, value: np.where(np.isnan(x), value, x)),
+  "impute": (_impute_with, lambda x, value: np.where(missing, value, x) if (missing := np.isnan(x)).any() else x),
   "clip": (_fences, _clip),
   "quantile": (_ranks, _normal_scores),
 }
@@ -298,7 +301,7 @@ def encode(table: Table, train: np.ndarray, steps: tuple[str, ...], encoding: st
       learned[step], changed = {}, {}
       for column, x in numbers.items():
         known = learn(x[train & keep], argument)
-        new = change(x, known).astype(np.float32)
+        new = change(x, known).astype(np.float32, copy=False)
         learned[step][column] = known
         numbers[column] = new
         touched = int((~((new == x) | (np.isnan(new) & np.isnan(x)))).sum())
@@ -350,7 +353,7 @@ def _parts(features: pl.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, pl.
     elif column.dtype.is_temporal():
       numbers |= {f"{name} {part}": x for part, x in _of_date(column).items()}
     else:
-      numbers[name] = column.cast(pl.Float32).fill_null(float("nan")).to_numpy().copy()
+      numbers[name] = column.cast(pl.Float32).fill_null(float("nan")).to_numpy()
   return numbers, texts
 
 

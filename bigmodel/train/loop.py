@@ -11,7 +11,7 @@ import numpy as np
 from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
-from bigmodel.files import read_json
+from bigmodel.files import read_json, write_json
 from bigmodel.parallel import hosts
 from bigmodel.tasks.metrics import main
 from bigmodel.train import stages, weights
@@ -65,6 +65,7 @@ def train_runs(
 def _open(run: Run, data: Data) -> Member:
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
+  hosts.first(lambda: write_json(run.folder / "data.json", data.card))  # with what was learned of the training rows
   return Member(
     run=run,
     data=data,

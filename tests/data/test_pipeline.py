@@ -9,7 +9,7 @@ import pytest
 
 from bigmodel import study
 from bigmodel.data import corpus as corpora
-from bigmodel.data import pipeline, sources, tokenizer
+from bigmodel.data import builders, pipeline, sources, tokenizer
 from bigmodel.files import UserError
 
 
@@ -146,6 +146,21 @@ def test_copies_of_a_document_are_dropped_and_never_straddle(config, tmp_path):
   config.data.path = str(tmp_path)
   card = corpora.prepare(config).card["splits"]
   assert card["train"]["documents"] + card["validation"]["documents"] == 50
+
+
+def test_a_corpus_that_is_shuffled_on_disk_is_the_same(config, tmp_path, monkeypatch):
+  def tokens(name):
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / name))
+    corpus = corpora.prepare(config)
+    assert not list(tmp_path.glob("**/bucket*"))
+    return corpus.tokens
+
+  whole = tokens("memory")
+  monkeypatch.setattr(builders, "SHUFFLED_IN_MEMORY", 10_000)
+  monkeypatch.setattr(builders, "BUFFERED", 3_000)
+  spilled = tokens("disk")
+  for split in ("train", "validation"):
+    np.testing.assert_array_equal(whole[split], spilled[split])
 
 
 def test_bpe_is_lossless_and_knows_its_bytes(config):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bigmodel import record
-from bigmodel.files import UserError, absolute
+from bigmodel.files import UserError, absolute, read_json
 from bigmodel.train import metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -36,8 +36,9 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
   assert sealed["tokens"] == 30 * 8 * 32 == sealed["batch_tokens"] * sealed["steps"]
   assert sealed["flops_6nd"] == 6 * sealed["params_total"] * sealed["tokens"]
   assert {p.name for p in tmp_path.iterdir()} == {
-    "config.json", "provenance.json", "status.json", "record.json", "metrics.jsonl", "checkpoints",
+    "config.json", "data.json", "provenance.json", "status.json", "record.json", "metrics.jsonl", "checkpoints",
   }  # fmt: skip
+  assert read_json(tmp_path / "data.json")["sha256"] == config.data.sha256
   assert record.read(tmp_path) == sealed
 
 
