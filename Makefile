@@ -26,7 +26,7 @@ test: $(TEST)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(TEST)
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -m slow
 
 # libtpu makes other imports noisy: it has an environment of its own.
 $(VENV)-tpu/installed: pyproject.toml constraints.txt

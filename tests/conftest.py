@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Before the first JAX computation: meshes need devices. Little is computed and much compiled here, so the compiler
-# optimises nothing; the commands that tests start with flags of their own compile as users' do.
+# optimises nothing; make test-slow compiles as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

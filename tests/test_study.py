@@ -19,7 +19,7 @@ from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
 
 CONFIG = """
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
-SIZES = [{{"model.width": w, "model.head_size": w // 2}} for w in (8, 12, 16, 20)]
+SIZES = [{{"model.width": w, "model.head_size": w // 2}} for w in (8, 12, 16)]
 BUDGETS = (4e8, 8e8, 1.6e9)
 
 def get_config(arg=None):
@@ -37,13 +37,13 @@ def settings(params, tokens):
 def get_study(config):
   return Study(
     name="small", question="Does it work?", design=IsoFlop(BUDGETS, SIZES, ratios=(0.5, 30)), settings=settings,
-    seeds=3, scan=Scan((0.5, 2.0), ((BUDGETS[0], 1),)), target=Target(8 * BUDGETS[-1], SIZES[2:]),
+    seeds=3, scan=Scan((0.5, 2.0), ((BUDGETS[0], 1),)), target=Target(8 * BUDGETS[-1], SIZES[1:]),
   )
 """
 
 
 def command(folder, *arguments):
-  devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  devices = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2")}
   return subprocess.Popen(
     [sys.executable, "-m", "bigmodel.cli", *arguments, f"--config={folder / 'config.py'}", "--json"],
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | devices,

@@ -15,22 +15,24 @@ import numpy as np
 from scipy import stats
 
 from bigmodel.files import UserError
-from bigmodel.laws import chinchilla
+from bigmodel.laws import chinchilla, fitting
 from bigmodel.laws.points import Points
 
 
 def rolling_origin(points: Points) -> list[dict[str, float]]:
   """The law fitted up to each budget, asked about every budget above it: its errors in ln loss."""
   budgets = points.budgets()
+  origins = [o for o in np.unique(budgets)[:-1] if (budgets <= o).sum() > len(chinchilla.NAMES) + 1]
+  if not origins:
+    return []
+  below = [points[budgets <= origin] for origin in origins]
+  sets = fitting.stack([((own.N, own.D), own.loss, None) for own in below])
+  thetas, *_ = fitting.best(chinchilla.LAW, sets, fitting.Loss())
   errors = []
-  for origin in np.unique(budgets)[:-1]:
-    below = points[budgets <= origin]
-    if len(below) <= len(chinchilla.NAMES) + 1:
-      continue
-    fitted = chinchilla.fit(below, bootstraps=0)
+  for origin, theta in zip(origins, thetas, strict=True):
     for budget in np.unique(budgets[budgets > origin]):
       own = points[budgets == budget]
-      error = np.log(own.loss) - np.log(fitted.predict(own.N, own.D))
+      error = np.log(own.loss) - chinchilla.log_loss(theta, np.log(own.N), np.log(own.D))
       errors.append({
         "origin": float(origin),
         "C": float(budget),

@@ -12,7 +12,7 @@ from bigmodel.laws import chinchilla, forecast, isoflop
 from bigmodel.laws.points import Points, from_records
 
 Record = dict[str, Any]
-VERSION = 2  # of this summary: a new one fits anew
+VERSION = 3  # of this summary: a new one fits anew
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -45,11 +45,11 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
     "convention": fit_.points.convention,
     "params": fit_.params,
     "intervals": fit_.intervals(),
-    "objective": fit_.objective,
+    "objective": fit_.known.objective,
     "flops_per_nd": flops_per_nd(fit_),
     "points": len(fit_.points),
     "payoff": payoff(fit_),
-    "starts_at_optimum": [fit_.starts_at_optimum, chinchilla.POLISHED],
+    "starts_at_optimum": [fit_.known.reached, fit_.known.starts],
     "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
   }
 

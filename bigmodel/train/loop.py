@@ -65,7 +65,7 @@ def train_runs(
 def _open(run: Run, data: Data) -> Member:
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
-  hosts.first(lambda: write_json(run.folder / "data.json", data.card))  # with what was learned of the training rows
+  hosts.first(lambda: _keep_card(run, data))
   return Member(
     run=run,
     data=data,
@@ -75,6 +75,12 @@ def _open(run: Run, data: Data) -> Member:
     seconds=read_status(run.folder)["seconds"],
     ended=record.read(run.folder),
   )
+
+
+def _keep_card(run: Run, data: Data) -> None:
+  """What the data are, with what was learned of their training rows, beside the run."""
+  if not (run.folder / "data.json").exists():
+    write_json(run.folder / "data.json", data.card)
 
 
 def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigmodel import study
-from bigmodel.data import corpus as corpora
 from bigmodel.data import builders, pipeline, sources, tokenizer
+from bigmodel.data import corpus as corpora
 from bigmodel.files import UserError
 
 

@@ -48,7 +48,7 @@ def job(corpus_dir, tmp_path):
   def start(count, processes, devices, folder="run", more=(), timeout=120.0, port=None):
     path = tmp_path / f"config{count}.py"
     path.write_text(CONFIG.format(path=str(corpus_dir / "*.jsonl"), steps=count, timeout=timeout))
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")}
     port = port or free_port()
     here = []
     for index in range(processes):
