@@ -119,6 +119,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   )
   evaluate = add("eval", "evaluate the newest sound checkpoint of a run", workdir)
   evaluate.add_argument("--choices", default="", metavar="FILE.jsonl", help="answer these multiple-choice questions")
+  evaluate.add_argument("--completions", default="", metavar="FILE.jsonl", help="BLEU and chrF of completions of these")
   generate = add("generate", "continue a text with the newest sound checkpoint of a decoder", workdir)
   generate.add_argument("--prompt", default="", metavar="TEXT")
   generate.add_argument("--tokens", type=int, default=64, metavar="N", help="new ones")

@@ -50,8 +50,14 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.tasks import choices
   from bigmodel.train.evaluate import evaluate
 
-  config, program, params, step = _restored(arguments.workdir, decoding=bool(arguments.choices))
-  if arguments.choices:
+  if arguments.choices and arguments.completions:
+    raise UserError("--choices, --completions: one of them, please")
+  asked = bool(arguments.choices or arguments.completions)
+  config, program, params, step = _restored(arguments.workdir, decoding=asked)
+  if arguments.completions:
+    values, intervals = _completions(arguments, config, params)
+    details = {}
+  elif arguments.choices:
     if config.task.name != "causal_lm":
       raise UserError(f"--choices: is for causal language models, not {config.task.name}")
     tokens = _tokenizer(arguments.workdir, config)
@@ -76,6 +82,32 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   for name, table in details.items():
     show_table(arguments, name, list(table[0]), [list(row.values()) for row in table])
   return {**dict.fromkeys(values), **known, "intervals": intervals, **details, "step": step}
+
+
+def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  """BLEU and chrF of the likeliest tokens after each prompt, up to the first separator."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from bigmodel import models as room
+  from bigmodel.tasks import completions, generation
+
+  if config.model.family != "decoder":
+    raise UserError(f"--completions: is for decoders, not a {config.model.family}")
+  tokens = _tokenizer(arguments.workdir, config)
+  asked = completions.read(arguments.completions, tokens, config.data.context)
+  longest = max(len(tokens.encode(text)) for _, text in asked) + 1
+  model = room.build(config, jnp.dtype(config.train.compute_dtype))
+  params = jax.device_put(jax.device_get(params), jax.devices()[0])
+
+  def complete(rows: Any) -> list[str]:
+    new = min(longest, config.data.context + 1 - rows.shape[1])
+    greedy = jnp.float32(0), jnp.float32(1), 0
+    said, _ = generation.sample(model, params, rows, new, jax.random.key(0), *greedy)
+    return [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
+
+  return completions.score(asked, complete, config.eval.batch_size, config.eval.resamples)
 
 
 def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:

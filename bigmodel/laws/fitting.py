@@ -24,10 +24,11 @@ REACHED = 1e-5  # starts whose objective is this near to the best one, relativel
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """What is summed over residuals; `scale` is Huber's delta, or Student's scale."""
+  """What is summed over residuals, which are of logs unless `plain`; `scale` is Huber's delta, or Student's scale."""
 
   kind: str = "huber"
   scale: float = DELTA
+  plain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Fit:
   draws: np.ndarray  # [S, P]
 
   @property
+  def plain(self) -> bool:
+    return self.how.plain or self.law.plain
+
+  @property
   def params(self) -> dict[str, float]:
     return {name: float(x) for name, x in zip(self.law.names, self.law.readable(self.theta), strict=True)}
 
@@ -61,7 +66,7 @@ class Fit:
   def residuals(self) -> np.ndarray:
     """In logs, but of plain laws."""
     known = self.predict(*self.columns)
-    return self.loss - known if self.law.plain else np.log(self.loss / known)
+    return self.loss - known if self.plain else np.log(self.loss / known)
 
 
 @functools.partial(jax.jit, static_argnames=("law",))
@@ -80,12 +85,12 @@ def predict(law: Law, theta: np.ndarray, columns: Sequence[Any]) -> np.ndarray:
 
 
 @functools.cache
-def objective(law: Law, kind: str) -> Callable[..., jax.Array]:
+def objective(law: Law, kind: str, plain: bool) -> Callable[..., jax.Array]:
   """The sum of a loss of residuals, as a function of (theta, columns, losses, weights, scale)."""
 
   def value(theta: Any, columns: Any, y: Any, weights: Any, scale: Any) -> Any:
     expected = law.predict(theta, columns)
-    residual = expected - y if law.plain else jnp.log(expected) - jnp.log(y)
+    residual = expected - y if plain else jnp.log(expected) - jnp.log(y)
     size = jnp.abs(residual)
     each = {
       "squares": lambda: 0.5 * residual**2,
@@ -125,7 +130,7 @@ def solve(
 ) -> solver.Solution:
   """From every start [S, P], each for the data set that `which` says."""
   data = (sets.columns, sets.loss, sets.weights, np.full(len(sets), how.scale))
-  return solver.settle(objective(law, how.kind), starts, which, data, settled)
+  return solver.settle(objective(law, how.kind, how.plain or law.plain), starts, which, data, settled)
 
 
 def best(

@@ -221,7 +221,7 @@ def _broken(p, x, breaks: int):
 
 def _bnsl(breaks: int) -> None:
   """Broken neural scaling laws (Caballero et al. 2023, equation 1); d is the log of where a break is, f its width."""
-  bounds: dict[str, Bounds] = {"a": POSITIVE, "b": POSITIVE, "c0": (-1, 5)}
+  bounds: dict[str, Any] = {"a": POSITIVE, "b": POSITIVE, "c0": (-1, 5)}
   grid: dict[str, tuple[float, ...]] = {"c0": (0.0, 0.1, 0.4)}
   for i in range(1, breaks + 1):
     bounds |= {f"c{i}": (-5, 5), f"d{i}": REAL, f"f{i}": (0.05, 20)}

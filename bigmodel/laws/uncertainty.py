@@ -42,7 +42,7 @@ def bootstrap(
     residuals = fit.residuals()
     errors = rng.choice(residuals - residuals.mean(), size=(draws, n)) * np.sqrt(n / max(n - len(fit.theta), 1))
     known = fit.predict(*fit.columns)
-    losses = known + errors if fit.law.plain else known * np.exp(errors)
+    losses = known + errors if fit.plain else known * np.exp(errors)
   return dataclasses.replace(fit, draws=refits(fit, losses, weights))
 
 

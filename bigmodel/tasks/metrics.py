@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from bigmodel.files import UserError
+
 Array = Any  # numpy or jax
 Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples
 
@@ -239,8 +241,10 @@ def bootstrap(
 
 def bleu(said: list[str], wanted: list[str]) -> dict[str, float]:
   """Corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
-  import sacrebleu  # pyright: ignore[reportMissingImports]
-
+  try:
+    import sacrebleu  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise UserError("BLEU: sacrebleu is not here; pip install 'bigmodel[metrics]'") from error
   return {
     "bleu": sacrebleu.corpus_bleu(said, [wanted]).score,
     "chrf": sacrebleu.corpus_chrf(said, [wanted]).score,

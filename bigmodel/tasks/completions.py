@@ -1,0 +1,61 @@
+"""Completions: what a decoder says after each prompt of a JSONL, beside what it should have said, as BLEU and chrF."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigmodel.config import require
+from bigmodel.data.tokenizer import Tokenizer
+from bigmodel.files import UserError
+from bigmodel.tasks import metrics
+
+
+def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, str]]:
+  """Prompts as tokens, with their references, of lines {"prompt": text, "completion": text}; bad ones by line."""
+  require(Path(path).is_file(), f"--completions: no file {path!r}")
+  found = []
+  for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    if not line.strip():
+      continue
+    where = f"--completions: {path}, line {number}"
+    try:
+      asked = json.loads(line)
+      prompt, completion = asked["prompt"], asked["completion"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise UserError(f'{where}: is not {{"prompt": text, "completion": text}}') from error
+    require(isinstance(prompt, str) and isinstance(completion, str), f"{where}: prompt and completion are texts")
+    row = np.concatenate([[tokens.begin], tokens.encode(prompt)]).astype(np.int32)
+    require(len(row) < context + 1, f"{where}: {len(row) - 1} tokens leave no room in the context of {context}")
+    found.append((row, completion))
+  require(bool(found), f"--completions: {path} has no prompts")
+  return found
+
+
+def score(
+  asked: Sequence[tuple[np.ndarray, str]],
+  complete: Callable[[np.ndarray], Sequence[str]],
+  batch: int,
+  resamples: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """BLEU, chrF and exact matches of `complete(prompts of one length)`, and their bootstrap intervals."""
+  said: list[str] = [""] * len(asked)
+  for length in sorted({len(row) for row, _ in asked}):  # of one length, since each is compiled anew
+    places = [i for i, (row, _) in enumerate(asked) if len(row) == length]
+    for first in range(0, len(places), batch):
+      mine = places[first : first + batch]
+      rows = np.stack([asked[i][0] for i in np.resize(mine, batch)])
+      for place, text in zip(mine, complete(rows), strict=False):
+        said[place] = text
+  wanted = [completion for _, completion in asked]
+
+  def metric(times: np.ndarray) -> dict[str, float]:
+    drawn = np.repeat(np.arange(len(asked)), times.astype(int))
+    texts, references = [said[i] for i in drawn], [wanted[i] for i in drawn]
+    same = np.mean([a == b for a, b in zip(texts, references, strict=True)])
+    return {**metrics.bleu(texts, references), "exact": float(same)}
+
+  ones = np.ones(len(asked))
+  return metric(ones) | {"prompts": len(asked)}, metrics.bootstrap(metric, np.arange(len(asked)), ones, resamples)
