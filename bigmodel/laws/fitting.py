@@ -95,7 +95,7 @@ def objective(law: Law, kind: str, plain: bool) -> Callable[..., jax.Array]:
     each = {
       "squares": lambda: 0.5 * residual**2,
       "huber": lambda: jnp.where(size <= scale, 0.5 * residual**2, scale * (size - 0.5 * scale)),
-      "l1": lambda: jnp.sqrt(residual**2 + 1e-10) - 1e-5,
+      "l1": lambda: jnp.sqrt(residual**2 + 1e-8) - 1e-4,
       "student": lambda: 0.5 * (FREEDOM + 1) * scale**2 * jnp.log1p((residual / scale) ** 2 / FREEDOM),
     }[kind]()
     return SCALE * jnp.sum(jnp.where(weights > 0, weights * each, 0.0))

@@ -310,7 +310,7 @@ def overtraining(p, N, D):
 @law(
   "data_constrained",
   "Muennighoff et al. 2023, equations 5 and 6",
-  linear=("A", "B", "E"),
+  linear=("E",),
   A=POSITIVE,
   B=POSITIVE,
   E=POSITIVE,
@@ -318,7 +318,7 @@ def overtraining(p, N, D):
   beta=(0, 3),
   rd=POSITIVE,
   rn=POSITIVE,
-  grid={"alpha": FEW, "beta": FEW, "rd": (5.0, 15.0), "rn": (2.0, 5.0)},
+  grid={"A": (30.0, 500.0), "B": (100.0, 2000.0), "alpha": (0.2, 0.4), "beta": (0.2, 0.4), "rd": (10.0,), "rn": (4.0,)},
 )
 def data_constrained(p, N, D, U):
   """U unique tokens: repeats are worth less and less, and so are parameters beyond those that are best for U."""
