@@ -6,6 +6,7 @@ points of Huber's loss (delta 1e-3) on the log of the loss, from a grid of start
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ NAMES = LAW.names
 GRID = np.array(list(itertools.product(
   (0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2),
 )), np.float64)  # fmt: skip
+STARTS = LAW.theta(dict(zip(NAMES, (*np.exp(GRID[:, :3]).T, *GRID[:, 3:].T), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Fit:
 
   @property
   def theta(self) -> np.ndarray:
-    return self.known.theta
+    return _logs(self.known.theta)
 
   @property
   def draws(self) -> np.ndarray:
-    return self.known.draws
+    return _logs(self.known.draws)
 
   @property
   def params(self) -> dict[str, float]:
@@ -54,6 +56,18 @@ class Fit:
     log_g = (np.log(alpha) + log_a - np.log(beta) - log_b) / (alpha + beta)
     log_n = log_g + beta / (alpha + beta) * np.log(C / flops_per_nd)
     return float(np.exp(log_n)), float(C / flops_per_nd / np.exp(log_n))
+
+
+def _logs(theta: np.ndarray) -> np.ndarray:
+  """(log A, log B, log E, alpha, beta) from the law's unbounded parameters."""
+  A, B, E, alpha, beta = LAW.readable(theta)
+  return np.stack([np.log(A), np.log(B), np.log(E), alpha, beta], axis=-1)
+
+
+def rolling(sets: Sequence[Points]) -> np.ndarray:
+  """Parameters, as `Fit.theta`, of each of several sets of points."""
+  stacked = fitting.stack([((own.N, own.D), own.loss, None) for own in sets])
+  return _logs(fitting.best(LAW, stacked, fitting.Loss())[0])
 
 
 def log_loss(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:

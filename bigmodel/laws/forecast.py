@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from bigmodel.files import UserError
-from bigmodel.laws import chinchilla, fitting
+from bigmodel.laws import chinchilla
 from bigmodel.laws.points import Points
 
 
@@ -25,9 +25,7 @@ def rolling_origin(points: Points) -> list[dict[str, float]]:
   origins = [o for o in np.unique(budgets)[:-1] if (budgets <= o).sum() > len(chinchilla.NAMES) + 1]
   if not origins:
     return []
-  below = [points[budgets <= origin] for origin in origins]
-  sets = fitting.stack([((own.N, own.D), own.loss, None) for own in below])
-  thetas, *_ = fitting.best(chinchilla.LAW, sets, fitting.Loss())
+  thetas = chinchilla.rolling([points[budgets <= origin] for origin in origins])
   errors = []
   for origin, theta in zip(origins, thetas, strict=True):
     for budget in np.unique(budgets[budgets > origin]):

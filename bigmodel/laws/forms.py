@@ -31,6 +31,7 @@ from bigmodel.files import UserError
 Bounds = tuple[float, float]
 POSITIVE: Bounds = (0.0, math.inf)
 REAL: Bounds = (-math.inf, math.inf)
+EDGE = 1e-3  # of an interval: starts at its ends begin so far inside
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def _unbounded(value: np.ndarray, bounds: Bounds) -> np.ndarray:
     return value
   if math.isinf(high):
     return np.log(value - low)
-  share = (value - low) / (high - low)
+  share = np.clip((value - low) / (high - low), EDGE, 1 - EDGE)
   return np.log(share) - np.log1p(-share)
 
 
@@ -245,8 +246,8 @@ for _breaks in range(4):
   A=POSITIVE,
   B=POSITIVE,
   E=POSITIVE,
-  alpha=(-math.inf, math.inf),
-  beta=(-math.inf, math.inf),
+  alpha=(0, 3),
+  beta=(0, 3),
   grid={"alpha": EXPONENTS, "beta": EXPONENTS},
 )
 def chinchilla(p, N, D):

@@ -79,7 +79,7 @@ def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
   loss = 5.4 / N**0.12 + 24 / (C / 6 / N) ** 0.27
   loss *= np.exp(0.01 * np.random.default_rng(1).normal(size=25))
   fit = chinchilla.fit(Points(N, C / 6 / N, C, loss), bootstraps=0)
-  at_bound = np.array([*fit.theta[:2], -28.0, *fit.theta[3:]])
+  at_bound = np.array([*fit.known.theta[:2], -28.0, *fit.known.theta[3:]])
   draws = uncertainty.bootstrap(dataclasses.replace(fit.known, theta=at_bound), 100).draws
   assert np.exp(np.quantile(draws[:, 2], 0.95)) > 0.5
 
