@@ -12,6 +12,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
+LAB = ("fit", "forecast", "reproduce")
 USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "import_", "export": "export"}
 
 
@@ -23,10 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
-  from bigmodel import use, verbs
+  from bigmodel import lab, use, verbs
   from bigmodel.files import UserError
 
-  verb = getattr(use, USE[arguments.verb]) if arguments.verb in USE else getattr(verbs, arguments.verb)
+  room = lab if arguments.verb in LAB else use if arguments.verb in USE else verbs
+  verb = getattr(room, USE.get(arguments.verb, arguments.verb))
 
   try:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
@@ -104,6 +106,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return verbs.add_parser(name, help=text, description=text, parents=[*parents, common], allow_abbrev=False)
 
+  columns = argparse.ArgumentParser(add_help=False)
+  for name, what in (("n", "parameters N"), ("d", "tokens D"), ("c", "FLOPs C"), ("x", "the scale of curves")):
+    columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what}")
+  columns.add_argument("--loss", default="loss", metavar="COLUMN")
+  columns.add_argument("--group", default="", metavar="COLUMN", help="a curve or fit for each of its values")
+  columns.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="what else a law asks for")
+  columns.add_argument("--drop-largest", type=int, default=0, metavar="K", help="leave out the K largest losses")
+
   data = add("data", "prepare the data of a config and print their card", config)
   data.add_argument("--card", default="", metavar="FILE.html", help="write the card as a page, with samples")
   plan = add("plan", "what a run or a study costs, before it starts", config)
@@ -137,12 +147,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir, hosts)
   study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
   add("status", "the runs of a study and where they are", workdir)
-  fit = add("fit", "fit a law to a study's folder, or to a CSV of anybody's runs")
+  fit = add("fit", "fit laws to a study's folder, or to a CSV of anybody's runs", columns)
   fit.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row a run, or a study's folder")
-  fit.add_argument("--law", default="chinchilla", choices=("chinchilla", "isoflop"))
-  for name, what in (("n", "parameters"), ("d", "tokens"), ("c", "FLOPs")):
-    fit.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what}; any two of n, d, c")
-  fit.add_argument("--loss", default="loss", metavar="COLUMN")
+  fit.add_argument(
+    "--law", default="", metavar="NAME,...", help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto"
+  )
   fit.add_argument(
     "--at",
     type=float,
@@ -151,7 +160,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     metavar="FLOPS",
     help="print the optimum at this budget (repeatable)",
   )
-  fit.add_argument("--drop-largest", type=int, default=0, metavar="K", help="leave out the K largest losses")
+  forecast = add("forecast", "the loss at scales that have not been run, with intervals; sealed, and scored", columns)
+  forecast.add_argument("points", metavar="POINTS.csv", help="one row a run; with --score, the truth")
+  forecast.add_argument(
+    "--at", action="append", default=[], metavar="X|N,D|C|FILE.csv", help="where (repeatable): C is its optimal N and D"
+  )
+  forecast.add_argument("--seal", default="", metavar="FILE.json", help="keep the forecast with its time and hash")
+  forecast.add_argument(
+    "--score", nargs="+", default=[], metavar="FILE.json", help="compare sealed forecasts with POINTS"
+  )
+  reproduce = add("reproduce", "published numbers of a paper beside ours: experiments/NAME.py")
+  reproduce.add_argument("name", metavar="NAME")
+  reproduce.add_argument("--data", default="", metavar="DIR", help="published points (or $BIGMODEL_SCALING_DATA)")
   report = add("report", "write report.html and report.json again", workdir)
   report.add_argument("--figures", choices=("pdf", "svg"), help="also save every figure in this format under figures/")
   models = add("models", "the families of models, and the counts of a config's model")

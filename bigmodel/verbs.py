@@ -323,39 +323,6 @@ def status(arguments: Arguments) -> list[dict[str, Any]]:
   return rows
 
 
-def fit(arguments: Arguments) -> dict[str, Any]:
-  setup()
-  from bigmodel.laws import points, summary
-
-  if Path(arguments.points).is_dir():
-    from bigmodel.sweep import fits
-
-    if not (Path(arguments.points) / "study.json").exists():
-      raise UserError(f"{arguments.points} holds no study (no study.json)")
-    result = fits.fit_study(arguments.points)
-  else:
-    table = points.from_csv(
-      arguments.points, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest
-    )
-    result = summary.fit_points(table, arguments.at) if arguments.law == "chinchilla" else summary.fit_profiles(table)
-  for law in result["laws"]:
-    title = f"{law['name']}, {law.get('points', len(result['laws']))} points"
-    rows = [
-      (name, None if value is None else f"{value:.6g}", law["intervals"].get(name))
-      for name, value in law["params"].items()
-    ]
-    if "objective" in law:
-      rows += [
-        ("objective", f"{law['objective']:.6g}", None),
-        ("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None),
-      ]
-    show_table(arguments, title, ("parameter", "value", "90% interval"), rows)
-  best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]
-  if best:
-    show_table(arguments, "compute-optimal", ("law", "C", "N", "90%", "D", "90%"), best)
-  return result
-
-
 def report(arguments: Arguments) -> dict[str, Any]:
   from bigmodel import study as studies
   from bigmodel.report import page

@@ -6,6 +6,7 @@ discrepancy that grows with the distance in log C, as large as the law's own err
 when it is made to forecast every budget from the budgets below it (rolling origin).
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -39,6 +40,57 @@ def rolling_origin(points: Points) -> list[dict[str, float]]:
         "mean_log_error": float(np.mean(error)),
       })  # fmt: skip
   return errors
+
+
+HALVINGS = 6  # of the largest C, from which the law is asked about what lies above
+FEWEST = 16  # points to fit from such an origin
+WINDOW = 8.0  # times the origin, up to which it is asked
+SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors grow
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """What a law's forecasts are wrong by, in ln loss: noise of one point, and a discrepancy for each unit of ln C."""
+
+  noise: float
+  discrepancy: float
+  origins: int
+
+
+def spread(fit: chinchilla.Fit) -> Spread:
+  """Measured on points whose budgets need not agree: the law is fitted below C / 2, C / 4, ... and asked above."""
+  points = fit.points
+  errors = lambda theta, own: np.log(own.loss) - chinchilla.log_loss(theta, np.log(own.N), np.log(own.D))
+  scales = points.C
+  top = scales.max()
+  near = points[scales > top / WINDOW]
+  noise = float(np.sqrt(np.mean(errors(fit.theta, near) ** 2)))
+  origins = [top / 2**k for k in range(1, HALVINGS + 1) if (scales <= top / 2**k).sum() >= FEWEST]
+  if not origins:
+    return Spread(noise, 0.0, 0)
+  growth = []
+  for origin, theta in zip(origins, chinchilla.rolling([points[scales <= o] for o in origins]), strict=True):
+    ahead = points[(scales > origin) & (scales <= WINDOW * origin)]
+    beyond = np.mean(np.maximum(errors(theta, ahead) ** 2 - noise**2, 0))
+    growth.append(beyond / np.mean(np.maximum(np.log(ahead.C / origin), SHORTEST) ** 2))
+  return Spread(noise, float(np.sqrt(np.mean(growth))), len(origins))
+
+
+def at(
+  fit: chinchilla.Fit, known: Spread, N: np.ndarray, D: np.ndarray, C: np.ndarray, level: float = 0.9
+) -> dict[str, Any]:
+  """Losses at (N, D) with an interval for one new run each; beyond the points it widens with the distance in ln C."""
+  log_n, log_d = np.log(N), np.log(D)
+  center = chinchilla.log_loss(fit.theta, log_n, log_d)
+  draws = np.array([chinchilla.log_loss(theta, log_n, log_d) for theta in fit.draws])
+  draws = draws[np.isfinite(draws).all(axis=1)]
+  distance = np.maximum(np.log(C / fit.points.C.max()), 0)
+  sd = np.sqrt(known.noise**2 + np.var(draws, axis=0) + (known.discrepancy * distance) ** 2)
+  quantile = stats.norm.ppf(0.5 + level / 2)
+  return {
+    "predicted": np.exp(center), "low": np.exp(center - quantile * sd), "high": np.exp(center + quantile * sd),
+    "distance": distance,
+  }  # fmt: skip
 
 
 def r2_left_out(points: Points) -> float:

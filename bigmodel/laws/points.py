@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bigmodel.accounting import params_of
-from bigmodel.config import nearest
 from bigmodel.files import UserError
+from bigmodel.laws import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,37 +57,12 @@ def from_csv(path: str, n: str | None, d: str | None, c: str | None, loss: str, 
 
   `drop_largest` leaves out the points with that many largest losses.
   """
-  import polars
-
-  try:
-    table = polars.read_csv(path)
-  except Exception as error:
-    raise UserError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]})") from error
+  read = table.read(path)
   if sum(name is not None for name in (n, d, c)) < 2:
     raise UserError("--n, --d, --c: name the columns of at least two")
-  columns = {}
-  for flag, name in (("n", n), ("d", d), ("c", c), ("loss", loss)):
-    if name is None:
-      continue
-    if name not in table.columns:
-      raise UserError(
-        f"{path}: no column {name!r} for --{flag}{nearest(name, table.columns)}; it has {', '.join(table.columns)}"
-      )
-    values = table[name].cast(polars.Float64, strict=False).to_numpy()
-    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if len(wrong):
-      raise UserError(
-        f"{path}: column {name!r}, row {wrong[0] + 2}: {table[name][int(wrong[0])]!r} is not a positive number"
-        f" ({len(wrong)} such rows)"
-      )
-    columns[flag] = values
-  if "n" not in columns:
-    columns["n"] = columns["c"] / (6 * columns["d"])
-  if "d" not in columns:
-    columns["d"] = columns["c"] / (6 * columns["n"])
-  if "c" not in columns:
-    columns["c"] = 6 * columns["n"] * columns["d"]
-  points = Points(columns["n"], columns["d"], columns["c"], columns["loss"])
+  named = {name: own for name, own in (("N", n), ("D", d), ("C", c)) if own is not None}
+  found = table.columns(read, path, ("N", "D", "C"), named)
+  points = Points(found["N"], found["D"], found["C"], table.column(read, path, loss, "--loss"))
   if not 0 <= drop_largest < len(points):
     raise UserError(f"--drop-largest: {drop_largest} of {len(points)} points")
   if drop_largest:

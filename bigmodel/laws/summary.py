@@ -8,7 +8,8 @@ import numpy as np
 
 from bigmodel.accounting import params_of
 from bigmodel.files import UserError, sha256_text
-from bigmodel.laws import chinchilla, forecast, isoflop
+from bigmodel.laws import chinchilla, fitting, forecast, isoflop, uncertainty
+from bigmodel.laws.forms import Law
 from bigmodel.laws.points import Points, from_records
 
 Record = dict[str, Any]
@@ -51,6 +52,42 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
     "payoff": payoff(fit_),
     "starts_at_optimum": [fit_.known.reached, fit_.known.starts],
     "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
+  }
+
+
+def law_facts(law: Law, columns: Sequence[np.ndarray], loss: np.ndarray) -> dict[str, Any]:
+  """One entry of `laws` for any law: parameters, intervals, how well it converged, ridges and a backtest."""
+  how = fitting.Loss("squares", 1.0) if law.plain else fitting.Loss()
+  fit_ = uncertainty.bootstrap(fitting.fit(law, columns, loss, how=how))
+  return _plain(
+    {
+      "name": law.name,
+      "source": law.source,
+      "params": fit_.params,
+      "intervals": fit_.intervals(),
+      "objective": fit_.objective,
+      "points": len(loss),
+      "starts_at_optimum": [fit_.reached, fit_.starts],
+      "ridges": uncertainty.ridges(fit_),
+      "backtest": backtest(law, columns, loss, how),
+    }
+  )
+
+
+def backtest(
+  law: Law, columns: Sequence[np.ndarray], loss: np.ndarray, how: fitting.Loss, factor: float = 4.0
+) -> dict[str, Any] | None:
+  """The law fitted without the points within `factor` of the largest scale, asked about them."""
+  scale = np.prod([np.asarray(x, np.float64) for x in columns if len(np.unique(x)) > 1], axis=0)
+  hidden = scale > scale.max() / factor
+  if (~hidden).sum() <= len(law.names) + 1 or law.plain:
+    return None
+  below = fitting.fit(law, [x[~hidden] for x in columns], loss[~hidden], how=how)
+  error = np.log(loss[hidden] / below.predict(*(x[hidden] for x in columns)))
+  return {
+    "points": int(hidden.sum()),
+    "rms_log_error": float(np.sqrt(np.mean(error**2))),
+    "mean_log_error": float(np.mean(error)),
   }
 
 
