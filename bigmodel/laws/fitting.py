@@ -86,9 +86,10 @@ def predict(law: Law, theta: np.ndarray, columns: Sequence[Any]) -> np.ndarray:
 
 @functools.cache
 def objective(law: Law, kind: str, plain: bool) -> Callable[..., jax.Array]:
-  """The sum of a loss of residuals, as a function of (theta, columns, losses, weights, scale)."""
+  """The sum of a loss of residuals; `mask` says which parameters are held, at what `pinned` says."""
 
-  def value(theta: Any, columns: Any, y: Any, weights: Any, scale: Any) -> Any:
+  def value(theta: Any, columns: Any, y: Any, weights: Any, scale: Any, mask: Any = False, pinned: Any = 0.0) -> Any:
+    theta = jnp.where(mask, pinned, theta)
     expected = law.predict(theta, columns)
     residual = expected - y if plain else jnp.log(expected) - jnp.log(y)
     size = jnp.abs(residual)
@@ -126,10 +127,11 @@ def stack(sets: Sequence[tuple[Sequence[np.ndarray], np.ndarray, np.ndarray | No
 
 
 def solve(
-  law: Law, sets: Sets, starts: np.ndarray, which: np.ndarray, how: Loss, settled: float = solver.SETTLED
-) -> solver.Solution:
-  """From every start [S, P], each for the data set that `which` says."""
-  data = (sets.columns, sets.loss, sets.weights, np.full(len(sets), how.scale))
+  law: Law, sets: Sets, starts: np.ndarray, which: np.ndarray, how: Loss, settled: float = solver.SETTLED,
+  held: tuple[np.ndarray, ...] = (),
+) -> solver.Solution:  # fmt: skip
+  """From every start [S, P], each for the data set that `which` says; `held` is (which parameters, at what) of each."""
+  data = (sets.columns, sets.loss, sets.weights, np.full(len(sets), how.scale), *held)
   return solver.settle(objective(law, how.kind, how.plain or law.plain), starts, which, data, settled)
 
 

@@ -23,7 +23,8 @@ class Solution(NamedTuple):
   gradient: Any  # [S], largest component
 
 
-@functools.partial(jax.jit, static_argnames=("objective",))
+# Thousands of iterations are worth the compiler's time, whatever it was told.
+@functools.partial(jax.jit, static_argnames=("objective",), compiler_options={"xla_backend_optimization_level": 3})
 def minimize(
   objective: Callable[..., jax.Array], starts_SxP: jax.Array, damping_S: jax.Array, data: Any, iterations: Any
 ) -> tuple[Solution, jax.Array]:

@@ -5,7 +5,6 @@ that is wrong where nobody has looked: see `laws.forecast` for that.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -75,50 +74,30 @@ def _starts(fit: Fit) -> np.ndarray:
   return np.array(starts)
 
 
-def profile(fit: Fit, name: str, values: np.ndarray) -> np.ndarray:
-  """The least objective with one parameter held at each of `values`, relative to the fit's.
+def profile(fit: Fit, held: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The least objective with one parameter held at each of some values, relative to the fit's; for each parameter.
 
   Where it hardly rises the points do not say the parameter: the fit lies on a ridge.
   """
-  place = fit.law.names.index(name)
-  held = fit.law.theta({**fit.params, name: np.asarray(values, np.float64)})
-  law = _held(fit.law, place)
-  sets = fitting.stack([((*fit.columns, np.full(len(fit.loss), t)), fit.loss, fit.weights) for t in held[:, place]])
-  found = fitting.solve(law, sets, np.delete(held, place, axis=1), np.arange(len(values)), fit.how)
-  return found.value / fitting.SCALE / max(fit.objective, 1e-300)
-
-
-_HELD: dict[tuple[Any, int], Any] = {}
-
-
-def _held(law: Any, place: int) -> Any:
-  """The law without one parameter, whose unbounded value comes as a last column."""
-  if (law, place) not in _HELD:
-    names = list(law.names)
-    name = names[place]
-
-    def value(p: Any, *columns: Any) -> Any:
-      from bigmodel.laws.forms import _bounded
-
-      setattr(p, name, _bounded(columns[-1], law.bounds[name]))
-      return law.value(p, *columns[:-1])
-
-    bounds = {n: b for n, b in law.bounds.items() if n != name}
-    _HELD[law, place] = dataclasses.replace(
-      law, name=f"{law.name} without {name}", value=value, columns=(*law.columns, name), bounds=bounds,
-      linear=tuple(n for n in law.linear if n != name),
-    )  # fmt: skip
-  return _HELD[law, place]
+  pins = [
+    (fit.law.names.index(name), fit.law.theta({**fit.params, name: np.float64(value)}))
+    for name, values in held.items()
+    for value in values
+  ]
+  mask = np.array([np.arange(len(fit.theta)) == place for place, _ in pins])
+  pinned = np.array([theta for _, theta in pins])
+  sets = fitting.stack([(fit.columns, fit.loss, fit.weights)] * len(pins))
+  found = fitting.solve(fit.law, sets, pinned, np.arange(len(pins)), fit.how, held=(mask, pinned))
+  rises = iter(found.value / fitting.SCALE / max(fit.objective, 1e-300))
+  return {name: np.array([next(rises) for _ in values]) for name, values in held.items()}
 
 
 def ridges(fit: Fit, reach: float = 3.0, rise: float = 0.02) -> dict[str, list[float]]:
   """Parameters that may be `reach` times larger or smaller at hardly more objective; the rises at both."""
-  found = {}
-  for name, (low, high) in fit.law.bounds.items():
-    own = fit.params[name]
-    values = np.array([own / reach, own * reach])
-    if low < values.min() and values.max() < high:
-      rises = profile(fit, name, values) - 1
-      if rises.min() < rise:
-        found[name] = [float(x) for x in rises]
-  return found
+  held = {name: np.array([fit.params[name] / reach, fit.params[name] * reach]) for name in fit.law.names}
+  inside = {
+    name: values for name, values in held.items()
+    if fit.law.bounds[name][0] < values.min() and values.max() < fit.law.bounds[name][1]
+  }  # fmt: skip
+  found = profile(fit, inside) if inside else {}
+  return {name: (rises - 1).tolist() for name, rises in found.items() if (rises - 1).min() < rise}
