@@ -12,7 +12,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
-LAB = ("fit", "forecast", "reproduce")
+LAB = ("fit", "forecast", "compare", "reproduce")
 USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "import_", "export": "export"}
 
 
@@ -169,6 +169,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   forecast.add_argument(
     "--score", nargs="+", default=[], metavar="FILE.json", help="compare sealed forecasts with POINTS"
   )
+  compare = add(
+    "compare", "what one recipe's compute is worth in another's terms, by scale, and where they cross", columns
+  )
+  compare.add_argument("a", metavar="A", help="a study's folder, or a CSV with one row a run")
+  compare.add_argument("b", metavar="B", help="the other; its compute is told in A's terms")
   reproduce = add("reproduce", "published numbers of a paper beside ours: experiments/NAME.py")
   reproduce.add_argument("name", metavar="NAME")
   reproduce.add_argument("--data", default="", metavar="DIR", help="published points (or $BIGMODEL_SCALING_DATA)")

@@ -236,6 +236,40 @@ def _score(arguments: Arguments) -> dict[str, Any]:
   return {"rows": ledger, "coverage": covered}
 
 
+def compare(arguments: Arguments) -> dict[str, Any]:
+  setup()
+  from bigmodel.laws import compare as comparison
+
+  a, b = (_points_of(arguments, path) for path in (arguments.a, arguments.b))
+  result = comparison.compare(a, b)
+  rows = [
+    (row["C"], row["loss_a"], row["loss_b"], row["multiplier"], row["interval90"], "yes" if row["beyond"] else "")
+    for row in result["rows"]
+  ]
+  title = f"A {arguments.a}, B {arguments.b}: loss at the best size, and B's compute in A's terms"
+  show_table(arguments, title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
+  crossing = result["crossing"]
+  if crossing["interval90"]:
+    at = "none" if crossing["C"] is None else f"{crossing['C']:.3g}"
+    low, high = crossing["interval90"]
+    share = crossing["share_of_draws"]
+    _say(arguments, f"they cross at {at} FLOPs ({low:.3g} to {high:.3g}, in {share:.0%} of the resamples)")
+  _say(arguments, result["verdict"])
+  return result
+
+
+def _points_of(arguments: Arguments, path: str) -> Any:
+  """The points of a CSV, or of the fitted runs of a study's folder."""
+  from bigmodel.laws import points
+  from bigmodel.sweep import folder
+
+  if not Path(path).is_dir():
+    return points.from_csv(path, arguments.n, arguments.d, arguments.c, arguments.loss, arguments.drop_largest)
+  if not (Path(path) / "study.json").exists():
+    raise UserError(f"{path} holds no study (no study.json)")
+  return points.from_records(folder.of_role(path, "fit"), read_json(Path(path) / "study.json")["convention"])
+
+
 def reproduce(arguments: Arguments) -> dict[str, Any]:
   setup()
   from bigmodel.laws import reproduce as papers

@@ -36,7 +36,7 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_facts(isoflop_fit, convention))
     optimum += isoflop_optima(isoflop_fit)
-  return _plain({"laws": fitted, "optimum": optimum, "points": len(points), "convention": convention})
+  return plain({"laws": fitted, "optimum": optimum, "points": len(points), "convention": convention})
 
 
 def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def law_facts(law: Law, columns: Sequence[np.ndarray], loss: np.ndarray) -> dict
   """One entry of `laws` for any law: parameters, intervals, how well it converged, ridges and a backtest."""
   how = fitting.Loss("squares", 1.0) if law.plain else fitting.Loss()
   fit_ = uncertainty.bootstrap(fitting.fit(law, columns, loss, how=how))
-  return _plain(
+  return plain(
     {
       "name": law.name,
       "source": law.source,
@@ -168,7 +168,7 @@ def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
   rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["loss_eval"] is not None)
   rates = [rate for rate, _ in rows]
   best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
-  return _plain(
+  return plain(
     {
       "N": records[0]["params_total"],
       "D": max(r["tokens"] for r in records),
@@ -201,7 +201,7 @@ def make_forecast(
   """The loss that the law expects at (N, D), with its interval."""
   fit_ = chinchilla.fit(from_records(records, convention))
   facts = forecast.predict(fit_, N, D, C, noise["std"] if noise else 0.0)
-  return _plain({"law": "chinchilla", "convention": convention, **facts})
+  return plain({"law": "chinchilla", "convention": convention, **facts})
 
 
 def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
     if not C > 0:
       raise UserError(f"--at: {C:g} is not a positive number of FLOPs")
   fit_ = chinchilla.fit(points)
-  return _plain({"laws": [chinchilla_facts(fit_)], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
+  return plain({"laws": [chinchilla_facts(fit_)], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
 
 
 def fit_profiles(points: Points) -> dict[str, Any]:
@@ -220,15 +220,15 @@ def fit_profiles(points: Points) -> dict[str, Any]:
     raise UserError(
       f"law isoflop: a parabola needs {isoflop.LEAST} points of one budget; no budget of these {len(points)} has them"
     )
-  return _plain({"laws": [isoflop_facts(fit_, points.convention)], "optimum": isoflop_optima(fit_)})
+  return plain({"laws": [isoflop_facts(fit_, points.convention)], "optimum": isoflop_optima(fit_)})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """JSON types only; numbers that are not finite become None."""
   if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
+    return {key: plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
+    return [plain(item) for item in value]
   if isinstance(value, bool | np.bool_):
     return bool(value)
   if isinstance(value, float | np.floating):
