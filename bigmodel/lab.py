@@ -81,19 +81,28 @@ def _fit_points(arguments: Arguments) -> dict[str, Any]:
     return facts | {"warnings": table.warnings((given.N, given.D), given.loss)}
   if len(laws) < len(names):
     raise UserError("--law: isoflop is fitted alone and without --group")
+  if arguments.at or arguments.drop_largest:
+    raise UserError("--at, --drop-largest: are for --law=chinchilla or isoflop alone")
   whole = table.read(arguments.points)
   found, warnings = [], []
   for group, part in table.groups(whole, arguments.points, arguments.group).items():
     own = []
     for law in laws:
+      prefix = f"{group}: " if group else ""
       columns = table.columns(part, arguments.points, law.columns, named)
       loss = table.column(part, arguments.points, arguments.loss, "--loss")
-      own.append(summary.law_facts(law, [columns[name] for name in law.columns], loss) | {"group": group})
+      try:
+        own.append(summary.law_facts(law, [columns[name] for name in law.columns], loss) | {"group": group})
+      except UserError as error:
+        if arguments.law != "auto":
+          raise
+        warnings.append(f"{prefix}{error}")
       if law is laws[0]:
-        prefix = f"{group}: " if group else ""
         warnings += [prefix + w for w in table.warnings([columns[name] for name in law.columns], loss)]
     hidden = lambda facts: (facts["backtest"] or {"rms_log_error": float("inf")})["rms_log_error"]
     found += sorted(own, key=hidden)  # the best forecaster first
+  if not found:
+    raise UserError(f"--law=auto: {warnings[0]}")
   return {"laws": found, "optimum": [], "warnings": warnings}
 
 
@@ -152,6 +161,8 @@ def _asked(arguments: Arguments, wanted: Sequence[str], named: dict[str, str]) -
 
 
 def _curve_rows(arguments: Arguments, named: dict[str, str]) -> list[dict[str, Any]]:
+  if arguments.drop_largest:
+    raise UserError("--drop-largest: is for --n, --d, --c")
   from bigmodel.laws import curves, table
 
   groups = table.groups(table.read(arguments.points), arguments.points, arguments.group)
@@ -186,6 +197,10 @@ def _surface_rows(arguments: Arguments, named: dict[str, str]) -> list[dict[str,
   )
   fitted = chinchilla.fit(given)
   known, each = forecasts.spread(fitted), summary.flops_per_nd(fitted)
+  if not known.origins:
+    _say(
+      arguments, "note: too few points below half of the largest C to measure how errors grow: intervals hold near them"
+    )
   rows = []
   for asked in _asked(arguments, ("N", "D"), named):
     N, D = fitted.optimum(asked["C"], each) if "C" in asked else (asked["N"], asked["D"])
@@ -202,24 +217,34 @@ def _score(arguments: Arguments) -> dict[str, Any]:
   """Sealed forecasts beside the truth of a CSV, and what their intervals cover: a ledger."""
   import math
 
+  import numpy as np
+
   from bigmodel.laws import forecast as forecasts
   from bigmodel.laws import table
 
   named = _named(arguments)
-  scales = [(key, named[key]) for key in ("x", "N", "D") if key in named]
+  scales = ("x",) if "x" in named else ("N", "D")
   whole = table.read(arguments.points)
-  truth: dict[tuple, float] = {}
+  truth: dict[tuple, list[float]] = {}
+  digits = lambda group, values: (
+    group,
+    *(f"{value:.9g}" for value in values),
+  )  # what follows from C = 6 N D is rounded
   for group, part in table.groups(whole, arguments.points, arguments.group).items():
-    columns = [table.column(part, arguments.points, own, f"--{key.lower()}") for key, own in scales]
+    columns = table.columns(part, arguments.points, scales, named)
     losses = table.column(part, arguments.points, arguments.loss, "--loss")
-    truth |= {(group, *map(float, key)): float(y) for *key, y in zip(*columns, losses, strict=True)}
+    for *values, y in zip(*(columns[name] for name in scales), losses, strict=True):
+      truth.setdefault(digits(group, values), []).append(float(y))
   ledger = []
   for path in arguments.score:
     sealed = forecasts.verify(read_json(path), path)
     for row in sealed["rows"]:
-      actual = truth.get((row["group"], *(row[key] for key, _ in scales if key in row)))
-      if actual is None:
+      if not all(name in row for name in scales):
         continue
+      actual = np.mean(truth.get(digits(row["group"], (row[name] for name in scales)), [np.nan]))  # of repeats
+      if np.isnan(actual):
+        continue
+      actual = float(actual)
       inside = {name: row[name][0] <= actual <= row[name][1] for name in row if name.startswith("interval")}
       ledger.append({**row, "sealed_at": sealed["sealed_at"], "actual": actual, "inside": inside,
                      "log_error": math.log(actual / row["predicted"])})  # fmt: skip

@@ -7,6 +7,7 @@ test (or validation, or val), they are the split, and the classes lie in them.
 import dataclasses
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,14 @@ def read(data: Config) -> Images:
 
 def _folder(root: Path, size: int) -> Images:
   require(root.is_dir(), f"config.data.path: no folder {str(root)!r}")
-  tops = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
+  tops = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))}
   train, heldout = ([tops[n] for n in names if n in tops] for names in (TRAIN, HELD_OUT))
   given = bool(train and heldout) and len(train) + len(heldout) == len(tops)
+  require(
+    given or not train,
+    f"config.data.path: {root} has {train[0].name if train else ''} beside {', '.join(sorted(tops))}: train and one of"
+    f" {', '.join(HELD_OUT)} are a split, and then nothing else lies there",
+  )
   parts = [(path, False) for path in train] + [(path, True) for path in heldout] if given else [(root, False)]
   found = [
     (file, own, file.relative_to(path).parts[0])
@@ -65,7 +71,7 @@ def _folder(root: Path, size: int) -> Images:
 
 
 def _is_picture(path: Path) -> bool:
-  return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+  return path.suffix.lower() in PICTURES and not any(part.startswith((".", "__MACOSX")) for part in path.parts[-3:])
 
 
 def _stack(files: Sequence[Path], size: int) -> np.ndarray:
@@ -166,10 +172,10 @@ def _idx(path: Path) -> np.ndarray:
   try:
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
       raw = file.read()
-  except (EOFError, OSError) as error:
+  except (EOFError, OSError, zlib.error) as error:
     raise UserError(f"config.data.path: {path} cannot be read: {error}") from error
   kind = IDX_TYPES.get(raw[2]) if len(raw) >= 4 and raw[:2] == b"\0\0" else None
-  require(kind is not None, f"config.data.path: {path} is no IDX file")
+  require(kind is not None and len(raw) >= 4 + 4 * raw[3], f"config.data.path: {path} is no IDX file")
   shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).astype(int).tolist())
   wanted = 4 + 4 * raw[3] + math.prod(shape) * np.dtype(kind).itemsize
   require(len(raw) == wanted, f"config.data.path: {path} has {len(raw)} bytes, its header says {wanted}: truncated?")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bigmodel.files import UserError
 from bigmodel.laws import chinchilla, summary
 from bigmodel.laws.points import Points
 
@@ -43,6 +44,8 @@ def multiplier(of: np.ndarray, terms: np.ndarray, C: Any) -> np.ndarray:
 
 def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> dict[str, Any]:
   """What B is worth in terms of A: multipliers by budget, their growth with scale, and the crossing."""
+  if a.convention != b.convention:
+    raise UserError(f"compare: A counts FLOPs as {a.convention}, B as {b.convention}")
   fits = [chinchilla.fit(points, bootstraps, seed) for seed, points in enumerate((a, b))]
   law_a, law_b = map(frontier, fits)
   C = np.geomspace(max(a.C.min(), b.C.min()), max(a.C.max(), b.C.max()), SCALES)
@@ -62,7 +65,7 @@ def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> 
   ]
   with np.errstate(all="ignore"):
     trend = np.log(worth[:, -1] / worth[:, 0]) / np.log(C[-1] / C[0])
-  trend = np.where(np.isfinite(trend), trend, np.inf)
+  trend = np.where(np.isnan(trend), 0.0, trend)  # never reached at either end
   grid = np.geomspace(C[0] / REACH, C[-1] * REACH, 400)
   ahead = loss(law_a, grid) > loss(law_b, grid)  # B is
   crossings = [float(grid[np.flatnonzero(np.diff(row))[-1]]) if np.diff(row).any() else math.inf for row in ahead]
@@ -93,7 +96,7 @@ def verdict(rows: list[dict[str, Any]], growth: list[float]) -> str:
   else:
     first = f"no difference beyond the noise at {C:.3g} FLOPs"
   if growth[0] > 0:
-    return f"{first}; its lead grows with scale"
+    return f"{first}; what it is worth grows with scale"
   if growth[1] < 0:
-    return f"{first}; its lead shrinks with scale"
-  return f"{first}; that it grows or shrinks with scale is not shown"
+    return f"{first}; what it is worth shrinks with scale"
+  return f"{first}; that it changes with scale is not shown"

@@ -139,9 +139,8 @@ def best(
   law: Law, sets: Sets, how: Loss, starts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """`(theta [R, P], objective [R], starts that reached it [R])` of each data set, from all starts of the law."""
-  given = law.starts() if starts is None else starts
   rows = zip(zip(*sets.columns, strict=True), sets.loss, sets.weights, strict=True)
-  projected = [project(law, given, *row) for row in rows]
+  projected = [project(law, law.starts(row[0]) if starts is None else starts, *row) for row in rows]
   unique, counts = zip(*(np.unique(own, axis=0, return_counts=True) for own in projected), strict=True)
   which = np.repeat(np.arange(len(sets)), [len(own) for own in unique])
   found = solve(law, sets, np.concatenate(unique), which, how)
@@ -215,5 +214,7 @@ def fit(
   weights = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
   sets = stack([(columns, y, weights)])
   (theta,), (value,), (reached,) = best(law, sets, how, starts)
+  if not np.isfinite(value):
+    raise UserError(f"law {law.name}: no start gives finite losses for these points")
   count = len(law.starts() if starts is None else starts)
   return Fit(law, columns, y, weights, how, theta, float(value), count, int(reached), np.empty((0, len(law.names))))

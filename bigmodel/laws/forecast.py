@@ -97,7 +97,8 @@ def r2_left_out(points: Points) -> float:
   """R^2 on the largest budget of a fit that has not seen it; NaN where too little is left."""
   budgets = points.budgets()
   last = budgets == budgets.max()
-  if (~last).sum() <= len(chinchilla.NAMES) or last.sum() < 2:
+  rest = points[~last]
+  if len(rest) <= len(chinchilla.NAMES) or last.sum() < 2 or min(len(np.unique(rest.N)), len(np.unique(rest.D))) < 2:
     return math.nan
   fitted = chinchilla.fit(points[~last], bootstraps=0)
   own = points[last]

@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,11 +65,20 @@ class Law:
     columns = [_unbounded(np.asarray(params[name], np.float64), bounds) for name, bounds in self.bounds.items()]
     return np.stack(np.broadcast_arrays(*columns), axis=-1)
 
-  def starts(self) -> np.ndarray:
-    """Every point of the grid [S, P]; linear parameters are 1, to be solved for."""
+  def starts(self, columns: Any = ()) -> np.ndarray:
+    """Every point of the grid [S, P]; linear parameters are 1, to be solved for.
+
+    Of laws of x a shift `g` starts at multiples of 1 / x, and breaks `d` at distances from ln x, of the largest x.
+    """
     nonlinear = [name for name in self.bounds if name not in self.linear]
     points = np.array(list(itertools.product(*(self.grid[name] for name in nonlinear))), np.float64)
     values = dict(zip(nonlinear, points.T, strict=True)) | dict.fromkeys(self.linear, 1.0)
+    largest = np.max(columns[0]) if self.columns == ("x",) and len(columns) else 1.0
+    for name in nonlinear:
+      if name == "g":
+        values[name] = values[name] / largest
+      elif re.fullmatch(r"d\d", name):
+        values[name] = values[name] + np.log(largest)
     return np.atleast_2d(self.theta(values))
 
 
@@ -111,6 +121,9 @@ def law(
     lacking = sorted(set(bounds) - set(linear) - set(grid))
     if lacking:
       raise UserError(f"law {name}: grid has no start for {', '.join(lacking)}")
+    others = [one for one in linear if bounds.get(one) != POSITIVE]
+    if others:
+      raise UserError(f"law {name}: linear parameters have the bounds POSITIVE; {', '.join(others)} has not")
     LAWS[name] = Law(name, source, value, columns, bounds, grid, linear, plain)
     return LAWS[name]
 
@@ -174,7 +187,7 @@ def power_offset(p, x):
   b=POSITIVE,
   c=(0, 5),
   g=POSITIVE,
-  grid={"c": FEW, "g": tuple(10.0**-k for k in (2, 4, 6, 8, 10, 12))},
+  grid={"c": FEW, "g": (1.0, 0.1, 0.01, 1e-3, 1e-4)},
 )
 def power_shifted(p, x):
   return p.b * jnp.exp(p.c * jnp.log(1 / x + p.g))
@@ -226,7 +239,7 @@ def _bnsl(breaks: int) -> None:
   grid: dict[str, tuple[float, ...]] = {"c0": (0.0, 0.1, 0.4)}
   for i in range(1, breaks + 1):
     bounds |= {f"c{i}": (-5, 5), f"d{i}": REAL, f"f{i}": (0.05, 20)}
-    places = (12.0, 15.0, 18.0, 21.0, 24.0) if breaks == 1 else ((13.0,), (18.0,), (22.0,))[i - 1]
+    places = (-9.0, -7.0, -5.0, -3.0, -1.0) if breaks == 1 else ((-7.0,), (-4.0,), (-1.5,))[i - 1]
     grid |= {f"c{i}": (0.2, 0.6), f"d{i}": places, f"f{i}": (0.5, 2.0)}
   law(f"bnsl{breaks}", "Caballero et al. 2023", grid=grid, linear=("a", "b"), **bounds)(
     lambda p, x: _broken(p, x, breaks)

@@ -33,6 +33,7 @@ class Fit:
   """Profiles by budget, and N* = k_n C^a, D* = k_d C^b through the minima that lie inside."""
 
   profiles: list[Profile]
+  points: int
   exponent_n: float
   exponent_d: float
   intervals: dict[str, list[float]]
@@ -62,6 +63,7 @@ def fit(points: Points, bootstraps: int = 400, seed: int = 0) -> Fit:
   interval = lambda x: [float(v) for v in np.nanquantile(x, [0.05, 0.95])] if np.isfinite(x).any() else [math.nan] * 2
   return Fit(
     profiles=profiles,
+    points=len(points),
     exponent_n=float(exponents[0, 0]),
     exponent_d=float(exponents[0, 1]),
     intervals={"a": interval(exponents[1:, 0]), "b": interval(exponents[1:, 1])},

@@ -20,7 +20,7 @@ class Result:
 
   @property
   def verdict(self) -> str:
-    if self.published is None:
+    if self.published is None or math.isnan(self.within):
       return ""
     return "the same" if abs(self.ours - self.published) <= self.within else "differs"
 

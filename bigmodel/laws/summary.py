@@ -82,6 +82,8 @@ def backtest(
   hidden = scale > scale.max() / factor
   if (~hidden).sum() <= len(law.names) + 1 or law.plain:
     return None
+  if any(len(np.unique(x[~hidden])) == 1 for x in columns):
+    return None
   below = fitting.fit(law, [x[~hidden] for x in columns], loss[~hidden], how=how)
   error = np.log(loss[hidden] / below.predict(*(x[hidden] for x in columns)))
   return {
@@ -134,6 +136,7 @@ def isoflop_facts(fit_: isoflop.Fit, convention: str) -> dict[str, Any]:
     "convention": convention,
     "params": fit_.params,
     "intervals": fit_.intervals,
+    "points": fit_.points,
     "profiles": [{"C": p.C, "coefficients": p.coefficients, "inside": p.inside} for p in fit_.profiles],
   }
 

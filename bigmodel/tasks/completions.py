@@ -17,7 +17,7 @@ def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, s
   """Prompts as tokens, with their references, of lines {"prompt": text, "completion": text}; bad ones by line."""
   require(Path(path).is_file(), f"--completions: no file {path!r}")
   found = []
-  for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+  for number, line in enumerate(_text(path).split("\n"), 1):
     if not line.strip():
       continue
     where = f"--completions: {path}, line {number}"
@@ -32,6 +32,13 @@ def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, s
     found.append((row, completion))
   require(bool(found), f"--completions: {path} has no prompts")
   return found
+
+
+def _text(path: str) -> str:
+  try:
+    return Path(path).read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(f"--completions: {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def score(

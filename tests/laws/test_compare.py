@@ -50,7 +50,7 @@ def test_a_lead_that_grows_and_a_crossing():
   low, high = found["crossing"]["interval90"]
   assert low < true < high
   assert found["growth"]["interval90"][0] > 0
-  assert "grows with scale" in found["verdict"]
+  assert "worth grows with scale" in found["verdict"]
 
 
 def test_the_frontier_is_the_loss_at_the_optimum():
