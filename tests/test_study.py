@@ -130,7 +130,8 @@ def test_the_same_command_trains_nothing(finished):
   assert again["laws"] == report["laws"]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 5])
 def test_a_study_that_was_killed_is_the_study_left_alone(finished, times):
   folder, _ = finished
   rng, kills = random.Random(1), 0
