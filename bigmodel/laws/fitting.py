@@ -138,7 +138,10 @@ def solve(
 def best(
   law: Law, sets: Sets, how: Loss, starts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """`(theta [R, P], objective [R], starts that reached it [R])` of each data set, from all starts of the law."""
+  """`(theta [R, P], objective [R], starts that reached it [R])` of each data set, from all starts of the law.
+
+  Linear parameters are solved for first: starts that differ in these alone become one, and count as many.
+  """
   rows = zip(zip(*sets.columns, strict=True), sets.loss, sets.weights, strict=True)
   projected = [project(law, law.starts(row[0]) if starts is None else starts, *row) for row in rows]
   unique, counts = zip(*(np.unique(own, axis=0, return_counts=True) for own in projected), strict=True)
