@@ -2,7 +2,7 @@
 
     python benchmarks/laws.py [--json] [--scipy-starts 90] [--scipy-refits 40]    (needs the published points)
 
-scipy's BFGS, with analytic gradients as PyTorch-free refits use it, runs some starts; its time is scaled to all.
+scipy's BFGS with analytic gradients runs some starts and refits; its time is scaled to all.
 """
 
 import argparse

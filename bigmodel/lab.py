@@ -226,10 +226,8 @@ def _score(arguments: Arguments) -> dict[str, Any]:
   scales = ("x",) if "x" in named else ("N", "D")
   whole = table.read(arguments.points)
   truth: dict[tuple, list[float]] = {}
-  digits = lambda group, values: (
-    group,
-    *(f"{value:.9g}" for value in values),
-  )  # what follows from C = 6 N D is rounded
+  # To nine digits: what follows from C = 6 N D is rounded.
+  digits = lambda group, values: (group, *(f"{value:.9g}" for value in values))
   for group, part in table.groups(whole, arguments.points, arguments.group).items():
     columns = table.columns(part, arguments.points, scales, named)
     losses = table.column(part, arguments.points, arguments.loss, "--loss")
