@@ -1,8 +1,9 @@
 """Curves of loss against one scale, extrapolated: the mean of two forms that mind the last points most.
 
 Picked by backtests within the training points of the 56 curves of Alabdulmohsin et al. 2022, though with the
-errors on their hidden points in view (`docs/laws.md`, `experiments/extrapolation.py`): power laws with an offset (their M2) and with a
-shift (M3), fitted by Huber's loss with weights in proportion to x, and averaged in logs.
+errors on their hidden points in view (`docs/laws.md`, `experiments/extrapolation.py`): power laws with an
+offset (their M2) and with a shift (M3), fitted by Huber's loss with weights in proportion to x, and averaged
+in logs.
 
 An interval is that mean times a multiple of a scale that is known before the truth: how far the forms
 disagree, and how wrong the curve's own forecasts were from half, a quarter and an eighth of its scale. The
