@@ -12,7 +12,8 @@ import signal
 import sys
 
 INTERRUPTED = 75
-LAB = ("fit", "forecast", "compare", "reproduce")
+LAB = ("fit", "compare", "reproduce")
+AHEAD = ("forecast", "design")
 USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "import_", "export": "export"}
 
 
@@ -24,10 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
-  from bigmodel import lab, use, verbs
+  from bigmodel import ahead, lab, use, verbs
   from bigmodel.files import UserError
 
-  room = lab if arguments.verb in LAB else use if arguments.verb in USE else verbs
+  rooms = {**dict.fromkeys(LAB, lab), **dict.fromkeys(AHEAD, ahead), **dict.fromkeys(USE, use)}
+  room = rooms.get(arguments.verb, verbs)
   verb = getattr(room, USE.get(arguments.verb, arguments.verb))
 
   try:
@@ -107,9 +109,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return verbs.add_parser(name, help=text, description=text, parents=[*parents, common], allow_abbrev=False)
 
   columns = argparse.ArgumentParser(add_help=False)
-  for name, what in (("n", "parameters N"), ("d", "tokens D"), ("c", "FLOPs C"), ("x", "the scale of curves")):
+  for name, what in (
+    ("n", "parameters N (fit: several, by commas, to see what counting otherwise does)"),
+    ("d", "tokens D"),
+    ("c", "FLOPs C"),
+    ("x", "the scale of curves"),
+  ):
     columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what}")
   columns.add_argument("--loss", default="loss", metavar="COLUMN")
+  columns.add_argument("--stderr", metavar="COLUMN", help="standard errors of the losses: fits weigh by them")
   columns.add_argument("--group", default="", metavar="COLUMN", help="a curve or fit for each of its values")
   columns.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="what else a law asks for")
   columns.add_argument("--drop-largest", type=int, default=0, metavar="K", help="leave out the K largest losses")
@@ -165,15 +173,28 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   forecast.add_argument(
     "--at", action="append", default=[], metavar="X|N,D|C|FILE.csv", help="where (repeatable): C is its optimal N and D"
   )
+  forecast.add_argument(
+    "--reach", type=float, action="append", default=[], metavar="LOSS", help="the least compute to it"
+  )
+  forecast.add_argument("--max-params", type=float, metavar="N", help="what fits into memory; for budgets and --reach")
+  forecast.add_argument("--max-tokens", type=float, metavar="D", help="what there is to train on")
+  forecast.add_argument("--served", type=float, metavar="TOKENS", help="of inference, at 2 N FLOPs each, in the budget")
+  forecast.add_argument("--law", default="", metavar="NAME,...", help="laws of N and D, weighted by their backtests")
+  forecast.add_argument("--intervals", choices=("bootstrap", "nuts"), default="bootstrap", help="nuts needs numpyro")
   forecast.add_argument("--seal", default="", metavar="FILE.json", help="keep the forecast with its time and hash")
   forecast.add_argument(
     "--score", nargs="+", default=[], metavar="FILE.json", help="compare sealed forecasts with POINTS"
   )
+  design = add("design", "which run to do next for a forecast: the most variance less for its compute", columns)
+  design.add_argument("points", metavar="POINTS.csv", help="one row a run")
+  design.add_argument("--target", type=float, required=True, metavar="FLOPS", help="the budget whose loss is forecast")
+  design.add_argument("--cap", type=float, metavar="FLOPS", help="of the next run, at most (a tenth of the target)")
   compare = add(
     "compare", "what one recipe's compute is worth in another's terms, by scale, and where they cross", columns
   )
   compare.add_argument("a", metavar="A", help="a study's folder, or a CSV with one row a run")
   compare.add_argument("b", metavar="B", help="the other; its compute is told in A's terms")
+  compare.add_argument("--report", default="", metavar="FILE.html", help="write it as a page, with plots")
   reproduce = add("reproduce", "published numbers of a paper beside ours: experiments/NAME.py")
   reproduce.add_argument("name", metavar="NAME")
   reproduce.add_argument("--data", default="", metavar="DIR", help="published points (or $BIGMODEL_SCALING_DATA)")

@@ -37,7 +37,7 @@ def _show(value: Any) -> str:
     return f"{value:,}"
   if isinstance(value, float):
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"
-  if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, float) for x in value):
+  if isinstance(value, list | tuple) and len(value) == 2 and all(x is None or isinstance(x, float) for x in value):
     return f"{_show(value[0])} to {_show(value[1])}"
   return str(value)
 

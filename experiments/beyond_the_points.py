@@ -25,8 +25,8 @@ def reproduce(data: Path) -> list[Result]:
   for cut in CUTS:
     fit = chinchilla.fit(known[cut >= known.C])
     above = known[cut < known.C]
-    said = forecast.at(fit, forecast.spread(fit), above.N, above.D, above.C)
-    alone = forecast.at(fit, forecast.Spread(0.0, 0.0, 0), above.N, above.D, above.C)
+    said = forecast.at(fit.known, forecast.spread(fit.known), (above.N, above.D))
+    alone = forecast.at(fit.known, forecast.Spread(0.0, 0.0, 0), (above.N, above.D))
     where = f"{len(above)} points above {cut:.0e}"
     rmsle = float(np.sqrt(np.mean(np.log(said["predicted"] / above.loss) ** 2)))
     held = lambda own, above=above: float(np.mean((own["low"] <= above.loss) & (above.loss <= own["high"])))

@@ -97,8 +97,8 @@ def test_bad_points_are_refused_in_one_line(tmp_path, capsys, text, flags, messa
 
 def test_what_a_reader_should_know_of_points_is_said():
   x = np.array([1.0, 2.0, 2.0, 4.0])
-  (same,) = table.warnings([x], np.array([4.0, 3.0, 2.9, 2.0]))
+  (same,) = table.warnings([x], np.array([4.0, 3.0, 2.9, 2.0]), range(2, 6))
   assert "rows 3 and 4 have the same scales and losses of 3 and 2.9" in same
-  (rises,) = table.warnings([x[[0, 1, 3]]], np.array([1.0, 2.0, 3.0]))
+  (rises,) = table.warnings([x[[0, 1, 3]]], np.array([1.0, 2.0, 3.0]), range(2, 5))
   assert "rises with scale" in rises
-  assert table.warnings([x[[0, 1, 3]]], np.array([3.0, 2.0, 1.0])) == []
+  assert table.warnings([x[[0, 1, 3]]], np.array([3.0, 2.0, 1.0]), range(2, 5)) == []

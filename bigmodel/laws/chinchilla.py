@@ -66,7 +66,7 @@ def _logs(theta: np.ndarray) -> np.ndarray:
 
 def rolling(sets: Sequence[Points]) -> np.ndarray:
   """Parameters, as `Fit.theta`, of each of several sets of points."""
-  stacked = fitting.stack([((own.N, own.D), own.loss, None) for own in sets])
+  stacked = fitting.stack([((own.N, own.D), own.loss, own.weights) for own in sets])
   return _logs(fitting.best(LAW, stacked, fitting.Loss())[0])
 
 
@@ -77,5 +77,5 @@ def log_loss(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndar
 
 def fit(points: Points, bootstraps: int = 400, seed: int = 0, starts: np.ndarray | None = None) -> Fit:
   """Fits the law; raises `UserError` with fewer points than parameters."""
-  known = fitting.fit(LAW, (points.N, points.D), points.loss, starts=starts)
+  known = fitting.fit(LAW, (points.N, points.D), points.loss, points.weights, starts=starts)
   return Fit(points, uncertainty.bootstrap(known, bootstraps, seed))

@@ -14,6 +14,7 @@ from bigmodel.laws import chinchilla, summary
 from bigmodel.laws.points import Points
 
 SCALES = 5  # budgets at which the multiplier is said
+DRAWN = 40  # budgets of the curves on the page
 REACH = 1e3  # times the smallest and the largest budget, within which a crossing is looked for
 
 
@@ -63,6 +64,10 @@ def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> 
     }
     for i in range(SCALES)
   ]
+  drawn = np.geomspace(C[0], C[-1], DRAWN)
+  of = lambda values: {"value": [float(x) for x in values[0]], "interval90": [interval(x) for x in values[1:].T]}
+  curves = {"C": drawn.tolist(), "a": of(loss(law_a, drawn)), "b": of(loss(law_b, drawn)),
+            "multiplier": of(multiplier(law_b, law_a, drawn))}  # fmt: skip
   with np.errstate(all="ignore"):
     trend = np.log(worth[:, -1] / worth[:, 0]) / np.log(C[-1] / C[0])
   trend = np.where(np.isnan(trend), 0.0, trend)  # never reached at either end
@@ -80,6 +85,8 @@ def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> 
         "share_of_draws": len(known) / max(len(crossings) - 1, 1),
       },
       "verdict": verdict(rows, interval(trend[1:])),
+      "curves": curves,
+      "points": [{"C": p.C.tolist(), "loss": p.loss.tolist()} for p in (a, b)],
       "laws": [summary.chinchilla_facts(fit) for fit in fits],
     }
   )

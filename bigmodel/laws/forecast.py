@@ -10,13 +10,14 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from bigmodel.files import UserError
-from bigmodel.laws import chinchilla
+from bigmodel.laws import chinchilla, fitting
 from bigmodel.laws.points import Points
 
 
@@ -44,7 +45,7 @@ def rolling_origin(points: Points) -> list[dict[str, float]]:
 
 HALVINGS = 6  # of the largest C, from which the law is asked about what lies above
 FEWEST = 16  # points to fit from such an origin
-WINDOW = 8.0  # times the origin, up to which it is asked
+WINDOW = math.log(8)  # beyond the origin, up to which it is asked
 SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors grow
 
 
@@ -57,39 +58,58 @@ class Spread:
   origins: int
 
 
-def spread(fit: chinchilla.Fit) -> Spread:
+def scale_of(columns: Sequence[Any]) -> np.ndarray:
+  """The sum of the logs of all columns: for N and D that is ln C but for a constant."""
+  return np.sum(np.broadcast_arrays(*(np.log(np.asarray(x, np.float64)) for x in columns)), axis=0)
+
+
+def spread(fit: fitting.Fit) -> Spread:
   """Measured on points whose budgets need not agree: the law is fitted below C / 2, C / 4, ... and asked above."""
-  points = fit.points
-  errors = lambda theta, own: np.log(own.loss) - chinchilla.log_loss(theta, np.log(own.N), np.log(own.D))
-  scales = points.C
-  top = scales.max()
-  near = points[scales > top / WINDOW]
-  noise = float(np.sqrt(np.mean(errors(fit.theta, near) ** 2)))
-  origins = [top / 2**k for k in range(1, HALVINGS + 1) if (scales <= top / 2**k).sum() >= FEWEST]
+  scale = scale_of(fit.columns)
+  noise = float(np.sqrt(np.mean(fit.residuals()[scale > scale.max() - WINDOW] ** 2)))
+  origins = [scale.max() - k * math.log(2) for k in range(1, HALVINGS + 1)]
+  origins = [origin for origin in origins if (scale <= origin).sum() >= FEWEST]
   if not origins:
     return Spread(noise, 0.0, 0)
+  part = lambda own: ([x[own] for x in fit.columns], fit.loss[own], fit.weights[own])
+  thetas, _, _ = fitting.best(fit.law, fitting.stack([part(scale <= origin) for origin in origins]), fit.how)
   growth = []
-  for origin, theta in zip(origins, chinchilla.rolling([points[scales <= o] for o in origins]), strict=True):
-    ahead = points[(scales > origin) & (scales <= WINDOW * origin)]
-    beyond = np.mean(np.maximum(errors(theta, ahead) ** 2 - noise**2, 0))
-    growth.append(beyond / np.mean(np.maximum(np.log(ahead.C / origin), SHORTEST) ** 2))
+  for origin, theta in zip(origins, thetas, strict=True):
+    columns, loss, _ = part((scale > origin) & (scale <= origin + WINDOW))
+    beyond = np.mean(np.maximum(np.log(loss / fit.predict(*columns, theta=theta)) ** 2 - noise**2, 0))
+    growth.append(beyond / np.mean(np.maximum(scale_of(columns) - origin, SHORTEST) ** 2))
   return Spread(noise, float(np.sqrt(np.mean(growth))), len(origins))
 
 
-def at(
-  fit: chinchilla.Fit, known: Spread, N: np.ndarray, D: np.ndarray, C: np.ndarray, level: float = 0.9
-) -> dict[str, Any]:
-  """Losses at (N, D) with an interval for one new run each; beyond the points it widens with the distance in ln C."""
-  log_n, log_d = np.log(N), np.log(D)
-  center = chinchilla.log_loss(fit.theta, log_n, log_d)
-  draws = np.array([chinchilla.log_loss(theta, log_n, log_d) for theta in fit.draws])
+def at(fit: fitting.Fit, known: Spread, columns: Sequence[Any], level: float = 0.9) -> dict[str, Any]:
+  """Losses at `columns` with an interval for one new run each, wider with the distance in ln C beyond the points."""
+  center = np.log(fit.predict(*columns))
+  draws = np.log(fit.predict(*columns, theta=fit.draws))
   draws = draws[np.isfinite(draws).all(axis=1)]
-  distance = np.maximum(np.log(C / fit.points.C.max()), 0)
+  distance = np.maximum(scale_of(columns) - scale_of(fit.columns).max(), 0)
   sd = np.sqrt(known.noise**2 + np.var(draws, axis=0) + (known.discrepancy * distance) ** 2)
   quantile = stats.norm.ppf(0.5 + level / 2)
   return {
     "predicted": np.exp(center), "low": np.exp(center - quantile * sd), "high": np.exp(center + quantile * sd),
     "distance": distance,
+  }  # fmt: skip
+
+
+def combined(
+  fits: Sequence[fitting.Fit], spreads: Sequence[Spread], columns: Sequence[Any], level: float = 0.9
+) -> dict[str, Any]:
+  """One forecast of several laws, weighted by how wrong each one's own forecasts were; what they differ by counts."""
+  weights = np.array([1 / max(known.discrepancy, known.noise / 10) ** 2 for known in spreads])
+  weights = (weights / weights.sum())[:, None]
+  said = [at(fit, known, columns, level) for fit, known in zip(fits, spreads, strict=True)]
+  logs = np.log([own["predicted"] for own in said])
+  quantile = stats.norm.ppf(0.5 + level / 2)
+  variances = np.array([(np.log(own["high"] / own["predicted"]) / quantile) ** 2 for own in said])
+  center = np.sum(weights * logs, axis=0)
+  half = quantile * np.sqrt(np.sum(weights * (variances + (logs - center) ** 2), axis=0))
+  return {
+    "predicted": np.exp(center), "low": np.exp(center - half), "high": np.exp(center + half),
+    "distance": said[0]["distance"],
   }  # fmt: skip
 
 

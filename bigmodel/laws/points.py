@@ -20,12 +20,23 @@ class Points:
   C: np.ndarray
   loss: np.ndarray
   convention: str = "given"
+  weights: np.ndarray | None = None  # of each in a fit; None: all alike
+  rows: np.ndarray | None = None  # of the CSV
 
   def __len__(self) -> int:
     return len(self.loss)
 
   def __getitem__(self, index: Any) -> "Points":
-    return Points(self.N[index], self.D[index], self.C[index], self.loss[index], self.convention)
+    part = lambda x: None if x is None else x[index]
+    return Points(
+      self.N[index],
+      self.D[index],
+      self.C[index],
+      self.loss[index],
+      self.convention,
+      part(self.weights),
+      part(self.rows),
+    )
 
   def budgets(self) -> np.ndarray:
     """The FLOP budget of each point: C rounded to the nearest of the groups it falls into.
@@ -52,17 +63,21 @@ def from_records(records: Sequence[dict[str, Any]], convention: str) -> Points:
   return Points(column(params_of(convention)), column("tokens"), column(convention), column("loss_eval"), convention)
 
 
-def from_csv(path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0) -> Points:
+def from_csv(
+  path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0, stderr: str | None = None
+) -> Points:  # fmt: skip
   """Reads a CSV; the one of N, D and C that has no column follows from C = 6 N D.
 
-  `drop_largest` leaves out the points with that many largest losses.
+  `drop_largest` leaves out the points with that many largest losses; `stderr` has the losses' standard errors.
   """
   read = table.read(path)
   if sum(name is not None for name in (n, d, c)) < 2:
     raise UserError("--n, --d, --c: name the columns of at least two")
   named = {name: own for name, own in (("N", n), ("D", d), ("C", c)) if own is not None}
   found = table.columns(read, path, ("N", "D", "C"), named)
-  points = Points(found["N"], found["D"], found["C"], table.column(read, path, loss, "--loss"))
+  losses = table.column(read, path, loss, "--loss")
+  weights = table.weights(losses, table.column(read, path, stderr, "--stderr")) if stderr else None
+  points = Points(found["N"], found["D"], found["C"], losses, weights=weights, rows=read[table.ROW].to_numpy())
   if not 0 <= drop_largest < len(points):
     raise UserError(f"--drop-largest: {drop_largest} of {len(points)} points")
   if drop_largest:

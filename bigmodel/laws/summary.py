@@ -55,10 +55,12 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
   }
 
 
-def law_facts(law: Law, columns: Sequence[np.ndarray], loss: np.ndarray) -> dict[str, Any]:
+def law_facts(
+  law: Law, columns: Sequence[np.ndarray], loss: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, Any]:
   """One entry of `laws` for any law: parameters, intervals, how well it converged, ridges and a backtest."""
   how = fitting.Loss("squares", 1.0) if law.plain else fitting.Loss()
-  fit_ = uncertainty.bootstrap(fitting.fit(law, columns, loss, how=how))
+  fit_ = uncertainty.bootstrap(fitting.fit(law, columns, loss, weights, how))
   return plain(
     {
       "name": law.name,
@@ -69,13 +71,18 @@ def law_facts(law: Law, columns: Sequence[np.ndarray], loss: np.ndarray) -> dict
       "points": len(loss),
       "starts_at_optimum": [fit_.reached, fit_.starts],
       "ridges": uncertainty.ridges(fit_),
-      "backtest": backtest(law, columns, loss, how),
+      "backtest": backtest(law, columns, loss, how, weights),
     }
   )
 
 
 def backtest(
-  law: Law, columns: Sequence[np.ndarray], loss: np.ndarray, how: fitting.Loss, factor: float = 4.0
+  law: Law,
+  columns: Sequence[np.ndarray],
+  loss: np.ndarray,
+  how: fitting.Loss,
+  weights: np.ndarray | None = None,
+  factor: float = 4.0,
 ) -> dict[str, Any] | None:
   """The law fitted without the points within `factor` of the largest scale, asked about them."""
   scale = np.prod([np.asarray(x, np.float64) for x in columns if len(np.unique(x)) > 1], axis=0)
@@ -84,7 +91,8 @@ def backtest(
     return None
   if any(len(np.unique(x[~hidden])) == 1 for x in columns):
     return None
-  below = fitting.fit(law, [x[~hidden] for x in columns], loss[~hidden], how=how)
+  own = None if weights is None else weights[~hidden]
+  below = fitting.fit(law, [x[~hidden] for x in columns], loss[~hidden], own, how)
   error = np.log(loss[hidden] / below.predict(*(x[hidden] for x in columns)))
   return {
     "points": int(hidden.sum()),
@@ -207,13 +215,18 @@ def make_forecast(
   return plain({"law": "chinchilla", "convention": convention, **facts})
 
 
-def fit_points(points: Points, at: Sequence[float] = ()) -> dict[str, Any]:
-  """`bigmodel fit`: the law of anybody's points and its optimum at the budgets that are asked for."""
+def fit_points(points: Points, at: Sequence[float] = (), others: dict[str, Points] | None = None) -> dict[str, Any]:
+  """`bigmodel fit`: the law of anybody's points and its optimum at the budgets that are asked for.
+
+  `others` are the same runs with parameters counted otherwise.
+  """
   for C in at:
     if not C > 0:
       raise UserError(f"--at: {C:g} is not a positive number of FLOPs")
   fit_ = chinchilla.fit(points)
-  return plain({"laws": [chinchilla_facts(fit_)], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
+  again = {name: chinchilla.fit(own, bootstraps=0).params for name, own in (others or {}).items()}
+  facts = chinchilla_facts(fit_) | ({"other_conventions": again} if again else {})
+  return plain({"laws": [facts], "optimum": [chinchilla_optimum(fit_, C) for C in at]})
 
 
 def fit_profiles(points: Points) -> dict[str, Any]:

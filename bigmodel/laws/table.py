@@ -9,27 +9,30 @@ import polars as pl
 from bigmodel.config import nearest
 from bigmodel.files import UserError
 
+ROW = "\0row"  # of the file, for messages; whatever part of the table is looked at
+
 
 def read(path: str) -> pl.DataFrame:
   try:
-    return pl.read_csv(path, infer_schema_length=10_000)
+    return pl.read_csv(path, infer_schema_length=10_000).with_row_index(ROW, offset=2)
   except Exception as error:
     raise UserError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]})") from error
 
 
+def names(table: pl.DataFrame) -> list[str]:
+  return [name for name in table.columns if name != ROW]
+
+
 def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
   """A column of positive numbers."""
-  if name not in table.columns:
-    raise UserError(
-      f"{path}: no column {name!r} for {flag}{nearest(name, table.columns)}; it has {', '.join(table.columns)}"
-    )
+  own = names(table)
+  if name not in own:
+    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, own)}; it has {', '.join(own)}")
   values = table[name].cast(pl.Float64, strict=False).to_numpy()
   wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
   if len(wrong):
-    raise UserError(
-      f"{path}: column {name!r}, row {wrong[0] + 2}: {table[name][int(wrong[0])]!r} is not a positive number"
-      f" ({len(wrong)} such rows)"
-    )
+    row, value = table[ROW][int(wrong[0])], table[name][int(wrong[0])]
+    raise UserError(f"{path}: column {name!r}, row {row}: {value!r} is not a positive number ({len(wrong)} such rows)")
   return values
 
 
@@ -51,8 +54,14 @@ def columns(table: pl.DataFrame, path: str, wanted: Iterable[str], named: dict[s
   return found
 
 
-def warnings(known: Sequence[np.ndarray], loss: np.ndarray) -> list[str]:
-  """What a reader should know of points before believing a fit to them."""
+def weights(loss: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+  """Of points in a fit, with a mean of 1: inverse variances of their logs."""
+  found = (loss / stderr) ** 2
+  return found / found.mean()
+
+
+def warnings(known: Sequence[np.ndarray], loss: np.ndarray, places: Sequence[int]) -> list[str]:
+  """What a reader should know of points before believing a fit to them; `places` are their rows of the file."""
   said: list[str] = []
   keys: dict[tuple[float, ...], list[int]] = {}
   for row, key in enumerate(zip(*known, strict=True)):
@@ -61,7 +70,7 @@ def warnings(known: Sequence[np.ndarray], loss: np.ndarray) -> list[str]:
   if differ:
     rows = differ[0]
     said.append(
-      f"rows {rows[0] + 2} and {rows[1] + 2} have the same scales and losses of {loss[rows[0]]:.5g} and"
+      f"rows {places[rows[0]]} and {places[rows[1]]} have the same scales and losses of {loss[rows[0]]:.5g} and"
       f" {loss[rows[1]]:.5g} ({len(differ)} such sets): taken for noise"
     )
   scale = np.sum([np.log(x) for x in known], axis=0)
@@ -74,7 +83,7 @@ def groups(table: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]
   """The table by the values of a column, or whole as ''."""
   if not name:
     return {"": table}
-  if name not in table.columns:
-    raise UserError(f"{path}: no column {name!r} for --group{nearest(name, table.columns)}")
+  if name not in names(table):
+    raise UserError(f"{path}: no column {name!r} for --group{nearest(name, names(table))}")
   parts: Any = table.partition_by(name, maintain_order=True, as_dict=True)
   return {str(key[0]): part for key, part in parts.items()}

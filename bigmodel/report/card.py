@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.offline
 from plotly.subplots import make_subplots
 
 from bigmodel.data import tokenizer
 from bigmodel.data.corpus import Corpus
 from bigmodel.data.examples import Examples
 from bigmodel.data.pipeline import Data
-from bigmodel.files import absolute, write_text
 from bigmodel.report import figures, page
 
 SAMPLES = 24
@@ -30,14 +28,8 @@ def write(path: str, data: Data, tokens: tokenizer.Tokenizer | None = None) -> N
     columns, plots, texts = ("examples",), _pictures(data), []
   splits = [(split, *(facts[name] for name in columns)) for split, facts in card["splits"].items()]
   tables = [("Splits", "", ("split", *columns), splits), *_tables(card)]
-  button = {"displayModeBar": False, "responsive": True}
-  drawn = [
-    (title, figure.to_html(full_html=False, include_plotlyjs=False, config=button, div_id=f"plot-{i}"))
-    for i, (title, figure) in enumerate(plots)
-  ]
-  script = plotly.offline.get_plotlyjs() if drawn else ""
-  shown = {"card": card, "what": what, "tables": tables, "plots": drawn, "texts": texts, "plotly": script}
-  write_text(absolute(path), page.environment().get_template("card.html.j2").render(shown))
+  title, drawn = f"{card['name']}: a data card", [(title, "", figure) for title, figure in plots]
+  page.tables(path, title, card["name"], f"{what}. sha256 {card['sha256'][:16]}", tables, drawn, texts)
 
 
 def _tables(card: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...], list[tuple]]]:

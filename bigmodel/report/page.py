@@ -1,6 +1,7 @@
 """One page for a study: report.html, self-contained, and report.json with the same numbers."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def environment() -> jinja2.Environment:
   made = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
-  made.filters |= {"duration": duration, "number": number, "interval": interval}
+  made.filters |= {"duration": duration, "number": number, "interval": interval, "cell": cell}
   return made
 
 
@@ -178,6 +179,26 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
   return (
     environment().get_template("page.html.j2").render(facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs())
   )
+
+
+Table = tuple[str, str, Sequence[str], Sequence[Sequence[Any]]]  # title, text, columns, rows
+
+
+def tables(
+  path: epath.PathLike, title: str, heading: str, what: str, shown: Sequence[Table],
+  plots: Sequence[tuple[str, str, Any]], texts: Sequence[str] = (), plots_first: bool = False,
+) -> None:  # fmt: skip
+  """Writes a page of tables, plots (title, text, figure) and texts."""
+  button = {"displayModeBar": False, "responsive": True}
+  drawn = [
+    (name, text, figure.to_html(full_html=False, include_plotlyjs=False, config=button, div_id=f"plot-{i}"))
+    for i, (name, text, figure) in enumerate(plots)
+  ]
+  facts = {
+    "title": title, "heading": heading, "what": what, "tables": shown, "plots": drawn, "texts": texts,
+    "plots_first": plots_first, "plotly": plotly.offline.get_plotlyjs() if drawn else "",
+  }  # fmt: skip
+  write_text(absolute(path), environment().get_template("tables.html.j2").render(facts))
 
 
 def _save_figures(workdir: epath.Path, drawn: dict[str, tuple[str, Any]], form: str) -> None:
@@ -205,6 +226,13 @@ def number(value: Any, digits: int = 4) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def cell(value: Any) -> str:
+  """A cell of a table: numbers, intervals and words."""
+  if isinstance(value, list | tuple):
+    return interval(value)
+  return number(value) if value is None or isinstance(value, int | float) else str(value)
 
 
 def interval(pair: Any) -> str:

@@ -1,0 +1,94 @@
+"""A Bayesian fit by NUTS (numpyro), with heavy-tailed noise that depends on scale.
+
+ln loss = ln law(theta) + noise. The noise is Student's, with its own degrees of freedom, and its log changes
+linearly with the log of the scale. Forecasts add the discrepancy that `laws.forecast` measures by rolling origins: a
+discrepancy inferred from the points themselves (a random walk along the scale) stays far too small, for the law bends
+to follow it (`docs/laws.md`).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodel.files import UserError
+from bigmodel.laws import forecast, uncertainty
+from bigmodel.laws.fitting import Fit
+
+WIDE = 5.0  # standard deviation of the prior of each unbounded parameter around the fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+  """Draws of everything: the law's parameters are those of `fit.draws`."""
+
+  fit: Fit
+  noise: np.ndarray  # [S, 2]: log of its scale in the middle, and how it changes with the log of the scale
+  freedom: np.ndarray  # [S]
+  divergences: int
+  r_hat: float  # of the worst parameter; near 1 when chains agree
+
+  def predict(self, columns: Any, known: forecast.Spread, level: float = 0.9, seed: int = 0) -> dict[str, Any]:
+    """As `forecast.at`: the median of one new run's loss at each of some points, and its interval."""
+    rng = np.random.default_rng(seed)
+    log_loss = np.log(self.fit.predict(*columns, theta=self.fit.draws))  # [S, points]
+    own, scale = forecast.scale_of(self.fit.columns), forecast.scale_of(columns)
+    distance = np.maximum(scale - own.max(), 0)
+    bent = known.discrepancy * distance * rng.normal(size=(len(log_loss), 1))
+    sd = np.exp(self.noise[:, :1] + self.noise[:, 1:] * (scale - own.mean()))
+    drawn = log_loss + bent + sd * rng.standard_t(self.freedom[:, None], size=log_loss.shape)
+    low, center, high = np.exp(np.nanquantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0))
+    return {"predicted": center, "low": low, "high": high, "distance": distance}
+
+
+def sample(fit: Fit, draws: int = 500, warmup: int = 500, chains: int = 2, seed: int = 0) -> Posterior:
+  """Draws from the posterior; they begin at the fit, in the directions that its bootstrap has."""
+  try:
+    import numpyro
+    from numpyro import distributions as dist
+    from numpyro.diagnostics import gelman_rubin
+    from numpyro.infer import MCMC, NUTS
+  except ImportError as error:
+    raise UserError("--intervals=nuts: needs numpyro; pip install 'bigmodel[bayes]'") from error
+  if fit.plain:
+    raise UserError(f"--intervals=nuts: law {fit.law.name} has no residuals in logs")
+  known = uncertainty.bootstrap(fit, 200)
+  center, spread = _directions(known)
+  scale = forecast.scale_of(fit.columns)
+  y, typical = np.log(fit.loss), float(np.std(fit.residuals())) + 1e-6
+
+  before = dist.Normal(jnp.array([np.log(typical), 0.0]), jnp.array([1.5, 0.3]))
+
+  def model() -> None:
+    z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (len(center),)))
+    theta = numpyro.deterministic("theta", center + spread @ z)
+    numpyro.factor("prior", dist.Normal(center, WIDE).log_prob(theta).sum())
+    noise: Any = numpyro.sample("noise", before.to_event(1))
+    freedom = numpyro.sample("freedom", dist.Gamma(2.0, 0.1))
+    expected = jnp.log(fit.law.predict(theta, fit.columns))
+    sd = jnp.exp(noise[0] + noise[1] * (scale - scale.mean()))
+    numpyro.sample("y", dist.StudentT(1 + freedom, expected, sd), obs=y)
+
+  with jax.enable_x64(True):
+    start = {"z": jnp.zeros(len(center)), "noise": jnp.array([np.log(typical), 0.0]), "freedom": jnp.float64(10)}
+    kernel = NUTS(model, init_strategy=numpyro.infer.init_to_value(values=start))
+    mcmc = MCMC(
+      kernel, num_warmup=warmup, num_samples=draws, num_chains=chains, chain_method="vectorized", progress_bar=False
+    )
+    mcmc.run(jax.random.key(seed), extra_fields=("diverging",))
+    got = {name: np.asarray(x) for name, x in mcmc.get_samples(group_by_chain=True).items()}
+    diverged = int(np.sum(np.asarray(mcmc.get_extra_fields()["diverging"])))
+  r_hat = max(float(np.max(gelman_rubin(got[name]))) for name in ("theta", "noise", "freedom"))
+  flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in got.items()}
+  drawn = dataclasses.replace(fit, draws=flat["theta"])
+  return Posterior(drawn, flat["noise"], 1 + flat["freedom"], diverged, r_hat)
+
+
+def _directions(known: Fit) -> tuple[np.ndarray, np.ndarray]:
+  """The fit, and a square root of the covariance of its draws, which makes the posterior nearly round."""
+  usable = known.draws[np.isfinite(known.draws).all(axis=1)]
+  covariance = np.cov(usable.T).reshape(len(known.theta), -1)
+  values, vectors = np.linalg.eigh(covariance)
+  return known.theta, vectors * np.sqrt(np.clip(values, 1e-8, WIDE**2))

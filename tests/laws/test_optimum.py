@@ -1,0 +1,119 @@
+"""Optima under limits, the least compute to a loss, and which run to do next."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bigmodel.laws import chinchilla, design, fitting, forecast, optimum
+from bigmodel.laws.optimum import Limits
+from bigmodel.laws.points import Points
+
+PARAMS = {"A": 480.0, "B": 2100.0, "E": 1.8, "alpha": 0.35, "beta": 0.37}
+THETA = np.array([np.log(PARAMS["A"]), np.log(PARAMS["B"]), np.log(PARAMS["E"]), 0.35, 0.37])
+
+
+def loss(N, D):
+  return PARAMS["E"] + PARAMS["A"] / N ** PARAMS["alpha"] + PARAMS["B"] / D ** PARAMS["beta"]
+
+
+def runs(seed=0, noise=2e-3, top=1e20):
+  C = np.repeat(np.geomspace(1e17, top, 6), 7)
+  N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(0.2, 5, 7), 6)
+  D = C / 6 / N
+  return Points(N, D, C, loss(N, D) * np.exp(noise * np.random.default_rng(seed).normal(size=len(C))))
+
+
+@pytest.fixture(scope="module")
+def fit():
+  return chinchilla.fit(runs(), 200)
+
+
+@pytest.mark.parametrize("C", [1e18, 1e24])
+def test_without_limits_it_is_the_closed_form(fit, C):
+  N, D, low = optimum.best(fit.theta[None], C, 6.0)
+  assert (N[0], D[0]) == pytest.approx(fit.optimum(C), rel=1e-6)
+  assert optimum.reach(fit.theta[None], low, 6.0)[0][0] == pytest.approx(C, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+  "limits", [Limits(params=1e9), Limits(tokens=1e11), Limits(served=2e12), Limits(3e9, 1e12, 1e11)]
+)
+def test_no_size_within_the_limits_is_better(limits):
+  """Against a fine grid of sizes; the other way, from the loss back to the compute, agrees."""
+  C, k = 1e23, 6.0
+  N, D, low = optimum.best(THETA[None], C, k, limits)
+  sizes = np.geomspace(1e6, limits.params if np.isfinite(limits.params) else 1e14, 40_001)
+  data = np.minimum(C / (k * sizes) - limits.served / 3, limits.tokens)
+  grid = np.where(data > 0, loss(sizes, np.maximum(data, 1)), np.inf)
+  assert low[0] <= grid.min() * (1 + 1e-12)
+  assert low[0] == pytest.approx(grid.min(), rel=1e-5)
+  assert N[0] <= limits.params
+  assert D[0] <= limits.tokens * (1 + 1e-12)
+  spent = k * N[0] * (D[0] + limits.served / 3)
+  assert spent <= C * (1 + 1e-9)
+  needed, _, _ = optimum.reach(THETA[None], low, k, limits)
+  assert needed[0] == pytest.approx(spent, rel=1e-6)
+
+
+def test_a_model_that_will_serve_is_smaller_and_sees_more():
+  """Sardana et al. 2024: the more is served, the smaller and the longer trained."""
+  sizes = [optimum.reach(THETA[None], 2.1, 6.0, Limits(served=served)) for served in (0.0, 1e11, 1e12, 1e13)]
+  total, N, D = (np.array(column).ravel() for column in zip(*sizes, strict=True))
+  assert (np.diff(total) > 0).all()
+  assert (np.diff(N) < 0).all()
+  assert (np.diff(D) > 0).all()
+  assert loss(N, D) == pytest.approx(2.1, rel=1e-9)
+
+
+def test_a_loss_below_the_irreducible_one_is_reached_by_nobody(fit):
+  said = optimum.least(fit, 1.2)
+  assert said["C"] is None
+  assert said["reached_in"] == 0
+  assert optimum.least(fit, 2.5)["reached_in"] == 1
+  assert optimum.reach(THETA[None], 2.1, 6.0, Limits(tokens=1e9))[0][0] == np.inf  # E + B / D^beta alone is more
+
+
+def test_being_off_costs_compute_and_intervals_hold_the_truth(fit):
+  said = optimum.at(fit, 1e21)
+  N, _, _ = optimum.best(THETA[None], 1e21, 6.0)
+  assert said["N_interval90"][0] < N[0] < said["N_interval90"][1]
+  assert [row["times"] for row in said["off"]] == list(optimum.OFF)
+  cost = [row["compute"] for row in said["off"]]
+  assert cost[0] < cost[1] < 1 > cost[2] > cost[3]
+  for row in said["off"]:  # so much of the compute, spent well, is as good
+    assert optimum.best(fit.theta[None], row["compute"] * 1e21, 6.0)[2][0] == pytest.approx(row["loss"], rel=1e-9)
+
+
+def test_a_run_lowers_the_variance_as_was_foretold():
+  """Of 100 data sets, with and without the run: how far their forecasts spread, against what one of them foretold."""
+  noise, C = 1e-3, 1e22
+  fit = chinchilla.fit(runs(noise=noise), 400)
+  known = forecast.Spread(noise, discrepancy=0.0, origins=1)
+  N, D = (float(x[0]) for x in optimum.best(THETA[None], C, 6.0)[:2])
+  before, after = [], []
+  for seed in range(100):
+    points = runs(seed, noise)
+    measured = loss(N, D) * np.exp(noise * np.random.default_rng(1000 + seed).normal())
+    both = [(points.N, N), (points.D, D), (points.C, C), (points.loss, measured)]
+    before.append(points)
+    after.append(Points(*(np.append(old, new) for old, new in both)))
+  sets = fitting.stack([((own.N, own.D), own.loss, None) for own in before + after])
+  thetas, _, _ = fitting.best(chinchilla.LAW, sets, fitting.Loss(), starts=fit.known.theta[None])
+  errors = np.log(fit.known.predict(N, D, theta=thetas)) - np.log(loss(N, D))
+  found = np.mean(np.square(errors[100:])) / np.mean(np.square(errors[:100]))
+  foretold = design.variance(fit, known, (N, D, C), (N, D, C))["parameters"]
+  foretold /= design.variance(fit, known, (N, D, C))["parameters"]
+  assert 0.2 < foretold < 0.8
+  assert found == pytest.approx(foretold, abs=0.2)
+
+
+def test_the_next_run_is_large_when_the_discrepancy_rules_and_edges_are_told(fit):
+  wide = design.design(fit, forecast.Spread(2e-3, 0.02, 6), 1e22, 1e21)
+  assert wide["next"]["C"] > fit.points.C.max()
+  assert max(row["reduction"] for row in wide["candidates"]) == wide["candidates"][-1]["reduction"]
+  assert all(edge["inside"] for edge in wide["edges"])
+  small = dataclasses.replace(fit, points=fit.points[fit.points.N < 0.1 * np.sqrt(fit.points.C)])
+  assert not any(edge["inside"] for edge in design.edges(small.points))
+  none = design.design(fit, forecast.Spread(2e-3, 0.0, 6), 1e20, 1e17)
+  assert none["next"] is None or none["next"]["reduction"] >= design.WORTH
