@@ -45,6 +45,11 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def write_text(path: epath.PathLike, text: str) -> None:
   """Writes a whole file atomically: a reader sees the old file or the new one."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+  """As `write_text`."""
   if not _writer and not epath.Path(path).is_relative_to(cache_dir()):
     return
   path = epath.Path(path)
@@ -53,12 +58,12 @@ def write_text(path: epath.PathLike, text: str) -> None:
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
       if "://" not in str(path):
-        with open(temporary, "w", encoding="utf-8") as file:
-          file.write(text)
+        with open(temporary, "wb") as file:
+          file.write(content)
           file.flush()
           os.fsync(file.fileno())
       else:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
       temporary.replace(path)
     except BaseException:
       with contextlib.suppress(OSError):

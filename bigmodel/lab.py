@@ -101,7 +101,9 @@ def _fit_points(arguments: Arguments) -> dict[str, Any]:
           raise
         warnings.append(f"{prefix}{error}")
       if law is laws[0]:
-        warnings += [prefix + w for w in table.warnings([columns[name] for name in law.columns], loss, part[table.ROW].to_list())]
+        warnings += [
+          prefix + w for w in table.warnings([columns[name] for name in law.columns], loss, part[table.ROW].to_list())
+        ]
     hidden = lambda facts: (facts["backtest"] or {"rms_log_error": float("inf")})["rms_log_error"]
     found += sorted(own, key=hidden)  # the best forecaster first
   if not found:

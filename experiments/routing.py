@@ -20,7 +20,8 @@ PUBLISHED = {"a": (-0.0874, 5e-5), "b": (-0.138, 5e-4), "c": (0.0126, 5e-5), "d"
 
 
 def reproduce(data: Path) -> list[Result]:
-  runs = pl.read_csv(data / "clark_moe" / "final_step.csv").filter(
+  curves = pl.read_csv(data / "clark_moe" / "curves.csv.gz")
+  runs = curves.filter(pl.col("step") == pl.col("step").max().over("hyper_id")).filter(
     pl.col("routing_frequency") == 0.5, pl.col("k") == 1, pl.col("seed") == 42,
     pl.col("router_type").is_in(["Hash", "Dense"]),
   )  # fmt: skip

@@ -1,9 +1,11 @@
 """The law lab as a command: laws of any CSV, forecasts that are kept and scored, bad rows named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from bigmodel import cli
 from bigmodel.files import UserError
@@ -62,17 +64,114 @@ def test_a_forecast_is_sealed_kept_and_scored(tmp_path, capsys):
   assert "not what was sealed" in err
 
 
-def test_forecasts_of_sizes_and_tokens_and_of_a_budget(tmp_path, capsys):
+TRUE = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.36}
+
+
+def surface(N, D, saved=1.0):
+  n, d = N * saved**0.5, D * saved**0.5
+  return TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / d ** TRUE["beta"]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+  """36 runs with noise; `other` counts parameters otherwise, `se` is the noise: of one in six ten times more."""
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
-  true = lambda n, d: 1.7 + 400 / n**0.34 + 1500 / d**0.36
-  noise = np.exp(1e-3 * np.random.default_rng(0).normal(size=36))
-  points = csv(tmp_path / "p.csv", "n,d,loss", N, D, true(N, D) * noise)
+  rng = np.random.default_rng(0)
+  se = np.where(np.arange(36) % 6 == 3, 1e-2, 1e-3) * surface(N, D)
+  loss = surface(N, D) + se * rng.normal(size=36)
+  return csv(tmp_path_factory.mktemp("points") / "p.csv", "n,other,d,loss,se", N, 2 * N**0.97, D, loss, se)
+
+
+def test_forecasts_of_sizes_and_tokens_and_of_a_budget(points, capsys):
   code, said, _ = run(capsys, "forecast", points, "--n=n", "--d=d", "--at=4e9,4e11", "--at=1e22")
   assert code == 0
   for row in said["rows"]:
-    assert row["interval90"][0] < true(row["N"], row["D"]) < row["interval90"][1]
+    assert row["interval90"][0] < surface(row["N"], row["D"]) < row["interval90"][1]
     assert row["interval50"][1] - row["interval50"][0] < row["interval90"][1] - row["interval90"][0]
   assert said["rows"][1]["C"] == pytest.approx(1e22)
+  (best,) = said["optimum"]
+  assert best["spent"] == pytest.approx(1e22)
+  assert best["N_interval90"][0] < best["N"] < best["N_interval90"][1]
+  assert len(best["off"]) == 4
+
+
+def test_a_forecast_minds_limits_and_says_what_a_loss_costs(points, capsys):
+  """What is served makes the best model smaller; too little memory costs compute; a loss below E is out of reach."""
+  ask = lambda *more: run(capsys, "forecast", points, "--n=n", "--d=d", "--law=chinchilla", *more)[1]
+  free, serving = ask("--at=1e22", "--reach=2.2", "--reach=1.2"), ask("--at=1e22", "--served=1e12")
+  assert serving["rows"][0]["N"] < 0.7 * free["rows"][0]["N"]
+  small = ask("--at=1e22", "--reach=2.2", f"--max-params={free['rows'][0]['N'] / 8}")
+  assert small["rows"][0]["N"] == pytest.approx(free["rows"][0]["N"] / 8)
+  assert small["rows"][0]["predicted"] > free["rows"][0]["predicted"]
+  assert small["reached"][0]["C"] >= free["reached"][0]["C"]
+  assert free["reached"][1]["C"] is None
+  code, _, err = run(capsys, "forecast", points, "--n=n", "--d=d", "--at=1e22", "--served=-1")
+  assert code == 2
+  assert "--served: -1 is not a positive number" in err
+
+
+def test_the_next_run_is_designed(points, capsys):
+  code, said, _ = run(capsys, "design", points, "--n=n", "--d=d", "--target=1e23", "--cap=1e22")
+  assert code == 0
+  assert len(said["candidates"]) == 9
+  assert said["next"] in said["candidates"]
+  assert all(0 <= row["reduction"] <= 1 for row in said["candidates"])
+
+
+def test_parameters_counted_otherwise_are_fitted_beside(points, capsys):
+  _, said, _ = run(capsys, "fit", points, "--n=n,other", "--d=d")
+  (law,) = said["laws"]
+  assert law["other_conventions"]["other"]["alpha"] == pytest.approx(law["params"]["alpha"] / 0.97, rel=1e-3)
+  code, _, err = run(capsys, "fit", points, "--n=n,othr", "--d=d")
+  assert code == 2
+  assert "no column 'othr' for --n" in err
+
+
+def test_runs_are_weighed_by_their_standard_errors(points, tmp_path, capsys):
+  """A run of which nothing is known but that it was run changes nothing; one that is trusted does."""
+  lines = Path(points).read_text().splitlines()
+  fitted = []
+  for stderr in (None, 1e9, 1e-3):
+    wrong = [] if stderr is None else [f"3e7,3e7,3e10,9,{stderr}"]
+    (tmp_path / "p.csv").write_text("\n".join([*lines, *wrong]) + "\n")
+    code, said, _ = run(capsys, "fit", tmp_path / "p.csv", "--n=n", "--d=d", "--stderr=se")
+    assert code == 0
+    fitted.append(said["laws"][0]["params"])
+  assert fitted[1] == pytest.approx(fitted[0], rel=1e-6)
+  assert fitted[2] != pytest.approx(fitted[0], rel=1e-2)
+  code, _, err = run(capsys, "fit", points, "--n=n", "--d=d", "--stderr=sse")
+  assert code == 2
+  assert "no column 'sse' for --stderr (did you mean 'se'?)" in err
+
+
+@pytest.mark.slow
+def test_nuts_covers_the_truth(points, capsys):
+  code, said, _ = run(capsys, "forecast", points, "--n=n", "--d=d", "--at=1e21", "--intervals=nuts")
+  assert code == 0
+  (row,) = said["rows"]
+  assert row["interval90"][0] < surface(row["N"], row["D"]) < row["interval90"][1]
+  assert row["interval95"][0] < row["interval90"][0] < row["interval50"][0]
+
+
+def test_two_recipes_make_a_page(points, tmp_path, capsys):
+  table = np.genfromtxt(points, delimiter=",", names=True)
+  saving = csv(tmp_path / "b.csv", "n,d,loss", table["n"], table["d"], surface(table["n"], table["d"], saved=2.0))
+  page = tmp_path / "page.html"
+  code, said, _ = run(capsys, "compare", points, saving, "--n=n", "--d=d", f"--report={page}")
+  assert code == 0
+  assert said["verdict"].startswith("B is worth 2")
+  text = page.read_text()
+  assert "Does the other recipe pay?" in text
+  assert str(escape(said["verdict"])) in text
+  assert "http" not in text.split("</script>")[-1]  # the page needs no network
+
+
+def test_bad_rows_of_a_group_are_named_by_their_row_in_the_file(tmp_path, capsys):
+  lines = ["size,ce,model", *(f"{i + 1},{2 / (i + 1)},a" for i in range(6)), "1,2,b", "2,nan,b"]
+  (tmp_path / "g.csv").write_text("\n".join(lines) + "\n")
+  code, _, err = run(capsys, "fit", tmp_path / "g.csv", "--x=size", "--loss=ce", "--group=model")
+  assert code == 2
+  assert "column 'ce', row 9: 'nan' is not a positive number" in err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ tokenized once into one array, cached by content. `examples`: images or rows of 
 target each, as arrays. Either gives rows for training and for evaluation by `pipeline`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def components(data: Config) -> list[tuple[float, Config]]:
       override(part, name, parse_value(value))
     parts.append((float(weight), part))
   return parts
+
+
+def part_names(data: Config) -> list[str]:
+  """What the parts of a mixture are called: by their path or source; numbered where two have one name."""
+  names: list[str] = []
+  for _, part in components(data):
+    stem = Path(part.path).name.split(".")[0].strip("*?") if part.name == "text_files" else part.name
+    name = re.sub(r"\W+", "_", stem or part.name)
+    names.append(name if name not in names else f"{name}_{len(names) + 1}")
+  return names
 
 
 def _check_source(data: Config) -> None:

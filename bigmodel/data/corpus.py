@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.data import builders, components, duplicates, tokenizer
+from bigmodel.data import builders, components, duplicates, part_names, tokenizer
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 1
@@ -30,6 +30,7 @@ class Corpus:
   bytes: dict[str, int]
   token_bytes: np.ndarray
   card: dict[str, Any]
+  parts: np.ndarray | None = None  # of a mixture: the part of each held-out document, in the order of card["parts"]
 
   @property
   def facts(self) -> dict[str, Any]:
@@ -75,7 +76,8 @@ def _folder(data: Config, manifest: str) -> Path:
   kind = "bytes" if data.tokenizer == "bytes" else f"bpe-{data.vocab_size}"
   if data.tokenizer.endswith(".json"):
     kind = sha256_text(_given(data).text)
-  return cache_dir() / "tokens" / sha256_text(f"{FORMAT} {manifest} {kind}")[:16]
+  form = f"{FORMAT} {' '.join(part_names(data))}" if data.mixture else f"{FORMAT}"
+  return cache_dir() / "tokens" / sha256_text(f"{form} {manifest} {kind}")[:16]
 
 
 def _open(data: Config, manifest: str) -> Corpus | None:
@@ -92,6 +94,7 @@ def _open(data: Config, manifest: str) -> Corpus | None:
     bytes={split: card["splits"][split]["bytes"] for split in card["splits"]},
     token_bytes=load(folder / "token_bytes.npy"),
     card=card,
+    parts=load(folder / "validation.parts.npy") if "parts" in card else None,
   )
 
 
@@ -117,7 +120,8 @@ def _given(data: Config) -> tokenizer.Tokenizer:
 def _build(data: Config, manifest: str) -> Corpus:
   opened = [(weight, *builders.open_splits(part)[1:]) for weight, part in components(data)]
   removed: dict[str, int] = {}
-  splits: dict[str, Iterable[str]] = {split: _Documents(opened, split) for split in ("train", "validation")}
+  heldout = _Documents(opened, "validation")
+  splits: dict[str, Iterable[str]] = {"train": _Documents(opened, "train"), "validation": heldout}
   if data.near_duplicates or data.decontaminate:
     splits["train"] = _Distinct(splits["train"], splits["validation"], data, removed)
   if data.tokenizer == "bytes":
@@ -144,6 +148,9 @@ def _build(data: Config, manifest: str) -> Corpus:
       removed.clear()
       card["splits"][split] = _write_split(temporary, split, texts, tokens)
       card["steps"] = card.get("steps", {}) | removed
+    if data.mixture:
+      card["parts"] = part_names(data)
+      np.save(temporary / "validation.parts.npy", np.asarray(heldout.order, np.int32))
     write_json(temporary / "card.json", card)
     temporary.rename(folder)
   except BaseException:
@@ -158,18 +165,21 @@ def _build(data: Config, manifest: str) -> Corpus:
 class _Documents:
   """Texts of one split of all parts, so that each has its share of the bytes at any place.
 
-  Training ends with the first part that does; of held-out documents each comes once.
+  Training ends with the first part that does; of held-out documents each comes once. `order` is the part of
+  each document, as of the last time.
   """
 
   opened: list[tuple[float, str, dict[str, Sequence]]]
   split: str
+  order: list[int] = dataclasses.field(default_factory=list)
 
   def __iter__(self) -> Iterator[str]:
-    parts = [(weight, (_text(d[key]) for d in splits[self.split])) for weight, key, splits in self.opened]
+    self.order.clear()
+    parts = [(i, w, (_text(d[key]) for d in splits[self.split])) for i, (w, key, splits) in enumerate(self.opened)]
     spent, seen = [0.0] * len(parts), set()
     while parts:
       behind = int(np.argmin(spent))
-      weight, texts = parts[behind]
+      part, weight, texts = parts[behind]
       text = next(texts, None)
       if text is None and self.split == "train":
         return
@@ -180,6 +190,7 @@ class _Documents:
         continue
       seen.add(hash(text) if self.split != "train" else None)
       spent[behind] += len(text.encode()) / weight
+      self.order.append(part)
       yield text
 
 

@@ -56,6 +56,12 @@ class Examples:
     return {"inputs": inputs, "targets": self.targets[places]}
 
 
+  def shared_with(self, other: "Examples") -> "Examples":
+    """Itself, with the other's inputs where they are the same: folds differ in places alone, but for learned steps."""
+    same = self.inputs.shape == other.inputs.shape and np.array_equal(self.inputs, other.inputs)
+    return dataclasses.replace(self, inputs=other.inputs) if same else self
+
+
 def prepare(config: Config) -> Examples:
   """Reads and checks the examples of `config.data`."""
   return _prepare_table(config) if config.data.name in tables.NAMES or _is_package(config) else _prepare_arrays(config)

@@ -30,7 +30,10 @@ class Datasets:
   def __call__(self, config: Config) -> Data:
     key = self._key(config)
     if key not in self._known:
-      self._known[key] = prepare(config)
+      data = prepare(config)
+      if isinstance(data, Examples) and isinstance(self.base, Examples):
+        data = data.shared_with(self.base)
+      self._known[key] = data
     return self._known[key]
 
   @staticmethod
@@ -119,6 +122,7 @@ class EvalRows:
   count: int
   clusters: np.ndarray  # int64[rows, T]: documents; examples are each their own
   bytes: np.ndarray | None  # int[rows, T]; None: no text
+  parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # bool[rows, T] of each part of a mixture
 
   def batches(self, size: int) -> Iterator[Any]:
     """Batches of `size` rows, the last filled up with the last row."""
@@ -140,4 +144,7 @@ def eval_rows(config: Config, data: Data) -> EvalRows:
   places = np.arange(count)[:, None] * context + np.arange(context + 1)
   rows = tokens[places].astype(np.int32)
   documents = np.searchsorted(starts, places[:, 1:], side="right") - 1
-  return EvalRows(rows, count, documents, data.token_bytes[rows[:, 1:]])
+  parts = {}
+  if data.parts is not None:
+    parts = {name: data.parts[documents] == i for i, name in enumerate(data.card["parts"])}
+  return EvalRows(rows, count, documents, data.token_bytes[rows[:, 1:]], parts)

@@ -1,12 +1,36 @@
 """Published numbers beside ours: what a file of `experiments/` returns from `reproduce(data)`."""
 
 import dataclasses
+import hashlib
 import math
 import os
+import urllib.request
 from pathlib import Path
 
 from bigmodel.config import load_module, nearest
-from bigmodel.files import UserError
+from bigmodel.files import UserError, cache_dir, write_bytes
+
+HUB = "https://raw.githubusercontent.com"
+REVISITING = f"{HUB}/google-research/google-research/master/revisiting_neural_scaling_laws/data"
+# Points that their authors publish as a table: where, and the sha256 of what was used here.
+SOURCES = {
+  "clark_moe/curves.csv.gz": (
+    f"{HUB}/google-deepmind/scaling_laws_for_routing/42da0c392b127df2c01fa7b705f72396050d05e5/data/curves.csv.gz",
+    "c03e7531add85e594f368d33bac4a0220280be858a7ed12d147cf73af6a3819f",
+  ),
+  "epoch/svg_extracted_data.csv": (
+    f"{HUB}/epoch-research/analyzing-chinchilla/92258837425e1b5f2851d624287f0120583a3d0e/data/svg_extracted_data.csv",
+    "193478df4e90f040016431996c45682659306840ecdadf83cfb9cd5ca0aa1b30",
+  ),
+  "revisiting/language.csv": (
+    f"{REVISITING}/benchmark.lang.csv",
+    "63c346db00a66b692e1ea9a0f71a2f2b267e55f74be5b863a92e199dffbf0983",
+  ),
+  "revisiting/vision.csv": (
+    f"{REVISITING}/benchmark.vision.csv",
+    "7da3db21e15c368f60558dcbb7ff2fade0f3ce5f12c22de25217c93e05eb89e9",
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +61,38 @@ def find(name: str) -> Path:
 def run(name: str, data: str = "") -> tuple[str, list[Result]]:
   """`(claim, results)` of an experiment; `data` is where the published points are."""
   module, _ = load_module(str(find(name)))
-  return (module.__doc__ or "").strip(), module.reproduce(where(data))
+  try:
+    return (module.__doc__ or "").strip(), module.reproduce(where(data))
+  except FileNotFoundError as error:
+    raise UserError(
+      f"reproduce: no {error.filename or error}: these points are derived from their authors' runs; --data=DIR or"
+      " $BIGMODEL_SCALING_DATA says where they are"
+    ) from error
 
 
 def where(data: str = "") -> Path:
-  """The folder of published points: as said, or $BIGMODEL_SCALING_DATA, or one beside the repository."""
+  """The folder of published points: as said, or $BIGMODEL_SCALING_DATA, or one beside the repository, or downloaded."""
   beside = Path(__file__).parents[3] / "shared" / "scaling_data"
-  folder = Path(data or os.environ.get("BIGMODEL_SCALING_DATA") or beside)
-  if not folder.is_dir():
-    raise UserError(f"reproduce: no published points at {folder}; --data=DIR or $BIGMODEL_SCALING_DATA says where")
+  said = data or os.environ.get("BIGMODEL_SCALING_DATA")
+  if said and not Path(said).is_dir():
+    raise UserError(f"reproduce: no published points at {said}; --data=DIR or $BIGMODEL_SCALING_DATA says where")
+  return Path(said) if said else beside if beside.is_dir() else download(cache_dir() / "scaling_data")
+
+
+def download(folder: Path) -> Path:
+  """Fetches the points of `SOURCES` that are not there yet; refuses any that are not what was used here."""
+  for name, (address, digest) in SOURCES.items():
+    path = folder / name
+    if path.exists():
+      continue
+    try:
+      with urllib.request.urlopen(address, timeout=60) as response:
+        content = response.read()
+    except OSError as error:
+      raise UserError(
+        f"reproduce: {address} can't be fetched ({error}); --data=DIR or $BIGMODEL_SCALING_DATA says where points are"
+      ) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+      raise UserError(f"reproduce: {address} is not what was used here (sha256 differs)")
+    write_bytes(path, content)
   return folder

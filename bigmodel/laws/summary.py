@@ -13,7 +13,8 @@ from bigmodel.laws.forms import Law
 from bigmodel.laws.points import Points, from_records
 
 Record = dict[str, Any]
-VERSION = 3  # of this summary: a new one fits anew
+MANY, FEW = 10, 5  # budgets whose optimum is told
+VERSION = 4  # of this summary: a new one fits anew
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -30,7 +31,10 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
   if "chinchilla" in laws:
     chinchilla_fit = chinchilla.fit(points)
     fitted.append(chinchilla_facts(chinchilla_fit) | {"other_conventions": _other_conventions(records, convention)})
-    budgets = {*np.unique(points.budgets()), *([target_flops] if target_flops else [])}
+    budgets = np.unique(points.budgets())
+    if len(budgets) > MANY:  # no isoFLOP design: a few of the range say as much
+      budgets = np.geomspace(budgets[0], budgets[-1], FEW)
+    budgets = {*budgets, *([target_flops] if target_flops else [])}
     optimum += [chinchilla_optimum(chinchilla_fit, float(C)) for C in sorted(budgets)]
   if "isoflop" in laws:
     isoflop_fit = isoflop.fit(points)

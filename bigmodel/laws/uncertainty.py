@@ -5,6 +5,7 @@ that is wrong where nobody has looked: see `laws.forecast` for that.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -23,7 +24,8 @@ def bootstrap(
 
   `bayesian` (Rubin 1981) gives every point a random weight, so none is ever missing; `case` draws points
   with replacement; `cluster` draws whole clusters, such as all evaluations of one run; `residual` keeps
-  the points and draws their residuals. Each refit starts where the fit is.
+  the points and draws their residuals. Each refit starts where the fit is. A fit with P parameters leaves
+  residuals that are too small by sqrt(1 - P / n): draws are as much farther from it.
   """
   rng = np.random.default_rng(seed)
   n = len(fit.loss)
@@ -42,7 +44,10 @@ def bootstrap(
     errors = rng.choice(residuals - residuals.mean(), size=(draws, n)) * np.sqrt(n / max(n - len(fit.theta), 1))
     known = fit.predict(*fit.columns)
     losses = known + errors if fit.plain else known * np.exp(errors)
-  return dataclasses.replace(fit, draws=refits(fit, losses, weights))
+  found = refits(fit, losses, weights)
+  if kind != "residual" and len(found) and n > len(fit.theta):  # those residuals are made larger above
+    found = fit.theta + math.sqrt(n / (n - len(fit.theta))) * (found - fit.theta)
+  return dataclasses.replace(fit, draws=found)
 
 
 def refits(fit: Fit, losses: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from bigmodel.data.pipeline import EvalRows
 from bigmodel.tasks.metrics import bootstrap
 from bigmodel.train.step import Program
 
+Z90 = 1.645  # standard errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -38,6 +40,13 @@ def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> E
   metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
   intervals = bootstrap(measure, clusters, weight, config.eval.resamples) if metrics else {}
   intervals = {name: pair for name, pair in intervals.items() if name in metrics}
+  for name, mask in rows.parts.items():
+    own = np.where(mask, weight, 0)
+    if own.any():
+      part, error = clustered_mean(loss.ravel(), clusters.ravel(), own.ravel())
+      metrics[f"loss_{name}"] = part
+      if math.isfinite(error):
+        intervals[f"loss_{name}"] = (part - Z90 * error, part + Z90 * error)
   return Evaluation(mean, stderr, bits, metrics, intervals, task.details(values))
 
 

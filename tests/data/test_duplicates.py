@@ -7,6 +7,7 @@ from bigmodel import data as room
 from bigmodel.data import duplicates, pipeline
 from bigmodel.files import UserError
 from bigmodel.study import default_config
+from bigmodel.train import evaluate
 
 WORDS = [f"word{i}" for i in range(3000)]
 
@@ -104,6 +105,7 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
     part = tokens[: int(len(tokens) * share)]
     assert (part == ord("a")).sum() / np.isin(part, [ord("a"), ord("b")]).sum() == pytest.approx(0.25, abs=0.03)
   assert pipeline.prepare(config).card["splits"]["validation"]["documents"] > 30  # of both parts
+  losses_of_parts(config)
   config.data.update(name="python_source", distributions=("numpy",), heldout=("jax",))
   config.data.mixture = ("1 distributions=('jax',) heldout=('flax',)",)
   with pytest.raises(UserError, match="jax is also trained on"):
@@ -112,6 +114,25 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
     config.data.mixture = (mixture,)
     with pytest.raises(UserError, match=message):
       room.check(config)
+
+
+def losses_of_parts(config):
+  """Where a token of one part costs 1 and of the other 2, the parts' losses say so, and make up the whole."""
+
+  class Program:
+    def values(self, params, rows, key):
+      return {"loss": np.where(rows[:, 1:] == ord("a"), 1.0, np.where(rows[:, 1:] == ord("b"), 2.0, 0.0))}
+
+  rows = pipeline.eval_rows(config, pipeline.prepare(config))
+  assert list(rows.parts) == ["a", "b"]
+  assert (rows.parts["a"] ^ rows.parts["b"]).all()
+  found = evaluate.evaluate(Program(), None, config, rows)
+  shares = {name: mask.mean() for name, mask in rows.parts.items()}
+  assert found.metrics["loss_a"] == pytest.approx(1, abs=0.05)
+  assert found.metrics["loss_b"] == pytest.approx(2, abs=0.05)
+  assert sum(shares[n] * found.metrics[f"loss_{n}"] for n in shares) == pytest.approx(found.loss, rel=1e-9)
+  low, high = found.intervals["loss_a"]
+  assert low <= found.metrics["loss_a"] <= high
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path):

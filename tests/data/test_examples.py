@@ -120,6 +120,17 @@ def test_smaller_data_are_part_of_larger_ones_and_every_example_comes_once_an_ep
     pipeline.train_pipeline(config, pipeline.prepare(config), 1000)
 
 
+def test_folds_share_their_examples(tmp_path):
+  rng = np.random.default_rng(0)
+  config = arrays_config(tmp_path / "a.npz", rng.standard_normal((50, 2)), np.arange(50) % 2)
+  datasets = pipeline.Datasets(config)
+  config.data.fold = 1
+  other = datasets(config)
+  assert other.inputs is datasets.base.inputs
+  assert set(other.places["validation"]).isdisjoint(datasets.base.places["validation"])
+  assert (other.mean != datasets.base.mean).any()
+
+
 def test_targets_of_a_regression_are_in_units_of_their_training_deviation(tmp_path):
   rng = np.random.default_rng(0)
   targets = 7 + 3 * rng.standard_normal(50)

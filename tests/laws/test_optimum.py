@@ -113,7 +113,7 @@ def test_the_next_run_is_large_when_the_discrepancy_rules_and_edges_are_told(fit
   assert wide["next"]["C"] > fit.points.C.max()
   assert max(row["reduction"] for row in wide["candidates"]) == wide["candidates"][-1]["reduction"]
   assert all(edge["inside"] for edge in wide["edges"])
-  small = dataclasses.replace(fit, points=fit.points[fit.points.N < 0.1 * np.sqrt(fit.points.C)])
+  small = dataclasses.replace(fit, points=fit.points[0.1 * np.sqrt(fit.points.C) > fit.points.N])
   assert not any(edge["inside"] for edge in design.edges(small.points))
   none = design.design(fit, forecast.Spread(2e-3, 0.0, 6), 1e20, 1e17)
   assert none["next"] is None or none["next"]["reduction"] >= design.WORTH

@@ -1,5 +1,7 @@
 """Published digits, from published points."""
 
+import hashlib
+
 import pytest
 
 from bigmodel.files import UserError
@@ -20,3 +22,26 @@ def test_a_paper_is_reproduced(scaling_data, name):
 def test_an_unknown_name_is_refused():
   with pytest.raises(UserError, match=r"no experiment 'laddr' .did you mean 'ladder'"):
     reproduce.run("laddr")
+
+
+def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):
+  """Fetched once; refused where they are not what was used here, with nothing written."""
+  content = b"x,y\n1,2\n"
+  (tmp_path / "there.csv").write_bytes(content)
+  address = (tmp_path / "there.csv").as_uri()
+  monkeypatch.setattr(reproduce, "SOURCES", {"a/b.csv": (address, hashlib.sha256(content).hexdigest())})
+  folder = reproduce.download(tmp_path / "cache")
+  assert (folder / "a" / "b.csv").read_bytes() == content
+  (tmp_path / "there.csv").unlink()
+  assert reproduce.download(folder) == folder
+  with pytest.raises(UserError, match=r"there\.csv can't be fetched"):
+    reproduce.download(tmp_path / "other")
+  (tmp_path / "there.csv").write_bytes(b"something else")
+  with pytest.raises(UserError, match="not what was used here"):
+    reproduce.download(tmp_path / "other")
+  assert not (tmp_path / "other").exists()
+
+
+def test_addresses_have_the_points_that_are_here(scaling_data):
+  for name, (_, digest) in reproduce.SOURCES.items():
+    assert hashlib.sha256((scaling_data / name).read_bytes()).hexdigest() == digest
