@@ -162,7 +162,7 @@ def _predictions(arguments: Arguments, given: Any, fitted: Any, places: Sequence
   spreads = [forecasts.spread(fit) for fit in fits]
   if not spreads[0].origins:
     say(arguments, "note: too few points below half of the largest C to tell how errors grow: intervals hold near them")
-  columns = np.array(places).T
+  columns = list(np.array(places).T)
   if arguments.intervals == "nuts":
     if len(fits) > 1:
       raise UserError("--intervals=nuts: is for one law")

@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
   rooms = {**dict.fromkeys(LAB, lab), **dict.fromkeys(AHEAD, ahead), **dict.fromkeys(USE, use)}
   room = rooms.get(arguments.verb, verbs)
-  verb = getattr(room, USE.get(arguments.verb, arguments.verb))
+  name: str = arguments.verb
+  verb = getattr(room, USE.get(name, name))
 
   try:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
