@@ -159,8 +159,8 @@ def _predictions(arguments: Arguments, given: Any, fitted: Any, places: Sequence
     fitted.known if law.name == "chinchilla"
     else uncertainty.bootstrap(fitting.fit(law, (given.N, given.D), given.loss, given.weights)) for law in laws
   ]  # fmt: skip
-  spreads = [forecasts.spread(fit) for fit in fits]
-  if not spreads[0].origins:
+  mixture = forecasts.mixture(*fits)
+  if not mixture.spread.origins:
     say(arguments, "note: too few points below half of the largest C to tell how errors grow: intervals hold near them")
   columns = list(np.array(places).T)
   if arguments.intervals == "nuts":
@@ -168,9 +168,9 @@ def _predictions(arguments: Arguments, given: Any, fitted: Any, places: Sequence
       raise UserError("--intervals=nuts: is for one law")
     posterior = bayes.sample(fits[0])
     say(arguments, f"NUTS: {posterior.divergences} divergences, R-hat {posterior.r_hat:.3f}")
-    ask = lambda q: posterior.predict(columns, spreads[0], q)
+    ask = lambda q: posterior.predict(columns, mixture.spread, q)
   else:
-    ask = lambda q: forecasts.combined(fits, spreads, columns, q)
+    ask = lambda q: mixture.at(columns, q)
   said, k = {q: ask(q) for q in curves.LEVELS}, summary.flops_per_nd(fitted)
   return [
     {

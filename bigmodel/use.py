@@ -112,6 +112,7 @@ def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[s
 
 def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
   """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
+  from bigmodel import optim
   from bigmodel.tasks import generation
   from bigmodel.train import step as steps
   from bigmodel.train import weights
@@ -125,7 +126,8 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   if not good:
     raise UserError(f"{workdir}: no sound checkpoint")
   program = steps.program(config)
-  return config, program, store.restore(good[0], program.shapes).params, good[0]
+  state = store.restore(good[0], program.shapes)
+  return config, program, optim.evaluated(config, state.params, state.opt_state), good[0]
 
 
 def _tokenizer(workdir: str, config: Any) -> Any:

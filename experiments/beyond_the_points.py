@@ -35,10 +35,11 @@ def reproduce(data: Path) -> list[Result]:
   for cut in CUTS:
     fit = chinchilla.fit(known[cut >= known.C]).known
     above = known[cut < known.C]
-    alone = forecast.at(fit, forecast.Spread(0.0, 0.0, 0), (above.N, above.D))
+    nothing = forecast.Mixture((fit,), np.ones(1), forecast.Spread(0.0, 0.0, 0))
+    alone = nothing.at((above.N, above.D))
     where = f"{len(above)} points above {cut:.0e}"
     results.append(Result(f"coverage at 90% by the bootstrap alone, {where}", None, _covered(alone, above.loss)))
-    said = forecast.at(fit, forecast.spread(fit), (above.N, above.D))
+    said = forecast.mixture(fit).at((above.N, above.D))
     results += _said(said, above.loss, f"Chinchilla's law, {where}")
     below = (known.N[cut >= known.C], known.D[cut >= known.C], known.loss[cut >= known.C])
     results += _said(_all(below, (above.N, above.D))["combined"], above.loss, f"combined, {where}")
@@ -64,9 +65,8 @@ def _all(below: Runs, columns: tuple[np.ndarray, np.ndarray]) -> dict[str, dict]
   """Forecasts by each law, and by all of them."""
   laws = [LAWS[name] for name in DEFAULT.split(",")]
   fits = [uncertainty.bootstrap(fitting.fit(law, below[:2], below[2]), DRAWS) for law in laws]
-  spreads = [forecast.spread(fit) for fit in fits]
-  each = {law.name: forecast.at(f, s, columns) for law, f, s in zip(laws, fits, spreads, strict=True)}
-  return each | {"combined": forecast.combined(fits, spreads, columns)}
+  each = {law.name: forecast.mixture(fit).at(columns) for law, fit in zip(laws, fits, strict=True)}
+  return each | {"combined": forecast.mixture(*fits).at(columns)}
 
 
 def _sets(data: Path) -> dict[str, Runs]:

@@ -55,7 +55,6 @@ class Examples:
     inputs = (self.inputs[places].astype(np.float32) - self.mean) / self.deviation
     return {"inputs": inputs, "targets": self.targets[places]}
 
-
   def shared_with(self, other: "Examples") -> "Examples":
     """Itself, with the other's inputs where they are the same: folds differ in places alone, but for learned steps."""
     same = self.inputs.shape == other.inputs.shape and np.array_equal(self.inputs, other.inputs)

@@ -31,7 +31,7 @@ class Posterior:
   r_hat: float  # of the worst parameter; near 1 when chains agree
 
   def predict(self, columns: Any, known: forecast.Spread, level: float = 0.9, seed: int = 0) -> dict[str, Any]:
-    """As `forecast.at`: the median of one new run's loss at each of some points, and its interval."""
+    """As `forecast.Mixture.at`: the median of one new run's loss at each of some points, and its interval."""
     rng = np.random.default_rng(seed)
     log_loss = np.log(self.fit.predict(*columns, theta=self.fit.draws))  # [S, points]
     own, scale = forecast.scale_of(self.fit.columns), forecast.scale_of(columns)

@@ -1,6 +1,6 @@
 """Which run to do next: the one that narrows the forecast of a target most, for its compute.
 
-A forecast's variance (`laws.forecast.at`) is that of the law's parameters, and a discrepancy that grows with
+A forecast's variance (`laws.forecast.Mixture`) is that of the law's parameters, and a discrepancy that grows with
 the distance of the target from the largest run. One more run at (N, D) lowers the first as a measurement lowers the
 variance of what it is correlated with, by the draws of the fit, and the second where it lies beyond all others.
 """

@@ -63,54 +63,72 @@ def scale_of(columns: Sequence[Any]) -> np.ndarray:
   return np.sum(np.broadcast_arrays(*(np.log(np.asarray(x, np.float64)) for x in columns)), axis=0)
 
 
-def spread(fit: fitting.Fit) -> Spread:
-  """Measured on points whose budgets need not agree: the law is fitted below C / 2, C / 4, ... and asked above."""
-  scale = scale_of(fit.columns)
-  noise = float(np.sqrt(np.mean(fit.residuals()[scale > scale.max() - WINDOW] ** 2)))
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Laws of the same points, the weight of each, and what their weighted mean is wrong by."""
+
+  fits: tuple[fitting.Fit, ...]
+  weights: np.ndarray
+  spread: Spread
+
+  def at(self, columns: Sequence[Any], level: float = 0.9) -> dict[str, Any]:
+    """Losses at `columns` with an interval for one new run each, wider with the distance in ln C beyond the points."""
+    mean = lambda logs: np.tensordot(self.weights, np.stack(logs), 1)
+    center = mean([np.log(fit.predict(*columns)) for fit in self.fits])
+    draws = mean([np.log(fit.predict(*columns, theta=fit.draws)) for fit in self.fits])
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    distance = np.maximum(scale_of(columns) - scale_of(self.fits[0].columns).max(), 0)
+    known = self.spread
+    sd = np.sqrt(known.noise**2 + np.var(draws, axis=0) + (known.discrepancy * distance) ** 2)
+    quantile = stats.norm.ppf(0.5 + level / 2)
+    return {
+      "predicted": np.exp(center), "low": np.exp(center - quantile * sd), "high": np.exp(center + quantile * sd),
+      "distance": distance,
+    }  # fmt: skip
+
+
+def mixture(*fits: fitting.Fit) -> Mixture:
+  """Weighs laws by how wrong they are when they are fitted below C / 2, C / 4, ... and asked about what lies above.
+
+  The same errors of their weighted mean say how its own grow with distance; budgets of points need not agree.
+  """
+  first = fits[0]
+  scale, loss = scale_of(first.columns), first.loss
+  equal = np.full(len(fits), 1 / len(fits))
+  near = scale > scale.max() - WINDOW
+  residuals = np.stack([fit.residuals()[near] for fit in fits])
   origins = [scale.max() - k * math.log(2) for k in range(1, HALVINGS + 1)]
   origins = [origin for origin in origins if (scale <= origin).sum() >= FEWEST]
+  noise_of = lambda weights: float(np.sqrt(np.mean((weights @ residuals) ** 2)))
   if not origins:
-    return Spread(noise, 0.0, 0)
-  part = lambda own: ([x[own] for x in fit.columns], fit.loss[own], fit.weights[own])
-  thetas, _, _ = fitting.best(fit.law, fitting.stack([part(scale <= origin) for origin in origins]), fit.how)
-  growth = []
-  for origin, theta in zip(origins, thetas, strict=True):
-    columns, loss, _ = part((scale > origin) & (scale <= origin + WINDOW))
-    beyond = np.mean(np.maximum(np.log(loss / fit.predict(*columns, theta=theta)) ** 2 - noise**2, 0))
-    growth.append(beyond / np.mean(np.maximum(scale_of(columns) - origin, SHORTEST) ** 2))
-  return Spread(noise, float(np.sqrt(np.mean(growth))), len(origins))
+    return Mixture(fits, equal, Spread(noise_of(equal), 0.0, 0))
+  ahead = [(scale > origin) & (scale <= origin + WINDOW) for origin in origins]
+  below = lambda fit, own: ([x[own] for x in fit.columns], fit.loss[own], fit.weights[own])
+  errors: list[list[np.ndarray]] = []  # [laws][origins][points]
+  for fit in fits:
+    thetas, _, _ = fitting.best(fit.law, fitting.stack([below(fit, scale <= origin) for origin in origins]), fit.how)
+    predict = lambda theta, own, fit=fit: fit.predict(*(x[own] for x in fit.columns), theta=theta)
+    errors.append([np.log(loss[own] / predict(theta, own)) for theta, own in zip(thetas, ahead, strict=True)])
+
+  def growth(of: Sequence[np.ndarray], noise: float) -> float:
+    """The mean square of errors beyond the noise, for each squared unit of ln C."""
+    parts = zip(of, origins, ahead, strict=True)
+    return float(np.mean([
+      np.mean(np.maximum(error**2 - noise**2, 0)) / np.mean(np.maximum(scale[own] - origin, SHORTEST) ** 2)
+      for error, origin, own in parts
+    ]))  # fmt: skip
+
+  alone = [growth(own, noise_of(one)) for own, one in zip(errors, np.eye(len(fits)), strict=True)]
+  weights = 1 / np.maximum(alone, (noise_of(equal) / 10) ** 2)
+  weights = weights / weights.sum()
+  together = [weights @ np.stack(parts) for parts in zip(*errors, strict=True)]
+  noise = noise_of(weights)
+  return Mixture(fits, weights, Spread(noise, math.sqrt(growth(together, noise)), len(origins)))
 
 
-def at(fit: fitting.Fit, known: Spread, columns: Sequence[Any], level: float = 0.9) -> dict[str, Any]:
-  """Losses at `columns` with an interval for one new run each, wider with the distance in ln C beyond the points."""
-  center = np.log(fit.predict(*columns))
-  draws = np.log(fit.predict(*columns, theta=fit.draws))
-  draws = draws[np.isfinite(draws).all(axis=1)]
-  distance = np.maximum(scale_of(columns) - scale_of(fit.columns).max(), 0)
-  sd = np.sqrt(known.noise**2 + np.var(draws, axis=0) + (known.discrepancy * distance) ** 2)
-  quantile = stats.norm.ppf(0.5 + level / 2)
-  return {
-    "predicted": np.exp(center), "low": np.exp(center - quantile * sd), "high": np.exp(center + quantile * sd),
-    "distance": distance,
-  }  # fmt: skip
-
-
-def combined(
-  fits: Sequence[fitting.Fit], spreads: Sequence[Spread], columns: Sequence[Any], level: float = 0.9
-) -> dict[str, Any]:
-  """One forecast of several laws, weighted by how wrong each one's own forecasts were; what they differ by counts."""
-  weights = np.array([1 / max(known.discrepancy, known.noise / 10) ** 2 for known in spreads])
-  weights = (weights / weights.sum())[:, None]
-  said = [at(fit, known, columns, level) for fit, known in zip(fits, spreads, strict=True)]
-  logs = np.log([own["predicted"] for own in said])
-  quantile = stats.norm.ppf(0.5 + level / 2)
-  variances = np.array([(np.log(own["high"] / own["predicted"]) / quantile) ** 2 for own in said])
-  center = np.sum(weights * logs, axis=0)
-  half = quantile * np.sqrt(np.sum(weights * (variances + (logs - center) ** 2), axis=0))
-  return {
-    "predicted": np.exp(center), "low": np.exp(center - half), "high": np.exp(center + half),
-    "distance": said[0]["distance"],
-  }  # fmt: skip
+def spread(fit: fitting.Fit) -> Spread:
+  """What one law's forecasts are wrong by."""
+  return mixture(fit).spread
 
 
 def r2_left_out(points: Points) -> float:

@@ -1,48 +1,80 @@
 """Optimizers and schedules as functions of traced hyperparameters: a sweep over them compiles once."""
 
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from bigmodel import tasks
 from bigmodel.config import Config, require, require_choice
+from bigmodel.optim import names, optimizers, schedules
+from bigmodel.optim.names import parse
+from bigmodel.optim.optimizers import NAMES, UPDATE_SCALES
+from bigmodel.optim.schedules import SCHEDULES
 
-SCHEDULES = ("cosine", "wsd")
+NORM_DECAY = 0.95  # of the running average of gradient norms that spikes are told by
+SETTLED = 20  # steps before a spike can be told
 
 
 def fields() -> dict[str, Any]:
   """The fields of `config.optim`, with defaults."""
   return {
-    "lr": 3e-3,
-    "schedule": "cosine",  # cosine | wsd (warm-up, stable, decay)
+    "name": "adamw",  # see `optim.optimizers`
+    "lr": 3e-3,  # prodigy: 1
+    "schedule": "cosine",  # see `optim.schedules`
     "warmup": 0.1,  # share of the run's steps
     "decay": 0.2,  # wsd: share of the run's steps
     "final": 0.1,  # learning rate at the end, as a share of `lr`
     "beta1": 0.9,
     "beta2": 0.95,
     "epsilon": 1e-8,
+    "momentum": 0.95,  # of momentum and muon
+    "gamma": 0.01,  # of sophia: what the curvature is multiplied by
+    "update_scale": UPDATE_SCALES[0],  # of muon: match_rms_adamw | spectral | original
     "weight_decay": 0.1,  # of matrices, times the learning rate
+    "independent_decay": False,  # times the schedule alone, whatever the learning rate (Wortsman et al. 2023)
+    "rates": (),  # 'PATTERN=NUMBER': the learning rate of parameters with such names, in units of `lr`
+    "decays": (),  # the same for their weight decay, vectors too, in units of `weight_decay`
     "clip": 1.0,  # global gradient norm
+    "skip_above": 0.0,  # steps with a gradient norm of so many times the usual one are skipped; 0: none
+    "average": 0.0,  # decay of an average of the parameters, which is evaluated in their place; 0: none
     "frozen": (),  # patterns of parameters that stay as they begin
   }
 
 
 def check(config: Config) -> None:
   optim = config.optim
+  require_choice("optim.name", optim.name, NAMES)
   require_choice("optim.schedule", optim.schedule, SCHEDULES)
+  require_choice("optim.update_scale", optim.update_scale, UPDATE_SCALES)
   require(optim.lr > 0, f"config.optim.lr: {optim.lr} is not positive")
   require(optim.clip > 0, f"config.optim.clip: {optim.clip} is not positive")
-  require(optim.weight_decay >= 0, f"config.optim.weight_decay: {optim.weight_decay} is negative")
+  for name in ("weight_decay", "gamma"):
+    require(optim[name] >= 0, f"config.optim.{name}: {optim[name]} is negative")
   for name in ("warmup", "decay", "final"):
     require(0 <= optim[name] <= 1, f"config.optim.{name}: {optim[name]} is not a share between 0 and 1")
-  for name in ("beta1", "beta2"):
+  for name in ("beta1", "beta2", "momentum", "average"):
     require(0 <= optim[name] < 1, f"config.optim.{name}: {optim[name]} is not in [0, 1)")
+  require(
+    optim.skip_above == 0 or optim.skip_above > 1, f"config.optim.skip_above: {optim.skip_above}; 0 or more than 1"
+  )
   require(
     optim.schedule != "wsd" or optim.warmup + optim.decay <= 1,
     f"config.optim: warmup {optim.warmup} and decay {optim.decay} are more than the whole run",
+  )
+  for field in ("rates", "decays"):
+    parse(field, optim[field])
+  own = optimizers.known()[optim.name].own_rate
+  for field in ("rates", "decays"):
+    require(not (own and optim[field]), f"config.optim.{field}: {optim.name} sets its steps for all parameters itself")
+  require(not (own and optim.independent_decay), f"config.optim.independent_decay: not for {optim.name}")
+  require(
+    not (optim.name == "schedule_free" and (optim.average or optim.beta1 == 0)),
+    "config.optim: schedule_free averages parameters itself, with beta1 above 0; set average=0",
   )
 
 
@@ -51,70 +83,183 @@ class Hyperparameters(NamedTuple):
 
   lr: Any
   warmup: Any  # steps
-  decay: Any  # steps; cosine decays over all that follows the warm-up
+  decay: Any  # steps
   steps: Any  # the horizon
   first: Any  # step of the run at which this schedule begins
   final: Any
   beta1: Any
   beta2: Any
   epsilon: Any
+  momentum: Any
+  gamma: Any
   weight_decay: Any
+  rates: Any  # of each rule
+  decays: Any
   clip: Any
+  skip_above: Any
+  average: Any
   seed: Any  # of dropout, and of what a task draws
   task: Any  # the traced numbers of its loss, by name
+  rate: Any = 0.0  # the learning rate of this step
+
+
+TRACED = ("lr", "final", "beta1", "beta2", "epsilon", "momentum", "gamma", "weight_decay", "clip", "skip_above",
+          "average")  # fmt: skip
 
 
 def hyperparameters(config: Config, steps: int, first: int = 0) -> Hyperparameters:
   """The traced inputs of `steps` steps of a run, from its step `first` on."""
   optim = config.optim
   warmup = max(1, round(optim.warmup * steps)) if optim.warmup else 0
-  decay = steps - warmup if optim.schedule == "cosine" else max(1, round(optim.decay * steps))
-  values = dict(
-    lr=optim.lr, warmup=warmup, decay=decay, steps=steps, final=optim.final, beta1=optim.beta1, beta2=optim.beta2,
-    epsilon=optim.epsilon, weight_decay=optim.weight_decay, clip=optim.clip,
-  )  # fmt: skip
+  decay = schedules.decay_steps(optim.schedule, steps, warmup, optim.decay)
+  values = {"warmup": warmup, "decay": decay, "steps": steps, "first": first, **{name: optim[name] for name in TRACED}}
+  of_rules = lambda field: tuple(jnp.float32(value) for _, value in parse(field, optim[field]))
   return Hyperparameters(
     **{name: jnp.float32(value) for name, value in values.items()},
-    first=jnp.float32(first),
+    rates=of_rules("rates"),
+    decays=of_rules("decays"),
     seed=jnp.int32(config.seed),
     task={name: jnp.float32(value) for name, value in tasks.traced(config).items()},
+    rate=jnp.float32(0),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+  """What of `config.optim` is compiled in."""
+
+  name: str
+  schedule: str
+  update_scale: str
+  independent_decay: bool
+  rates: tuple[str, ...]
+  decays: tuple[str, ...]
+  skips: bool
+  averages: bool
+  frozen: tuple[str, ...]
+
+  @classmethod
+  def of(cls, config: Config) -> "How":
+    optim = config.optim
+    patterns = lambda field: tuple(pattern for pattern, _ in parse(field, optim[field]))
+    return cls(
+      optim.name, optim.schedule, optim.update_scale, optim.independent_decay, patterns("rates"), patterns("decays"),
+      optim.skip_above > 0, optim.average > 0, tuple(optim.frozen),
+    )  # fmt: skip
+
+  @property
+  def optimizer(self) -> optimizers.Optimizer:
+    return optimizers.known(self.update_scale)[self.name]
+
+
+class State(NamedTuple):
+  """The optimizer's own state, and what is kept beside it; () where nothing is."""
+
+  own: Any
+  average: Any = ()  # of the parameters, not yet divided by 1 - decay^steps
+  steps: Any = ()  # in the average
+  norm: Any = ()  # running average of the gradient norm, likewise
+  taken: Any = ()  # steps that were not skipped
+  skipped: Any = ()
+
+
+def initial_state(how: How, params: Any) -> State:
+  """The state before the first step, whatever the hyperparameters; boxed as its parameters are, where they are."""
+  raw = nn.meta.unbox(params)
+  zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
+  state = State(how.optimizer.direction(zero).init(raw))
+  if how.averages:
+    state = state._replace(average=jax.tree.map(jnp.zeros_like, raw), steps=jnp.int32(0))
+  if how.skips:
+    state = state._replace(norm=jnp.float32(0), taken=jnp.int32(0), skipped=jnp.int32(0))
+  boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  if not any(isinstance(x, nn.LogicallyPartitioned) for _, x in boxes):
+    return state
+  return _named(state, {path: x for path, x in boxes})
+
+
+def _named(state: State, params: dict[names.Path, Any]) -> State:
+  """Names the axes of each array by those of its parameter that are as long, in their order."""
+
+  def box(path: names.Path, x: Any) -> Any:
+    found = [p for p in params if any(path[i : i + len(p)] == p for i in range(len(path)))]
+    whole = params[max(found, key=len)] if found else None
+    axes: list[str | None] = []
+    left = list(zip(whole.value.shape, whole.names, strict=True)) if whole is not None else []
+    for size in x.shape:
+      at = next((i for i, (length, _) in enumerate(left) if length == size), None)
+      axes.append(None if at is None else left[at][1])
+      left = left if at is None else left[at + 1 :]
+    return nn.LogicallyPartitioned(x, tuple(axes)) if x.ndim else x
+
+  return jax.tree_util.tree_map_with_path(box, state)
 
 
 def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Array:
-  """Linear warm-up, then cosine or stable-and-linear decay that ends at the run's own horizon."""
-  step = step.astype(jnp.float32) - h.first
-  rising = (step + 1) / jnp.maximum(h.warmup, 1)
-  done = jnp.clip((step - (h.steps - h.decay)) / jnp.maximum(h.decay, 1), 0, 1)
-  shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if schedule == "cosine" else 1 - done
-  return h.lr * jnp.minimum(rising, h.final + (1 - h.final) * shape)
+  return h.lr * schedules.factor(schedule, step, h)
 
 
-def optimizer(lr: jax.Array, h: Hyperparameters) -> optax.GradientTransformation:
-  """AdamW (Loshchilov and Hutter 2019) with clipping; its state does not depend on `h`."""
-  return optax.chain(
-    optax.clip_by_global_norm(h.clip),
-    optax.scale_by_adam(h.beta1, h.beta2, h.epsilon),
-    optax.add_decayed_weights(h.weight_decay, mask=_matrices),
-    optax.scale(-lr),
-  )
+def update(
+  how: How, grads: Any, state: State, params: Any, step: jax.Array, h: Hyperparameters, loss: Any = None
+) -> tuple[Any, State, dict[str, jax.Array]]:
+  """One step: new parameters and state, and what to log; `loss` of parameters is for optimizers that ask for it."""
+  grads = thaw(grads, how.frozen)
+  norm = optax.tree.norm(grads)
+  factor = schedules.factor(how.schedule, step, h)
+  h = h._replace(rate=h.lr * factor)
+  clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, h.clip / jnp.maximum(norm, 1e-16)), grads)
+  optimizer = how.optimizer
+  extra = {"obj_fn": loss} if optimizer.second_order else {}
+  direction, own = optax.with_extra_args_support(optimizer.direction(h)).update(clipped, state.own, params, **extra)
+  rate, decay = _multiples(how, params, h)
+  updates = direction
+  if not optimizer.own_rate:
+    shrink = lambda r: h.weight_decay * (factor if how.independent_decay else h.rate * r)
+    updates = jax.tree.map(lambda d, p, r, w: -h.rate * r * d - shrink(r) * w * p, direction, params, rate, decay)
+  new = optax.apply_updates(params, thaw(updates, how.frozen))
+  after, told = state._replace(own=own), {"grad_norm": norm, "lr": h.rate}
+  if how.averages:
+    average = jax.tree.map(lambda a, p: h.average * a + (1 - h.average) * p, state.average, new)
+    after = after._replace(average=average, steps=state.steps + 1)
+  if how.skips:
+    spike = _is_spike(norm, state, h)
+    stay = lambda old, new: jnp.where(spike, old, new)
+    seen = NORM_DECAY * state.norm + (1 - NORM_DECAY) * norm
+    after = after._replace(norm=seen, taken=state.taken + 1)
+    new, after = jax.tree.map(stay, (params, state), (new, after))
+    after = after._replace(skipped=state.skipped + spike)
+    told["skipped"] = after.skipped
+  return new, after, told
 
 
-def initial_state(params: Any) -> Any:
-  """The optimizer's state before the first step: zeros, whatever its hyperparameters."""
-  zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
-  return optimizer(jnp.float32(0), zero).init(params)
+def _is_spike(norm: jax.Array, state: State, h: Hyperparameters) -> jax.Array:
+  usual = state.norm / jnp.maximum(1 - NORM_DECAY ** state.taken.astype(jnp.float32), 1e-6)
+  return ((state.taken >= SETTLED) & (norm > h.skip_above * usual)) | ~jnp.isfinite(norm)
+
+
+def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
+  """Of each parameter, what multiplies the learning rate and the weight decay."""
+  pick = lambda values, default: lambda place: values[place] if place >= 0 else default
+  rate = jax.tree.map(pick(h.rates, 1.0), names.which(params, how.rates))
+  matrices = jax.tree_util.tree_map_with_path(lambda path, x: float(names.is_matrix(path, x)), params)
+  decay = jax.tree.map(lambda place, plain: pick(h.decays, plain)(place), names.which(params, how.decays), matrices)
+  return rate, decay
+
+
+def evaluated(config: Config, params: Any, state: State) -> Any:
+  """The parameters that a run is judged by: their average, where the optimizer or the config asks for one."""
+  if config.optim.name == "schedule_free":
+    beta = config.optim.beta1
+    return jax.tree.map(lambda y, z: (y - (1 - beta) * z) / beta, params, state.own.z)
+  if How.of(config).averages:
+    share = 1 - config.optim.average ** jnp.maximum(state.steps, 1).astype(jnp.float32)
+    return jax.tree.map(lambda a: a / share, state.average)
+  return params
 
 
 def thaw(updates: Any, frozen: tuple[str, ...]) -> Any:
   """Gradients or updates, with zeros for parameters whose dotted name one of the patterns is found in."""
   if not frozen:
     return updates
-  stays = lambda path: any(re.search(p, jax.tree_util.keystr(path, simple=True, separator=".")) for p in frozen)
+  stays = lambda path: any(re.search(p, names.dotted(path)) for p in frozen)
   return jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if stays(path) else x, updates)
-
-
-def _matrices(params: Any) -> Any:
-  """True for parameters that are matrices; those of `blocks` are stacked over layers."""
-  own = lambda path, p: p.ndim - any(str(getattr(key, "key", "")).endswith("blocks") for key in path) > 1
-  return jax.tree_util.tree_map_with_path(own, params)

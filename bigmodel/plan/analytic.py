@@ -77,7 +77,7 @@ def _initial(config: Config) -> Any:
 
   def initial(key: jax.Array) -> tuple[Any, Any]:
     params = models.build(config).init(key, *models.example(config))["params"]
-    return params, optim.initial_state(params)
+    return params, optim.initial_state(optim.How.of(config), params)
 
   return _once("initial", config, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
 

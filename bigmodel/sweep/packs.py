@@ -10,7 +10,7 @@ from bigmodel.train.run import Run
 TRACED = (
   "seed", "data.seed", "data.tokens", "data.examples", "data.fold", "data.split_seed",
   "data.sha256", "train.init_from", "train.init_sha256",
-  "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon",
+  "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon", "optim.momentum", "optim.gamma",
   "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay",
 )  # fmt: skip
 

@@ -143,7 +143,7 @@ def _train(
         ahead.pop(0)
         program, hyperparameters = _stage(members, ahead[0])
       if step == ahead[0].first > 0:
-        state = steps.next_stage(state)
+        state = steps.next_stage(program, ahead[0].config, state)
       rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
       state, metrics = program.step(state, rows, hyperparameters)
       before, pending = pending, (step, metrics)
@@ -244,10 +244,11 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     return member.ended
   run, config = member.run, member.run.config
   own = program.member(state, index)
+  params = optim.evaluated(config, own.params, own.opt_state)
   diverged_at = int(own.diverged_at)
   began = time.monotonic()
   if diverged_at < 0:
-    result = evaluate(program, own.params, config, pipeline.eval_rows(config, member.data))
+    result = evaluate(program, params, config, pipeline.eval_rows(config, member.data))
   else:
     result = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})
   status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"
@@ -266,7 +267,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "bits_per_byte": result.bits_per_byte,
     "metrics": result.metrics,
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
-    "params_sha256": steps.params_sha256(own.params) if status == "finished" else "",
+    "params_sha256": steps.params_sha256(params) if status == "finished" else "",
     "seconds": seconds,
     "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
     "ended_at": now(),

@@ -68,19 +68,6 @@ class Lone:
   shapes: State  # abstract, with shardings
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-  """What a step does with its gradients, as far as it is compiled in."""
-
-  schedule: str
-  accumulate: int
-  frozen: tuple[str, ...]
-
-  @classmethod
-  def of(cls, config: Config) -> "How":
-    return cls(config.optim.schedule, config.train.accumulate, tuple(config.optim.frozen))
-
-
 _PROGRAMS: dict[str, Program] = {}
 
 
@@ -94,7 +81,8 @@ def program(config: Config, members: int = 1) -> Program:
     if name.startswith(("model.", "parallel.", "task.")) and name.removeprefix("task.") not in traced
   }
   parts = (
-    How.of(config),
+    optim.How.of(config),
+    config.train.accumulate,
     config.train.compute_dtype,
     data.unit(config),
     members,
@@ -118,11 +106,11 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
   model, task = models.build(config, dtype, **supplied), tasks.build(config)
 
   # What the parameters are does not depend on how they will be used.
-  plain, example = models.build(config, dtype), models.example(config)
+  plain, example, how = models.build(config, dtype), models.example(config), optim.How.of(config)
 
   def initial(key: jax.Array) -> State:
     params = plain.init(key, *example)["params"]
-    return State(jnp.int32(0), params, optim.initial_state(params), jnp.float32(0), jnp.int32(-1))
+    return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1))
 
   boxed = jax.eval_shape(initial, jax.random.key(0))
   state_shardings = parallel.shardings(mesh, boxed, rules)
@@ -132,12 +120,12 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     state_shardings = dataclasses.replace(state_shardings, opt_state=jax.tree.map(host, on_device))
   rows_sharding, one = parallel.batch_sharding(mesh), parallel.replicated(mesh)
   active = parallel.rules_on(mesh, rules)
-  options, how = hardware.compiler_options(platform), How.of(config)
+  options = hardware.compiler_options(platform)
 
   def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
     if config.parallel.offload == "optimizer":
       state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, on_device))
-    return train_step(model.apply, task, how, state, rows, h)
+    return train_step(model.apply, task, how, config.train.accumulate, state, rows, h)
 
   step = jax.jit(
     one_step,
@@ -187,7 +175,9 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
   supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
   ways = {name: blocks.choose(config, mesh) for name in supplied}
   model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
-  one_step = functools.partial(train_step, model.apply, tasks.build(config), How.of(config))
+  one_step = functools.partial(
+    train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
+  )
   sharding, alone = parallel.member_sharding(mesh), _alone(lone)
   step = jax.jit(
     jax.shard_map(
@@ -238,7 +228,7 @@ def _each_member(one_step: Callable, *arguments: Any) -> Any:
 
 
 def train_step(
-  apply: Callable, task: Task, how: How, state: State, rows: Any, h: optim.Hyperparameters
+  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
 
@@ -248,7 +238,7 @@ def train_step(
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
-  accumulate = how.accumulate
+  first = (rows, key)  # microbatch, whose curvature an optimizer may ask for
   if accumulate == 1:
     (_, loss), grads = gradient(state.params, rows, key)
   else:
@@ -259,22 +249,16 @@ def train_step(
       (_, loss), grads = gradient(state.params, *given)
       return jax.tree.map(jnp.add, total, (loss, grads)), None
 
+    keys = jax.random.split(key, accumulate)
+    first = jax.tree.map(lambda x: x[0], (micro, keys))
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-    total, _ = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
+    total, _ = jax.lax.scan(add, zero, (micro, keys))
     loss, grads = jax.tree.map(lambda x: x / accumulate, total)
-  grads = optim.thaw(grads, how.frozen)
-  lr = optim.learning_rate(how.schedule, state.step, h)
-  updates, opt_state = optim.optimizer(lr, h).update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, optim.thaw(updates, how.frozen))
+  curved = lambda params: objective(params, *first)[0]
+  params, opt_state, told = optim.update(how, grads, state.opt_state, state.params, state.step, h, curved)
   diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
   new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged)
-  metrics = {
-    "loss": loss,
-    "grad_norm": optax.tree.norm(grads),
-    "param_norm": optax.tree.norm(params),
-    "lr": lr,
-    "diverged_at": diverged,
-  }
+  metrics = {"loss": loss, "param_norm": optax.tree.norm(params), "diverged_at": diverged, **told}
   return new, metrics
 
 
@@ -284,10 +268,17 @@ def loss_train(state: State, first: int = 0) -> float:
   return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
 
 
-def next_stage(state: State) -> State:
+def next_stage(program: Program, config: Config, state: State) -> State:
   """The state with which another stage begins: of what was learned, the parameters."""
-  fresh = lambda x: jax.device_put(jnp.zeros_like(x), x.sharding)
-  return dataclasses.replace(state, opt_state=jax.tree.map(fresh, state.opt_state), loss_ema=fresh(state.loss_ema))
+  initial = functools.partial(optim.initial_state, optim.How.of(config))
+  if program.members > 1:
+    shardings: Any = parallel.member_sharding(program.mesh)
+    initial = jax.vmap(initial)
+  else:
+    shardings = jax.tree.map(lambda x: x.sharding, program.shapes.opt_state)
+  opt_state = jax.jit(initial, out_shardings=shardings)(state.params)
+  fresh = jax.device_put(jnp.zeros_like(state.loss_ema), state.loss_ema.sharding)
+  return dataclasses.replace(state, opt_state=opt_state, loss_ema=fresh)
 
 
 def params_sha256(params: Any) -> str:

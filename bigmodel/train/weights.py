@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -75,10 +76,13 @@ def check(config: Config) -> None:
     require(
       bool(config.train.init_from) or not config.train[name], f"config.train.{name}: is for runs with train.init_from"
     )
-  if not (config.optim.frozen or config.train.init_from):
+  rules = {field: optim.parse(field, config.optim[field]) for field in ("rates", "decays")}
+  if not (config.optim.frozen or config.train.init_from or any(rules.values())):
     return
   names = shapes_of(config)
-  for field, patterns in (("optim.frozen", config.optim.frozen), ("train.init_fresh", config.train.init_fresh)):
+  asked = {f"optim.{field}": [pattern for pattern, _ in own] for field, own in rules.items()}
+  asked |= {"optim.frozen": config.optim.frozen, "train.init_fresh": config.train.init_fresh}
+  for field, patterns in asked.items():
     for pattern in patterns:
       try:
         re.compile(pattern)
@@ -136,12 +140,12 @@ def start(config: Config, state: State) -> State:
   if not config.train.init_from:
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
-  theirs = store.arrays(_found(config)[0], PREFIX)
+  theirs = judged(read_config(config.train.init_from), store, _found(config)[0])
   store.close()
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return mine if _fresh(config, name) else jax.device_put(theirs[PREFIX + name], mine.sharding)
+    return mine if _fresh(config, name) else jax.device_put(theirs[name], mine.sharding)
 
   return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(take, state.params))
 
@@ -175,7 +179,7 @@ def import_weights(source: str, workdir: epath.PathLike, default_config: Callabl
   shapes = shapes_of(config)
   ours = huggingface.params_of(tensors, theirs["model_type"], config, shapes)
   params = _tree(ours)
-  state = State(jnp.int32(0), params, optim.initial_state(params), jnp.float32(0), jnp.int32(-1))
+  state = State(jnp.int32(0), params, optim.initial_state(optim.How.of(config), params), jnp.float32(0), jnp.int32(-1))
   run = Run(config, target)
   target.mkdir(parents=True, exist_ok=True)
   store = Checkpoints(target / "checkpoints")
@@ -200,6 +204,18 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def judged(config: Config, store: Checkpoints, step: int) -> dict[str, Any]:
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them."""
+  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix).items()}
+  params = read(PREFIX)
+  if config.optim.name == "schedule_free":
+    return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
+  if config.optim.average:
+    average, (steps,) = read("opt_state.average."), read("opt_state.steps").values()
+    return optim.evaluated(config, params, optim.State((), average, steps))
+  return params
+
+
 def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str, Any]:
   """Writes the newest sound checkpoint of a run as config.json and model.safetensors."""
   from safetensors.numpy import save_file
@@ -209,7 +225,7 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   good = store.verified_steps()
   require(bool(good), f"export: {workdir} has no sound checkpoint")
   step = good[0]
-  params = {name.removeprefix(PREFIX): x for name, x in store.arrays(step, PREFIX).items()}
+  params = judged(config, store, step)
   store.close()
   theirs = huggingface.config_of(kind, config)
   tensors = huggingface.tensors_of(params, kind, config)
@@ -227,4 +243,5 @@ def read_config(workdir: epath.PathLike) -> Config:
   if not (folder / "config.json").exists():
     raise UserError(f"--workdir: {folder} holds no run (no config.json)")
   known = read_json(folder / "config.json")
-  return configs.unflatten(known | {f"parallel.{name}": value for name, value in parallel.fields().items()})
+  before = {f"optim.{name}": value for name, value in optim.fields().items()}  # there were fewer once
+  return configs.unflatten(before | known | {f"parallel.{name}": value for name, value in parallel.fields().items()})

@@ -49,7 +49,7 @@ def test_parameters_and_optimizer_state_are_sharded_alike(resolved):
   program = steps.program(config)
   state = program.init(0)
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
-  moments = jax.tree.map(lambda x: x.sharding.spec, state.opt_state[1].mu)
+  moments = jax.tree.map(lambda x: x.sharding.spec, state.opt_state.own.mu)
   assert specs == moments
   up = state.params["blocks"]["feed_forward"]["up"]
   assert up.addressable_shards[0].data.size * 8 == up.size

@@ -1,0 +1,155 @@
+"""Optimizers: a direction for each parameter from its gradients; learning rates, decay and rules come after.
+
+Most are optax's. Parameters of a stack have their layers side by side in one array: what an optimizer says of a whole
+parameter (its norm, its factors, its orthogonal step) is said of each layer's.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from bigmodel.optim import names, shampoo
+
+INTERVAL = 10  # steps between curvatures of Sophia, roots of Shampoo and bases of SOAP
+Transformation: Any = optax.GradientTransformation  # whose types say less than they could
+UPDATE_SCALES = ("match_rms_adamw", "spectral", "original")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """`direction(h)` is what the learning rate multiplies; its state does not depend on `h`."""
+
+  direction: Callable[[Any], Any]
+  second_order: bool = False  # asks for the loss as a function of parameters
+  own_rate: bool = False  # sets the size of its steps itself: `direction` is a whole update
+
+
+def _adam(h: Any) -> Any:
+  return optax.scale_by_adam(h.beta1, h.beta2, h.epsilon)
+
+
+def _sophia(h: Any) -> Any:
+  """Sophia-H (Liu et al. 2023): Hutchinson's estimate of the Hessian's diagonal every INTERVAL steps."""
+  downhill = contrib.sophia(1.0, h.beta1, h.beta2, h.epsilon, 0.0, None, h.gamma, 1.0, INTERVAL)
+  return optax.chain(downhill, optax.scale(-1.0))
+
+
+def _adafactor(h: Any) -> Any:
+  """As optax.adafactor: factored second moments, clipped by block, and in proportion to each parameter's scale."""
+  del h
+  return layerwise(
+    optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+  )
+
+
+def layerwise(inner: Any) -> Any:
+  """`inner` for each layer of a stack as if it were alone, and for all other parameters together."""
+  is_stack = lambda name: name.endswith("blocks")
+
+  def parts(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {n: x for n, x in tree.items() if not is_stack(n)}, {n: {n: x} for n, x in tree.items() if is_stack(n)}
+
+  def init(params: Any) -> Any:
+    rest, stacks = parts(params)
+    return inner.init(rest), {n: jax.vmap(inner.init)(x) for n, x in stacks.items()}
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    (rest, stacks), (own, owns) = parts(grads), parts(params)
+    new, kept = inner.update(rest, state[0], own)
+    found = {n: jax.vmap(inner.update)(x, state[1][n], owns[n]) for n, x in stacks.items()}
+    return {**new, **{n: u[n] for n, (u, _) in found.items()}}, (kept, {n: s for n, (_, s) in found.items()})
+
+  return Transformation(init, update)
+
+
+def _hidden(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """`inner` for hidden matrices, Adam for all other parameters."""
+
+  def make(h: Any) -> Any:
+    label = lambda path, x: "hidden" if names.is_hidden(path, x) else "adam"
+    return optax.partition(
+      {"hidden": inner(h), "adam": _adam(h)}, lambda params: jax.tree_util.tree_map_with_path(label, params)
+    )
+
+  return make
+
+
+def _dimensions(path: names.Path, x: Any) -> contrib.MuonDimensionNumbers:
+  """All own axes of a kernel but the last come in; layers and experts are side by side."""
+  return contrib.MuonDimensionNumbers(tuple(range(names.leading(path), x.ndim - 1)), x.ndim - 1)
+
+
+def _muon(scale: str) -> Callable[[Any], Any]:
+  """Muon (Jordan et al. 2024) with Nesterov's momentum, its orthogonal steps made as large as `scale` says.
+
+  `match_rms_adamw` is .2 sqrt(max(in, out)), the size of AdamW's (Liu et al. 2025); `spectral` sqrt(out / in), for
+  which rates carry over between widths (Bernstein 2025); `original` sqrt(max(1, out / in)).
+  """
+
+  def size(path: names.Path, x: Any) -> Any:
+    into, out = math.prod(x.shape[names.leading(path) : -1]), x.shape[-1]
+    return {
+      "match_rms_adamw": 0.2 * math.sqrt(max(into, out)),
+      "spectral": math.sqrt(out / into),
+      "original": math.sqrt(max(1.0, out / into)),
+    }[scale]
+
+  def make(h: Any) -> Any:
+    dimensions = lambda tree: jax.tree_util.tree_map_with_path(_dimensions, tree)
+    orthogonal = contrib.scale_by_muon(beta=h.momentum, weight_dimension_numbers=dimensions)
+    scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
+      lambda path, x: size(path, x) * x, updates))  # fmt: skip
+    return optax.chain(orthogonal, scaled)
+
+  return _hidden(make)
+
+
+def _schedule_free(h: Any) -> Any:
+  """AdamW without momentum, averaged as Defazio et al. 2024 say; evaluated are the averages."""
+  inner = optax.chain(optax.scale_by_adam(0.0, h.beta2, h.epsilon), _decayed(h.weight_decay), optax.scale(-h.rate))
+  return contrib.schedule_free(inner, h.rate, h.beta1)
+
+
+def _prodigy(h: Any) -> Any:
+  """Prodigy (Mishchenko and Defazio 2023) finds the size of its steps; `lr` multiplies it, and is 1."""
+  inner: Any = contrib.prodigy(h.rate, (h.beta1, h.beta2), eps=h.epsilon)
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    updates, new = inner.update(grads, state, params)
+    corrected = jnp.sqrt(1 - h.beta2**new.count) / (1 - h.beta1**new.count)
+    decay = h.weight_decay * state.estim_lr * h.rate * corrected
+    shrunk = lambda path, u, p: u - decay * p if names.is_matrix(path, p) else u
+    return jax.tree_util.tree_map_with_path(shrunk, updates, params), new
+
+  return Transformation(inner.init, update)
+
+
+def _decayed(weight_decay: Any) -> Any:
+  matrices = lambda params: jax.tree_util.tree_map_with_path(names.is_matrix, params)
+  return optax.add_decayed_weights(weight_decay, mask=matrices)
+
+
+def known(update_scale: str = UPDATE_SCALES[0]) -> dict[str, Optimizer]:
+  """Every optimizer by its name."""
+  return {
+    "adamw": Optimizer(_adam),
+    "sgd": Optimizer(lambda h: optax.identity()),
+    "momentum": Optimizer(lambda h: optax.trace(h.momentum)),
+    "adafactor": Optimizer(_adafactor),
+    "lion": Optimizer(lambda h: optax.scale_by_lion(h.beta1, h.beta2)),
+    "sophia": Optimizer(_sophia, second_order=True),
+    "muon": Optimizer(_muon(update_scale)),
+    "shampoo": Optimizer(_hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL))),
+    "soap": Optimizer(_hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL))),
+    "schedule_free": Optimizer(_schedule_free, own_rate=True),
+    "prodigy": Optimizer(_prodigy, own_rate=True),
+  }
+
+
+NAMES = tuple(known())

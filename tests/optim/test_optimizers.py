@@ -1,0 +1,304 @@
+"""Each optimizer is its reference over 20 steps: optax's own, or its paper's equations in NumPy, layer by layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from optax import contrib
+
+from bigmodel import models, optim
+from bigmodel.files import UserError
+from bigmodel.optim import names
+from bigmodel.study import default_config
+from bigmodel.train import weights
+
+STEPS = 20
+LR = {"sgd": 0.1, "momentum": 0.02, "prodigy": 1.0, "adafactor": 0.05}
+
+
+def start(width=8):
+  """A stack of two layers with a matrix and a vector each, and a table."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  return {
+    "blocks": {"w": jax.random.normal(keys[0], (2, 6, width)), "scale": jnp.ones((2, 6))},
+    "embedding": jax.random.normal(keys[2], (10, 6)),
+  }
+
+
+def loss(params):
+  """With a curvature that differs from place to place."""
+  parts = [jnp.sum(jnp.cos(1.0 + jnp.arange(x.size)).reshape(x.shape) ** 2 * (x - 0.3) ** 2 + 0.1 * jnp.sin(x))
+           for x in jax.tree.leaves(params)]  # fmt: skip
+  return sum(parts)
+
+
+def config_of(name, **fields):
+  config = default_config()
+  config.optim.update(name=name, lr=LR.get(name, 0.01), schedule="constant", warmup=0.0, clip=1e9, weight_decay=0.0)
+  config.optim.update(fields)
+  optim.check(config)
+  return config
+
+
+def ours(config, params=None, steps=STEPS):
+  how, h = optim.How.of(config), optim.hyperparameters(config, steps)
+  params = start() if params is None else params
+  state = optim.initial_state(how, params)
+  step = jax.jit(lambda p, s, i: optim.update(how, jax.grad(loss)(p), s, p, i, h, loss))
+  for i in range(steps):
+    params, state, told = step(params, state, jnp.int32(i))
+  return params, state, told
+
+
+def theirs(transformation, params=None):
+  params = start() if params is None else params
+  state = transformation.init(params)
+
+  @jax.jit
+  def step(p, s):
+    extra = {"obj_fn": loss} if isinstance(transformation, optax.GradientTransformationExtraArgs) else {}
+    updates, s = transformation.update(jax.grad(loss)(p), s, p, **extra)
+    return optax.apply_updates(p, updates), s
+
+  for _ in range(STEPS):
+    params, state = step(params, state)
+  return params, state
+
+
+def close(one, other, rtol=1e-5):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+REFERENCES = {
+  "adamw": optax.adam(0.01, 0.9, 0.95),
+  "sgd": optax.sgd(0.1),
+  "momentum": optax.sgd(0.02, momentum=0.95),
+  "lion": optax.lion(0.01, 0.9, 0.95, weight_decay=0.0),
+  "sophia": contrib.sophia(0.01, 0.9, 0.95, weight_decay=0.0),
+  "prodigy": contrib.prodigy(1.0, (0.9, 0.95)),
+  "schedule_free": contrib.schedule_free(optax.adam(0.01, 0.0, 0.95), 0.01, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_what_is_said_of_single_numbers_is_optax_own(name):
+  params, state, _ = ours(config_of(name))
+  expected, reference = theirs(REFERENCES[name])
+  close(params, expected)
+  if name == "schedule_free":
+    averaged = optim.evaluated(config_of(name), params, state)
+    close(averaged, contrib.schedule_free_eval_params(reference, expected), 1e-4)
+
+
+def layers(params):
+  """The same parameters, each layer's its own."""
+  split = {f"{name}_{i}": x[i] for name, x in params["blocks"].items() for i in range(2)}
+  return {**split, "embedding": params["embedding"]}
+
+
+def by_layer(transformation):
+  """The reference's parameters, where each layer is a parameter of its own, with the same losses."""
+
+  def whole(own):
+    return {"blocks": {n: jnp.stack([own[f"{n}_0"], own[f"{n}_1"]]) for n in ("w", "scale")},
+            "embedding": own["embedding"]}  # fmt: skip
+
+  params = layers(start())
+  state = transformation.init(params)
+  for _ in range(STEPS):
+    updates, state = transformation.update(jax.grad(lambda p: loss(whole(p)))(params), state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_adafactor_is_optax_own_layer_by_layer():
+  params, _, _ = ours(config_of("adafactor"))
+  close(layers(params), by_layer(optax.adafactor(0.05)))
+
+
+@pytest.mark.parametrize("scale", optim.UPDATE_SCALES)
+def test_muon_is_optax_own_on_hidden_matrices_with_the_scale_that_is_named(scale):
+  params, _, _ = ours(config_of("muon", update_scale=scale))
+  size = {"match_rms_adamw": 0.2 * 8**0.5, "spectral": (8 / 6) ** 0.5, "original": (8 / 6) ** 0.5}[scale]
+  label = lambda p: {name: "muon" if name.startswith("w_") else "adam" for name in p}
+  muon = optax.chain(contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=lambda p: jax.tree.map(
+    lambda x: contrib.MuonDimensionNumbers(), p)), optax.scale(-0.01 * size))  # fmt: skip
+  expected = by_layer(optax.partition({"muon": muon, "adam": optax.adam(0.01, 0.9, 0.95)}, label))
+  close(layers(params), expected, 1e-4)
+
+
+@pytest.fixture
+def float64():
+  """Roots and bases magnify what float32 rounds away."""
+  with jax.enable_x64(True):
+    yield
+
+
+def numpy_steps(update, width):
+  """Layers of w by equations in float64; gradients by JAX at those values."""
+  begin = start(width)
+  params = layers(begin)
+  params = {name: np.asarray(x, np.float64) for name, x in params.items() if name.startswith("w_")}
+  stack = lambda: {**begin, "blocks": {**begin["blocks"], "w": jnp.stack([params["w_0"], params["w_1"]])}}
+  memory = {name: {} for name in params}
+  for t in range(STEPS):
+    grads = np.asarray(jax.grad(loss)(stack())["blocks"]["w"], np.float64)
+    for i, name in enumerate(params):
+      params[name] = params[name] - 0.01 * update(grads[i], memory[name], t)
+  return params
+
+
+def averages(memory, G, b1, b2):
+  for key, new, decay in (("m", G, b1), ("L", G @ G.T, b2), ("R", G.T @ G, b2)):
+    memory[key] = decay * memory.get(key, 0 * new) + (1 - decay) * new
+
+
+@pytest.mark.usefixtures("float64")
+def test_shampoo_is_its_equations():
+  """Every root anew at each step would be the same but for INTERVAL."""
+
+  def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
+    averages(memory, G, b1, b2)
+    if t % optim.optimizers.INTERVAL == 0:
+      for side in "LR":
+        S = memory[side] / (1 - b2 ** (t + 1))
+        values, vectors = np.linalg.eigh(S + 1e-6 * np.trace(S) / len(S) * np.eye(len(S)))
+        memory[f"{side}root"] = vectors @ np.diag((np.maximum(values, 0) + epsilon) ** -0.25) @ vectors.T
+    return memory["Lroot"] @ (memory["m"] / (1 - b1 ** (t + 1))) @ memory["Rroot"]
+
+  expected = numpy_steps(update, 8)
+  params, _, _ = ours(config_of("shampoo"), jax.tree.map(lambda x: x.astype(jnp.float64), start()))
+  for i in range(2):
+    np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_soap_is_its_equations():
+  """Of square matrices: the eigenvectors of eigenvalues that are 0 are anybody's choice."""
+
+  def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
+    step = 0 * G
+    if t:
+      turn = lambda x: memory["LQ"].T @ x @ memory["RQ"]
+      memory["m"] = b1 * memory.get("m", 0 * G) + (1 - b1) * G
+      memory["v"] = b2 * memory.get("v", 0 * G) + (1 - b2) * turn(G) ** 2
+      adam = turn(memory["m"]) / (1 - b1**t) / (np.sqrt(memory["v"] / (1 - b2**t)) + epsilon)
+      step = memory["LQ"] @ adam @ memory["RQ"].T
+    for side, new in (("L", G @ G.T), ("R", G.T @ G)):
+      S = memory[side] = b2 * memory.get(side, 0 * new) + (1 - b2) * new
+      if t == 0:
+        memory[f"{side}Q"] = np.linalg.eigh(S)[1][:, ::-1]
+      elif t % optim.optimizers.INTERVAL == 0:
+        memory[f"{side}Q"] = np.linalg.qr(S @ memory[f"{side}Q"])[0]
+    return step
+
+  expected = numpy_steps(update, 6)
+  params, _, _ = ours(config_of("soap"), jax.tree.map(lambda x: x.astype(jnp.float64), start(6)))
+  for i in range(2):
+    np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
+
+
+def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
+  """With gradients of zero only decay is left: (1 - lr wd)^steps, or (1 - wd)^steps where it is independent."""
+  how = lambda config: optim.How.of(config)
+  for independent, share in ((False, 1 - 0.01 * 0.1), (True, 1 - 0.1)):
+    config = config_of("adamw", weight_decay=0.1, independent_decay=independent)
+    h = optim.hyperparameters(config, 5)
+    params = start()
+    state = optim.initial_state(how(config), params)
+    for i in range(5):
+      zero = jax.tree.map(jnp.zeros_like, params)
+      params, state, _ = optim.update(how(config), zero, state, params, jnp.int32(i), h)
+    np.testing.assert_allclose(params["embedding"], share**5 * start()["embedding"], rtol=1e-5)
+    np.testing.assert_array_equal(params["blocks"]["scale"], start()["blocks"]["scale"])
+
+
+def test_rules_give_parameters_rates_and_decay_of_their_own():
+  plain, _, _ = ours(config_of("sgd"), steps=1)
+  rules = {"rates": ("blocks.w=0.5", "embedding=0"), "decays": ("w$=0", "scale=1")}
+  ruled, _, _ = ours(config_of("sgd", weight_decay=0.1, **rules), steps=1)
+  moved = lambda params, name: params["blocks"][name] - start()["blocks"][name]
+  np.testing.assert_allclose(moved(ruled, "w"), 0.5 * moved(plain, "w"), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(moved(ruled, "scale"), moved(plain, "scale") - 0.1 * 0.1, rtol=1e-4)
+  np.testing.assert_array_equal(ruled["embedding"], start()["embedding"])
+  config = default_config()
+  models.resolve(config.model, {"vocab": 50})
+  config.optim.rates = ("embeding=0.1",)
+  with pytest.raises(UserError, match=r"config.optim.rates: no parameter matches 'embeding'"):
+    weights.check(config)
+  config.optim.rates = ("embedding",)
+  with pytest.raises(UserError, match="is not PATTERN=NUMBER"):
+    optim.check(config)
+
+
+def test_an_average_of_the_parameters_is_what_is_evaluated():
+  config = config_of("sgd", average=0.9)
+  how, h = optim.How.of(config), optim.hyperparameters(config, STEPS)
+  params = start()
+  state, seen = optim.initial_state(how, params), []
+  for i in range(STEPS):
+    params, state, _ = optim.update(how, jax.grad(loss)(params), state, params, jnp.int32(i), h)
+    seen.append(params["embedding"])
+  shares = 0.9 ** np.arange(STEPS)[::-1]
+  expected = np.tensordot(shares / shares.sum(), np.stack(seen), 1)
+  np.testing.assert_allclose(optim.evaluated(config, params, state)["embedding"], expected, rtol=1e-4)
+  assert optim.evaluated(config_of("sgd"), params, state) is params
+
+
+def test_a_spike_is_skipped_and_counted():
+  config = config_of("momentum", skip_above=5.0)
+  how, h = optim.How.of(config), optim.hyperparameters(config, 100)
+  params, before = start(), None
+  state = optim.initial_state(how, params)
+  step = jax.jit(lambda p, s, i, g: optim.update(how, g, s, p, i, h))
+  for i in range(40):
+    grads = jax.tree.map(lambda x, size=1e3 if i == 30 else 1e-3: jnp.full_like(x, size), params)
+    before = params, state
+    params, state, told = step(params, state, jnp.int32(i), grads)
+    if i == 30:
+      close(params, before[0], 0)
+      close(state._replace(skipped=0), before[1]._replace(skipped=0), 0)
+      assert told["skipped"] == 1
+  assert told["skipped"] == 1
+  params, state, told = step(params, state, jnp.int32(40), jax.tree.map(lambda x: x * jnp.nan, params))
+  assert told["skipped"] == 2
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_state_is_named_after_its_parameters_axes(name):
+  config = config_of(name, average=0.0 if name == "schedule_free" else 0.9, skip_above=3.0)
+  config.model.update(width=16, layers=2, head_size=8, experts=2)
+  models.resolve(config.model, {"vocab": 50})
+  model = models.build(config)
+
+  def both():
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return params, optim.initial_state(optim.How.of(config), params)
+
+  params, state = jax.eval_shape(both)
+  specs, shapes = nn.get_partition_spec(state), nn.meta.unbox(state)
+  is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)
+  for spec, x in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(shapes), strict=True):
+    assert x.ndim == 0 or len(spec) == x.ndim
+  named = {str(tuple(s)) for s in jax.tree.leaves(specs, is_leaf=is_spec)}
+  if name in ("shampoo", "soap"):
+    assert {"('layers', 'expert', 'embed', None)", "('layers', 'expert', 'mlp', None)"} <= named
+  if name not in ("sgd",):
+    assert "('vocab', 'embed')" in named
+  assert params is not None
+
+
+def test_hidden_matrices_are_those_between_layers():
+  config = default_config()
+  models.resolve(config.model, {"vocab": 50})
+  config.model.update(experts=2)
+  params = jax.eval_shape(
+    lambda: nn.meta.unbox(models.build(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  )
+  hidden = {names.dotted(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if names.is_hidden(p, x)}
+  assert {"blocks.attention.query", "blocks.experts.down", "blocks.experts.router"} <= hidden
+  assert not any("norm" in name or name == "embedding" for name in hidden)
