@@ -61,7 +61,7 @@ def gradients(config, corpus):
   for step in range(STEPS):
     state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
     losses.append(float(metrics["loss"]))
-    moments.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.opt_state[1].mu)]))
+    moments.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.opt_state.own.mu)]))
   last = (moments[-1] - BETA1 * moments[-2]) / (1 - BETA1)
   return program, np.array(losses), moments[0] / (1 - BETA1), last
 
@@ -177,4 +177,4 @@ def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
     whole = sum(x.nbytes for x in jax.tree.leaves(tree))
     assert parallel.bytes_on(device, tree) <= 1.05 / 8 * whole
   specs = lambda tree: jax.tree.map(lambda x: x.sharding.spec, tree)
-  assert specs(state.opt_state[1].mu) == specs(state.params) == specs(state.opt_state[1].nu)
+  assert specs(state.opt_state.own.mu) == specs(state.params) == specs(state.opt_state.own.nu)
