@@ -125,10 +125,10 @@ def compare(arguments: Arguments) -> dict[str, Any]:
   show_table(arguments, title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
   crossing = result["crossing"]
   if crossing["interval90"]:
-    at = "none" if crossing["C"] is None else f"{crossing['C']:.3g}"
+    at = "they cross nowhere near" if crossing["C"] is None else f"they cross at {crossing['C']:.3g} FLOPs"
     low, high = crossing["interval90"]
     share = crossing["share_of_draws"]
-    say(arguments, f"they cross at {at} FLOPs ({low:.3g} to {high:.3g}, in {share:.0%} of the resamples)")
+    say(arguments, f"{at} ({low:.3g} to {high:.3g} in the {share:.0%} of the resamples that cross)")
   say(arguments, result["verdict"])
   if arguments.report:
     from bigmodel.report import recipes

@@ -108,7 +108,9 @@ def resolve(config: Config, corpus: Data) -> Config:
   """A copy with everything derived filled in: this is what a run's id hashes."""
   resolved = config.copy_and_resolve_references()
   resolved.data.sha256 = corpus.sha256
-  models.resolve(resolved.model, corpus.facts | {"context": data.unit(resolved)})
+  facts = corpus.facts | {"context": data.unit(resolved)}
+  models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
   tasks.resolve(resolved.task, corpus.facts)
   for name in ("vocab", "outputs"):
     least = corpus.facts.get(name, 0)
@@ -141,6 +143,7 @@ def resolve_without_data(config: Config) -> Config:
       "config.model: set inputs and outputs, which otherwise are the data's",
     )
   models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
   return resolved
 
 

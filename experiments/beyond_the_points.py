@@ -2,8 +2,8 @@
 
 Claim (usual practice): fit Chinchilla's law, and a bootstrap of its parameters says how far to trust its forecasts.
 Here: the 240 points of Hoffmann et al. 2022 (Besiroglu et al. 2024) below 1e20, 3e20 and 1e21 FLOPs, asked about
-those above; and the runs of Porian et al. 2024, Gadre et al. 2024 and OLMo's ladder (Bhagia et al. 2024), those
-within a factor of 4 and of 16 of each set's largest compute hidden.
+those above; and the runs of Porian et al. 2024 and Gadre et al. 2024, those within a factor of 4 and of 16 of each
+set's largest compute hidden.
 
 What came out: the bootstrap alone covers a third of the points and fewer. With the noise of points, and a
 discrepancy that grows with distance and is measured on smaller scales, 90% intervals cover as much. A mean of three
@@ -78,9 +78,6 @@ def _sets(data: Path) -> dict[str, Runs]:
   keys = ["dataset", "hparams", "warmup", "decay", "param_count", "val"]
   for key, own in pl.read_csv(data / "porian" / "isoflop_points.csv").group_by(keys):
     found[f"porian {' '.join(map(str, key))}"] = take(own, "N", "D", "loss")
-  loss = "eval/c4_en-validation/CrossEntropyLoss"
-  ladder = pl.read_csv(data / "olmo_ladder" / "ladder_last5.csv").filter(pl.col("mode") == "train")
-  found["ladder"] = take(ladder.group_by("run").agg(pl.col("N", "D_tokens", loss).mean()), "N", "D_tokens", loss)
   return dict(sorted(found.items()))
 
 

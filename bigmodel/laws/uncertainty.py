@@ -5,7 +5,6 @@ that is wrong where nobody has looked: see `laws.forecast` for that.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -25,29 +24,27 @@ def bootstrap(
   `bayesian` (Rubin 1981) gives every point a random weight, so none is ever missing; `case` draws points
   with replacement; `cluster` draws whole clusters, such as all evaluations of one run; `residual` keeps
   the points and draws their residuals. Each refit starts where the fit is. A fit with P parameters leaves
-  residuals that are too small by sqrt(1 - P / n): draws are as much farther from it.
+  residuals that are too small by sqrt(1 - P / n): random weights have a variance that is as much larger than 1.
   """
   rng = np.random.default_rng(seed)
   n = len(fit.loss)
+  shape = max(n - len(fit.theta), 1) / n  # of a gamma distribution; 1 would be the exponential one
   weights, losses = np.tile(fit.weights, (draws, 1)), np.tile(fit.loss, (draws, 1))
   if kind == "bayesian":
-    random = rng.exponential(size=(draws, n))
+    random = rng.gamma(shape, size=(draws, n))
     weights = weights * random / random.mean(axis=1, keepdims=True)
   elif kind == "case":
     weights = weights * rng.multinomial(n, np.full(n, 1 / n), size=draws)
   elif kind == "cluster":
     _, own = np.unique(np.arange(n) if clusters is None else clusters, return_inverse=True)
-    random = rng.exponential(size=(draws, own.max() + 1))
+    random = rng.gamma(shape, size=(draws, own.max() + 1))
     weights = weights * (random / random.mean(axis=1, keepdims=True))[:, own]
   else:
     residuals = fit.residuals()
     errors = rng.choice(residuals - residuals.mean(), size=(draws, n)) * np.sqrt(n / max(n - len(fit.theta), 1))
     known = fit.predict(*fit.columns)
     losses = known + errors if fit.plain else known * np.exp(errors)
-  found = refits(fit, losses, weights)
-  if kind != "residual" and len(found) and n > len(fit.theta):  # those residuals are made larger above
-    found = fit.theta + math.sqrt(n / (n - len(fit.theta))) * (found - fit.theta)
-  return dataclasses.replace(fit, draws=found)
+  return dataclasses.replace(fit, draws=refits(fit, losses, weights))
 
 
 def refits(fit: Fit, losses: np.ndarray, weights: np.ndarray) -> np.ndarray:

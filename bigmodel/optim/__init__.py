@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from bigmodel import tasks
 from bigmodel.config import Config, require, require_choice
-from bigmodel.optim import names, optimizers, schedules
+from bigmodel.optim import names, optimizers, parametrization, schedules
 from bigmodel.optim.names import parse
 from bigmodel.optim.optimizers import NAMES, UPDATE_SCALES
 from bigmodel.optim.schedules import SCHEDULES
@@ -42,6 +42,8 @@ def fields() -> dict[str, Any]:
     "clip": 1.0,  # global gradient norm
     "skip_above": 0.0,  # steps with a gradient norm of so many times the usual one are skipped; 0: none
     "average": 0.0,  # decay of an average of the parameters, which is evaluated in their place; 0: none
+    "parametrization": "standard",  # standard | mup | completep: see `optim.parametrization`
+    "base": (),  # 'model.FIELD=VALUE': the size at which mup and completep are the standard one
     "frozen": (),  # patterns of parameters that stay as they begin
   }
 
@@ -68,9 +70,12 @@ def check(config: Config) -> None:
   )
   for field in ("rates", "decays"):
     parse(field, optim[field])
+  require_choice("optim.parametrization", optim.parametrization, parametrization.PARAMETRIZATIONS)
+  parametrization.check(config)
   own = optimizers.known()[optim.name].own_rate
   for field in ("rates", "decays"):
     require(not (own and optim[field]), f"config.optim.{field}: {optim.name} sets its steps for all parameters itself")
+  require(not own or optim.parametrization == "standard", f"config.optim.parametrization: not for {optim.name}")
   require(not (own and optim.independent_decay), f"config.optim.independent_decay: not for {optim.name}")
   require(
     not (optim.name == "schedule_free" and (optim.average or optim.beta1 == 0)),
@@ -137,6 +142,7 @@ class How:
   skips: bool
   averages: bool
   frozen: tuple[str, ...]
+  multiples: parametrization.Multiples
 
   @classmethod
   def of(cls, config: Config) -> "How":
@@ -144,7 +150,7 @@ class How:
     patterns = lambda field: tuple(pattern for pattern, _ in parse(field, optim[field]))
     return cls(
       optim.name, optim.schedule, optim.update_scale, optim.independent_decay, patterns("rates"), patterns("decays"),
-      optim.skip_above > 0, optim.average > 0, tuple(optim.frozen),
+      optim.skip_above > 0, optim.average > 0, tuple(optim.frozen), parametrization.multiples(config),
     )  # fmt: skip
 
   @property
@@ -243,6 +249,10 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
   rate = jax.tree.map(pick(h.rates, 1.0), names.which(params, how.rates))
   matrices = jax.tree_util.tree_map_with_path(lambda path, x: float(names.is_matrix(path, x)), params)
   decay = jax.tree.map(lambda place, plain: pick(h.decays, plain)(place), names.which(params, how.decays), matrices)
+  if how.multiples:
+    sizes = {name: (own_rate, own_decay) for name, _, own_rate, own_decay in how.multiples}
+    times = lambda i: lambda path, x: x * sizes.get(names.dotted(path), (1.0, 1.0))[i]
+    rate, decay = (jax.tree_util.tree_map_with_path(times(i), tree) for i, tree in enumerate((rate, decay)))
   return rate, decay
 
 

@@ -85,6 +85,16 @@ def _dimensions(path: names.Path, x: Any) -> contrib.MuonDimensionNumbers:
   return contrib.MuonDimensionNumbers(tuple(range(names.leading(path), x.ndim - 1)), x.ndim - 1)
 
 
+def update_size(scale: str, shape: tuple[int, ...]) -> float:
+  """What an orthogonal step of a kernel of this shape is multiplied by."""
+  into, out = math.prod(shape[:-1]), shape[-1]
+  return {
+    "match_rms_adamw": 0.2 * math.sqrt(max(into, out)),
+    "spectral": math.sqrt(out / into),
+    "original": math.sqrt(max(1.0, out / into)),
+  }[scale]
+
+
 def _muon(scale: str) -> Callable[[Any], Any]:
   """Muon (Jordan et al. 2024) with Nesterov's momentum, its orthogonal steps made as large as `scale` says.
 
@@ -92,19 +102,11 @@ def _muon(scale: str) -> Callable[[Any], Any]:
   which rates carry over between widths (Bernstein 2025); `original` sqrt(max(1, out / in)).
   """
 
-  def size(path: names.Path, x: Any) -> Any:
-    into, out = math.prod(x.shape[names.leading(path) : -1]), x.shape[-1]
-    return {
-      "match_rms_adamw": 0.2 * math.sqrt(max(into, out)),
-      "spectral": math.sqrt(out / into),
-      "original": math.sqrt(max(1.0, out / into)),
-    }[scale]
-
   def make(h: Any) -> Any:
     dimensions = lambda tree: jax.tree_util.tree_map_with_path(_dimensions, tree)
     orthogonal = contrib.scale_by_muon(beta=h.momentum, weight_dimension_numbers=dimensions)
     scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
-      lambda path, x: size(path, x) * x, updates))  # fmt: skip
+      lambda path, x: update_size(scale, x.shape[names.leading(path) :]) * x, updates))  # fmt: skip
     return optax.chain(orthogonal, scaled)
 
   return _hidden(make)

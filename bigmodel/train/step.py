@@ -109,7 +109,7 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
   plain, example, how = models.build(config, dtype), models.example(config), optim.How.of(config)
 
   def initial(key: jax.Array) -> State:
-    params = plain.init(key, *example)["params"]
+    params = optim.parametrization.scaled(plain.init(key, *example)["params"], how.multiples)
     return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1))
 
   boxed = jax.eval_shape(initial, jax.random.key(0))

@@ -1,0 +1,155 @@
+"""Settings that carry over between sizes: what multiplies each parameter's initial values, learning rate and decay.
+
+The multiples follow from the shapes of the model and of the same model at a base size (`optim.base`), where all are
+1. An axis that is longer than the base's is infinite: a matrix whose input axis is so has its rate divided by the
+ratio, one that leads from it to an axis that stays has its initial values divided by the root of it as well
+(Yang et al. 2022, tables 3 and 8). Where a table of embeddings gives the logits, the last norm's scale is divided
+by the ratio. `completep` also divides what a block adds to the stream by the ratio of the layers (Dey et al. 2025).
+A multiplier of activations is never needed: scaling a parameter's initial values and its rate by as much is the same.
+"""
+
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from bigmodel import models
+from bigmodel.config import Config, digest, flatten, override, parse_value, require
+from bigmodel.optim import names
+
+PARAMETRIZATIONS = ("standard", "mup", "completep")
+SHRINKING = ("decoder", "tabular")  # families whose tables begin with values of the size of width^-1/2
+TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
+LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
+BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
+Multiples = tuple[tuple[str, float, float, float], ...]  # (name, initial values, rate, decay) where one is not 1
+
+
+def resolve(config: Config, raw: Config, facts: dict[str, Any]) -> None:
+  """Fills `config.optim.base` up with the fields that follow from it, in place; `raw` is the config before."""
+  if config.optim.parametrization == "standard":
+    return
+  base, given = raw.model.copy_and_resolve_references(), set()
+  for text in raw.optim.base:
+    name, _, value = text.removeprefix("model.").partition("=")
+    override(base, name, parse_value(value))
+    given.add(name)
+  models.resolve(base, facts)
+  changed = {n: v for n, v in flatten(base).items() if n in given or v != flatten(config.model)[n]}
+  config.optim.base = tuple(f"model.{name}={value!r}" for name, value in sorted(changed.items()))
+
+
+def check(config: Config) -> None:
+  optim, model = config.optim, config.model
+  if optim.parametrization == "standard":
+    return
+  require(bool(optim.base), "config.optim.base: empty; say a base size, such as ('model.width=64', 'model.layers=2')")
+  for text in optim.base:
+    known = re.fullmatch(r"model\.(\w+)=.+", text)
+    require(known is not None and known[1] in model, f"config.optim.base: {text!r} is not model.FIELD=VALUE")
+  family = model.family
+  tied = family == "transformer" or (family == "decoder" and not model.norm_first)
+  require(
+    not tied, f"config.optim.parametrization: {optim.parametrization}; this {family} has no norm before its logits"
+  )
+
+
+def multiples(config: Config) -> Multiples:
+  """Of a resolved config."""
+  if config.optim.parametrization == "standard":
+    return ()
+  base = config.copy_and_resolve_references()
+  for text in config.optim.base:
+    name, _, value = text.removeprefix("model.").partition("=")
+    override(base.model, name, parse_value(value))
+  optim = config.optim
+  key = digest({**flatten(config), **{f"base.{n}": v for n, v in flatten(base.model).items()}})
+  return _known(key, _Pair(config, base), optim.name, optim.update_scale, optim.independent_decay)
+
+
+class _Pair:
+  """Two configs, alike to a cache: the key beside them says which they are."""
+
+  def __init__(self, *configs: Config):
+    self.configs = configs
+
+  def __hash__(self) -> int:
+    return 0
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Pair)
+
+
+@functools.lru_cache(maxsize=256)
+def _known(key: str, pair: _Pair, optimizer: str, update_scale: str, independent_decay: bool) -> Multiples:
+  del key
+  config, base = pair.configs
+  own, its = _shapes(config), _shapes(base)
+  require(
+    own.keys() == its.keys(),
+    f"config.optim.base: it has other parameters ({', '.join(sorted(own.keys() ^ its.keys()))}); layers that are no"
+    " stack of blocks can't differ",
+  )
+  depth = config.optim.parametrization == "completep"
+  scores = math.sqrt(base.model.head_size / config.model.head_size) if "head_size" in config.model else 1.0
+  normed = any("query_norm" in name for name in own)
+  found = []
+  for name, (path, x) in own.items():
+    lead = names.leading(path)
+    shape, ratio = x.shape[lead:], [a / b for a, b in zip(x.shape, its[name][1].shape, strict=True)]
+    into, out = (ratio[-2] if len(shape) > 1 else 1.0), (ratio[-1] if shape else 1.0)
+    init, factor = 1.0, 1.0  # `factor`: multiplies what the parameter does; initial values and rate follow from it
+    if config.model.family in SHRINKING and TABLE.search(name) and into == 1:
+      init *= math.sqrt(out)
+    if into != 1 and out == 1:
+      init /= math.sqrt(into)
+    if name.startswith(LAST_NORM.get(config.model.family, "\0")):
+      factor /= out
+    if depth and BRANCH_ENDS.search(name):
+      factor /= ratio[0]
+      init *= math.sqrt(ratio[0]) if not name.endswith("_bias") else 1.0  # their own (2 L)^-1/2
+    if re.search(r"\bquery_norm\.scale$" if normed else r"\bquery(_bias)?$", name):
+      factor *= scores
+    rate = _rate(optimizer, update_scale, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
+    rate *= factor**2 if optimizer in ("sgd", "momentum") else factor
+    decay = 1.0 if independent_decay or not names.is_matrix(path, x) else 1 / rate
+    if (init * factor, rate, decay) != (1.0, 1.0, 1.0):
+      found.append((name, init * factor, rate, decay))
+  return tuple(found)
+
+
+def _rate(
+  optimizer: str, update_scale: str, hidden: bool, into: float, out: float, own: Any, its: Any
+) -> float:  # fmt: skip
+  """What the rate of a parameter is multiplied by as its axes grow."""
+  if optimizer in ("sgd", "momentum"):  # gradients shrink with the width
+    return 1 / into if out == 1 else 1.0 if into != 1 else out
+  if optimizer == "muon" and hidden and update_scale != "spectral":
+    from bigmodel.optim.optimizers import update_size
+
+    wanted = [update_size("spectral", shape) / update_size(update_scale, shape) for shape in (own, its)]
+    return wanted[0] / wanted[1]
+  return 1.0 if optimizer == "muon" and hidden else 1 / into
+
+
+def _shapes(config: Config) -> dict[str, tuple[names.Path, Any]]:
+  made = jax.eval_shape(lambda key: models.build(config).init(key, *models.example(config)), jax.random.key(0))
+  leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(made)["params"])
+  return {names.dotted(path): (path, x) for path, x in leaves}
+
+
+def scaled(params: Any, found: Multiples) -> Any:
+  """Initial parameters, boxed or not, each times its multiple."""
+  by_name = {name: init for name, init, _, _ in found}
+  if not by_name:
+    return params
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+
+  def scale(path: names.Path, x: Any) -> Any:
+    times = by_name.get(names.dotted(path), 1.0)
+    return x.replace_boxed(x.unbox() * times) if is_box(x) else x * times
+
+  return jax.tree_util.tree_map_with_path(scale, params, is_leaf=is_box)

@@ -1,0 +1,121 @@
+"""The coordinate check (Yang et al. 2022, appendix D.1): does a step change activations as much at every size?
+
+Models of several sizes take some steps on one batch; the root of the mean square by which each layer's output has
+changed since the start is compared between sizes. Where it grows or falls as a power of the width or the depth, a
+learning rate that is right for one size is wrong for another.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodel import models, optim, tasks
+from bigmodel.config import Config
+
+ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """`change[layer]` is an array [sizes, steps]; `slopes[layer]` that of its log in the log of the size,
+  at each step at which it changes at all."""
+
+  sizes: tuple[float, ...]
+  change: dict[str, np.ndarray]
+  slopes: dict[str, np.ndarray]
+
+  @property
+  def steepest(self) -> float:
+    return max(float(np.abs(slope).max()) for slope in self.slopes.values())
+
+
+def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, seeds: int = 2) -> Check:
+  """Of resolved configs that differ in one size.
+
+  Of the modules of one kind the last counts. Between depths only the stream behind all blocks and the model's
+  outputs can be compared: a branch is meant to add less where there are more.
+  """
+  found = [np.mean([_measure(config, steps, seed) for seed in range(seeds)], axis=0) for config in configs]
+  kinds = [_kinds(config) for config in configs]
+  same_depth = len({len(own) for own in kinds}) == 1
+  change = {}
+  for kind in dict.fromkeys(kinds[0]):
+    if f"{kind}." in optim.parametrization.LAST_NORM.values() or not (same_depth or kind in (kinds[0][-1], "block")):
+      continue  # what a parametrization multiplies by the size, by intent
+    last = [len(own) - 1 - own[::-1].index(kind) for own in kinds]
+    change[kind] = np.stack([own[i] for own, i in zip(found, last, strict=True)])
+  # Behind a readout of zeros nothing moves at the first step.
+  moved = {kind: (values > 0).all(axis=0) for kind, values in change.items()}
+  slope = lambda values: np.polyfit(np.log(sizes), np.log(values), 1)[0]
+  slopes = {kind: slope(values[:, moved[kind]]) for kind, values in change.items() if moved[kind].any()}
+  return Check(tuple(map(float, sizes)), change, slopes)
+
+
+def _kinds(config: Config) -> list[str]:
+  model, inputs = models.build(config), _inputs(config, 0)
+  names: list[str] = []
+  jax.eval_shape(lambda key: _activations(model, model.init(key, *models.example(config)), inputs, names),
+                 jax.random.key(0))  # fmt: skip
+  return names
+
+
+def _measure(config: Config, steps: int, seed: int) -> np.ndarray:
+  """[layers, steps]: how far the outputs of each layer are from those at the start."""
+  model, task, how = models.build(config), tasks.build(config), optim.How.of(config)
+  h = optim.hyperparameters(config, 1)._replace(seed=jnp.int32(seed), warmup=jnp.float32(0), final=jnp.float32(1))
+  rows, inputs, key = _rows(config, seed), _inputs(config, seed), jax.random.key(seed)
+  params = optim.parametrization.scaled(
+    nn.meta.unbox(model.init(key, *models.example(config)))["params"], how.multiples
+  )
+  params = {name: jnp.zeros_like(x) if re.fullmatch(r"output(_bias)?", name) else x for name, x in params.items()}
+  loss = lambda p: task.objective(lambda *x: model.apply({"params": p}, *x), rows, h.task, key)[0]
+
+  @jax.jit
+  def run(params: Any) -> Any:
+    begin = _activations(model, {"params": params}, inputs, [])
+
+    def step(carry: Any, i: Any) -> Any:
+      params, state = carry
+      params, state, _ = optim.update(how, jax.grad(loss)(params), state, params, i, h, loss)
+      now = _activations(model, {"params": params}, inputs, [])
+      return (params, state), jnp.stack([jnp.sqrt(jnp.mean((a - b) ** 2)) for a, b in zip(now, begin, strict=True)])
+
+    return jax.lax.scan(step, (params, optim.initial_state(how, params)), jnp.arange(steps))[1]
+
+  return np.asarray(run(params)).T
+
+
+def _activations(model: nn.Module, variables: Any, inputs: tuple, names: list[str]) -> list[jax.Array]:
+  """The output of every module, in the order of the calls; `names` gets what each is called."""
+  found: list[jax.Array] = []
+
+  def record(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+    out = function(*arguments, **keywords)
+    if context.method_name == "__call__" and not context.module.is_initializing():  # of shapes alone
+      found.append((out[0] if isinstance(out, tuple) else out).astype(jnp.float32))
+      names.append("/".join(context.module.path) or type(context.module).__name__.lower())
+    return out
+
+  with nn.intercept_methods(record):
+    model.apply(variables, *inputs)
+  return found
+
+
+def _rows(config: Config, seed: int) -> Any:
+  rng = np.random.default_rng(seed)
+  if config.data.kind == "text":
+    return jnp.asarray(rng.integers(0, config.model.vocab, (ROWS, TOKENS + 1)), jnp.int32)
+  inputs = rng.normal(size=(ROWS, *config.model.inputs)).astype(np.float32)
+  targets = rng.integers(0, max(config.model.outputs, 2), ROWS).astype(np.int32)
+  return {"inputs": jnp.asarray(inputs), "targets": jnp.asarray(targets)}
+
+
+def _inputs(config: Config, seed: int) -> tuple:
+  rows = _rows(config, seed)
+  return (rows["inputs"],) if isinstance(rows, dict) else (rows[:, :-1],)
