@@ -132,6 +132,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   )
   plan.add_argument("--search", action="store_true", help="try meshes, remat policies and microbatches; best first")
   plan.add_argument("--prices", default="", metavar="FILE", help="dollars a chip-hour, by kind (configs/prices.json)")
+  plan.add_argument(
+    "--coordinate-check", nargs="?", const="", metavar="FILE.html",
+    help="does a step move activations as much at every width and depth? (optim.parametrization; also as a page)",
+  )  # fmt: skip
   train = add("train", "train one run, or resume it", config, workdir, hosts)
   train.add_argument(
     "--profile", type=int, default=0, metavar="STEPS", help="write a trace of that many steps to logs/profile"

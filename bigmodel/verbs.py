@@ -105,6 +105,8 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   from bigmodel.train.display import duration
 
   config, study = load(arguments)
+  if arguments.coordinate_check is not None:
+    return _coordinates(arguments, config)
   if arguments.topology or arguments.search:
     return _plan_for(arguments, config, study)
   if study is None:
@@ -135,6 +137,44 @@ def plan(arguments: Arguments) -> dict[str, Any]:
   title = f"{study.name}: {total['runs']} runs, {flops:.3g} FLOPs (6ND), {duration(seconds)} here"
   show_table(arguments, title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
   return result
+
+
+def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
+  """How much a step moves activations as the config's model grows, under each parametrization."""
+  from bigmodel import study as studies
+  from bigmodel.files import UserError
+  from bigmodel.optim.parametrization import PARAMETRIZATIONS
+  from bigmodel.plan import coordinates
+
+  for name in ("width", "layers"):
+    if name not in config.model:
+      raise UserError(f"--coordinate-check: a {config.model.family} has no model.{name}")
+  base = config.optim.base or (f"model.width={config.model.width}", f"model.layers={config.model.layers}")
+
+  def resolved(kind: str, axis: str, size: int) -> Any:
+    own = config.copy_and_resolve_references()
+    own.model[axis], own.optim.schedule, own.optim.weight_decay = size, "constant", 0.0
+    own.optim.parametrization, own.optim.base = kind, () if kind == "standard" else base
+    own.train.tokens, own.train.steps = 0, 5
+    studies.check(own)
+    return studies.resolve_without_data(own)
+
+  found, rows = [], []
+  for kind in PARAMETRIZATIONS:
+    for axis in ("width", "layers"):
+      sizes = [config.model[axis] * factor for factor in (1, 2, 4)]
+      checked = coordinates.check([resolved(kind, axis, size) for size in sizes], sizes, steps=5, seeds=1)
+      facts = {"parametrization": kind, "axis": axis, "sizes": sizes, "steepest": checked.steepest}
+      found.append(facts | {"change": {k: v.tolist() for k, v in checked.change.items()},
+                            "slopes": {k: v.tolist() for k, v in checked.slopes.items()}})  # fmt: skip
+      rows.append((kind, axis, f"{sizes[0]} to {sizes[-1]}", checked.steepest))
+  columns = ("parametrization", "axis", "sizes", "steepest slope")
+  show_table(arguments, "changes of activations over 5 steps, as powers of the size", columns, rows)
+  if arguments.coordinate_check:
+    from bigmodel.report import coordinates as drawing
+
+    drawing.write(arguments.coordinate_check, found, rows)
+  return {"checks": found}
 
 
 def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
