@@ -29,7 +29,7 @@ def write(path: str, data: Data, tokens: tokenizer.Tokenizer | None = None) -> N
   splits = [(split, *(facts[name] for name in columns)) for split, facts in card["splits"].items()]
   tables = [("Splits", "", ("split", *columns), splits), *_tables(card)]
   title, drawn = f"{card['name']}: a data card", [(title, "", figure) for title, figure in plots]
-  page.tables(path, title, card["name"], f"{what}. sha256 {card['sha256'][:16]}", tables, drawn, texts)
+  page.tables(path, title, card["name"], f"{what}. sha256 {card['sha256']}", tables, drawn, texts)
 
 
 def _tables(card: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...], list[tuple]]]:

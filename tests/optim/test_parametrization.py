@@ -94,16 +94,13 @@ def test_what_cannot_be_carried_over_is_refused():
     optim.check(config_of("mup", family="transformer"))
 
 
-@pytest.mark.parametrize(
-  ("kind", "axis", "low", "high"),
-  [("standard", "width", 0.4, 2.0), ("mup", "width", 0.0, 0.2), ("standard", "layers", 0.3, 2.0)],
-)
-def test_coordinates_do_not_depend_on_the_size(kind, axis, low, high):
-  sizes = {"width": (64, 128, 256), "layers": (2, 4, 8)}[axis]
+@pytest.mark.parametrize(("kind", "low", "high"), [("standard", 0.3, 2.0), ("mup", 0.0, 0.2)])
+def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
   how = dict(lr=2e-3, schedule="constant", weight_decay=0.0, epsilon=1e-20, clip=1e9)
-  configs = [resolved(config_of(kind, **{axis: size}, **how)) for size in sizes]
+  configs = [resolved(config_of(kind, width=width, **how)) for width in (64, 256)]
   for config in configs:
-    config.model.tie_embeddings = False
-  found = coordinates.check(configs, sizes, steps=3, seeds=1)
-  assert low < found.steepest < high, found.slopes
+    config.model.tie_embeddings = False  # so that the readout can be zero
+  found = coordinates.check(configs, (64, 256), steps=3, seeds=1)
   assert all(np.isfinite(x).all() for x in found.change.values())
+  assert {"attention", "feed_forward", "block", "decoder"} <= set(found.slopes)
+  assert low < found.steepest < high, found.slopes
