@@ -13,8 +13,9 @@ from bigmodel.laws.forms import Law
 from bigmodel.laws.points import Points, from_records
 
 Record = dict[str, Any]
+FAR = 10.0  # times beyond the sizes that were run, where a law's optimum says no more than that it lies there
 MANY, FEW = 10, 5  # budgets whose optimum is told
-VERSION = 4  # of this summary: a new one fits anew
+VERSION = 5  # of this summary: a new one fits anew
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -139,6 +140,7 @@ def chinchilla_optimum(fit_: chinchilla.Fit, C: float) -> dict[str, Any]:
     "N_interval90": interval(draws[:, 0]),
     "D_interval90": interval(draws[:, 1]),
     "loss": float(fit_.predict(N, D)),
+    "inside": bool(fit_.points.N.min() / FAR < N < fit_.points.N.max() * FAR),
   }
 
 
