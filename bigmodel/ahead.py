@@ -11,8 +11,6 @@ from bigmodel.files import UserError, read_json, write_json
 from bigmodel.lab import named_columns, points_of, say
 from bigmodel.verbs import Arguments, setup, show_table
 
-DEFAULT = "chinchilla,overtraining,kaplan_nd"  # what forecasts loss from N and D: docs/laws.md says why
-
 
 def forecast(arguments: Arguments) -> dict[str, Any]:
   setup()
@@ -150,7 +148,7 @@ def _predictions(arguments: Arguments, given: Any, fitted: Any, places: Sequence
   from bigmodel.laws import bayes, curves, fitting, forms, summary, uncertainty
   from bigmodel.laws import forecast as forecasts
 
-  names = (arguments.law or DEFAULT).split(",")
+  names = arguments.law.split(",") if arguments.law else list(forecasts.MIXED)
   laws = [forms.find(name) for name in (names[:1] if arguments.intervals == "nuts" and not arguments.law else names)]
   for law in laws:
     if law.columns != ("N", "D"):

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bigmodel.ahead import DEFAULT
 from bigmodel.laws import chinchilla, fitting, forecast, points, uncertainty
 from bigmodel.laws.forms import LAWS
 from bigmodel.laws.reproduce import Result
@@ -63,7 +62,7 @@ def _covered(said: dict, loss: np.ndarray) -> float:
 
 def _all(below: Runs, columns: tuple[np.ndarray, np.ndarray]) -> dict[str, dict]:
   """Forecasts by each law, and by all of them."""
-  laws = [LAWS[name] for name in DEFAULT.split(",")]
+  laws = [LAWS[name] for name in forecast.MIXED]
   fits = [uncertainty.bootstrap(fitting.fit(law, below[:2], below[2]), DRAWS) for law in laws]
   each = {law.name: forecast.mixture(fit).at(columns) for law, fit in zip(laws, fits, strict=True)}
   return each | {"combined": forecast.mixture(*fits).at(columns)}

@@ -43,6 +43,7 @@ def rolling_origin(points: Points) -> list[dict[str, float]]:
   return errors
 
 
+MIXED = ("chinchilla", "overtraining", "kaplan_nd")  # what forecasts loss from N and D: docs/laws.md says why
 HALVINGS = 6  # of the largest C, from which the law is asked about what lies above
 FEWEST = 16  # points to fit from such an origin
 WINDOW = math.log(8)  # beyond the origin, up to which it is asked

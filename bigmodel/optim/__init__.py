@@ -201,10 +201,6 @@ def _named(state: State, params: dict[names.Path, Any]) -> State:
   return jax.tree_util.tree_map_with_path(box, state)
 
 
-def learning_rate(schedule: str, step: jax.Array, h: Hyperparameters) -> jax.Array:
-  return h.lr * schedules.factor(schedule, step, h)
-
-
 def update(
   how: How, grads: Any, state: State, params: Any, step: jax.Array, h: Hyperparameters, loss: Any = None
 ) -> tuple[Any, State, dict[str, jax.Array]]:

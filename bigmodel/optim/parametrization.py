@@ -8,7 +8,6 @@ by the ratio. `completep` also divides what a block adds to the stream by the ra
 A multiplier of activations is never needed: scaling a parameter's initial values and its rate by as much is the same.
 """
 
-import functools
 import math
 import re
 from typing import Any
@@ -65,28 +64,18 @@ def multiples(config: Config) -> Multiples:
   for text in config.optim.base:
     name, _, value = text.removeprefix("model.").partition("=")
     override(base.model, name, parse_value(value))
-  optim = config.optim
-  key = digest({**flatten(config), **{f"base.{n}": v for n, v in flatten(base.model).items()}})
-  return _known(key, _Pair(config, base), optim.name, optim.update_scale, optim.independent_decay)
+  key = digest({name: x for name, x in flatten(config).items() if name.startswith(("model.", "data.", "optim."))})
+  if key not in _KNOWN:
+    _KNOWN[key] = _compared(config, base)
+  return _KNOWN[key]
 
 
-class _Pair:
-  """Two configs, alike to a cache: the key beside them says which they are."""
-
-  def __init__(self, *configs: Config):
-    self.configs = configs
-
-  def __hash__(self) -> int:
-    return 0
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Pair)
+_KNOWN: dict[str, Multiples] = {}  # of each config: runs ask for theirs many times
 
 
-@functools.lru_cache(maxsize=256)
-def _known(key: str, pair: _Pair, optimizer: str, update_scale: str, independent_decay: bool) -> Multiples:
-  del key
-  config, base = pair.configs
+def _compared(config: Config, base: Config) -> Multiples:
+  """The multiples of a model beside its base."""
+  optimizer, update_scale = config.optim.name, config.optim.update_scale
   own, its = _shapes(config), _shapes(base)
   require(
     own.keys() == its.keys(),
@@ -115,7 +104,7 @@ def _known(key: str, pair: _Pair, optimizer: str, update_scale: str, independent
       factor *= scores
     rate = _rate(optimizer, update_scale, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
     rate *= factor**2 if optimizer in ("sgd", "momentum") else factor
-    decay = 1.0 if independent_decay or not names.is_matrix(path, x) else 1 / rate
+    decay = 1.0 if config.optim.independent_decay or not names.is_matrix(path, x) else 1 / rate
     if (init * factor, rate, decay) != (1.0, 1.0, 1.0):
       found.append((name, init * factor, rate, decay))
   return tuple(found)

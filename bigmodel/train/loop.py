@@ -224,7 +224,7 @@ class Watch:
     left = (self.total - done) / steps_per_second
     peak = speed * len(self.members) * self.flops / hardware.peak_flops()
     for index, member in enumerate(self.members):
-      row: dict[str, Any] = {name: _finite(values[name][index]) for name in ("loss", "grad_norm", "param_norm", "lr")}
+      row: dict[str, Any] = {name: _finite(x[index]) for name, x in values.items() if name != "diverged_at"}
       row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
     said = f"{speed * len(self.members):,.0f} {self.unit}/s"

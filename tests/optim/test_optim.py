@@ -18,7 +18,9 @@ def rates(schedule, steps=100, **fields):
   for name, value in fields.items():
     config.optim[name] = value
   h = optim.hyperparameters(config, steps)
-  return np.array([optim.learning_rate(schedule, jnp.int32(step), h) for step in range(steps + 1)]), config.optim
+  return np.array(
+    [h.lr * optim.schedules.factor(schedule, jnp.int32(step), h) for step in range(steps + 1)]
+  ), config.optim
 
 
 @pytest.mark.parametrize("schedule", optim.SCHEDULES)

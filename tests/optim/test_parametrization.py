@@ -69,6 +69,18 @@ def test_multiples_of_other_optimizers_and_heads():
   assert matched[1] == pytest.approx(0.5)  # match_rms_adamw grows with the root of the width
 
 
+def test_scores_of_larger_heads_are_divided_by_their_size():
+  """1 / head_size in place of its root: queries begin smaller, and learn slower, by the root of the ratio."""
+  config = config_of("mup", base=("model.head_size=16",))
+  config.model.head_size = 64
+  found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
+  assert found["blocks.attention.query"][:2] == pytest.approx([0.5, 0.5])
+  assert "blocks.attention.key" not in found
+  config.model.qk_norm = True
+  found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
+  assert found["blocks.attention.query_norm.scale"][:2] == pytest.approx([0.5, 0.5])
+
+
 def test_scaled_initial_values_are_the_models_own_times_the_multiple():
   config = resolved(config_of("completep", width=128, layers=4))
   model, found = models.build(config), parametrization.multiples(config)

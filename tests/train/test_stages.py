@@ -60,7 +60,9 @@ def test_schedules_begin_anew_with_each_stage(dbn):
   rates = []
   for stage in stages.of(dbn):
     h = optim.hyperparameters(stage.config, stage.stop - stage.first, stage.first)
-    rates += [float(optim.learning_rate("cosine", jnp.int32(step), h)) for step in range(stage.first, stage.stop)]
+    rates += [
+      float(h.lr * optim.schedules.factor("cosine", jnp.int32(step), h)) for step in range(stage.first, stage.stop)
+    ]
   assert rates[0] == rates[6] == pytest.approx(0.02)
   assert rates[11] == pytest.approx(0.01)
   assert rates[5] < 0.006
