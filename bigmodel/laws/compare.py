@@ -14,7 +14,6 @@ from bigmodel.laws import chinchilla, summary
 from bigmodel.laws.points import Points
 
 SCALES = 5  # budgets at which the multiplier is said
-FLAT = 0.01  # exponent of compute below which a law is no law
 DRAWN = 40  # budgets of the curves on the page
 REACH = 1e3  # times the smallest and the largest budget, within which a crossing is looked for
 
@@ -28,11 +27,6 @@ def frontier(fit: chinchilla.Fit) -> np.ndarray:
     g = alpha * beta / (alpha + beta)
     K = (np.exp(log_a - alpha * log_g) + np.exp(log_b + beta * log_g)) * k**g
   return np.stack([np.exp(log_e), K, g], axis=-1)
-
-
-def _sloping(law: np.ndarray) -> np.ndarray:
-  """Without draws whose loss does not fall with compute: they say nothing of how much of it a loss takes."""
-  return law[np.r_[True, law[1:, 2] > FLAT]]
 
 
 def loss(law: np.ndarray, C: Any) -> np.ndarray:
@@ -54,9 +48,7 @@ def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> 
   if a.convention != b.convention:
     raise UserError(f"compare: A counts FLOPs as {a.convention}, B as {b.convention}")
   fits = [chinchilla.fit(points, bootstraps, seed) for seed, points in enumerate((a, b))]
-  law_a, law_b = (_sloping(frontier(fit)) for fit in fits)
-  common = min(len(law_a), len(law_b))
-  law_a, law_b = law_a[:common], law_b[:common]
+  law_a, law_b = map(frontier, fits)
   C = np.geomspace(max(a.C.min(), b.C.min()), max(a.C.max(), b.C.max()), SCALES)
   tails = [(1 - level) / 2, (1 + level) / 2]
   interval = lambda draws: [float(x) for x in np.quantile(draws, tails, method="nearest")]  # some are infinite
