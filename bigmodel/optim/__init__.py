@@ -211,6 +211,10 @@ def update(
   h = h._replace(rate=h.lr * factor)
   clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, h.clip / jnp.maximum(norm, 1e-16)), grads)
   optimizer = how.optimizer
+  if how.multiples and optimizer.by_epsilon:  # g / (|g| + e c) is (g / c) / (|g / c| + e)
+    sizes = {name: epsilon for name, _, _, _, epsilon in how.multiples}
+    own = lambda path, g: g / parametrization.over(sizes.get(names.dotted(path), 1.0), g)
+    clipped = jax.tree_util.tree_map_with_path(own, clipped)
   extra = {"obj_fn": loss} if optimizer.second_order else {}
   direction, own = optax.with_extra_args_support(optimizer.direction(h)).update(clipped, state.own, params, **extra)
   rate, decay = _multiples(how, params, h)
@@ -246,9 +250,9 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
   matrices = jax.tree_util.tree_map_with_path(lambda path, x: float(names.is_matrix(path, x)), params)
   decay = jax.tree.map(lambda place, plain: pick(h.decays, plain)(place), names.which(params, how.decays), matrices)
   if how.multiples:
-    sizes = {name: (own_rate, own_decay) for name, _, own_rate, own_decay in how.multiples}
-    times = lambda i: lambda path, x: x * sizes.get(names.dotted(path), (1.0, 1.0))[i]
-    rate, decay = (jax.tree_util.tree_map_with_path(times(i), tree) for i, tree in enumerate((rate, decay)))
+    sizes = {name: (own_rate, own_decay) for name, _, own_rate, own_decay, _ in how.multiples}
+    times = lambda i: lambda path, x, p: x * parametrization.over(sizes.get(names.dotted(path), (1.0, 1.0))[i], p)
+    rate, decay = (jax.tree_util.tree_map_with_path(times(i), tree, params) for i, tree in enumerate((rate, decay)))
   return rate, decay
 
 

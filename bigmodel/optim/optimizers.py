@@ -27,6 +27,7 @@ class Optimizer:
 
   direction: Callable[[Any], Any]
   second_order: bool = False  # asks for the loss as a function of parameters
+  by_epsilon: bool = False  # a scale of the gradients matters to it by `epsilon` alone
   own_rate: bool = False  # sets the size of its steps itself: `direction` is a whole update
 
 
@@ -140,15 +141,17 @@ def _decayed(weight_decay: Any) -> Any:
 def known(update_scale: str = UPDATE_SCALES[0]) -> dict[str, Optimizer]:
   """Every optimizer by its name."""
   return {
-    "adamw": Optimizer(_adam),
+    "adamw": Optimizer(_adam, by_epsilon=True),
     "sgd": Optimizer(lambda h: optax.identity()),
     "momentum": Optimizer(lambda h: optax.trace(h.momentum)),
     "adafactor": Optimizer(_adafactor),
     "lion": Optimizer(lambda h: optax.scale_by_lion(h.beta1, h.beta2)),
     "sophia": Optimizer(_sophia, second_order=True),
-    "muon": Optimizer(_muon(update_scale)),
-    "shampoo": Optimizer(_hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL))),
-    "soap": Optimizer(_hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL))),
+    "muon": Optimizer(_muon(update_scale), by_epsilon=True),
+    "shampoo": Optimizer(
+      _hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL)), by_epsilon=True
+    ),
+    "soap": Optimizer(_hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL)), by_epsilon=True),
     "schedule_free": Optimizer(_schedule_free, own_rate=True),
     "prodigy": Optimizer(_prodigy, own_rate=True),
   }

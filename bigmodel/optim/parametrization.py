@@ -1,4 +1,4 @@
-"""Settings that carry over between sizes: what multiplies each parameter's initial values, learning rate and decay.
+"""Settings that carry over between sizes: what multiplies a parameter's initial values, learning rate, decay, epsilon.
 
 The multiples follow from the shapes of the model and of the same model at a base size (`optim.base`), where all are
 1. An axis that is longer than the base's is infinite: a matrix whose input axis is so has its rate divided by the
@@ -6,13 +6,16 @@ ratio, one that leads from it to an axis that stays has its initial values divid
 (Yang et al. 2022, tables 3 and 8). Where a table of embeddings gives the logits, the last norm's scale is divided
 by the ratio. `completep` also divides what a block adds to the stream by the ratio of the layers (Dey et al. 2025).
 A multiplier of activations is never needed: scaling a parameter's initial values and its rate by as much is the same.
+Adam's epsilon follows the size of gradients, which fall with the axis that a parameter leads to, and with the layers.
 """
 
+import functools
 import math
 import re
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from bigmodel import models
@@ -21,10 +24,13 @@ from bigmodel.optim import names
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
 SHRINKING = ("decoder", "tabular")  # families whose tables begin with values of the size of width^-1/2
+# Where blocks end in a norm, those of the stack that gives the logits.
+POST_NORM = {"decoder": "blocks.feed_forward_norm.", "transformer": "decoder_blocks.feed_forward_norm."}
 TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
 LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
 BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
-Multiples = tuple[tuple[str, float, float, float], ...]  # (name, initial values, rate, decay) where one is not 1
+Number = float | tuple[float, ...]  # of all layers, or of each
+Multiples = tuple[tuple[str, Number, Number, float, float], ...]  # (name, init, rate, decay, epsilon), not all 1
 
 
 def resolve(config: Config, raw: Config, facts: dict[str, Any]) -> None:
@@ -49,11 +55,21 @@ def check(config: Config) -> None:
   for text in optim.base:
     known = re.fullmatch(r"model\.(\w+)=.+", text)
     require(known is not None and known[1] in model, f"config.optim.base: {text!r} is not model.FIELD=VALUE")
-  family = model.family
-  tied = family == "transformer" or (family == "decoder" and not model.norm_first)
   require(
-    not tied, f"config.optim.parametrization: {optim.parametrization}; this {family} has no norm before its logits"
+    optim.parametrization != "completep" or not _post_norm(config),
+    "config.optim.parametrization: completep is for blocks with their norms first; mup is for these, too",
   )
+
+
+def _post_norm(config: Config) -> bool:
+  """Do blocks end in a norm, so that more of them don't make the stream larger?"""
+  return config.model.family in ("transformer", "bert") or not config.model.get("norm_first", True)
+
+
+def last_norm_of(config: Config) -> str:
+  """How the parameters begin of the norm before the logits that is divided as the width grows."""
+  family = config.model.family
+  return (POST_NORM if _post_norm(config) and family in POST_NORM else LAST_NORM).get(family, "\0")
 
 
 def multiples(config: Config) -> Multiples:
@@ -82,7 +98,8 @@ def _compared(config: Config, base: Config) -> Multiples:
     f"config.optim.base: it has other parameters ({', '.join(sorted(own.keys() ^ its.keys()))}); layers that are no"
     " stack of blocks can't differ",
   )
-  depth = config.optim.parametrization == "completep"
+  depth, family = config.optim.parametrization == "completep", config.model.family
+  last_norm, of_stack = last_norm_of(config), _post_norm(config) and family in POST_NORM
   scores = math.sqrt(base.model.head_size / config.model.head_size) if "head_size" in config.model else 1.0
   normed = any("query_norm" in name for name in own)
   found = []
@@ -91,23 +108,38 @@ def _compared(config: Config, base: Config) -> Multiples:
     shape, ratio = x.shape[lead:], [a / b for a, b in zip(x.shape, its[name][1].shape, strict=True)]
     into, out = (ratio[-2] if len(shape) > 1 else 1.0), (ratio[-1] if shape else 1.0)
     init, factor = 1.0, 1.0  # `factor`: multiplies what the parameter does; initial values and rate follow from it
-    if config.model.family in SHRINKING and TABLE.search(name) and into == 1:
+    if family in SHRINKING and TABLE.search(name) and into == 1:
       init *= math.sqrt(out)
     if into != 1 and out == 1:
       init /= math.sqrt(into)
-    if name.startswith(LAST_NORM.get(config.model.family, "\0")):
-      factor /= out
+    if family == "transformer" and name == "embedding":  # whose rows are multiplied by the root of the width
+      init, factor = math.sqrt(out), 1 / math.sqrt(out)
+    last = name.startswith(last_norm)
+    if last:
+      factor /= math.sqrt(out) if family == "transformer" else out
     if depth and BRANCH_ENDS.search(name):
       factor /= ratio[0]
       init *= math.sqrt(ratio[0]) if not name.endswith("_bias") else 1.0  # their own (2 L)^-1/2
     if re.search(r"\bquery_norm\.scale$" if normed else r"\bquery(_bias)?$", name):
       factor *= scores
     rate = _rate(optimizer, update_scale, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
-    rate *= factor**2 if optimizer in ("sgd", "momentum") else factor
-    decay = 1.0 if config.optim.independent_decay or not names.is_matrix(path, x) else 1 / rate
-    if (init * factor, rate, decay) != (1.0, 1.0, 1.0):
-      found.append((name, init * factor, rate, decay))
+    decays = names.is_matrix(path, x) and not config.optim.independent_decay
+    gradient = 1 / out / (ratio[0] if depth and "blocks." in name else 1.0)
+    numbers = functools.partial(_numbers, init, rate, optimizer in ("sgd", "momentum"), decays, gradient)
+    row: tuple[Any, ...] = numbers(factor)
+    if last and of_stack:  # of a stack's norms, the last layer's
+      row = tuple(zip(*([numbers(1.0)] * (x.shape[0] - 1)), row, strict=True))
+    if row != (1.0, 1.0, 1.0, 1.0):
+      found.append((name, *row))
   return tuple(found)
+
+
+def _numbers(
+  init: float, rate: float, linear: bool, decays: bool, gradient: float, factor: float
+) -> tuple[float, float, float, float]:
+  """(initial values, rate, decay, epsilon) of a parameter that does `factor` times as much as its values say."""
+  own_rate = rate * (factor**2 if linear else factor)
+  return init * factor, own_rate, 1 / own_rate if decays else 1.0, gradient / factor
 
 
 def _rate(
@@ -130,15 +162,20 @@ def _shapes(config: Config) -> dict[str, tuple[names.Path, Any]]:
   return {names.dotted(path): (path, x) for path, x in leaves}
 
 
+def over(number: Number, x: Any) -> Any:
+  """A number of a parameter as what multiplies its array."""
+  return np.array(number, np.float32).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(number, tuple) else number
+
+
 def scaled(params: Any, found: Multiples) -> Any:
   """Initial parameters, boxed or not, each times its multiple."""
-  by_name = {name: init for name, init, _, _ in found}
+  by_name = {name: init for name, init, *_ in found}
   if not by_name:
     return params
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
 
   def scale(path: names.Path, x: Any) -> Any:
     times = by_name.get(names.dotted(path), 1.0)
-    return x.replace_boxed(x.unbox() * times) if is_box(x) else x * times
+    return x.replace_boxed(x.unbox() * over(times, x.unbox())) if is_box(x) else x * over(times, x)
 
   return jax.tree_util.tree_map_with_path(scale, params, is_leaf=is_box)

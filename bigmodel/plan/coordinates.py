@@ -7,7 +7,7 @@ learning rate that is right for one size is wrong for another.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,9 @@ import numpy as np
 
 from bigmodel import models, optim, tasks
 from bigmodel.config import Config
+from bigmodel.train.statistics import activations
 
+LAST = ("final_norm", "transform_norm")
 ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
 
 
@@ -38,16 +40,19 @@ class Check:
 def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, seeds: int = 2) -> Check:
   """Of resolved configs that differ in one size.
 
-  Of the modules of one kind the last counts. Between depths only the stream behind all blocks and the model's
-  outputs can be compared: a branch is meant to add less where there are more.
+  Of the modules of one kind the last counts. Between depths only what comes out of the last norm and of the model
+  can be compared: a branch is meant to add less where there are more, and the stream, to which initial values add
+  less as well, is read through norms alone.
   """
   found = [np.mean([_measure(config, steps, seed) for seed in range(seeds)], axis=0) for config in configs]
   kinds = [_kinds(config) for config in configs]
   same_depth = len({len(own) for own in kinds}) == 1
-  change = {}
+  change, divided = {}, optim.parametrization.last_norm_of(configs[0])
   for kind in dict.fromkeys(kinds[0]):
-    if f"{kind}." in optim.parametrization.LAST_NORM.values() or not (same_depth or kind in (kinds[0][-1], "block")):
-      continue  # what a parametrization multiplies by the size, by intent
+    # What comes out of the norm before the logits falls with the width by intent.
+    scaled = divided.endswith(f"{kind}.") or ("blocks." in divided and kind == "block")
+    if scaled if same_depth else kind not in (*LAST, kinds[0][-1]):
+      continue
     last = [len(own) - 1 - own[::-1].index(kind) for own in kinds]
     change[kind] = np.stack([own[i] for own, i in zip(found, last, strict=True)])
   # Behind a readout of zeros nothing moves at the first step.
@@ -58,53 +63,47 @@ def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, se
 
 
 def _kinds(config: Config) -> list[str]:
-  model, inputs = models.build(config), _inputs(config, 0)
   names: list[str] = []
-  jax.eval_shape(lambda key: _activations(model, model.init(key, *models.example(config)), inputs, names),
+
+  def forward(params: Any) -> None:
+    names.extend(name for name, _ in activations(lambda: _loss(config, 0)(params)))
+
+  jax.eval_shape(lambda key: forward(models.build(config).init(key, *models.example(config))["params"]),
                  jax.random.key(0))  # fmt: skip
   return names
 
 
+def _loss(config: Config, seed: int) -> Callable[[Any], jax.Array]:
+  """The loss of parameters on the batch of a seed."""
+  model, task, h = models.build(config), tasks.build(config), optim.hyperparameters(config, 1)
+  rows, key = _rows(config, seed), jax.random.key(seed)
+  return lambda params: task.objective(lambda *x: model.apply({"params": params}, *x), rows, h.task, key)[0]
+
+
 def _measure(config: Config, steps: int, seed: int) -> np.ndarray:
   """[layers, steps]: how far the outputs of each layer are from those at the start."""
-  model, task, how = models.build(config), tasks.build(config), optim.How.of(config)
-  h = optim.hyperparameters(config, 1)._replace(seed=jnp.int32(seed), warmup=jnp.float32(0), final=jnp.float32(1))
-  rows, inputs, key = _rows(config, seed), _inputs(config, seed), jax.random.key(seed)
+  model, how, loss = models.build(config), optim.How.of(config), _loss(config, seed)
+  h = optim.hyperparameters(config, 1)._replace(warmup=jnp.float32(0), final=jnp.float32(1))
+  key = jax.random.key(seed)
   params = optim.parametrization.scaled(
     nn.meta.unbox(model.init(key, *models.example(config)))["params"], how.multiples
   )
   params = {name: jnp.zeros_like(x) if re.fullmatch(r"output(_bias)?", name) else x for name, x in params.items()}
-  loss = lambda p: task.objective(lambda *x: model.apply({"params": p}, *x), rows, h.task, key)[0]
 
   @jax.jit
   def run(params: Any) -> Any:
-    begin = _activations(model, {"params": params}, inputs, [])
+    outputs = lambda p: [x for _, x in activations(lambda: loss(p))]
+    begin = outputs(params)
 
     def step(carry: Any, i: Any) -> Any:
       params, state = carry
       params, state, _ = optim.update(how, jax.grad(loss)(params), state, params, i, h, loss)
-      now = _activations(model, {"params": params}, inputs, [])
-      return (params, state), jnp.stack([jnp.sqrt(jnp.mean((a - b) ** 2)) for a, b in zip(now, begin, strict=True)])
+      moved = zip(outputs(params), begin, strict=True)
+      return (params, state), jnp.stack([jnp.sqrt(jnp.mean((a - b) ** 2)) for a, b in moved])
 
     return jax.lax.scan(step, (params, optim.initial_state(how, params)), jnp.arange(steps))[1]
 
   return np.asarray(run(params)).T
-
-
-def _activations(model: nn.Module, variables: Any, inputs: tuple, names: list[str]) -> list[jax.Array]:
-  """The output of every module, in the order of the calls; `names` gets what each is called."""
-  found: list[jax.Array] = []
-
-  def record(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-    out = function(*arguments, **keywords)
-    if context.method_name == "__call__" and not context.module.is_initializing():  # of shapes alone
-      found.append((out[0] if isinstance(out, tuple) else out).astype(jnp.float32))
-      names.append("/".join(context.module.path) or type(context.module).__name__.lower())
-    return out
-
-  with nn.intercept_methods(record):
-    model.apply(variables, *inputs)
-  return found
 
 
 def _rows(config: Config, seed: int) -> Any:
@@ -114,8 +113,3 @@ def _rows(config: Config, seed: int) -> Any:
   inputs = rng.normal(size=(ROWS, *config.model.inputs)).astype(np.float32)
   targets = rng.integers(0, max(config.model.outputs, 2), ROWS).astype(np.int32)
   return {"inputs": jnp.asarray(inputs), "targets": jnp.asarray(targets)}
-
-
-def _inputs(config: Config, seed: int) -> tuple:
-  rows = _rows(config, seed)
-  return (rows["inputs"],) if isinstance(rows, dict) else (rows[:, :-1],)

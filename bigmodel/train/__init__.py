@@ -7,7 +7,10 @@ from bigmodel.config import Config, require, require_choice
 
 DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
-PROVENANCE = ("train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout", "train.init_from")
+PROVENANCE = (
+  "train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout", "train.init_from",
+  "train.layers_every",
+)  # fmt: skip
 
 
 def fields() -> dict[str, dict[str, Any]]:
@@ -23,7 +26,9 @@ def fields() -> dict[str, dict[str, Any]]:
       "stages": (),  # what is trained for before the config's own task; see `train.stages`
       "accumulate": 1,  # microbatches a step
       "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32
+      "noise_scale": False,  # measured from microbatches: up to which batch more rows are worth their compute
       "log_every": 20,
+      "layers_every": 0,  # steps between statistics of every layer, a multiple of log_every; 0: none
       "checkpoint_every": 1000,
       "keep": 2,  # checkpoints
       "step_timeout": 1800.0,  # seconds without a step after which the process is ended; 0: never
@@ -41,6 +46,14 @@ def check(config: Config) -> None:
   )
   for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
     require(train[name] > 0, f"config.train.{name}: {train[name]} is not positive")
+  require(
+    train.layers_every >= 0 and train.layers_every % train.log_every == 0,
+    f"config.train.layers_every: {train.layers_every} is not a multiple of log_every = {train.log_every}",
+  )
+  require(
+    train.accumulate > 1 or not train.noise_scale,
+    "config.train.noise_scale: needs microbatches to compare; set accumulate to 2 or more",
+  )
   require(train.step_timeout >= 0, f"config.train.step_timeout: {train.step_timeout} is negative; 0 is never")
   require(train.keep >= 2, f"config.train.keep: {train.keep}; at least 2, the second is there if the first is damaged")
   require_choice("train.compute_dtype", train.compute_dtype, DTYPES)

@@ -134,7 +134,8 @@ def _train(
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display)
-  pending: tuple[int, dict[str, jax.Array]] | None = None
+  pending: tuple[int, dict[str, jax.Array], list[Any] | None] | None = None
+  look_every = config.train.layers_every
   with hosts.Agreement(stop) as agreement:
     for step in range(start, total):
       if profile and step == start + 2:  # the first steps compile
@@ -145,8 +146,10 @@ def _train(
       if step == ahead[0].first > 0:
         state = steps.next_stage(program, ahead[0].config, state)
       rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
+      look = look_every and (step + 1) % look_every == 0
+      layers = program.layers(state, rows, hyperparameters) if look else None
       state, metrics = program.step(state, rows, hyperparameters)
-      before, pending = pending, (step, metrics)
+      before, pending = pending, (step, metrics, layers)
       if before is not None and watch.read(*before):
         pending = None
         break  # every member has diverged
@@ -205,18 +208,21 @@ class Watch:
     self.began = self.logged_at = self.flushed_at = time.monotonic()
     self.every = config.train.log_every
     self.tokens = train.batch_tokens(config)
+    self.of_row = self.tokens // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
-  def read(self, step: int, metrics: dict[str, jax.Array]) -> bool:
+  def read(self, step: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
     """Logs if it is time; true once no member has a finite loss any more."""
     values = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
+    if "noise_scale" in values:
+      values["noise_scale"] = values["noise_scale"] * self.of_row
     done = step + 1
     if done % self.every == 0 or done == self.total:
-      self._log(done, values)
+      self._log(done, values, layers)
     return bool((values["diverged_at"] >= 0).all())
 
-  def _log(self, done: int, values: dict[str, np.ndarray]) -> None:
+  def _log(self, done: int, values: dict[str, np.ndarray], layers: list[Any] | None) -> None:
     now_ = time.monotonic()
     steps_per_second = (done - self.logged_step) / max(now_ - self.logged_at, 1e-9)
     self.logged_step, self.logged_at = done, now_
@@ -226,6 +232,8 @@ class Watch:
     for index, member in enumerate(self.members):
       row: dict[str, Any] = {name: _finite(x[index]) for name, x in values.items() if name != "diverged_at"}
       row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
+      if layers is not None:
+        row["layers"] = jax.tree.map(_finite, layers[index])
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
     said = f"{speed * len(self.members):,.0f} {self.unit}/s"
     self.display.update(done, self.total, float(np.max(values["loss"])), said, left)
@@ -265,7 +273,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics,
+    "metrics": result.metrics | _noise_scale(config, own),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params) if status == "finished" else "",
     "seconds": seconds,
@@ -276,6 +284,12 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
   write_status(run, status, done, seconds, 0.0)
   record.write(run.folder, sealed)
   return sealed
+
+
+def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:
+  """In tokens (or examples), where it was measured."""
+  rows = steps.noise_scale(state.noise) if config.train.noise_scale else math.nan
+  return {"noise_scale": float(rows) * train.batch_tokens(config) / config.train.batch_size} if rows > 0 else {}
 
 
 def failed_record(run: Run, error: BaseException) -> dict[str, Any]:

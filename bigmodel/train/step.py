@@ -19,8 +19,10 @@ from bigmodel import data, hardware, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
 from bigmodel.parallel import blocks, hosts, kernels
 from bigmodel.tasks import Apply, Task
+from bigmodel.train import statistics
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
+NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 
 
 @flax.struct.dataclass
@@ -32,6 +34,7 @@ class State:
   opt_state: Any
   loss_ema: jax.Array  # exponential average of the loss, not yet divided by 1 - EMA^step
   diverged_at: jax.Array  # int32, the first step with a loss that is not finite, or -1
+  noise: Any = ()  # averages of the squared norm of the gradient and of its variance over rows, where asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Program:
   put_rows: Callable[[list[hosts.Rows]], jax.Array]
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
+  layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
@@ -65,6 +69,7 @@ class Lone:
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
   lower: Callable[..., Any]  # of `step`
   values: Callable[..., dict[str, jax.Array]]
+  layers: Callable[..., Any]
   shapes: State  # abstract, with shardings
 
 
@@ -83,6 +88,7 @@ def program(config: Config, members: int = 1) -> Program:
   parts = (
     optim.How.of(config),
     config.train.accumulate,
+    config.train.noise_scale,
     config.train.compute_dtype,
     data.unit(config),
     members,
@@ -110,7 +116,8 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
 
   def initial(key: jax.Array) -> State:
     params = optim.parametrization.scaled(plain.init(key, *example)["params"], how.multiples)
-    return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1))
+    noise = (jnp.float32(0),) * 2 if config.train.noise_scale else ()
+    return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1), noise)
 
   boxed = jax.eval_shape(initial, jax.random.key(0))
   state_shardings = parallel.shardings(mesh, boxed, rules)
@@ -141,6 +148,13 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     out_shardings=one,  # every host reads all of them
     compiler_options=options,
   )
+  simple = models.build(config, dtype)
+  objective = lambda params, rows, key, h: task.objective(_apply(simple.apply, params, key), rows, h.task, key)[0]
+  layers = jax.jit(
+    functools.partial(statistics.of_step, objective, how, config.train.accumulate),
+    in_shardings=(dataclasses.replace(state_shardings, opt_state=on_device), rows_sharding, one),
+    out_shardings=one,
+  )
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return Lone(
     mesh=mesh,
@@ -148,6 +162,7 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     step=_on_mesh(mesh, active, step),
     lower=_on_mesh(mesh, active, step.lower),
     values=_on_mesh(mesh, active, values),
+    layers=_on_mesh(mesh, active, layers),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
   )
 
@@ -167,6 +182,7 @@ def _alone(lone: Lone) -> Program:
     values=lambda params, rows, key: jax.tree.map(
       np.asarray, lone.values(params, hosts.put_rows(rows, rows_sharding), hosts.put(np.int32(key), one))
     ),
+    layers=lambda *arguments: [lone.layers(*arguments)],
   )
 
 
@@ -198,6 +214,9 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
     place=lambda states: jax.device_put(_stack(states), sharding),
     put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), sharding),
     put_hyperparameters=lambda h: jax.device_put(_stack(h), sharding),
+    layers=lambda *arguments: [
+      lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), arguments)) for i in range(members)
+    ],
   )
 
 
@@ -238,6 +257,7 @@ def train_step(
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
+  noise, measured = state.noise, bool(state.noise)
   first = (rows, key)  # microbatch, whose curvature an optimizer may ask for
   if accumulate == 1:
     (_, loss), grads = gradient(state.params, rows, key)
@@ -245,21 +265,41 @@ def train_step(
     # Row b goes to microbatch b % accumulate, so that no row leaves its device.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
-    def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, None]:
+    def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
       (_, loss), grads = gradient(state.params, *given)
-      return jax.tree.map(jnp.add, total, (loss, grads)), None
+      square = optax.tree.norm(grads, squared=True) if measured else None
+      return jax.tree.map(jnp.add, total, (loss, grads)), square
 
     keys = jax.random.split(key, accumulate)
     first = jax.tree.map(lambda x: x[0], (micro, keys))
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-    total, _ = jax.lax.scan(add, zero, (micro, keys))
+    total, squares = jax.lax.scan(add, zero, (micro, keys))
     loss, grads = jax.tree.map(lambda x: x / accumulate, total)
+    if measured:
+      seen = _noise(squares, grads, jax.tree.leaves(rows)[0].shape[0])
+      noise = jax.tree.map(lambda old, new: NOISE_EMA * old + (1 - NOISE_EMA) * new, noise, seen)
   curved = lambda params: objective(params, *first)[0]
   params, opt_state, told = optim.update(how, grads, state.opt_state, state.params, state.step, h, curved)
   diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
-  new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged)
+  new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged, noise)
   metrics = {"loss": loss, "param_norm": optax.tree.norm(params), "diverged_at": diverged, **told}
+  if measured:
+    metrics["noise_scale"] = noise_scale(noise)
   return new, metrics
+
+
+def _noise(squares_K: jax.Array, grads: Any, rows: int) -> tuple[jax.Array, jax.Array]:
+  """Estimates without bias of the squared norm of the true gradient, and of the variance of one row's gradient.
+
+  From the squared norms of microbatches' gradients and that of their mean (McCandlish et al. 2018, appendix A.1).
+  """
+  K, small, large = len(squares_K), jnp.mean(squares_K), optax.tree.norm(grads, squared=True)
+  return (K * large - small) / (K - 1), rows * (small - large) / (K - 1)
+
+
+def noise_scale(noise: Any) -> Any:
+  """The rows of a batch at which noise and gradient are as large: of more rows each is worth less."""
+  return noise[1] / jnp.maximum(noise[0], 1e-30)
 
 
 def loss_train(state: State, first: int = 0) -> float:

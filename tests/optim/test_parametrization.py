@@ -50,21 +50,54 @@ def test_multiples_of_adam_are_those_of_the_papers():
   """Four times as wide: hidden rates a quarter, tables as before, logits a quarter; eight times as deep: branches."""
   found = multiples(width=256, layers=16)
   ratio = resolved(config_of("mup", width=256)).model.feed_forward / resolved(config_of("mup")).model.feed_forward
-  init, rate, decay = found["blocks.attention.query"]
+  init, rate, decay, epsilon = found["blocks.attention.query"]
   assert (init, rate, decay) == (1.0, 0.25, 4.0)
-  assert found["embedding"] == [2.0, 1.0, 1.0]  # its own values shrink with the root of the width
-  assert found["final_norm.scale"] == [0.25, 0.25, 1.0]
-  init, rate, _ = found["blocks.attention.out"]
-  assert (init, rate) == pytest.approx((8**-0.5, 0.25 / 8))
+  assert epsilon == pytest.approx(0.25 / 8)  # gradients fall with the width that a matrix leads to, and the layers
+  assert found["embedding"] == [2.0, 1.0, 1.0, 0.25]  # its own values shrink with the root of the width
+  assert found["final_norm.scale"] == [0.25, 0.25, 1.0, 1.0]
+  init, rate, _, epsilon = found["blocks.attention.out"]
+  assert (init, rate, epsilon) == pytest.approx((8**-0.5, 0.25 / 8, 0.25))
   assert found["blocks.feed_forward.down"][1] == pytest.approx(1 / ratio / 8)
-  assert "blocks.attention_norm.scale" not in found
+  assert found["blocks.attention_norm.scale"] == [1.0, 1.0, 1.0, pytest.approx(0.25 / 8)]
+
+
+def test_gradients_fall_as_epsilon_does():
+  """At the start, behind a readout that is small: the rms of each parameter's gradient, between two sizes."""
+  sizes = []
+  for width in (64, 256):
+    config = resolved(config_of("mup", width=width))
+    loss, made = coordinates._loss(config, 0), models.build(config).init(jax.random.key(0), *models.example(config))
+    params = parametrization.scaled(nn.meta.unbox(made)["params"], parametrization.multiples(config))
+    grads = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params))
+    sizes.append({optim.names.dotted(path): float(np.sqrt(np.mean(g**2))) for path, g in grads})
+  epsilon = {name: rest[-1] for name, *rest in parametrization.multiples(config)}
+  # What is initialised at random adds to the signal; it falls by the root.
+  for name in ("blocks.attention.out", "blocks.feed_forward.down", "embedding", "final_norm.scale"):
+    assert sizes[1][name] / sizes[0][name] == pytest.approx(epsilon.get(name, 1.0), rel=0.6), name
+
+
+def test_the_last_norm_of_a_stack_is_divided_in_its_last_layer():
+  """Where blocks end in a norm, the last layer's stands before the logits."""
+  config = config_of("mup", width=256)
+  config.model.norm_first = False
+  found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
+  assert found["blocks.feed_forward_norm.scale"] == [(1.0, 0.25), (1.0, 0.25), (1.0, 1.0), (0.25, 1.0)]
+  params = {"blocks": {"feed_forward_norm": {"scale": np.ones((2, 256))}}}
+  scaled = parametrization.scaled(params, parametrization.multiples(resolved(config)))
+  np.testing.assert_allclose(scaled["blocks"]["feed_forward_norm"]["scale"][:, 0], (1.0, 0.25))
+  found = {
+    name: rest for name, *rest in parametrization.multiples(resolved(config_of("mup", width=256, family="transformer")))
+  }
+  assert found["embedding"][:2] == [1.0, 0.5]  # multiplied by the root of the width
+  assert found["decoder_blocks.feed_forward_norm.scale"][0] == (1.0, 0.5)
+  assert found["encoder_blocks.feed_forward_norm.scale"][0] == 1.0
 
 
 def test_multiples_of_other_optimizers_and_heads():
   assert multiples(width=256, optimizer="sgd")["embedding"][1] == 4.0
-  assert "blocks.attention.query" not in multiples(width=256, optimizer="sgd")
+  assert multiples(width=256, optimizer="sgd")["blocks.attention.query"][:3] == [1.0, 1.0, 1.0]
   spectral = multiples(width=256, optimizer="muon", update_scale="spectral")
-  assert "blocks.attention.query" not in spectral
+  assert spectral["blocks.attention.query"][:3] == [1.0, 1.0, 1.0]
   matched = multiples(width=256, optimizer="muon")["blocks.attention.query"]
   assert matched[1] == pytest.approx(0.5)  # match_rms_adamw grows with the root of the width
 
@@ -86,7 +119,7 @@ def test_scaled_initial_values_are_the_models_own_times_the_multiple():
   model, found = models.build(config), parametrization.multiples(config)
   boxed = model.init(jax.random.key(0), *models.example(config))["params"]
   plain, scaled = nn.meta.unbox(boxed), nn.meta.unbox(parametrization.scaled(boxed, found))
-  times = {name: init for name, init, _, _ in found}
+  times = {name: init for name, init, *_ in found}
   for path, x in jax.tree_util.tree_leaves_with_path(plain):
     own = scaled
     for key in path:
@@ -102,17 +135,60 @@ def test_what_cannot_be_carried_over_is_refused():
   ):
     with pytest.raises(UserError, match=message):
       optim.check(config_of("mup", **fields))
-  with pytest.raises(UserError, match="no norm before its logits"):
-    optim.check(config_of("mup", family="transformer"))
+  for family in ("transformer", "bert"):
+    with pytest.raises(UserError, match="blocks with their norms first"):
+      optim.check(config_of("completep", family=family))
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [("standard", 0.3, 2.0), ("mup", 0.0, 0.2)])
+HOW = dict(schedule="constant", weight_decay=0.0, clip=1e9)
+# At this base tables are of unit size, so that the stream does not begin as the branches' noise, which depth averages.
+UNIT_TABLES = ("model.width=1", "model.layers=2", "model.head_size=16")
+
+
+def checked(kind, axis, sizes, steps, seeds=2, family="decoder", lr=2e-3, base=BASE):
+  """Untied, so that the readout can be zero; with few tokens, so that what they share is no chance."""
+  configs = []
+  for size in sizes:
+    base = () if kind == "standard" else base
+    config = resolved(config_of(kind, family=family, **{axis: size}, **HOW, lr=lr, base=base))
+    config.model.vocab = 4
+    if family == "decoder":
+      config.model.tie_embeddings = False
+    configs.append(config)
+  return coordinates.check(configs, sizes, steps, seeds)
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("standard", 0.3, 2.0), ("mup", 0.0, 0.1)])
 def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
-  how = dict(lr=2e-3, schedule="constant", weight_decay=0.0, epsilon=1e-20, clip=1e9)
-  configs = [resolved(config_of(kind, width=width, **how)) for width in (64, 256)]
-  for config in configs:
-    config.model.tie_embeddings = False  # so that the readout can be zero
-  found = coordinates.check(configs, (64, 256), steps=3, seeds=1)
+  found = checked(kind, "width", (64, 512), 3)
   assert all(np.isfinite(x).all() for x in found.change.values())
   assert {"attention", "feed_forward", "block", "decoder"} <= set(found.slopes)
   assert low < found.steepest < high, found.slopes
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("mup", 0.3, 2.0), ("completep", 0.0, 0.1)])
+def test_a_step_changes_activations_as_much_at_every_depth(kind, low, high):
+  found = checked(kind, "layers", (2, 8), 3, lr=1e-2, base=UNIT_TABLES)
+  assert set(found.slopes) == {"final_norm", "decoder"}
+  assert low < found.steepest < high, found.slopes
+
+
+@pytest.mark.slow
+def test_widths_to_1024_are_alike_over_ten_steps():
+  widths = (64, 128, 256, 512, 1024)
+  assert checked("mup", "width", widths, 10, 3).steepest <= 0.1
+  assert checked("standard", "width", widths, 10, 1).steepest >= 0.3
+
+
+@pytest.mark.slow
+def test_depths_to_16_are_alike_over_ten_steps():
+  depths, how = (2, 4, 8, 16), {"lr": 1e-2, "base": UNIT_TABLES}
+  assert checked("completep", "layers", depths, 10, **how).steepest <= 0.1
+  assert checked("mup", "layers", depths, 10, **how).steepest >= 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["transformer", "bert"])
+def test_blocks_that_end_in_norms_are_alike_at_every_width(family):
+  assert checked("mup", "width", (64, 256), 3, family=family).steepest <= 0.25  # their readout is not zero
+  assert checked("standard", "width", (64, 256), 3, family=family).steepest >= 0.3

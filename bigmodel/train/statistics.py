@@ -1,0 +1,63 @@
+"""What every layer does at a step: how large its activations, parameters, gradients and updates are.
+
+A program of its own computes them now and then, so that the training step is the same with and without them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel import optim
+from bigmodel.optim import names
+
+
+def activations(forward: Callable[[], Any]) -> list[tuple[str, jax.Array]]:
+  """The output of every module with what it is called, in the order of the calls that `forward` makes.
+
+  The layers of a stack have one name; they must not be scanned, nor derived through.
+  """
+  found: list[tuple[str, jax.Array]] = []
+
+  def record(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+    out = function(*arguments, **keywords)
+    if context.method_name == "__call__" and not context.module.is_initializing():  # of shapes alone
+      name = "/".join(context.module.path) or type(context.module).__name__.lower()
+      found.append((name, (out[0] if isinstance(out, tuple) else out).astype(jnp.float32)))
+    return out
+
+  with nn.intercept_methods(record):
+    forward()
+  return found
+
+
+def of_step(
+  objective: Callable[[Any, Any, jax.Array, optim.Hyperparameters], jax.Array],
+  how: optim.How,
+  accumulate: int,
+  state: Any,
+  rows: Any,
+  h: optim.Hyperparameters,
+) -> dict[str, dict[str, list[jax.Array]]]:
+  """Root mean squares by layer, of the step that `state` is about to take on the first microbatch of `rows`."""
+  micro = jax.tree.map(lambda x: x[::accumulate], rows)
+  key = jax.random.fold_in(jax.random.key(h.seed), state.step)
+  loss = lambda params: objective(params, micro, key, h)
+  grads = jax.grad(loss)(state.params)
+  new, _, _ = optim.update(how, grads, state.opt_state, state.params, state.step, h, loss)
+  outputs: dict[str, list[jax.Array]] = {}
+  for name, x in activations(lambda: loss(state.params)):
+    outputs.setdefault(name, []).append(jnp.sqrt(jnp.mean(x**2)))
+  trees = {"parameter": state.params, "gradient": grads, "update": jax.tree.map(jnp.subtract, new, state.params)}
+  return {"activation": outputs, **{what: _by_layer(tree) for what, tree in trees.items()}}
+
+
+def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
+  found = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    name = names.dotted(path)
+    layers = list(x) if "blocks." in name else [x]
+    found[name] = [jnp.sqrt(jnp.mean(one**2)) for one in layers]
+  return found

@@ -1,0 +1,125 @@
+"""The gradient noise scale is that of a direct measurement; statistics of layers are of the step that is taken."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodel import models, optim, study, tasks, train
+from bigmodel.data import pipeline
+from bigmodel.files import UserError
+from bigmodel.train import metrics
+from bigmodel.train import step as steps
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Run
+
+
+def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
+  """At parameters that do not move: from the norms of microbatches, and from the gradient of every row by itself."""
+  config, corpus = resolved
+  config.train.update(accumulate=4, batch_size=16, noise_scale=True)
+  config.optim.update(lr=1e-12, weight_decay=0.0)
+  config.data.repeat = True
+  count = 370  # two rounds of all rows
+  program, rows = steps.program(config), pipeline.train_pipeline(config, corpus, count)
+  state = program.place([program.init(0)])
+  params = jax.tree.map(np.array, state.params)
+  h = program.put_hyperparameters([optim.hyperparameters(config, count)])
+  seen = []
+  for step in range(count):
+    batch = rows.batch(step)
+    seen.append(np.asarray(batch))
+    state, told = program.step(state, program.put_rows([batch]), h)
+
+  model, task = models.build(config), tasks.build(config)
+  apply = lambda params: lambda *inputs: model.apply({"params": params}, *inputs)
+  loss = lambda params, row: task.objective(apply(params), row[None], h.task, jax.random.key(0))[0]
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+  @jax.jit
+  def of_rows(rows):
+    grads = jax.vmap(jax.grad(loss), (None, 0))(params, rows)
+    return jax.tree.map(lambda x: x.sum(0), grads), sum((x**2).sum() for x in jax.tree.leaves(grads))
+
+  sums, squares = zip(*map(of_rows, seen), strict=True)
+  n = count * 16
+  mean = sum(map(flat, sums)) / n
+  variance = (sum(map(float, squares)) / n - mean @ mean) * n / (n - 1)
+  assert float(told["noise_scale"]) == pytest.approx(variance / (mean @ mean - variance / n), rel=0.15)
+
+
+def test_noise_scale_needs_microbatches_and_is_recorded_in_tokens(config, tmp_path):
+  config.train.noise_scale = True
+  with pytest.raises(UserError, match="set accumulate to 2 or more"):
+    train.check(config)
+  config.train.accumulate = 4
+  run, data = study.single_run(config, tmp_path)
+  with Display(0, True) as display:
+    (record,) = train_runs([run], data, display, {"stop": False})
+  last = metrics.read(tmp_path)[-1]
+  assert record["metrics"]["noise_scale"] == pytest.approx(last["noise_scale"])
+  assert last["noise_scale"] > 0
+  _, told, _ = _one_step(run.config, data, 30)
+  assert last["noise_scale"] == pytest.approx(float(told["noise_scale"]) * config.data.context)
+
+
+def _one_step(config, data, count=1):
+  """The state after some steps, what the last one told, and the statistics of it."""
+  program, rows = steps.program(config), pipeline.train_pipeline(config, data, 30)
+  state, layers, told = program.place([program.init(0)]), None, {}
+  h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
+  for step in range(count):
+    batch = program.put_rows([rows.batch(step)])
+    if step == count - 1:
+      before = jax.tree.map(np.array, state.params)
+      (layers,) = program.layers(state, batch, h)
+    state, told = program.step(state, batch, h)
+  return state, told, (before, layers)
+
+
+def test_statistics_are_of_the_step_that_is_taken(resolved):
+  config, data = resolved
+  config.model.layers = 2
+  state, told, (before, found) = _one_step(config, data, 3)
+  assert set(found) == {"activation", "parameter", "gradient", "update"}
+  assert len(found["activation"]["block"]) == len(found["parameter"]["blocks.attention.query"]) == 2
+  assert len(found["activation"]["decoder"]) == 1
+  root = lambda x: float(np.sqrt(np.mean(np.square(x))))
+  for path, x in jax.tree_util.tree_leaves_with_path(before):
+    name = optim.names.dotted(path)
+    after = state.params
+    for key in path:
+      after = after[key.key]
+    layers = list(zip(np.asarray(after), x, strict=True)) if "blocks." in name else [(np.asarray(after), x)]
+    for i, (new, old) in enumerate(layers):
+      assert float(found["parameter"][name][i]) == pytest.approx(root(old), rel=1e-5)
+      assert float(found["update"][name][i]) == pytest.approx(root(new - old), rel=1e-2)
+  sizes = {optim.names.dotted(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(before)}
+  norm = sum(sizes[n] / len(x) * sum(float(v) ** 2 for v in x) for n, x in found["gradient"].items()) ** 0.5
+  assert norm == pytest.approx(float(told["grad_norm"]), rel=1e-4)
+  model = models.build(config)
+  rows = pipeline.train_pipeline(config, data, 30).batch(2)
+  logits, _ = model.apply({"params": before}, np.asarray(rows)[:, :-1])
+  assert float(found["activation"]["decoder"][0]) == pytest.approx(root(logits), rel=1e-5)
+
+
+def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolved, tmp_path):
+  config, data = resolved
+  runs = []
+  for seed in (0, 1):
+    own = config.copy_and_resolve_references()
+    own.seed = seed
+    own.train.update(steps=10, layers_every=5)
+    runs.append(Run(own, tmp_path / str(seed)))
+  with Display(0, True) as display:
+    packed = train_runs(runs, data, display, {"stop": False})
+  own.train.layers_every = 0
+  with Display(0, True) as display:
+    (plain,) = train_runs([Run(own, tmp_path / "plain")], data, display, {"stop": False})
+  assert plain["run_id"] == packed[1]["run_id"]
+  layers = [{row["step"]: row["layers"] for row in metrics.read(run.folder) if "layers" in row} for run in runs]
+  assert [set(one) for one in layers] == [{5, 10}] * 2
+  assert layers[0][5] != layers[1][5]
+  config.train.layers_every = 7
+  with pytest.raises(UserError, match="not a multiple of log_every"):
+    train.check(config)
