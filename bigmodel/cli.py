@@ -158,7 +158,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   export.add_argument("--to", required=True, metavar="FOLDER")
   export.add_argument("--type", required=True, choices=("gpt2", "bert", "llama", "mistral", "mixtral", "vit"))
   study = add("study", "price, train, fit, forecast, score and report a study, or resume it", config, workdir, hosts)
-  study.add_argument("--retry", action="store_true", help="run failed and diverged runs again")
+  sweep = add(
+    "sweep", "train a config at every point of some axes, or go on with it; a leaderboard", config, workdir, hosts
+  )
+  sweep.add_argument(
+    "--axis",
+    action="append",
+    default=[],
+    metavar="NAME=V,V,...",
+    help="or NAME=log:LOW:HIGH:COUNT, NAME=lin:...; repeatable",
+  )
+  sweep.add_argument("--points", type=int, default=0, metavar="N", help="points of the axes' product; 0: all of them")
+  sweep.add_argument("--method", choices=("sobol", "random"), default="sobol", help="of choosing points")
+  sweep.add_argument("--seeds", type=int, default=1, metavar="N", help="of every point: the noise")
+  for verb in (study, sweep):
+    verb.add_argument("--retry-failed", "--retry", dest="retry", action="store_true",
+                      help="run failed and diverged runs again")  # fmt: skip
   add("status", "the runs of a study and where they are", workdir)
   fit = add("fit", "fit laws to a study's folder, or to a CSV of anybody's runs", columns)
   fit.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row a run, or a study's folder")
@@ -203,7 +218,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   reproduce = add("reproduce", "published numbers of a paper beside ours: experiments/NAME.py")
   reproduce.add_argument("name", metavar="NAME")
   reproduce.add_argument("--data", default="", metavar="DIR", help="published points (or $BIGMODEL_SCALING_DATA)")
+  reproduce.add_argument("--workdir", default="", metavar="DIR", help="of experiments that train (runs/NAME)")
   report = add("report", "write report.html and report.json again", workdir)
+  report.add_argument("--table", default="", metavar="FILE", help="write every run as a row: .csv or .parquet")
   report.add_argument("--figures", choices=("pdf", "svg"), help="also save every figure in this format under figures/")
   models = add("models", "the families of models, and the counts of a config's model")
   models.add_argument("--config", metavar="FILE[:arg]", help="count this config's model, or every size of its study")

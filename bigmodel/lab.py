@@ -163,7 +163,7 @@ def reproduce(arguments: Arguments) -> dict[str, Any]:
   setup()
   from bigmodel.laws import reproduce as papers
 
-  claim, results = papers.run(arguments.name, arguments.data)
+  claim, results = papers.run(arguments.name, arguments.data, arguments.workdir, arguments.json)
   say(arguments, claim.rsplit("\n\n", 1)[0])
   show = lambda value: None if value is None else f"{value:.6g}"
   rows = [(r.what, show(r.published), show(r.ours), r.verdict) for r in results]

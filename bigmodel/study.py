@@ -364,13 +364,20 @@ def run_listed(
   config: Config, name: str, overrides: Sequence[Overrides], workdir: epath.PathLike, quiet: bool = False
 ) -> list[dict[str, Any]]:
   """Trains these variants of a config as a study without a law; their records, in the same order."""
+  ended = run_all(config, name, overrides, workdir, quiet)
+  for one in ended:
+    require(one["status"] == "finished", f"{workdir}: a run did not finish: {one['error'] or one['status']}")
+  return ended
+
+
+def run_all(
+  config: Config, name: str, overrides: Sequence[Overrides], workdir: epath.PathLike, quiet: bool = False
+) -> list[dict[str, Any]]:
+  """`run_listed`, where runs may fail or diverge."""
   with interruptible() as stop:
     prepared = prepare(config, Study(name, "", Listed(overrides), laws=()), workdir)
     run_study(prepared, quiet, stop)
-  ended = [record.read(run.folder) for run in prepared.runs.values()]
-  for one in ended:
-    require(one is not None and one["status"] == "finished", f"{workdir}: a run did not finish: {one and one['error']}")
-  return [one for one in ended if one is not None]
+  return [one for run in prepared.runs.values() if (one := record.read(run.folder)) is not None]
 
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:

@@ -329,6 +329,56 @@ def study(arguments: Arguments) -> dict[str, Any]:
   return result
 
 
+def sweep(arguments: Arguments) -> dict[str, Any]:
+  """A study without laws, of the config's own `get_study` or of axes that the command names."""
+  talks = setup(arguments)
+  from bigmodel import study as studies
+  from bigmodel.parallel import hosts
+  from bigmodel.sweep import spaces
+  from bigmodel.train.run import interruptible
+
+  config, the_study = load(arguments)
+  if arguments.axis:
+    design = spaces.of_arguments(arguments.axis, arguments.points, arguments.method, arguments.seeds)
+    name = (
+      f"{Path(arguments.config.partition(':')[0]).stem} by {', '.join(a.partition('=')[0] for a in arguments.axis)}"
+    )
+    the_study = studies.Study(name, "Which settings are best?", design, laws=())
+  if the_study is None or the_study.laws:
+    raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
+  with interruptible() as stop:
+    prepared = studies.prepare(config, the_study, arguments.workdir)
+    hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry], "study")
+    hosts.require_shared(prepared.workdir)
+    result = studies.run_study(prepared, arguments.json or not talks, stop, arguments.retry)
+  if talks:
+    _show_report(arguments, result)
+  return result
+
+
+def _show_board(arguments: Arguments, board: dict[str, Any]) -> None:
+  rows = [
+    (i + 1, *(cell["overrides"].get(name) for name in board["axes"]), cell["finished"], cell["loss"], cell["std"])
+    for i, cell in enumerate(board["cells"][:20])
+  ]
+  more = len(board["cells"]) - len(rows)
+  title = f"leaderboard{f', {more} more in the report' if more else ''}"
+  show_table(arguments, title, ("place", *board["axes"], "runs", "loss", "± between seeds"), rows)
+  rates = [
+    (", ".join(f"{name} {x}" for name, x in r["others"].items()) or "all",
+     f"{r['best_tried']:.4g}, at an edge" if r["edge"] else r["best"], r["interval90"], r["sensitivity"])
+    for r in board["learning_rates"][:20]
+  ]  # fmt: skip
+  if rates:
+    show_table(arguments, "learning rates", ("setting", "best", "90% interval", "sensitivity"), rates)
+  if board["noise"] is not None and not arguments.json:
+    first = f"the first {board['alike']} are alike" if board["alike"] > 1 else "the first is better than the others"
+    Console().print(
+      f"noise between seeds {board['noise']:.2g}; differences from {board['resolution']:.2g} can be seen: {first}",
+      highlight=False,
+    )
+
+
 def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
   for law in result["laws"]:
     rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
@@ -348,6 +398,8 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
       ("noise between seeds", result["noise_floor"]["std"] if result["noise_floor"] else None),
     ]
     show_table(arguments, f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
+  if result["sweep"]:
+    _show_board(arguments, result["sweep"])
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
 
@@ -369,7 +421,11 @@ def report(arguments: Arguments) -> dict[str, Any]:
 
   if not (Path(arguments.workdir) / "study.json").exists():
     raise UserError(f"--workdir: {arguments.workdir} holds no study (no study.json)")
+  if arguments.table and not arguments.table.endswith((".csv", ".parquet")):
+    raise UserError(f"--table: {arguments.table} ends in neither .csv nor .parquet")
   result = page.write(arguments.workdir, studies.score_study(arguments.workdir), arguments.figures)
+  if arguments.table:
+    page.write_table(arguments.table, result)
   if not arguments.json:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
   return result

@@ -1,4 +1,7 @@
-"""Published numbers beside ours: what a file of `experiments/` returns from `reproduce(data)`."""
+"""Published numbers beside ours: what a file of `experiments/` returns.
+
+From `reproduce(data)`, which reads published points, or from `measure(workdir, quiet)`, which trains.
+"""
 
 import dataclasses
 import hashlib
@@ -52,15 +55,18 @@ class Result:
 def find(name: str) -> Path:
   """The experiment of that name, beside the package."""
   folder = Path(__file__).parents[2] / "experiments"
-  known = sorted(path.stem for path in folder.glob("*.py") if "def reproduce(" in path.read_text())
+  ours = lambda path: any(f"def {name}(" in path.read_text() for name in ("reproduce", "measure"))
+  known = sorted(path.stem for path in folder.glob("*.py") if ours(path))
   if name not in known:
     raise UserError(f"reproduce: no experiment {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}")
   return folder / f"{name}.py"
 
 
-def run(name: str, data: str = "") -> tuple[str, list[Result]]:
-  """`(claim, results)` of an experiment; `data` is where the published points are."""
+def run(name: str, data: str = "", workdir: str = "", quiet: bool = True) -> tuple[str, list[Result]]:
+  """`(claim, results)` of an experiment; `data` is where the published points are, `workdir` where it trains."""
   module, _ = load_module(str(find(name)))
+  if hasattr(module, "measure"):
+    return (module.__doc__ or "").strip(), module.measure(Path(workdir or f"runs/{name}"), quiet)
   try:
     return (module.__doc__ or "").strip(), module.reproduce(where(data))
   except FileNotFoundError as error:

@@ -53,7 +53,7 @@ def blank(x: str, y: str, log_x: bool = True, log_y: bool = False, height: int =
   return figure
 
 
-def _bars(centers: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
+def bars(centers: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
   """Error bars from intervals."""
   pairs = list(zip(centers, intervals, strict=True))
   return {
@@ -134,7 +134,7 @@ def isoflop(
     figure.add_scatter(
       x=N, y=[o["loss"] for o in inside], mode="markers", name="minimum, 90%",
       marker={"symbol": "diamond", "size": 11, "color": "#27313b"},
-      error_x=_bars(N, [o["N_interval90"] for o in inside]),
+      error_x=bars(N, [o["N_interval90"] for o in inside]),
       hovertemplate="minimum at N %{x:,.0f}<br>loss %{y:.4f}<extra></extra>",
     )  # fmt: skip
   return figure
@@ -218,7 +218,7 @@ def forecast(
   figure.add_scatter(
     x=[target["C"]], y=[sealed["predicted"]], mode="markers", name="forecast, 90% interval",
     marker={"color": FORECAST, "size": 11, "symbol": "square"},
-    error_y=_bars([sealed["predicted"]], [(low, high)]) | {"width": 8},
+    error_y=bars([sealed["predicted"]], [(low, high)]) | {"width": 8},
     hovertemplate=f"forecast %{{y:.4f}}<br>{low:.4f} to {high:.4f}<extra></extra>",
   )  # fmt: skip
   if sealed["actual"] is not None:

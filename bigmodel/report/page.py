@@ -1,5 +1,6 @@
 """One page for a study: report.html, self-contained, and report.json with the same numbers."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 import jinja2
 import numpy as np
 import plotly.offline
+import polars as pl
 from etils import epath
 
 from bigmodel import record
 from bigmodel.accounting import params_of
-from bigmodel.files import UserError, absolute, read_json, write_json, write_text
-from bigmodel.report import figures
-from bigmodel.sweep import folder, folds
+from bigmodel.files import UserError, absolute, read_json, write_bytes, write_json, write_text
+from bigmodel.report import figures, sweeps
+from bigmodel.sweep import folder, folds, leaderboard
 from bigmodel.tasks.metrics import LARGER, main
 from bigmodel.train import metrics
 from bigmodel.train.display import duration
@@ -62,8 +64,9 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "loss": _measured(about),
     "metrics": sorted({name for one in records for name in main(one["metrics"])}),
     "runs": runs,
+    "sweep": None if about["laws"] else leaderboard.board(plan["runs"], measured),
     "cross_validation": folds.cells(plan["runs"], records, about["config"]),
-    "planned_runs": len(plan["runs"]),
+    "planned": [{"run_id": run["run_id"], "overrides": run["overrides"]} for run in plan["runs"]],
     "cost": {
       "expected_seconds": plan["total"]["expected_seconds"],
       "actual_seconds": sum(one["seconds"] for one in records),
@@ -122,18 +125,18 @@ def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
   convention, n = facts["convention"], params_of(facts["convention"])
   noise = (facts["noise_floor"] or {}).get("std")
   words = figures.Words(facts["unit"], facts["loss"])
-  drawn: dict[str, tuple[str, Any]] = {}
+  drawn: dict[str, tuple[str, Any]] = sweeps.draw(facts["sweep"], facts["loss"]) if facts["sweep"] else {}
   if facts["forecast"] and fitted:
     figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise, words)
     drawn["forecast"] = ("The forecast and the truth", figure)
   if profiles and fitted:
     groups = _by_budget(fitted, convention)
     drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], words))
-  if fitted and not profiles:
+  if fitted and not profiles and not facts["sweep"]:
     drawn["data"] = ("Loss over data at each size", figures.loss_over_data(fitted, words))
     for name in facts["metrics"]:
       drawn[name] = (f"{name} over data at each size", figures.loss_over_data(fitted, words, name))
-  if fitted:
+  if fitted and not facts["sweep"]:
     drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target, words))
   if facts["scans"]:
     drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"], words))
@@ -179,6 +182,22 @@ def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
   return (
     environment().get_template("page.html.j2").render(facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs())
   )
+
+
+def write_table(path: str, facts: Facts) -> None:
+  """Every run as a row: what is one value of its record, its metrics, and what of its config the study varies."""
+  planned = {run["run_id"]: run["overrides"] for run in facts["planned"]}
+  rows = []
+  for one in facts["runs"]:
+    plain = {name: value for name, value in one.items() if not isinstance(value, dict | list)}
+    changed = {name: x if isinstance(x, int | float) else str(x) for name, x in planned.get(one["run_id"], {}).items()}
+    rows.append(
+      plain | {"roles": ", ".join(one["roles"])} | {f"metric.{k}": v for k, v in one["metrics"].items()} | changed
+    )
+  table = pl.DataFrame(rows, infer_schema_length=None)
+  buffer = io.BytesIO()
+  (table.write_csv if path.endswith(".csv") else table.write_parquet)(buffer)
+  write_bytes(absolute(path), buffer.getvalue())
 
 
 Table = tuple[str, str, Sequence[str], Sequence[Sequence[Any]]]  # title, text, columns, rows

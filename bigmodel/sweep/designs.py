@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bigmodel.accounting import CONVENTIONS
 from bigmodel.config import require_choice
@@ -25,7 +25,7 @@ class Planned:
   budget: float = 0.0
 
 
-def _no_settings(params: int, tokens: int) -> Overrides:
+def no_settings(params: int, tokens: int) -> Overrides:
   del params, tokens
   return {}
 
@@ -39,7 +39,7 @@ class IsoFlop:
   ratios: tuple[float, float] = (0.0, float("inf"))
   convention: str = "flops_6nd"
 
-  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     require_choice("study.design.convention", self.convention, CONVENTIONS)
     runs = []
     for budget in sorted(self.budgets):
@@ -67,7 +67,7 @@ class Grid:
   axes: Mapping[str, Sequence[Any]]
   convention: str = "flops_6nd"
 
-  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     cells = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
     return Listed(cells, self.convention).runs(counts_of, settings)
 
@@ -80,7 +80,7 @@ class Ladder:
   ratios: Sequence[float] = (20.0,)
   convention: str = "flops_6nd"
 
-  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     runs = []
     for size, ratio in itertools.product(self.sizes, self.ratios):
       counts = counts_of(size)
@@ -103,7 +103,7 @@ class Fractions:
   axis: str = "data.tokens"
   convention: str = "flops_6nd"
 
-  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     runs = []
     for size, amount in itertools.product(self.sizes, self.amounts):
       counts, tokens = counts_of(size), round(self.epochs * amount)
@@ -120,7 +120,7 @@ class Listed:
   overrides: Sequence[Overrides]
   convention: str = "flops_6nd"
 
-  def runs(self, counts_of: CountsOf, settings: Settings = _no_settings) -> list[Planned]:
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     runs = []
     for overrides in self.overrides:
       counts, tokens = counts_of(overrides), int(overrides.get("train.tokens", 0))
@@ -129,7 +129,13 @@ class Listed:
     return runs
 
 
-Design = IsoFlop | Grid | Ladder | Fractions | Listed
+class Design(Protocol):
+  """What a study's `design` is: anything that says its runs, counted by a convention."""
+
+  @property
+  def convention(self) -> str: ...
+
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bigmodel import tasks
 from bigmodel.config import flatten
+from bigmodel.optim.names import parse
 from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
@@ -18,7 +19,12 @@ TRACED = (
 def program_key(run: Run) -> str:
   """Runs of one key have the same shape, batch and horizon, and can be trained side by side."""
   traced = {*TRACED, *(f"task.{name}" for name in tasks.traced(run.config))}
-  return repr([(name, value) for name, value in flatten(run.config).items() if name not in traced])
+  kept = {name: value for name, value in flatten(run.config).items() if name not in traced}
+  for field in ("rates", "decays"):  # of rules, the patterns
+    kept[f"optim.{field}"] = [pattern for pattern, _ in parse(field, run.config.optim[field])]
+  for field in ("average", "skip_above"):
+    kept[f"optim.{field}"] = run.config.optim[field] > 0
+  return repr(kept)
 
 
 def group(runs: Sequence[Run], devices: int) -> list[list[str]]:
