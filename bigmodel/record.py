@@ -10,7 +10,7 @@ from etils import epath
 
 from bigmodel.files import UserError, read_json, write_json, write_jsonl
 
-SCHEMA = 4
+SCHEMA = 5
 STATUSES = ("finished", "diverged", "failed")
 
 # field -> type; None is allowed where a run that did not finish cannot know.
@@ -21,6 +21,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
   "status": str,
   "error": str,
   "seed": int,
+  "trunk": dict,  # run_id and step of the run from which it branched, where it did
   "model": dict,
   "params_total": int,
   "params_non_embedding": int,
@@ -53,7 +54,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 # What two ways of getting the same run may differ in.
 NOT_RESULT = (
-  "result_sha256", "flops_hardware", "seconds", "tokens_per_second", "started_at", "ended_at", "versions", "devices",
+  "result_sha256", "trunk", "flops_hardware",
+  "seconds", "tokens_per_second", "started_at", "ended_at", "versions", "devices",
 )  # fmt: skip
 NULLABLE = ("loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "tokens_per_second")
 

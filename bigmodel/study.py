@@ -21,6 +21,7 @@ from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, priced
+from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
   Design,
   Fractions,
@@ -35,12 +36,16 @@ from bigmodel.sweep.designs import (
   repeat_seeds,
 )
 from bigmodel.sweep.fits import fit_study
+from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train import stages, weights
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Run, interruptible, now
+from bigmodel.train.run import Branch, Run, interruptible, now
 
 # What a config file imports.
-__all__ = ["Fractions", "Grid", "IsoFlop", "Ladder", "Listed", "Scan", "Study", "Target", "default_config"]
+__all__ = [
+  "Between", "Branches", "Fractions", "Grid", "IsoFlop", "Ladder", "Listed", "Repeated", "Scan", "Space", "Study",
+  "Target", "When", "Zipped", "default_config",
+]  # fmt: skip
 
 LAWS = ("chinchilla", "isoflop")
 
@@ -347,6 +352,8 @@ def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], re
   # What an earlier, smaller design planned for noise or a scan is run as it was planned.
   others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
   runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
+  leaving = {row["run_id"]: Branch(**row["trunk"]) for row in the_plan["runs"] if "trunk" in row}
+  runs = {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:
     if left:

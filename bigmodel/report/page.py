@@ -73,6 +73,7 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
       "flops": {name: sum(one[name] for one in records) for name in ("flops_6nd", "flops_exact")},
       "expected_flops": plan["total"]["flops_6nd"],
       "tokens": sum(one["tokens"] for one in records),
+      "shared": _shared(records),
     },
     "plan_error": plan_error(plan, records),
     "laws": fits["laws"],
@@ -83,6 +84,15 @@ def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
     "programs": [group["run_ids"] for group in plan["groups"]],
     "provenance": _provenance(records),
   }
+
+
+def _shared(records: list[Facts]) -> float:
+  """The share of all FLOPs that branches did not spend, because a trunk had."""
+  spent = sum(one["flops_6nd"] for one in records)
+  begun = sum(
+    one["flops_6nd"] * one["trunk"]["step"] / one["steps"] for one in records if one["trunk"] and one["steps"]
+  )
+  return begun / spent if spent else 0.0
 
 
 def _measured(about: Facts) -> str:

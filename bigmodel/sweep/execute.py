@@ -40,8 +40,9 @@ def run_groups(
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
+    leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and _waits(run)]
     try:
-      train_runs(members, data, display, stop, group["expected_seconds"])
+      train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving)
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
@@ -54,6 +55,11 @@ def run_groups(
           write_provenance(run)
           failed = failed_record(run, error)
           display.end(f"{run.run_id}  failed: {failed['error']}")
+
+
+def _waits(run: Run) -> bool:
+  """Has it neither ended nor begun?"""
+  return record.read(run.folder) is None and not (run.folder / "checkpoints").exists()
 
 
 def _ended(members: Sequence[Run]) -> bool:

@@ -8,7 +8,7 @@ import jax
 
 from bigmodel.parallel import hosts
 from bigmodel.plan import price as pricing
-from bigmodel.sweep import folder, packs
+from bigmodel.sweep import branches, folder, packs
 from bigmodel.sweep.designs import Planned
 from bigmodel.train.run import Run, now
 
@@ -28,14 +28,20 @@ def plan(
     named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
     return known | {"runs": folder.merge(known, {"runs": named, "groups": []})["runs"]}
   calibration = pricing.calibrate([*runs.values(), *targets])
-  rows = []
+  rows, leaving = [], branches.find(runs)
   for run_id, run in runs.items():
     one = planned[run_id][0]
     about = {"run_id": run_id, "roles": roles[run_id], "budget": one.budget, "overrides": one.overrides}
-    rows.append(about | pricing.price(run, calibration))
+    about |= pricing.price(run, calibration)
+    if branch := leaving.get(run_id):
+      about["trunk"] = dataclasses.asdict(branch)
+      about["expected_seconds"] *= 1 - branch.step / run.steps
+    rows.append(about)
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  for ids in packs.group(list(runs.values()), 1 if hosts.several() else jax.device_count()):
+  # Trunks come before what leaves them.
+  ordered = sorted(runs.values(), key=lambda run: run.run_id in leaving)
+  for ids in packs.group(ordered, 1 if hosts.several() else jax.device_count()):
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)
@@ -69,6 +75,7 @@ def _totals(plan_: Facts) -> Facts:
     "flops_6nd": sum(run["flops_6nd"] for run in runs),
     "flops_exact": sum(run["flops_exact"] for run in runs),
     "tokens": sum(run["tokens"] for run in runs),
+    "flops_6nd_shared": sum(run["flops_6nd"] * run["trunk"]["step"] / run["steps"] for run in runs if "trunk" in run),
     "disk_bytes": sum(run["disk_bytes"] for run in runs),
     "expected_seconds": sum(group["expected_seconds"] for group in plan_["groups"]) + target_seconds,
   }

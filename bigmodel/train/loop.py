@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
-from bigmodel.files import read_json, write_json
+from bigmodel.files import read_json, remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
 from bigmodel.tasks.metrics import main
 from bigmodel.train import stages, weights
@@ -20,6 +21,7 @@ from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import Evaluation, evaluate
 from bigmodel.train.metrics import Metrics
+from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
 from bigmodel.train.supervise import Watchdog
 
@@ -46,8 +48,11 @@ def train_runs(
   stop: dict[str, bool],
   expected: float = 0.0,
   profile: int = 0,
+  branches: Sequence[Run] = (),
 ) -> list[dict[str, Any]]:
   """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
+
+  `branches` are runs that go on from a step of one of them: each gets a checkpoint there.
 
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
@@ -55,7 +60,7 @@ def train_runs(
   members = [_open(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   try:
-    return _train(members, display, stop, expected, profile, watchdog)
+    return _train(members, display, stop, expected, profile, watchdog, branches)
   finally:
     watchdog.close()
     for member in members:
@@ -108,6 +113,7 @@ def _restore(program: steps.Program, members: list[Member], start: int) -> steps
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed))
+      hosts.first(lambda member=member: remove(member.run.folder / "trunk.json"))
     states.append(state)
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
@@ -123,6 +129,7 @@ def _train(
   expected: float,
   profile: int,
   watchdog: Watchdog,
+  branches: Sequence[Run],
 ) -> list[dict[str, Any]]:
   first = members[0].run
   config, total = first.config, first.steps
@@ -157,13 +164,20 @@ def _train(
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
       watchdog.beat()
+      leaving = [run for run in branches if run.branch is not None and run.branch.step == step + 1]
+      if leaving:
+        before, pending = pending, None
+        if watch.read(*before):
+          break
+        _leave(program, members, leaving, state)
+        watchdog.beat()
       due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
       for member in members:
         member.checkpoints.check()
       stopping = agreement.stop_before(step + 1)
       if due or stopping:
         before, pending = pending, None
-        if watch.read(*before):
+        if before is not None and watch.read(*before):
           break
         _save(program, members, state, step + 1)
         watchdog.beat()
@@ -192,6 +206,22 @@ def _save(program: steps.Program, members: list[Member], state: steps.State, ste
     if member.ended is None:
       member.metrics.flush()
     member.checkpoints.save(step, program.member(state, index))
+
+
+def _leave(program: steps.Program, members: list[Member], leaving: list[Run], state: steps.State) -> None:
+  """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
+  for run in leaving:
+    assert run.branch is not None
+    index, member = next((i, m) for i, m in enumerate(members) if m.run.run_id == run.branch.trunk)
+    hosts.first(lambda run=run: open_folder(run))
+    member.metrics.flush()
+    rows = [row for row in read_metrics(member.run.folder) if row["step"] <= run.branch.step]
+    hosts.first(lambda run=run, rows=rows: write_jsonl(run.folder / "metrics.jsonl", rows))
+    branch = dataclasses.asdict(run.branch)
+    hosts.first(lambda run=run, branch=branch: write_json(run.folder / "trunk.json", branch))
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep)
+    checkpoints.save(run.branch.step, program.member(state, index))
+    checkpoints.close()
 
 
 @dataclasses.dataclass
@@ -316,11 +346,12 @@ def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
 
 def run_facts(run: Run) -> dict[str, Any]:
   """The fields of a record that are known before the run starts."""
-  config = run.config
+  config, trunk = run.config, run.folder / "trunk.json"
   return {
     "run_id": run.run_id,
     "study": run.study,
     "seed": config.seed,
+    "trunk": read_json(trunk) if trunk.exists() else {},
     "model": models.shape_of(config).describe(),
     "batch_tokens": train.batch_tokens(config),
     "learning_rate": config.optim.lr,

@@ -22,6 +22,14 @@ class Interrupted(Exception):  # noqa: N818
 
 
 @dataclasses.dataclass(frozen=True)
+class Branch:
+  """Where a run leaves another one, with which it has its first steps in common."""
+
+  trunk: str  # run id
+  step: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """A resolved config with the folder that it trains in."""
 
@@ -29,6 +37,7 @@ class Run:
   folder: epath.Path
   study: str = ""
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+  branch: Branch | None = None
 
   @property
   def run_id(self) -> str:

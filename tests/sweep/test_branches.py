@@ -1,0 +1,69 @@
+"""Branches of a trunk are the runs that they would be alone, to the bit, for a part of the compute."""
+
+import dataclasses
+
+import pytest
+
+from bigmodel import record, study
+from bigmodel.study import Branches, Grid, Study
+from bigmodel.sweep import branches, folder
+from bigmodel.train import metrics
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Interrupted
+
+HORIZONS = (5120, 10240, 15360)  # 20, 40 and 60 steps
+
+
+def branching(config, seeds=(0,)):
+  config.data.repeat, config.train.steps = True, 0
+  design = Branches(Grid({"seed": seeds}), HORIZONS, decay=0.25, warmup=0.2)
+  return Study("branches", "How long should one train?", design, laws=())
+
+
+def test_runs_of_several_horizons_leave_the_longest_where_they_decay(config, tmp_path):
+  prepared = study.prepare(config, branching(config), tmp_path)
+  found = branches.find(prepared.runs)
+  runs = sorted(prepared.runs.values(), key=lambda run: run.steps)
+  assert [run.steps for run in runs] == [20, 40, 60]
+  assert found == {
+    runs[0].run_id: branches.Branch(runs[2].run_id, 15),
+    runs[1].run_id: branches.Branch(runs[2].run_id, 30),
+  }
+  changed = runs[0].config.copy_and_resolve_references()
+  changed.optim.lr *= 2
+  other = dataclasses.replace(runs[0], config=changed)
+  assert branches.find({"a": other, "b": runs[2]}) == {}
+  # A rate that falls all along shares nothing.
+  for run in runs:
+    run.config.optim.schedule = "cosine"
+  assert branches.find(prepared.runs) == {}
+
+
+@pytest.mark.parametrize("looks", [0, 25])
+def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks):
+  """Also where the trunk is stopped behind the first of them."""
+  the_study = branching(config)
+  prepared = study.prepare(config, the_study, tmp_path / "study")
+  if looks:
+    with pytest.raises(Interrupted):
+      study.run_study(prepared, True, stop_at(looks))
+    assert not record.collect(tmp_path / "study")
+  report = study.run_study(prepared, True, {"stop": False})
+  by_steps = {one["steps"]: one for one in report["runs"]}
+  trunk = by_steps[60]["run_id"]
+  assert [by_steps[n]["trunk"] for n in (20, 40, 60)] == [
+    {"trunk": trunk, "step": 15}, {"trunk": trunk, "step": 30}, {}
+  ]  # fmt: skip
+  assert report["cost"]["shared"] == pytest.approx((15 + 30) / 120)
+  plan = folder.read_plan(tmp_path / "study")
+  assert plan["total"]["flops_6nd_shared"] / plan["total"]["flops_6nd"] == pytest.approx((15 + 30) / 120)
+  for run in prepared.runs.values():
+    alone = dataclasses.replace(run, folder=tmp_path / run.run_id)
+    data = prepared.data(run.config)
+    with Display(0, True) as display:
+      (one,) = train_runs([alone], data, display, {"stop": False})
+    branch = record.read(run.folder)
+    assert branch["result_sha256"] == one["result_sha256"]
+    rows = [[(r["step"], r["loss"]) for r in metrics.read(f)] for f in (run.folder, alone.folder)]
+    assert rows[0] == rows[1]
