@@ -172,9 +172,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   sweep.add_argument("--method", choices=("sobol", "random"), default="sobol", help="of choosing points")
   sweep.add_argument("--seeds", type=int, default=1, metavar="N", help="of every point: the noise")
   for verb in (study, sweep):
+    verb.add_argument("--workers", default="", metavar="local[:N]", help="train with so many processes on this machine")
+    verb.add_argument(
+      "--worker", default="", metavar="NAME", help="be one more worker of a study that was begun with --workers"
+    )
     verb.add_argument("--retry-failed", "--retry", dest="retry", action="store_true",
                       help="run failed and diverged runs again")  # fmt: skip
-  add("status", "the runs of a study and where they are", workdir)
+  status = add("status", "the runs of a study and where they are", workdir)
+  status.add_argument("--watch", type=float, nargs="?", const=5.0, default=0.0, metavar="SECONDS",
+                      help="again every so often, until all have ended")  # fmt: skip
   fit = add("fit", "fit laws to a study's folder, or to a CSV of anybody's runs", columns)
   fit.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row a run, or a study's folder")
   fit.add_argument(
@@ -238,7 +244,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   launch.add_argument("command", nargs=argparse.REMAINDER, metavar="-- train|study ...", help="what to run there")
 
   arguments, rest = parser.parse_known_args(argv)
-  arguments.overrides = []
+  arguments.argv, arguments.overrides = argv, []
   for item in rest:
     if item.startswith("--config.") and getattr(arguments, "config", None):
       arguments.overrides.append(item.removeprefix("--config."))

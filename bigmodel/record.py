@@ -107,8 +107,10 @@ def check(record: Any, where: str) -> dict[str, Any]:
 
 
 def write(folder: epath.PathLike, record: dict[str, Any]) -> None:
-  """Writes `record.json`, the last file of a run: its presence means that the run ended."""
-  write_json(epath.Path(folder) / "record.json", check(record, str(folder)))
+  """Writes `record.json`, the last file of a run: its presence means that the run ended. One that is there stays."""
+  path = epath.Path(folder) / "record.json"
+  if not path.exists():
+    write_json(path, check(record, str(folder)))
 
 
 def read(folder: epath.PathLike) -> dict[str, Any] | None:

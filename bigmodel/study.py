@@ -21,6 +21,7 @@ from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, priced
+from bigmodel.sweep import workers as workers_
 from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
   Design,
@@ -320,9 +321,10 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
   return planned
 
 
-def plan(prepared: Prepared, known: dict[str, Any] | None = None) -> dict[str, Any]:
+def plan(prepared: Prepared, known: dict[str, Any] | None = None, workers: int = 1) -> dict[str, Any]:
   """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
-  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, _target_candidates(prepared), known)
+  targets = _target_candidates(prepared)
+  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, targets, known, workers)
 
 
 def _target_candidates(prepared: Prepared) -> list[Run]:
@@ -338,33 +340,60 @@ def _target_overrides(prepared: Prepared, size: Overrides) -> Overrides:
   return {**size, "train.tokens": tokens, **prepared.study.settings(counts.params_total, tokens)}
 
 
-def run_study(prepared: Prepared, display_quiet: bool, stop: dict[str, bool], retry: bool = False) -> dict[str, Any]:
-  """Everything that is missing: trains, fits, seals, tests, scores, reports. Returns report.json."""
+def run_study(
+  prepared: Prepared,
+  display_quiet: bool,
+  stop: dict[str, bool],
+  retry: bool = False,
+  workers: workers_.Workers | None = None,
+  command: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Everything that is missing: trains, fits, seals, tests, scores, reports. Returns report.json.
+
+  `workers` are started as `command`, and train all but the target.
+  """
   from bigmodel.report import page
 
   workdir = prepared.workdir
   known = hosts.first(lambda: folder.read_plan(workdir))
-  the_plan = hosts.share(plan(prepared, known))  # times differ from process to process
+  the_plan = hosts.share(plan(prepared, known, workers.count if workers else 1))  # times differ between processes
   write_json(workdir / "study.json", _about(prepared))
   write_json(workdir / "plan.json", the_plan)
   if retry:
     hosts.first(lambda: execute.set_failed_aside(workdir))
-  # What an earlier, smaller design planned for noise or a scan is run as it was planned.
-  others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
-  runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
-  leaving = {row["run_id"]: Branch(**row["trunk"]) for row in the_plan["runs"] if "trunk" in row}
-  runs = {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
+  runs = _all_runs(prepared, the_plan)
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    execute.run_groups(the_plan["groups"], runs, prepared.data, display, stop)
+    if workers:
+      workers_.run_local(workers, command, the_plan["groups"], runs, display, stop)
+    else:
+      execute.run_groups(the_plan["groups"], runs, prepared.data, display, stop)
     if prepared.study.laws:
       fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
         sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
         _run_target(prepared, sealed, the_plan, display, stop)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
+
+
+def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
+  """The runs of a plan by id, with where they leave others: an earlier, smaller design may have planned some."""
+  others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
+  runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
+  leaving = {row["run_id"]: Branch(**row["trunk"]) for row in the_plan["runs"] if "trunk" in row}
+  return {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
+
+
+def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = 30.0) -> None:
+  """Trains what other workers of a planned study do not, until all its runs have ended."""
+  the_plan = folder.read_plan(prepared.workdir)
+  require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
+  assert the_plan is not None
+  with Display(0.0, quiet) as display:
+    runs = _all_runs(prepared, the_plan)
+    workers_.work(worker, the_plan["groups"], runs, prepared.data, prepared.workdir, display, stop, patience)
 
 
 def run_listed(
@@ -383,8 +412,15 @@ def run_all(
   """`run_listed`, where runs may fail or diverge."""
   with interruptible() as stop:
     prepared = prepare(config, Study(name, "", Listed(overrides), laws=()), workdir)
-    run_study(prepared, quiet, stop)
-  return [one for run in prepared.runs.values() if (one := record.read(run.folder)) is not None]
+    report = run_study(prepared, quiet, stop)
+  by_id = {one["run_id"]: one for one in report["runs"]}
+  return [by_id[run_id] for run_id in prepared.runs]
+
+
+def run_to_end(config: Config, study: Study, workdir: epath.PathLike, quiet: bool = False) -> dict[str, Any]:
+  """All of a study, for scripts; report.json."""
+  with interruptible() as stop:
+    return run_study(prepare(config, study, workdir), quiet, stop)
 
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:

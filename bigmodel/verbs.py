@@ -47,6 +47,10 @@ def setup(arguments: Arguments | None = None) -> bool:
   from bigmodel import hardware
   from bigmodel.parallel import hosts
 
+  if arguments is not None and getattr(arguments, "worker", ""):
+    from bigmodel.sweep.workers import settle
+
+    arguments.worker = settle(arguments.worker)
   hardware.setup()
   if arguments is not None:
     hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
@@ -312,30 +316,17 @@ def train(arguments: Arguments) -> dict[str, Any]:
 
 def study(arguments: Arguments) -> dict[str, Any]:
   talks = setup(arguments)
-  from bigmodel import study as studies
-  from bigmodel.parallel import hosts
-  from bigmodel.train.run import interruptible
-
   config, the_study = load(arguments)
   if the_study is None:
     raise UserError(f"--config: {arguments.config} has no get_study(config); use bigmodel train")
-  with interruptible() as stop:
-    prepared = studies.prepare(config, the_study, arguments.workdir)
-    hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry], "study")
-    hosts.require_shared(prepared.workdir)
-    result = studies.run_study(prepared, arguments.json or not talks, stop, arguments.retry)
-  if talks:
-    _show_report(arguments, result)
-  return result
+  return _run_study(arguments, config, the_study, talks)
 
 
 def sweep(arguments: Arguments) -> dict[str, Any]:
   """A study without laws, of the config's own `get_study` or of axes that the command names."""
   talks = setup(arguments)
   from bigmodel import study as studies
-  from bigmodel.parallel import hosts
   from bigmodel.sweep import spaces
-  from bigmodel.train.run import interruptible
 
   config, the_study = load(arguments)
   if arguments.axis:
@@ -346,11 +337,29 @@ def sweep(arguments: Arguments) -> dict[str, Any]:
     the_study = studies.Study(name, "Which settings are best?", design, laws=())
   if the_study is None or the_study.laws:
     raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
+  return _run_study(arguments, config, the_study, talks)
+
+
+def _run_study(arguments: Arguments, config: Any, the_study: Any, talks: bool) -> dict[str, Any]:
+  """All of a study, or a worker's part of its training."""
+  from bigmodel import study as studies
+  from bigmodel.parallel import hosts
+  from bigmodel.sweep import workers
+  from bigmodel.train.run import interruptible
+
+  asked = workers.Workers.parse(arguments.workers) if arguments.workers else None
+  if (asked or arguments.worker) and hosts.several():
+    raise UserError("--workers: each is a process by itself; a job of several processes has none")
+  quiet = arguments.json or not talks
   with interruptible() as stop:
     prepared = studies.prepare(config, the_study, arguments.workdir)
+    if arguments.worker:
+      studies.work(prepared, arguments.worker, quiet, stop)
+      return {"worker": arguments.worker}
     hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry], "study")
     hosts.require_shared(prepared.workdir)
-    result = studies.run_study(prepared, arguments.json or not talks, stop, arguments.retry)
+    command = workers.command_of_workers(arguments.argv)
+    result = studies.run_study(prepared, quiet, stop, arguments.retry, asked, command)
   if talks:
     _show_report(arguments, result)
   return result
@@ -404,15 +413,41 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
     Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
 
 
-def status(arguments: Arguments) -> list[dict[str, Any]]:
+def status(arguments: Arguments) -> dict[str, Any]:
+  import time
+
+  from bigmodel import record
   from bigmodel.sweep import folder
 
-  rows = folder.status(arguments.workdir)
-  shown = [
-    (r["run_id"], r["state"], r["step"], r.get("steps"), r["seconds"], r["seconds_left"], r["loss_eval"]) for r in rows
-  ]
-  show_table(arguments, arguments.workdir, ("run", "state", "step", "of", "seconds", "left", "loss"), shown)
-  return rows
+  while True:
+    rows = folder.status(arguments.workdir)
+    progress = folder.progress(arguments.workdir, rows)
+    if arguments.watch and not arguments.json:
+      Console().clear()
+    _show_status(arguments, rows, progress)
+    if not arguments.watch or all(row["state"] in record.STATUSES for row in rows):
+      return {"runs": rows, **progress}
+    time.sleep(arguments.watch)
+
+
+def _show_status(arguments: Arguments, rows: list[dict[str, Any]], progress: dict[str, Any]) -> None:
+  from bigmodel.train.display import duration
+
+  columns = ("run", "state", "step", "of", "seconds", "left", "loss")
+  shown = [tuple(r.get(name) for name in ("run_id", "state", "step", "steps", "seconds", "seconds_left", "loss_eval"))
+           for r in rows]  # fmt: skip
+  if arguments.watch:  # what changes, and no more than a screen
+    shown = [row for row in shown if row[1] == "running"][:20]
+  states = ", ".join(f"{count} {state}" for state, count in progress["states"].items())
+  show_table(arguments, f"{arguments.workdir}: {states}", columns, shown)
+  if arguments.json:
+    return
+  for failure in progress["failures"][:10]:
+    Console().print(f"{failure['run_id']}  {failure['error']}", highlight=False)
+  if progress["expected_seconds"]:
+    spent, planned = duration(progress["seconds"]), duration(progress["expected_seconds_of_done"])
+    left = duration(progress["seconds_left"])
+    Console().print(f"{spent} of training, {planned} by the plan for as much; about {left} left", highlight=False)
 
 
 def report(arguments: Arguments) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_train_eval_status_and_models_print_one_document(config_file, tmp_path):
   code, out, _ = call("eval", f"--workdir={work}", "--json")
   assert json.loads(out)["loss"] == pytest.approx(sealed["loss_eval"], rel=1e-6)
   code, out, _ = call("status", f"--workdir={work}", "--json")
-  assert [row["state"] for row in json.loads(out)] == ["finished"]
+  assert [row["state"] for row in json.loads(out)["runs"]] == ["finished"]
   code, out, _ = call("models", f"--config={config_file}", "--json")
   assert json.loads(out)[0]["params_total"] == sealed["params_total"]
   code, out, _ = call("data", f"--config={config_file}", "--json")

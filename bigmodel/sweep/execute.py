@@ -12,6 +12,7 @@ from bigmodel import record
 from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
+from bigmodel.sweep.leases import Lost
 from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import failed_record, train_runs
@@ -36,14 +37,14 @@ def run_groups(
     ]
   for group in groups:
     members = [runs[run_id] for run_id in group["run_ids"]]
-    if hosts.first(functools.partial(_ended, members)):
+    if hosts.first(functools.partial(ended, group, runs)):
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
     leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and _waits(run)]
     try:
       train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving)
-    except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
+    except (CheckpointError, Interrupted, Lost, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
       if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
@@ -62,17 +63,18 @@ def _waits(run: Run) -> bool:
   return record.read(run.folder) is None and not (run.folder / "checkpoints").exists()
 
 
-def _ended(members: Sequence[Run]) -> bool:
-  return all(record.read(run.folder) is not None for run in members)
+def ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
+  """Have all runs of a group a record?"""
+  return all(record.read(runs[run_id].folder) is not None for run_id in group["run_ids"])
 
 
 def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
   """Expected seconds of the groups that have not ended, and of the target if it has not."""
   runs = epath.Path(workdir) / "runs"
-  ended = lambda run_id: (runs / run_id / "record.json").exists()
-  groups = sum(g["expected_seconds"] for g in plan["groups"] if not all(map(ended, g["run_ids"])))
+  has_record = lambda run_id: (runs / run_id / "record.json").exists()
+  groups = sum(g["expected_seconds"] for g in plan["groups"] if not all(map(has_record, g["run_ids"])))
   planned = {run["run_id"] for run in plan["runs"]}
-  others = [f for f in runs.glob("*") if f.name not in planned and ended(f.name)] if runs.exists() else []
+  others = [f for f in runs.glob("*") if f.name not in planned and has_record(f.name)] if runs.exists() else []
   return groups + (plan["target"]["expected_seconds"] if plan["target"] and not others else 0.0)
 
 

@@ -84,5 +84,34 @@ def status(workdir: epath.PathLike) -> list[dict[str, Any]]:
   rows = []
   for one in folders:
     known, ended = read_status(one), record.read(one)
-    rows.append({"run_id": one.name, **known, "loss_eval": ended["loss_eval"] if ended else None})
+    rows.append(
+      {
+        "run_id": one.name,
+        **known,
+        "loss_eval": ended["loss_eval"] if ended else None,
+        "error": ended["error"] if ended else "",
+      }
+    )
   return rows
+
+
+def progress(workdir: epath.PathLike, rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """Of the rows of a study's `status`: how many runs are in which state, what they cost, and what is left."""
+  plan = read_plan(workdir) or {"runs": [], "total": {"expected_seconds": 0.0}}
+  planned = {run["run_id"]: run["expected_seconds"] for run in plan["runs"]}
+  states = [row["state"] for row in rows]
+  share = lambda row: 1.0 if row["state"] in record.STATUSES else row["step"] / max(1, row.get("steps") or 1)
+  done = sum(planned.get(row["run_id"], 0.0) * share(row) for row in rows)
+  spent = sum(row["seconds"] for row in rows)
+  # What is left at the pace so far, by as many at once as are under way.
+  pace = spent / done if done else 1.0
+  left = (sum(planned.values()) - done) * pace / max(1, states.count("running"))
+  return {
+    "states": {state: states.count(state) for state in dict.fromkeys(states)},
+    "failures": [{"run_id": row["run_id"], "error": row["error"] or row["state"]} for row in rows
+                 if row["state"] in ("failed", "diverged")],
+    "seconds": spent,
+    "expected_seconds": sum(planned.values()),
+    "expected_seconds_of_done": done,
+    "seconds_left": max(0.0, left),
+  }  # fmt: skip

@@ -27,17 +27,22 @@ def program_key(run: Run) -> str:
   return repr(kept)
 
 
-def group(runs: Sequence[Run], devices: int) -> list[list[str]]:
+def group(runs: Sequence[Run], devices: int, workers: int = 1) -> list[list[str]]:
   """Run ids by program, in the order of `runs`.
 
   A pack has a whole number of members for each device, so that no device idles;
-  what is left over trains alone, spread over all devices.
+  what is left over trains alone, spread over all devices. Of several workers each
+  gets a part of the runs that share a program.
   """
   by_key: dict[str, list[Run]] = {}
   for run in runs:
     by_key.setdefault(program_key(run), []).append(run)
   groups = []
   for members in by_key.values():
+    if workers > 1:
+      size = -(-len(members) // workers)
+      groups += [[run.run_id for run in members[i : i + size]] for i in range(0, len(members), size)]
+      continue
     whole = len(members) // devices * devices if devices > 1 else 0
     if whole:
       groups.append([run.run_id for run in members[:whole]])

@@ -21,6 +21,7 @@ def plan(
   planned: Mapping[str, Sequence[Planned]],
   targets: Sequence[Run],
   known: Facts | None = None,
+  workers: int = 1,
 ) -> Facts:
   """plan.json of runs by id, of what each was planned for, and of the candidates for the target."""
   roles = {run_id: sorted({one.role for one in planned[run_id]}) for run_id in runs}
@@ -41,7 +42,7 @@ def plan(
   groups, compiled = [], set()
   # Trunks come before what leaves them.
   ordered = sorted(runs.values(), key=lambda run: run.run_id in leaving)
-  for ids in packs.group(ordered, 1 if hosts.several() else jax.device_count()):
+  for ids in packs.group(ordered, 1 if hosts.several() else jax.device_count(), workers):
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)

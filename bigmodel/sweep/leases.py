@@ -1,0 +1,133 @@
+"""Leases: which worker trains what, by files alone. Any worker may die at any moment, and clocks may differ.
+
+The lease of a thing is the highest numbered file in its folder, which its holder rewrites again and again. It is
+given up by a last word in that file, or lost when others saw it unchanged for `patience` seconds of their own clocks.
+To take it is to create the next number, which the file system lets one worker do. Numbers only grow: whoever finds one
+above its own has lost, however late it wakes up, and writes no more.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from typing import Any
+
+from etils import epath
+
+from bigmodel.config import require
+from bigmodel.files import UserError, write_text
+
+RELEASED = "released"
+
+
+class Lost(Exception):  # noqa: N818
+  """Another worker has taken over; what this one was doing is no longer its business."""
+
+
+class Leases:
+  """The leases of one study, as one worker sees them."""
+
+  def __init__(self, folder: epath.PathLike, worker: str, patience: float = 30.0):
+    self.folder, self.worker, self.patience = epath.Path(folder), worker, patience
+    require("://" not in str(folder), f"{folder}: workers share a folder of a file system, not of an object store")
+    self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
+
+  def claim(self, name: str) -> "Lease | None":
+    """The lease of `name`, or None where another worker holds it."""
+    newest, text = self._newest(name)
+    if newest and text != RELEASED:
+      now, before = time.monotonic(), self._seen.get(name)
+      if before is None or before[0] != (newest, text):
+        self._seen[name] = ((newest, text), now)
+        return None
+      if now - before[1] < self.patience:
+        return None
+    lease = Lease(self, name, newest + 1)
+    return lease if lease.create() else None
+
+  def holder(self, name: str) -> str:
+    """Who holds `name`, or ''; it may have died since."""
+    newest, text = self._newest(name)
+    return "" if not newest or text == RELEASED else text.split()[0]
+
+  def _newest(self, name: str) -> tuple[int, str]:
+    folder = self.folder / name
+    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    if not numbers:
+      return 0, ""
+    try:
+      return max(numbers), (folder / str(max(numbers))).read_text()
+    except FileNotFoundError:  # between a removal and a creation
+      return max(numbers), ""
+
+
+class Lease:
+  """One lease of one worker; within `with` a thread renews it."""
+
+  def __init__(self, leases: Leases, name: str, number: int):
+    self._leases, self._name, self.number = leases, name, number
+    self._path = leases.folder / name / str(number)
+    self._beats = 0
+    self._renewed = time.monotonic()
+    self._closed, self._lock = threading.Event(), threading.Lock()
+    self._lost = False
+    self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+  def create(self) -> bool:
+    """Is the number this worker's? Of several that create it one succeeds."""
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+      return False
+    except OSError as error:
+      raise UserError(f"{self._path}: cannot write here ({error.strerror})") from error
+    with os.fdopen(handle, "w") as file:
+      file.write(f"{self._leases.worker} 0")
+    for path in self._path.parent.iterdir():  # of holders that have lost
+      if path.name.isdigit() and int(path.name) < self.number:
+        path.unlink(missing_ok=True)
+    return self.held()
+
+  def held(self) -> bool:
+    """Does no higher number exist? What was once lost stays lost."""
+    with self._lock:
+      if not self._lost:
+        self._lost = self._leases._newest(self._name)[0] != self.number
+      return not self._lost
+
+  def require(self) -> None:
+    """Raises `Lost` where the lease is lost; looks at the disk where it may be, so call it often."""
+    if self._lost or (time.monotonic() - self._renewed > self._leases.patience / 3 and not self.held()):
+      raise Lost(f"{self._name}: another worker has taken over")
+
+  def __enter__(self) -> "Lease":
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._closed.set()
+    self._thread.join()
+    if self.held():
+      write_text(self._path, RELEASED)
+
+  def _renew(self) -> None:
+    while not self._closed.wait(self._leases.patience / 6):
+      with contextlib.suppress(OSError, UserError):  # a slow or full disk: the next time may do
+        if not self.held():
+          return
+        self._beats += 1
+        write_text(self._path, f"{self._leases.worker} {self._beats}")
+        self._renewed = time.monotonic()
+
+
+class Flag(dict):
+  """A stop flag, looked at before every step, that also ends the work of a worker that has lost its lease."""
+
+  def __init__(self, stop: dict[str, bool], lease: Lease):
+    super().__init__()
+    self._stop, self._lease = stop, lease
+
+  def __getitem__(self, name: str) -> bool:
+    self._lease.require()
+    return self._stop[name]

@@ -1,0 +1,104 @@
+"""Workers share a study's runs: each ends once, whoever dies, with the same results."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bigmodel import record, study
+from bigmodel.files import UserError, write_json
+from bigmodel.study import Grid, Study
+from bigmodel.sweep import leases, workers
+from bigmodel.sweep.workers import Workers
+
+
+def planned(config, folder, count=1):
+  the_study = Study("rates", "?", Grid({"optim.lr": (0.001, 0.003, 0.01, 0.03)}), laws=())
+  config.train.steps = 10
+  prepared = study.prepare(config, the_study, folder)
+  write_json(folder / "plan.json", study.plan(prepared, workers=count))
+  write_json(folder / "study.json", study._about(prepared))
+  return prepared
+
+
+def results(folder):
+  return {one["run_id"]: one["result_sha256"] for one in record.collect(folder)}
+
+
+def test_a_worker_trains_what_another_left(config, tmp_path):
+  """Of two groups one is held by a dead worker: it is taken over; the results are those of one process."""
+  prepared = planned(config, tmp_path / "shared", 2)
+  groups = [{"run_ids": [row for row in list(prepared.runs)[i : i + 2]]} for i in (0, 2)]
+  dead = leases.Leases(tmp_path / "shared" / "leases", "dead").claim(workers.group_name(groups[0]))
+  began = time.monotonic()
+  study.work(prepared, "alive", True, {"stop": False}, patience=1.0)
+  assert time.monotonic() - began >= 1.0
+  assert not dead.held()
+  alone = planned(config, tmp_path / "alone", 2)
+  study.run_study(alone, True, {"stop": False})
+  assert results(tmp_path / "shared") == results(tmp_path / "alone")
+  assert len(results(tmp_path / "alone")) == 4
+
+
+def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):
+  prepared = planned(config, tmp_path, 3)
+  groups = study.plan(prepared, workers=3)["groups"]
+  assert [len(group["run_ids"]) for group in groups] == [2, 2]
+  assert [len(group["run_ids"]) for group in study.plan(prepared, workers=4)["groups"]] == [1] * 4
+
+
+def test_a_worker_of_no_study_is_refused(config, tmp_path):
+  prepared = study.prepare(config, Study("s", "?", Grid({"optim.lr": (0.1,)}), laws=()), tmp_path)
+  with pytest.raises(UserError, match="has no plan yet"):
+    study.work(prepared, "w", True, {"stop": False})
+  for text in ("slurmy", "local:0", "local:x"):
+    with pytest.raises(UserError, match="--workers"):
+      Workers.parse(text)
+  assert Workers.parse("local:4") == Workers("local", 4)
+
+
+def test_the_command_of_a_worker_is_that_of_its_study():
+  words = ["sweep", "--config=a.py", "--workers", "local:2", "--workdir=w", "--json", "--retry", "--axis", "a=1,2"]
+  command = workers.command_of_workers(words)
+  assert command[-5:] == ["sweep", "--config=a.py", "--workdir=w", "--axis", "a=1,2"]
+  assert workers.command_of_workers(["study", "--workers=local"])[-1] == "study"
+
+
+@pytest.mark.slow
+def test_a_study_ends_the_same_whatever_is_killed(corpus_dir, tmp_path):
+  """Workers are killed while they train; every run ends once, with the results of an undisturbed study."""
+  path = tmp_path / "config.py"
+  path.write_text(
+    "from bigmodel.study import Grid, Study, default_config\n"
+    "def get_config(arg=None):\n"
+    "  config = default_config()\n"
+    f"  config.data.update(name='text_files', path={str(corpus_dir / '*.jsonl')!r}, heldout_fraction=0.2)\n"
+    "  config.data.update(context=32, repeat=True)\n"
+    "  config.model.update(width=16, layers=1, head_size=8)\n"
+    "  config.train.update(steps=600, batch_size=8, log_every=50, checkpoint_every=50)\n"
+    "  config.eval.tokens = 2048\n"
+    "  return config\n"
+    "def get_study(config):\n"
+    "  return Study('kills', '?', Grid({'optim.lr': (1e-3, 2e-3, 4e-3, 8e-3), 'seed': (0, 1)}), laws=())\n"
+  )
+  command = lambda name: [
+    sys.executable, "-m", "bigmodel.cli", "study", f"--config={path}", f"--workdir={tmp_path / name}",
+    "--workers=local:4",
+  ]  # fmt: skip
+  subprocess.run(command("calm"), check=True, timeout=600)
+  process = subprocess.Popen(command("killed"))
+  kills = 0
+  while process.poll() is None and kills < 6:
+    time.sleep(8)
+    found = subprocess.run(["pgrep", "-f", f"{tmp_path / 'killed'}.*--worker=local"], capture_output=True, text=True)
+    victims = [int(word) for word in found.stdout.split()]
+    if victims:
+      os.kill(victims[kills % len(victims)], signal.SIGKILL)
+      kills += 1
+  assert process.wait(600) == 0
+  assert kills >= 3
+  assert len(results(tmp_path / "calm")) == 8
+  assert results(tmp_path / "killed") == results(tmp_path / "calm")
