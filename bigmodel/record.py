@@ -11,7 +11,7 @@ from etils import epath
 from bigmodel.files import UserError, read_json, write_json, write_jsonl
 
 SCHEMA = 5
-STATUSES = ("finished", "diverged", "failed")
+STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, where others did better
 
 # field -> type; None is allowed where a run that did not finish cannot know.
 FIELDS: dict[str, type | tuple[type, ...]] = {

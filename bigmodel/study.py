@@ -20,7 +20,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
-from bigmodel.sweep import execute, folder, priced
+from bigmodel.sweep import execute, folder, halving, priced
 from bigmodel.sweep import workers as workers_
 from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
@@ -37,6 +37,8 @@ from bigmodel.sweep.designs import (
   repeat_seeds,
 )
 from bigmodel.sweep.fits import fit_study
+from bigmodel.sweep.halving import Halving, Hyperband
+from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train import stages, weights
 from bigmodel.train.display import Display, duration
@@ -44,8 +46,8 @@ from bigmodel.train.run import Branch, Run, interruptible, now
 
 # What a config file imports.
 __all__ = [
-  "Between", "Branches", "Fractions", "Grid", "IsoFlop", "Ladder", "Listed", "Repeated", "Scan", "Space", "Study",
-  "Target", "When", "Zipped", "default_config",
+  "Between", "Branches", "Fractions", "Grid", "Halving", "Hyperband", "IsoFlop", "Ladder", "Listed", "Repeated", "Scan",
+  "Search", "Space", "Study", "Target", "When", "Zipped", "default_config",
 ]  # fmt: skip
 
 LAWS = ("chinchilla", "isoflop")
@@ -359,6 +361,8 @@ def run_study(
   the_plan = hosts.share(plan(prepared, known, workers.count if workers else 1))  # times differ between processes
   write_json(workdir / "study.json", _about(prepared))
   write_json(workdir / "plan.json", the_plan)
+  looks = isinstance(prepared.study.design, Search | Halving | Hyperband)
+  require(not (workers and looks), "--workers: not for a design that looks at results before it goes on")
   if retry:
     hosts.first(lambda: execute.set_failed_aside(workdir))
   runs = _all_runs(prepared, the_plan)
@@ -366,16 +370,42 @@ def run_study(
   with Display(left, display_quiet) as display:
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    if workers:
+    train_them = lambda groups, runs: execute.run_groups(groups, runs, prepared.data, display, stop)
+    if isinstance(prepared.study.design, Search):
+      _search(prepared, the_plan, runs, train_them)
+    elif isinstance(prepared.study.design, Halving | Hyperband):
+      halving.run(prepared.study.design, [runs[run_id] for run_id in prepared.runs], train_them)
+    elif workers:
       workers_.run_local(workers, command, the_plan["groups"], runs, display, stop)
     else:
-      execute.run_groups(the_plan["groups"], runs, prepared.data, display, stop)
+      train_them(the_plan["groups"], runs)
     if prepared.study.laws:
       fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
         sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
         _run_target(prepared, sealed, the_plan, display, stop)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
+
+
+def _search(
+  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Callable[[Any, Any], None]
+) -> None:
+  """Trains what a search asks for, until it asks for nothing more."""
+  design, workdir = prepared.study.design, prepared.workdir
+  assert isinstance(design, Search)
+  while True:
+    train_them(the_plan["groups"], runs)
+    known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
+    more = design.more(known, prepared.counts_of, prepared.study.settings)
+    if not more:
+      return
+    made = [(prepared.make(one.overrides), one) for one in more]
+    added = dataclasses.replace(
+      prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
+    )
+    the_plan = hosts.share(plan(added, the_plan))
+    write_json(workdir / "plan.json", the_plan)
+    runs = _all_runs(added, the_plan)
 
 
 def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:

@@ -15,7 +15,7 @@ from bigmodel.parallel import hosts
 from bigmodel.sweep.leases import Lost
 from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display
-from bigmodel.train.loop import failed_record, train_runs
+from bigmodel.train.loop import failed_record, read_rungs, train_runs
 from bigmodel.train.run import Interrupted, Run, open_folder, write_provenance
 
 log = logging.getLogger("bigmodel")
@@ -24,14 +24,14 @@ log = logging.getLogger("bigmodel")
 def run_groups(
   groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], data: Datasets, display: Display, stop: dict[str, bool]
 ) -> None:
-  """Trains every group of which a run has no record yet.
+  """Trains every group of which a run has no record yet; one with `until`, to that step.
 
   What goes wrong with a run becomes its record; what is wrong with the machine
   (a full disk, a signal) or with the input ends the study.
   """
   if hosts.several():  # a member of a pack lies on one device, which only one host has
     groups = [
-      {"run_ids": [run_id], "expected_seconds": group["expected_seconds"] / len(group["run_ids"])}
+      group | {"run_ids": [run_id], "expected_seconds": group["expected_seconds"] / len(group["run_ids"])}
       for group in groups
       for run_id in group["run_ids"]
     ]
@@ -43,7 +43,8 @@ def run_groups(
       raise Interrupted("stopped between runs")
     leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and _waits(run)]
     try:
-      train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving)
+      until = group.get("until", 0)
+      train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving, until=until)
     except (CheckpointError, Interrupted, Lost, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
@@ -64,8 +65,9 @@ def _waits(run: Run) -> bool:
 
 
 def ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
-  """Have all runs of a group a record?"""
-  return all(record.read(runs[run_id].folder) is not None for run_id in group["run_ids"])
+  """Have all runs of a group a record, or come to where they pause?"""
+  there = lambda run: str(group.get("until", 0)) in read_rungs(run) or record.read(run.folder) is not None
+  return all(there(runs[run_id]) for run_id in group["run_ids"])
 
 
 def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
@@ -83,7 +85,7 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
   runs = epath.Path(workdir) / "runs"
   for folder in sorted(runs.iterdir()) if runs.exists() else ():
     known = record.read(folder)
-    if known is None or known["status"] == "finished":
+    if known is None or known["status"] in ("finished", "stopped"):
       continue
     attempts = folder / "attempts"
     attempts.mkdir(exist_ok=True)

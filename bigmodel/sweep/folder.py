@@ -62,6 +62,12 @@ def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
   return [as_measured(one, measure) for row, one in ended if one is not None and role in row["roles"]]
 
 
+def trials(workdir: epath.PathLike, plan: dict[str, Any], measure: str) -> list[tuple[dict[str, Any], float | None]]:
+  """What a plan's runs were and came to, in its order."""
+  ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in plan["runs"]]
+  return [(row["overrides"], as_measured(one, measure)["loss_eval"] if one else None) for row, one in ended]
+
+
 def as_measured(one: dict[str, Any], measure: str) -> dict[str, Any]:
   """The record with what the study measures in the place of the loss: a metric, or 1 less it where more is better."""
   if measure == "loss" or one["status"] != "finished":

@@ -49,10 +49,12 @@ def train_runs(
   expected: float = 0.0,
   profile: int = 0,
   branches: Sequence[Run] = (),
+  until: int = 0,
 ) -> list[dict[str, Any]]:
   """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
 
-  `branches` are runs that go on from a step of one of them: each gets a checkpoint there.
+  `branches` are runs that go on from a step of one of them: each gets a checkpoint there. With `until` they pause at
+  that step, saved, with the training loss so far in their `rungs.json`; no record is written.
 
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
@@ -60,7 +62,7 @@ def train_runs(
   members = [_open(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   try:
-    return _train(members, display, stop, expected, profile, watchdog, branches)
+    return _train(members, display, stop, expected, profile, watchdog, branches, until)
   finally:
     watchdog.close()
     for member in members:
@@ -130,6 +132,7 @@ def _train(
   profile: int,
   watchdog: Watchdog,
   branches: Sequence[Run],
+  until: int,
 ) -> list[dict[str, Any]]:
   first = members[0].run
   config, total = first.config, first.steps
@@ -144,7 +147,7 @@ def _train(
   pending: tuple[int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
   with hosts.Agreement(stop) as agreement:
-    for step in range(start, total):
+    for step in range(start, min(total, until or total)):
       if profile and step == start + 2:  # the first steps compile
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
       if step == ahead[0].stop:
@@ -195,10 +198,43 @@ def _train(
   for member in members:
     member.checkpoints.wait()
   seconds = (time.monotonic() - began) / len(members)
+  if until and until < total:
+    for index, member in enumerate(members):
+      _pause(member, program.member(state, index), until, seconds)
+    display.end()
+    return []
   records = [_finish(program, m, i, state, seconds) for i, m in enumerate(members)]
   hosts.barrier(f"{first.run_id}/ended")
   display.end("\n".join(_summary(r) for r in records))
   return records
+
+
+def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
+  """Tells what the run came to at a rung."""
+  loss = steps.loss_train(state, stages.of(member.run.config)[-1].first) if int(state.diverged_at) < 0 else math.nan
+  rungs = {**read_rungs(member.run), str(step): _finite(loss)}
+  hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))
+  write_status(member.run, "paused", step, member.seconds + seconds)
+
+
+def read_rungs(run: Run) -> dict[str, float | None]:
+  """The training losses at which a run paused, by step; None where it had diverged."""
+  path = run.folder / "rungs.json"
+  return read_json(path) if path.exists() else {}
+
+
+def stopped_record(run: Run, step: int) -> dict[str, Any]:
+  """Writes the record of a run that did not go on from a rung."""
+  loss, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
+  facts = _nothing(run) | {
+    "status": "stopped" if loss is not None else "diverged",
+    "tokens": step * train.batch_tokens(run.config),
+    "steps": step,
+    **flops_of(run, step),
+    "loss_train": loss,
+    "seconds": seconds,
+  }
+  return _end(run, facts)
 
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
@@ -310,10 +346,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
     "ended_at": now(),
   }
-  sealed = record.seal(facts)
-  write_status(run, status, done, seconds, 0.0)
-  record.write(run.folder, sealed)
-  return sealed
+  return _end(run, facts)
 
 
 def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:
@@ -324,9 +357,13 @@ def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:
 
 def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
   """Writes the record of a run that an exception ended; it does not stop the others."""
-  facts = run_facts(run) | {
-    "status": "failed",
-    "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+  said = str(error).strip().splitlines()[0] if str(error).strip() else ""
+  return _end(run, _nothing(run) | {"status": "failed", "error": f"{type(error).__name__}: {said}"})
+
+
+def _nothing(run: Run) -> dict[str, Any]:
+  """The fields of a record of a run that was not evaluated."""
+  return run_facts(run) | {
     "tokens": 0,
     "epochs_seen": 0.0,
     "steps": 0,
@@ -338,8 +375,11 @@ def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
     "seconds": 0.0,
     "ended_at": now(),
   }
+
+
+def _end(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
   sealed = record.seal(facts)
-  write_status(run, "failed", 0, 0.0)
+  write_status(run, facts["status"], facts["steps"], facts["seconds"], 0.0)
   record.write(run.folder, sealed)
   return sealed
 
