@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from bigmodel import cli
+
 CONFIG = """
 from bigmodel.study import default_config
 def get_config(arg=None):
@@ -25,6 +27,20 @@ def call(*arguments):
     [sys.executable, "-m", "bigmodel.cli", *map(str, arguments)], capture_output=True, text=True, env=os.environ
   )
   return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def inside(capsys):
+  """`call` in this process: imports nothing anew."""
+
+  def run(*arguments):
+    try:
+      code = cli.main(list(map(str, arguments)))
+    finally:
+      told = capsys.readouterr()
+    return code, told.out, told.err
+
+  return run
 
 
 @pytest.fixture
@@ -97,12 +113,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), BAD, ids=lambda x: x[0] if isinstance(x, list) else "")
-def test_bad_input_is_one_line_exit_2_and_writes_nothing(config_file, tmp_path, arguments, says):
+def test_bad_input_is_one_line_exit_2_and_writes_nothing(config_file, tmp_path, inside, arguments, says):
   import re
 
   (tmp_path / "empty.txt").write_text("\n \n")
   arguments = [a.replace("EMPTY", str(tmp_path / "empty.txt")) for a in arguments]
-  code, out, err = call("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
+  code, out, err = inside("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
   assert code == 2, err
   assert out == ""
   assert len(err.strip().splitlines()) == 1, err
@@ -110,22 +126,22 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(config_file, tmp_path, 
   assert not (tmp_path / "run").exists()
 
 
-def test_workdirs_that_cannot_serve_are_refused(config_file, tmp_path):
+def test_workdirs_that_cannot_serve_are_refused(config_file, tmp_path, inside):
   (tmp_path / "file").write_text("x")
-  code, _, err = call("train", f"--config={config_file}", f"--workdir={tmp_path / 'file' / 'run'}")
+  code, _, err = inside("train", f"--config={config_file}", f"--workdir={tmp_path / 'file' / 'run'}")
   assert code == 2
   assert "cannot write here" in err
   work = tmp_path / "run"
-  assert call("train", f"--config={config_file}", f"--workdir={work}")[0] == 0
-  code, _, err = call("train", f"--config={config_file}", f"--workdir={work}", "--config.optim.lr=0.5")
+  assert inside("train", f"--config={config_file}", f"--workdir={work}")[0] == 0
+  code, _, err = inside("train", f"--config={config_file}", f"--workdir={work}", "--config.optim.lr=0.5")
   assert code == 2
   assert "optim.lr: 0.003 -> 0.5" in err
   (work / "record.json").write_text("{")
-  code, _, err = call("train", f"--config={config_file}", f"--workdir={work}")
+  code, _, err = inside("train", f"--config={config_file}", f"--workdir={work}")
   assert code == 2
   assert "record.json: is corrupt" in err
   for verb in ("eval", "status", "report"):
-    code, _, err = call(verb, f"--workdir={tmp_path / 'nothing'}")
+    code, _, err = inside(verb, f"--workdir={tmp_path / 'nothing'}")
     assert code == 2
     assert len(err.strip().splitlines()) == 1
 
@@ -136,7 +152,7 @@ def test_tracebacks_only_with_debug(config_file, tmp_path):
   assert "Traceback" in call(*arguments, "--debug")[2]
 
 
-def test_fit_takes_anybodys_points(tmp_path):
+def test_fit_takes_anybodys_points(tmp_path, inside):
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -145,7 +161,9 @@ def test_fit_takes_anybodys_points(tmp_path):
     for d in np.geomspace(1e8, 1e10, 6):
       rows.append(f"{n},{d},{1.7 + 400 / n**0.34 + 1500 / d**0.36 + rng.normal() * 1e-4}")
   (tmp_path / "points.csv").write_text("\n".join(rows))
-  code, out, err = call("fit", tmp_path / "points.csv", "--n=params", "--d=tokens", "--loss=ce", "--at=1e20", "--json")
+  code, out, err = inside(
+    "fit", tmp_path / "points.csv", "--n=params", "--d=tokens", "--loss=ce", "--at=1e20", "--json"
+  )
   assert code == 0, err
   fit = json.loads(out)
   assert fit["laws"][0]["params"]["E"] == pytest.approx(1.7, rel=0.01)
@@ -154,7 +172,7 @@ def test_fit_takes_anybodys_points(tmp_path):
     (["--n=param", "--d=tokens", "--loss=ce"], "did you mean 'params'"),
     (["--n=params", "--loss=ce"], "at least two"),
   ):
-    code, out, err = call("fit", tmp_path / "points.csv", *arguments, "--json")
+    code, out, err = inside("fit", tmp_path / "points.csv", *arguments, "--json")
     assert code == 2
     assert says in err
     assert json.loads(out)["code"] == 2

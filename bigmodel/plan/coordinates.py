@@ -44,7 +44,7 @@ def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, se
   can be compared: a branch is meant to add less where there are more, and the stream, to which initial values add
   less as well, is read through norms alone.
   """
-  found = [np.mean([_measure(config, steps, seed) for seed in range(seeds)], axis=0) for config in configs]
+  found = [_measure(config, steps, seeds) for config in configs]
   kinds = [_kinds(config) for config in configs]
   same_depth = len({len(own) for own in kinds}) == 1
   change, divided = {}, optim.parametrization.last_norm_of(configs[0])
@@ -64,46 +64,45 @@ def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, se
 
 def _kinds(config: Config) -> list[str]:
   names: list[str] = []
+  loss, rows = _loss(config), _rows(config, 0)
 
-  def forward(params: Any) -> None:
-    names.extend(name for name, _ in activations(lambda: _loss(config, 0)(params)))
+  def forward(key: jax.Array) -> None:
+    params = models.build(config).init(key, *models.example(config))["params"]
+    names.extend(name for name, _ in activations(lambda: loss(params, rows, key)))
 
-  jax.eval_shape(lambda key: forward(models.build(config).init(key, *models.example(config))["params"]),
-                 jax.random.key(0))  # fmt: skip
+  jax.eval_shape(forward, jax.random.key(0))
   return names
 
 
-def _loss(config: Config, seed: int) -> Callable[[Any], jax.Array]:
-  """The loss of parameters on the batch of a seed."""
+def _loss(config: Config) -> Callable[[Any, Any, jax.Array], jax.Array]:
+  """loss(parameters, rows, key), without dropout."""
   model, task, h = models.build(config), tasks.build(config), optim.hyperparameters(config, 1)
-  rows, key = _rows(config, seed), jax.random.key(seed)
-  return lambda params: task.objective(lambda *x: model.apply({"params": params}, *x), rows, h.task, key)[0]
+  return lambda params, rows, key: task.objective(lambda *x: model.apply({"params": params}, *x), rows, h.task, key)[0]
 
 
-def _measure(config: Config, steps: int, seed: int) -> np.ndarray:
-  """[layers, steps]: how far the outputs of each layer are from those at the start."""
-  model, how, loss = models.build(config), optim.How.of(config), _loss(config, seed)
+def _measure(config: Config, steps: int, seeds: int) -> np.ndarray:
+  """[layers, steps]: how far the outputs of each layer are from those at the start, the mean over seeds."""
+  model, how, loss = models.build(config), optim.How.of(config), _loss(config)
   h = optim.hyperparameters(config, 1)._replace(warmup=jnp.float32(0), final=jnp.float32(1))
-  key = jax.random.key(seed)
-  params = optim.parametrization.scaled(
-    nn.meta.unbox(model.init(key, *models.example(config)))["params"], how.multiples
-  )
-  params = {name: jnp.zeros_like(x) if re.fullmatch(r"output(_bias)?", name) else x for name, x in params.items()}
 
   @jax.jit
-  def run(params: Any) -> Any:
-    outputs = lambda p: [x for _, x in activations(lambda: loss(p))]
+  def run(key: jax.Array, rows: Any) -> jax.Array:
+    params = nn.meta.unbox(model.init(key, *models.example(config)))["params"]
+    params = optim.parametrization.scaled(params, how.multiples)
+    params = {name: jnp.zeros_like(x) if re.fullmatch(r"output(_bias)?", name) else x for name, x in params.items()}
+    outputs = lambda p: [x for _, x in activations(lambda: loss(p, rows, key))]
     begin = outputs(params)
 
     def step(carry: Any, i: Any) -> Any:
       params, state = carry
-      params, state, _ = optim.update(how, jax.grad(loss)(params), state, params, i, h, loss)
+      of = lambda p: loss(p, rows, key)
+      params, state, _ = optim.update(how, jax.grad(of)(params), state, params, i, h, of)
       moved = zip(outputs(params), begin, strict=True)
       return (params, state), jnp.stack([jnp.sqrt(jnp.mean((a - b) ** 2)) for a, b in moved])
 
     return jax.lax.scan(step, (params, optim.initial_state(how, params)), jnp.arange(steps))[1]
 
-  return np.asarray(run(params)).T
+  return np.mean([np.asarray(run(jax.random.key(seed), _rows(config, seed))).T for seed in range(seeds)], axis=0)
 
 
 def _rows(config: Config, seed: int) -> Any:

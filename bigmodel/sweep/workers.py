@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -57,22 +58,26 @@ def work(
   patience: float,
 ) -> None:
   """Trains groups of runs that no other worker holds, until all have ended."""
-  leases = Leases(workdir / "leases", worker, patience)
-  # Where workers begin differs, so that they seldom want the same; trunks stay before what leaves them.
-  while left := [group for group in groups if not execute.ended(group, runs)]:
-    for group in left:
+  leases, left = Leases(workdir / "leases", worker, patience), list(groups)
+  random.Random(worker).shuffle(left)  # so that workers seldom want the same
+  wait = POLL_SECONDS
+  while left:
+    took = False
+    for group in list(left):
       if stop["stop"]:
         raise Interrupted("stopped between runs")
-      if not _trunk_is_done(group, runs) or (lease := leases.claim(group_name(group))) is None:
-        continue
-      with lease:
-        try:
-          execute.run_groups([group], runs, data, display, Flag(stop, lease))
-        except Lost as error:
-          display.say(str(error))
-      break
-    else:
-      time.sleep(POLL_SECONDS)
+      if execute.ended(group, runs):
+        left.remove(group)
+      elif _trunk_is_done(group, runs) and (lease := leases.claim(group_name(group))) is not None:
+        took = True
+        with lease:
+          try:
+            execute.run_groups([group], runs, data, display, Flag(stop, lease))
+          except Lost as error:
+            display.say(str(error))
+    wait = POLL_SECONDS if took else min(2 * wait, patience / 3)
+    if not took and left:
+      time.sleep(wait)
 
 
 def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:

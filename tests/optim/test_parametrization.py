@@ -66,9 +66,10 @@ def test_gradients_fall_as_epsilon_does():
   sizes = []
   for width in (64, 256):
     config = resolved(config_of("mup", width=width))
-    loss, made = coordinates._loss(config, 0), models.build(config).init(jax.random.key(0), *models.example(config))
+    loss, key = coordinates._loss(config), jax.random.key(0)
+    made = jax.jit(lambda key: models.build(config).init(key, *models.example(config)))(key)
     params = parametrization.scaled(nn.meta.unbox(made)["params"], parametrization.multiples(config))
-    grads = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params))
+    grads = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params, coordinates._rows(config, 0), key))
     sizes.append({optim.names.dotted(path): float(np.sqrt(np.mean(g**2))) for path, g in grads})
   epsilon = {name: rest[-1] for name, *rest in parametrization.multiples(config)}
   # What is initialised at random adds to the signal; it falls by the root.

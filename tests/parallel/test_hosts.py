@@ -213,6 +213,7 @@ def test_processes_of_different_configs_are_refused(job, tmp_path):
   assert "differ in their config" in log_of(folder)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended(job):
   folder, two = job(5000, 2, 4, "hang", timeout=10.0)
   wait_for(folder, 5)

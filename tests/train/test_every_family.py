@@ -25,7 +25,7 @@ SMALL = {
   "transformer": dict(width=16, layers=1, head_size=8),
   "decoder": dict(width=16, layers=1, head_size=8, dropout=0.1),
 }
-OFTEN_TESTED = ("decoder", "linear", "alexnet", "vit")  # or like another one
+OFTEN_TESTED = ("decoder", "linear", "alexnet", "vit", "bert", "tabular")  # or like another one
 IMAGES = ("alexnet", "resnet", "vit")
 
 
