@@ -203,7 +203,8 @@ def _check_resolved(config: Config, corpus: Data) -> None:
     for room in (models, tasks):
       room.check(stage.config)
     weights.check(stage.config)
-    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first)
+    parallel.check(stage.config)
+    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -465,7 +466,7 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   size, counts = min(sizes, key=lambda pair: abs(math.log(pair[1].params_total / best)))
   overrides = _target_overrides(prepared, size)
   run = prepared.make(overrides)
-  tokens = run.steps * train.batch_tokens(run.config)
+  tokens = train.tokens_at(run.config, run.steps)
   flops = counts.flops(tokens)
   N = counts.params()[params_of(convention)]
   fitted = [one for one in folder.of_role(prepared.workdir, "fit") if one["status"] == "finished"]

@@ -3,7 +3,7 @@
 Claim (Yang et al. 2022, Tensor Programs V): under muP the best learning rate stays where it is as a Transformer
 gets wider; under the standard parametrization it falls.
 
-Here: decoders of widths 64 to 512 on Python source, 120 steps of 512 tokens, seven rates a factor of 2 apart and three
+Here: decoders of widths 64 to 512 on Python source, 120 steps of 512 tokens, six rates a factor of 2 apart and three
 seeds each. The best rate is the minimum of a parabola through the best three of the means over seeds.
 
     bigmodel reproduce mup_transfer
@@ -18,7 +18,7 @@ from bigmodel.config import load
 from bigmodel.laws.reproduce import Result
 
 WIDTHS = (64, 128, 256, 512)
-RATES = tuple(2.0**k for k in range(-11, -4))
+RATES = tuple(2.0**k for k in range(-10, -4))
 SEEDS = range(3)
 BASE = ("model.width=64", "model.heads=2")
 

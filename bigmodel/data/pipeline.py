@@ -49,10 +49,11 @@ class Pipeline:
   rows: int
   batch_size: int
   seed: int
+  before: int = 0  # rows that others have had
 
   def batch(self, step: int, start: int = 0, stop: int | None = None) -> Any:
     """Rows `start:stop` (a host's share) of the batch of `step`."""
-    first = step * self.batch_size
+    first = self.before + step * self.batch_size
     places = np.arange(first + start, first + (self.batch_size if stop is None else stop))
     rows = np.empty(len(places), np.int64)
     for epoch in np.unique(places // self.rows):
@@ -65,7 +66,7 @@ class Pipeline:
     return self.batch_size, functools.partial(self.batch, step)
 
   def epochs_seen(self, steps: int) -> float:
-    return steps * self.batch_size / self.rows
+    return (self.before + steps * self.batch_size) / self.rows
 
 
 @functools.lru_cache(maxsize=4)
@@ -74,10 +75,10 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def train_pipeline(config: Config, data: Data, steps: int) -> Pipeline:
-  """The training rows that the config allows; refuses repeats that were not asked for."""
+def train_pipeline(config: Config, data: Data, steps: int, before: int = 0) -> Pipeline:
+  """The training rows that the config allows, behind the first `before`; refuses repeats that were not asked for."""
   take, rows = _text_rows(config, data) if isinstance(data, Corpus) else _example_rows(config, data)
-  pipeline = Pipeline(take, rows, config.train.batch_size, config.data.seed)
+  pipeline = Pipeline(take, rows, config.train.batch_size, config.data.seed, before)
   seen, each = pipeline.epochs_seen(steps), unit(config)
   what = f"{config.train.batch_size} x {each} tokens" if each > 1 else f"{config.train.batch_size} examples"
   require(

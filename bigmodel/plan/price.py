@@ -89,9 +89,9 @@ def price(run: Run, calibration: Calibration) -> dict[str, Any]:
   """What one run costs: FLOPs under every convention, bytes and expected seconds."""
   config = run.config
   counts = models.counts_of(config)
-  tokens = run.steps * train.batch_tokens(config)
-  evaluation = config.eval.tokens / 3 / train.batch_tokens(config)  # a forward pass is a third of a step
-  seconds = (run.steps + evaluation) * calibration.step_seconds(flops_per_step(run))
+  tokens = train.tokens_at(config, run.steps)
+  steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
+  seconds = steps * calibration.step_seconds(flops_per_step(run))
   return {
     "params_total": counts.params_total,
     "params_non_embedding": counts.params_non_embedding,

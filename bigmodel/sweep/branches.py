@@ -71,4 +71,4 @@ def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
 
 def saved(runs: Mapping[str, Run], found: Mapping[str, Branch]) -> float:
   """The tokens that need not be trained again."""
-  return sum(branch.step * train.batch_tokens(runs[run_id].config) for run_id, branch in found.items())
+  return sum(train.tokens_at(runs[run_id].config, branch.step) for run_id, branch in found.items())

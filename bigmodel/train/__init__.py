@@ -1,5 +1,6 @@
 """Training: state, step, loop, evaluation, checkpoints and metrics of one program."""
 
+import dataclasses
 from typing import Any
 
 from bigmodel import data
@@ -23,6 +24,7 @@ def fields() -> dict[str, dict[str, Any]]:
       "init_sha256": "",  # those weights; filled in when empty, refused when they differ
       "init_fresh": (),  # patterns of parameters that begin anew all the same, such as a head
       "batch_size": 16,  # rows of data.context tokens, or examples
+      "ramp": (),  # 'ROWS@TOKENS': smaller batches until so many tokens (or examples) were seen, one after another
       "stages": (),  # what is trained for before the config's own task; see `train.stages`
       "accumulate": 1,  # microbatches a step
       "compute_dtype": "float32",  # of activations; parameters and optimizer state are float32
@@ -46,6 +48,8 @@ def check(config: Config) -> None:
   )
   for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
     require(train[name] > 0, f"config.train.{name}: {train[name]} is not positive")
+  require(not (train.ramp and train.stages), "config.train.ramp: not with stages")
+  phases(config)
   require(
     train.layers_every >= 0 and train.layers_every % train.log_every == 0,
     f"config.train.layers_every: {train.layers_every} is not a multiple of log_every = {train.log_every}",
@@ -62,9 +66,51 @@ def check(config: Config) -> None:
   require(config.eval.resamples >= 0, f"config.eval.resamples: {config.eval.resamples} is negative")
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Steps `first` to `stop` of a run, with batches of `rows`; `before` rows were seen before them."""
+
+  rows: int
+  first: int
+  stop: int
+  before: int
+
+
+def phases(config: Config) -> list[Phase]:
+  """The batches of a run's last stage: those of its ramp, and then its own, to its horizon."""
+  train, each, found = config.train, data.unit(config), [Phase(0, 0, 0, 0)]
+  for text in train.ramp:
+    rows, at, until = text.partition("@")
+    require(
+      bool(at) and rows.isdigit() and until.isdigit() and int(rows) > 0,
+      f"config.train.ramp: {text!r} is not ROWS@TOKENS",
+    )
+    found.append(_next(found[-1], int(rows), int(until) / each))
+    require(found[-1].stop > found[-2].stop, f"config.train.ramp: {text!r} ends before it begins")
+  last = _next(found[-1], train.batch_size, train.tokens / each)
+  if train.steps or last.stop <= last.first:
+    last = dataclasses.replace(last, stop=train.steps or last.first + 1)
+  require(last.stop > last.first, f"config.train.ramp: it is longer than the run, of {last.stop} steps")
+  return [*found[1:], last]
+
+
+def _next(phase: Phase, rows: int, until: float) -> Phase:
+  """What follows a phase, until so many rows were seen."""
+  before = phase.before + (phase.stop - phase.first) * phase.rows
+  return Phase(rows, phase.stop, phase.stop + round((until - before) / rows), before)
+
+
 def own_steps(config: Config) -> int:
   """The number of steps of a run's last stage, from either way of giving its horizon."""
-  return config.train.steps or max(1, round(config.train.tokens / batch_tokens(config)))
+  return phases(config)[-1].stop
+
+
+def tokens_at(config: Config, step: int) -> int:
+  """Tokens (or examples) that a run has seen when so many steps are done."""
+  if not config.train.ramp:
+    return step * batch_tokens(config)
+  seen = sum(max(0, min(step, phase.stop) - phase.first) * phase.rows for phase in phases(config))
+  return seen * data.unit(config)
 
 
 def steps_of(config: Config) -> int:

@@ -76,7 +76,7 @@ def _open(run: Run, data: Data) -> Member:
   return Member(
     run=run,
     data=data,
-    rows=pipeline.train_pipeline(run.config, data, train.own_steps(run.config)),
+    rows=pipeline.train_pipeline(run.config, data, 0),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
     seconds=read_status(run.folder)["seconds"],
@@ -95,9 +95,9 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, o
   program = steps.program(stage.config, len(members))
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
-    member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first)
+    member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first, one.before)
   return program, program.put_hyperparameters(
-    [optim.hyperparameters(one.config, one.stop - one.first, one.first) for one in own]
+    [optim.hyperparameters(one.config, one.horizon, one.begin) for one in own]
   )
 
 
@@ -153,7 +153,7 @@ def _train(
       if step == ahead[0].stop:
         ahead.pop(0)
         program, hyperparameters = _stage(members, ahead[0])
-      if step == ahead[0].first > 0:
+      if step == ahead[0].first == ahead[0].begin > 0:
         state = steps.next_stage(program, ahead[0].config, state)
       rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
       look = look_every and (step + 1) % look_every == 0
@@ -211,7 +211,7 @@ def _train(
 
 def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
   """Tells what the run came to at a rung."""
-  loss = steps.loss_train(state, stages.of(member.run.config)[-1].first) if int(state.diverged_at) < 0 else math.nan
+  loss = steps.loss_train(state, stages.of(member.run.config)[-1].begin) if int(state.diverged_at) < 0 else math.nan
   rungs = {**read_rungs(member.run), str(step): _finite(loss)}
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))
   write_status(member.run, "paused", step, member.seconds + seconds)
@@ -228,7 +228,7 @@ def stopped_record(run: Run, step: int) -> dict[str, Any]:
   loss, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
   facts = _nothing(run) | {
     "status": "stopped" if loss is not None else "diverged",
-    "tokens": step * train.batch_tokens(run.config),
+    "tokens": train.tokens_at(run.config, step),
     "steps": step,
     **flops_of(run, step),
     "loss_train": loss,
@@ -273,8 +273,7 @@ class Watch:
     config = self.members[0].run.config
     self.began = self.logged_at = self.flushed_at = time.monotonic()
     self.every = config.train.log_every
-    self.tokens = train.batch_tokens(config)
-    self.of_row = self.tokens // config.train.batch_size
+    self.of_row = train.batch_tokens(config) // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
@@ -290,14 +289,15 @@ class Watch:
 
   def _log(self, done: int, values: dict[str, np.ndarray], layers: list[Any] | None) -> None:
     now_ = time.monotonic()
-    steps_per_second = (done - self.logged_step) / max(now_ - self.logged_at, 1e-9)
+    config = self.members[0].run.config
+    seen, before = train.tokens_at(config, done), train.tokens_at(config, self.logged_step)
+    speed = max(seen - before, 1) / max(now_ - self.logged_at, 1e-9)
     self.logged_step, self.logged_at = done, now_
-    speed = steps_per_second * self.tokens
-    left = (self.total - done) / steps_per_second
+    left = (train.tokens_at(config, self.total) - seen) / speed
     peak = speed * len(self.members) * self.flops / hardware.peak_flops()
     for index, member in enumerate(self.members):
       row: dict[str, Any] = {name: _finite(x[index]) for name, x in values.items() if name != "diverged_at"}
-      row |= {"step": done, "tokens": done * self.tokens, "tokens_per_second": speed}
+      row |= {"step": done, "tokens": seen, "tokens_per_second": speed}
       if layers is not None:
         row["layers"] = jax.tree.map(_finite, layers[index])
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
@@ -331,11 +331,11 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
   seconds += member.seconds + time.monotonic() - began
   facts = run_facts(run) | {
     "status": status,
-    "tokens": done * train.batch_tokens(config),
+    "tokens": train.tokens_at(config, done),
     "epochs_seen": member.rows.epochs_seen(max(0, done - stages.of(config)[-1].first)),
     "steps": done,
     **flops_of(run, done),
-    "loss_train": steps.loss_train(own, stages.of(config)[-1].first) if status == "finished" else None,
+    "loss_train": steps.loss_train(own, stages.of(config)[-1].begin) if status == "finished" else None,
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
@@ -343,7 +343,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params) if status == "finished" else "",
     "seconds": seconds,
-    "tokens_per_second": done * train.batch_tokens(config) / max(seconds, 1e-9),
+    "tokens_per_second": train.tokens_at(config, done) / max(seconds, 1e-9),
     "ended_at": now(),
   }
   return _end(run, facts)
@@ -404,13 +404,13 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 
 def flops_of(run: Run, done: int) -> dict[str, float]:
-  return models.counts_of(run.config).flops(done * train.batch_tokens(run.config), run.config.parallel.remat)
+  return models.counts_of(run.config).flops(train.tokens_at(run.config, done), run.config.parallel.remat)
 
 
 def title(members: list[Member]) -> str:
   """What the display calls a program: 'decoder of 34k, 4.1M tokens', with the number of members."""
   config = members[0].run.config
-  tokens = members[0].run.steps * train.batch_tokens(config)
+  tokens = train.tokens_at(config, members[0].run.steps)
   many = f"{len(members)} x " if len(members) > 1 else ""
   size = models.counts_of(config).params_total
   short = lambda n: f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k"

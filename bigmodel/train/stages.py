@@ -17,11 +17,17 @@ ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "dat
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """Steps `first` to `stop` of a run, with the config that is in force for them."""
+  """Steps `first` to `stop` of a run, with the config that is in force for them.
+
+  Of a ramp each batch size is a stage, too; what was learned goes on through them.
+  """
 
   config: Config
   first: int
   stop: int
+  begin: int  # the step at which its schedule and its optimizer's state began
+  horizon: int  # steps, from there
+  before: int = 0  # rows that were seen since
 
 
 def of(config: Config) -> list[Stage]:
@@ -29,9 +35,16 @@ def of(config: Config) -> list[Stage]:
   own = config.copy_and_resolve_references()
   own.train.stages = ()
   stages, first = [], 0
-  for changed in [*(_changed(own, text) for text in config.train.stages), own]:
-    stages.append(Stage(changed, first, first + train.own_steps(changed)))
+  for text in config.train.stages:
+    changed = _changed(own, text)
+    stages.append(Stage(changed, first, first + train.own_steps(changed), first, train.own_steps(changed)))
     first = stages[-1].stop
+  phases = train.phases(own)
+  own.train.ramp = ()
+  for phase in phases:
+    with_rows = own.copy_and_resolve_references()
+    with_rows.train.batch_size = phase.rows
+    stages.append(Stage(with_rows, first + phase.first, first + phase.stop, first, phases[-1].stop, phase.before))
   return stages
 
 

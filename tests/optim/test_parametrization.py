@@ -67,7 +67,7 @@ def test_gradients_fall_as_epsilon_does():
   for width in (64, 256):
     config = resolved(config_of("mup", width=width))
     loss, key = coordinates._loss(config), jax.random.key(0)
-    made = jax.jit(lambda key: models.build(config).init(key, *models.example(config)))(key)
+    made = jax.jit(models.build(config).init)(key, *models.example(config))
     params = parametrization.scaled(nn.meta.unbox(made)["params"], parametrization.multiples(config))
     grads = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params, coordinates._rows(config, 0), key))
     sizes.append({optim.names.dotted(path): float(np.sqrt(np.mean(g**2))) for path, g in grads})

@@ -1,14 +1,18 @@
 """Stages: each trains what it says, schedules begin anew, a killed run ends with the bits of a whole one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigmodel import optim, study, train
+from bigmodel.data import pipeline
 from bigmodel.files import UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import stages, weights
+from bigmodel.train import metrics, stages, weights
+from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -124,3 +128,56 @@ def test_bad_stages_are_refused(dbn, tmp_path):
     dbn.train.stages = (text,)
     with pytest.raises(UserError, match=message):
       study.single_run(dbn, tmp_path / "bad")
+
+
+def ramped(config):
+  config.train.update(ramp=("2@640", "4@1920"), batch_size=8, steps=0, tokens=6016, checkpoint_every=7, log_every=1)
+  return config
+
+
+def test_a_ramp_is_batches_that_grow(config):
+  assert train.phases(ramped(config)) == [
+    train.Phase(2, 0, 10, 0), train.Phase(4, 10, 20, 20), train.Phase(8, 20, 36, 60)
+  ]  # fmt: skip
+  assert train.steps_of(config) == 36
+  assert [train.tokens_at(config, step) for step in (0, 10, 20, 36)] == [0, 640, 1920, 6016]
+  for ramp, message in (
+    (("2",), "is not ROWS@TOKENS"),
+    (("2@640", "4@320"), "ends before it begins"),
+    (("2@640000",), "longer than the run"),
+  ):
+    config.train.ramp = ramp
+    if "longer" in message:
+      config.train.update(tokens=0, steps=36)
+    with pytest.raises(UserError, match=message):
+      train.check(config)
+
+
+def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_path, stop_at):
+  """Stopped within and at the ends of its phases it is the same run; what is learned is carried through them."""
+  run, data = study.single_run(ramped(config), tmp_path / "whole")
+  rows = []
+  for stage in stages.of(run.config):
+    own = pipeline.train_pipeline(stage.config, data, stage.stop - stage.first, stage.before)
+    rows += [row for step in range(stage.stop - stage.first) for row in own.batch(step)]
+  plain = pipeline.train_pipeline(stages.of(run.config)[-1].config, data, 23)
+  np.testing.assert_array_equal(rows[:184], [row for step in range(23) for row in plain.batch(step)])
+  assert len(rows) == 188
+  with Display(0, True) as display:
+    (whole,) = train_runs([run], data, display, {"stop": False})
+    for looks in (4, 5, 9, 12):
+      cut = dataclasses.replace(run, folder=tmp_path / "cut")
+      with pytest.raises(Interrupted):
+        train_runs([cut], data, display, stop_at(looks))
+    (again,) = train_runs([cut], data, display, {"stop": False})
+  assert whole["result_sha256"] == again["result_sha256"]
+  assert (whole["steps"], whole["tokens"], whole["epochs_seen"]) == (36, 6016, pytest.approx(188 / plain.rows))
+  history = metrics.read(run.folder)
+  assert [row["tokens"] for row in history[8:12]] == [576, 640, 768, 896]
+  # One schedule over all phases: up, and down once.
+  rates = [row["lr"] for row in history]
+  peak = int(np.argmax(rates))
+  assert (np.diff(rates[: peak + 1]) >= 0).all()
+  assert (np.diff(rates[peak:]) <= 0).all()
+  state = Checkpoints(run.folder / "checkpoints").restore(36, steps.program(run.config).shapes)
+  assert int(state.opt_state.own.count) == 36
