@@ -185,16 +185,22 @@ def initial_state(how: How, params: Any) -> State:
 
 
 def _named(state: State, params: dict[names.Path, Any]) -> State:
-  """Names the axes of each array by those of its parameter that are as long, in their order."""
+  """Names the axes of each array by those of its parameter that are as long, in their order.
+
+  The second axis of a square factor gets the parameter's `embed`, where the first does not have it and it divides:
+  factors are as large as parameters, and `embed` is what is spread everywhere.
+  """
 
   def box(path: names.Path, x: Any) -> Any:
     found = [p for p in params if any(path[i : i + len(p)] == p for i in range(len(path)))]
     whole = params[max(found, key=len)] if found else None
     axes: list[str | None] = []
     left = list(zip(whole.value.shape, whole.names, strict=True)) if whole is not None else []
+    embed = dict(zip(whole.names, whole.value.shape, strict=True)).get("embed", 0) if whole is not None else 0
     for size in x.shape:
       at = next((i for i, (length, _) in enumerate(left) if length == size), None)
-      axes.append(None if at is None else left[at][1])
+      square = at is None and len(axes) > 0 and size == x.shape[len(axes) - 1] and embed and size % embed == 0
+      axes.append(left[at][1] if at is not None else "embed" if square and "embed" not in axes else None)
       left = left if at is None else left[at + 1 :]
     return nn.LogicallyPartitioned(x, tuple(axes)) if x.ndim else x
 
