@@ -14,6 +14,7 @@ import sys
 INTERRUPTED = 75
 LAB = ("fit", "compare", "reproduce")
 AHEAD = ("forecast", "design")
+STUDIES = ("study", "sweep", "status", "report")
 USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "import_", "export": "export"}
 
 
@@ -25,10 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     return _supervise(argv, arguments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
-  from bigmodel import ahead, lab, use, verbs
+  from bigmodel import ahead, lab, studies, use, verbs
   from bigmodel.files import UserError
 
-  rooms = {**dict.fromkeys(LAB, lab), **dict.fromkeys(AHEAD, ahead), **dict.fromkeys(USE, use)}
+  rooms = {
+    **dict.fromkeys(LAB, lab),
+    **dict.fromkeys(AHEAD, ahead),
+    **dict.fromkeys(USE, use),
+    **dict.fromkeys(STUDIES, studies),
+  }
   room = rooms.get(arguments.verb, verbs)
   name: str = arguments.verb
   verb = getattr(room, USE.get(name, name))

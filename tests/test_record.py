@@ -29,6 +29,13 @@ def test_missing_losses_are_null_and_stay_valid(tmp_path):
   assert record.read(tmp_path)["loss_eval"] is None
 
 
+def test_records_from_before_branches_are_read(tmp_path):
+  old = example(schema=4)
+  del old["trunk"]
+  write_json(tmp_path / "record.json", old)
+  assert record.read(tmp_path)["trunk"] == {}
+
+
 @pytest.mark.parametrize("damage", ["torn", "changed", "field", "foreign"])
 def test_corrupt_records_are_refused_by_name(tmp_path, damage):
   sealed = example()
