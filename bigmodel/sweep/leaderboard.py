@@ -33,7 +33,7 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   resolution = None if noise is None else float(stats.t.ppf(0.95, degrees) * noise * math.sqrt(2 / seeds))
   best = found[0]["loss"]
   alike = sum(c["loss"] is not None and c["loss"] - best < resolution for c in found) if resolution else None
-  varied = [name for name in _names(found) if len({repr(c["overrides"].get(name)) for c in found}) > 1]
+  varied = _axes(found)
   return {
     "axes": varied,
     "cells": found,
@@ -44,8 +44,15 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   }
 
 
-def _names(cells: list[Row]) -> list[str]:
-  return list(dict.fromkeys(name for cell in cells for name in cell["overrides"]))
+def _axes(cells: list[Row]) -> list[str]:
+  """What the cells differ in, but for settings of the optimizer that another axis decides."""
+  names = list(dict.fromkeys(name for cell in cells for name in cell["overrides"]))
+  values = {name: [repr(cell["overrides"].get(name)) for cell in cells] for name in names}
+  varied = [name for name in names if len(set(values[name])) > 1]
+  follows = lambda name, other: len(set(zip(values[other], values[name], strict=True))) == len(set(values[other]))
+  decided = lambda name: name.startswith("optim.") and name != "optim.lr" and any(
+    follows(name, other) for other in varied if not other.startswith("optim."))  # fmt: skip
+  return [name for name in varied if not decided(name)]
 
 
 def _cell(cell: Row) -> Row:

@@ -1,5 +1,6 @@
 """Workers: processes that train a study's groups of runs side by side, with the study's folder as their only state."""
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -106,8 +107,9 @@ def run_local(
     while True:
       if stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
-      left = watch.look()
-      if not left:
+      if not watch.look():
+        for slot in slots:
+          slot.wait()  # they see it, too
         return
       for slot in slots:
         slot.keep_going(watch.ended)
@@ -143,6 +145,12 @@ class _Slot:
     if time.monotonic() >= self._next:
       self._process = subprocess.Popen(self._command, start_new_session=True, stdout=subprocess.DEVNULL)
 
+  def wait(self) -> None:
+    """For the process to end by itself, for a while."""
+    if self._process is not None:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(30)
+
   def end(self) -> None:
     """Lets it save what it has, and waits for it."""
     if self._process is None or self._process.poll() is not None:
@@ -162,17 +170,12 @@ class _Watch:
     self._left = [(group, [runs[run_id] for run_id in group["run_ids"]]) for group in groups]
     self._total = sum(len(members) for _, members in self._left)
     self._display, self.ended, self._said = display, 0, time.monotonic()
-    self._began, self._done_first = time.monotonic(), -1
 
   def look(self) -> int:
     """The number of groups that have not ended."""
     left = []
     for group, members in self._left:
-      ended = [record.read(run.folder) for run in members]
-      if all(ended):
-        self._display.say(
-          "\n".join(f"{one['run_id']}  {one['status']}  loss {one['loss_eval']}" for one in ended if one)
-        )
+      if all(record.read(run.folder) is not None for run in members):
         self.ended += len(members)
       else:
         left.append((group, members))

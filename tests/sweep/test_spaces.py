@@ -186,3 +186,12 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   assert 'id="plot-axes"' in page
   assert cli.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
   assert "say what to vary" in capsys.readouterr().err
+
+
+def test_settings_that_follow_from_another_axis_are_none():
+  rows = [
+    {"train.tokens": tokens, "optim.warmup": 10 / tokens, "optim.lr": lr} for tokens in (100, 200) for lr in (0.1, 0.2)
+  ]
+  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
+  board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(4)])
+  assert board["axes"] == ["train.tokens", "optim.lr"]
