@@ -32,6 +32,8 @@ def sweep(arguments: Arguments) -> dict[str, Any]:
       f"{Path(arguments.config.partition(':')[0]).stem} by {', '.join(a.partition('=')[0] for a in arguments.axis)}"
     )
     the_study = studies.Study(name, "Which settings are best?", design, laws=())
+  elif arguments.points or arguments.seeds > 1:
+    raise UserError("--points, --seeds: are of --axis; a get_study has a design, such as Repeated(design, seeds)")
   if the_study is None or the_study.laws:
     raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
   return _run_study(arguments, config, the_study, talks)

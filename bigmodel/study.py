@@ -51,6 +51,8 @@ __all__ = [
 ]  # fmt: skip
 
 LAWS = ("chinchilla", "isoflop")
+LOOKING = (Search, Halving, Hyperband)  # designs that see results before they go on
+ALONE = "--workers: not for a design that looks at results before it goes on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +230,11 @@ class Prepared:
 def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
   """Checks the study and all its runs; writes nothing but the cached corpus."""
   require(bool(study.name), "get_study: the study has no name")
+  inner = getattr(study.design, "design", None)
+  require(
+    not isinstance(inner, LOOKING),
+    f"get_study: {type(inner).__name__} is a design of its own; {type(study.design).__name__} cannot have it inside",
+  )
   for law in study.laws:
     require(law in LAWS, f"get_study: no law {law!r}; known: {', '.join(LAWS)}")
   _check_base(config)
@@ -282,7 +289,7 @@ def _with_horizon(config: Config) -> Config:
   """The base of a study need not say its horizon: the design does."""
   base = config.copy_and_resolve_references()
   if not base.train.tokens and not base.train.steps:
-    base.train.steps = 1
+    base.train.steps, base.train.ramp = 1, ()
   return base
 
 
@@ -357,13 +364,12 @@ def run_study(
   """
   from bigmodel.report import page
 
+  require(not workers or not isinstance(prepared.study.design, LOOKING), ALONE)
   workdir = prepared.workdir
   known = hosts.first(lambda: folder.read_plan(workdir))
   the_plan = hosts.share(plan(prepared, known, workers.count if workers else 1))  # times differ between processes
   write_json(workdir / "study.json", _about(prepared))
   write_json(workdir / "plan.json", the_plan)
-  looks = isinstance(prepared.study.design, Search | Halving | Hyperband)
-  require(not (workers and looks), "--workers: not for a design that looks at results before it goes on")
   if retry:
     hosts.first(lambda: execute.set_failed_aside(workdir))
   runs = _all_runs(prepared, the_plan)
@@ -401,6 +407,8 @@ def _search(
     if not more:
       return
     made = [(prepared.make(one.overrides), one) for one in more]
+    if all(run.run_id in runs for run, _ in made):
+      return  # axes that change no run
     added = dataclasses.replace(
       prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
     )
@@ -421,6 +429,7 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], pa
   """Trains what other workers of a planned study do not, until all its runs have ended."""
   the_plan = folder.read_plan(prepared.workdir)
   require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
+  require(not isinstance(prepared.study.design, LOOKING), ALONE)
   assert the_plan is not None
   with Display(0.0, quiet) as display:
     runs = _all_runs(prepared, the_plan)

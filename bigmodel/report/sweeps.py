@@ -16,6 +16,7 @@ def draw(board: Facts, loss: str) -> dict[str, tuple[str, go.Figure]]:
   cells = [cell for cell in board["cells"] if cell["loss"] is not None]
   if len(board["axes"]) > 1 and len(cells) > 2:
     drawn["axes"] = ("Every setting, beside what it came to", parallel(cells, board["axes"], loss))
+  cells = [cell for cell in cells if "optim.lr" in cell["overrides"]]
   if board["learning_rates"]:
     size = next((n for n in board["axes"] if n.startswith("model.") and _numeric(cells, n)), None)
     if size is None:

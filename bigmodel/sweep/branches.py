@@ -7,7 +7,7 @@ other goes on as if it had come there by itself (Haegele et al. 2024).
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from bigmodel import optim, train
+from bigmodel import optim
 from bigmodel.config import digest, flatten, require
 from bigmodel.sweep.designs import CountsOf, Design, Overrides, Planned, Settings, no_settings
 from bigmodel.train.run import NOT_IDENTITY, Branch, Run
@@ -67,8 +67,3 @@ def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
       if run is not trunk and steady < longest:
         found[run.run_id] = Branch(trunk.run_id, steady)
   return found
-
-
-def saved(runs: Mapping[str, Run], found: Mapping[str, Branch]) -> float:
-  """The tokens that need not be trained again."""
-  return sum(train.tokens_at(runs[run_id].config, branch.step) for run_id, branch in found.items())

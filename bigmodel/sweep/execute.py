@@ -41,7 +41,7 @@ def run_groups(
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
-    leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and _waits(run)]
+    leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and waits(run)]
     try:
       until = group.get("until", 0)
       train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving, until=until)
@@ -59,9 +59,11 @@ def run_groups(
           display.end(f"{run.run_id}  failed: {failed['error']}")
 
 
-def _waits(run: Run) -> bool:
-  """Has it neither ended nor begun?"""
-  return record.read(run.folder) is None and not (run.folder / "checkpoints").exists()
+def waits(run: Run) -> bool:
+  """Has it neither ended nor a checkpoint, of its own or that a trunk left it?"""
+  saved = run.folder / "checkpoints"
+  begun = saved.exists() and any(path.name.isdigit() for path in saved.iterdir())
+  return not begun and record.read(run.folder) is None
 
 
 def ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
@@ -91,5 +93,6 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
     attempts.mkdir(exist_ok=True)
     number = len(list(attempts.iterdir()))
     (folder / "record.json").rename(attempts / f"{number:03d}.json")
+    (folder / "rungs.json").unlink(missing_ok=True)
     if (folder / "checkpoints").exists():
       (folder / "checkpoints").rmtree()

@@ -65,7 +65,8 @@ def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:
 def trials(workdir: epath.PathLike, plan: dict[str, Any], measure: str) -> list[tuple[dict[str, Any], float | None]]:
   """What a plan's runs were and came to, in its order."""
   ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in plan["runs"]]
-  return [(row["overrides"], as_measured(one, measure)["loss_eval"] if one else None) for row, one in ended]
+  own = lambda row: {name: tuple(x) if isinstance(x, list) else x for name, x in row["overrides"].items()}
+  return [(own(row), as_measured(one, measure)["loss_eval"] if one else None) for row, one in ended]
 
 
 def as_measured(one: dict[str, Any], measure: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bigmodel.train.run import Run
 class Halving:
   """Successive halving (Jamieson and Talwalkar 2016): at each rung the best 1 in `factor` go on, the others stop.
 
-  The first rung is at the share `first` of the horizon, the next ones `factor` times as far each.
+  Rungs are at powers of 1 / `factor` of the horizon, the first at the share `first` or just before it.
   """
 
   design: Design

@@ -29,10 +29,12 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   spreads = [(c["finished"] - 1, c["std"]) for c in found if c["std"] is not None]
   degrees = sum(n for n, _ in spreads)
   noise = math.sqrt(sum(n * s**2 for n, s in spreads) / degrees) if degrees else None
-  seeds = max((c["finished"] for c in found), default=0)
+  seeds = min((c["finished"] for c in found if c["finished"]), default=1)
   resolution = None if noise is None else float(stats.t.ppf(0.95, degrees) * noise * math.sqrt(2 / seeds))
   best = found[0]["loss"]
-  alike = sum(c["loss"] is not None and c["loss"] - best < resolution for c in found) if resolution else None
+  alike = (
+    sum(c["loss"] is not None and c["loss"] - best <= resolution for c in found) if resolution is not None else None
+  )
   varied = _axes(found)
   return {
     "axes": varied,
@@ -49,7 +51,8 @@ def _axes(cells: list[Row]) -> list[str]:
   names = list(dict.fromkeys(name for cell in cells for name in cell["overrides"]))
   values = {name: [repr(cell["overrides"].get(name)) for cell in cells] for name in names}
   varied = [name for name in names if len(set(values[name])) > 1]
-  follows = lambda name, other: len(set(zip(values[other], values[name], strict=True))) == len(set(values[other]))
+  kinds = lambda *given: len(set(zip(*(values[name] for name in given), strict=True)))
+  follows = lambda name, other: kinds(other) < len(cells) and kinds(other, name) == kinds(other)
   decided = lambda name: name.startswith("optim.") and name != "optim.lr" and any(
     follows(name, other) for other in varied if not other.startswith("optim."))  # fmt: skip
   return [name for name in varied if not decided(name)]
@@ -82,6 +85,8 @@ def learning_rates(cells: list[Row], varied: list[str], noise: float | None) -> 
     return []
   groups: dict[str, list[Row]] = {}
   for cell in cells:
+    if "optim.lr" not in cell["overrides"]:
+      continue  # which has the config's own
     others = {name: x for name, x in cell["overrides"].items() if name != "optim.lr" and name in varied}
     groups.setdefault(repr(sorted(others.items())), []).append({"others": others, **cell})
   found = []

@@ -3,7 +3,8 @@
 The lease of a thing is the highest numbered file in its folder, which its holder rewrites again and again. It is
 given up by a last word in that file, or lost when others saw it unchanged for `patience` seconds of their own clocks.
 To take it is to create the next number, which the file system lets one worker do. Numbers only grow: whoever finds one
-above its own has lost, however late it wakes up, and writes no more.
+above its own has lost, however late it wakes up, and stops before its next step or save. What it was writing just then
+is what the other writes, too: a run's bits do not depend on who trains it.
 """
 
 import contextlib
@@ -44,11 +45,6 @@ class Leases:
         return None
     lease = Lease(self, name, newest + 1)
     return lease if lease.create() else None
-
-  def holder(self, name: str) -> str:
-    """Who holds `name`, or ''; it may have died since."""
-    newest, text = self._newest(name)
-    return "" if not newest or text == RELEASED else text.split()[0]
 
   def _newest(self, name: str) -> tuple[int, str]:
     folder = self.folder / name

@@ -40,9 +40,10 @@ def plan(
     rows.append(about)
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  # Trunks come before what leaves them.
-  ordered = sorted(runs.values(), key=lambda run: run.run_id in leaving)
-  for ids in packs.group(ordered, 1 if hosts.several() else jax.device_count(), workers):
+  devices = 1 if hosts.several() else jax.device_count()
+  # Trunks come before what leaves them, and share no program with it.
+  parts = [[run for run in runs.values() if (run.run_id in leaving) == branch] for branch in (False, True)]
+  for ids in packs.group(parts[0], devices, workers) + packs.group(parts[1], devices, workers):
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)

@@ -44,7 +44,9 @@ class Search:
     )
     study = optuna.create_study(sampler=sampler)
     for overrides, loss in known:
-      given = {name: x for name, x in overrides.items() if name in self.axes}
+      given = _chosen(overrides, self.axes)
+      if not all(_inside(self.axes[name], x) for name, x in given.items()):
+        continue  # of a larger space, before it was changed
       kinds = {name: _distribution(optuna, self.axes[name]) for name in given}
       values = {name: _index(self.axes[name], x) for name, x in given.items()}
       state = optuna.trial.TrialState.FAIL if loss is None else optuna.trial.TrialState.COMPLETE
@@ -65,7 +67,8 @@ class Search:
     for name, domain in self.axes.items():
       inner = domain.domain if isinstance(domain, When) else domain
       if isinstance(domain, When):
-        require(domain.axis in self.axes, f"axis {name}: depends on {domain.axis}, which is no axis")
+        known = list(self.axes)[: list(self.axes).index(name)]
+        require(domain.axis in known, f"axis {name}: depends on {domain.axis}, which is no axis before it")
         if found.get(domain.axis) not in domain.values:
           continue
       if not isinstance(inner, Between):
@@ -100,6 +103,11 @@ def _distribution(optuna: Any, domain: Domain) -> Any:
   if inner.integer:
     return optuna.distributions.IntDistribution(int(inner.low), int(inner.high), log=inner.log)
   return optuna.distributions.FloatDistribution(inner.low, inner.high, log=inner.log)
+
+
+def _inside(domain: Domain, value: Any) -> bool:
+  inner = domain.domain if isinstance(domain, When) else domain
+  return inner.low <= value <= inner.high if isinstance(inner, Between) else value in inner  # pyright: ignore
 
 
 def _index(domain: Domain, value: Any) -> Any:

@@ -91,7 +91,8 @@ def _point(axes: Mapping[str, Domain], shares: Sequence[float]) -> Overrides:
   found: Overrides = {}
   for (name, domain), share in zip(axes.items(), shares, strict=True):
     if isinstance(domain, When):
-      require(domain.axis in axes, f"axis {name}: depends on {domain.axis}, which is no axis")
+      known = list(axes)[: list(axes).index(name)]
+      require(domain.axis in known, f"axis {name}: depends on {domain.axis}, which is no axis before it")
       if found.get(domain.axis) not in domain.values:
         continue
       domain = domain.domain
@@ -160,7 +161,8 @@ def parse_axis(text: str) -> tuple[str, tuple[Domain, int]]:
   except (ValueError, IndexError):
     require(False, f"--axis {text}: after {kind} come LOW:HIGH or LOW:HIGH:COUNT")
     raise
-  domain = Between(low, high, kind == "log", integer=all("." not in n and "e" not in n for n in numbers[:2]))
+  whole = all(number.lstrip("-").isdigit() for number in numbers[:2]) and high - low >= max(2, count - 1)
+  domain = Between(low, high, kind == "log", integer=whole)
   domain.check(name)
   return name, (domain, count)
 

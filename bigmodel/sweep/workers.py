@@ -86,7 +86,7 @@ def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
   for run_id in group["run_ids"]:
     run = runs[run_id]
     trunk = run.branch and runs.get(run.branch.trunk)
-    if trunk and record.read(trunk.folder) is None and not (run.folder / "checkpoints").exists():
+    if trunk and record.read(trunk.folder) is None and execute.waits(run):
       return False
   return True
 
@@ -96,6 +96,12 @@ def run_local(
   display: Display, stop: dict[str, bool],
 ) -> None:  # fmt: skip
   """Starts processes on this machine, and again those that die, until every group has ended."""
+  import jax
+
+  require(
+    workers.count == 1 or jax.default_backend() == "cpu",
+    f"--workers: {workers.count} processes cannot share this machine's {jax.default_backend()}; use local:1",
+  )
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // workers.count)
   slots: list[_Slot] = []
@@ -115,6 +121,8 @@ def run_local(
         slot.keep_going(watch.ended)
       time.sleep(POLL_SECONDS)
   finally:
+    for slot in slots:
+      slot.signal()
     for slot in slots:
       slot.end()
 
@@ -151,11 +159,14 @@ class _Slot:
       with contextlib.suppress(subprocess.TimeoutExpired):
         self._process.wait(30)
 
+  def signal(self) -> None:
+    """Asks it to save what it has, and to end."""
+    if self._process is not None and self._process.poll() is None:
+      self._process.send_signal(signal.SIGTERM)
+
   def end(self) -> None:
-    """Lets it save what it has, and waits for it."""
-    if self._process is None or self._process.poll() is not None:
+    if self._process is None:
       return
-    self._process.send_signal(signal.SIGTERM)
     try:
       self._process.wait(60)
     except subprocess.TimeoutExpired:

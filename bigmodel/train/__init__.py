@@ -88,8 +88,8 @@ def phases(config: Config) -> list[Phase]:
     found.append(_next(found[-1], int(rows), int(until) / each))
     require(found[-1].stop > found[-2].stop, f"config.train.ramp: {text!r} ends before it begins")
   last = _next(found[-1], train.batch_size, train.tokens / each)
-  if train.steps or last.stop <= last.first:
-    last = dataclasses.replace(last, stop=train.steps or last.first + 1)
+  if train.steps or not train.ramp:
+    last = dataclasses.replace(last, stop=train.steps or max(1, last.stop))
   require(last.stop > last.first, f"config.train.ramp: it is longer than the run, of {last.stop} steps")
   return [*found[1:], last]
 

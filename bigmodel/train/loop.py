@@ -172,6 +172,7 @@ def _train(
         before, pending = pending, None
         if watch.read(*before):
           break
+        _ = stop["stop"]  # raises where a lease is lost
         _leave(program, members, leaving, state)
         watchdog.beat()
       due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
@@ -194,6 +195,7 @@ def _train(
   if pending is not None:
     watch.read(*pending)
   watchdog.close()
+  _ = stop["stop"]
   _save(program, members, state, int(np.max(np.asarray(state.step))))
   for member in members:
     member.checkpoints.wait()

@@ -277,7 +277,8 @@ def train_step(
     loss, grads = jax.tree.map(lambda x: x / accumulate, total)
     if measured:
       seen = _noise(squares, grads, jax.tree.leaves(rows)[0].shape[0])
-      noise = jax.tree.map(lambda old, new: NOISE_EMA * old + (1 - NOISE_EMA) * new, noise, seen)
+      mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
+      noise = jax.tree.map(mix, noise, seen)
   curved = lambda params: objective(params, *first)[0]
   params, opt_state, told = optim.update(how, grads, state.opt_state, state.params, state.step, h, curved)
   diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
@@ -298,8 +299,11 @@ def _noise(squares_K: jax.Array, grads: Any, rows: int) -> tuple[jax.Array, jax.
 
 
 def noise_scale(noise: Any) -> Any:
-  """The rows of a batch at which noise and gradient are as large: of more rows each is worth less."""
-  return noise[1] / jnp.maximum(noise[0], 1e-30)
+  """The rows of a batch at which noise and gradient are as large: of more rows each is worth less.
+
+  Not a number where the noise hides the gradient's size.
+  """
+  return jnp.where(noise[0] > 0, noise[1] / noise[0], jnp.nan)
 
 
 def loss_train(state: State, first: int = 0) -> float:

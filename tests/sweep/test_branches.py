@@ -6,7 +6,7 @@ import pytest
 
 from bigmodel import record, study
 from bigmodel.study import Branches, Grid, Study
-from bigmodel.sweep import branches, folder
+from bigmodel.sweep import branches, execute, folder
 from bigmodel.train import metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -67,3 +67,26 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks):
     assert branch["result_sha256"] == one["result_sha256"]
     rows = [[(r["step"], r["loss"]) for r in metrics.read(f)] for f in (run.folder, alone.folder)]
     assert rows[0] == rows[1]
+
+
+def test_a_branch_shares_no_program_with_its_trunk(config, tmp_path):
+  """Decays of one horizon are traced, and so could be one pack: the trunk has to come first."""
+  config.train.steps, config.optim.schedule = 20, "wsd"
+  the_study = Study("decays", "?", Grid({"optim.decay": tuple(i / 20 for i in range(1, 10))}), laws=())
+  prepared = study.prepare(config, the_study, tmp_path)
+  found = branches.find(prepared.runs)
+  assert len(found) == 8
+  for workers in (1, 3):
+    groups = study.plan(prepared, workers=workers)["groups"]
+    assert all(len({run_id in found for run_id in group["run_ids"]}) == 1 for group in groups)
+    assert groups[0]["run_ids"][0] not in found
+
+
+def test_a_folder_without_a_whole_checkpoint_waits_for_its_trunk(config, tmp_path):
+  prepared = study.prepare(config, branching(config), tmp_path)
+  run = next(iter(prepared.runs.values()))
+  assert execute.waits(run)
+  (run.folder / "checkpoints" / ".15").mkdir(parents=True)  # a save that is under way, or was killed
+  assert execute.waits(run)
+  (run.folder / "checkpoints" / "15").mkdir()
+  assert not execute.waits(run)

@@ -9,6 +9,7 @@ import pytest
 from bigmodel import cli
 from bigmodel.accounting import plain_counts
 from bigmodel.files import UserError
+from bigmodel.report import sweeps
 from bigmodel.study import default_config
 from bigmodel.sweep import leaderboard, packs, spaces
 from bigmodel.sweep.designs import Grid
@@ -195,3 +196,22 @@ def test_settings_that_follow_from_another_axis_are_none():
   planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
   board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(4)])
   assert board["axes"] == ["train.tokens", "optim.lr"]
+
+
+def test_cells_without_a_rate_and_seeds_that_agree_break_nothing():
+  planned = [
+    {"run_id": str(i), "overrides": {"seed": i % 2} | ({"optim.lr": 0.1 * i} if i > 1 else {})} for i in range(8)
+  ]
+  board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(8)])
+  assert sweeps.draw(board, "loss")
+  planned = [{"run_id": str(i), "overrides": {"seed": i % 2, "optim.lr": 0.1 + i // 2}} for i in range(6)]
+  board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(6)])
+  assert (board["noise"], board["resolution"], board["alike"]) == (0.0, 0.0, 3)
+
+
+def test_what_differs_everywhere_decides_nothing():
+  """A continuous axis has a value for each cell, and still says nothing of the others."""
+  rows = [{"model.dropout": 0.01 * i, "optim.beta2": 0.9 + 0.01 * (i % 3), "optim.lr": 0.1 + i % 2} for i in range(6)]
+  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
+  board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(6)])
+  assert board["axes"] == ["model.dropout", "optim.beta2", "optim.lr"]
