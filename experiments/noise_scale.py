@@ -7,6 +7,8 @@ Here: a decoder of width 32 on Python source at batches of 2 to 128 rows of 64 t
 constant rates; the steps until the training loss, averaged over the last tokens, is below 2.45. The noise scale is that
 of a run at 32 rows when it gets there, from 8 microbatches a step.
 
+What came out: it has not been run to its end.
+
     bigmodel reproduce noise_scale
 """
 

@@ -7,6 +7,8 @@ Here: a decoder of width 64 on Python source, 1,500 steps of 512 tokens, five ra
 best again with two other seeds. AdamW runs at half and twice as many steps, too, tuned alike: the steps that AdamW
 would need for the loss of another, over the steps that the other had, are what it is worth.
 
+What came out: it has not been run to its end.
+
     bigmodel reproduce optimizers
 """
 

@@ -7,6 +7,8 @@ repetitions of U unique tokens and R* about 15 (R* = 15.39 in the paper).
 Here: one decoder of width 64 on Python source, U of 100 thousand to 1.6 million bytes and up to 32 epochs; the law
 E + B / D'^beta is fitted to all of them.
 
+What came out: it has not been run to its end.
+
     bigmodel reproduce repeats
 """
 

@@ -7,6 +7,8 @@ Here: a decoder of width 64 on Python source, six horizons from .4 to 3.2 millio
 from the start to zero; the branches leave one trunk and fall to zero linearly. Rates are tuned for either at the middle
 horizon. The gap is the mean over seeds of the branch's loss less the cosine's.
 
+What came out: it has not been run to its end.
+
     bigmodel reproduce schedules
 """
 
