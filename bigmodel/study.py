@@ -1,7 +1,4 @@
-"""Studies: design -> plan -> run -> fit -> forecast -> score -> report, and nothing else.
-
-Also the place where the rooms' fields and checks of a config are put together.
-"""
+"""Studies: design -> plan -> run -> fit -> forecast -> score -> report, and nothing else."""
 
 import dataclasses
 import math
@@ -9,12 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from bigmodel import data, models, optim, parallel, record, tasks, train
+from bigmodel import data, models, record, train
 from bigmodel.accounting import params_of
-from bigmodel.config import Config, flatten, nearest, require, with_overrides
-from bigmodel.data import pipeline
+from bigmodel.assembly import (
+  check,
+  check_resolved,
+  default_config,
+  resolve,
+  resolve_for_plan,
+  resolve_without_data,
+  single_run,
+)
+from bigmodel.config import Config, flatten, require, with_overrides
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
@@ -38,20 +42,21 @@ from bigmodel.sweep.designs import (
 )
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
+from bigmodel.sweep.leases import PATIENCE
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
-from bigmodel.train import stages, weights
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Branch, Run, interruptible, now
 
-# What a config file imports.
+# What a config file imports; and a config of all rooms, which studies are made of.
 __all__ = [
   "Between", "Branches", "Fractions", "Grid", "Halving", "Hyperband", "IsoFlop", "Ladder", "Listed", "Repeated", "Scan",
-  "Search", "Space", "Study", "Target", "When", "Zipped", "default_config",
+  "Search", "Space", "Study", "Target", "When", "Zipped", "check", "default_config", "resolve", "resolve_for_plan",
+  "resolve_without_data", "single_run", "with_overrides",
 ]  # fmt: skip
 
 LAWS = ("chinchilla", "isoflop")
-LOOKING = (Search, Halving, Hyperband)  # designs that see results before they go on
+LOOKING = (Search, Halving)  # designs that see results before they go on
 ALONE = "--workers: not for a design that looks at results before it goes on"
 
 
@@ -78,94 +83,6 @@ class Study:
   target: Target | None = None
 
 
-def default_config(family: str = "decoder", task: str = "") -> Config:
-  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
-  task = task or models.family(family).TASKS[0]
-  kind = tasks.task(task).DATA
-  groups = {
-    "seed": 0,
-    "model": models.fields(family),
-    "task": tasks.fields(task),
-    "data": data.fields(kind),
-    "optim": optim.fields(),
-    "parallel": parallel.fields(),
-    **train.fields(),
-  }
-  if kind == "examples":
-    groups["eval"].update(tokens=10_000, batch_size=256)
-    groups["train"]["batch_size"] = 64
-  return ConfigDict(groups)
-
-
-def check(config: Config) -> None:
-  """Every room's check; refuses before anything is read, compiled or written."""
-  family, task = config.model.family, config.task.name
-  known, given = flatten(default_config(family, task)), flatten(config)
-  start = f"default_config({family!r}, {task!r})"
-  for name in given:
-    if name not in known:  # the nearest is looked for only then: a study asks this thousands of times
-      raise UserError(f"config.{name}: no such field{nearest(name, known)}")
-  for name in known:
-    require(name in given, f"config.{name}: missing; begin with {start}")
-  for room in (models, tasks, data, optim, train, parallel):
-    room.check(config)
-  for stage in stages.of(config)[:-1]:
-    for room in (models, tasks, optim):
-      room.check(stage.config)
-
-
-def resolve(config: Config, corpus: Data) -> Config:
-  """A copy with everything derived filled in: this is what a run's id hashes."""
-  resolved = config.copy_and_resolve_references()
-  resolved.data.sha256 = corpus.sha256
-  facts = corpus.facts | {"context": data.unit(resolved)}
-  models.resolve(resolved.model, facts)
-  optim.parametrization.resolve(resolved, config, facts)
-  tasks.resolve(resolved.task, corpus.facts)
-  for name in ("vocab", "outputs"):
-    least = corpus.facts.get(name, 0)
-    if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
-      least += 1  # the mask is a token of its own
-    require(
-      not least or resolved.model[name] >= least,
-      f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
-    )
-  require(
-    not corpus.facts.get("categories") or "categories" in resolved.model,
-    f"config.data.encode: codes are for the tabular family; a {resolved.model.family} takes one_hot",
-  )
-  weights.resolve(resolved)
-  if resolved.data.kind == "examples":
-    given, have = tuple(resolved.model.inputs), corpus.facts["inputs"]
-    require(given == have, f"config.model.inputs: {given}; the examples are {have}")
-  return resolved
-
-
-def resolve_without_data(config: Config) -> Config:
-  """A copy with everything derived that needs no data: what their tokenizer would have stands for it."""
-  resolved = config.copy_and_resolve_references()
-  facts: dict[str, Any] = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
-  if resolved.data.kind == "text":
-    facts["vocab"] = 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size
-  else:
-    require(
-      bool(resolved.model.inputs and resolved.model.outputs),
-      "config.model: set inputs and outputs, which otherwise are the data's",
-    )
-  models.resolve(resolved.model, facts)
-  optim.parametrization.resolve(resolved, config, facts)
-  return resolved
-
-
-def resolve_for_plan(config: Config, devices: int) -> Config:
-  """A copy that can be planned without its data: with the model's own vocabulary, or what the tokenizer would have."""
-  resolved = resolve_without_data(config)
-  for room in (models, tasks, optim, train):
-    room.check(resolved)
-  parallel.check(resolved, devices)
-  return resolved
-
-
 def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float]) -> dict[str, Any]:
   """A whole study planned for a topology: its runs one after another, each on all chips, and then its target.
 
@@ -187,26 +104,6 @@ def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float])
   label = lambda overrides: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in overrides.items())
   sized_jobs = [(role, label(overrides), size(overrides)) for role, overrides in jobs]
   return {"study": study.name} | compiled.plan_all(sized_jobs, where, prices)
-
-
-def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
-  """A checked run of one config, in `workdir` itself."""
-  check(config)
-  corpus = pipeline.prepare(config)
-  run = Run(resolve(config, corpus), absolute(workdir))
-  _check_resolved(run.config, corpus)
-  return run, corpus
-
-
-def _check_resolved(config: Config, corpus: Data) -> None:
-  """The checks again, now that all is known: what the data decide, heads and the like, and rows for every stage."""
-  parallel.check(config)
-  for stage in stages.of(config):
-    for room in (models, tasks):
-      room.check(stage.config)
-    weights.check(stage.config)
-    parallel.check(stage.config)
-    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +211,7 @@ def _make_run(
     changed.data.sha256 = ""  # which says what the base holds out, too
   corpus = datasets(changed)
   resolved = resolve(changed, corpus)
-  _check_resolved(resolved, corpus)
+  check_resolved(resolved, corpus)
   run = Run(resolved, workdir, study.name, provenance or {})
   return dataclasses.replace(run, folder=workdir / "runs" / run.run_id)
 
@@ -380,10 +277,12 @@ def run_study(
     train_them = lambda groups, runs: execute.run_groups(groups, runs, prepared.data, display, stop)
     if isinstance(prepared.study.design, Search):
       _search(prepared, the_plan, runs, train_them)
-    elif isinstance(prepared.study.design, Halving | Hyperband):
+    elif isinstance(prepared.study.design, Halving):
       halving.run(prepared.study.design, [runs[run_id] for run_id in prepared.runs], train_them)
     elif workers:
       workers_.run_local(workers, command, the_plan["groups"], runs, display, stop)
+    elif (workdir / "leases").exists() and not hosts.several():  # workers of an earlier command may be alive
+      workers_.work("parent", the_plan["groups"], runs, prepared.data, workdir, display, stop)
     else:
       train_them(the_plan["groups"], runs)
     if prepared.study.laws:
@@ -425,7 +324,7 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
   return {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
 
 
-def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = 30.0) -> None:
+def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = PATIENCE) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended."""
   the_plan = folder.read_plan(prepared.workdir)
   require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")

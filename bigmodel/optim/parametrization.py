@@ -30,7 +30,7 @@ TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
 LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
 BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
 Number = float | tuple[float, ...]  # of all layers, or of each
-Multiples = tuple[tuple[str, Number, Number, float, float], ...]  # (name, init, rate, decay, epsilon), not all 1
+Multiples = tuple[tuple[str, Number, Number, Number, Number], ...]  # (name, init, rate, decay, epsilon), not all 1
 
 
 def resolve(config: Config, raw: Config, facts: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def _compared(config: Config, base: Config) -> Multiples:
     gradient = 1 / out / (ratio[0] if depth and "blocks." in name else 1.0)
     numbers = functools.partial(_numbers, init, rate, optimizer in ("sgd", "momentum"), decays, gradient)
     row: tuple[Any, ...] = numbers(factor)
-    if last and of_stack:  # of a stack's norms, the last layer's
+    if last and of_stack and factor != 1:  # of a stack's norms, the last layer's
       row = tuple(zip(*([numbers(1.0)] * (x.shape[0] - 1)), row, strict=True))
     if row != (1.0, 1.0, 1.0, 1.0):
       found.append((name, *row))

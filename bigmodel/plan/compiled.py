@@ -34,6 +34,7 @@ def plan(
     "mesh": {axis: size for axis, size in sizes.items() if size > 1},
     "tokens_per_step": tokens,
     "steps": train.steps_of(config),
+    "full_steps": train.tokens_at(config, train.steps_of(config)) / tokens,  # fewer where batches grow
     **counts.params(),
     "flops_per_step": counts.flops(tokens, config.parallel.remat),
     "analytic": estimate,
@@ -52,7 +53,7 @@ def plan_all(jobs: Sequence[tuple[str, str, Config]], topology: Topology, prices
   largest = max(range(len(jobs)), key=lambda index: size(jobs[index]))
   for index, (role, name, config) in enumerate(jobs):
     facts = plan(config, topology, prices, compile_step=index == largest)
-    rows.append(facts | {"role": role, "name": name, "tokens": facts["steps"] * facts["tokens_per_step"]})
+    rows.append(facts | {"role": role, "name": name, "tokens": train.tokens_at(config, facts["steps"])})
   after = [row for row in rows if row["role"] == "target"]
   before = [row for row in rows if row["role"] != "target"]
   costs = [row["cost"] for row in rows]
@@ -79,7 +80,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
   waiting = sum(c["seconds"] for c in source["collectives"] if not c["overlaps"])
   bubble = source["bubble"]
   seconds = max(compute / (1 - bubble), overlapping) + waiting
-  hours = seconds * facts["steps"] / 3600
+  hours = seconds * facts["full_steps"] / 3600
   price = prices.get(topology.kind)
   return {
     "peak_bytes": source["peak_bytes"],

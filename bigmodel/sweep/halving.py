@@ -41,6 +41,7 @@ class Halving:
     return sorted({max(1, round(steps * self.factor**-k)) for k in range(1, count + 1)})
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple["Halving", list[Run]]]:
+    """Parts of the runs that are compared among themselves, each with its rungs."""
     return [(self, list(runs))]
 
   def stays(self, losses: Mapping[str, float]) -> set[str]:
@@ -49,23 +50,11 @@ class Halving:
     return set(sorted(losses, key=lambda run_id: (losses[run_id], run_id))[:count])
 
 
-@dataclasses.dataclass(frozen=True)
-class Hyperband:
+class Hyperband(Halving):
   """Successive halving with several first rungs (Li et al. 2017), each for a part of the runs.
 
   So what is slow to show its worth is found too. The least first rung is at `first` of the horizon.
   """
-
-  design: Design
-  first: float = 1 / 9
-  factor: int = 3
-
-  @property
-  def convention(self) -> str:
-    return self.design.convention
-
-  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    return Halving(self.design, self.first, self.factor).runs(counts_of, settings)
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple[Halving, list[Run]]]:
     """Brackets that cost about the same: the earlier the first rung, the more runs."""
@@ -81,7 +70,7 @@ class Hyperband:
 
 
 def run(
-  design: Halving | Hyperband, runs: Sequence[Run], train_them: Callable[[list[dict[str, Any]], dict[str, Run]], None]
+  design: Halving, runs: Sequence[Run], train_them: Callable[[list[dict[str, Any]], dict[str, Run]], None]
 ) -> None:
   """Trains runs from rung to rung; what is known of rungs on disk is not done again."""
   require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")

@@ -70,6 +70,7 @@ def _cell(cell: Row) -> Row:
     "params_total": records[0]["params_total"],
     "tokens": max(one["tokens"] for one in records),
     "seconds": sum(one["seconds"] for one in records),
+    "diverged": any(one["status"] == "diverged" for one in records),
     "run_ids": [one["run_id"] for one in records],
   }
 
@@ -78,8 +79,8 @@ def learning_rates(cells: list[Row], varied: list[str], noise: float | None) -> 
   """Of every setting of the other axes: the best learning rate with its interval, and how much a wrong one costs.
 
   The best is the minimum of a parabola through the best rate and its neighbours, in logs; its interval follows from the
-  noise between seeds. The sensitivity (Wortsman et al. 2023) is the mean over all rates of the
-  loss less the least, at most that of guessing where a run diverged: here of the worst rate that finished.
+  noise between seeds. The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a
+  rate that diverged counts as the worst that did not.
   """
   if "optim.lr" not in varied:
     return []
@@ -97,7 +98,8 @@ def learning_rates(cells: list[Row], varied: list[str], noise: float | None) -> 
     rates, losses = (np.array(x) for x in zip(*((c["overrides"]["optim.lr"], c["loss"]) for c in known), strict=True))
     at = int(np.argmin(losses))
     row = {"others": group[0]["others"], "best_tried": float(rates[at]), "loss": float(losses[at])}
-    lost = np.append(losses, [losses.max()] * (len(group) - len(known))) - losses.min()
+    diverged = sum(c["loss"] is None and c["diverged"] for c in group)
+    lost = np.append(losses, [losses.max()] * diverged) - losses.min()
     row |= {"edge": at in (0, len(rates) - 1), "best": None, "interval90": None, "sensitivity": float(lost.mean())}
     near = slice(at - 1, at + 2)
     x = np.log(rates[near])

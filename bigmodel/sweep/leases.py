@@ -19,6 +19,7 @@ from bigmodel.config import require
 from bigmodel.files import UserError, write_text
 
 RELEASED = "released"
+PATIENCE = 30.0  # seconds that a worker may be silent
 
 
 class Lost(Exception):  # noqa: N818
@@ -28,7 +29,7 @@ class Lost(Exception):  # noqa: N818
 class Leases:
   """The leases of one study, as one worker sees them."""
 
-  def __init__(self, folder: epath.PathLike, worker: str, patience: float = 30.0):
+  def __init__(self, folder: epath.PathLike, worker: str, patience: float = PATIENCE):
     self.folder, self.worker, self.patience = epath.Path(folder), worker, patience
     require("://" not in str(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)

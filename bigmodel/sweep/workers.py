@@ -18,7 +18,7 @@ from bigmodel.config import require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.sweep import execute
-from bigmodel.sweep.leases import Flag, Leases, Lost
+from bigmodel.sweep.leases import PATIENCE, Flag, Leases, Lost
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
@@ -56,7 +56,7 @@ def work(
   workdir: epath.Path,
   display: Display,
   stop: dict[str, bool],
-  patience: float,
+  patience: float = PATIENCE,
 ) -> None:
   """Trains groups of runs that no other worker holds, until all have ended."""
   leases, left = Leases(workdir / "leases", worker, patience), list(groups)

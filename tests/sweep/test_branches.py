@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from bigmodel import record, study
+from bigmodel.files import write_json
 from bigmodel.study import Branches, Grid, Study
 from bigmodel.sweep import branches, execute, folder
 from bigmodel.train import metrics
@@ -40,15 +41,18 @@ def test_runs_of_several_horizons_leave_the_longest_where_they_decay(config, tmp
   assert branches.find(prepared.runs) == {}
 
 
-@pytest.mark.parametrize("looks", [0, 25])
-def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks):
-  """Also where the trunk is stopped behind the first of them."""
+@pytest.mark.parametrize(("looks", "worker"), [(0, True), (25, False)])
+def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, worker):
+  """Also where the trunk is stopped behind the first of them, and where a worker takes groups in its own order."""
   the_study = branching(config)
   prepared = study.prepare(config, the_study, tmp_path / "study")
   if looks:
     with pytest.raises(Interrupted):
       study.run_study(prepared, True, stop_at(looks))
     assert not record.collect(tmp_path / "study")
+  if worker:
+    write_json(tmp_path / "study" / "plan.json", study.plan(prepared, workers=2))
+    study.work(prepared, "w", True, {"stop": False}, patience=1.0)
   report = study.run_study(prepared, True, {"stop": False})
   by_steps = {one["steps"]: one for one in report["runs"]}
   trunk = by_steps[60]["run_id"]

@@ -13,6 +13,7 @@ from bigmodel.files import UserError, write_json
 from bigmodel.study import Grid, Study
 from bigmodel.sweep import leases, workers
 from bigmodel.sweep.workers import Workers
+from bigmodel.train.run import Interrupted
 
 
 def planned(config, folder, count=1):
@@ -41,6 +42,24 @@ def test_a_worker_trains_what_another_left(config, tmp_path):
   study.run_study(alone, True, {"stop": False})
   assert results(tmp_path / "shared") == results(tmp_path / "alone")
   assert len(results(tmp_path / "alone")) == 4
+
+
+def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
+  """After a parent that was killed: what a living worker holds is left to it until its lease is lost."""
+  prepared = planned(config, tmp_path, 2)
+  first = {"run_ids": list(prepared.runs)[:2]}
+  held = leases.Leases(tmp_path / "leases", "orphan").claim(workers.group_name(first))
+  looks = []
+
+  class Stop(dict):
+    def __getitem__(self, name):
+      looks.append(held.held())
+      return len(record.collect(tmp_path)) == 2  # all that nobody holds
+
+  with pytest.raises(Interrupted):
+    study.run_study(prepared, True, Stop())
+  assert all(looks)
+  assert {one["run_id"] for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
 
 
 def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):

@@ -1,0 +1,122 @@
+"""A config of all rooms: its fields, its checks, what follows from the data, and the run that it says."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel import data, models, optim, parallel, tasks, train
+from bigmodel.config import Config, flatten, nearest, require
+from bigmodel.data import pipeline
+from bigmodel.data.pipeline import Data
+from bigmodel.files import UserError, absolute
+from bigmodel.train import stages, weights
+from bigmodel.train.run import Run
+
+
+def default_config(family: str = "decoder", task: str = "") -> Config:
+  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
+  task = task or models.family(family).TASKS[0]
+  kind = tasks.task(task).DATA
+  groups = {
+    "seed": 0,
+    "model": models.fields(family),
+    "task": tasks.fields(task),
+    "data": data.fields(kind),
+    "optim": optim.fields(),
+    "parallel": parallel.fields(),
+    **train.fields(),
+  }
+  if kind == "examples":
+    groups["eval"].update(tokens=10_000, batch_size=256)
+    groups["train"]["batch_size"] = 64
+  return ConfigDict(groups)
+
+
+def check(config: Config) -> None:
+  """Every room's check; refuses before anything is read, compiled or written."""
+  family, task = config.model.family, config.task.name
+  known, given = flatten(default_config(family, task)), flatten(config)
+  start = f"default_config({family!r}, {task!r})"
+  for name in given:
+    if name not in known:  # the nearest is looked for only then: a study asks this thousands of times
+      raise UserError(f"config.{name}: no such field{nearest(name, known)}")
+  for name in known:
+    require(name in given, f"config.{name}: missing; begin with {start}")
+  for room in (models, tasks, data, optim, train, parallel):
+    room.check(config)
+  for stage in stages.of(config)[:-1]:
+    for room in (models, tasks, optim):
+      room.check(stage.config)
+
+
+def resolve(config: Config, corpus: Data) -> Config:
+  """A copy with everything derived filled in: this is what a run's id hashes."""
+  resolved = config.copy_and_resolve_references()
+  resolved.data.sha256 = corpus.sha256
+  facts = corpus.facts | {"context": data.unit(resolved)}
+  models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
+  tasks.resolve(resolved.task, corpus.facts)
+  for name in ("vocab", "outputs"):
+    least = corpus.facts.get(name, 0)
+    if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
+      least += 1  # the mask is a token of its own
+    require(
+      not least or resolved.model[name] >= least,
+      f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
+    )
+  require(
+    not corpus.facts.get("categories") or "categories" in resolved.model,
+    f"config.data.encode: codes are for the tabular family; a {resolved.model.family} takes one_hot",
+  )
+  weights.resolve(resolved)
+  if resolved.data.kind == "examples":
+    given, have = tuple(resolved.model.inputs), corpus.facts["inputs"]
+    require(given == have, f"config.model.inputs: {given}; the examples are {have}")
+  return resolved
+
+
+def resolve_without_data(config: Config) -> Config:
+  """A copy with everything derived that needs no data: what their tokenizer would have stands for it."""
+  resolved = config.copy_and_resolve_references()
+  facts: dict[str, Any] = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
+  if resolved.data.kind == "text":
+    facts["vocab"] = 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size
+  else:
+    require(
+      bool(resolved.model.inputs and resolved.model.outputs),
+      "config.model: set inputs and outputs, which otherwise are the data's",
+    )
+  models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
+  return resolved
+
+
+def resolve_for_plan(config: Config, devices: int) -> Config:
+  """A copy that can be planned without its data: with the model's own vocabulary, or what the tokenizer would have."""
+  resolved = resolve_without_data(config)
+  for room in (models, tasks, optim, train):
+    room.check(resolved)
+  parallel.check(resolved, devices)
+  return resolved
+
+
+def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
+  """A checked run of one config, in `workdir` itself."""
+  check(config)
+  corpus = pipeline.prepare(config)
+  run = Run(resolve(config, corpus), absolute(workdir))
+  check_resolved(run.config, corpus)
+  return run, corpus
+
+
+def check_resolved(config: Config, corpus: Data) -> None:
+  """The checks again, now that all is known: what the data decide, heads and the like, and rows for every stage."""
+  parallel.check(config)
+  for stage in stages.of(config):
+    for room in (models, tasks):
+      room.check(stage.config)
+    weights.check(stage.config)
+    parallel.check(stage.config)
+    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)
