@@ -77,6 +77,24 @@ def test_gradients_fall_as_epsilon_does():
     assert sizes[1][name] / sizes[0][name] == pytest.approx(epsilon.get(name, 1.0), rel=0.6), name
 
 
+def test_each_parameter_has_its_own_epsilon():
+  """The first step of Adam is g / (|g| + epsilon), with epsilon times its multiple."""
+  config = resolved(config_of("completep", width=256, layers=4, epsilon=1e-2, weight_decay=0.0, clip=1e9, warmup=0.0))
+  how, found = optim.How.of(config), {name: rest for name, *rest in parametrization.multiples(config)}
+  made = jax.eval_shape(models.build(config).init, jax.random.key(0), *models.example(config))
+  params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), nn.meta.unbox(made)["params"])
+  grads = jax.tree.map(lambda x: 1e-3 * x, params)
+  h = optim.hyperparameters(config, 10)
+  new, _, told = optim.update(how, grads, optim.initial_state(how, params), params, np.int32(0), h)
+  for name in ("blocks.attention.query", "blocks.feed_forward.down", "embedding", "final_norm.scale"):
+    _, rate, _, epsilon = found.get(name, (1.0, 1.0, 1.0, 1.0))
+    after = new
+    for key in name.split("."):
+      after = after[key]
+    expected = 1 - float(told["lr"]) * rate * 1e-3 / (1e-3 + 1e-2 * epsilon)
+    np.testing.assert_allclose(after, expected, rtol=1e-5, err_msg=name)
+
+
 def test_the_last_norm_of_a_stack_is_divided_in_its_last_layer():
   """Where blocks end in a norm, the last layer's stands before the logits."""
   config = config_of("mup", width=256)

@@ -13,6 +13,8 @@ from bigmodel.files import UserError, write_json
 from bigmodel.study import Grid, Study
 from bigmodel.sweep import leases, workers
 from bigmodel.sweep.workers import Workers
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Interrupted
 
 
@@ -60,6 +62,25 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
     study.run_study(prepared, True, Stop())
   assert all(looks)
   assert {one["run_id"] for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
+
+
+def test_a_run_whose_lease_is_lost_at_its_end_writes_no_record(config, tmp_path):
+  prepared = planned(config, tmp_path)
+  run = next(iter(prepared.runs.values()))
+
+  class LostAtTheEnd(dict):
+    looks = 0
+
+    def __getitem__(self, name):
+      self.looks += 1
+      if self.looks > run.steps:  # one before each step, and one after all
+        raise leases.Lost("taken over")
+      return False
+
+  with Display(0, True) as display, pytest.raises(leases.Lost):
+    train_runs([run], prepared.data, display, LostAtTheEnd())
+  assert record.read(run.folder) is None
+  assert not list((run.folder / "checkpoints").glob("10"))
 
 
 def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):
