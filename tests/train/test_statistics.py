@@ -15,15 +15,22 @@ from bigmodel.train.run import Run
 
 
 def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
-  """At parameters that do not move: from the norms of microbatches, and from the gradient of every row by itself."""
+  """At parameters that do not move: from the norms of microbatches, and from the gradient of every row by itself.
+
+  After some steps of learning, when a row's noise is larger than the gradient of all.
+  """
   config, corpus = resolved
   config.train.update(accumulate=4, batch_size=16, noise_scale=True)
-  config.optim.update(lr=1e-12, weight_decay=0.0)
+  config.optim.update(lr=1e-2, weight_decay=0.0)
   config.data.repeat = True
   count = 370  # two rounds of all rows
   program, rows = steps.program(config), pipeline.train_pipeline(config, corpus, count)
   state = program.place([program.init(0)])
+  h = program.put_hyperparameters([optim.hyperparameters(config, 60)])
+  for step in range(60):
+    state, _ = program.step(state, program.put_rows([rows.batch(step)]), h)
   params = jax.tree.map(np.array, state.params)
+  config.optim.lr = 1e-12
   h = program.put_hyperparameters([optim.hyperparameters(config, count)])
   seen = []
   for step in range(count):
@@ -45,6 +52,7 @@ def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
   n = count * 16
   mean = sum(map(flat, sums)) / n
   variance = (sum(map(float, squares)) / n - mean @ mean) * n / (n - 1)
+  assert variance / (mean @ mean) > 4  # rows: a quarter of a batch
   assert float(told["noise_scale"]) == pytest.approx(variance / (mean @ mean - variance / n), rel=0.15)
 
 
