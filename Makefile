@@ -25,7 +25,9 @@ quickstart: install
 test: $(TEST)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# With what runs studies on clusters; Slurm itself is Debian's slurm-wlm.
 test-slow: $(TEST)
+	$(PIP) -e '.[ray,slurm]'
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -m slow
 
 # libtpu makes other imports noisy: it has an environment of its own.

@@ -178,7 +178,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   sweep.add_argument("--method", choices=("sobol", "random"), default="sobol", help="of choosing points")
   sweep.add_argument("--seeds", type=int, default=1, metavar="N", help="of every point: the noise")
   for verb in (study, sweep):
-    verb.add_argument("--workers", default="", metavar="local[:N]", help="train with so many processes on this machine")
+    verb.add_argument(
+      "--workers", default="", metavar="KIND:N", help="train with so many processes: local, or of ray or slurm"
+    )
+    verb.add_argument("--worker-options", action="append", default=[], metavar="NAME=VALUE",
+                      help="as Ray or submitit has it: num_gpus=1, slurm_partition=gpu, ...; repeatable")  # fmt: skip
     verb.add_argument(
       "--worker", default="", metavar="NAME", help="be one more worker of a study that was begun with --workers"
     )

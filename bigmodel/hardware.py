@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -92,6 +93,14 @@ def peak_flops(size: int = 1024, repeats: int = 5) -> float:
     jax.block_until_ready([multiply(x) for x in inputs])
     best = min(best, time.perf_counter() - start)
   return len(inputs) * 2 * size**3 / best
+
+
+def memory() -> float:
+  """Bytes that one device can hold; of a CPU's, its share of the machine's memory."""
+  device = jax.local_devices()[0]
+  if device.platform == "cpu":
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+  return (device.memory_stats() or {}).get("bytes_limit", math.inf)
 
 
 def describe() -> dict[str, Any]:

@@ -46,17 +46,17 @@ def _run_study(arguments: Arguments, config: Any, the_study: Any, talks: bool) -
   from bigmodel.sweep import workers
   from bigmodel.train.run import interruptible
 
-  asked = workers.Workers.parse(arguments.workers) if arguments.workers else None
-  if (asked or arguments.worker) and hosts.several():
-    raise UserError("--workers: each is a process by itself; a job of several processes has none")
+  asked = workers.Workers.parse(arguments.workers, arguments.worker_options) if arguments.workers else None
+  if asked and hosts.several():
+    raise UserError("--workers: a job of several processes starts none; it can be one, with --worker=NAME")
   quiet = arguments.json or not talks
   with interruptible() as stop:
     prepared = studies.prepare(config, the_study, arguments.workdir)
+    hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry, arguments.worker], "study")
+    hosts.require_shared(prepared.workdir)
     if arguments.worker:
       studies.work(prepared, arguments.worker, quiet, stop)
       return {"worker": arguments.worker}
-    hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry], "study")
-    hosts.require_shared(prepared.workdir)
     command = workers.command_of_workers(arguments.argv)
     result = studies.run_study(prepared, quiet, stop, arguments.retry, asked, command)
   if talks:

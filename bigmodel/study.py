@@ -228,10 +228,12 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
   return planned
 
 
-def plan(prepared: Prepared, known: dict[str, Any] | None = None, workers: int = 1) -> dict[str, Any]:
+def plan(
+  prepared: Prepared, known: dict[str, Any] | None = None, workers: int = 1, machines: int = 1
+) -> dict[str, Any]:
   """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
   targets = _target_candidates(prepared)
-  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, targets, known, workers)
+  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, targets, known, workers, machines)
 
 
 def _target_candidates(prepared: Prepared) -> list[Run]:
@@ -264,7 +266,8 @@ def run_study(
   require(not workers or not isinstance(prepared.study.design, LOOKING), ALONE)
   workdir = prepared.workdir
   known = hosts.first(lambda: folder.read_plan(workdir))
-  the_plan = hosts.share(plan(prepared, known, workers.count if workers else 1))  # times differ between processes
+  split = (workers.count, workers.machines) if workers else (1, 1)
+  the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
   write_json(workdir / "study.json", _about(prepared))
   write_json(workdir / "plan.json", the_plan)
   if retry:
@@ -280,7 +283,7 @@ def run_study(
     elif isinstance(prepared.study.design, Halving):
       halving.run(prepared.study.design, [runs[run_id] for run_id in prepared.runs], train_them)
     elif workers:
-      workers_.run_local(workers, command, the_plan["groups"], runs, display, stop)
+      workers_.run_all(workers, command, the_plan["groups"], runs, workdir, display, stop)
     elif (workdir / "leases").exists() and not hosts.several():  # workers of an earlier command may be alive
       workers_.work("parent", the_plan["groups"], runs, prepared.data, workdir, display, stop)
     else:

@@ -239,11 +239,23 @@ def microbatches(config: Config, stages: int) -> int:
 
 
 def make_mesh(config: Config, members: int = 1, devices: Any = None) -> Mesh:
-  """The mesh of one program: runs share its `member` axis, or one run takes the others."""
+  """The mesh of one program: that of a run, or runs side by side along `member`, each on a lane."""
   devices = list(jax.devices() if devices is None else devices)
   if members > 1:
-    return make_mesh_of({"member": max(n for n in range(1, len(devices) + 1) if members % n == 0)}, devices)
+    most = lanes(config, len(devices))
+    side = max(n for n in range(1, most + 1) if members % n == 0)
+    return make_mesh_of({"member": side, **asked(config)}, devices)
   return make_mesh_of(mesh_sizes(config, len(devices)), devices)
+
+
+def lanes(config: Config, devices: int) -> int:
+  """How many members of a pack have devices of their own: one each, or as many as the config's axes ask for."""
+  return max(1, devices // math.prod(asked(config).values()))
+
+
+def asked(config: Config) -> dict[str, int]:
+  """The axes that a member of a pack is spread over; what a preset wishes for goes to more members."""
+  return {axis: config.parallel[axis] for axis in AXES[1:] if config.parallel[axis] > 1}
 
 
 def make_mesh_of(sizes: dict[str, int], devices: Any = None) -> Mesh:

@@ -25,14 +25,14 @@ PLAIN_CONTEXT = 2048  # a CPU's longest row for which plain attention is the fas
 HIDDEN = -1e30
 
 
-def choose(config: Config, mesh: Mesh, platform: str) -> Attend:
+def choose(config: Config, mesh: Mesh, platform: str, packed: bool = False) -> Attend:
   """The attention that `config.parallel` asks for, or that is best on this platform and mesh."""
   if "attend" not in models.family(config.model.family).SUPPLIED or config.model.positions == "relative":
     return attend
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
-  if mesh.shape["member"] > 1 and config.parallel.attention in ("auto", "splash"):
-    platform, kernel = "cpu", "auto"  # a pack is mapped over devices already; splash maps by itself
+  if packed and (kernel == "splash" or (kernel == "auto" and platform == "tpu")):
+    platform, kernel = "cpu", "auto"  # splash maps over devices by itself, and knows nothing of members
   if kernel == "auto":
     kernel = best(config, platform)
   if spread and config.parallel.sequence_attention == "ring" and kernel != "splash":

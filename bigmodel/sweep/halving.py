@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from bigmodel import record
 from bigmodel.config import require
 from bigmodel.parallel import hosts
@@ -94,7 +92,4 @@ def _loss(run: Run, rung: int) -> float | None:
 
 def _groups(runs: Mapping[str, Run], until: int) -> list[dict[str, Any]]:
   """What trains together, to a step or (0) to the end."""
-  devices = 1 if hosts.several() else jax.device_count()
-  return [
-    {"run_ids": ids, "expected_seconds": 0.0, "until": until} for ids in packs.group(list(runs.values()), devices)
-  ]
+  return [{"run_ids": ids, "expected_seconds": 0.0, "until": until} for ids in packs.group(list(runs.values()))]

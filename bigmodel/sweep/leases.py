@@ -17,6 +17,7 @@ from etils import epath
 
 from bigmodel.config import require
 from bigmodel.files import UserError, write_text
+from bigmodel.parallel import hosts
 
 RELEASED = "released"
 PATIENCE = 30.0  # seconds that a worker may be silent
@@ -119,12 +120,20 @@ class Lease:
 
 
 class Flag(dict):
-  """A stop flag, looked at before every step, that also ends the work of a worker that has lost its lease."""
+  """A stop flag, looked at before every step, that also ends the work of a worker that has lost its lease.
+
+  Of several hosts, where the others have to be told, as a stop that was asked for; else by an exception.
+  """
 
   def __init__(self, stop: dict[str, bool], lease: Lease):
     super().__init__()
     self._stop, self._lease = stop, lease
 
   def __getitem__(self, name: str) -> bool:
-    self._lease.require()
+    try:
+      self._lease.require()
+    except Lost:
+      if not hosts.several():
+        raise
+      return True
     return self._stop[name]

@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
-from bigmodel import tasks
-from bigmodel.config import flatten
+import jax
+
+from bigmodel import hardware, models, parallel, tasks
+from bigmodel.config import Config, flatten
 from bigmodel.optim.names import parse
+from bigmodel.parallel import hosts
+from bigmodel.plan import analytic
+from bigmodel.plan.price import STATE_BYTES
 from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
@@ -14,11 +19,17 @@ TRACED = (
   "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon", "optim.momentum", "optim.gamma",
   "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay",
 )  # fmt: skip
+HORIZON = ("train.tokens", "train.steps")  # may differ, too, where a run has one stage and one batch size
+SHARE = 0.75  # of the longest horizon that its companions have at least, so that little is left idle
+FREE = 0.8  # of a device's memory, for the members that it holds
+COPIES = 3  # of a member's state that a host holds when it stacks and saves them
 
 
 def program_key(run: Run) -> str:
-  """Runs of one key have the same shape, batch and horizon, and can be trained side by side."""
+  """Runs of one key have the same shape and batch, and can be trained side by side."""
   traced = {*TRACED, *(f"task.{name}" for name in tasks.traced(run.config))}
+  if not run.config.train.stages and not run.config.train.ramp:
+    traced |= {*HORIZON}
   kept = {name: value for name, value in flatten(run.config).items() if name not in traced}
   for field in ("rates", "decays"):  # of rules, the patterns
     kept[f"optim.{field}"] = [pattern for pattern, _ in parse(field, run.config.optim[field])]
@@ -27,24 +38,57 @@ def program_key(run: Run) -> str:
   return repr(kept)
 
 
-def group(runs: Sequence[Run], devices: int, workers: int = 1) -> list[list[str]]:
-  """Run ids by program, in the order of `runs`.
+def group(runs: Sequence[Run], workers: int = 1, machines: int = 1) -> list[list[str]]:
+  """Run ids by program: packs as large as memory allows, and what is left over alone, spread over all devices.
 
-  A pack has a whole number of members for each device, so that no device idles;
-  what is left over trains alone, spread over all devices. Of several workers each
-  gets a part of the runs that share a program.
+  A pack has a whole number of members for each lane, and those beside each other have about the same horizon, so that
+  no device idles. Of several workers each gets a part of the runs that share a program, and of the devices of as many
+  machines like this one.
   """
   by_key: dict[str, list[Run]] = {}
   for run in runs:
     by_key.setdefault(program_key(run), []).append(run)
   groups = []
   for members in by_key.values():
-    if workers > 1:
-      size = -(-len(members) // workers)
-      groups += [[run.run_id for run in members[i : i + size]] for i in range(0, len(members), size)]
-      continue
-    whole = len(members) // devices * devices if devices > 1 else 0
-    if whole:
-      groups.append([run.run_id for run in members[:whole]])
-    groups += [[run.run_id] for run in members[whole:]]
+    config, each = members[0].config, -(-len(members) // workers)
+    devices = 1 if hosts.several() else max(1, jax.device_count() * machines // workers)
+    lanes = parallel.lanes(config, devices)
+    lanes = min(lanes, each) if workers > 1 else lanes
+    if hosts.several() or len(members) == 1 or (mapped(config) and lanes == 1):
+      packs = []
+    else:
+      packs = _in_rows(sorted(members, key=lambda run: -run.steps), lanes, min(each // lanes, room(config)))
+    groups += [[run.run_id for run in pack] for pack in packs]
+    packed = {run_id for ids in groups for run_id in ids}
+    groups += [[run.run_id] for run in members if run.run_id not in packed]
   return groups
+
+
+def _in_rows(ordered: Sequence[Run], lanes: int, most: int) -> list[list[Run]]:
+  """Packs of at most `most` rows, a row having a run for each lane; the longest horizons first."""
+  packs, left, mix = [], list(ordered), mapped(ordered[0].config)
+  while len(left) >= lanes:
+    row = left[:lanes]
+    if row[-1].steps < SHARE * row[0].steps:
+      left.pop(0)
+      continue
+    # Where members are batched, one that has ended is computed all the same.
+    if not packs or len(packs[-1]) == most or (not mix and row[-1].steps < SHARE * packs[-1][0][0].steps):
+      packs.append([])
+    packs[-1].append(row)
+    left = left[lanes:]
+  return [[row[lane] for lane in range(lanes) for row in pack] for pack in packs if len(pack) * lanes > 1]
+
+
+def mapped(config: Config) -> bool:
+  """Do the members of a lane train one after another? So it is on a CPU, where that is faster."""
+  return jax.default_backend() == "cpu" and not parallel.asked(config)
+
+
+def room(config: Config) -> int:
+  """How many members of this shape a lane holds at once."""
+  memory, counts = FREE * hardware.memory(), models.counts_of(config)
+  if mapped(config):
+    return max(1, int(memory / (COPIES * STATE_BYTES * counts.params_total)))
+  sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
+  return max(1, int(memory / analytic.estimate(config, sizes, None)["peak_bytes"]))

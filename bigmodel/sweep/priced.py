@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
-from bigmodel.parallel import hosts
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import branches, folder, packs
 from bigmodel.sweep.designs import Planned
@@ -22,6 +19,7 @@ def plan(
   targets: Sequence[Run],
   known: Facts | None = None,
   workers: int = 1,
+  machines: int = 1,
 ) -> Facts:
   """plan.json of runs by id, of what each was planned for, and of the candidates for the target."""
   roles = {run_id: sorted({one.role for one in planned[run_id]}) for run_id in runs}
@@ -40,10 +38,9 @@ def plan(
     rows.append(about)
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  devices = 1 if hosts.several() else jax.device_count()
   # Trunks come before what leaves them, and share no program with it.
   parts = [[run for run in runs.values() if (run.run_id in leaving) == branch] for branch in (False, True)]
-  for ids in packs.group(parts[0], devices, workers) + packs.group(parts[1], devices, workers):
+  for ids in packs.group(parts[0], workers, machines) + packs.group(parts[1], workers, machines):
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)

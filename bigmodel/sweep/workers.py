@@ -17,30 +17,38 @@ from bigmodel import record
 from bigmodel.config import require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
-from bigmodel.sweep import execute
-from bigmodel.sweep.leases import PATIENCE, Flag, Leases, Lost
+from bigmodel.parallel import hosts
+from bigmodel.sweep import clusters, execute
+from bigmodel.sweep.leases import PATIENCE, Flag, Lease, Leases, Lost
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
-KINDS = ("local",)
+KINDS = ("local", "ray", "slurm")
 POLL_SECONDS = 0.5
 RESTARTS = 10  # in a row without a run that ended
 
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-  """What `--workers=local:N` asks for."""
+  """What `--workers=KIND:N` asks for: so many processes here, or on machines of a cluster."""
 
   kind: str
   count: int
+  options: tuple[str, ...] = ()  # NAME=VALUE, of Ray's tasks and Slurm's jobs
 
   @classmethod
-  def parse(cls, text: str) -> "Workers":
+  def parse(cls, text: str, options: Sequence[str] = ()) -> "Workers":
     kind, _, count = text.partition(":")
-    require(kind in KINDS, f"--workers: {text!r}; write local:N, such as local:4")
-    cores = len(os.sched_getaffinity(0))
+    require(kind in KINDS, f"--workers: {text!r}; write local:N, ray:N or slurm:N, such as local:4")
     require(not count or (count.isdigit() and int(count) > 0), f"--workers: {text!r}; N is a number of processes")
-    return cls(kind, int(count) if count else cores)
+    require(bool(count) or kind == "local", f"--workers: {text!r}; say how many, such as {kind}:4")
+    require(not options or kind != "local", "--worker-options: are of ray and slurm")
+    return cls(kind, int(count) if count else len(os.sched_getaffinity(0)), tuple(options))
+
+  @property
+  def machines(self) -> int:
+    """How many times this machine's devices they have, as far as can be known here."""
+    return 1 if self.kind == "local" else self.count
 
 
 def group_name(group: Mapping[str, Any]) -> str:
@@ -58,27 +66,53 @@ def work(
   stop: dict[str, bool],
   patience: float = PATIENCE,
 ) -> None:
-  """Trains groups of runs that no other worker holds, until all have ended."""
+  """Trains groups of runs that no other worker holds, until all have ended.
+
+  A worker of several hosts holds a lease as one: what its first process finds, all do.
+  """
   leases, left = Leases(workdir / "leases", worker, patience), list(groups)
   random.Random(worker).shuffle(left)  # so that workers seldom want the same
   wait = POLL_SECONDS
   while left:
     took = False
     for group in list(left):
-      if stop["stop"]:
+      found, lease = _look(group, runs, leases, stop)
+      if found == "stop":
         raise Interrupted("stopped between runs")
-      if execute.ended(group, runs):
+      if found == "ended":
         left.remove(group)
-      elif _trunk_is_done(group, runs) and (lease := leases.claim(group_name(group))) is not None:
+      elif found == "claimed":
         took = True
-        with lease:
+        with lease or contextlib.nullcontext():
           try:
-            execute.run_groups([group], runs, data, display, Flag(stop, lease))
-          except Lost as error:
+            execute.run_groups([group], runs, data, display, Flag(stop, lease) if lease else stop)
+          except (Interrupted, Lost) as error:
+            held = lambda error=error, lease=lease: bool(isinstance(error, Interrupted) and lease and lease.held())
+            if hosts.first(held):
+              raise
             display.say(str(error))
     wait = POLL_SECONDS if took else min(2 * wait, patience / 3)
     if not took and left:
       time.sleep(wait)
+
+
+def _look(
+  group: Mapping[str, Any], runs: Mapping[str, Run], leases: Leases, stop: dict[str, bool]
+) -> tuple[str, Lease | None]:
+  """What is to be done about a group, decided by the first process; the lease is its own."""
+  lease: Lease | None = None
+
+  def look() -> str:
+    nonlocal lease
+    if stop["stop"]:
+      return "stop"
+    if execute.ended(group, runs):
+      return "ended"
+    if _trunk_is_done(group, runs):
+      lease = leases.claim(group_name(group))
+    return "claimed" if lease else "held"
+
+  return hosts.first(look), lease
 
 
 def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
@@ -91,11 +125,36 @@ def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
   return True
 
 
-def run_local(
+def run_all(
   workers: Workers, command: Sequence[str], groups: Sequence[dict[str, Any]], runs: Mapping[str, Run],
-  display: Display, stop: dict[str, bool],
+  workdir: epath.Path, display: Display, stop: dict[str, bool],
 ) -> None:  # fmt: skip
-  """Starts processes on this machine, and again those that die, until every group has ended."""
+  """Starts workers, and again those that die, until every group has ended."""
+  slots = [_Slot(place) for place in _places(workers, command, workdir)]
+  watch = _Watch(groups, runs, display)
+  try:
+    while True:
+      if stop["stop"]:
+        raise Interrupted("stopped; what was trained is saved")
+      if not watch.look():
+        for slot in slots:
+          slot.wait(30)  # they see it, too
+        return
+      for slot in slots:
+        slot.keep_going(watch.ended)
+      time.sleep(POLL_SECONDS)
+  finally:
+    for slot in slots:
+      slot.stop()
+    for slot in slots:
+      slot.end()
+
+
+def _places(workers: Workers, command: Sequence[str], workdir: epath.Path) -> list[Any]:
+  if workers.kind != "local":
+    commands = [[*command, f"--worker={workers.kind}-{i}"] for i in range(workers.count)]
+    options = clusters.parse_options(workers.options)
+    return clusters.places(workers.kind, commands, options, workdir / "logs" / workers.kind)
   import jax
 
   require(
@@ -104,74 +163,73 @@ def run_local(
   )
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // workers.count)
-  slots: list[_Slot] = []
-  for i in range(workers.count):
-    own = [cores[(i * share + k) % len(cores)] for k in range(share)]
-    slots.append(_Slot([*command, f"--worker=local-{i}@{','.join(map(str, own))}"]))
-  watch = _Watch(groups, runs, display)
-  try:
-    while True:
-      if stop["stop"]:
-        raise Interrupted("stopped; what was trained is saved")
-      if not watch.look():
-        for slot in slots:
-          slot.wait()  # they see it, too
-        return
-      for slot in slots:
-        slot.keep_going(watch.ended)
-      time.sleep(POLL_SECONDS)
-  finally:
-    for slot in slots:
-      slot.signal()
-    for slot in slots:
-      slot.end()
+  own = lambda i: ",".join(str(cores[(i * share + k) % len(cores)]) for k in range(share))
+  return [_Process([*command, f"--worker=local-{i}@{own(i)}"]) for i in range(workers.count)]
 
 
-class _Slot:
-  """A process that is started again when it dies."""
+class _Process:
+  """A place (see `clusters`) on this machine."""
 
   def __init__(self, command: list[str]):
     self._command = command
-    self._process: subprocess.Popen | None = None
+
+  def start(self) -> None:
+    self._process = subprocess.Popen(self._command, start_new_session=True, stdout=subprocess.DEVNULL)
+
+  def poll(self) -> int | None:
+    return self._process.poll()
+
+  def stop(self) -> None:
+    self._process.send_signal(signal.SIGTERM)
+
+  def kill(self) -> None:
+    self._process.kill()
+
+
+class _Slot:
+  """A worker that is started again when it dies."""
+
+  def __init__(self, place: Any):
+    self._place = place
+    self._runs = False  # or has ended by itself
     self._tries, self._before = 0, -1
     self._next = 0.0
 
   def keep_going(self, ended: int) -> None:
-    """Starts the process where none runs; gives up where it dies again and again without a run that ends."""
-    if self._process is not None:
-      code = self._process.poll()
+    """Starts the worker where none runs; gives up where it dies again and again without a run that ends."""
+    if self._runs:
+      code = self._place.poll()
       if code is None or code == 0:
         return
       if code == 2:
         raise UserError("a worker refused its input; what it said is above")
-      self._process = None
+      self._runs = False
       self._tries = self._tries + 1 if ended == self._before else 1
       self._before = ended
       if self._tries > RESTARTS:
         raise RuntimeError(f"a worker died {RESTARTS} times in a row, the last time with code {code}")
       self._next = time.monotonic() + min(30.0, 0.5 * 2 ** (self._tries - 1))
     if time.monotonic() >= self._next:
-      self._process = subprocess.Popen(self._command, start_new_session=True, stdout=subprocess.DEVNULL)
+      self._place.start()
+      self._runs = True
 
-  def wait(self) -> None:
-    """For the process to end by itself, for a while."""
-    if self._process is not None:
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        self._process.wait(30)
+  def wait(self, seconds: float) -> bool:
+    """For the worker to end by itself; has it?"""
+    until = time.monotonic() + seconds
+    while self._runs and self._place.poll() is None:
+      if time.monotonic() > until:
+        return False
+      time.sleep(POLL_SECONDS / 5)
+    return True
 
-  def signal(self) -> None:
+  def stop(self) -> None:
     """Asks it to save what it has, and to end."""
-    if self._process is not None and self._process.poll() is None:
-      self._process.send_signal(signal.SIGTERM)
+    if self._runs and self._place.poll() is None:
+      self._place.stop()
 
   def end(self) -> None:
-    if self._process is None:
-      return
-    try:
-      self._process.wait(60)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
+    if not self.wait(60):
+      self._place.kill()
 
 
 class _Watch:
@@ -204,9 +262,10 @@ def command_of_workers(argv: Sequence[str]) -> list[str]:
   """This command as a worker of its study runs it."""
   kept, words = [], iter(argv)
   for word in words:
-    if word == "--workers":
-      next(words, None)
-    elif not word.startswith("--workers=") and word not in ("--json", "--retry", "--retry-failed"):
+    name, _, value = word.partition("=")
+    if name in ("--workers", "--worker-options"):
+      _ = value or next(words, None)
+    elif name not in ("--json", "--retry", "--retry-failed"):
       kept.append(word)
   return [sys.executable, "-m", "bigmodel.cli", *kept]
 

@@ -51,7 +51,9 @@ def train_runs(
   branches: Sequence[Run] = (),
   until: int = 0,
 ) -> list[dict[str, Any]]:
-  """Trains runs of one shape and horizon in one program, from wherever they are; returns their records.
+  """Trains runs of one shape in one program, from wherever they are; returns their records.
+
+  Each has a horizon of its own; one that has come to its end is evaluated while the others wait, and rests.
 
   `branches` are runs that go on from a step of one of them: each gets a checkpoint there. With `until` they pause at
   that step, saved, with the training loss so far in their `rungs.json`; no record is written.
@@ -92,7 +94,7 @@ def _keep_card(run: Run, data: Data) -> None:
 
 def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
   """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
-  program = steps.program(stage.config, len(members))
+  program = steps.program(stage.config, len(members), len({m.run.steps for m in members}) > 1)
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
     member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first, one.before)
@@ -102,16 +104,31 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, o
 
 
 def _common_step(members: list[Member]) -> int:
-  """The newest step of which all members have a sound checkpoint."""
-  sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
-  return hosts.first(lambda: max(sound(), default=0))
+  """The newest step of which all members have a sound checkpoint, but for those that ended before it."""
+
+  def newest() -> int:
+    sound = [set(m.checkpoints.verified_steps()) for m in members]
+    there = lambda m, own, step: step in own or _rests(m, step)
+    return max(
+      (s for s in set.union(*sound) if all(there(m, o, s) for m, o in zip(members, sound, strict=True))), default=0
+    )
+
+  return hosts.first(newest)
+
+
+def _rests(member: Member, step: int) -> bool:
+  """Has it a record, and does nothing more from this step on?"""
+  return member.ended is not None and member.run.steps <= step
 
 
 def _restore(program: steps.Program, members: list[Member], start: int) -> steps.State:
   """The states of step `start`, which are the initial ones at 0."""
   states = []
   for member in members:
-    if start:
+    if start and _rests(member, start):
+      state = program.init(member.run.config.seed)
+      state = dataclasses.replace(state, step=np.int32(start))
+    elif start:
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed))
@@ -134,16 +151,15 @@ def _train(
   branches: Sequence[Run],
   until: int,
 ) -> list[dict[str, Any]]:
-  first = members[0].run
+  first = max((member.run for member in members), key=lambda run: run.steps)
   config, total = first.config, first.steps
   display.begin(title(members), total, expected)
-  began = time.monotonic()
   hardware.peak_flops()  # measured once, before it would disturb a step
   start = _common_step(members)
   ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
-  watch = Watch(members, start, total, display)
+  watch = Watch(members, start, total, display, Clock(len(members) - sum(_rests(m, start) for m in members)))
   pending: tuple[int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
   with hosts.Agreement(stop) as agreement:
@@ -175,6 +191,20 @@ def _train(
         _ = stop["stop"]  # raises where a lease is lost
         _leave(program, members, leaving, state)
         watchdog.beat()
+      ending = [m for m in members if m.run.steps == step + 1 < total and m.ended is None]
+      if ending:
+        before, pending = pending, None
+        if before is not None and watch.read(*before):
+          break
+        _ = stop["stop"]
+        host, spent = program.fetch(state), watch.clock.spent()
+        for index, member in enumerate(members):
+          if member in ending:
+            member.checkpoints.save(step + 1, program.member(host, index))
+            member.checkpoints.wait()
+            member.ended = _finish(program, member, index, host, spent)
+            watchdog.beat()
+        watch.clock.go_on(len(members) - sum(_rests(m, step + 1) for m in members))
       due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
       for member in members:
         member.checkpoints.check()
@@ -186,10 +216,11 @@ def _train(
         _save(program, members, state, step + 1)
         watchdog.beat()
       if stopping:
+        spent = watch.clock.spent()
         for member in members:
           member.checkpoints.wait()
-          spent = (time.monotonic() - began) / len(members)
-          write_status(member.run, "interrupted", step + 1, member.seconds + spent)
+          if member.ended is None:
+            write_status(member.run, "interrupted", step + 1, member.seconds + spent)
         display.end()
         raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
   if pending is not None:
@@ -199,7 +230,7 @@ def _train(
   _save(program, members, state, int(np.max(np.asarray(state.step))))
   for member in members:
     member.checkpoints.wait()
-  seconds = (time.monotonic() - began) / len(members)
+  seconds, state = watch.clock.spent(), program.fetch(state)
   if until and until < total:
     for index, member in enumerate(members):
       _pause(member, program.member(state, index), until, seconds)
@@ -240,14 +271,17 @@ def stopped_record(run: Run, step: int) -> dict[str, Any]:
 
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
+  state = program.fetch(state)
   for index, member in enumerate(members):
     if member.ended is None:
       member.metrics.flush()
-    member.checkpoints.save(step, program.member(state, index))
+    if not _rests(member, step - 1):
+      member.checkpoints.save(step, program.member(state, index))
 
 
 def _leave(program: steps.Program, members: list[Member], leaving: list[Run], state: steps.State) -> None:
   """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
+  state = program.fetch(state)
   for run in leaving:
     assert run.branch is not None
     index, member = next((i, m) for i, m in enumerate(members) if m.run.run_id == run.branch.trunk)
@@ -262,6 +296,23 @@ def _leave(program: steps.Program, members: list[Member], leaving: list[Run], st
     checkpoints.close()
 
 
+class Clock:
+  """The seconds of a program's time that each of its members under way has had as its share."""
+
+  def __init__(self, members: int):
+    self._members, self._spent, self._since = members, 0.0, time.monotonic()
+
+  def spent(self) -> float:
+    now_ = time.monotonic()
+    self._spent += (now_ - self._since) / max(1, self._members)
+    self._since = now_
+    return self._spent
+
+  def go_on(self, members: int) -> None:
+    """From now on with so many members; the time since the last look was somebody's own."""
+    self._members, self._since = members, time.monotonic()
+
+
 @dataclasses.dataclass
 class Watch:
   """Reads the metrics of a step while the next one computes."""
@@ -270,44 +321,49 @@ class Watch:
   logged_step: int
   total: int
   display: Display
+  clock: Clock
 
   def __post_init__(self) -> None:
     config = self.members[0].run.config
-    self.began = self.logged_at = self.flushed_at = time.monotonic()
+    self.logged_at = self.flushed_at = time.monotonic()
     self.every = config.train.log_every
+    self.ends = {member.run.steps for member in self.members}
     self.of_row = train.batch_tokens(config) // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
   def read(self, step: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
-    """Logs if it is time; true once no member has a finite loss any more."""
+    """Logs if it is time; true once no member under way has a finite loss any more."""
     values = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
     if "noise_scale" in values:
       values["noise_scale"] = values["noise_scale"] * self.of_row
     done = step + 1
-    if done % self.every == 0 or done == self.total:
-      self._log(done, values, layers)
-    return bool((values["diverged_at"] >= 0).all())
+    under_way = [not _rests(member, step) for member in self.members]
+    if done % self.every == 0 or done in self.ends:
+      self._log(done, values, layers, under_way)
+    return bool((values["diverged_at"] >= 0)[under_way].all())
 
-  def _log(self, done: int, values: dict[str, np.ndarray], layers: list[Any] | None) -> None:
+  def _log(self, done: int, values: dict[str, np.ndarray], layers: list[Any] | None, under_way: list[bool]) -> None:
     now_ = time.monotonic()
     config = self.members[0].run.config
     seen, before = train.tokens_at(config, done), train.tokens_at(config, self.logged_step)
     speed = max(seen - before, 1) / max(now_ - self.logged_at, 1e-9)
     self.logged_step, self.logged_at = done, now_
     left = (train.tokens_at(config, self.total) - seen) / speed
-    peak = speed * len(self.members) * self.flops / hardware.peak_flops()
+    peak = speed * sum(under_way) * self.flops / hardware.peak_flops()
     for index, member in enumerate(self.members):
+      if not under_way[index]:
+        continue
       row: dict[str, Any] = {name: _finite(x[index]) for name, x in values.items() if name != "diverged_at"}
       row |= {"step": done, "tokens": seen, "tokens_per_second": speed}
       if layers is not None:
         row["layers"] = jax.tree.map(_finite, layers[index])
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
-    said = f"{speed * len(self.members):,.0f} {self.unit}/s"
-    self.display.update(done, self.total, float(np.max(values["loss"])), said, left)
+    said = f"{speed * sum(under_way):,.0f} {self.unit}/s"
+    self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said, left)
     if now_ - self.flushed_at > FLUSH_SECONDS:
       self.flushed_at = now_
-      spent = (now_ - self.began) / len(self.members)
+      spent = self.clock.spent()
       for member in self.members:
         if member.ended is None:
           member.metrics.flush()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import data, hardware, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
@@ -54,6 +54,7 @@ class Program:
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
+  fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
@@ -66,6 +67,8 @@ class Lone:
 
   mesh: Mesh
   init: Callable[[jax.Array], State]
+  one_step: Callable[..., tuple[State, dict[str, jax.Array]]]  # pure; to be called as `on_mesh` does
+  on_mesh: Callable[[Callable], Callable]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
   lower: Callable[..., Any]  # of `step`
   values: Callable[..., dict[str, jax.Array]]
@@ -76,8 +79,11 @@ class Lone:
 _PROGRAMS: dict[str, Program] = {}
 
 
-def program(config: Config, members: int = 1) -> Program:
-  """The program of a resolved config; the same one for every run that differs in traced inputs only."""
+def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
+  """The program of a resolved config; the same one for every run that differs in traced inputs only.
+
+  Of a `mixed` pack members may have horizons of their own; one that has come to its end stays as it is.
+  """
   mesh, single_mesh = parallel.make_mesh(config, members), parallel.make_mesh(config)
   traced = tasks.traced(config)
   kept = {
@@ -91,24 +97,25 @@ def program(config: Config, members: int = 1) -> Program:
     config.train.noise_scale,
     config.train.compute_dtype,
     data.unit(config),
-    members,
+    (members, mixed),
     str(mesh),
     str(single_mesh),
   )
   key = digest(kept) + repr(parts)
   if key not in _PROGRAMS:
     lone = lone_run(config, single_mesh)
-    _PROGRAMS[key] = _alone(lone) if members == 1 else _pack(config, lone, mesh, members)
+    _PROGRAMS[key] = _alone(lone) if members == 1 else _pack(config, lone, mesh, members, mixed)
   return _PROGRAMS[key]
 
 
-def lone_run(config: Config, mesh: Mesh) -> Lone:
-  """The functions of a run on `mesh`, whose devices need not be here."""
+def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
+  """The functions of a run on `mesh`, whose devices need not be here; `packed`, of a member beside others."""
   platform = mesh.devices.flat[0].platform
   rules = parallel.rules(config)
   dtype, supplied = jnp.dtype(config.train.compute_dtype), {}
   for name in models.family(config.model.family).SUPPLIED:
-    supplied[name] = kernels.choose(config, mesh, platform) if name == "attend" else blocks.choose(config, mesh)
+    attention = name == "attend"
+    supplied[name] = kernels.choose(config, mesh, platform, packed) if attention else blocks.choose(config, mesh)
   model, task = models.build(config, dtype, **supplied), tasks.build(config)
 
   # What the parameters are does not depend on how they will be used.
@@ -156,13 +163,16 @@ def lone_run(config: Config, mesh: Mesh) -> Lone:
     out_shardings=one,
   )
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  on_mesh = functools.partial(_on_mesh, mesh, active)
   return Lone(
     mesh=mesh,
-    init=_on_mesh(mesh, active, init),
-    step=_on_mesh(mesh, active, step),
-    lower=_on_mesh(mesh, active, step.lower),
-    values=_on_mesh(mesh, active, values),
-    layers=_on_mesh(mesh, active, layers),
+    init=on_mesh(init),
+    one_step=one_step,
+    on_mesh=on_mesh,
+    step=on_mesh(step),
+    lower=on_mesh(step.lower),
+    values=on_mesh(values),
+    layers=on_mesh(layers),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
   )
 
@@ -186,38 +196,68 @@ def _alone(lone: Lone) -> Program:
   )
 
 
-def _pack(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
-  """Runs side by side: a device has whole members, so nothing in a member's step is sharded."""
-  supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
-  ways = {name: blocks.choose(config, mesh) for name in supplied}
-  model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
-  one_step = functools.partial(
-    train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
-  )
-  sharding, alone = parallel.member_sharding(mesh), _alone(lone)
-  step = jax.jit(
-    jax.shard_map(
-      functools.partial(_each_member, one_step),
-      mesh=mesh,
-      in_specs=PartitionSpec("member"),
-      out_specs=PartitionSpec("member"),
-      check_vma=False,
-    ),
-    donate_argnums=0,
-    compiler_options=hardware.compiler_options(),
-  )
+def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> Program:
+  """Runs side by side: one after another on each core of a CPU, which is faster there, batched elsewhere."""
+  kept, alone = (_until_its_end if mixed else lambda step: step), _alone(lone)
+  by_member = parallel.member_sharding(mesh)
+  if mesh.devices.flat[0].platform == "cpu" and not parallel.asked(config):
+    supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
+    ways = {name: blocks.choose(config, mesh) for name in supplied}
+    model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
+    one_step = functools.partial(
+      train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
+    )
+    placed, rows_sharding = by_member, by_member
+    step = jax.jit(
+      jax.shard_map(
+        lambda *arguments: jax.lax.map(lambda one: kept(one_step)(*one), arguments),
+        mesh=mesh,
+        in_specs=PartitionSpec("member"),
+        out_specs=PartitionSpec("member"),
+        check_vma=False,
+      ),
+      donate_argnums=0,
+      compiler_options=hardware.compiler_options(),
+    )
+  else:
+    spread = lone_run(config, mesh, packed=True)
+    each = lambda sharding: NamedSharding(
+      mesh, PartitionSpec("member", *sharding.spec), memory_kind=sharding.memory_kind
+    )
+    placed = jax.tree.map(lambda x: each(x.sharding), spread.shapes)
+    rows_sharding = each(parallel.batch_sharding(mesh))
+    step = spread.on_mesh(
+      jax.jit(
+        jax.vmap(kept(spread.one_step), spmd_axis_name="member"),
+        donate_argnums=0,
+        in_shardings=(placed, rows_sharding, by_member),
+        out_shardings=(placed, by_member),
+      )
+    )
   return dataclasses.replace(
     alone,
     mesh=mesh,
     members=members,
     step=step,
-    place=lambda states: jax.device_put(_stack(states), sharding),
-    put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), sharding),
-    put_hyperparameters=lambda h: jax.device_put(_stack(h), sharding),
+    place=lambda states: jax.device_put(_stack(states), placed),
+    put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), rows_sharding),
+    put_hyperparameters=lambda h: jax.device_put(_stack(h), by_member),
+    fetch=jax.device_get,
     layers=lambda *arguments: [
       lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), arguments)) for i in range(members)
     ],
   )
+
+
+def _until_its_end(one_step: Callable) -> Callable:
+  """A step that changes nothing where a run's horizon is behind it."""
+
+  def step(state: State, rows: Any, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
+    told = jax.eval_shape(one_step, state, rows, h)[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told) | {"diverged_at": state.diverged_at}
+    return jax.lax.cond(state.step < h.first + h.steps, one_step, lambda *_: (state, nothing), state, rows, h)
+
+  return step
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -237,13 +277,6 @@ def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:
 def _apply(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply:
   """The model as a task calls it; with a key, as in training: some units drop out."""
   return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
-
-
-def _each_member(one_step: Callable, *arguments: Any) -> Any:
-  """The members of one lane: one after another on a CPU, where that is faster, batched elsewhere."""
-  if jax.default_backend() == "cpu":
-    return jax.lax.map(lambda one: one_step(*one), arguments)
-  return jax.vmap(one_step)(*arguments)
 
 
 def train_step(

@@ -1,0 +1,170 @@
+"""Workers on machines of a cluster: tasks of Ray, jobs of Slurm. All see the study's folder, which is their only state.
+
+A place is where one worker runs: `start` begins it, `poll` is None while it does and its exit code afterwards (-1 where
+it vanished), `stop` asks it to save and to end, `kill` does not ask.
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from bigmodel.config import require
+from bigmodel.files import UserError
+
+CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the environment, to another machine
+LOOK_SECONDS = 5.0  # between questions to Slurm
+ARRIVES_SECONDS = 30.0  # that a result file may take to be seen through a shared file system
+VANISHED = -1
+
+
+def run(command: Sequence[str], folder: str, environment: dict[str, str]) -> int:
+  """On another machine: a worker's process, to its end; an interrupt is passed on."""
+  process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+  try:
+    return process.wait()
+  except BaseException:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(60)
+    process.kill()
+    raise
+
+
+def _carried() -> dict[str, str]:
+  return {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+
+
+class RayTask:
+  """A worker as a task of Ray; the cluster that RAY_ADDRESS or this machine knows, or else a new one here."""
+
+  def __init__(self, command: Sequence[str], options: dict[str, Any]):
+    try:
+      import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+      raise UserError("--workers=ray: Ray is not installed; install bigmodel[ray]") from error
+    self._ray, self._command = ray, list(command)
+    if not ray.is_initialized():
+      ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+      self._run = ray.remote(max_retries=0, **options)(run)
+    except (TypeError, ValueError) as error:
+      raise UserError(f"--worker-options: {str(error).splitlines()[0]}") from error
+    self._task: Any = None
+
+  def start(self) -> None:
+    self._task = self._run.remote(self._command, os.getcwd(), _carried())
+
+  def poll(self) -> int | None:
+    if not self._ray.wait([self._task], timeout=0)[0]:
+      return None
+    try:
+      return self._ray.get(self._task)
+    except self._ray.exceptions.RayError:  # its worker or its node is gone
+      return VANISHED
+
+  def stop(self) -> None:
+    self._ray.cancel(self._task)
+
+  def kill(self) -> None:
+    self._ray.cancel(self._task, force=True)
+
+
+class SlurmArray:
+  """The jobs of all workers: an array at first, and then one at a time where one was lost."""
+
+  def __init__(self, commands: Sequence[Sequence[str]], options: dict[str, Any], logs: epath.Path):
+    try:
+      import submitit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+      raise UserError("--workers=slurm: submitit is not installed; install bigmodel[slurm]") from error
+    self.commands = commands
+    try:
+      self._executor = submitit.AutoExecutor(str(logs), cluster="slurm")
+      self._executor.update_parameters(**{"name": "bigmodel", "slurm_array_parallelism": len(commands)} | options)
+    except (NameError, RuntimeError, TypeError, ValueError) as error:
+      raise UserError(f"--workers=slurm: {str(error).splitlines()[0]}") from error
+    self._first: list[Any] | None = None
+    self._alive, self._looked = set(), float("-inf")
+
+  def submit(self, index: int, again: bool) -> Any:
+    arguments = lambda command: (list(command), os.getcwd(), _carried())
+    try:
+      if again:
+        return self._executor.submit(run, *arguments(self.commands[index]))
+      if self._first is None:
+        self._first = self._executor.map_array(run, *zip(*map(arguments, self.commands), strict=True))
+      return self._first[index]
+    except RuntimeError as error:  # submitit's, of what sbatch said
+      raise UserError(f"--workers=slurm: {str(error).strip().splitlines()[-1]}") from error
+
+  def alive(self, job: str) -> bool:
+    """Is it waiting or running? Asks for all jobs at once, and not often."""
+    if time.monotonic() - self._looked > LOOK_SECONDS:
+      asked = subprocess.run(
+        ["squeue", "--noheader", "--array", "--me", "--format=%i"], capture_output=True, text=True, check=False
+      )
+      if asked.returncode:
+        return True  # the controller does not answer; jobs go on without it
+      self._alive, self._looked = set(asked.stdout.split()), time.monotonic()
+    return job in self._alive
+
+
+class SlurmJob:
+  """A worker as a job of Slurm, which needs no accounting."""
+
+  def __init__(self, array: SlurmArray, index: int):
+    self._array, self._index = array, index
+    self._job: Any = None
+    self._gone: float | None = None
+
+  def start(self) -> None:
+    self._job, self._gone = self._array.submit(self._index, self._job is not None), None
+    self._began = time.monotonic()
+
+  def poll(self) -> int | None:
+    if self._job.paths.result_pickle.exists():
+      outcome, result = self._job._get_outcome_and_result()  # `result()` would ask sacct first
+      return result if outcome == "success" else VANISHED
+    now = time.monotonic()
+    if now - self._began < 2 * LOOK_SECONDS or self._array.alive(self._job.job_id):
+      self._gone = None
+      return None
+    self._gone = self._gone or now
+    return VANISHED if now - self._gone > ARRIVES_SECONDS else None
+
+  def stop(self) -> None:
+    self._cancel("--state=PENDING")
+    self._cancel("--state=RUNNING", "--signal=TERM")
+
+  def kill(self) -> None:
+    self._cancel()
+
+  def _cancel(self, *how: str) -> None:
+    subprocess.run(["scancel", "--quiet", *how, self._job.job_id], capture_output=True, check=False)
+
+
+def places(kind: str, commands: Sequence[Sequence[str]], options: dict[str, Any], logs: epath.Path) -> list[Any]:
+  """Where the workers of these commands run."""
+  if kind == "ray":
+    return [RayTask(command, options) for command in commands]
+  array = SlurmArray(commands, options, logs)
+  return [SlurmJob(array, index) for index in range(len(commands))]
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+  """Of 'NAME=VALUE' each, as Ray's and submitit's own options are called."""
+  options: dict[str, Any] = {}
+  for text in texts:
+    name, equals, value = text.partition("=")
+    require(bool(equals and name), f"--worker-options: {text!r} is not NAME=VALUE")
+    try:
+      options[name] = float(value) if "." in value else int(value)
+    except ValueError:
+      options[name] = value
+  return options

@@ -1,0 +1,114 @@
+"""Members of a pack are the runs that they would be alone, with horizons of their own, on lanes of any shape."""
+
+import dataclasses
+
+import pytest
+
+from bigmodel import record, study
+from bigmodel.files import absolute
+from bigmodel.study import Listed, Study
+from bigmodel.sweep import packs
+from bigmodel.train import metrics
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Interrupted, Run
+
+
+def members_of(config, folder, steps, **changes):
+  runs = []
+  for i, count in enumerate(steps):
+    own = config.copy_and_resolve_references()
+    own.train.steps, own.seed = count, i
+    for name, value in changes.items():
+      own.parallel[name] = value
+    run = Run(own, absolute(folder))
+    runs.append(dataclasses.replace(run, folder=absolute(folder) / run.run_id))
+  return runs
+
+
+def train(runs, corpus, stop=None):
+  return train_runs(runs, corpus, Display(quiet=True), stop or {"stop": False})
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2}], ids=str)
+def test_each_member_has_its_horizon_and_is_the_run_alone(resolved, tmp_path, sizes):
+  """On a CPU's lanes, and spread over the other axes of a mesh as well."""
+  config, corpus = resolved
+  config.model.vocab = 264  # 257 is prime
+  runs = members_of(config, tmp_path / "pack", (30, 20), **sizes)
+  ended = train(runs, corpus)
+  for run, own in zip(runs, ended, strict=True):
+    (alone,) = train([dataclasses.replace(run, folder=tmp_path / "alone" / run.run_id)], corpus)
+    assert own["steps"] == alone["steps"] == run.steps
+    assert own["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-5)
+    assert own["loss_train"] == pytest.approx(alone["loss_train"], rel=1e-5)
+    assert own["epochs_seen"] == alone["epochs_seen"]
+    rows = metrics.read(run.folder)
+    assert [row["step"] for row in rows] == list(range(5, run.steps + 1, 5))
+    assert record.read(run.folder) == own
+
+
+@pytest.mark.parametrize("looks", [7, 24])
+def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path, stop_at, looks):
+  """Before the shorter member has ended, and after."""
+  config, corpus = resolved
+  whole = train(members_of(config, tmp_path / "whole", (30, 20)), corpus)
+  runs = members_of(config, tmp_path / "halves", (30, 20))
+  with pytest.raises(Interrupted):
+    train(runs, corpus, stop_at(looks))
+  assert (record.read(runs[1].folder) is not None) == (looks == 24)
+  again = train(runs, corpus)
+  for one, other in zip(whole, again, strict=True):
+    assert one["result_sha256"] == other["result_sha256"]
+  assert metrics.read(runs[1].folder)[-1]["step"] == 20
+
+
+def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path):
+  config, corpus = resolved
+  first, _ = train(members_of(config, tmp_path / "one", (30, 25)), corpus)
+  again, _ = train(members_of(config, tmp_path / "other", (30, 10)), corpus)
+  assert first["result_sha256"] == again["result_sha256"]
+
+
+def grouped(config, tmp_path, steps, **options):
+  config.train.update(steps=0, tokens=0)
+  config.data.repeat = True
+  runs = [{"train.steps": count, "optim.lr": 0.001 * (i + 1)} for i, count in enumerate(steps)]
+  prepared = study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path)
+  steps_of = {run.run_id: run.steps for run in prepared.runs.values()}
+  return [[steps_of[i] for i in ids] for ids in packs.group(list(prepared.runs.values()), **options)]
+
+
+def test_those_side_by_side_have_about_the_same_horizon(config, tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  assert grouped(config, tmp_path, (100, 40, 90, 38, 20)) == [[100, 40, 90, 38], [20]]
+  assert grouped(config, tmp_path, (100, 60, 50, 10)) == [[60, 50], [100], [10]]
+  assert grouped(config, tmp_path, (30, 30, 30, 30), workers=2) == [[30], [30], [30], [30]]
+  monkeypatch.setattr("jax.device_count", lambda: 1)
+  assert grouped(config, tmp_path, (30, 30)) == [[30], [30]]
+
+
+def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
+  """And where members are batched, of about one horizon: those that have ended are computed with the others."""
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  monkeypatch.setattr(packs, "room", lambda _: 2)
+  assert grouped(config, tmp_path, (30,) * 7) == [[30] * 4, [30] * 2, [30]]
+  monkeypatch.setattr(packs, "mapped", lambda _: False)
+  assert grouped(config, tmp_path, (100, 100, 60, 60)) == [[100, 100], [60, 60]]
+  monkeypatch.setattr("jax.device_count", lambda: 1)
+  assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
+
+
+def test_room_is_memory_over_what_a_member_needs(resolved, monkeypatch):
+  config, _ = resolved
+  rooms = []
+  for memory in (1e5, 1e9, 4e9):
+    monkeypatch.setattr("bigmodel.hardware.memory", lambda memory=memory: memory)
+    rooms.append([packs.room(config)])
+    with monkeypatch.context() as patched:
+      patched.setattr(packs, "mapped", lambda _: False)
+      rooms[-1].append(packs.room(config))
+  assert rooms[0] == [1, 1]
+  for one, two in zip(rooms[1], rooms[2], strict=True):
+    assert two == pytest.approx(4 * one, rel=0.02)
+    assert one > 1
