@@ -33,7 +33,7 @@ def best_step(step) -> float:
   return best
 
 
-def bigmodel_step(width: int) -> float:
+def bigmodel_step(width: int, rows_: int = ROWS) -> float:
   from bigmodel import hardware
 
   hardware.setup()
@@ -45,12 +45,12 @@ def bigmodel_step(width: int) -> float:
 
   config = default_config()
   config.model.update(width=width, layers=LAYERS, head_size=HEAD, activation="gelu")
-  config.train.update(batch_size=ROWS, steps=1000)
+  config.train.update(batch_size=rows_, steps=1000)
   config.data.context = CONTEXT
   models.resolve(config.model, {"vocab": VOCAB})
   program = steps.program(config)
   state = program.place([program.init(0)])
-  rows = np.random.default_rng(0).integers(0, VOCAB, (ROWS, CONTEXT + 1)).astype(np.int32)
+  rows = np.random.default_rng(0).integers(0, VOCAB, (rows_, CONTEXT + 1)).astype(np.int32)
   h = program.put_hyperparameters([optim.hyperparameters(config, 1000)])
   last = None
 
@@ -130,14 +130,14 @@ def linen_step(width: int) -> float:
   return best_step(step)
 
 
-def torch_step(width: int) -> float:
-  """What a PyTorch user writes: eager modules, scaled_dot_product_attention, AdamW."""
+def torch_trainer(width: int, threads: int, lr: float = 1e-3, seed: int = 0):
+  """What a PyTorch user writes: eager modules, scaled_dot_product_attention, AdamW. A function of rows: one step."""
   import torch  # pyright: ignore[reportMissingImports]
   import torch.nn.functional as F  # noqa: N812  # pyright: ignore[reportMissingImports]
   from torch import nn  # pyright: ignore[reportMissingImports]
 
-  torch.manual_seed(0)
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.manual_seed(seed)
+  torch.set_num_threads(threads)
   angle = torch.arange(CONTEXT)[:, None] * 10_000 ** -(torch.arange(HEAD // 2) / (HEAD // 2))
   cos, sin = angle.cos(), angle.sin()
 
@@ -154,9 +154,9 @@ def torch_step(width: int) -> float:
 
     def forward(self, x):
       heads = self.qkv(self.norm1(x)).split(width, -1)
-      q, k, v = (h.view(ROWS, CONTEXT, width // HEAD, HEAD).transpose(1, 2) for h in heads)
+      q, k, v = (h.view(-1, CONTEXT, width // HEAD, HEAD).transpose(1, 2) for h in heads)
       y = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
-      x = x + self.out(y.transpose(1, 2).reshape(ROWS, CONTEXT, width))
+      x = x + self.out(y.transpose(1, 2).reshape(-1, CONTEXT, width))
       return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
   class Gpt(nn.Module):
@@ -169,10 +169,10 @@ def torch_step(width: int) -> float:
       return self.norm(self.blocks(self.embed(tokens))) @ self.embed.weight.T
 
   model = Gpt()
-  optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-  rows = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
+  optimizer = torch.optim.AdamW(model.parameters(), lr)
 
-  def step() -> None:
+  def step(given) -> None:
+    rows = torch.from_numpy(given)
     loss = F.cross_entropy(model(rows[:, :-1]).view(-1, VOCAB), rows[:, 1:].reshape(-1))
     optimizer.zero_grad()
     loss.backward()
@@ -180,7 +180,15 @@ def torch_step(width: int) -> float:
     optimizer.step()
     float(loss.detach())
 
-  return best_step(step)
+  return step
+
+
+def torch_step(width: int) -> float:
+  import numpy as np
+
+  step = torch_trainer(width, len(os.sched_getaffinity(0)))
+  rows = np.random.default_rng(0).integers(0, VOCAB, (ROWS, CONTEXT + 1))
+  return best_step(lambda: step(rows))
 
 
 def peak(_: int) -> float:
@@ -193,13 +201,13 @@ def peak(_: int) -> float:
 KINDS = {"bigmodel": bigmodel_step, "linen": linen_step, "torch": torch_step, "peak": peak}
 
 
-def measure(kind: str, width: int) -> float:
+def measure(kind: str, *numbers: int) -> float:
   """One measurement in a process of its own."""
   done = subprocess.run(
-    [sys.executable, __file__, "--one", kind, str(width)], capture_output=True, text=True, check=False
+    [sys.executable, __file__, "--one", kind, *map(str, numbers)], capture_output=True, text=True, check=False
   )
   if done.returncode:
-    sys.exit(f"{kind} at width {width} failed:\n{done.stderr}")
+    sys.exit(f"{kind} of {numbers} failed:\n{done.stderr}")
   return float(done.stdout.split()[-1])
 
 
@@ -214,10 +222,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
   parser.add_argument("--json", action="store_true")
-  parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+  parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.one:
-    print(KINDS[arguments.one[0]](int(arguments.one[1])))
+    kind, *numbers = arguments.one
+    print(KINDS[kind](*map(int, numbers)))
     return
   top = max(measure("peak", 0) for _ in range(ROUNDS))
   rows = []

@@ -42,7 +42,7 @@ from bigmodel.sweep.designs import (
 )
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
-from bigmodel.sweep.leases import PATIENCE
+from bigmodel.sweep.leases import PATIENCE, Leases
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
@@ -272,6 +272,8 @@ def run_study(
   write_json(workdir / "plan.json", the_plan)
   if retry:
     hosts.first(lambda: execute.set_failed_aside(workdir))
+  if (workdir / "leases").exists():
+    hosts.first(Leases(workdir / "leases", "parent").forget_ended)
   runs = _all_runs(prepared, the_plan)
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:

@@ -9,18 +9,23 @@ is what the other writes, too: a run's bits do not depend on who trains it.
 
 import contextlib
 import os
+import random
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from bigmodel.config import require
-from bigmodel.files import UserError, write_text
+from bigmodel.files import UserError, remove, write_text
 from bigmodel.parallel import hosts
 
 RELEASED = "released"
+ENDED = "ended"  # the folder beside the leases with a mark for each thing that has
 PATIENCE = 30.0  # seconds that a worker may be silent
+POLL_SECONDS = 0.5
+WINDOW = 20  # leases of others that a worker without work looks at; as many look as there are workers
 
 
 class Lost(Exception):  # noqa: N818
@@ -30,8 +35,14 @@ class Lost(Exception):  # noqa: N818
 class Leases:
   """The leases of one study, as one worker sees them."""
 
-  def __init__(self, folder: epath.PathLike, worker: str, patience: float = PATIENCE):
-    self.folder, self.worker, self.patience = epath.Path(folder), worker, patience
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    worker: str,
+    patience: float = PATIENCE,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self.folder, self.worker, self.patience, self.clock = epath.Path(folder), worker, patience, clock
     require("://" not in str(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
 
@@ -39,7 +50,7 @@ class Leases:
     """The lease of `name`, or None where another worker holds it."""
     newest, text = self._newest(name)
     if newest and text != RELEASED:
-      now, before = time.monotonic(), self._seen.get(name)
+      now, before = self.clock(), self._seen.get(name)
       if before is None or before[0] != (newest, text):
         self._seen[name] = ((newest, text), now)
         return None
@@ -47,6 +58,23 @@ class Leases:
         return None
     lease = Lease(self, name, newest + 1)
     return lease if lease.create() else None
+
+  def claimed(self) -> set[str]:
+    """What somebody holds or has held."""
+    return set(os.listdir(self.folder)) if self.folder.exists() else set()
+
+  def ended(self) -> set[str]:
+    return set(os.listdir(self.folder / ENDED)) if (self.folder / ENDED).exists() else set()
+
+  def mark_ended(self, name: str) -> None:
+    """Tells the others, at the price of one listing for all, that nobody need look at it again."""
+    with contextlib.suppress(FileNotFoundError):  # a parent begins anew; then somebody will look once more
+      (self.folder / ENDED).mkdir(parents=True, exist_ok=True)
+      (self.folder / ENDED / name).touch()
+
+  def forget_ended(self) -> None:
+    """Records may have been set aside since."""
+    remove(self.folder / ENDED)
 
   def _newest(self, name: str) -> tuple[int, str]:
     folder = self.folder / name
@@ -66,7 +94,7 @@ class Lease:
     self._leases, self._name, self.number = leases, name, number
     self._path = leases.folder / name / str(number)
     self._beats = 0
-    self._renewed = time.monotonic()
+    self._renewed = leases.clock()
     self._closed, self._lock = threading.Event(), threading.Lock()
     self._lost = False
     self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -96,7 +124,7 @@ class Lease:
 
   def require(self) -> None:
     """Raises `Lost` where the lease is lost; looks at the disk where it may be, so call it often."""
-    if self._lost or (time.monotonic() - self._renewed > self._leases.patience / 3 and not self.held()):
+    if self._lost or (self._leases.clock() - self._renewed > self._leases.patience / 3 and not self.held()):
       raise Lost(f"{self._name}: another worker has taken over")
 
   def __enter__(self) -> "Lease":
@@ -106,17 +134,63 @@ class Lease:
   def __exit__(self, *_: object) -> None:
     self._closed.set()
     self._thread.join()
+    self.give_up()
+
+  def give_up(self) -> None:
+    """The last word, where it is still this worker's to say."""
     if self.held():
       write_text(self._path, RELEASED)
 
   def _renew(self) -> None:
     while not self._closed.wait(self._leases.patience / 6):
       with contextlib.suppress(OSError, UserError):  # a slow or full disk: the next time may do
-        if not self.held():
+        if not self.beat():
           return
-        self._beats += 1
-        write_text(self._path, f"{self._leases.worker} {self._beats}")
-        self._renewed = time.monotonic()
+
+  def beat(self) -> bool:
+    """Renews it; false where it is lost."""
+    if self.held():
+      self._beats += 1
+      write_text(self._path, f"{self._leases.worker} {self._beats}")
+      self._renewed = self._leases.clock()
+      return True
+    return False
+
+
+class Turns:
+  """What a worker does next: which thing to work at, in an order of its own, or how long to wait.
+
+  A turn costs two listings and at most `WINDOW` looks at leases of others, however many things there are.
+  """
+
+  def __init__(self, leases: Leases, names: Sequence[str], ended: Callable[[str], bool], ready: Callable[[str], bool]):
+    self._leases, self._ended, self._ready = leases, ended, ready
+    self._left = list(names)
+    random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
+    self._wait, self._last = POLL_SECONDS, ""
+
+  def next(self) -> tuple[str, Lease | None, float]:
+    """A name and its lease; or '' and the seconds to wait, which are 0 where all have ended."""
+    if self._last and self._ended(self._last):
+      self._leases.mark_ended(self._last)
+    known, claimed, self._last = self._leases.ended(), self._leases.claimed(), ""
+    self._left = [name for name in self._left if name not in known]
+    looks = 0
+    for name in sorted(self._left, key=lambda name: name in claimed):
+      if looks == WINDOW:
+        break
+      if self._ended(name):
+        self._leases.mark_ended(name)
+        self._left.remove(name)
+      elif self._ready(name):
+        lease, looks = self._leases.claim(name), looks + 1
+        if lease is not None:
+          self._wait, self._last = POLL_SECONDS, name
+          return name, lease, 0.0
+    if not self._left:
+      return "", None, 0.0
+    self._wait = min(2 * self._wait, self._leases.patience / 3)
+    return "", None, self._wait
 
 
 class Flag(dict):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,12 +18,11 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import clusters, execute
-from bigmodel.sweep.leases import PATIENCE, Flag, Lease, Leases, Lost
+from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, Lost, Turns
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
 KINDS = ("local", "ray", "slurm")
-POLL_SECONDS = 0.5
 RESTARTS = 10  # in a row without a run that ended
 
 
@@ -70,49 +68,41 @@ def work(
 
   A worker of several hosts holds a lease as one: what its first process finds, all do.
   """
-  leases, left = Leases(workdir / "leases", worker, patience), list(groups)
-  random.Random(worker).shuffle(left)  # so that workers seldom want the same
-  wait = POLL_SECONDS
-  while left:
-    took = False
-    for group in list(left):
-      found, lease = _look(group, runs, leases, stop)
-      if found == "stop":
-        raise Interrupted("stopped between runs")
-      if found == "ended":
-        left.remove(group)
-      elif found == "claimed":
-        took = True
-        with lease or contextlib.nullcontext():
-          try:
-            execute.run_groups([group], runs, data, display, Flag(stop, lease) if lease else stop)
-          except (Interrupted, Lost) as error:
-            held = lambda error=error, lease=lease: bool(isinstance(error, Interrupted) and lease and lease.held())
-            if hosts.first(held):
-              raise
-            display.say(str(error))
-    wait = POLL_SECONDS if took else min(2 * wait, patience / 3)
-    if not took and left:
-      time.sleep(wait)
-
-
-def _look(
-  group: Mapping[str, Any], runs: Mapping[str, Run], leases: Leases, stop: dict[str, bool]
-) -> tuple[str, Lease | None]:
-  """What is to be done about a group, decided by the first process; the lease is its own."""
+  by_name = {group_name(group): group for group in groups}
+  leases = Leases(workdir / "leases", worker, patience)
+  turns = Turns(
+    leases,
+    list(by_name),
+    ended=lambda name: execute.ended(by_name[name], runs),
+    ready=lambda name: _trunk_is_done(by_name[name], runs),
+  )
   lease: Lease | None = None
 
-  def look() -> str:
+  def look() -> tuple[str, float]:
     nonlocal lease
     if stop["stop"]:
-      return "stop"
-    if execute.ended(group, runs):
-      return "ended"
-    if _trunk_is_done(group, runs):
-      lease = leases.claim(group_name(group))
-    return "claimed" if lease else "held"
+      return "stop", 0.0
+    name, lease, wait = turns.next()
+    return name, wait
 
-  return hosts.first(look), lease
+  while True:
+    name, wait = hosts.first(look)
+    if name == "stop":
+      raise Interrupted("stopped between runs")
+    if not name and not wait:
+      return
+    if not name:
+      time.sleep(wait)
+      continue
+    held = lambda: lease is not None and lease.held()
+    with lease or contextlib.nullcontext():
+      try:
+        execute.run_groups([by_name[name]], runs, data, display, Flag(stop, lease) if lease else stop)
+      except Interrupted:
+        if hosts.first(held):
+          raise
+      except Lost as error:
+        display.say(str(error))
 
 
 def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
@@ -131,7 +121,7 @@ def run_all(
 ) -> None:  # fmt: skip
   """Starts workers, and again those that die, until every group has ended."""
   slots = [_Slot(place) for place in _places(workers, command, workdir)]
-  watch = _Watch(groups, runs, display)
+  watch = _Watch(groups, runs, Leases(workdir / "leases", "parent"), display)
   try:
     while True:
       if stop["stop"]:
@@ -235,27 +225,23 @@ class _Slot:
 class _Watch:
   """How far all runs are, said now and then."""
 
-  def __init__(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], display: Display):
-    self._left = [(group, [runs[run_id] for run_id in group["run_ids"]]) for group in groups]
-    self._total = sum(len(members) for _, members in self._left)
+  def __init__(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], leases: Leases, display: Display):
+    self._left, self._runs, self._leases = {group_name(group): group for group in groups}, runs, leases
+    self._total = sum(len(group["run_ids"]) for group in groups)
     self._display, self.ended, self._said = display, 0, time.monotonic()
 
   def look(self) -> int:
     """The number of groups that have not ended."""
-    left = []
-    for group, members in self._left:
-      if all(record.read(run.folder) is not None for run in members):
-        self.ended += len(members)
-      else:
-        left.append((group, members))
-    self._left = left
-    if time.monotonic() - self._said > 10 and left:
+    for name in self._leases.ended() & self._left.keys():
+      self.ended += len(self._left.pop(name)["run_ids"])
+    if time.monotonic() - self._said > 10 and self._left:
       self._said = time.monotonic()
-      running = [read_status(run.folder)["state"] == "running" for _, members in left for run in members]
-      text = f"{self.ended} of {self._total} runs have ended, {sum(running)} are under way"
-      expected = sum(group["expected_seconds"] for group, _ in left)
+      held = [self._left[name] for name in self._leases.claimed() & self._left.keys()]
+      states = [read_status(self._runs[run_id].folder)["state"] for group in held for run_id in group["run_ids"]]
+      text = f"{self.ended} of {self._total} runs have ended, {states.count('running')} are under way"
+      expected = sum(group["expected_seconds"] for group in self._left.values())
       self._display.say(f"{text}, {duration(expected)} of work left")
-    return len(left)
+    return len(self._left)
 
 
 def command_of_workers(argv: Sequence[str]) -> list[str]:

@@ -1,13 +1,15 @@
 """A lease has one holder at a time whatever dies, stalls or is late, and whoever lost one knows."""
 
 import concurrent.futures
+import importlib.util
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from bigmodel.files import UserError
-from bigmodel.sweep.leases import Flag, Leases, Lost
+from bigmodel.sweep.leases import PATIENCE, WINDOW, Flag, Leases, Lost, Turns
 
 
 def holder(folder):
@@ -90,3 +92,50 @@ def test_a_stop_flag_is_the_one_given_while_the_lease_is_held(tmp_path):
 def test_an_object_store_cannot_say_who_was_first():
   with pytest.raises(UserError, match="not of an object store"):
     Leases("gs://bucket/study/leases", "one")
+
+
+def test_no_run_is_lost_or_doubled_where_workers_die_stall_and_wake_up_late(tmp_path):
+  """The simulation of `benchmarks/leases.py`, with a few."""
+  spec = importlib.util.spec_from_file_location("leases", Path(__file__).parents[2] / "benchmarks" / "leases.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  module.DIES, module.STALLS = 600.0, 900.0
+  simulation = module.Simulation(40, 8, 4.0, tmp_path)
+  simulation.go()
+  assert [simulation.ended[name] for name in simulation.names] == [1] * 40
+  assert simulation.deaths > 5
+  assert simulation.lost > 0
+
+
+def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path):
+  """A worker without work looks at a few leases, always the same, and takes over the dead one among them."""
+  clock, looks = [0.0], []
+
+  class Counted(Leases):
+    def claim(self, name):
+      looks.append(name)
+      return super().claim(name)
+
+  names = [f"{i:03d}" for i in range(100)]
+  for name in names:
+    Leases(tmp_path, "other", clock=lambda: clock[0]).claim(name)
+  turns = Turns(Counted(tmp_path, "idle", clock=lambda: clock[0]), names, lambda name: False, lambda name: True)
+  assert turns.next()[0] == ""
+  assert len(looks) == WINDOW
+  clock[0] = PATIENCE + 1
+  name, lease, _ = turns.next()
+  assert name == looks[0]
+  assert lease.number == 2
+
+
+def test_what_has_ended_is_marked_once_and_looked_at_no_more(tmp_path):
+  asked, names = [], ["a", "b", "c"]
+  ended = lambda name: asked.append(name) or True
+  assert Turns(Leases(tmp_path, "one"), names, ended, lambda name: True).next() == ("", None, 0.0)
+  assert sorted(asked) == names
+  asked.clear()
+  assert Turns(Leases(tmp_path, "two"), names, ended, lambda name: True).next() == ("", None, 0.0)
+  assert not asked
+  Leases(tmp_path, "parent").forget_ended()
+  Turns(Leases(tmp_path, "three"), names, lambda name: False, lambda name: True).next()
+  assert Leases(tmp_path, "three").ended() == set()

@@ -1,0 +1,217 @@
+"""Sweeps: what packs and the engine around them cost and save, all in one run on the same cores.
+
+    python benchmarks/sweeps.py runs [--widths 64 128]   # 8 learning rates x 4 seeds, from start to leaderboard
+    python benchmarks/sweeps.py overhead                 # 200 runs of about a second each
+    python benchmarks/sweeps.py packs                    # steps of packs of 1 to 128 members, on any device
+
+`runs` compares one `bigmodel sweep` with as many `bigmodel train` commands one after another, and with PyTorch in two
+processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed and
+the time of all is that many times as long: all do the same work. Needs bigmodel[bench] for PyTorch.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import train_step
+
+RATES, SEEDS = "1e-3,1.5e-3,2e-3,3e-3,4e-3,6e-3,8e-3,1.2e-2", 4
+RUNS = 8 * SEEDS
+ROWS = 4  # of a batch, as in the quickstart: small models and budgets want small batches
+SECONDS = 22.0  # of steps, for each run alone
+TIMED = 4  # runs, of those that come one after another
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
+
+
+def fields(width: int, steps: int) -> list[str]:
+  """The decoder of `train_step.py`, on the text of the quickstart."""
+  values = {
+    "data.context": train_step.CONTEXT, "data.repeat": True, "model.width": width, "model.layers": train_step.LAYERS,
+    "model.heads": width // train_step.HEAD, "model.head_size": train_step.HEAD, "model.activation": "gelu",
+    "model.qk_norm": False, "train.batch_size": ROWS, "train.steps": steps, "train.log_every": 50,
+    "train.checkpoint_every": 1000, "eval.tokens": 1 << 15,
+  }  # fmt: skip
+  return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def timed(command: list[str]) -> float:
+  began = time.perf_counter()
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+  return time.perf_counter() - began
+
+
+def runs(width: int) -> dict[str, Any]:
+  step = train_step.measure("bigmodel", width, ROWS)
+  steps = round(SECONDS / step)
+  bigmodel = [sys.executable, "-m", "bigmodel.cli"]
+  with TemporaryDirectory() as folder:
+    config = [f"--config={CONFIG}", *fields(width, steps)]
+    # The corpus and the compiled programs of one run are in the cache for all.
+    timed([*bigmodel, "train", *config, f"--workdir={folder}/first"])
+    separate = 0.0
+    for i in range(TIMED):
+      separate += timed([*bigmodel, "train", *config, f"--config.seed={i}", f"--workdir={folder}/{i}"])
+    sweep = timed([*bigmodel, "sweep", *config, f"--axis=optim.lr={RATES}", f"--seeds={SEEDS}",
+                   f"--workdir={folder}/sweep", "--json"])  # fmt: skip
+    record = json.loads(next(Path(folder, "sweep", "runs").glob("*/record.json")).read_text())
+    lasted = sum(
+      json.loads(path.read_text())["seconds"] for path in Path(folder, "sweep", "runs").glob("*/record.json")
+    )
+  began = time.perf_counter()
+  pair = [
+    subprocess.Popen([sys.executable, __file__, "torch", str(width), str(steps), str(TIMED // 2)]) for _ in range(2)
+  ]
+  if any(process.wait() for process in pair):
+    sys.exit("PyTorch failed")
+  torch = (time.perf_counter() - began) * RUNS / TIMED
+  tokens = steps * ROWS * train_step.CONTEXT * RUNS
+  separate *= RUNS / TIMED
+  return {
+    "width": width,
+    "parameters": record["params_total"],
+    "steps": steps,
+    "alone_seconds": step * steps,
+    "sweep_seconds": sweep,
+    "separate_over_sweep": separate / sweep,
+    "torch_over_sweep": torch / sweep,
+    "steady_over_one_after_another": step * steps * RUNS / lasted,
+    "tokens_per_second": tokens / sweep,
+  }
+
+
+def torch_runs(width: int, steps: int, count: int) -> None:
+  """Runs one after another in this process, on rows at random."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  for seed in range(count):
+    step = train_step.torch_trainer(width, 1, seed=seed)
+    for _ in range(steps):
+      step(rng.integers(0, train_step.VOCAB, (ROWS, train_step.CONTEXT + 1)))
+
+
+def overhead(count: int = 200) -> dict[str, Any]:
+  """The share of a sweep's time that is neither steps nor evaluation of its runs."""
+  import jax
+
+  from bigmodel import hardware, study, train
+  from bigmodel.config import load
+  from bigmodel.data import pipeline
+  from bigmodel.optim import evaluated, hyperparameters
+  from bigmodel.train import step as steps
+  from bigmodel.train.evaluate import evaluate
+
+  hardware.setup()
+  config, _ = load(str(CONFIG), [])
+  config.data.update(context=64, repeat=True)
+  config.model.update(width=32, head_size=16)
+  config.train.update(steps=150, batch_size=16, checkpoint_every=1 << 30)
+  config.eval.update(tokens=1 << 15)
+  axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
+  with TemporaryDirectory() as folder:
+    prepared = study.prepare(config, study.Study("overhead", "", study.Listed(axes), laws=()), folder)
+    plan = study.plan(prepared)
+    members = max(len(group["run_ids"]) for group in plan["groups"])
+    one = next(iter(prepared.runs.values()))
+    data = prepared.data(one.config)
+    program, rows = steps.program(one.config, members), pipeline.train_pipeline(one.config, data, one.steps)
+    state = program.place([program.init(0)] * members)
+    h = program.put_hyperparameters([hyperparameters(one.config, one.steps)] * members)
+
+    def bare(state, count: int):
+      for step in range(count):
+        state, _ = program.step(state, program.put_rows([rows.part(step)] * members), h)
+      jax.block_until_ready(state)
+      return state
+
+    held_out = pipeline.eval_rows(one.config, data)
+    state = bare(state, 2)
+    own = program.member(program.fetch(state), 0)
+    evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
+    began = time.perf_counter()
+    state = bare(state, one.steps)
+    stepping = (time.perf_counter() - began) * count / members
+    began = time.perf_counter()
+    for _ in range(10):
+      evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
+    evaluating = (time.perf_counter() - began) / 10 * count
+    began = time.perf_counter()
+    study.run_to_end(config, prepared.study, folder, quiet=True)
+    whole = time.perf_counter() - began
+  return {
+    "runs": count, "members": members, "steps": one.steps, "tokens_each": train.tokens_at(one.config, one.steps),
+    "seconds": whole, "stepping_seconds": stepping, "evaluating_seconds": evaluating,
+    "overhead": 1 - (stepping + evaluating) / whole,
+  }  # fmt: skip
+
+
+def packs(width: int) -> list[dict[str, Any]]:
+  """Tokens a second of packs, and of one run alone."""
+  import jax
+  import numpy as np
+
+  from bigmodel import hardware, models, optim
+  from bigmodel.study import default_config
+  from bigmodel.train import step as steps
+
+  hardware.setup()
+  found, rng = [], np.random.default_rng(0)
+  shape = (train_step.ROWS, train_step.CONTEXT + 1)
+  for dtype in ("float32", "bfloat16") if jax.default_backend() != "cpu" else ("float32",):
+    config = default_config()
+    config.model.update(width=width, layers=train_step.LAYERS, heads=width // train_step.HEAD)
+    config.model.update(head_size=train_step.HEAD, activation="gelu")
+    config.train.update(batch_size=train_step.ROWS, steps=1000, compute_dtype=dtype)
+    config.data.context = train_step.CONTEXT
+    models.resolve(config.model, {"vocab": train_step.VOCAB})
+    for members in (1, 8, 32, 128):
+      program = steps.program(config, members)
+      rows: list[Any] = [rng.integers(0, train_step.VOCAB, shape).astype(np.int32) for _ in range(members)]
+      h = program.put_hyperparameters([optim.hyperparameters(config, 1000)] * members)
+      state = program.place([program.init(seed) for seed in range(members)])
+
+      def step() -> None:
+        nonlocal state
+        state, metrics = program.step(state, program.put_rows(rows), h)  # noqa: B023
+        np.asarray(metrics["loss"])
+
+      seconds = train_step.best_step(step)
+      rate = members * train_step.ROWS * train_step.CONTEXT / seconds
+      alone = rate if members == 1 else found[-1]["tokens_per_second"] / found[-1]["over_one"]
+      found.append({
+        "device": jax.devices()[0].device_kind, "dtype": dtype, "width": width, "members": members,
+        "tokens_per_second": rate, "over_one": rate / alone,
+      })  # fmt: skip
+  return found
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("what", choices=("runs", "overhead", "packs", "torch"))
+  parser.add_argument("more", nargs="*", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
+  arguments = parser.parse_args()
+  if arguments.what == "torch":
+    torch_runs(*arguments.more)
+    return
+  if arguments.what == "overhead":
+    rows = [overhead()]
+  elif arguments.what == "packs":
+    rows = [row for width in arguments.widths for row in packs(width)]
+  else:
+    rows = [runs(width) for width in arguments.widths]
+  print(f"{len(os.sched_getaffinity(0))} cores")
+  for row in rows:
+    print(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}))
+
+
+if __name__ == "__main__":
+  main()
