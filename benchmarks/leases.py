@@ -44,11 +44,10 @@ class Simulation:
     self.deaths = self.stalls = self.lost = 0
     self.queue: list[tuple[float, int, Any]] = []
     self.count = 0
-    sys.addaudithook(self._hear)
     for _ in range(workers):
       self._at(self.rng.uniform(0, 30), self._live())  # they do not start at once
 
-  def _hear(self, event: str, arguments: tuple) -> None:
+  def hear(self, event: str, arguments: tuple) -> None:
     if event in FILES and arguments and str(self.folder) in str(arguments[0]):
       self.operations[int(self.now / BIN)] += 1
 
@@ -133,6 +132,7 @@ def main() -> None:
   ) as folder:  # in memory, where it can be
     began = time.perf_counter()
     simulation = Simulation(arguments.runs, arguments.workers, arguments.minutes, Path(folder))
+    sys.addaudithook(simulation.hear)
     simulation.go()
     real = time.perf_counter() - began
     operations = simulation.operations

@@ -1,5 +1,6 @@
 """The devices of this machine: set-up, identity, and the peak that was measured on them."""
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -98,9 +99,13 @@ def peak_flops(size: int = 1024, repeats: int = 5) -> float:
 def memory() -> float:
   """Bytes that one device can hold; of a CPU's, its share of the machine's memory."""
   device = jax.local_devices()[0]
-  if device.platform == "cpu":
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
-  return (device.memory_stats() or {}).get("bytes_limit", math.inf)
+  if device.platform != "cpu":
+    return (device.memory_stats() or {}).get("bytes_limit", math.inf)
+  allowed = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+  for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+      allowed.append(float(file.read()))
+  return min(allowed) / jax.local_device_count()
 
 
 def describe() -> dict[str, Any]:

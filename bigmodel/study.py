@@ -331,7 +331,7 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
 
 def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = PATIENCE) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended."""
-  the_plan = folder.read_plan(prepared.workdir)
+  the_plan = hosts.first(lambda: folder.read_plan(prepared.workdir))
   require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
   require(not isinstance(prepared.study.design, LOOKING), ALONE)
   assert the_plan is not None

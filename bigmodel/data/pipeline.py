@@ -69,7 +69,7 @@ class Pipeline:
     return (self.before + steps * self.batch_size) / self.rows
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # of as many seeds as a pack may have
 def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
   """The order of the rows in one epoch: every row once, anew in each epoch."""
   return np.random.default_rng((seed, epoch)).permutation(rows)

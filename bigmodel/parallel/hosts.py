@@ -174,7 +174,7 @@ class Agreement:
       self._decided.set()
 
   def _name(self, process: int) -> str:
-    return f"stop/{self._number}/{process}"
+    return f"stopped/{self._number}/{process}"
 
   def _tell(self, step: int | None) -> None:
     """Tells the others, once, where this process is; one that has left its loop has begun all steps."""
@@ -186,9 +186,9 @@ class Agreement:
   def _wanted(self) -> bool:
     try:
       if self._stop["stop"]:
-        _client().key_value_set("bigmodel/stop", "1", allow_overwrite=True)
+        _client().key_value_set(f"bigmodel/stop/{self._number}", "1", allow_overwrite=True)
         return True
-      return bool(_client().key_value_try_get("bigmodel/stop"))
+      return bool(_client().key_value_try_get(f"bigmodel/stop/{self._number}"))
     except Exception:  # nobody has asked yet
       return False
 

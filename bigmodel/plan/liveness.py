@@ -13,8 +13,10 @@ from jax.extend import core
 # Each of these writes its result to memory, and reads its operands from there.
 ARRAYS = {
   "dot_general", "reduce_sum", "reduce_max", "argmax", "cumsum", "sort", "top_k", "gather", "scatter", "scatter-add",
-  "concatenate", "dynamic_update_slice", "optimization_barrier", "split",
+  "concatenate", "dynamic_update_slice", "optimization_barrier", "split", "conv_general_dilated", "reduce_window",
+  "reduce_window_max", "reduce_window_sum", "select_and_scatter_add", "select_and_gather_add",
 }  # fmt: skip
+READERS = {"dot_general", "scan", "gather", "conv_general_dilated"}  # need their operands in memory as they are
 FREE = {"reshape", "broadcast_in_dim", "convert_element_type", "transpose", "squeeze", "expand_dims", "copy"}
 
 
@@ -89,7 +91,7 @@ class _Walk:
           readers.setdefault(var, []).append(eqn.primitive.name)
     makers = {out: eqn.primitive.name for eqn in eqns for out in eqn.outvars}
     for var, names in readers.items():
-      if var in makers and makers[var] not in FREE and any(n in ("dot_general", "scan", "gather") for n in names):
+      if var in makers and makers[var] not in FREE and READERS & set(names):
         chosen.add(var)
     chosen.update(v for v in outvars if v in makers and makers[v] not in FREE)
     return chosen

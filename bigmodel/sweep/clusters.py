@@ -7,6 +7,7 @@ it vanished), `stop` asks it to save and to end, `kill` does not ask.
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import require
+from bigmodel.config import parse_value, require
 from bigmodel.files import UserError
 
 CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the environment, to another machine
@@ -43,6 +44,8 @@ def _carried() -> dict[str, str]:
 class RayTask:
   """A worker as a task of Ray; the cluster that RAY_ADDRESS or this machine knows, or else a new one here."""
 
+  said = "in the logs of Ray's workers"
+
   def __init__(self, command: Sequence[str], options: dict[str, Any]):
     try:
       import ray  # pyright: ignore[reportMissingImports]
@@ -50,7 +53,9 @@ class RayTask:
       raise UserError("--workers=ray: Ray is not installed; install bigmodel[ray]") from error
     self._ray, self._command = ray, list(command)
     if not ray.is_initialized():
+      ours = signal.getsignal(signal.SIGTERM)
       ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+      signal.signal(signal.SIGTERM, ours)  # Ray's own would end this process at once
     try:
       self._run = ray.remote(max_retries=0, **options)(run)
     except (TypeError, ValueError) as error:
@@ -84,6 +89,10 @@ class SlurmArray:
     except ImportError as error:
       raise UserError("--workers=slurm: submitit is not installed; install bigmodel[slurm]") from error
     self.commands = commands
+    require(
+      bool({"timeout_min", "slurm_time"} & set(options)),
+      "--worker-options: say timeout_min=MINUTES, a job's limit; one that comes to it saves and is submitted again",
+    )
     try:
       self._executor = submitit.AutoExecutor(str(logs), cluster="slurm")
       self._executor.update_parameters(**{"name": "bigmodel", "slurm_array_parallelism": len(commands)} | options)
@@ -118,10 +127,13 @@ class SlurmArray:
 class SlurmJob:
   """A worker as a job of Slurm, which needs no accounting."""
 
+  said = "in logs/slurm of the study's folder"
+
   def __init__(self, array: SlurmArray, index: int):
     self._array, self._index = array, index
     self._job: Any = None
     self._gone: float | None = None
+    self._stopped = False
 
   def start(self) -> None:
     self._job, self._gone = self._array.submit(self._index, self._job is not None), None
@@ -135,10 +147,13 @@ class SlurmJob:
     if now - self._began < 2 * LOOK_SECONDS or self._array.alive(self._job.job_id):
       self._gone = None
       return None
+    if self._stopped:
+      return VANISHED
     self._gone = self._gone or now
     return VANISHED if now - self._gone > ARRIVES_SECONDS else None
 
   def stop(self) -> None:
+    self._stopped = True
     self._cancel("--state=PENDING")
     self._cancel("--state=RUNNING", "--signal=TERM")
 
@@ -163,8 +178,5 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
   for text in texts:
     name, equals, value = text.partition("=")
     require(bool(equals and name), f"--worker-options: {text!r} is not NAME=VALUE")
-    try:
-      options[name] = float(value) if "." in value else int(value)
-    except ValueError:
-      options[name] = value
+    options[name] = parse_value(value)
   return options

@@ -12,6 +12,7 @@ from bigmodel import record
 from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
+from bigmodel.sweep import packs
 from bigmodel.sweep.leases import Lost
 from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display
@@ -29,13 +30,7 @@ def run_groups(
   What goes wrong with a run becomes its record; what is wrong with the machine
   (a full disk, a signal) or with the input ends the study.
   """
-  if hosts.several():  # a member of a pack lies on one device, which only one host has
-    groups = [
-      group | {"run_ids": [run_id], "expected_seconds": group["expected_seconds"] / len(group["run_ids"])}
-      for group in groups
-      for run_id in group["run_ids"]
-    ]
-  for group in groups:
+  for group in [part for whole in groups for part in _parts(whole, runs)]:
     members = [runs[run_id] for run_id in group["run_ids"]]
     if hosts.first(functools.partial(ended, group, runs)):
       continue
@@ -57,6 +52,16 @@ def run_groups(
           write_provenance(run)
           failed = failed_record(run, error)
           display.end(f"{run.run_id}  failed: {failed['error']}")
+
+
+def _parts(group: dict[str, Any], runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+  """A group in parts that fit this machine; of several hosts, whose devices no pack spans, each run by itself."""
+  count = len(group["run_ids"])
+  parts = packs.cut([runs[run_id] for run_id in group["run_ids"]])
+  if hosts.several():
+    parts = [[run] for part in parts for run in part]
+  cost = lambda part: group["expected_seconds"] * len(part) / count
+  return [group | {"run_ids": [run.run_id for run in part], "expected_seconds": cost(part)} for part in parts]
 
 
 def waits(run: Run) -> bool:

@@ -12,13 +12,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from etils import epath
 
 from bigmodel.config import require
-from bigmodel.files import UserError, remove, write_text
+from bigmodel.files import UserError, write_text
 from bigmodel.parallel import hosts
 
 RELEASED = "released"
@@ -61,20 +61,20 @@ class Leases:
 
   def claimed(self) -> set[str]:
     """What somebody holds or has held."""
-    return set(os.listdir(self.folder)) if self.folder.exists() else set()
+    return _names(self.folder)
 
   def ended(self) -> set[str]:
-    return set(os.listdir(self.folder / ENDED)) if (self.folder / ENDED).exists() else set()
+    return _names(self.folder / ENDED)
 
   def mark_ended(self, name: str) -> None:
     """Tells the others, at the price of one listing for all, that nobody need look at it again."""
-    with contextlib.suppress(FileNotFoundError):  # a parent begins anew; then somebody will look once more
-      (self.folder / ENDED).mkdir(parents=True, exist_ok=True)
-      (self.folder / ENDED / name).touch()
+    (self.folder / ENDED).mkdir(parents=True, exist_ok=True)
+    (self.folder / ENDED / name).touch()
 
-  def forget_ended(self) -> None:
-    """Records may have been set aside since."""
-    remove(self.folder / ENDED)
+  def forget_ended(self, names: Iterable[str] | None = None) -> None:
+    """Of these, or of all: their records may have been set aside since."""
+    for name in self.ended() if names is None else names:
+      (self.folder / ENDED / name).unlink(missing_ok=True)
 
   def _newest(self, name: str) -> tuple[int, str]:
     folder = self.folder / name
@@ -85,6 +85,13 @@ class Leases:
       return max(numbers), (folder / str(max(numbers))).read_text()
     except FileNotFoundError:  # between a removal and a creation
       return max(numbers), ""
+
+
+def _names(folder: epath.Path) -> set[str]:
+  try:
+    return set(os.listdir(folder))
+  except FileNotFoundError:
+    return set()
 
 
 class Lease:
@@ -160,7 +167,8 @@ class Lease:
 class Turns:
   """What a worker does next: which thing to work at, in an order of its own, or how long to wait.
 
-  A turn costs two listings and at most `WINDOW` looks at leases of others, however many things there are.
+  A turn costs two listings and at most `WINDOW` looks at leases of others, however many things there are, and a look at
+  what is not ready yet.
   """
 
   def __init__(self, leases: Leases, names: Sequence[str], ended: Callable[[str], bool], ready: Callable[[str], bool]):
@@ -184,6 +192,8 @@ class Turns:
         self._left.remove(name)
       elif self._ready(name):
         lease, looks = self._leases.claim(name), looks + 1
+        self._left.remove(name)
+        self._left.append(name)  # others first, the next time
         if lease is not None:
           self._wait, self._last = POLL_SECONDS, name
           return name, lease, 0.0
@@ -204,10 +214,14 @@ class Flag(dict):
     self._stop, self._lease = stop, lease
 
   def __getitem__(self, name: str) -> bool:
+    if hosts.several():
+      return self.lost() or self._stop[name]
+    self._lease.require()
+    return self._stop[name]
+
+  def lost(self) -> bool:
     try:
       self._lease.require()
     except Lost:
-      if not hosts.several():
-        raise
       return True
-    return self._stop[name]
+    return False

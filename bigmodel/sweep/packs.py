@@ -22,6 +22,7 @@ TRACED = (
 HORIZON = ("train.tokens", "train.steps")  # may differ, too, where a run has one stage and one batch size
 SHARE = 0.75  # of the longest horizon that its companions have at least, so that little is left idle
 FREE = 0.8  # of a device's memory, for the members that it holds
+MOST = 1 << 20  # members
 COPIES = 3  # of a member's state that a host holds when it stacks and saves them
 
 
@@ -54,10 +55,9 @@ def group(runs: Sequence[Run], workers: int = 1, machines: int = 1) -> list[list
     devices = 1 if hosts.several() else max(1, jax.device_count() * machines // workers)
     lanes = parallel.lanes(config, devices)
     lanes = min(lanes, each) if workers > 1 else lanes
-    if hosts.several() or len(members) == 1 or (mapped(config) and lanes == 1):
-      packs = []
-    else:
-      packs = _in_rows(sorted(members, key=lambda run: -run.steps), lanes, min(each // lanes, room(config)))
+    most = min(each // lanes, room(config))
+    alone = hosts.several() or (mapped(config) and lanes == 1) or config.parallel.offload != "none"
+    packs = [] if alone or not most else _in_rows(sorted(members, key=lambda run: -run.steps), lanes, most)
     groups += [[run.run_id for run in pack] for pack in packs]
     packed = {run_id for ids in groups for run_id in ids}
     groups += [[run.run_id] for run in members if run.run_id not in packed]
@@ -86,9 +86,16 @@ def mapped(config: Config) -> bool:
 
 
 def room(config: Config) -> int:
-  """How many members of this shape a lane holds at once."""
+  """How many members of this shape a lane holds at once; none, where one needs more than that."""
   memory, counts = FREE * hardware.memory(), models.counts_of(config)
   if mapped(config):
-    return max(1, int(memory / (COPIES * STATE_BYTES * counts.params_total)))
+    return int(min(MOST, memory / (COPIES * STATE_BYTES * counts.params_total)))
   sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
-  return max(1, int(memory / analytic.estimate(config, sizes, None)["peak_bytes"]))
+  return int(min(MOST, memory / analytic.estimate(config, sizes, None)["peak_bytes"]))
+
+
+def cut(runs: Sequence[Run]) -> list[list[Run]]:
+  """A pack in parts that this machine holds: it may have been planned on another."""
+  config = runs[0].config
+  most = max(1, parallel.lanes(config, jax.device_count()) * room(config)) if len(runs) > 1 else 1
+  return [list(runs[i : i + most]) for i in range(0, len(runs), most)]

@@ -38,9 +38,10 @@ def plan(
     rows.append(about)
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  # Trunks come before what leaves them, and share no program with it.
-  parts = [[run for run in runs.values() if (run.run_id in leaving) == branch] for branch in (False, True)]
-  for ids in packs.group(parts[0], workers, machines) + packs.group(parts[1], workers, machines):
+  # Trunks come before what leaves them; what trains together begins at one step.
+  begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in runs}
+  parts = [[run for run in runs.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
+  for ids in [ids for part in parts for ids in packs.group(part, workers, machines)]:
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)

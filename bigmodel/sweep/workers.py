@@ -24,6 +24,7 @@ from bigmodel.train.run import Interrupted, Run, read_status
 
 KINDS = ("local", "ray", "slurm")
 RESTARTS = 10  # in a row without a run that ended
+INTERRUPTED = 75  # the exit code of a command that was stopped and has saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ def work(
       except Interrupted:
         if hosts.first(held):
           raise
+        display.say(f"{name}: another worker has taken over")
       except Lost as error:
         display.say(str(error))
 
@@ -120,24 +122,29 @@ def run_all(
   workdir: epath.Path, display: Display, stop: dict[str, bool],
 ) -> None:  # fmt: skip
   """Starts workers, and again those that die, until every group has ended."""
-  slots = [_Slot(place) for place in _places(workers, command, workdir)]
   watch = _Watch(groups, runs, Leases(workdir / "leases", "parent"), display)
+  slots = [_Slot(place) for place in _places(workers, command, workdir)] if watch.look() else []
   try:
-    while True:
+    while watch.look():
       if stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
-      if not watch.look():
-        for slot in slots:
-          slot.wait(30)  # they see it, too
-        return
       for slot in slots:
         slot.keep_going(watch.ended)
       time.sleep(POLL_SECONDS)
+    _wait(slots, 30)  # they see it, too
   finally:
     for slot in slots:
       slot.stop()
-    for slot in slots:
-      slot.end()
+    for slot in _wait(slots, 60):
+      slot.kill()
+
+
+def _wait(slots: Sequence["_Slot"], seconds: float) -> list["_Slot"]:
+  """For the workers to end by themselves; those that have not."""
+  until, left = time.monotonic() + seconds, list(slots)
+  while (left := [slot for slot in left if slot.runs()]) and time.monotonic() < until:
+    time.sleep(POLL_SECONDS / 5)
+  return left
 
 
 def _places(workers: Workers, command: Sequence[str], workdir: epath.Path) -> list[Any]:
@@ -159,6 +166,8 @@ def _places(workers: Workers, command: Sequence[str], workdir: epath.Path) -> li
 
 class _Process:
   """A place (see `clusters`) on this machine."""
+
+  said = "above"
 
   def __init__(self, command: list[str]):
     self._command = command
@@ -192,9 +201,10 @@ class _Slot:
       if code is None or code == 0:
         return
       if code == 2:
-        raise UserError("a worker refused its input; what it said is above")
+        raise UserError(f"a worker refused its input; what it said is {self._place.said}")
       self._runs = False
-      self._tries = self._tries + 1 if ended == self._before else 1
+      # One that was told to stop, by a time limit perhaps, has saved what it had.
+      self._tries = self._tries + 1 if ended == self._before and code != INTERRUPTED else 1
       self._before = ended
       if self._tries > RESTARTS:
         raise RuntimeError(f"a worker died {RESTARTS} times in a row, the last time with code {code}")
@@ -203,37 +213,39 @@ class _Slot:
       self._place.start()
       self._runs = True
 
-  def wait(self, seconds: float) -> bool:
-    """For the worker to end by itself; has it?"""
-    until = time.monotonic() + seconds
-    while self._runs and self._place.poll() is None:
-      if time.monotonic() > until:
-        return False
-      time.sleep(POLL_SECONDS / 5)
-    return True
+  def runs(self) -> bool:
+    return self._runs and self._place.poll() is None
 
   def stop(self) -> None:
     """Asks it to save what it has, and to end."""
-    if self._runs and self._place.poll() is None:
+    if self.runs():
       self._place.stop()
 
-  def end(self) -> None:
-    if not self.wait(60):
-      self._place.kill()
+  def kill(self) -> None:
+    self._place.kill()
 
 
 class _Watch:
   """How far all runs are, said now and then."""
 
   def __init__(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], leases: Leases, display: Display):
-    self._left, self._runs, self._leases = {group_name(group): group for group in groups}, runs, leases
+    self._all = self._left = {group_name(group): group for group in groups}
+    self._runs, self._leases = runs, leases
+    for name in self._all:
+      if self._has_ended(name):
+        leases.mark_ended(name)
     self._total = sum(len(group["run_ids"]) for group in groups)
     self._display, self.ended, self._said = display, 0, time.monotonic()
 
   def look(self) -> int:
     """The number of groups that have not ended."""
-    for name in self._leases.ended() & self._left.keys():
-      self.ended += len(self._left.pop(name)["run_ids"])
+    marked = self._leases.ended()
+    self._left = {name: group for name, group in self._all.items() if name not in marked}
+    if not self._left:  # all say so: do their records?
+      stale = [name for name in self._all if not self._has_ended(name)]
+      self._leases.forget_ended(stale)
+      self._left = {name: self._all[name] for name in stale}
+    self.ended = self._total - sum(len(group["run_ids"]) for group in self._left.values())
     if time.monotonic() - self._said > 10 and self._left:
       self._said = time.monotonic()
       held = [self._left[name] for name in self._leases.claimed() & self._left.keys()]
@@ -242,6 +254,9 @@ class _Watch:
       expected = sum(group["expected_seconds"] for group in self._left.values())
       self._display.say(f"{text}, {duration(expected)} of work left")
     return len(self._left)
+
+  def _has_ended(self, name: str) -> bool:
+    return execute.ended(self._all[name], self._runs)
 
 
 def command_of_workers(argv: Sequence[str]) -> list[str]:

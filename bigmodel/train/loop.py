@@ -94,7 +94,8 @@ def _keep_card(run: Run, data: Data) -> None:
 
 def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
   """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
-  program = steps.program(stage.config, len(members), len({m.run.steps for m in members}) > 1)
+  mixed = len({m.run.steps for m in members}) > 1 or any(m.ended for m in members)
+  program = steps.program(stage.config, len(members), mixed)
   own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
     member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first, one.before)
@@ -103,32 +104,25 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, o
   )
 
 
-def _common_step(members: list[Member]) -> int:
-  """The newest step of which all members have a sound checkpoint, but for those that ended before it."""
-
-  def newest() -> int:
-    sound = [set(m.checkpoints.verified_steps()) for m in members]
-    there = lambda m, own, step: step in own or _rests(m, step)
-    return max(
-      (s for s in set.union(*sound) if all(there(m, o, s) for m, o in zip(members, sound, strict=True))), default=0
-    )
-
-  return hosts.first(newest)
+def _under_way(members: Sequence[Member]) -> list[Member]:
+  """Those that have no record yet; the others rest, and keep what they have on disk."""
+  return [member for member in members if member.ended is None]
 
 
-def _rests(member: Member, step: int) -> bool:
-  """Has it a record, and does nothing more from this step on?"""
-  return member.ended is not None and member.run.steps <= step
+def _common_step(members: Sequence[Member]) -> int:
+  """The newest step of which all members have a sound checkpoint."""
+  sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
+  return hosts.first(lambda: max(sound(), default=0))
 
 
 def _restore(program: steps.Program, members: list[Member], start: int) -> steps.State:
-  """The states of step `start`, which are the initial ones at 0."""
+  """The states of step `start`, which are the initial ones at 0; a member that has ended is past its horizon."""
   states = []
   for member in members:
-    if start and _rests(member, start):
-      state = program.init(member.run.config.seed)
-      state = dataclasses.replace(state, step=np.int32(start))
-    elif start:
+    if member.ended is not None:
+      states.append(dataclasses.replace(program.init(member.run.config.seed), step=np.int32(member.run.steps)))
+      continue
+    if start:
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed))
@@ -136,9 +130,14 @@ def _restore(program: steps.Program, members: list[Member], start: int) -> steps
     states.append(state)
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
-    if member.ended is None:
-      member.metrics.cut(start)
+    member.metrics.cut(start)
   return program.place(states)
+
+
+def _require_ours(stop: dict[str, bool]) -> None:
+  """Ends the work of all hosts where the first has lost its lease: what would be written now is another's to write."""
+  if hosts.first(lambda: bool(getattr(stop, "lost", bool)())):
+    raise Interrupted("another worker has taken over")
 
 
 def _train(
@@ -151,15 +150,17 @@ def _train(
   branches: Sequence[Run],
   until: int,
 ) -> list[dict[str, Any]]:
-  first = max((member.run for member in members), key=lambda run: run.steps)
+  if not (waiting := _under_way(members)):
+    return [member.ended for member in members if member.ended]
+  first = max((member.run for member in waiting), key=lambda run: run.steps)
   config, total = first.config, first.steps
   display.begin(title(members), total, expected)
   hardware.peak_flops()  # measured once, before it would disturb a step
-  start = _common_step(members)
+  start = _common_step(waiting)
   ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
-  watch = Watch(members, start, total, display, Clock(len(members) - sum(_rests(m, start) for m in members)))
+  watch = Watch(members, start, total, display, Clock(len(waiting)))
   pending: tuple[int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
   with hosts.Agreement(stop) as agreement:
@@ -188,7 +189,7 @@ def _train(
         before, pending = pending, None
         if watch.read(*before):
           break
-        _ = stop["stop"]  # raises where a lease is lost
+        _require_ours(stop)
         _leave(program, members, leaving, state)
         watchdog.beat()
       ending = [m for m in members if m.run.steps == step + 1 < total and m.ended is None]
@@ -196,7 +197,7 @@ def _train(
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
-        _ = stop["stop"]
+        _require_ours(stop)
         host, spent = program.fetch(state), watch.clock.spent()
         for index, member in enumerate(members):
           if member in ending:
@@ -204,7 +205,7 @@ def _train(
             member.checkpoints.wait()
             member.ended = _finish(program, member, index, host, spent)
             watchdog.beat()
-        watch.clock.go_on(len(members) - sum(_rests(m, step + 1) for m in members))
+        watch.clock.go_on(len(_under_way(members)))
       due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
       for member in members:
         member.checkpoints.check()
@@ -213,6 +214,7 @@ def _train(
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
+        _require_ours(stop)
         _save(program, members, state, step + 1)
         watchdog.beat()
       if stopping:
@@ -226,8 +228,9 @@ def _train(
   if pending is not None:
     watch.read(*pending)
   watchdog.close()
-  _ = stop["stop"]
-  _save(program, members, state, int(np.max(np.asarray(state.step))))
+  _require_ours(stop)
+  done = np.atleast_1d(np.asarray(state.step))
+  _save(program, members, state, max(int(n) for n, m in zip(done, members, strict=True) if m.ended is None))
   for member in members:
     member.checkpoints.wait()
   seconds, state = watch.clock.spent(), program.fetch(state)
@@ -275,7 +278,6 @@ def _save(program: steps.Program, members: list[Member], state: steps.State, ste
   for index, member in enumerate(members):
     if member.ended is None:
       member.metrics.flush()
-    if not _rests(member, step - 1):
       member.checkpoints.save(step, program.member(state, index))
 
 
@@ -338,7 +340,7 @@ class Watch:
     if "noise_scale" in values:
       values["noise_scale"] = values["noise_scale"] * self.of_row
     done = step + 1
-    under_way = [not _rests(member, step) for member in self.members]
+    under_way = [member.ended is None for member in self.members]
     if done % self.every == 0 or done in self.ends:
       self._log(done, values, layers, under_way)
     return bool((values["diverged_at"] >= 0)[under_way].all())

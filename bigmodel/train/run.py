@@ -105,7 +105,10 @@ def read_status(folder: epath.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[dict[str, bool]]:
-  """Within it SIGTERM and Ctrl-C set `flag['stop']`; a second Ctrl-C stops at once."""
+  """Within it SIGTERM, SIGUSR2 (a batch system's warning) and Ctrl-C set `flag['stop']`.
+
+  A second Ctrl-C stops at once.
+  """
   flag = {"stop": False}
 
   def stop(signum: int, frame: object) -> None:
@@ -113,7 +116,7 @@ def interruptible() -> Iterator[dict[str, bool]]:
       raise KeyboardInterrupt
     flag["stop"] = True
 
-  old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+  old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
   try:
     yield flag
   finally:

@@ -48,6 +48,7 @@ class Program:
   members: int
   init: Callable[[int], State]  # seed -> the state of one member
   shapes: State  # of the state of one member, with its shardings
+  shardings: Any  # of the program's state
   step: Callable[..., tuple[State, dict[str, jax.Array]]]  # (state, rows, hyperparameters)
   place: Callable[[list[State]], State]  # states of single members -> the program's state
   put_rows: Callable[[list[hosts.Rows]], jax.Array]
@@ -185,6 +186,7 @@ def _alone(lone: Lone) -> Program:
     members=1,
     init=lambda seed: lone.init(jax.random.key(seed)),
     shapes=lone.shapes,
+    shardings=shardings,
     step=lone.step,
     place=lambda states: jax.device_put(states[0], shardings),
     put_rows=lambda rows: hosts.put_rows(rows[0], rows_sharding),
@@ -207,7 +209,8 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     one_step = functools.partial(
       train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
     )
-    placed, rows_sharding = by_member, by_member
+    placed = jax.tree.map(lambda _: by_member, lone.shapes)
+    rows_sharding = by_member
     step = jax.jit(
       jax.shard_map(
         lambda *arguments: jax.lax.map(lambda one: kept(one_step)(*one), arguments),
@@ -232,12 +235,14 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
         donate_argnums=0,
         in_shardings=(placed, rows_sharding, by_member),
         out_shardings=(placed, by_member),
+        compiler_options=hardware.compiler_options(),
       )
     )
   return dataclasses.replace(
     alone,
     mesh=mesh,
     members=members,
+    shardings=placed,
     step=step,
     place=lambda states: jax.device_put(_stack(states), placed),
     put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), rows_sharding),
@@ -349,11 +354,8 @@ def next_stage(program: Program, config: Config, state: State) -> State:
   """The state with which another stage begins: of what was learned, the parameters."""
   initial = functools.partial(optim.initial_state, optim.How.of(config))
   if program.members > 1:
-    shardings: Any = parallel.member_sharding(program.mesh)
     initial = jax.vmap(initial)
-  else:
-    shardings = jax.tree.map(lambda x: x.sharding, program.shapes.opt_state)
-  opt_state = jax.jit(initial, out_shardings=shardings)(state.params)
+  opt_state = jax.jit(initial, out_shardings=program.shardings.opt_state)(state.params)
   fresh = jax.device_put(jnp.zeros_like(state.loss_ema), state.loss_ema.sharding)
   return dataclasses.replace(state, opt_state=opt_state, loss_ema=fresh)
 

@@ -41,6 +41,15 @@ def test_runs_of_several_horizons_leave_the_longest_where_they_decay(config, tmp
   assert branches.find(prepared.runs) == {}
 
 
+def test_branches_that_leave_at_one_step_train_together_and_no_others(config, tmp_path, monkeypatch):
+  """So that each pack has a common step to begin at."""
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
+  plan = study.plan(prepared)
+  left = {row["run_id"]: row.get("trunk", {}).get("step", 0) for row in plan["runs"]}
+  assert [[left[run_id] for run_id in group["run_ids"]] for group in plan["groups"]] == [[0, 0], [15, 15], [30, 30]]
+
+
 @pytest.mark.parametrize(("looks", "worker"), [(0, True), (25, False)])
 def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, worker):
   """Also where the trunk is stopped behind the first of them, and where a worker takes groups in its own order."""

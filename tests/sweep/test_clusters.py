@@ -58,6 +58,8 @@ def results(folder):
 class Fails:
   """A place whose worker dies some times, and then ends by itself."""
 
+  said = "here"
+
   def __init__(self, codes):
     self.codes, self.starts = list(codes), 0
 
@@ -77,11 +79,17 @@ def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeyp
     slot.keep_going(0)
     clock[0] += 1.0
   assert place.starts == 3
-  assert slot.wait(0)
+  assert not slot.runs()
   slot = workers._Slot(Fails([2]))
   slot.keep_going(0)
   with pytest.raises(UserError, match="refused its input"):
     slot.keep_going(0)
+  place = Fails([75] * 20 + [0])  # a time limit, again and again
+  slot = workers._Slot(place)
+  for _ in range(200):
+    slot.keep_going(0)
+    clock[0] += 1.0
+  assert place.starts == 21
   slot = workers._Slot(Fails([1] * 99))
 
   def go_on():
@@ -149,7 +157,7 @@ def test_nodes_of_a_ray_cluster_are_removed_while_they_train(command, tmp_path, 
     process.kill()
     ray.shutdown()
     cluster.shutdown()
-  assert removed >= 2
+  assert removed >= 1
   assert len(results(tmp_path / "calm")) == 10
   assert results(tmp_path / "removed") == results(tmp_path / "calm")
 
@@ -238,7 +246,7 @@ def test_a_study_of_ten_runs_as_jobs_of_slurm(command, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path):
-  """Two processes hold one lease; a run that another worker holds is left to it until that is silent."""
+  """Two processes hold one lease and train one run at a time together."""
   words = command("hosts", steps=100)
   config, module = load(str(tmp_path / "config.py"), [])
   prepared = study.prepare(config, module.get_study(config), tmp_path / "hosts")
@@ -254,5 +262,5 @@ def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path):
   assert len(ended) == 10
   assert {one["devices"]["processes"] for one in ended} == {2}
   held = {group["run_ids"][0] for group in read_json(tmp_path / "hosts" / "plan.json")["groups"]}
-  assert {path.name for path in (tmp_path / "hosts" / "leases").iterdir()} == held
+  assert {path.name for path in (tmp_path / "hosts" / "leases").iterdir()} == {*held, "ended"}
   assert read_json(tmp_path / "hosts" / "runs" / ended[0]["run_id"] / "status.json")["state"] == "finished"

@@ -108,7 +108,7 @@ def test_no_run_is_lost_or_doubled_where_workers_die_stall_and_wake_up_late(tmp_
 
 
 def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path):
-  """A worker without work looks at a few leases, always the same, and takes over the dead one among them."""
+  """A worker without work looks at a few leases, others each time, and takes over the first that it finds dead."""
   clock, looks = [0.0], []
 
   class Counted(Leases):
@@ -122,9 +122,13 @@ def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path):
   turns = Turns(Counted(tmp_path, "idle", clock=lambda: clock[0]), names, lambda name: False, lambda name: True)
   assert turns.next()[0] == ""
   assert len(looks) == WINDOW
+  first = looks[0]
+  for turn in range(1, 5):
+    assert turns.next()[0] == ""
+    assert len(set(looks)) == (turn + 1) * WINDOW
   clock[0] = PATIENCE + 1
   name, lease, _ = turns.next()
-  assert name == looks[0]
+  assert name == first
   assert lease.number == 2
 
 

@@ -1,6 +1,8 @@
 """Members of a pack are the runs that they would be alone, with horizons of their own, on lanes of any shape."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,20 @@ def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path,
   assert metrics.read(runs[1].folder)[-1]["step"] == 20
 
 
+def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resolved, tmp_path):
+  """As after a crash: the longer member has only a checkpoint from before the shorter one's end."""
+  config, corpus = resolved
+  runs = members_of(config, tmp_path, (30, 20))
+  whole = train(runs, corpus)
+  (runs[0].folder / "record.json").unlink()
+  for step in (20, 30):
+    shutil.rmtree(runs[0].folder / "checkpoints" / str(step), ignore_errors=True)
+  held = {p: p.stat().st_mtime_ns for p in Path(runs[1].folder, "checkpoints").rglob("*")}
+  assert [one["result_sha256"] for one in train(runs, corpus)] == [one["result_sha256"] for one in whole]
+  assert {p: p.stat().st_mtime_ns for p in Path(runs[1].folder, "checkpoints").rglob("*")} == held
+  assert metrics.read(runs[0].folder)[-1]["step"] == 30
+
+
 def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path):
   config, corpus = resolved
   first, _ = train(members_of(config, tmp_path / "one", (30, 25)), corpus)
@@ -108,7 +124,7 @@ def test_room_is_memory_over_what_a_member_needs(resolved, monkeypatch):
     with monkeypatch.context() as patched:
       patched.setattr(packs, "mapped", lambda _: False)
       rooms[-1].append(packs.room(config))
-  assert rooms[0] == [1, 1]
+  assert rooms[0] == [0, 0]
   for one, two in zip(rooms[1], rooms[2], strict=True):
     assert two == pytest.approx(4 * one, rel=0.02)
     assert one > 1

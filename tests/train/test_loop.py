@@ -13,6 +13,8 @@ import pytest
 from bigmodel import record
 from bigmodel.files import UserError, absolute, read_json
 from bigmodel.train import metrics
+from bigmodel.train import step as steps
+from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Interrupted, Run, run_id
@@ -146,6 +148,8 @@ def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_p
   again = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
   assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
   assert {p: p.stat().st_mtime_ns for p in before} == before
+  state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, steps.program(config).shapes)
+  assert steps.params_sha256(state.params) == first[0]["params_sha256"]
 
 
 def test_a_folder_of_another_config_is_refused_with_the_difference(resolved, tmp_path):
