@@ -182,7 +182,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
       "--workers", default="", metavar="KIND:N", help="train with so many processes: local, or of ray or slurm"
     )
     verb.add_argument("--worker-options", action="append", default=[], metavar="NAME=VALUE",
-                      help="as Ray or submitit has it: num_gpus=1, slurm_partition=gpu, ...; repeatable")  # fmt: skip
+                      help="as Ray or submitit has it: num_gpus=1, timeout_min=240, ...; repeatable")  # fmt: skip
     verb.add_argument(
       "--worker", default="", metavar="NAME", help="be one more worker of a study that was begun with --workers"
     )

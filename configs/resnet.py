@@ -1,5 +1,7 @@
 """A small ResNet on Fashion-MNIST: 92.7% in 11.5 minutes on 2 CPU cores.
 
+With Muon (`optim.name=muon`, `optim.lr=0.01`) and 16 epochs it reached 93.5%, measured on one H200.
+
 The images are Debian's package dataset-fashion-mnist; config.data.path names another folder of IDX files.
 """
 

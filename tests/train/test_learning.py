@@ -59,6 +59,7 @@ def test_a_small_resnet_reaches_93_percent_on_fashion_mnist(tmp_path):
   if not Path("/usr/share/datasets/fashion-mnist").is_dir():
     pytest.skip("no dataset-fashion-mnist")
   config.train.tokens = 16 * 60_000
+  config.optim.update(name="muon", lr=0.01)
   record, _ = train_on_images(config, tmp_path)
   assert record["metrics"]["accuracy"] >= 0.93
 
