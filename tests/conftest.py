@@ -1,6 +1,7 @@
 """Shared set-up: eight virtual devices, a cache of the session's own, small configs."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def stop_at():
       return self.looks < 0
 
   return Flag
+
+
+@pytest.fixture
+def free_port():
+  """`free_port()`: a port of this machine that nobody listens at."""
+
+  def find():
+    with socket.socket() as s:
+      s.bind(("127.0.0.1", 0))
+      return s.getsockname()[1]
+
+  return find
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ it vanished), `stop` asks it to save and to end, `kill` does not ask.
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -22,6 +23,7 @@ CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the envir
 LOOK_SECONDS = 5.0  # between questions to Slurm
 ARRIVES_SECONDS = 30.0  # that a result file may take to be seen through a shared file system
 VANISHED = -1
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 def run(command: Sequence[str], folder: str, environment: dict[str, str]) -> int:
@@ -46,11 +48,9 @@ class RayTask:
 
   said = "in the logs of Ray's workers"
 
-  def __init__(self, command: Sequence[str], options: dict[str, Any]):
-    try:
-      import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-      raise UserError("--workers=ray: Ray is not installed; install bigmodel[ray]") from error
+  def __init__(self, command: Sequence[str], options: Mapping[str, Any]):
+    import ray  # pyright: ignore[reportMissingImports]
+
     self._ray, self._command = ray, list(command)
     if not ray.is_initialized():
       ours = signal.getsignal(signal.SIGTERM)
@@ -83,19 +83,13 @@ class RayTask:
 class SlurmArray:
   """The jobs of all workers: an array at first, and then one at a time where one was lost."""
 
-  def __init__(self, commands: Sequence[Sequence[str]], options: dict[str, Any], logs: epath.Path):
-    try:
-      import submitit  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-      raise UserError("--workers=slurm: submitit is not installed; install bigmodel[slurm]") from error
-    self.commands = commands
-    require(
-      bool({"timeout_min", "slurm_time"} & set(options)),
-      "--worker-options: say timeout_min=MINUTES, a job's limit; one that comes to it saves and is submitted again",
-    )
+  def __init__(self, commands: Sequence[Sequence[str]], options: Mapping[str, Any], logs: epath.Path):
+    import submitit  # pyright: ignore[reportMissingImports]
+
+    self._commands = commands
     try:
       self._executor = submitit.AutoExecutor(str(logs), cluster="slurm")
-      self._executor.update_parameters(**{"name": "bigmodel", "slurm_array_parallelism": len(commands)} | options)
+      self._executor.update_parameters(**{"name": "bigmodel", "slurm_array_parallelism": len(commands), **options})
     except (NameError, RuntimeError, TypeError, ValueError) as error:
       raise UserError(f"--workers=slurm: {str(error).splitlines()[0]}") from error
     self._first: list[Any] | None = None
@@ -105,9 +99,9 @@ class SlurmArray:
     arguments = lambda command: (list(command), os.getcwd(), _carried())
     try:
       if again:
-        return self._executor.submit(run, *arguments(self.commands[index]))
+        return self._executor.submit(run, *arguments(self._commands[index]))
       if self._first is None:
-        self._first = self._executor.map_array(run, *zip(*map(arguments, self.commands), strict=True))
+        self._first = self._executor.map_array(run, *zip(*map(arguments, self._commands), strict=True))
       return self._first[index]
     except RuntimeError as error:  # submitit's, of what sbatch said
       raise UserError(f"--workers=slurm: {str(error).strip().splitlines()[-1]}") from error
@@ -164,7 +158,7 @@ class SlurmJob:
     subprocess.run(["scancel", "--quiet", *how, self._job.job_id], capture_output=True, check=False)
 
 
-def places(kind: str, commands: Sequence[Sequence[str]], options: dict[str, Any], logs: epath.Path) -> list[Any]:
+def places(kind: str, commands: Sequence[Sequence[str]], options: Mapping[str, Any], logs: epath.Path) -> list[Any]:
   """Where the workers of these commands run."""
   if kind == "ray":
     return [RayTask(command, options) for command in commands]
@@ -172,11 +166,21 @@ def places(kind: str, commands: Sequence[Sequence[str]], options: dict[str, Any]
   return [SlurmJob(array, index) for index in range(len(commands))]
 
 
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-  """Of 'NAME=VALUE' each, as Ray's and submitit's own options are called."""
+def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:
+  """Of 'NAME=VALUE' each, as Ray's and submitit's own options are called; refuses what that cluster cannot do."""
   options: dict[str, Any] = {}
+  require(not texts or kind in PACKAGES, "--worker-options: are of ray and slurm")
   for text in texts:
     name, equals, value = text.partition("=")
     require(bool(equals and name), f"--worker-options: {text!r} is not NAME=VALUE")
     options[name] = parse_value(value)
+  package = PACKAGES.get(kind)
+  require(
+    not package or importlib.util.find_spec(package) is not None,
+    f"--workers={kind}: {package} is not installed; install bigmodel[{kind}]",
+  )
+  require(
+    kind != "slurm" or bool({"timeout_min", "slurm_time"} & set(options)),
+    "--worker-options: say timeout_min=MINUTES, a job's limit; one that comes to it saves and is submitted again",
+  )
   return options

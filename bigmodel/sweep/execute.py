@@ -16,7 +16,8 @@ from bigmodel.sweep import packs
 from bigmodel.sweep.leases import Lost
 from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display
-from bigmodel.train.loop import failed_record, read_rungs, train_runs
+from bigmodel.train.loop import train_runs
+from bigmodel.train.results import failed_record, read_rungs
 from bigmodel.train.run import Interrupted, Run, open_folder, write_provenance
 
 log = logging.getLogger("bigmodel")

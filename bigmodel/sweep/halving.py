@@ -10,7 +10,7 @@ from bigmodel.config import require
 from bigmodel.parallel import hosts
 from bigmodel.sweep import packs
 from bigmodel.sweep.designs import CountsOf, Design, Planned, Settings, no_settings
-from bigmodel.train.loop import read_rungs, stopped_record
+from bigmodel.train.results import read_rungs, stopped_record
 from bigmodel.train.run import Run
 
 

@@ -23,8 +23,7 @@ from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
 KINDS = ("local", "ray", "slurm")
-RESTARTS = 10  # in a row without a run that ended
-INTERRUPTED = 75  # the exit code of a command that was stopped and has saved
+RESTARTS = 10  # in a row without progress of any run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Workers:
 
   kind: str
   count: int
-  options: tuple[str, ...] = ()  # NAME=VALUE, of Ray's tasks and Slurm's jobs
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Ray's tasks and Slurm's jobs
 
   @classmethod
   def parse(cls, text: str, options: Sequence[str] = ()) -> "Workers":
@@ -41,8 +40,7 @@ class Workers:
     require(kind in KINDS, f"--workers: {text!r}; write local:N, ray:N or slurm:N, such as local:4")
     require(not count or (count.isdigit() and int(count) > 0), f"--workers: {text!r}; N is a number of processes")
     require(bool(count) or kind == "local", f"--workers: {text!r}; say how many, such as {kind}:4")
-    require(not options or kind != "local", "--worker-options: are of ray and slurm")
-    return cls(kind, int(count) if count else len(os.sched_getaffinity(0)), tuple(options))
+    return cls(kind, int(count) if count else len(os.sched_getaffinity(0)), clusters.parse_options(kind, options))
 
   @property
   def machines(self) -> int:
@@ -129,7 +127,7 @@ def run_all(
       if stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
       for slot in slots:
-        slot.keep_going(watch.ended)
+        slot.keep_going(watch.progress)
       time.sleep(POLL_SECONDS)
     _wait(slots, 30)  # they see it, too
   finally:
@@ -150,8 +148,7 @@ def _wait(slots: Sequence["_Slot"], seconds: float) -> list["_Slot"]:
 def _places(workers: Workers, command: Sequence[str], workdir: epath.Path) -> list[Any]:
   if workers.kind != "local":
     commands = [[*command, f"--worker={workers.kind}-{i}"] for i in range(workers.count)]
-    options = clusters.parse_options(workers.options)
-    return clusters.places(workers.kind, commands, options, workdir / "logs" / workers.kind)
+    return clusters.places(workers.kind, commands, workers.options, workdir / "logs" / workers.kind)
   import jax
 
   require(
@@ -186,26 +183,26 @@ class _Process:
 
 
 class _Slot:
-  """A worker that is started again when it dies."""
+  """A worker that is started again when it dies, or ended too early."""
 
   def __init__(self, place: Any):
     self._place = place
-    self._runs = False  # or has ended by itself
-    self._tries, self._before = 0, -1
+    self._runs = False
+    self._tries = 0
+    self._before: Any = None
     self._next = 0.0
 
-  def keep_going(self, ended: int) -> None:
-    """Starts the worker where none runs; gives up where it dies again and again without a run that ends."""
+  def keep_going(self, progress: Any) -> None:
+    """Starts the worker where none runs; gives up where it dies again and again while no run gets any further."""
     if self._runs:
       code = self._place.poll()
-      if code is None or code == 0:
+      if code is None:
         return
       if code == 2:
         raise UserError(f"a worker refused its input; what it said is {self._place.said}")
       self._runs = False
-      # One that was told to stop, by a time limit perhaps, has saved what it had.
-      self._tries = self._tries + 1 if ended == self._before and code != INTERRUPTED else 1
-      self._before = ended
+      self._tries = self._tries + 1 if progress == self._before else 1
+      self._before = progress
       if self._tries > RESTARTS:
         raise RuntimeError(f"a worker died {RESTARTS} times in a row, the last time with code {code}")
       self._next = time.monotonic() + min(30.0, 0.5 * 2 ** (self._tries - 1))
@@ -235,7 +232,8 @@ class _Watch:
       if self._has_ended(name):
         leases.mark_ended(name)
     self._total = sum(len(group["run_ids"]) for group in groups)
-    self._display, self.ended, self._said = display, 0, time.monotonic()
+    self._display, self._said = display, time.monotonic()
+    self.progress = (0, 0)  # runs that have ended, and the most steps that the others came to since
 
   def look(self) -> int:
     """The number of groups that have not ended."""
@@ -245,12 +243,15 @@ class _Watch:
       stale = [name for name in self._all if not self._has_ended(name)]
       self._leases.forget_ended(stale)
       self._left = {name: self._all[name] for name in stale}
-    self.ended = self._total - sum(len(group["run_ids"]) for group in self._left.values())
+    ended = self._total - sum(len(group["run_ids"]) for group in self._left.values())
+    self.progress = max(self.progress, (ended, 0))
     if time.monotonic() - self._said > 10 and self._left:
       self._said = time.monotonic()
       held = [self._left[name] for name in self._leases.claimed() & self._left.keys()]
-      states = [read_status(self._runs[run_id].folder)["state"] for group in held for run_id in group["run_ids"]]
-      text = f"{self.ended} of {self._total} runs have ended, {states.count('running')} are under way"
+      told = [read_status(self._runs[run_id].folder) for group in held for run_id in group["run_ids"]]
+      self.progress = max(self.progress, (ended, sum(status["step"] for status in told)))
+      running = sum(status["state"] == "running" for status in told)
+      text = f"{ended} of {self._total} runs have ended, {running} are under way"
       expected = sum(group["expected_seconds"] for group in self._left.values())
       self._display.say(f"{text}, {duration(expected)} of work left")
     return len(self._left)

@@ -12,10 +12,9 @@ import numpy as np
 from bigmodel import hardware, models, optim, record, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
-from bigmodel.files import read_json, remove, write_json, write_jsonl
+from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
-from bigmodel.tasks.metrics import main
-from bigmodel.train import stages, weights
+from bigmodel.train import results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
@@ -236,41 +235,22 @@ def _train(
   seconds, state = watch.clock.spent(), program.fetch(state)
   if until and until < total:
     for index, member in enumerate(members):
-      _pause(member, program.member(state, index), until, seconds)
+      if member.ended is None:
+        _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
   records = [_finish(program, m, i, state, seconds) for i, m in enumerate(members)]
   hosts.barrier(f"{first.run_id}/ended")
-  display.end("\n".join(_summary(r) for r in records))
+  display.end("\n".join(results.summary(r) for r in records))
   return records
 
 
 def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
   """Tells what the run came to at a rung."""
   loss = steps.loss_train(state, stages.of(member.run.config)[-1].begin) if int(state.diverged_at) < 0 else math.nan
-  rungs = {**read_rungs(member.run), str(step): _finite(loss)}
+  rungs = {**results.read_rungs(member.run), str(step): _finite(loss)}
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))
   write_status(member.run, "paused", step, member.seconds + seconds)
-
-
-def read_rungs(run: Run) -> dict[str, float | None]:
-  """The training losses at which a run paused, by step; None where it had diverged."""
-  path = run.folder / "rungs.json"
-  return read_json(path) if path.exists() else {}
-
-
-def stopped_record(run: Run, step: int) -> dict[str, Any]:
-  """Writes the record of a run that did not go on from a rung."""
-  loss, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
-  facts = _nothing(run) | {
-    "status": "stopped" if loss is not None else "diverged",
-    "tokens": train.tokens_at(run.config, step),
-    "steps": step,
-    **flops_of(run, step),
-    "loss_train": loss,
-    "seconds": seconds,
-  }
-  return _end(run, facts)
 
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
@@ -389,12 +369,12 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()
   seconds += member.seconds + time.monotonic() - began
-  facts = run_facts(run) | {
+  facts = results.facts_of(run) | {
     "status": status,
     "tokens": train.tokens_at(config, done),
     "epochs_seen": member.rows.epochs_seen(max(0, done - stages.of(config)[-1].first)),
     "steps": done,
-    **flops_of(run, done),
+    **results.flops_of(run, done),
     "loss_train": steps.loss_train(own, stages.of(config)[-1].begin) if status == "finished" else None,
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
@@ -406,65 +386,13 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "tokens_per_second": train.tokens_at(config, done) / max(seconds, 1e-9),
     "ended_at": now(),
   }
-  return _end(run, facts)
+  return results.end(run, facts)
 
 
 def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:
   """In tokens (or examples), where it was measured."""
   rows = steps.noise_scale(state.noise) if config.train.noise_scale else math.nan
   return {"noise_scale": float(rows) * train.batch_tokens(config) / config.train.batch_size} if rows > 0 else {}
-
-
-def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
-  """Writes the record of a run that an exception ended; it does not stop the others."""
-  said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-  return _end(run, _nothing(run) | {"status": "failed", "error": f"{type(error).__name__}: {said}"})
-
-
-def _nothing(run: Run) -> dict[str, Any]:
-  """The fields of a record of a run that was not evaluated."""
-  return run_facts(run) | {
-    "tokens": 0,
-    "epochs_seen": 0.0,
-    "steps": 0,
-    **flops_of(run, 0),
-    **dict.fromkeys(record.NULLABLE),
-    "metrics": {},
-    "intervals": {},
-    "params_sha256": "",
-    "seconds": 0.0,
-    "ended_at": now(),
-  }
-
-
-def _end(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-  sealed = record.seal(facts)
-  write_status(run, facts["status"], facts["steps"], facts["seconds"], 0.0)
-  record.write(run.folder, sealed)
-  return sealed
-
-
-def run_facts(run: Run) -> dict[str, Any]:
-  """The fields of a record that are known before the run starts."""
-  config, trunk = run.config, run.folder / "trunk.json"
-  return {
-    "run_id": run.run_id,
-    "study": run.study,
-    "seed": config.seed,
-    "trunk": read_json(trunk) if trunk.exists() else {},
-    "model": models.shape_of(config).describe(),
-    "batch_tokens": train.batch_tokens(config),
-    "learning_rate": config.optim.lr,
-    "data_sha256": config.data.sha256,
-    "started_at": read_json(run.folder / "provenance.json")["started_at"],
-    "versions": record.versions(),
-    "devices": hardware.describe(),
-    **models.counts_of(config).params(),
-  }
-
-
-def flops_of(run: Run, done: int) -> dict[str, float]:
-  return models.counts_of(run.config).flops(train.tokens_at(run.config, done), run.config.parallel.remat)
 
 
 def title(members: list[Member]) -> str:
@@ -479,16 +407,6 @@ def title(members: list[Member]) -> str:
 
 def unit_of(config: Any) -> str:
   return "tokens" if config.data.kind == "text" else "examples"
-
-
-def _summary(sealed: dict[str, Any]) -> str:
-  if sealed["status"] != "finished":
-    return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}"
-  measured = "".join(f"  {name} {value:.4f}" for name, value in main(sealed["metrics"]).items())
-  return (
-    f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"
-    f"{measured}  {sealed['seconds']:.1f} s"
-  )
 
 
 def _finite(value: Any) -> float | None:

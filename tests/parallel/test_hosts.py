@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,14 +33,8 @@ def get_config(arg=None):
 """
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 @pytest.fixture
-def job(corpus_dir, tmp_path):
+def job(corpus_dir, tmp_path, free_port):
   """Starts the processes of one run: `job(steps, processes, devices each)` -> (folder, processes)."""
   started = []
 
@@ -204,7 +197,7 @@ def test_two_processes_go_on_from_one_process_and_back(job):
   np.testing.assert_allclose(list(second.values()), list(first.values()), rtol=1e-4)
 
 
-def test_processes_of_different_configs_are_refused(job, tmp_path):
+def test_processes_of_different_configs_are_refused(job, tmp_path, free_port):
   folder, first = job(20, 2, 4, "differ", port=(port := free_port()))
   first[1].kill()
   first[1].wait()

@@ -64,6 +64,19 @@ def test_bytes_by_arithmetic_are_those_of_the_compiler(preset, experts):
   assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
 
 
+@pytest.mark.parametrize(("width", "stages"), [(16, (1, 1, 1)), (32, (2, 2, 2))])
+def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
+  config = study.default_config("resnet")
+  config.model.update(width=width, stages=stages, groups=8)
+  config.train.update(batch_size=64, steps=10)
+  config.eval.batch_size = 64
+  config.parallel.data = 1
+  models.resolve(config.model, {"inputs": (28, 28, 1), "outputs": 10})
+  found = compiled.compiled(config, topology.parse(""))
+  guess = analytic.estimate(config, parallel.mesh_sizes(config, 1), None)
+  assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
+
+
 def test_state_bytes_are_those_on_a_device():
   config = small(True, preset="ep")
   state = steps.program(config).init(0)

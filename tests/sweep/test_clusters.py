@@ -56,7 +56,7 @@ def results(folder):
 
 
 class Fails:
-  """A place whose worker dies some times, and then ends by itself."""
+  """A place whose workers end with these codes, one after another, but for the last, which goes on."""
 
   said = "here"
 
@@ -73,21 +73,21 @@ class Fails:
 def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeypatch):
   clock = [0.0]
   monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
-  place = Fails([clusters.VANISHED, 137, 0])
+  place = Fails([clusters.VANISHED, 137, 0])  # the last ended, but not all runs have
   slot = workers._Slot(place)
   for _ in range(20):
     slot.keep_going(0)
     clock[0] += 1.0
-  assert place.starts == 3
-  assert not slot.runs()
+  assert place.starts == 4
+  assert slot.runs()
   slot = workers._Slot(Fails([2]))
   slot.keep_going(0)
   with pytest.raises(UserError, match="refused its input"):
     slot.keep_going(0)
-  place = Fails([75] * 20 + [0])  # a time limit, again and again
+  place = Fails([clusters.VANISHED] * 20)  # a time limit, again and again, while runs get further
   slot = workers._Slot(place)
-  for _ in range(200):
-    slot.keep_going(0)
+  for step in range(200):
+    slot.keep_going((0, step))
     clock[0] += 1.0
   assert place.starts == 21
   slot = workers._Slot(Fails([1] * 99))
@@ -121,12 +121,19 @@ def test_a_job_that_left_the_queue_without_a_result_has_vanished(tmp_path, monke
   assert place.poll() == 0
 
 
-def test_options_of_workers_are_numbers_and_words():
-  assert clusters.parse_options(["num_gpus=0.5", "nodes=2", "slurm_partition=gpu"]) == {
-    "num_gpus": 0.5, "nodes": 2, "slurm_partition": "gpu",
+def test_options_of_workers_are_numbers_and_words(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+  given = ["timeout_min=5", "slurm_use_srun=False", "slurm_partition=gpu", "mem_gb=0.5"]
+  assert Workers.parse("slurm:2", given).options == {
+    "timeout_min": 5, "slurm_use_srun": False, "slurm_partition": "gpu", "mem_gb": 0.5,
   }  # fmt: skip
   with pytest.raises(UserError, match="'gpu' is not NAME=VALUE"):
-    clusters.parse_options(["gpu"])
+    Workers.parse("ray:2", ["gpu"])
+  with pytest.raises(UserError, match="say timeout_min=MINUTES"):
+    Workers.parse("slurm:2")
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(UserError, match=r"install bigmodel\[ray\]"):
+    Workers.parse("ray:2")
   for text in ("ray", "slurm:0", "pbs:2"):
     with pytest.raises(UserError, match="--workers"):
       Workers.parse(text)
@@ -187,14 +194,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
+def slurm(tmp_path, monkeypatch, free_port):
   """A Slurm of this host alone, where Debian's slurm-wlm is installed."""
   pytest.importorskip("submitit")
   if os.getuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch"))):
@@ -245,7 +246,7 @@ def test_a_study_of_ten_runs_as_jobs_of_slurm(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path):
+def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path, free_port):
   """Two processes hold one lease and train one run at a time together."""
   words = command("hosts", steps=100)
   config, module = load(str(tmp_path / "config.py"), [])

@@ -9,7 +9,7 @@ import pytest
 from bigmodel import record, study
 from bigmodel.files import absolute
 from bigmodel.study import Listed, Study
-from bigmodel.sweep import packs
+from bigmodel.sweep import execute, packs
 from bigmodel.train import metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -86,13 +86,17 @@ def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path
   assert first["result_sha256"] == again["result_sha256"]
 
 
-def grouped(config, tmp_path, steps, **options):
+def runs_of(config, tmp_path, steps):
   config.train.update(steps=0, tokens=0)
   config.data.repeat = True
   runs = [{"train.steps": count, "optim.lr": 0.001 * (i + 1)} for i, count in enumerate(steps)]
-  prepared = study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path)
-  steps_of = {run.run_id: run.steps for run in prepared.runs.values()}
-  return [[steps_of[i] for i in ids] for ids in packs.group(list(prepared.runs.values()), **options)]
+  return list(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path).runs.values())
+
+
+def grouped(config, tmp_path, steps, **options):
+  runs = runs_of(config, tmp_path, steps)
+  steps_of = {run.run_id: run.steps for run in runs}
+  return [[steps_of[i] for i in ids] for ids in packs.group(runs, **options)]
 
 
 def test_those_side_by_side_have_about_the_same_horizon(config, tmp_path, monkeypatch):
@@ -113,6 +117,28 @@ def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
   assert grouped(config, tmp_path, (100, 100, 60, 60)) == [[100, 100], [60, 60]]
   monkeypatch.setattr("jax.device_count", lambda: 1)
   assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
+
+
+def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config, tmp_path, monkeypatch):
+  runs = runs_of(config, tmp_path, (30,) * 5)
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  for room, sizes in ((9, [5]), (1, [2, 2, 1]), (0, [1] * 5)):
+    monkeypatch.setattr(packs, "room", lambda _, room=room: room)
+    group = {"run_ids": [run.run_id for run in runs], "expected_seconds": 10.0}
+    parts = execute._parts(group, {run.run_id: run for run in runs})
+    assert [len(part["run_ids"]) for part in parts] == sizes
+    assert [run_id for part in parts for run_id in part["run_ids"]] == group["run_ids"]
+    assert sum(part["expected_seconds"] for part in parts) == pytest.approx(10.0)
+
+
+def test_what_lies_in_the_hosts_memory_or_in_no_devices_is_not_packed(config, tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  monkeypatch.setattr(packs, "room", lambda _: 0)
+  assert grouped(config, tmp_path, (30, 30)) == [[30], [30]]
+  monkeypatch.undo()
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  config.parallel.offload = "optimizer"
+  assert grouped(config, tmp_path, (30, 30)) == [[30], [30]]
 
 
 def test_room_is_memory_over_what_a_member_needs(resolved, monkeypatch):

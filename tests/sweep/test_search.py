@@ -8,7 +8,7 @@ from bigmodel import record, study
 from bigmodel.accounting import plain_counts
 from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, When
 from bigmodel.sweep import folder
-from bigmodel.train.loop import read_rungs
+from bigmodel.train.results import read_rungs
 from bigmodel.train.run import Interrupted
 
 pytest.importorskip("optuna")

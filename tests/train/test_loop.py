@@ -17,7 +17,7 @@ from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted, Run, run_id
+from bigmodel.train.run import Interrupted, Run, interruptible, run_id
 
 QUIET = dict(quiet=True)
 
@@ -71,6 +71,16 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
   assert again["params_sha256"] == whole["params_sha256"]
   facts = lambda folder: [(r["step"], r["loss"], r["grad_norm"]) for r in metrics.read(folder)]
   assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
+  before = signal.getsignal(number)
+  with interruptible() as stop:
+    assert not stop["stop"]
+    os.kill(os.getpid(), number)
+    assert stop["stop"]
+  assert signal.getsignal(number) == before
 
 
 def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
