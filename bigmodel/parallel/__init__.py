@@ -253,6 +253,11 @@ def lanes(config: Config, devices: int) -> int:
   return max(1, devices // math.prod(asked(config).values()))
 
 
+def mapped(config: Config) -> bool:
+  """Do the members of a pack on one lane train one after another? So it is on a CPU's cores, where that is faster."""
+  return jax.default_backend() == "cpu" and not asked(config)
+
+
 def asked(config: Config) -> dict[str, int]:
   """The axes that a member of a pack is spread over; what a preset wishes for goes to more members."""
   return {axis: config.parallel[axis] for axis in AXES[1:] if config.parallel[axis] > 1}

@@ -56,7 +56,7 @@ def group(runs: Sequence[Run], workers: int = 1, machines: int = 1) -> list[list
     lanes = parallel.lanes(config, devices)
     lanes = min(lanes, each) if workers > 1 else lanes
     most = min(each // lanes, room(config))
-    alone = hosts.several() or (mapped(config) and lanes == 1) or config.parallel.offload != "none"
+    alone = hosts.several() or (parallel.mapped(config) and lanes == 1) or config.parallel.offload != "none"
     packs = [] if alone or not most else _in_rows(sorted(members, key=lambda run: -run.steps), lanes, most)
     groups += [[run.run_id for run in pack] for pack in packs]
     packed = {run_id for ids in groups for run_id in ids}
@@ -66,7 +66,7 @@ def group(runs: Sequence[Run], workers: int = 1, machines: int = 1) -> list[list
 
 def _in_rows(ordered: Sequence[Run], lanes: int, most: int) -> list[list[Run]]:
   """Packs of at most `most` rows, a row having a run for each lane; the longest horizons first."""
-  packs, left, mix = [], list(ordered), mapped(ordered[0].config)
+  packs, left, mix = [], list(ordered), parallel.mapped(ordered[0].config)
   while len(left) >= lanes:
     row = left[:lanes]
     if row[-1].steps < SHARE * row[0].steps:
@@ -80,15 +80,10 @@ def _in_rows(ordered: Sequence[Run], lanes: int, most: int) -> list[list[Run]]:
   return [[row[lane] for lane in range(lanes) for row in pack] for pack in packs if len(pack) * lanes > 1]
 
 
-def mapped(config: Config) -> bool:
-  """Do the members of a lane train one after another? So it is on a CPU, where that is faster."""
-  return jax.default_backend() == "cpu" and not parallel.asked(config)
-
-
 def room(config: Config) -> int:
   """How many members of this shape a lane holds at once; none, where one needs more than that."""
   memory, counts = FREE * hardware.memory(), models.counts_of(config)
-  if mapped(config):
+  if parallel.mapped(config):
     return int(min(MOST, memory / (COPIES * STATE_BYTES * counts.params_total)))
   sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
   return int(min(MOST, memory / analytic.estimate(config, sizes, None)["peak_bytes"]))

@@ -83,8 +83,10 @@ _PROGRAMS: dict[str, Program] = {}
 def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only.
 
-  Of a `mixed` pack members may have horizons of their own; one that has come to its end stays as it is.
+  Of a `mixed` pack members may have come to their ends before the others; where they are computed one after another,
+  those cost nothing more.
   """
+  mixed = mixed and parallel.mapped(config)
   mesh, single_mesh = parallel.make_mesh(config, members), parallel.make_mesh(config)
   traced = tasks.traced(config)
   kept = {
@@ -200,20 +202,20 @@ def _alone(lone: Lone) -> Program:
 
 def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> Program:
   """Runs side by side: one after another on each core of a CPU, which is faster there, batched elsewhere."""
-  kept, alone = (_until_its_end if mixed else lambda step: step), _alone(lone)
-  by_member = parallel.member_sharding(mesh)
-  if mesh.devices.flat[0].platform == "cpu" and not parallel.asked(config):
+  alone, by_member = _alone(lone), parallel.member_sharding(mesh)
+  if parallel.mapped(config):
     supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
     ways = {name: blocks.choose(config, mesh) for name in supplied}
     model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
     one_step = functools.partial(
       train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
     )
+    one_step = _until_its_end(one_step) if mixed else one_step
     placed = jax.tree.map(lambda _: by_member, lone.shapes)
     rows_sharding = by_member
     step = jax.jit(
       jax.shard_map(
-        lambda *arguments: jax.lax.map(lambda one: kept(one_step)(*one), arguments),
+        lambda *arguments: jax.lax.map(lambda one: one_step(*one), arguments),
         mesh=mesh,
         in_specs=PartitionSpec("member"),
         out_specs=PartitionSpec("member"),
@@ -231,7 +233,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     rows_sharding = each(parallel.batch_sharding(mesh))
     step = spread.on_mesh(
       jax.jit(
-        jax.vmap(kept(spread.one_step), spmd_axis_name="member"),
+        jax.vmap(spread.one_step, spmd_axis_name="member"),
         donate_argnums=0,
         in_shardings=(placed, rows_sharding, by_member),
         out_shardings=(placed, by_member),

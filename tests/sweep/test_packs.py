@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from bigmodel import record, study
+from bigmodel import optim, record, study
+from bigmodel.data import pipeline
 from bigmodel.files import absolute
 from bigmodel.study import Listed, Study
 from bigmodel.sweep import execute, packs
 from bigmodel.train import metrics
+from bigmodel.train import step as steps
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Interrupted, Run
 
 
-def members_of(config, folder, steps, **changes):
+def members_of(config, folder, horizons, **changes):
   runs = []
-  for i, count in enumerate(steps):
+  for i, count in enumerate(horizons):
     own = config.copy_and_resolve_references()
     own.train.steps, own.seed = count, i
     for name, value in changes.items():
@@ -48,6 +50,24 @@ def test_each_member_has_its_horizon_and_is_the_run_alone(resolved, tmp_path, si
     rows = metrics.read(run.folder)
     assert [row["step"] for row in rows] == list(range(5, run.steps + 1, 5))
     assert record.read(run.folder) == own
+
+
+def test_a_member_past_its_horizon_is_not_computed(resolved):
+  config, corpus = resolved
+  config.train.steps = 3
+  program, rows = steps.program(config, 2, mixed=True), pipeline.train_pipeline(config, corpus, 5)
+  state = program.place([program.init(seed) for seed in range(2)])
+  h = program.put_hyperparameters([optim.hyperparameters(config, count) for count in (3, 5)])
+  marks = []
+  for step in range(5):
+    state, _ = program.step(state, program.put_rows([rows.batch(step)] * 2), h)
+    host = program.fetch(state)
+    marks.append([steps.params_sha256(program.member(host, i).params) for i in range(2)])
+  short, long = zip(*marks, strict=True)
+  assert len({*short}) == 3
+  assert short[2:] == (short[2],) * 3
+  assert len({*long}) == 5
+  assert host.step.tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("looks", [7, 24])
@@ -86,15 +106,15 @@ def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path
   assert first["result_sha256"] == again["result_sha256"]
 
 
-def runs_of(config, tmp_path, steps):
+def runs_of(config, tmp_path, horizons):
   config.train.update(steps=0, tokens=0)
   config.data.repeat = True
-  runs = [{"train.steps": count, "optim.lr": 0.001 * (i + 1)} for i, count in enumerate(steps)]
+  runs = [{"train.steps": count, "optim.lr": 0.001 * (i + 1)} for i, count in enumerate(horizons)]
   return list(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path).runs.values())
 
 
-def grouped(config, tmp_path, steps, **options):
-  runs = runs_of(config, tmp_path, steps)
+def grouped(config, tmp_path, horizons, **options):
+  runs = runs_of(config, tmp_path, horizons)
   steps_of = {run.run_id: run.steps for run in runs}
   return [[steps_of[i] for i in ids] for ids in packs.group(runs, **options)]
 
@@ -113,7 +133,7 @@ def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 2)
   monkeypatch.setattr(packs, "room", lambda _: 2)
   assert grouped(config, tmp_path, (30,) * 7) == [[30] * 4, [30] * 2, [30]]
-  monkeypatch.setattr(packs, "mapped", lambda _: False)
+  monkeypatch.setattr("bigmodel.parallel.mapped", lambda _: False)
   assert grouped(config, tmp_path, (100, 100, 60, 60)) == [[100, 100], [60, 60]]
   monkeypatch.setattr("jax.device_count", lambda: 1)
   assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
@@ -148,7 +168,7 @@ def test_room_is_memory_over_what_a_member_needs(resolved, monkeypatch):
     monkeypatch.setattr("bigmodel.hardware.memory", lambda memory=memory: memory)
     rooms.append([packs.room(config)])
     with monkeypatch.context() as patched:
-      patched.setattr(packs, "mapped", lambda _: False)
+      patched.setattr("bigmodel.parallel.mapped", lambda _: False)
       rooms[-1].append(packs.room(config))
   assert rooms[0] == [0, 0]
   for one, two in zip(rooms[1], rooms[2], strict=True):

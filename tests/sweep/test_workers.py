@@ -64,6 +64,16 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   assert {one["run_id"] for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
 
 
+def test_a_run_that_was_set_aside_runs_again_though_it_was_marked_as_ended(config, tmp_path):
+  prepared = planned(config, tmp_path, 2)
+  study.work(prepared, "one", True, {"stop": False}, patience=1.0)
+  before = results(tmp_path)
+  run = next(iter(prepared.runs.values()))
+  (run.folder / "record.json").unlink()
+  study.run_study(prepared, True, {"stop": False})
+  assert results(tmp_path) == before
+
+
 def test_a_run_whose_lease_is_lost_at_its_end_writes_no_record(config, tmp_path):
   prepared = planned(config, tmp_path)
   run = next(iter(prepared.runs.values()))
