@@ -1,7 +1,10 @@
 """Studies: design -> plan -> run -> fit -> forecast -> score -> report, and nothing else."""
 
+import contextlib
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +27,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
-from bigmodel.sweep import execute, folder, halving, priced
+from bigmodel.sweep import execute, folder, halving, packs, priced
 from bigmodel.sweep import workers as workers_
 from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
@@ -42,11 +45,11 @@ from bigmodel.sweep.designs import (
 )
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
-from bigmodel.sweep.leases import PATIENCE, Leases
+from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Leases
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Branch, Run, interruptible, now
+from bigmodel.train.run import Branch, Interrupted, Run, interruptible, now
 
 # What a config file imports; and a config of all rooms, which studies are made of.
 __all__ = [
@@ -57,7 +60,7 @@ __all__ = [
 
 LAWS = ("chinchilla", "isoflop")
 LOOKING = (Search, Halving)  # designs that see results before they go on
-ALONE = "--workers: not for a design that looks at results before it goes on"
+Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +266,6 @@ def run_study(
   """
   from bigmodel.report import page
 
-  require(not workers or not isinstance(prepared.study.design, LOOKING), ALONE)
   workdir = prepared.workdir
   known = hosts.first(lambda: folder.read_plan(workdir))
   split = (workers.count, workers.machines) if workers else (1, 1)
@@ -279,17 +281,21 @@ def run_study(
   with Display(left, display_quiet) as display:
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    train_them = lambda groups, runs: execute.run_groups(groups, runs, prepared.data, display, stop)
-    if isinstance(prepared.study.design, Search):
-      _search(prepared, the_plan, runs, train_them)
-    elif isinstance(prepared.study.design, Halving):
-      halving.run(prepared.study.design, [runs[run_id] for run_id in prepared.runs], train_them)
-    elif workers:
-      workers_.run_all(workers, command, the_plan["groups"], runs, workdir, display, stop)
-    elif (workdir / "leases").exists() and not hosts.several():  # workers of an earlier command may be alive
-      workers_.work("parent", the_plan["groups"], runs, prepared.data, workdir, display, stop)
-    else:
-      train_them(the_plan["groups"], runs)
+    with workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext() as pool:
+      if pool:
+        train_them = pool.train
+      elif (workdir / "leases").exists() and not hosts.several():  # workers of an earlier command may be alive
+        train_them = functools.partial(
+          workers_.work, "parent", data=prepared.data, workdir=workdir, display=display, stop=stop
+        )
+      else:
+        train_them = functools.partial(execute.run_groups, data=prepared.data, display=display, stop=stop)
+      if isinstance(prepared.study.design, Search):
+        _search(prepared, the_plan, runs, train_them, split)
+      elif isinstance(prepared.study.design, Halving):
+        _halve(prepared, the_plan, runs, train_them, split)
+      else:
+        train_them(the_plan["groups"], runs)
     if prepared.study.laws:
       fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
@@ -299,26 +305,51 @@ def run_study(
 
 
 def _search(
-  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Callable[[Any, Any], None]
+  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int]
 ) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
   design, workdir = prepared.study.design, prepared.workdir
   assert isinstance(design, Search)
   while True:
+    _write_round(workdir, the_plan, the_plan["groups"])
     train_them(the_plan["groups"], runs)
     known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
     more = design.more(known, prepared.counts_of, prepared.study.settings)
-    if not more:
-      return
     made = [(prepared.make(one.overrides), one) for one in more]
-    if all(run.run_id in runs for run, _ in made):
-      return  # axes that change no run
+    if all(run.run_id in runs for run, _ in made):  # nothing more, or axes that change no run
+      return _write_round(workdir, the_plan, [])
     added = dataclasses.replace(
       prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
     )
-    the_plan = hosts.share(plan(added, the_plan))
-    write_json(workdir / "plan.json", the_plan)
+    the_plan = hosts.share(plan(added, the_plan, *split))
     runs = _all_runs(added, the_plan)
+
+
+def _halve(
+  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int]
+) -> None:
+  """Trains runs from rung to rung."""
+  design, workdir = prepared.study.design, prepared.workdir
+  assert isinstance(design, Halving)
+  costs = {row["run_id"]: row["expected_seconds"] for row in the_plan["runs"]}
+  under_way = the_plan.get("round", [])
+
+  def one_round(alive: dict[str, Run], until: int) -> None:
+    ids = packs.group(list(alive.values()), *split)
+    cost = lambda run_id: costs[run_id] * (until / alive[run_id].steps if until else 1.0)
+    groups = [{"run_ids": part, "expected_seconds": sum(map(cost, part)), "until": until} for part in ids]
+    same = lambda groups: {(run_id, group["until"]) for group in groups for run_id in group["run_ids"]}
+    groups = under_way if same(under_way) == same(groups) else groups  # somebody may be at it
+    _write_round(workdir, the_plan, groups)
+    train_them(groups, alive)
+
+  halving.run(design, [runs[run_id] for run_id in prepared.runs], one_round)
+  _write_round(workdir, the_plan, [])
+
+
+def _write_round(workdir: epath.Path, the_plan: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+  """Tells workers what to train of a design that looks at results: nothing, once it has ended."""
+  write_json(workdir / "plan.json", the_plan | {"round": groups})
 
 
 def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
@@ -331,13 +362,33 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
 
 def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = PATIENCE) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended."""
-  the_plan = hosts.first(lambda: folder.read_plan(prepared.workdir))
-  require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
-  require(not isinstance(prepared.study.design, LOOKING), ALONE)
-  assert the_plan is not None
+  workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
   with Display(0.0, quiet) as display:
-    runs = _all_runs(prepared, the_plan)
-    workers_.work(worker, the_plan["groups"], runs, prepared.data, prepared.workdir, display, stop, patience)
+    while True:
+      the_plan = hosts.first(functools.partial(_next_plan, prepared, before, stop, patience))
+      groups = the_plan.get("round", []) if looks else the_plan["groups"]
+      if groups == before:
+        return
+      workers_.work(worker, groups, _all_runs(prepared, the_plan), prepared.data, workdir, display, stop, patience)
+      if not looks or not groups:
+        return
+      before = groups
+
+
+def _next_plan(
+  prepared: Prepared, before: list[dict[str, Any]] | None, stop: dict[str, bool], patience: float
+) -> dict[str, Any]:
+  """The plan as it is now: after a round, once it asks for another, if it does before long."""
+  began = time.monotonic()
+  while True:
+    the_plan = folder.read_plan(prepared.workdir)
+    require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
+    assert the_plan is not None
+    if the_plan.get("round") != before or before is None or time.monotonic() - began > 2 * patience:
+      return the_plan
+    if stop["stop"]:
+      raise Interrupted("stopped between runs")
+    time.sleep(POLL_SECONDS)
 
 
 def run_listed(

@@ -1,6 +1,6 @@
 """A small ResNet on Fashion-MNIST: 92.7% in 11.5 minutes on 2 CPU cores.
 
-With Muon (`optim.name=muon`, `optim.lr=0.01`) and 16 epochs it reached 93.5%, measured on one H200.
+With Muon (`optim.name=muon`, `optim.lr=0.01`) and 16 epochs: 93.1% in 26.5 minutes; 93.5% on one H200.
 
 The images are Debian's package dataset-fashion-mnist; config.data.path names another folder of IDX files.
 """

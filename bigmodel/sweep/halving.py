@@ -3,12 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from bigmodel import record
 from bigmodel.config import require
 from bigmodel.parallel import hosts
-from bigmodel.sweep import packs
 from bigmodel.sweep.designs import CountsOf, Design, Planned, Settings, no_settings
 from bigmodel.train.results import read_rungs, stopped_record
 from bigmodel.train.run import Run
@@ -67,29 +65,22 @@ class Hyperband(Halving):
     return found
 
 
-def run(
-  design: Halving, runs: Sequence[Run], train_them: Callable[[list[dict[str, Any]], dict[str, Run]], None]
-) -> None:
-  """Trains runs from rung to rung; what is known of rungs on disk is not done again."""
+def run(design: Halving, runs: Sequence[Run], train_them: Callable[[dict[str, Run], int], None]) -> None:
+  """Trains runs from rung to rung, to a step or (0) to the end; what is known of rungs on disk is not done again."""
   require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")
   for halving, members in design.brackets(runs):
     alive = {run.run_id: run for run in members}
     for rung in halving.rungs(members[0].steps):
-      train_them(_groups(alive, rung), alive)
+      train_them(alive, rung)
       losses = hosts.first(lambda rung=rung, alive=alive: {i: _loss(run, rung) for i, run in alive.items()})
       stays = halving.stays({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
       for run_id in sorted(alive.keys() - stays):
         if hosts.first(lambda run=alive[run_id]: record.read(run.folder) is None):
           stopped_record(alive[run_id], rung)
       alive = {run_id: run for run_id, run in alive.items() if run_id in stays}
-    train_them(_groups(alive, 0), alive)
+    train_them(alive, 0)
 
 
 def _loss(run: Run, rung: int) -> float | None:
   """At a rung; None where a run diverged or failed before it."""
   return read_rungs(run).get(str(rung))
-
-
-def _groups(runs: Mapping[str, Run], until: int) -> list[dict[str, Any]]:
-  """What trains together, to a step or (0) to the end."""
-  return [{"run_ids": ids, "expected_seconds": 0.0, "until": until} for ids in packs.group(list(runs.values()))]

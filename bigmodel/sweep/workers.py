@@ -49,8 +49,9 @@ class Workers:
 
 
 def group_name(group: Mapping[str, Any]) -> str:
-  """What a group's lease is called."""
-  return group["run_ids"][0]
+  """What a group's lease is called: to a rung it is another one than to the end."""
+  until = group.get("until", 0)
+  return group["run_ids"][0] + (f"-{until}" if until else "")
 
 
 def work(
@@ -115,25 +116,36 @@ def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
   return True
 
 
-def run_all(
-  workers: Workers, command: Sequence[str], groups: Sequence[dict[str, Any]], runs: Mapping[str, Run],
-  workdir: epath.Path, display: Display, stop: dict[str, bool],
-) -> None:  # fmt: skip
-  """Starts workers, and again those that die, until every group has ended."""
-  watch = _Watch(groups, runs, Leases(workdir / "leases", "parent"), display)
-  slots = [_Slot(place) for place in _places(workers, command, workdir)] if watch.look() else []
-  try:
+class Pool:
+  """Workers that train group after group: started with the first, again where they die, and ended at the end."""
+
+  def __init__(
+    self, workers: Workers, command: Sequence[str], workdir: epath.Path, display: Display, stop: dict[str, bool]
+  ):
+    self._start = lambda: [_Slot(place) for place in _places(workers, command, workdir)]
+    self._workdir, self._display, self._stop = workdir, display, stop
+    self._slots: list[_Slot] = []
+
+  def train(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run]) -> None:
+    """Until all of these have ended."""
+    watch = _Watch(groups, runs, Leases(self._workdir / "leases", "parent"), self._display)
     while watch.look():
-      if stop["stop"]:
+      if self._stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
-      for slot in slots:
+      self._slots = self._slots or self._start()
+      for slot in self._slots:
         slot.keep_going(watch.progress)
       time.sleep(POLL_SECONDS)
-    _wait(slots, 30)  # they see it, too
-  finally:
-    for slot in slots:
+
+  def __enter__(self) -> "Pool":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    if kind is None:
+      _wait(self._slots, 30)  # they see that all has ended, too
+    for slot in self._slots:
       slot.stop()
-    for slot in _wait(slots, 60):
+    for slot in _wait(self._slots, 60):
       slot.kill()
 
 
