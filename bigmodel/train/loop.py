@@ -25,6 +25,7 @@ from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, 
 from bigmodel.train.supervise import Watchdog
 
 FLUSH_SECONDS = 10.0
+AT_ONCE_SECONDS = 4.0  # of steps in one call
 
 
 @dataclasses.dataclass
@@ -160,10 +161,14 @@ def _train(
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display, Clock(len(waiting)))
-  pending: tuple[int, dict[str, jax.Array], list[Any] | None] | None = None
+  pending: tuple[int, int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
+  end = min(total, until or total)
+  most = 1 if look_every or profile else program.stride  # steps at once
+  done = start
   with hosts.Agreement(stop) as agreement:
-    for step in range(start, min(total, until or total)):
+    while done < end:
+      step = done
       if profile and step == start + 2:  # the first steps compile
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
       if step == ahead[0].stop:
@@ -171,11 +176,21 @@ def _train(
         program, hyperparameters = _stage(members, ahead[0])
       if step == ahead[0].first == ahead[0].begin > 0:
         state = steps.next_stage(program, ahead[0].config, state)
-      rows = program.put_rows([m.rows.part(step - ahead[0].first) for m in members])
-      look = look_every and (step + 1) % look_every == 0
+      marks = [
+        end,
+        ahead[0].stop,
+        *(m.run.steps for m in members),
+        *(run.branch.step for run in branches if run.branch),
+      ]
+      marks.append(step + config.train.checkpoint_every - step % config.train.checkpoint_every)
+      count = min(min(mark for mark in marks if mark > step) - step, most, watch.stride())
+      done = step + count
+      of_steps = [[m.rows.part(k - ahead[0].first) for m in members] for k in range(step, done)]
+      rows = program.put_rows(*of_steps)
+      look = look_every and done % look_every == 0
       layers = program.layers(state, rows, hyperparameters) if look else None
       state, metrics = program.step(state, rows, hyperparameters)
-      before, pending = pending, (step, metrics, layers)
+      before, pending = pending, (step, count, metrics, layers)
       if before is not None and watch.read(*before):
         pending = None
         break  # every member has diverged
@@ -183,7 +198,7 @@ def _train(
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
       watchdog.beat()
-      leaving = [run for run in branches if run.branch is not None and run.branch.step == step + 1]
+      leaving = [run for run in branches if run.branch is not None and run.branch.step == done]
       if leaving:
         before, pending = pending, None
         if watch.read(*before):
@@ -191,7 +206,7 @@ def _train(
         _require_ours(stop)
         _leave(program, members, leaving, state)
         watchdog.beat()
-      ending = [m for m in members if m.run.steps == step + 1 < total and m.ended is None]
+      ending = [m for m in members if m.run.steps == done < total and m.ended is None]
       if ending:
         before, pending = pending, None
         if before is not None and watch.read(*before):
@@ -200,36 +215,36 @@ def _train(
         host, spent = program.fetch(state), watch.clock.spent()
         for index, member in enumerate(members):
           if member in ending:
-            member.checkpoints.save(step + 1, program.member(host, index))
+            member.checkpoints.save(done, program.member(host, index))
             member.checkpoints.wait()
             member.ended = _finish(program, member, index, host, spent)
             watchdog.beat()
         watch.clock.go_on(len(_under_way(members)))
-      due = (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total
+      due = done % config.train.checkpoint_every == 0 and done < total
       for member in members:
         member.checkpoints.check()
-      stopping = agreement.stop_before(step + 1)
+      stopping = agreement.stop_before(done)
       if due or stopping:
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
         _require_ours(stop)
-        _save(program, members, state, step + 1)
+        _save(program, members, state, done)
         watchdog.beat()
       if stopping:
         spent = watch.clock.spent()
         for member in members:
           member.checkpoints.wait()
           if member.ended is None:
-            write_status(member.run, "interrupted", step + 1, member.seconds + spent)
+            write_status(member.run, "interrupted", done, member.seconds + spent)
         display.end()
-        raise Interrupted(f"{title(members)} saved at step {step + 1} of {total}")
+        raise Interrupted(f"{title(members)} saved at step {done} of {total}")
   if pending is not None:
     watch.read(*pending)
   watchdog.close()
   _require_ours(stop)
-  done = np.atleast_1d(np.asarray(state.step))
-  _save(program, members, state, max(int(n) for n, m in zip(done, members, strict=True) if m.ended is None))
+  own = np.atleast_1d(np.asarray(state.step))
+  _save(program, members, state, max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None))
   for member in members:
     member.checkpoints.wait()
   seconds, state = watch.clock.spent(), program.fetch(state)
@@ -297,7 +312,7 @@ class Clock:
 
 @dataclasses.dataclass
 class Watch:
-  """Reads the metrics of a step while the next one computes."""
+  """Reads the metrics of steps while the next ones compute."""
 
   members: list[Member]
   logged_step: int
@@ -307,26 +322,37 @@ class Watch:
 
   def __post_init__(self) -> None:
     config = self.members[0].run.config
-    self.logged_at = self.flushed_at = time.monotonic()
+    self.logged_at = self.flushed_at = self.read_at = time.monotonic()
+    self.pace = math.inf  # seconds a step, as long as nothing has been read
     self.every = config.train.log_every
     self.ends = {member.run.steps for member in self.members}
     self.of_row = train.batch_tokens(config) // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
-  def read(self, step: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
+  def stride(self) -> int:
+    """The steps that can be made at once, so that a signal or a lost lease need not wait for long."""
+    return max(1, int(min(AT_ONCE_SECONDS / self.pace, steps.STRIDE)))
+
+  def read(self, step: int, count: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
     """Logs if it is time; true once no member under way has a finite loss any more."""
-    values = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
+    values = {name: np.reshape(np.asarray(value), (len(self.members), -1)) for name, value in metrics.items()}
+    now_ = time.monotonic()
+    self.pace = (now_ - self.read_at) / count
     if "noise_scale" in values:
       values["noise_scale"] = values["noise_scale"] * self.of_row
-    done = step + 1
     under_way = [member.ended is None for member in self.members]
-    if done % self.every == 0 or done in self.ends:
-      self._log(done, values, layers, under_way)
-    return bool((values["diverged_at"] >= 0)[under_way].all())
+    for k in range(count):
+      done = step + k + 1
+      if done % self.every == 0 or done in self.ends:
+        at = self.read_at + (k + 1) * self.pace
+        self._log(done, at, {name: x[:, k] for name, x in values.items()}, layers, under_way)
+    self.read_at = now_
+    return bool((values["diverged_at"][:, count - 1] >= 0)[under_way].all())
 
-  def _log(self, done: int, values: dict[str, np.ndarray], layers: list[Any] | None, under_way: list[bool]) -> None:
-    now_ = time.monotonic()
+  def _log(
+    self, done: int, now_: float, values: dict[str, np.ndarray], layers: list[Any] | None, under_way: list[bool]
+  ) -> None:
     config = self.members[0].run.config
     seen, before = train.tokens_at(config, done), train.tokens_at(config, self.logged_step)
     speed = max(seen - before, 1) / max(now_ - self.logged_at, 1e-9)

@@ -23,6 +23,7 @@ from bigmodel.train import statistics
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
+STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
 
 
 @flax.struct.dataclass
@@ -49,13 +50,14 @@ class Program:
   init: Callable[[int], State]  # seed -> the state of one member
   shapes: State  # of the state of one member, with its shardings
   shardings: Any  # of the program's state
-  step: Callable[..., tuple[State, dict[str, jax.Array]]]  # (state, rows, hyperparameters)
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]  # (state, rows, hyperparameters); metrics [M, stride]
   place: Callable[[list[State]], State]  # states of single members -> the program's state
-  put_rows: Callable[[list[hosts.Rows]], jax.Array]
+  put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
   fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
+  stride: int = 1  # the most steps that a call of `step` makes
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
@@ -213,17 +215,20 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     one_step = _until_its_end(one_step) if mixed else one_step
     placed = jax.tree.map(lambda _: by_member, lone.shapes)
     rows_sharding = by_member
-    step = jax.jit(
+    one_member = _several(one_step)
+    jitted = jax.jit(
       jax.shard_map(
-        lambda *arguments: jax.lax.map(lambda one: one_step(*one), arguments),
+        lambda count, *arguments: jax.lax.map(lambda one: one_member(count, *one), arguments),
         mesh=mesh,
-        in_specs=PartitionSpec("member"),
+        in_specs=(PartitionSpec(), *(PartitionSpec("member"),) * 3),
         out_specs=PartitionSpec("member"),
         check_vma=False,
       ),
-      donate_argnums=0,
+      donate_argnums=1,
       compiler_options=hardware.compiler_options(),
     )
+    step = lambda state, rows, h: jitted(rows[0], state, rows[1], h)
+    stride = STRIDE
   else:
     spread = lone_run(config, mesh, packed=True)
     each = lambda sharding: NamedSharding(
@@ -231,7 +236,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     )
     placed = jax.tree.map(lambda x: each(x.sharding), spread.shapes)
     rows_sharding = each(parallel.batch_sharding(mesh))
-    step = spread.on_mesh(
+    batched = spread.on_mesh(
       jax.jit(
         jax.vmap(spread.one_step, spmd_axis_name="member"),
         donate_argnums=0,
@@ -240,6 +245,18 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
         compiler_options=hardware.compiler_options(),
       )
     )
+    step = lambda state, rows, h: batched(state, rows[1], h)
+    stride = 1
+
+  def put_rows(*given: list[hosts.Rows]) -> tuple[np.int32, Any]:
+    own = [_stack([hosts.all_rows(one) for one in rows]) for rows in given]
+    if stride == 1:
+      return np.int32(1), jax.device_put(own[0], rows_sharding)
+    own += own[-1:] * (stride - len(own))
+    by_step = jax.tree.map(lambda *x: np.stack(x, axis=1), *own)
+    return np.int32(len(given)), jax.device_put(by_step, rows_sharding)
+
+  first = (lambda rows: jax.tree.map(lambda x: x[:, 0], rows)) if stride > 1 else lambda rows: rows
   return dataclasses.replace(
     alone,
     mesh=mesh,
@@ -247,13 +264,31 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     shardings=placed,
     step=step,
     place=lambda states: jax.device_put(_stack(states), placed),
-    put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), rows_sharding),
+    put_rows=put_rows,
     put_hyperparameters=lambda h: jax.device_put(_stack(h), by_member),
     fetch=jax.device_get,
-    layers=lambda *arguments: [
-      lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), arguments)) for i in range(members)
+    stride=stride,
+    layers=lambda state, rows, h: [
+      lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), (state, first(rows[1]), h))) for i in range(members)
     ],
   )
+
+
+def _several(one_step: Callable) -> Callable:
+  """So many steps of one run after another, and what each told."""
+
+  def steps(count: jax.Array, state: State, rows_K: Any, h: optim.Hyperparameters) -> tuple[State, Any]:
+    at = lambda k: jax.tree.map(lambda x: x[k], rows_K)
+    told = jax.eval_shape(one_step, state, at(0), h)[1]
+    empty = jax.tree.map(lambda x: jnp.zeros((STRIDE, *x.shape), x.dtype), told)
+
+    def go_on(k: jax.Array, known: tuple[State, Any]) -> tuple[State, Any]:
+      state, now = one_step(known[0], at(k), h)
+      return state, jax.tree.map(lambda all_, x: all_.at[k].set(x), known[1], now)
+
+    return jax.lax.fori_loop(0, count, go_on, (state, empty))
+
+  return steps
 
 
 def _until_its_end(one_step: Callable) -> Callable:

@@ -11,7 +11,7 @@ from bigmodel.data import pipeline
 from bigmodel.files import absolute
 from bigmodel.study import Listed, Study
 from bigmodel.sweep import execute, packs
-from bigmodel.train import metrics
+from bigmodel.train import loop, metrics
 from bigmodel.train import step as steps
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -71,18 +71,39 @@ def test_a_member_past_its_horizon_is_not_computed(resolved):
 
 
 @pytest.mark.parametrize("looks", [7, 24])
-def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path, stop_at, looks):
-  """Before the shorter member has ended, and after."""
+def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path, stop_at, looks, monkeypatch):
+  """Before the shorter member has ended, and after; with steps one by one, where there were several in a call."""
   config, corpus = resolved
   whole = train(members_of(config, tmp_path / "whole", (30, 20)), corpus)
   runs = members_of(config, tmp_path / "halves", (30, 20))
-  with pytest.raises(Interrupted):
-    train(runs, corpus, stop_at(looks))
+  with monkeypatch.context() as one_by_one:
+    one_by_one.setattr(loop, "AT_ONCE_SECONDS", 0.0)
+    with pytest.raises(Interrupted):
+      train(runs, corpus, stop_at(looks))
   assert (record.read(runs[1].folder) is not None) == (looks == 24)
   again = train(runs, corpus)
   for one, other in zip(whole, again, strict=True):
     assert one["result_sha256"] == other["result_sha256"]
   assert metrics.read(runs[1].folder)[-1]["step"] == 20
+
+
+def test_all_steps_of_a_call_are_logged_at_times_of_their_own(resolved, tmp_path):
+  config, corpus = resolved
+  config.train.log_every = 1
+  runs = members_of(config, tmp_path, (30, 20))
+  calls = []
+
+  class Counts(dict):
+    def __getitem__(self, name):
+      calls.append(name)
+      return False
+
+  train(runs, corpus, Counts(stop=False))
+  assert len(calls) < 20  # of 30 steps
+  for run in runs:
+    rows = metrics.read(run.folder)
+    assert [row["step"] for row in rows] == list(range(1, run.steps + 1))
+    assert max(row["tokens_per_second"] for row in rows) < 1e8
 
 
 def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resolved, tmp_path):
