@@ -60,6 +60,7 @@ __all__ = [
 
 LAWS = ("chinchilla", "isoflop")
 LOOKING = (Search, Halving)  # designs that see results before they go on
+NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
 Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
 
 
@@ -293,7 +294,7 @@ def run_study(
       if isinstance(prepared.study.design, Search):
         _search(prepared, the_plan, runs, train_them, split)
       elif isinstance(prepared.study.design, Halving):
-        _halve(prepared, the_plan, runs, train_them, split)
+        _halve(prepared, the_plan, runs, train_them, split, (known or {}).get("round", []))
       else:
         train_them(the_plan["groups"], runs)
     if prepared.study.laws:
@@ -326,22 +327,30 @@ def _search(
 
 
 def _halve(
-  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int]
-) -> None:
-  """Trains runs from rung to rung."""
+  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int],
+  under_way: list[dict[str, Any]],
+) -> None:  # fmt: skip
+  """Trains runs from rung to rung; groups that were `under_way` stay as they were: somebody may be at them."""
   design, workdir = prepared.study.design, prepared.workdir
   assert isinstance(design, Halving)
-  costs = {row["run_id"]: row["expected_seconds"] for row in the_plan["runs"]}
-  under_way = the_plan.get("round", [])
+  costs = {row["run_id"]: row["expected_seconds"] / runs[row["run_id"]].steps for row in the_plan["runs"]}
+  reached = dict.fromkeys(runs, 0)
 
   def one_round(alive: dict[str, Run], until: int) -> None:
-    ids = packs.group(list(alive.values()), *split)
-    cost = lambda run_id: costs[run_id] * (until / alive[run_id].steps if until else 1.0)
-    groups = [{"run_ids": part, "expected_seconds": sum(map(cost, part)), "until": until} for part in ids]
-    same = lambda groups: {(run_id, group["until"]) for group in groups for run_id in group["run_ids"]}
-    groups = under_way if same(under_way) == same(groups) else groups  # somebody may be at it
-    _write_round(workdir, the_plan, groups)
-    train_them(groups, alive)
+    group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
+    kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
+    known = {run_id for one in kept for run_id in one["run_ids"]}
+    missing = lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)]
+    left = hosts.first(missing)
+    groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
+    for one in groups:
+      one["expected_seconds"] = sum(costs[i] * ((until or runs[i].steps) - reached[i]) for i in one["run_ids"])
+    if groups:
+      _write_round(workdir, the_plan, groups)
+      train_them(groups, alive)
+    reached.update(dict.fromkeys(alive, until))
+    while not hosts.first(lambda: execute.ended(group(list(alive)), alive)):
+      time.sleep(POLL_SECONDS)  # a worker has seen what this machine's file system does not show yet
 
   halving.run(design, [runs[run_id] for run_id in prepared.runs], one_round)
   _write_round(workdir, the_plan, [])
@@ -357,6 +366,8 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
   others = {row["run_id"]: row["overrides"] for row in the_plan["runs"] if row["run_id"] not in prepared.runs}
   runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in others.items()}
   leaving = {row["run_id"]: Branch(**row["trunk"]) for row in the_plan["runs"] if "trunk" in row}
+  if isinstance(prepared.study.design, Halving):
+    leaving = {}  # they begin together, and pause before any could leave
   return {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
 
 
@@ -365,7 +376,9 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], pa
   workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
   with Display(0.0, quiet) as display:
     while True:
-      the_plan = hosts.first(functools.partial(_next_plan, prepared, before, stop, patience))
+      the_plan = hosts.first(functools.partial(_next_plan, workdir, before, stop))
+      if the_plan is None:
+        raise Interrupted("stopped between runs")
       groups = the_plan.get("round", []) if looks else the_plan["groups"]
       if groups == before:
         return
@@ -376,18 +389,18 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], pa
 
 
 def _next_plan(
-  prepared: Prepared, before: list[dict[str, Any]] | None, stop: dict[str, bool], patience: float
-) -> dict[str, Any]:
-  """The plan as it is now: after a round, once it asks for another, if it does before long."""
+  workdir: epath.Path, before: list[dict[str, Any]] | None, stop: dict[str, bool]
+) -> dict[str, Any] | None:
+  """The plan as it is now, or after a round once it asks for another, if it does before long; None for a stop."""
   began = time.monotonic()
   while True:
-    the_plan = folder.read_plan(prepared.workdir)
-    require(the_plan is not None, f"--worker: {prepared.workdir} has no plan yet; begin the study with --workers")
+    the_plan = folder.read_plan(workdir)
+    require(the_plan is not None, f"--worker: {workdir} has no plan yet; begin the study with --workers")
     assert the_plan is not None
-    if the_plan.get("round") != before or before is None or time.monotonic() - began > 2 * patience:
+    if before is None or the_plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
       return the_plan
     if stop["stop"]:
-      raise Interrupted("stopped between runs")
+      return None
     time.sleep(POLL_SECONDS)
 
 

@@ -3,7 +3,7 @@
 Claim (Wen et al. 2025; Semenov et al. 2025): where every optimizer has the same tuning, matrix-based ones (Muon, SOAP)
 need fewer steps than AdamW, by a factor of at most about 1.4, and others don't beat it by much, if at all.
 
-Here: a decoder of width 64 on Python source, 1,500 steps of 512 tokens, five rates a factor of 2 apart for each, the
+Here: a decoder of width 64 on Python source, 1,000 steps of 512 tokens, five rates a factor of 2 apart for each, the
 best again with two other seeds. AdamW runs at half and twice as many steps, too, tuned alike: the steps that AdamW
 would need for the loss of another, over the steps that the other had, are what it is worth.
 
@@ -24,7 +24,7 @@ CENTERS = {
   "adamw": 8e-3, "momentum": 0.5, "lion": 1e-3, "sophia": 2e-3, "muon": 1.6e-2, "soap": 8e-3, "schedule_free": 1.6e-2,
 }  # fmt: skip
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-STEPS, HORIZONS = 1500, (750, 3000)
+STEPS, HORIZONS = 1000, (500, 2000)
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:

@@ -75,10 +75,14 @@ def run(design: Halving, runs: Sequence[Run], train_them: Callable[[dict[str, Ru
       losses = hosts.first(lambda rung=rung, alive=alive: {i: _loss(run, rung) for i, run in alive.items()})
       stays = halving.stays({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
       for run_id in sorted(alive.keys() - stays):
-        if hosts.first(lambda run=alive[run_id]: record.read(run.folder) is None):
-          stopped_record(alive[run_id], rung)
+        hosts.first(lambda run=alive[run_id], rung=rung: _stop(run, rung))
       alive = {run_id: run for run_id, run in alive.items() if run_id in stays}
     train_them(alive, 0)
+
+
+def _stop(run: Run, rung: int) -> None:
+  if record.read(run.folder) is None:
+    stopped_record(run, rung)
 
 
 def _loss(run: Run, rung: int) -> float | None:

@@ -129,6 +129,8 @@ class Pool:
   def train(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run]) -> None:
     """Until all of these have ended."""
     watch = _Watch(groups, runs, Leases(self._workdir / "leases", "parent"), self._display)
+    for slot in self._slots:
+      slot.forgive()
     while watch.look():
       if self._stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
@@ -141,12 +143,14 @@ class Pool:
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-    if kind is None:
-      _wait(self._slots, 30)  # they see that all has ended, too
-    for slot in self._slots:
-      slot.stop()
-    for slot in _wait(self._slots, 60):
-      slot.kill()
+    try:
+      if kind is None:
+        _wait(self._slots, 30)  # they see that all has ended, too
+    finally:
+      for slot in self._slots:
+        slot.stop()
+      for slot in _wait(self._slots, 60):
+        slot.kill()
 
 
 def _wait(slots: Sequence["_Slot"], seconds: float) -> list["_Slot"]:
@@ -222,6 +226,10 @@ class _Slot:
       self._place.start()
       self._runs = True
 
+  def forgive(self) -> None:
+    """Forgets how often it died: what comes now is other work."""
+    self._tries = 0
+
   def runs(self) -> bool:
     return self._runs and self._place.poll() is None
 
@@ -244,17 +252,21 @@ class _Watch:
       if self._has_ended(name):
         leases.mark_ended(name)
     self._total = sum(len(group["run_ids"]) for group in groups)
-    self._display, self._said = display, time.monotonic()
+    self._display = display
+    self._said = self._stale_since = time.monotonic()
     self.progress = (0, 0)  # runs that have ended, and the most steps that the others came to since
 
   def look(self) -> int:
     """The number of groups that have not ended."""
     marked = self._leases.ended()
     self._left = {name: group for name, group in self._all.items() if name not in marked}
-    if not self._left:  # all say so: do their records?
+    if self._left:
+      self._stale_since = time.monotonic()
+    else:  # all say so: do their records?
       stale = [name for name in self._all if not self._has_ended(name)]
-      self._leases.forget_ended(stale)
       self._left = {name: self._all[name] for name in stale}
+      if time.monotonic() - self._stale_since > PATIENCE:  # no file system is that late
+        self._leases.forget_ended(stale)
     ended = self._total - sum(len(group["run_ids"]) for group in self._left.values())
     self.progress = max(self.progress, (ended, 0))
     if time.monotonic() - self._said > 10 and self._left:

@@ -109,10 +109,10 @@ def _under_way(members: Sequence[Member]) -> list[Member]:
   return [member for member in members if member.ended is None]
 
 
-def _common_step(members: Sequence[Member]) -> int:
-  """The newest step of which all members have a sound checkpoint."""
+def _common_step(members: Sequence[Member], until: int) -> int:
+  """The newest step, up to `until`, of which all members have a sound checkpoint."""
   sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
-  return hosts.first(lambda: max(sound(), default=0))
+  return hosts.first(lambda: max((step for step in sound() if step <= until), default=0))
 
 
 def _restore(program: steps.Program, members: list[Member], start: int) -> steps.State:
@@ -156,14 +156,14 @@ def _train(
   config, total = first.config, first.steps
   display.begin(title(members), total, expected)
   hardware.peak_flops()  # measured once, before it would disturb a step
-  start = _common_step(waiting)
+  end = min(total, until or total)
+  start = _common_step(waiting, end)
   ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display, Clock(len(waiting)))
   pending: tuple[int, int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
-  end = min(total, until or total)
   most = 1 if look_every or profile else program.stride  # steps at once
   done = start
   with hosts.Agreement(stop) as agreement:
@@ -264,8 +264,8 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
   """Tells what the run came to at a rung."""
   loss = steps.loss_train(state, stages.of(member.run.config)[-1].begin) if int(state.diverged_at) < 0 else math.nan
   rungs = {**results.read_rungs(member.run), str(step): _finite(loss)}
-  hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))
   write_status(member.run, "paused", step, member.seconds + seconds)
+  hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
 
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
