@@ -12,6 +12,7 @@ the time of all is that many times as long: all do the same work. Needs bigmodel
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ def timed(command: list[str]) -> float:
 
 def runs(width: int) -> dict[str, Any]:
   step = train_step.measure("bigmodel", width, ROWS)
-  steps = round(SECONDS / step)
+  steps = round(SECONDS / step)  # of the best step that was seen: it takes longer
   bigmodel = [sys.executable, "-m", "bigmodel.cli"]
   with TemporaryDirectory() as folder:
     config = [f"--config={CONFIG}", *fields(width, steps)]
@@ -62,9 +63,10 @@ def runs(width: int) -> dict[str, Any]:
     sweep = timed([*bigmodel, "sweep", *config, f"--axis=optim.lr={RATES}", f"--seeds={SEEDS}",
                    f"--workdir={folder}/sweep", "--json"])  # fmt: skip
     record = json.loads(next(Path(folder, "sweep", "runs").glob("*/record.json")).read_text())
-    lasted = sum(
-      json.loads(path.read_text())["seconds"] for path in Path(folder, "sweep", "runs").glob("*/record.json")
-    )
+    one = logged_speed([Path(folder, str(i)) for i in range(TIMED)])
+    plan = json.loads(Path(folder, "sweep", "plan.json").read_text())
+    members = max(len(group["run_ids"]) for group in plan["groups"])
+    packed = members * logged_speed(list(Path(folder, "sweep", "runs").iterdir()))
   began = time.perf_counter()
   pair = [
     subprocess.Popen([sys.executable, __file__, "torch", str(width), str(steps), str(TIMED // 2)]) for _ in range(2)
@@ -82,9 +84,16 @@ def runs(width: int) -> dict[str, Any]:
     "sweep_seconds": sweep,
     "separate_over_sweep": separate / sweep,
     "torch_over_sweep": torch / sweep,
-    "steady_over_one_after_another": step * steps * RUNS / lasted,
+    "members": members,
+    "steady_over_one_after_another": packed / one,
     "tokens_per_second": tokens / sweep,
   }
+
+
+def logged_speed(folders: list[Path]) -> float:
+  """Tokens a second of a run as its metrics tell, the median over runs and steps but the first that were logged."""
+  rows = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
+  return statistics.median(row["tokens_per_second"] for row in rows)
 
 
 def torch_runs(width: int, steps: int, count: int) -> None:
