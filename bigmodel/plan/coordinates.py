@@ -20,6 +20,7 @@ from bigmodel.config import Config
 from bigmodel.train.statistics import activations
 
 LAST = ("final_norm", "transform_norm")
+ROUNDING = 1e-5  # of a layer's largest change
 ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
 
 
@@ -55,8 +56,8 @@ def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, se
       continue
     last = [len(own) - 1 - own[::-1].index(kind) for own in kinds]
     change[kind] = np.stack([own[i] for own, i in zip(found, last, strict=True)])
-  # Behind a readout of zeros nothing moves at the first step.
-  moved = {kind: (values > 0).all(axis=0) for kind, values in change.items()}
+  # Behind a readout of zeros nothing moves at the first step but the last digits.
+  moved = {kind: (values > ROUNDING * values.max(axis=1, keepdims=True)).all(axis=0) for kind, values in change.items()}
   slope = lambda values: np.polyfit(np.log(sizes), np.log(values), 1)[0]
   slopes = {kind: slope(values[:, moved[kind]]) for kind, values in change.items() if moved[kind].any()}
   return Check(tuple(map(float, sizes)), change, slopes)
