@@ -20,7 +20,7 @@ from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
 CONFIG = """
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
 SIZES = [{{"model.width": w, "model.head_size": w // 2}} for w in (8, 12, 16)]
-BUDGETS = (4e8, 8e8, 1.6e9)
+BUDGETS = (2e8, 4e8, 8e8)
 
 def get_config(arg=None):
   config = default_config()
@@ -164,14 +164,14 @@ def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path):
   shutil.copytree(folder / "whole", tmp_path / "work")
   text = (folder / "config.py").read_text()
   (tmp_path / "config.py").write_text(
-    text.replace("BUDGETS = (4e8, 8e8", "BUDGETS = (2e8, 4e8, 8e8").replace("((BUDGETS[0]", "((BUDGETS[1]")
+    text.replace("BUDGETS = (2e8, 4e8", "BUDGETS = (1e8, 2e8, 4e8").replace("((BUDGETS[0]", "((BUDGETS[1]")
   )
   before = results(tmp_path / "work")
   grown = finish(command(tmp_path, "study", f"--workdir={tmp_path / 'work'}"))
   after = results(tmp_path / "work")
   assert before.items() < after.items()
   assert grown["forecast"]["sealed_at"] < max(r["started_at"] for r in grown["runs"])
-  for change in (("(4e8, 8e8, 1.6e9)", "(8e8, 1.6e9)"), ("heads, config", "heads, config.optim.beta1, config")):
+  for change in (("(2e8, 4e8, 8e8)", "(4e8, 8e8)"), ("heads, config", "heads, config.optim.beta1, config")):
     changed = text.replace(*change).replace(
       '= 1, 2, "relu2"', '= 1, 2, 0.8, "relu2"' if "beta1" in change[1] else '= 1, 2, "relu2"'
     )

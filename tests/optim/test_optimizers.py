@@ -119,9 +119,14 @@ def by_layer(transformation, begin=None):
 
   params = layers(start() if begin is None else begin)
   state = transformation.init(params)
-  for _ in range(STEPS):
+
+  @jax.jit
+  def step(params, state):
     updates, state = transformation.update(jax.grad(lambda p: loss(whole(p)))(params), state, params)
-    params = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(STEPS):
+    params, state = step(params, state)
   return params
 
 
