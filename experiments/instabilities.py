@@ -7,7 +7,13 @@ that do well, the sensitivity of the final loss falls, and more so the larger th
 Here: decoders of widths 32, 64 and 128 on Python source, 400 steps of 512 tokens, nine rates from .0003 to 3.
 The sensitivity is theirs: the mean over rates of min(loss, loss at the start) less the best loss.
 
-What came out: it has not been run to its end.
+What came out (108 runs, none diverged): QK-norm does what is claimed of it, and more so the larger the model; z-loss
+does nothing here, where no logit of the output grows large.
+
+    width   neither   z-loss   QK-norm   both
+       32   .494      .506     .423      .415
+       64   .478      .478     .389      .401
+      128   .536      .523     .385      .380
 
     bigmodel reproduce instabilities
 """

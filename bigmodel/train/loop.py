@@ -338,7 +338,7 @@ class Watch:
     """Logs if it is time; true once no member under way has a finite loss any more."""
     values = {name: np.reshape(np.asarray(value), (len(self.members), -1)) for name, value in metrics.items()}
     now_ = time.monotonic()
-    self.pace = (now_ - self.read_at) / count
+    self.pace = max(1e-9, now_ - self.read_at) / count
     if "noise_scale" in values:
       values["noise_scale"] = values["noise_scale"] * self.of_row
     under_way = [member.ended is None for member in self.members]
