@@ -164,7 +164,6 @@ def _train(
   watch = Watch(members, start, total, display, Clock(len(waiting)))
   pending: tuple[int, int, dict[str, jax.Array], list[Any] | None] | None = None
   look_every = config.train.layers_every
-  most = 1 if look_every or profile else program.stride  # steps at once
   done = start
   with hosts.Agreement(stop) as agreement:
     while done < end:
@@ -172,8 +171,12 @@ def _train(
       if profile and step == start + 2:  # the first steps compile
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
       if step == ahead[0].stop:
+        before, pending = pending, None
+        if before is not None and watch.read(*before):
+          break
         ahead.pop(0)
         program, hyperparameters = _stage(members, ahead[0])
+        watch.pace = math.inf  # its batches may be larger
       if step == ahead[0].first == ahead[0].begin > 0:
         state = steps.next_stage(program, ahead[0].config, state)
       marks = [
@@ -183,10 +186,10 @@ def _train(
         *(run.branch.step for run in branches if run.branch),
       ]
       marks.append(step + config.train.checkpoint_every - step % config.train.checkpoint_every)
-      count = min(min(mark for mark in marks if mark > step) - step, most, watch.stride())
+      most = 1 if look_every or profile else min(program.stride, watch.stride())
+      count = min(min(mark for mark in marks if mark > step) - step, most)
       done = step + count
-      of_steps = [[m.rows.part(k - ahead[0].first) for m in members] for k in range(step, done)]
-      rows = program.put_rows(*of_steps)
+      rows = program.put_rows(*([m.rows.part(k - ahead[0].first) for m in members] for k in range(step, done)))
       look = look_every and done % look_every == 0
       layers = program.layers(state, rows, hyperparameters) if look else None
       state, metrics = program.step(state, rows, hyperparameters)
@@ -324,6 +327,7 @@ class Watch:
     config = self.members[0].run.config
     self.logged_at = self.flushed_at = self.read_at = time.monotonic()
     self.pace = math.inf  # seconds a step, as long as nothing has been read
+    self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
     self.every = config.train.log_every
     self.ends = {member.run.steps for member in self.members}
     self.of_row = train.batch_tokens(config) // config.train.batch_size
@@ -332,7 +336,7 @@ class Watch:
 
   def stride(self) -> int:
     """The steps that can be made at once, so that a signal or a lost lease need not wait for long."""
-    return max(1, int(min(AT_ONCE_SECONDS / self.pace, steps.STRIDE)))
+    return int(max(1.0, min(self.at_once / self.pace, 1e6)))
 
   def read(self, step: int, count: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
     """Logs if it is time; true once no member under way has a finite loss any more."""
@@ -342,13 +346,15 @@ class Watch:
     if "noise_scale" in values:
       values["noise_scale"] = values["noise_scale"] * self.of_row
     under_way = [member.ended is None for member in self.members]
+    before, self.read_at = self.read_at, now_
     for k in range(count):
       done = step + k + 1
       if done % self.every == 0 or done in self.ends:
-        at = self.read_at + (k + 1) * self.pace
+        at = before + (k + 1) * self.pace
         self._log(done, at, {name: x[:, k] for name, x in values.items()}, layers, under_way)
-    self.read_at = now_
-    return bool((values["diverged_at"][:, count - 1] >= 0)[under_way].all())
+      if (values["diverged_at"][under_way, k] >= 0).all():
+        return True
+    return False
 
   def _log(
     self, done: int, now_: float, values: dict[str, np.ndarray], layers: list[Any] | None, under_way: list[bool]
@@ -405,7 +411,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics | _noise_scale(config, own),
+    "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params) if status == "finished" else "",
     "seconds": seconds,

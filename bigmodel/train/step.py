@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from bigmodel.train import statistics
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
+STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there
 
 
 @flax.struct.dataclass
@@ -102,7 +104,7 @@ def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
     config.train.noise_scale,
     config.train.compute_dtype,
     data.unit(config),
-    (members, mixed),
+    (members, mixed, _stride(config)),
     str(mesh),
     str(single_mesh),
   )
@@ -205,7 +207,9 @@ def _alone(lone: Lone) -> Program:
 def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> Program:
   """Runs side by side: one after another on each core of a CPU, which is faster there, batched elsewhere."""
   alone, by_member = _alone(lone), parallel.member_sharding(mesh)
-  if parallel.mapped(config):
+  mapped = parallel.mapped(config)
+  stride = _stride(config) if mapped else 1
+  if mapped:
     supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
     ways = {name: blocks.choose(config, mesh) for name in supplied}
     model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
@@ -215,7 +219,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     one_step = _until_its_end(one_step) if mixed else one_step
     placed = jax.tree.map(lambda _: by_member, lone.shapes)
     rows_sharding = by_member
-    one_member = _several(one_step)
+    one_member = _several(one_step, stride)
     jitted = jax.jit(
       jax.shard_map(
         lambda count, *arguments: jax.lax.map(lambda one: one_member(count, *one), arguments),
@@ -228,7 +232,6 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
       compiler_options=hardware.compiler_options(),
     )
     step = lambda state, rows, h: jitted(rows[0], state, rows[1], h)
-    stride = STRIDE
   else:
     spread = lone_run(config, mesh, packed=True)
     each = lambda sharding: NamedSharding(
@@ -246,17 +249,19 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
       )
     )
     step = lambda state, rows, h: batched(state, rows[1], h)
-    stride = 1
 
   def put_rows(*given: list[hosts.Rows]) -> tuple[np.int32, Any]:
     own = [_stack([hosts.all_rows(one) for one in rows]) for rows in given]
-    if stride == 1:
+    if not mapped:
       return np.int32(1), jax.device_put(own[0], rows_sharding)
     own += own[-1:] * (stride - len(own))
     by_step = jax.tree.map(lambda *x: np.stack(x, axis=1), *own)
     return np.int32(len(given)), jax.device_put(by_step, rows_sharding)
 
-  first = (lambda rows: jax.tree.map(lambda x: x[:, 0], rows)) if stride > 1 else lambda rows: rows
+  def layers(state: State, rows: tuple[np.int32, Any], h: optim.Hyperparameters) -> list[Any]:
+    first = jax.tree.map(lambda x: x[:, 0], rows[1]) if mapped else rows[1]
+    return [lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), (state, first, h))) for i in range(members)]
+
   return dataclasses.replace(
     alone,
     mesh=mesh,
@@ -268,19 +273,22 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     put_hyperparameters=lambda h: jax.device_put(_stack(h), by_member),
     fetch=jax.device_get,
     stride=stride,
-    layers=lambda state, rows, h: [
-      lone.layers(*jax.tree.map(lambda x, i=i: np.asarray(x[i]), (state, first(rows[1]), h))) for i in range(members)
-    ],
+    layers=layers,
   )
 
 
-def _several(one_step: Callable) -> Callable:
+def _stride(config: Config) -> int:
+  rows = jax.tree.leaves(tasks.batch_shape(config, config.train.batch_size))
+  return max(1, min(STRIDE, STRIDE_BYTES // sum(math.prod(x.shape) * x.dtype.itemsize for x in rows)))
+
+
+def _several(one_step: Callable, most: int) -> Callable:
   """So many steps of one run after another, and what each told."""
 
   def steps(count: jax.Array, state: State, rows_K: Any, h: optim.Hyperparameters) -> tuple[State, Any]:
     at = lambda k: jax.tree.map(lambda x: x[k], rows_K)
     told = jax.eval_shape(one_step, state, at(0), h)[1]
-    empty = jax.tree.map(lambda x: jnp.zeros((STRIDE, *x.shape), x.dtype), told)
+    empty = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), told)
 
     def go_on(k: jax.Array, known: tuple[State, Any]) -> tuple[State, Any]:
       state, now = one_step(known[0], at(k), h)

@@ -106,6 +106,21 @@ def test_all_steps_of_a_call_are_logged_at_times_of_their_own(resolved, tmp_path
     assert max(row["tokens_per_second"] for row in rows) < 1e8
 
 
+def test_what_is_known_of_members_that_diverge_is_the_same_whatever_a_call_takes(resolved, tmp_path, monkeypatch):
+  config, corpus = resolved
+  config.train.log_every = 1
+  config.optim.update(lr=1e30, clip=1e30, warmup=0.0)
+  told = []
+  for seconds in (0.0, loop.AT_ONCE_SECONDS):
+    monkeypatch.setattr(loop, "AT_ONCE_SECONDS", seconds)
+    runs = members_of(config, tmp_path / str(seconds), (30, 30))
+    ended = train(runs, corpus)
+    assert [one["status"] for one in ended] == ["diverged"] * 2
+    steps_ = [[row["step"] for row in metrics.read(run.folder)] for run in runs]
+    told.append(([one["result_sha256"] for one in ended], steps_))
+  assert told[0] == told[1]
+
+
 def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resolved, tmp_path):
   """As after a crash: the longer member has only a checkpoint from before the shorter one's end."""
   config, corpus = resolved
