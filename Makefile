@@ -23,7 +23,7 @@ quickstart: install
 	$(BIN)/bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(TEST)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # With what runs studies on clusters; Slurm itself is Debian's slurm-wlm.
 test-slow: $(TEST)

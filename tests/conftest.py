@@ -17,6 +17,14 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+# Files that take long begin first, so that no worker has one left when the others are done.
+LONG = ("test_study", "test_meshes", "test_every_family", "test_plan", "test_cli", "test_hosts", "test_loop")
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
   """A data cache shared by the workers of one test session."""
