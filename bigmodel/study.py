@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
-from bigmodel.sweep import execute, folder, halving, packs, priced
+from bigmodel.sweep import execute, folder, priced, rounds
 from bigmodel.sweep import workers as workers_
 from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
@@ -45,7 +44,7 @@ from bigmodel.sweep.designs import (
 )
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
-from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Leases
+from bigmodel.sweep.leases import PATIENCE, Leases
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
@@ -60,8 +59,6 @@ __all__ = [
 
 LAWS = ("chinchilla", "isoflop")
 LOOKING = (Search, Halving)  # designs that see results before they go on
-NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
-Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +291,9 @@ def run_study(
       if isinstance(prepared.study.design, Search):
         _search(prepared, the_plan, runs, train_them, split)
       elif isinstance(prepared.study.design, Halving):
-        _halve(prepared, the_plan, runs, train_them, split, (known or {}).get("round", []))
+        own = [runs[run_id] for run_id in prepared.runs]
+        under_way = (known or {}).get("round", [])
+        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split, under_way)
       else:
         train_them(the_plan["groups"], runs)
     if prepared.study.laws:
@@ -306,59 +305,24 @@ def run_study(
 
 
 def _search(
-  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int]
+  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: rounds.Train, split: tuple[int, int]
 ) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
   design, workdir = prepared.study.design, prepared.workdir
   assert isinstance(design, Search)
   while True:
-    _write_round(workdir, the_plan, the_plan["groups"])
+    rounds.write(workdir, the_plan, the_plan["groups"])
     train_them(the_plan["groups"], runs)
     known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
     more = design.more(known, prepared.counts_of, prepared.study.settings)
     made = [(prepared.make(one.overrides), one) for one in more]
     if all(run.run_id in runs for run, _ in made):  # nothing more, or axes that change no run
-      return _write_round(workdir, the_plan, [])
+      return rounds.write(workdir, the_plan, [])
     added = dataclasses.replace(
       prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
     )
     the_plan = hosts.share(plan(added, the_plan, *split))
     runs = _all_runs(added, the_plan)
-
-
-def _halve(
-  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: Train, split: tuple[int, int],
-  under_way: list[dict[str, Any]],
-) -> None:  # fmt: skip
-  """Trains runs from rung to rung; groups that were `under_way` stay as they were: somebody may be at them."""
-  design, workdir = prepared.study.design, prepared.workdir
-  assert isinstance(design, Halving)
-  costs = {row["run_id"]: row["expected_seconds"] / runs[row["run_id"]].steps for row in the_plan["runs"]}
-  reached = dict.fromkeys(runs, 0)
-
-  def one_round(alive: dict[str, Run], until: int) -> None:
-    group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
-    kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
-    known = {run_id for one in kept for run_id in one["run_ids"]}
-    missing = lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)]
-    left = hosts.first(missing)
-    groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
-    for one in groups:
-      one["expected_seconds"] = sum(costs[i] * ((until or runs[i].steps) - reached[i]) for i in one["run_ids"])
-    if groups:
-      _write_round(workdir, the_plan, groups)
-      train_them(groups, alive)
-    reached.update(dict.fromkeys(alive, until))
-    while not hosts.first(lambda: execute.ended(group(list(alive)), alive)):
-      time.sleep(POLL_SECONDS)  # a worker has seen what this machine's file system does not show yet
-
-  halving.run(design, [runs[run_id] for run_id in prepared.runs], one_round)
-  _write_round(workdir, the_plan, [])
-
-
-def _write_round(workdir: epath.Path, the_plan: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-  """Tells workers what to train of a design that looks at results: nothing, once it has ended."""
-  write_json(workdir / "plan.json", the_plan | {"round": groups})
 
 
 def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
@@ -376,7 +340,7 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], pa
   workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
   with Display(0.0, quiet) as display:
     while True:
-      the_plan = hosts.first(functools.partial(_next_plan, workdir, before, stop))
+      the_plan = hosts.first(functools.partial(rounds.next_plan, workdir, before, stop))
       if the_plan is None:
         raise Interrupted("stopped between runs")
       groups = the_plan.get("round", []) if looks else the_plan["groups"]
@@ -386,22 +350,6 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], pa
       if not looks or not groups:
         return
       before = groups
-
-
-def _next_plan(
-  workdir: epath.Path, before: list[dict[str, Any]] | None, stop: dict[str, bool]
-) -> dict[str, Any] | None:
-  """The plan as it is now, or after a round once it asks for another, if it does before long; None for a stop."""
-  began = time.monotonic()
-  while True:
-    the_plan = folder.read_plan(workdir)
-    require(the_plan is not None, f"--worker: {workdir} has no plan yet; begin the study with --workers")
-    assert the_plan is not None
-    if before is None or the_plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
-      return the_plan
-    if stop["stop"]:
-      return None
-    time.sleep(POLL_SECONDS)
 
 
 def run_listed(

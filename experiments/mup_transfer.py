@@ -14,7 +14,7 @@ three rates around the best and evaluated on a quarter of the tokens, so its los
        64   -7.16 (.24)   2.7033   -7.16 (.24)   2.7033
       128   -7.97 (.21)   2.6610   -6.94 (.29)   2.6315
       256   -8.79 (.12)   2.6315   -6.75 (.07)   2.5819
-      512   -9.86 (.20)   2.5975   -6.58 (.08)   -
+      512   -9.86 (.20)   2.5975   -6.58 (.09)   -
 
     bigmodel reproduce mup_transfer
 """

@@ -1,0 +1,65 @@
+"""Rounds of designs that look at results before they go on: what workers are to train now lies in plan.json."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+
+from bigmodel.config import require
+from bigmodel.files import write_json
+from bigmodel.parallel import hosts
+from bigmodel.sweep import execute, folder, halving, packs
+from bigmodel.sweep.leases import POLL_SECONDS
+from bigmodel.train.run import Run
+
+NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
+Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
+
+
+def write(workdir: epath.Path, plan: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+  """Tells workers what to train: nothing, once the design has ended."""
+  write_json(workdir / "plan.json", plan | {"round": groups})
+
+
+def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: dict[str, bool]) -> dict[str, Any] | None:
+  """The plan as it is now, or after a round once it asks for another, if it does before long; None for a stop."""
+  began = time.monotonic()
+  while True:
+    plan = folder.read_plan(workdir)
+    require(plan is not None, f"--worker: {workdir} has no plan yet; begin the study with --workers")
+    assert plan is not None
+    if before is None or plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
+      return plan
+    if stop["stop"]:
+      return None
+    time.sleep(POLL_SECONDS)
+
+
+def halve(
+  design: halving.Halving, members: Sequence[Run], plan: dict[str, Any], workdir: epath.Path, train_them: Train,
+  split: tuple[int, int], under_way: list[dict[str, Any]],
+) -> None:  # fmt: skip
+  """Trains runs from rung to rung; groups that were `under_way` stay as they were: somebody may be at them."""
+  steps = {run.run_id: run.steps for run in members}
+  costs = {row["run_id"]: row["expected_seconds"] for row in plan["runs"]}
+  reached = dict.fromkeys(steps, 0)
+
+  def one_round(alive: dict[str, Run], until: int) -> None:
+    group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
+    kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
+    known = {run_id for one in kept for run_id in one["run_ids"]}
+    left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
+    groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
+    for one in groups:
+      shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
+      one["expected_seconds"] = sum(shares)
+    if groups:
+      write(workdir, plan, groups)
+      train_them(groups, alive)
+    reached.update(dict.fromkeys(alive, until))
+    while not hosts.first(lambda: execute.ended(group(list(alive)), alive)):
+      time.sleep(POLL_SECONDS)  # a worker has seen what this machine's file system does not show yet
+
+  halving.run(design, members, one_round)
+  write(workdir, plan, [])
