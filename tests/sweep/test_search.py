@@ -106,6 +106,7 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert min(losses[i]["2"] for i in stopped) > max(x["2"] for i, x in losses.items() if i not in stopped)
   assert losses[winner["run_id"]]["6"] == min(x["6"] for x in losses.values() if "6" in x)
   assert report["sweep"]["cells"][0]["run_ids"] == [winner["run_id"]]
+  assert "<b>1 run</b><span>finished, 7 stopped;" in (tmp_path / "report.html").read_text()
 
 
 def test_a_search_goes_on_with_what_it_had_asked_for(config, tmp_path, stop_at):
