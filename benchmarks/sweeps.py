@@ -5,8 +5,9 @@
     python benchmarks/sweeps.py packs                    # steps of packs of 1 to 128 members, on any device
 
 `runs` compares one `bigmodel sweep` with as many `bigmodel train` commands one after another, and with PyTorch in two
-processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed and
-the time of all is that many times as long: all do the same work. Needs bigmodel[bench] for PyTorch.
+processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed, half
+before the sweep and half after it, and the time of all is that many times as long: all do the same work. Needs
+bigmodel[bench] for PyTorch.
 """
 
 import argparse
@@ -57,33 +58,32 @@ def runs(width: int) -> dict[str, Any]:
     config = [f"--config={CONFIG}", *fields(width, steps)]
     # The corpus and the compiled programs of one run are in the cache for all.
     timed([*bigmodel, "train", *config, f"--workdir={folder}/first"])
-    separate = 0.0
-    for i in range(TIMED):
-      separate += timed([*bigmodel, "train", *config, f"--config.seed={i}", f"--workdir={folder}/{i}"])
+    separate = torch = 0.0
+
+    def others(seeds: range) -> None:
+      nonlocal separate, torch
+      for i in seeds:
+        separate += timed([*bigmodel, "train", *config, f"--config.seed={i}", f"--workdir={folder}/{i}"])
+      torch += torch_seconds(width, steps, len(seeds))
+
+    others(range(TIMED // 2))
     sweep = timed([*bigmodel, "sweep", *config, f"--axis=optim.lr={RATES}", f"--seeds={SEEDS}",
                    f"--workdir={folder}/sweep", "--json"])  # fmt: skip
+    others(range(TIMED // 2, TIMED))
     record = json.loads(next(Path(folder, "sweep", "runs").glob("*/record.json")).read_text())
     one = logged_speed([Path(folder, str(i)) for i in range(TIMED)])
     plan = json.loads(Path(folder, "sweep", "plan.json").read_text())
     members = max(len(group["run_ids"]) for group in plan["groups"])
     packed = members * logged_speed(list(Path(folder, "sweep", "runs").iterdir()))
-  began = time.perf_counter()
-  pair = [
-    subprocess.Popen([sys.executable, __file__, "torch", str(width), str(steps), str(TIMED // 2)]) for _ in range(2)
-  ]
-  if any(process.wait() for process in pair):
-    sys.exit("PyTorch failed")
-  torch = (time.perf_counter() - began) * RUNS / TIMED
   tokens = steps * ROWS * train_step.CONTEXT * RUNS
-  separate *= RUNS / TIMED
   return {
     "width": width,
     "parameters": record["params_total"],
     "steps": steps,
     "alone_seconds": step * steps,
     "sweep_seconds": sweep,
-    "separate_over_sweep": separate / sweep,
-    "torch_over_sweep": torch / sweep,
+    "separate_over_sweep": separate * RUNS / TIMED / sweep,
+    "torch_over_sweep": torch * RUNS / TIMED / sweep,
     "members": members,
     "steady_over_one_after_another": packed / one,
     "tokens_per_second": tokens / sweep,
@@ -96,15 +96,27 @@ def logged_speed(folders: list[Path]) -> float:
   return statistics.median(row["tokens_per_second"] for row in rows)
 
 
+def torch_seconds(width: int, steps: int, count: int) -> float:
+  """Of so many runs, in two processes, after their imports: all runs would need those once."""
+  command = [sys.executable, __file__, "torch", str(width), str(steps), str(count // 2)]
+  pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+  told = [process.communicate()[0] for process in pair]
+  if any(process.returncode for process in pair):
+    sys.exit("PyTorch failed")
+  return max(map(float, told))
+
+
 def torch_runs(width: int, steps: int, count: int) -> None:
   """Runs one after another in this process, on rows at random."""
   import numpy as np
 
-  rng = np.random.default_rng(0)
+  train_step.torch_trainer(width, 1)  # imports
+  rng, began = np.random.default_rng(0), time.perf_counter()
   for seed in range(count):
     step = train_step.torch_trainer(width, 1, seed=seed)
     for _ in range(steps):
       step(rng.integers(0, train_step.VOCAB, (ROWS, train_step.CONTEXT + 1)))
+  print(time.perf_counter() - began)
 
 
 def overhead(count: int = 200) -> dict[str, Any]:
@@ -122,7 +134,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   config, _ = load(str(CONFIG), [])
   config.data.update(context=64, repeat=True)
   config.model.update(width=32, head_size=16)
-  config.train.update(steps=150, batch_size=16, checkpoint_every=1 << 30)
+  config.train.update(steps=160, batch_size=16, checkpoint_every=1 << 30)
   config.eval.update(tokens=1 << 15)
   axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
   with TemporaryDirectory() as folder:
@@ -146,16 +158,24 @@ def overhead(count: int = 200) -> dict[str, Any]:
     state = bare(state, 2)
     own = program.member(program.fetch(state), 0)
     evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
-    began = time.perf_counter()
-    state = bare(state, one.steps)
-    stepping = (time.perf_counter() - began) * count / members
-    began = time.perf_counter()
-    for _ in range(10):
-      evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
-    evaluating = (time.perf_counter() - began) / 10 * count
+    stepping = evaluating = 0.0
+
+    def measure() -> None:
+      """A quarter of the steps, and some of the evaluations; it is done before the sweep and after it."""
+      nonlocal state, stepping, evaluating
+      began = time.perf_counter()
+      state = bare(state, one.steps // 4)
+      stepping += (time.perf_counter() - began) * 2 * count / members
+      began = time.perf_counter()
+      for _ in range(10):
+        evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
+      evaluating += (time.perf_counter() - began) / 20 * count
+
+    measure()
     began = time.perf_counter()
     study.run_to_end(config, prepared.study, folder, quiet=True)
     whole = time.perf_counter() - began
+    measure()
   return {
     "runs": count, "members": members, "steps": one.steps, "tokens_each": train.tokens_at(one.config, one.steps),
     "seconds": whole, "stepping_seconds": stepping, "evaluating_seconds": evaluating,

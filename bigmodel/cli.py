@@ -183,9 +183,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     verb.add_argument("--worker-options", action="append", default=[], metavar="NAME=VALUE",
                       help="as Ray or submitit has it: num_gpus=1, timeout_min=240, ...; repeatable")  # fmt: skip
-    verb.add_argument(
-      "--worker", default="", metavar="NAME", help="be one more worker of a study that was begun with --workers"
-    )
+    verb.add_argument("--worker", default="", metavar="NAME", help="be one more worker of a study that has begun")
     verb.add_argument("--retry-failed", "--retry", dest="retry", action="store_true",
                       help="run failed and diverged runs again")  # fmt: skip
   status = add("status", "the runs of a study and where they are", workdir)

@@ -53,7 +53,7 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
   if not _writer and not epath.Path(path).is_relative_to(cache_dir()):
     return
   path = epath.Path(path)
-  try:
+  with refused(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -69,6 +69,13 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
       with contextlib.suppress(OSError):
         temporary.unlink()
       raise
+
+
+@contextlib.contextmanager
+def refused(path: epath.PathLike) -> Iterator[None]:
+  """What may not be written to `path` is a `UserError`; what fails otherwise is not."""
+  try:
+    yield
   except (PermissionError, NotADirectoryError, FileExistsError) as error:
     raise UserError(f"{path}: cannot write here ({error.strerror})") from error
   except OSError as error:

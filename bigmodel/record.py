@@ -1,5 +1,6 @@
 """Records: one row of facts about a run that ended, in a versioned schema."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -60,6 +61,7 @@ NOT_RESULT = (
 NULLABLE = ("loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "tokens_per_second")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
   """Installed versions of what a result depends on."""
   names = ("bigmodel", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -26,7 +26,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
-from bigmodel.sweep import execute, folder, priced, rounds
+from bigmodel.sweep import execute, folder, leases, priced, rounds
 from bigmodel.sweep import workers as workers_
 from bigmodel.sweep.branches import Branches
 from bigmodel.sweep.designs import (
@@ -44,7 +44,6 @@ from bigmodel.sweep.designs import (
 )
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
-from bigmodel.sweep.leases import PATIENCE, Leases
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
@@ -265,53 +264,57 @@ def run_study(
   from bigmodel.report import page
 
   workdir = prepared.workdir
-  known = hosts.first(lambda: folder.read_plan(workdir))
   split = (workers.count, workers.machines) if workers else (1, 1)
-  the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
   write_json(workdir / "study.json", _about(prepared))
-  write_json(workdir / "plan.json", the_plan)
-  if retry:
-    hosts.first(lambda: execute.set_failed_aside(workdir))
-  if (workdir / "leases").exists():
-    hosts.first(Leases(workdir / "leases", "parent").forget_ended)
+  with workers_.alone(workdir, "plan", stop):
+    known = hosts.first(lambda: folder.read_plan(workdir))
+    the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
+    if the_plan != known:
+      rounds.write(workdir, the_plan, (known or {}).get("round", []))
+    if retry:
+      hosts.first(lambda: execute.set_failed_aside(workdir))
+  if leases.can_be_in(workdir):
+    hosts.first(leases.Leases(workdir / "leases", workers_.PARENT).forget_ended)
   runs = _all_runs(prepared, the_plan)
   left = execute.seconds_left(the_plan, workdir)
   with Display(left, display_quiet) as display:
+    trains = execute.run_groups
+    if leases.can_be_in(workdir):  # others may be at it, too
+      trains = functools.partial(workers_.work, workers_.PARENT, workdir=workdir)
+    here = functools.partial(trains, data=prepared.data, display=display, stop=stop)
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
     with workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext() as pool:
-      if pool:
-        train_them = pool.train
-      elif (workdir / "leases").exists() and not hosts.several():  # workers of an earlier command may be alive
-        train_them = functools.partial(
-          workers_.work, "parent", data=prepared.data, workdir=workdir, display=display, stop=stop
-        )
-      else:
-        train_them = functools.partial(execute.run_groups, data=prepared.data, display=display, stop=stop)
+      train_them = pool.train if pool else here
       if isinstance(prepared.study.design, Search):
-        _search(prepared, the_plan, runs, train_them, split)
+        _search(prepared, the_plan, runs, train_them, split, stop)
       elif isinstance(prepared.study.design, Halving):
         own = [runs[run_id] for run_id in prepared.runs]
-        under_way = (known or {}).get("round", [])
-        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split, under_way)
+        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split)
       else:
         train_them(the_plan["groups"], runs)
     if prepared.study.laws:
       fits = hosts.first(lambda: fit_study(workdir))
       if prepared.study.target is not None:
-        sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
-        _run_target(prepared, sealed, the_plan, display, stop)
+        with workers_.alone(workdir, "forecast", stop):
+          sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
+        _run_target(prepared, sealed, the_plan, here)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
 
 
 def _search(
-  prepared: Prepared, the_plan: dict[str, Any], runs: dict[str, Run], train_them: rounds.Train, split: tuple[int, int]
+  prepared: Prepared,
+  the_plan: dict[str, Any],
+  runs: dict[str, Run],
+  train_them: rounds.Train,
+  split: tuple[int, int],
+  stop: dict[str, bool],
 ) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
   design, workdir = prepared.study.design, prepared.workdir
   assert isinstance(design, Search)
+  rounds.write(workdir, the_plan, the_plan["groups"])
   while True:
-    rounds.write(workdir, the_plan, the_plan["groups"])
     train_them(the_plan["groups"], runs)
     known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
     more = design.more(known, prepared.counts_of, prepared.study.settings)
@@ -321,7 +324,10 @@ def _search(
     added = dataclasses.replace(
       prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
     )
-    the_plan = hosts.share(plan(added, the_plan, *split))
+    with workers_.alone(workdir, "plan", stop):
+      before = hosts.first(lambda: folder.read_plan(workdir))
+      the_plan = hosts.share(plan(added, before, *split))
+      rounds.write(workdir, the_plan, the_plan["groups"])
     runs = _all_runs(added, the_plan)
 
 
@@ -335,7 +341,9 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
   return {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
 
 
-def work(prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = PATIENCE) -> None:
+def work(
+  prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = leases.PATIENCE
+) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended."""
   workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
   with Display(0.0, quiet) as display:
@@ -420,12 +428,10 @@ def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
   return sealed | forecast.score(sealed, ended, read_json(run / "provenance.json"))
 
 
-def _run_target(
-  prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any], display: Display, stop: dict[str, bool]
-) -> None:
+def _run_target(prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any], train_them: rounds.Train) -> None:
   """Trains the run that tests the forecast; its provenance carries the seal."""
   run = prepared.make(sealed["target"]["overrides"], {"forecast_sha256": sealed["sha256"]})
   if run.run_id != sealed["target"]["run_id"]:
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
   group = {"run_ids": [run.run_id], "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0)}
-  execute.run_groups([group], {run.run_id: run}, prepared.data, display, stop)
+  train_them([group], {run.run_id: run})

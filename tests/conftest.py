@@ -120,6 +120,21 @@ def stop_at():
 
 
 @pytest.fixture
+def inside(capsys):
+  """`inside("train", ...)`: the command in this process, which imports nothing anew; its code and what it wrote."""
+  from bigmodel import cli
+
+  def run(*arguments):
+    try:
+      code = cli.main(list(map(str, arguments)))
+    finally:
+      told = capsys.readouterr()
+    return code, told.out, told.err
+
+  return run
+
+
+@pytest.fixture
 def free_port():
   """`free_port()`: a port of this machine that nobody listens at."""
 

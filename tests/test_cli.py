@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-from bigmodel import cli
-
 CONFIG = """
 from bigmodel.study import default_config
 def get_config(arg=None):
@@ -27,20 +25,6 @@ def call(*arguments):
     [sys.executable, "-m", "bigmodel.cli", *map(str, arguments)], capture_output=True, text=True, env=os.environ
   )
   return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def inside(capsys):
-  """`call` in this process: imports nothing anew."""
-
-  def run(*arguments):
-    try:
-      code = cli.main(list(map(str, arguments)))
-    finally:
-      told = capsys.readouterr()
-    return code, told.out, told.err
-
-  return run
 
 
 @pytest.fixture
@@ -62,22 +46,22 @@ def test_help_answers_in_under_half_a_second():
   assert min(times) < 0.5
 
 
-def test_train_eval_status_and_models_print_one_document(config_file, tmp_path):
+def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, inside):
   work = tmp_path / "run"
   code, out, err = call("train", f"--config={config_file}:8", f"--workdir={work}", "--json", "--profile=2")
   assert code == 0, err
   sealed = json.loads(out)
   assert sealed["steps"] == 8
   assert list((work / "logs" / "profile").rglob("*.xplane.pb"))
-  code, out, _ = call("eval", f"--workdir={work}", "--json")
+  code, out, _ = inside("eval", f"--workdir={work}", "--json")
   assert json.loads(out)["loss"] == pytest.approx(sealed["loss_eval"], rel=1e-6)
-  code, out, _ = call("status", f"--workdir={work}", "--json")
+  code, out, _ = inside("status", f"--workdir={work}", "--json")
   assert [row["state"] for row in json.loads(out)["runs"]] == ["finished"]
-  code, out, _ = call("models", f"--config={config_file}", "--json")
+  code, out, _ = inside("models", f"--config={config_file}", "--json")
   assert json.loads(out)[0]["params_total"] == sealed["params_total"]
-  code, out, _ = call("data", f"--config={config_file}", "--json")
+  code, out, _ = inside("data", f"--config={config_file}", "--json")
   assert json.loads(out)["sha256"] == sealed["data_sha256"]
-  code, out, _ = call("plan", f"--config={config_file}", "--json")
+  code, out, _ = inside("plan", f"--config={config_file}", "--json")
   assert json.loads(out)["flops_exact"] == pytest.approx(sealed["flops_exact"] * 6 / 8)
 
 
@@ -85,7 +69,7 @@ def test_an_interrupted_command_exits_75_and_resumes(config_file, tmp_path):
   import signal
 
   command = [sys.executable, "-m", "bigmodel.cli", "train", f"--config={config_file}:100000"]
-  command += [f"--workdir={tmp_path / 'run'}", "--config.data.repeat=true"]
+  command += [f"--workdir={tmp_path / 'run'}", "--config.data.repeat=true", "--config.parallel.data=1"]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   while process.poll() is None and not (tmp_path / "run" / "checkpoints").exists():
     time.sleep(0.05)
@@ -146,9 +130,9 @@ def test_workdirs_that_cannot_serve_are_refused(config_file, tmp_path, inside):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_tracebacks_only_with_debug(config_file, tmp_path):
+def test_tracebacks_only_with_debug(config_file, tmp_path, inside):
   arguments = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--config.optim.lrr=1"]
-  assert "Traceback" not in call(*arguments)[2]
+  assert "Traceback" not in inside(*arguments)[2]
   assert "Traceback" in call(*arguments, "--debug")[2]
 
 

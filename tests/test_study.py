@@ -121,10 +121,12 @@ def test_the_plan_fixes_which_runs_share_a_program(finished):
   assert sorted(i for group in plan["groups"] for i in group["run_ids"]) == sorted(roles)
 
 
-def test_the_same_command_trains_nothing(finished):
+def test_the_same_command_trains_nothing(finished, inside):
   folder, report = finished
   before = {p: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").rglob("*") if p.is_file()}
-  again = finish(command(folder, "study", f"--workdir={folder / 'whole'}"))
+  code, out, err = inside("study", f"--workdir={folder / 'whole'}", f"--config={folder / 'config.py'}", "--json")
+  assert code == 0, err
+  again = json.loads(out)
   assert {p: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").rglob("*") if p.is_file()} == before
   assert again["forecast"] == report["forecast"]
   assert again["laws"] == report["laws"]
@@ -157,7 +159,7 @@ def test_a_study_that_was_killed_is_the_study_left_alone(finished, times):
   assert groups(workdir.name) == groups("whole")
 
 
-def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path):
+def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path, inside):
   import shutil
 
   folder, _ = finished
@@ -177,9 +179,8 @@ def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path):
     )
     assert changed != text
     (tmp_path / "config.py").write_text(changed)
-    process = command(tmp_path, "study", f"--workdir={tmp_path / 'work'}")
-    _, err = process.communicate()
-    assert process.returncode == 2, err
+    code, _, err = inside("study", f"--workdir={tmp_path / 'work'}", f"--config={tmp_path / 'config.py'}")
+    assert code == 2, err
     assert len(err.strip().splitlines()) == 1
   assert results(tmp_path / "work") == after
 

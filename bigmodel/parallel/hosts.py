@@ -27,6 +27,7 @@ Rows = np.ndarray | dict[str, np.ndarray] | tuple[int, Callable[[int, int], Any]
 
 log = logging.getLogger("bigmodel")
 TIMEOUT_MS = 30 * 60 * 1000
+SMALL = 1 << 16  # elements of arrays whose mixed positions are kept
 POLL_SECONDS = 0.2
 END = 1 << 62  # past every step
 _numbers = itertools.count()
@@ -233,12 +234,23 @@ def _fingerprint(x: Any, xp: Any) -> Any:
   else:
     same = x.dtype == jnp.bool_
     bits = (x if same else jax.lax.bitcast_convert_type(x, _unsigned(x.dtype))).astype(jnp.uint32)
-  place = xp.zeros(x.shape, xp.uint32)
-  for axis, size in enumerate(x.shape):
-    along = xp.arange(size, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+  places = _small_places(x.shape) if xp is np and x.size < SMALL else _places(x.shape, xp)
+  return xp.stack([xp.sum(_mix(bits ^ place, xp), dtype=xp.uint32) for place in places])
+
+
+def _places(shape: tuple[int, ...], xp: Any) -> list[Any]:
+  """Mixed positions, twice: what the bits of an array of this shape are mixed with."""
+  place = xp.zeros(shape, xp.uint32)
+  for axis, size in enumerate(shape):
+    along = xp.arange(size, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(len(shape))])
     place = place * xp.uint32(size % 2**32) + along
-  marks = [_mix(bits ^ _mix(place + xp.uint32(salt), xp), xp) for salt in (0x9E3779B9, 0x85EBCA6B)]
-  return xp.stack([xp.sum(mark, dtype=xp.uint32) for mark in marks])
+  return [_mix(place + xp.uint32(salt), xp) for salt in (0x9E3779B9, 0x85EBCA6B)]
+
+
+@functools.lru_cache(64)
+def _small_places(shape: tuple[int, ...]) -> list[Any]:
+  """Of the shapes that a pack of small runs asks for again and again."""
+  return _places(shape, np)
 
 
 def _unsigned(dtype: Any) -> Any:

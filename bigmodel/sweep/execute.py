@@ -98,7 +98,7 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
     attempts = folder / "attempts"
     attempts.mkdir(exist_ok=True)
     number = len(list(attempts.iterdir()))
-    (folder / "record.json").rename(attempts / f"{number:03d}.json")
     (folder / "rungs.json").unlink(missing_ok=True)
     if (folder / "checkpoints").exists():
       (folder / "checkpoints").rmtree()
+    (folder / "record.json").rename(attempts / f"{number:03d}.json")  # from now on it is somebody's to train

@@ -1,10 +1,11 @@
 """Leases: which worker trains what, by files alone. Any worker may die at any moment, and clocks may differ.
 
 The lease of a thing is the highest numbered file in its folder, which its holder rewrites again and again. It is
-given up by a last word in that file, or lost when others saw it unchanged for `patience` seconds of their own clocks.
-To take it is to create the next number, which the file system lets one worker do. Numbers only grow: whoever finds one
-above its own has lost, however late it wakes up, and stops before its next step or save. What it was writing just then
-is what the other writes, too: a run's bits do not depend on who trains it.
+given up by a last word in that file, or lost when others saw it unchanged for `patience` seconds of their own clocks,
+at once where they see that its holder was a process of their machine and has ended. To take it is to create the next
+number, which the file system lets one worker do. Numbers only grow: whoever finds one above its own has lost, however
+late it wakes up, and stops before its next step or save. What it was writing just then is what the other writes, too:
+a run's bits do not depend on who trains it.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from bigmodel.config import require
-from bigmodel.files import UserError, write_text
+from bigmodel.files import UserError, refused, write_text
 from bigmodel.parallel import hosts
 
 RELEASED = "released"
@@ -43,13 +45,14 @@ class Leases:
     clock: Callable[[], float] = time.monotonic,
   ):
     self.folder, self.worker, self.patience, self.clock = epath.Path(folder), worker, patience, clock
-    require("://" not in str(folder), f"{folder}: workers share a folder of a file system, not of an object store")
+    self.process = f"{_machine()}/{os.getpid()}/{_began(os.getpid())}"
+    require(can_be_in(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
 
   def claim(self, name: str) -> "Lease | None":
     """The lease of `name`, or None where another worker holds it."""
     newest, text = self._newest(name)
-    if newest and text != RELEASED:
+    if newest and text != RELEASED and not _has_died(text.rpartition(" ")[2]):
       now, before = self.clock(), self._seen.get(name)
       if before is None or before[0] != (newest, text):
         self._seen[name] = ((newest, text), now)
@@ -87,6 +90,37 @@ class Leases:
       return max(numbers), ""
 
 
+def can_be_in(folder: epath.PathLike) -> bool:
+  """Object stores have no file that one of many creates."""
+  return "://" not in str(folder)
+
+
+def _machine() -> str:
+  """Whose processes this one knows the numbers of: of one boot, one container and one user; nothing, if of none."""
+  try:
+    if os.readlink("/proc/self") != str(os.getpid()):
+      return ""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.getuid()}"
+  except OSError:
+    return ""
+
+
+def _began(process: int) -> str:
+  """When a process of this machine did; nothing, of one that has ended."""
+  try:
+    facts = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+  except (FileNotFoundError, ProcessLookupError):
+    return ""
+  return "" if facts[0] in ("Z", "X") else facts[19]
+
+
+def _has_died(process: str) -> bool:
+  """Is that known here?"""
+  machine, *which = process.rsplit("/", 2)
+  return bool(machine) and machine == _machine() and _began(int(which[0])) != which[1]
+
+
 def _names(folder: epath.Path) -> set[str]:
   try:
     return set(os.listdir(folder))
@@ -108,19 +142,21 @@ class Lease:
 
   def create(self) -> bool:
     """Is the number this worker's? Of several that create it one succeeds."""
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-      return False
-    except OSError as error:
-      raise UserError(f"{self._path}: cannot write here ({error.strerror})") from error
+    with refused(self._path):
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      try:
+        handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+      except FileExistsError:
+        return False
     with os.fdopen(handle, "w") as file:
-      file.write(f"{self._leases.worker} 0")
+      file.write(self._says())
     for path in self._path.parent.iterdir():  # of holders that have lost
       if path.name.isdigit() and int(path.name) < self.number:
         path.unlink(missing_ok=True)
     return self.held()
+
+  def _says(self) -> str:
+    return f"{self._leases.worker} {self._beats} {self._leases.process}"
 
   def held(self) -> bool:
     """Does no higher number exist? What was once lost stays lost."""
@@ -141,7 +177,8 @@ class Lease:
   def __exit__(self, *_: object) -> None:
     self._closed.set()
     self._thread.join()
-    self.give_up()
+    with contextlib.suppress(OSError, UserError):  # others find out by themselves
+      self.give_up()
 
   def give_up(self) -> None:
     """The last word, where it is still this worker's to say."""
@@ -158,7 +195,7 @@ class Lease:
     """Renews it; false where it is lost."""
     if self.held():
       self._beats += 1
-      write_text(self._path, f"{self._leases.worker} {self._beats}")
+      write_text(self._path, self._says())
       self._renewed = self._leases.clock()
       return True
     return False
@@ -171,10 +208,18 @@ class Turns:
   what is not ready yet.
   """
 
-  def __init__(self, leases: Leases, names: Sequence[str], ended: Callable[[str], bool], ready: Callable[[str], bool]):
+  def __init__(
+    self,
+    leases: Leases,
+    names: Sequence[str],
+    ended: Callable[[str], bool],
+    ready: Callable[[str], bool],
+    shuffled: bool = True,
+  ):
     self._leases, self._ended, self._ready = leases, ended, ready
-    self._left = list(names)
-    random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
+    self._left, self._shuffled = list(names), shuffled
+    if shuffled:
+      random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
     self._wait, self._last = POLL_SECONDS, ""
 
   def next(self) -> tuple[str, Lease | None, float]:
@@ -184,7 +229,7 @@ class Turns:
     known, claimed, self._last = self._leases.ended(), self._leases.claimed(), ""
     self._left = [name for name in self._left if name not in known]
     looks = 0
-    for name in sorted(self._left, key=lambda name: name in claimed):
+    for name in sorted(self._left, key=lambda name: self._shuffled and name in claimed):
       if looks == WINDOW:
         break
       if self._ended(name):

@@ -27,7 +27,7 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: di
   began = time.monotonic()
   while True:
     plan = folder.read_plan(workdir)
-    require(plan is not None, f"--worker: {workdir} has no plan yet; begin the study with --workers")
+    require(plan is not None, f"--worker: {workdir} has no plan yet; begin the study without --worker")
     assert plan is not None
     if before is None or plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
       return plan
@@ -38,15 +38,16 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: di
 
 def halve(
   design: halving.Halving, members: Sequence[Run], plan: dict[str, Any], workdir: epath.Path, train_them: Train,
-  split: tuple[int, int], under_way: list[dict[str, Any]],
+  split: tuple[int, int],
 ) -> None:  # fmt: skip
-  """Trains runs from rung to rung; groups that were `under_way` stay as they were: somebody may be at them."""
+  """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
   steps = {run.run_id: run.steps for run in members}
   costs = {row["run_id"]: row["expected_seconds"] for row in plan["runs"]}
   reached = dict.fromkeys(steps, 0)
 
   def one_round(alive: dict[str, Run], until: int) -> None:
     group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
+    under_way = hosts.first(lambda: (folder.read_plan(workdir) or {}).get("round", []))
     kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
     known = {run_id for one in kept for run_id in one["run_ids"]}
     left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
@@ -60,6 +61,7 @@ def halve(
     reached.update(dict.fromkeys(alive, until))
     while not hosts.first(lambda: execute.ended(group(list(alive)), alive)):
       time.sleep(POLL_SECONDS)  # a worker has seen what this machine's file system does not show yet
+      train_them(groups, alive)
 
   halving.run(design, members, one_round)
   write(workdir, plan, [])

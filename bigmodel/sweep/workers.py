@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -18,11 +18,12 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import clusters, execute
-from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, Lost, Turns
+from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, Lost, Turns, can_be_in
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
 KINDS = ("local", "ray", "slurm")
+PARENT = "parent"  # the worker that is the command itself
 RESTARTS = 10  # in a row without progress of any run
 
 
@@ -75,8 +76,10 @@ def work(
     list(by_name),
     ended=lambda name: execute.ended(by_name[name], runs),
     ready=lambda name: _trunk_is_done(by_name[name], runs),
+    shuffled=worker != PARENT,
   )
   lease: Lease | None = None
+  waits = False
 
   def look() -> tuple[str, float]:
     nonlocal lease
@@ -92,8 +95,12 @@ def work(
     if not name and not wait:
       return
     if not name:
+      if not waits:
+        display.say("waits for what other workers train, or trained when they were last seen")
+      waits = True
       time.sleep(wait)
       continue
+    waits = False
     held = lambda: lease is not None and lease.held()
     with lease or contextlib.nullcontext():
       try:
@@ -104,6 +111,21 @@ def work(
         display.say(f"{name}: another worker has taken over")
       except Lost as error:
         display.say(str(error))
+
+
+@contextlib.contextmanager
+def alone(workdir: epath.Path, what: str, stop: dict[str, bool]) -> Iterator[None]:
+  """One of the commands in a folder at a time does `what`; a job of several hosts, or in an object store, is alone."""
+  if hosts.several() or not can_be_in(workdir):
+    yield
+    return
+  leases = Leases(workdir / "leases", PARENT)
+  while (lease := leases.claim(what)) is None:
+    if stop["stop"]:
+      raise Interrupted(f"stopped while another command was at the {what}")
+    time.sleep(POLL_SECONDS)
+  with lease:
+    yield
 
 
 def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
@@ -128,7 +150,7 @@ class Pool:
 
   def train(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run]) -> None:
     """Until all of these have ended."""
-    watch = _Watch(groups, runs, Leases(self._workdir / "leases", "parent"), self._display)
+    watch = _Watch(groups, runs, Leases(self._workdir / "leases", PARENT), self._display)
     for slot in self._slots:
       slot.forgive()
     while watch.look():

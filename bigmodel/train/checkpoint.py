@@ -25,6 +25,9 @@ from bigmodel.files import is_writer, remove, sha256_file, write_text
 from bigmodel.parallel import hosts
 
 SEAL = "SEAL"
+LARGE = 1 << 20  # bytes: files that are worth threads
+# For all runs of a pack: more would compete for the interpreter, with each other and with who evaluates.
+_WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
 log = logging.getLogger("bigmodel")
 
 
@@ -38,7 +41,6 @@ class Checkpoints:
   def __init__(self, folder: epath.PathLike, keep: int = 2):
     self.folder = epath.Path(folder)
     self.keep = keep
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: concurrent.futures.Future | None = None
     # Several processes write together; orbax then lets them meet through the coordination service.
     self._together = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) if hosts.several() else None
@@ -63,13 +65,13 @@ class Checkpoints:
       if later > step:
         remove(self.folder / str(later))
 
-  def save(self, step: int, state: Any) -> None:
-    """Starts writing a copy of `state`; raises what the previous save ran into."""
+  def save(self, step: int, state: Any, marks: dict[str, str] | None = None) -> None:
+    """Starts writing a copy of `state`, of these fingerprints; raises what the previous save ran into."""
     self.wait()
     self._saves += 1
-    marks = hosts.fingerprints(state)
+    marks = marks or hosts.fingerprints(state)
     if self._together is None:
-      self._pending = self._thread.submit(self._write, step, marks, to_flat(state))
+      self._pending = _WRITERS.submit(self._write, step, marks, to_flat(state))
       return
     name = f"{self.folder.parent.name}/{step}/{self._saves}"
     remove(self.folder / f".{step}")
@@ -83,7 +85,7 @@ class Checkpoints:
       self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
     except Exception as error:  # the others have to know
       problem = error
-    self._pending = self._thread.submit(self._write_together, step, marks, name, problem)
+    self._pending = _WRITERS.submit(self._write_together, step, marks, name, problem)
 
   def wait(self) -> None:
     """Waits for the save in flight; raises `CheckpointError` if it failed."""
@@ -100,7 +102,6 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._thread.shutdown()
       if self._together is not None:
         self._together.close()
 
@@ -251,6 +252,8 @@ def damage(folder: epath.PathLike) -> str | None:
 def _checksums(folder: epath.Path) -> dict[str, str]:
   """The sha256 of every file below `folder` but the seal, by its relative name."""
   names = _files(folder)
+  if "://" not in str(folder) and sum((folder / name).stat().length for name in names) < LARGE:
+    return {name: sha256_file(folder / name) for name in names}
   with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing lets other threads run
     return dict(zip(names, pool.map(lambda name: sha256_file(folder / name), names), strict=True))
 

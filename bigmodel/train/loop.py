@@ -219,7 +219,6 @@ def _train(
         for index, member in enumerate(members):
           if member in ending:
             member.checkpoints.save(done, program.member(host, index))
-            member.checkpoints.wait()
             member.ended = _finish(program, member, index, host, spent)
             watchdog.beat()
         watch.clock.go_on(len(_under_way(members)))
@@ -248,12 +247,11 @@ def _train(
   _require_ours(stop)
   own = np.atleast_1d(np.asarray(state.step))
   _save(program, members, state, max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None))
-  for member in members:
-    member.checkpoints.wait()
   seconds, state = watch.clock.spent(), program.fetch(state)
   if until and until < total:
     for index, member in enumerate(members):
       if member.ended is None:
+        member.checkpoints.wait()
         _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
@@ -273,10 +271,12 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
   state = program.fetch(state)
-  for index, member in enumerate(members):
-    if member.ended is None:
-      member.metrics.flush()
-      member.checkpoints.save(step, program.member(state, index))
+  saved = [(member, program.member(state, index)) for index, member in enumerate(members) if member.ended is None]
+  for member, _ in saved:
+    member.metrics.flush()
+  marks = [hosts.fingerprints(own) for _, own in saved]  # before the threads that write compete with this one
+  for (member, own), known in zip(saved, marks, strict=True):
+    member.checkpoints.save(step, own, known)
 
 
 def _leave(program: steps.Program, members: list[Member], leaving: list[Run], state: steps.State) -> None:
@@ -385,7 +385,7 @@ class Watch:
 
 
 def _finish(program: steps.Program, member: Member, index: int, state: steps.State, seconds: float) -> dict[str, Any]:
-  """Evaluates one member and writes its record, last of all and once."""
+  """Evaluates one member, while it is saved, and writes its record, last of all and once."""
   if member.ended is not None:
     return member.ended
   run, config = member.run, member.run.config
@@ -400,6 +400,7 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
   status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()
+  member.checkpoints.wait()
   seconds += member.seconds + time.monotonic() - began
   facts = results.facts_of(run) | {
     "status": status,

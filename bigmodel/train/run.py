@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Run:
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
   branch: Branch | None = None
 
-  @property
+  @functools.cached_property
   def run_id(self) -> str:
     return run_id(self.config)
 

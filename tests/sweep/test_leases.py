@@ -2,6 +2,9 @@
 
 import concurrent.futures
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -63,6 +66,33 @@ def test_the_lease_of_a_dead_worker_is_taken_over_by_one(tmp_path):
     dead.require()
   assert taken[0].number == 2
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
+def test_the_lease_of_a_process_that_has_ended_here_is_free_at_once(tmp_path):
+  """Not that of one that lives, or of another machine, which may have one of the same number."""
+  code = f"""
+import sys
+from bigmodel.sweep.leases import Leases
+leases = Leases({str(tmp_path)!r}, "worker of many words")
+print(*[leases.claim(name).number for name in ("a", "b", "c")], flush=True)
+sys.stdin.read()"""
+  process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "1 1 1\n"
+  others = Leases(tmp_path, "other", patience=1e9)
+  assert [others.claim(name) for name in "abc"] == [None] * 3
+  elsewhere = tmp_path / "c" / "1"
+  elsewhere.write_text(elsewhere.read_text().replace("pid:[", "pid:[9"))
+  process.kill()
+  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked how it ended
+  assert others.claim("a").number == 2
+  process.wait()
+  assert others.claim("b").number == 2
+  assert others.claim("c") is None
+  reborn = tmp_path / "a" / "2"  # another process that had this one's number
+  assert Leases(tmp_path, "third", patience=1e9).claim("a") is None
+  reborn.write_text(reborn.read_text() + "0")
+  assert others.claim("a").number == 3
 
 
 def test_who_wakes_up_late_writes_no_more(tmp_path):

@@ -6,10 +6,11 @@ import pytest
 
 from bigmodel import record, study
 from bigmodel.accounting import plain_counts
+from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, When
-from bigmodel.sweep import folder
+from bigmodel.sweep import folder, rounds
 from bigmodel.train.results import read_rungs
-from bigmodel.train.run import Interrupted
+from bigmodel.train.run import Interrupted, write_provenance
 
 pytest.importorskip("optuna")
 AXES = {
@@ -90,8 +91,8 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
   the_study = Study("halving", "?", Halving(Grid({"optim.lr": rates}), first=1 / 9), laws=())
   prepared = study.prepare(config, the_study, tmp_path)
-  for looks in (1, 4):
-    with pytest.raises(Interrupted):
+  for looks in (2, 6):
+    with pytest.raises(Interrupted, match="saved at step"):
       study.run_study(prepared, True, stop_at(looks))
   report = study.run_study(prepared, True, {"stop": False})
   whole = {one["run_id"]: one for one in report["runs"]}
@@ -109,15 +110,45 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert "<b>1 run</b><span>finished, 7 stopped;" in (tmp_path / "report.html").read_text()
 
 
+def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tmp_path):
+  """Or when another command has begun a round: workers hold leases of their names. The others are grouped anew."""
+  config.train.update(steps=18)
+  rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+  the_study = Study("halving", "?", Halving(Grid({"optim.lr": rates}), first=1 / 9), laws=())
+  prepared = study.prepare(config, the_study, tmp_path)
+  plan, seen = study.plan(prepared), []
+  a, b, c, d, e = prepared.runs
+  under_way = [{"run_ids": [b, c], "until": 2}, {"run_ids": [a], "until": 6}]  # of another rung
+  rounds.write(tmp_path, plan, under_way)
+  losses = dict(zip(prepared.runs, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
+  write_json(prepared.runs[d].folder / "rungs.json", {"2": losses[d]})
+  for run in prepared.runs.values():
+    write_provenance(run)
+
+  def train(groups, alive):
+    seen.append([(group["run_ids"], group["until"]) for group in groups])
+    for group in groups:
+      for run_id in group["run_ids"]:
+        run = alive[run_id]
+        write_json(run.folder / "rungs.json", read_rungs(run) | {str(group["until"]): losses[run_id]})
+    if groups[0]["until"] == 2:
+      rounds.write(tmp_path, plan, [{"run_ids": [b], "until": 6}])
+
+  rounds.halve(the_study.design, list(prepared.runs.values()), plan, tmp_path, train, (1, 1))
+  assert seen[0][0] == ([b, c], 2)
+  assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
+  assert seen[1] == [([b], 6), ([a], 6)]
+
+
 def test_a_search_goes_on_with_what_it_had_asked_for(config, tmp_path, stop_at):
   config.train.update(steps=6, log_every=2)
   design = Search({"optim.lr": Between(1e-4, 1e-1, log=True)}, trials=4, at_once=2)
   the_study = Study("search", "?", design, laws=())
   rates = []
-  for name, stops in (("whole", ()), ("stopped", (1, 14))):
+  for name, stops in (("whole", ()), ("stopped", ((3, "saved at step"), (14, "stopped|saved")))):
     prepared = study.prepare(config, the_study, tmp_path / name)
-    for looks in stops:
-      with pytest.raises(Interrupted):
+    for looks, says in stops:
+      with pytest.raises(Interrupted, match=says):
         study.run_study(prepared, True, stop_at(looks))
     study.run_study(prepared, True, {"stop": False})
     plan = folder.read_plan(tmp_path / name)

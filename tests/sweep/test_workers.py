@@ -1,5 +1,6 @@
 """Workers share a study's runs: each ends once, whoever dies, with the same results."""
 
+import concurrent.futures
 import contextlib
 import os
 import random
@@ -65,6 +66,23 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
     study.run_study(prepared, True, Stop())
   assert all(looks)
   assert {one["run_id"] for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
+
+
+def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monkeypatch):
+  planned(config, tmp_path, 2)
+  trained, together = [], threading.Barrier(2)
+
+  def train(runs, *rest, **named):
+    trained.extend(run.run_id for run in runs)
+    together.wait(60)  # each of them has a group
+    return train_runs(runs, *rest, **named)
+
+  monkeypatch.setattr(execute, "train_runs", train)
+  prepared = [planned(config, tmp_path, 2) for _ in range(2)]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    reports = list(pool.map(lambda one: study.run_study(one, True, {"stop": False}), prepared))
+  assert reports[0]["runs"] == reports[1]["runs"]
+  assert sorted(trained) == sorted(prepared[0].runs)
 
 
 def test_a_run_that_was_set_aside_runs_again_though_it_was_marked_as_ended(config, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from bigmodel import record
 from bigmodel.files import UserError, absolute, read_json
-from bigmodel.train import metrics
+from bigmodel.train import loop, metrics, results
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
@@ -71,6 +71,38 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
   assert again["params_sha256"] == whole["params_sha256"]
   facts = lambda folder: [(r["step"], r["loss"], r["grad_norm"]) for r in metrics.read(folder)]
   assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path):
+  """A rung may come to be when a run has gone further: where it was added to the design."""
+  config, corpus = resolved
+  runs = [Run(config, absolute(tmp_path / name)) for name in ("fresh", "past")]
+  with pytest.raises(Interrupted):
+    train(config, corpus, tmp_path / "past", StopAt(25))
+  for run in runs:
+    assert train_runs([run], corpus, Display(quiet=True), {"stop": False}, until=10) == []
+    assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
+  fresh, past = map(results.read_rungs, runs)
+  assert fresh == past
+  assert list(fresh) == ["10"]
+
+
+def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolved, tmp_path):
+  config, corpus = resolved
+  found = []
+  for timeout in (0.0, 8.0):
+    config.train.step_timeout = timeout
+    member = loop._open(Run(config, absolute(tmp_path)), corpus)
+    watch = loop.Watch([member], 0, 30, Display(quiet=True), loop.Clock(1))
+    strides = [watch.stride()]  # of which nothing is known yet
+    for watch.pace in (0.01, 0.5, 60.0):
+      strides.append(watch.stride())
+    found.append(strides)
+    member.checkpoints.close()
+  assert found == [[1, 400, 8, 1], [1, 200, 4, 1]]
+  assert steps._stride(config) == steps.STRIDE
+  config.train.batch_size = 1 << 14  # of rows of 132 bytes
+  assert steps._stride(config) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
