@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from bigmodel import tasks
@@ -53,7 +52,6 @@ def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> E
 
 def predict(program: Program, params: Any, config: Config, rows: EvalRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """The values of all held-out rows, and their weights."""
-  params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, program.shapes.params)
   measured = [program.values(params, batch, key) for key, batch in enumerate(rows.batches(config.eval.batch_size))]
   names = measured[0]
   values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in names}

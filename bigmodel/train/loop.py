@@ -394,7 +394,8 @@ def _finish(program: steps.Program, member: Member, index: int, state: steps.Sta
   diverged_at = int(own.diverged_at)
   began = time.monotonic()
   if diverged_at < 0:
-    result = evaluate(program, params, config, pipeline.eval_rows(config, member.data))
+    placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, program.shapes.params)
+    result = evaluate(program, placed, config, pipeline.eval_rows(config, member.data))
   else:
     result = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})
   status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"

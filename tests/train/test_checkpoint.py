@@ -126,7 +126,7 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
 def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
   monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))
-  store._thread.submit(lambda: None).result()
+  store._pending.exception()  # it has ended, and nobody has asked how
   with pytest.raises(CheckpointError, match="broken"):
     store.check()
   store.check()
