@@ -48,7 +48,7 @@ def test_help_answers_in_under_half_a_second():
 
 def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, inside):
   work = tmp_path / "run"
-  code, out, err = call("train", f"--config={config_file}:8", f"--workdir={work}", "--json", "--profile=2")
+  code, out, err = inside("train", f"--config={config_file}:8", f"--workdir={work}", "--json", "--profile=2")
   assert code == 0, err
   sealed = json.loads(out)
   assert sealed["steps"] == 8

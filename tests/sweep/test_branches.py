@@ -8,7 +8,7 @@ from bigmodel import record, study
 from bigmodel.files import write_json
 from bigmodel.study import Branches, Grid, Study
 from bigmodel.sweep import branches, execute, folder
-from bigmodel.train import metrics
+from bigmodel.train import loop, metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Interrupted
@@ -103,3 +103,38 @@ def test_a_folder_without_a_whole_checkpoint_waits_for_its_trunk(config, tmp_pat
   assert execute.waits(run)
   (run.folder / "checkpoints" / "15").mkdir()
   assert not execute.waits(run)
+
+
+def test_who_dies_while_a_run_leaves_lets_it_leave_again(config, tmp_path, monkeypatch):
+  """Before its metrics, its trunk's name and its checkpoint are there: the next attempt writes all of them."""
+  prepared = study.prepare(config, branching(config), tmp_path / "study")
+  run = sorted(prepared.runs.values(), key=lambda run: run.steps)[1]
+  died = []
+
+  def dying(work, path_of):
+    def at(*given, **named):
+      path = path_of(*given)
+      if run.folder in path.parents and path.name in ("metrics.jsonl", "trunk.json", "checkpoints"):
+        died.append(path.name)
+        raise KeyboardInterrupt
+      return work(*given, **named)
+
+    return at
+
+  for place, name, path_of in (
+    (loop, "write_jsonl", lambda path, *_: path),
+    (loop, "write_json", lambda path, *_: path),
+    (loop.Checkpoints, "save", lambda self, *_: self.folder),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(place, name, dying(getattr(place, name), path_of))
+      with pytest.raises(KeyboardInterrupt):
+        study.run_study(prepared, True, {"stop": False})
+    assert execute.waits(run)
+  assert died == ["metrics.jsonl", "trunk.json", "checkpoints"]
+  study.run_study(prepared, True, {"stop": False})
+  with Display(0, True) as display:
+    alone = dataclasses.replace(run, folder=tmp_path / "alone")
+    (one,) = train_runs([alone], prepared.data(run.config), display, {"stop": False})
+  assert record.read(run.folder)["result_sha256"] == one["result_sha256"]
+  assert len(metrics.read(run.folder)) == len(metrics.read(alone.folder))

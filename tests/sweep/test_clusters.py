@@ -174,6 +174,8 @@ def test_nodes_of_a_ray_cluster_are_removed_while_they_train(command, tmp_path, 
   assert results(tmp_path / "removed") == results(tmp_path / "calm")
 
 
+LIMITED = 10_000  # steps, which last longer than the minute that a job has
+
 SLURM = """
 ClusterName=here
 SlurmctldHost={host}
@@ -248,6 +250,19 @@ def test_a_study_of_ten_runs_as_jobs_of_slurm(command, tmp_path):
   while jobs():
     assert time.time() < until
     time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_comes_to_its_limit_saves_first(command, tmp_path):
+  """A group of runs that lasts longer than a job, and saves nothing on its way: only what jobs save at the end."""
+  rare = "--config.train.checkpoint_every=1000000"
+  limits = ["--workers=slurm:1", "--worker-options=timeout_min=1", "--worker-options=slurm_signal_delay_s=20"]
+  subprocess.run([*command("limited", steps=LIMITED, seeds=1), rare, *limits], check=True, timeout=900)
+  subprocess.run([*command("calm", steps=LIMITED, seeds=1), rare, "--workers=local:1"], check=True, timeout=900)
+  assert len(results(tmp_path / "limited")) == 5
+  assert results(tmp_path / "limited") == results(tmp_path / "calm")
+  assert len(list((tmp_path / "limited" / "logs" / "slurm").glob("*_submitted.pkl"))) >= 2
 
 
 @pytest.mark.slow
