@@ -287,10 +287,10 @@ def run_study(
     with workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext() as pool:
       train_them = pool.train if pool else here
       if isinstance(prepared.study.design, Search):
-        _search(prepared, the_plan, runs, train_them, split, stop)
+        _search(prepared, train_them, split, stop)
       elif isinstance(prepared.study.design, Halving):
         own = [runs[run_id] for run_id in prepared.runs]
-        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split)
+        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split, stop)
       else:
         train_them(the_plan["groups"], runs)
     if prepared.study.laws:
@@ -302,33 +302,25 @@ def run_study(
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
 
 
-def _search(
-  prepared: Prepared,
-  the_plan: dict[str, Any],
-  runs: dict[str, Run],
-  train_them: rounds.Train,
-  split: tuple[int, int],
-  stop: dict[str, bool],
-) -> None:
+def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int], stop: dict[str, bool]) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
-  design, workdir = prepared.study.design, prepared.workdir
+  design, workdir, added = prepared.study.design, prepared.workdir, prepared
   assert isinstance(design, Search)
-  rounds.write(workdir, the_plan, the_plan["groups"])
   while True:
-    train_them(the_plan["groups"], runs)
-    known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
-    more = design.more(known, prepared.counts_of, prepared.study.settings)
-    made = [(prepared.make(one.overrides), one) for one in more]
-    if all(run.run_id in runs for run, _ in made):  # nothing more, or axes that change no run
-      return rounds.write(workdir, the_plan, [])
-    added = dataclasses.replace(
-      prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
-    )
     with workers_.alone(workdir, "plan", stop):
       before = hosts.first(lambda: folder.read_plan(workdir))
       the_plan = hosts.share(plan(added, before, *split))
       rounds.write(workdir, the_plan, the_plan["groups"])
     runs = _all_runs(added, the_plan)
+    train_them(the_plan["groups"], runs)
+    known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
+    more = design.more(known, prepared.counts_of, prepared.study.settings)
+    made = [(prepared.make(one.overrides), one) for one in more]
+    if all(run.run_id in runs for run, _ in made):  # nothing more, or axes that change no run
+      return rounds.end(workdir, runs, stop)
+    added = dataclasses.replace(
+      prepared, runs={run.run_id: run for run, _ in made}, planned={run.run_id: [one] for run, one in made}
+    )
 
 
 def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:

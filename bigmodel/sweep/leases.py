@@ -9,6 +9,7 @@ a run's bits do not depend on who trains it.
 """
 
 import contextlib
+import functools
 import os
 import random
 import threading
@@ -95,6 +96,7 @@ def can_be_in(folder: epath.PathLike) -> bool:
   return "://" not in str(folder)
 
 
+@functools.cache
 def _machine() -> str:
   """Whose processes this one knows the numbers of: of one boot, one container and one user; nothing, if of none."""
   try:
@@ -221,6 +223,11 @@ class Turns:
     if shuffled:
       random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
     self._wait, self._last = POLL_SECONDS, ""
+
+  def again(self, names: Sequence[str]) -> None:
+    """Forgets that these have ended."""
+    self._leases.forget_ended(names)
+    self._left += names
 
   def next(self) -> tuple[str, Lease | None, float]:
     """A name and its lease; or '' and the seconds to wait, which are 0 where all have ended."""

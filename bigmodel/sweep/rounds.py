@@ -1,7 +1,7 @@
 """Rounds of designs that look at results before they go on: what workers are to train now lies in plan.json."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,6 +11,7 @@ from bigmodel.files import write_json
 from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, halving, packs
 from bigmodel.sweep.leases import POLL_SECONDS
+from bigmodel.sweep.workers import alone
 from bigmodel.train.run import Run
 
 NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
@@ -18,8 +19,17 @@ Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs
 
 
 def write(workdir: epath.Path, plan: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-  """Tells workers what to train: nothing, once the design has ended."""
+  """Tells workers what to train; to be done `alone`."""
   write_json(workdir / "plan.json", plan | {"round": groups})
+
+
+def end(workdir: epath.Path, runs: Mapping[str, Run], stop: dict[str, bool]) -> None:
+  """Tells workers that nothing more is to come, but where another command is at it: of a design that has grown."""
+  with alone(workdir, "plan", stop):
+    plan = folder.read_plan(workdir) or {}
+    known = [one for one in plan.get("round", []) if runs.keys() >= {*one["run_ids"]}]
+    if known == plan.get("round") and all(execute.ended(one, runs) for one in known):
+      write(workdir, plan, [])
 
 
 def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: dict[str, bool]) -> dict[str, Any] | None:
@@ -38,7 +48,7 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: di
 
 def halve(
   design: halving.Halving, members: Sequence[Run], plan: dict[str, Any], workdir: epath.Path, train_them: Train,
-  split: tuple[int, int],
+  split: tuple[int, int], stop: dict[str, bool],
 ) -> None:  # fmt: skip
   """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
   steps = {run.run_id: run.steps for run in members}
@@ -47,21 +57,20 @@ def halve(
 
   def one_round(alive: dict[str, Run], until: int) -> None:
     group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
-    under_way = hosts.first(lambda: (folder.read_plan(workdir) or {}).get("round", []))
-    kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
-    known = {run_id for one in kept for run_id in one["run_ids"]}
-    left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
-    groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
-    for one in groups:
-      shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
-      one["expected_seconds"] = sum(shares)
-    if groups:
-      write(workdir, plan, groups)
-      train_them(groups, alive)
+    with alone(workdir, "plan", stop):
+      on_disk = hosts.first(lambda: folder.read_plan(workdir)) or plan
+      under_way = on_disk.get("round", [])
+      kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
+      known = {run_id for one in kept for run_id in one["run_ids"]}
+      left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
+      groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
+      for one in groups:
+        shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
+        one["expected_seconds"] = sum(shares)
+      if groups:
+        write(workdir, on_disk, groups)
+    train_them(groups, alive)
     reached.update(dict.fromkeys(alive, until))
-    while not hosts.first(lambda: execute.ended(group(list(alive)), alive)):
-      time.sleep(POLL_SECONDS)  # a worker has seen what this machine's file system does not show yet
-      train_them(groups, alive)
 
   halving.run(design, members, one_round)
-  write(workdir, plan, [])
+  end(workdir, {run.run_id: run for run in members}, stop)

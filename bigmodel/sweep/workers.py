@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, L
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
+log = logging.getLogger("bigmodel")
 KINDS = ("local", "ray", "slurm")
 PARENT = "parent"  # the worker that is the command itself
 RESTARTS = 10  # in a row without progress of any run
@@ -79,13 +81,20 @@ def work(
     shuffled=worker != PARENT,
   )
   lease: Lease | None = None
-  waits = False
+  waits, stale_since = False, 0.0
 
   def look() -> tuple[str, float]:
-    nonlocal lease
+    nonlocal lease, stale_since
     if stop["stop"]:
       return "stop", 0.0
     name, lease, wait = turns.next()
+    if name or wait:
+      stale_since = time.monotonic()
+    elif stale := [name for name, group in by_name.items() if not execute.ended(group, runs)]:
+      # All say that these have ended, and their records do not: they may be seen late.
+      if time.monotonic() - stale_since > patience:
+        turns.again(stale)
+      return "", POLL_SECONDS
     return name, wait
 
   while True:
@@ -119,10 +128,13 @@ def alone(workdir: epath.Path, what: str, stop: dict[str, bool]) -> Iterator[Non
   if hosts.several() or not can_be_in(workdir):
     yield
     return
-  leases = Leases(workdir / "leases", PARENT)
+  leases, waits = Leases(workdir / "leases", PARENT), False
   while (lease := leases.claim(what)) is None:
     if stop["stop"]:
       raise Interrupted(f"stopped while another command was at the {what}")
+    if not waits:
+      log.warning("%s: waits for another command, which is at the %s or was when it was last seen", workdir, what)
+    waits = True
     time.sleep(POLL_SECONDS)
   with lease:
     yield

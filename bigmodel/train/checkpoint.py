@@ -26,8 +26,9 @@ from bigmodel.parallel import hosts
 
 SEAL = "SEAL"
 LARGE = 1 << 20  # bytes: files that are worth threads
-# For all runs of a pack: more would compete for the interpreter, with each other and with who evaluates.
+# For all runs of a pack. On a disk more would compete for the interpreter, with each other and with who evaluates.
 _WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
+_REMOTE_WRITERS = concurrent.futures.ThreadPoolExecutor(32, "checkpoint")
 log = logging.getLogger("bigmodel")
 
 
@@ -42,6 +43,7 @@ class Checkpoints:
     self.folder = epath.Path(folder)
     self.keep = keep
     self._pending: concurrent.futures.Future | None = None
+    self._threads = _REMOTE_WRITERS if "://" in str(folder) else _WRITERS
     # Several processes write together; orbax then lets them meet through the coordination service.
     self._together = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) if hosts.several() else None
     self._saves = 0
@@ -71,7 +73,7 @@ class Checkpoints:
     self._saves += 1
     marks = marks or hosts.fingerprints(state)
     if self._together is None:
-      self._pending = _WRITERS.submit(self._write, step, marks, to_flat(state))
+      self._pending = self._threads.submit(self._write, step, marks, to_flat(state))
       return
     name = f"{self.folder.parent.name}/{step}/{self._saves}"
     remove(self.folder / f".{step}")
@@ -85,12 +87,13 @@ class Checkpoints:
       self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
     except Exception as error:  # the others have to know
       problem = error
-    self._pending = _WRITERS.submit(self._write_together, step, marks, name, problem)
+    self._pending = self._threads.submit(self._write_together, step, marks, name, problem)
 
   def wait(self) -> None:
     """Waits for the save in flight; raises `CheckpointError` if it failed."""
-    pending, self._pending = self._pending, None
-    if pending is not None:
+    if self._pending is not None:
+      concurrent.futures.wait([self._pending])  # who is interrupted here can wait again
+      pending, self._pending = self._pending, None
       pending.result()
 
   def check(self) -> None:

@@ -1,5 +1,6 @@
 """The training loop of one program: one run, or several runs of one shape side by side."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -63,12 +64,11 @@ def train_runs(
   """
   members = [_open(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
-  try:
-    return _train(members, display, stop, expected, profile, watchdog, branches, until)
-  finally:
-    watchdog.close()
+  with contextlib.ExitStack() as at_the_end:
     for member in members:
-      member.checkpoints.close()
+      at_the_end.callback(member.checkpoints.close)
+    at_the_end.callback(watchdog.close)
+    return _train(members, display, stop, expected, profile, watchdog, branches, until)
 
 
 def _open(run: Run, data: Data) -> Member:
@@ -237,6 +237,7 @@ def _train(
         spent = watch.clock.spent()
         for member in members:
           member.checkpoints.wait()
+          watchdog.beat()
           if member.ended is None:
             write_status(member.run, "interrupted", done, member.seconds + spent)
         display.end()
@@ -271,12 +272,13 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
 
 def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
   state = program.fetch(state)
-  saved = [(member, program.member(state, index)) for index, member in enumerate(members) if member.ended is None]
-  for member, _ in saved:
+  saved = [(index, member) for index, member in enumerate(members) if member.ended is None]
+  for _, member in saved:
     member.metrics.flush()
-  marks = [hosts.fingerprints(own) for _, own in saved]  # before the threads that write compete with this one
-  for (member, own), known in zip(saved, marks, strict=True):
-    member.checkpoints.save(step, own, known)
+  # All of these before the threads that write compete with this one; copies one by one.
+  marks = [hosts.fingerprints(program.member(state, index)) for index, _ in saved]
+  for (index, member), known in zip(saved, marks, strict=True):
+    member.checkpoints.save(step, program.member(state, index), known)
 
 
 def _leave(program: steps.Program, members: list[Member], leaving: list[Run], state: steps.State) -> None:

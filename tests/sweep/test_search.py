@@ -134,7 +134,7 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
     if groups[0]["until"] == 2:
       rounds.write(tmp_path, plan, [{"run_ids": [b], "until": 6}])
 
-  rounds.halve(the_study.design, list(prepared.runs.values()), plan, tmp_path, train, (1, 1))
+  rounds.halve(the_study.design, list(prepared.runs.values()), plan, tmp_path, train, (1, 1), {"stop": False})
   assert seen[0][0] == ([b, c], 2)
   assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
   assert seen[1] == [([b], 6), ([a], 6)]

@@ -82,6 +82,7 @@ def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monke
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     reports = list(pool.map(lambda one: study.run_study(one, True, {"stop": False}), prepared))
   assert reports[0]["runs"] == reports[1]["runs"]
+  assert {one["status"] for one in reports[0]["runs"]} == {"finished"}
   assert sorted(trained) == sorted(prepared[0].runs)
 
 
