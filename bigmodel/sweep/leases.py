@@ -49,14 +49,18 @@ class Leases:
     self.process = f"{_machine()}/{os.getpid()}/{_began(os.getpid())}"
     require(can_be_in(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
+    self.alive: set[str] = set()  # what was renewed between the last two looks
 
   def claim(self, name: str) -> "Lease | None":
     """The lease of `name`, or None where another worker holds it."""
     newest, text = self._newest(name)
     if newest and text != RELEASED and not _has_died(text.rpartition(" ")[2]):
       now, before = self.clock(), self._seen.get(name)
+      self.alive.discard(name)
       if before is None or before[0] != (newest, text):
         self._seen[name] = ((newest, text), now)
+        if before is not None:
+          self.alive.add(name)
         return None
       if now - before[1] < self.patience:
         return None
@@ -206,8 +210,9 @@ class Lease:
 class Turns:
   """What a worker does next: which thing to work at, in an order of its own, or how long to wait.
 
-  A turn costs two listings and at most `WINDOW` looks at leases of others, however many things there are, and a look at
-  what is not ready yet.
+  A turn costs two listings (one, once all has been claimed) and at most `WINDOW` looks at leases of others, however
+  many things there are, and a look at what is not ready yet. Whose lease was not renewed since the last look stays in
+  the window, until it is lost; the others make way.
   """
 
   def __init__(
@@ -223,6 +228,7 @@ class Turns:
     if shuffled:
       random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
     self._wait, self._last = POLL_SECONDS, ""
+    self._claimed: set[str] = set()  # what was; claims do not vanish
 
   def again(self, names: Sequence[str]) -> None:
     """Forgets that these have ended."""
@@ -233,10 +239,12 @@ class Turns:
     """A name and its lease; or '' and the seconds to wait, which are 0 where all have ended."""
     if self._last and self._ended(self._last):
       self._leases.mark_ended(self._last)
-    known, claimed, self._last = self._leases.ended(), self._leases.claimed(), ""
+    known, self._last = self._leases.ended(), ""
     self._left = [name for name in self._left if name not in known]
+    if not self._claimed.issuperset(self._left):
+      self._claimed = self._leases.claimed()
     looks = 0
-    for name in sorted(self._left, key=lambda name: self._shuffled and name in claimed):
+    for name in sorted(self._left, key=lambda name: self._shuffled and name in self._claimed):
       if looks == WINDOW:
         break
       if self._ended(name):
@@ -244,8 +252,9 @@ class Turns:
         self._left.remove(name)
       elif self._ready(name):
         lease, looks = self._leases.claim(name), looks + 1
-        self._left.remove(name)
-        self._left.append(name)  # others first, the next time
+        if lease is not None or name in self._leases.alive:
+          self._left.remove(name)
+          self._left.append(name)  # others first, the next time
         if lease is not None:
           self._wait, self._last = POLL_SECONDS, name
           return name, lease, 0.0

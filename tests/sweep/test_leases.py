@@ -138,7 +138,7 @@ def test_no_run_is_lost_or_doubled_where_workers_die_stall_and_wake_up_late(tmp_
 
 
 def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path):
-  """A worker without work looks at a few leases, others each time, and takes over the first that it finds dead."""
+  """A worker without work looks at a few leases, at others once these were renewed, and takes over one that is dead."""
   clock, looks = [0.0], []
 
   class Counted(Leases):
@@ -147,19 +147,23 @@ def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path):
       return super().claim(name)
 
   names = [f"{i:03d}" for i in range(100)]
-  for name in names:
-    Leases(tmp_path, "other", clock=lambda: clock[0]).claim(name)
+  held = [Leases(tmp_path, "other", clock=lambda: clock[0]).claim(name) for name in names]
+  dead = held.pop(30)
   turns = Turns(Counted(tmp_path, "idle", clock=lambda: clock[0]), names, lambda name: False, lambda name: True)
-  assert turns.next()[0] == ""
-  assert len(looks) == WINDOW
-  first = looks[0]
-  for turn in range(1, 5):
-    assert turns.next()[0] == ""
-    assert len(set(looks)) == (turn + 1) * WINDOW
-  clock[0] = PATIENCE + 1
-  name, lease, _ = turns.next()
-  assert name == first
-  assert lease.number == 2
+  seen = set()
+  while (taken := turns.next())[1] is None:
+    assert len(looks) == WINDOW
+    seen |= {*looks}
+    looks.clear()
+    for lease in held:
+      lease.beat()
+    clock[0] += PATIENCE / 3
+    assert clock[0] < 20 * PATIENCE
+  assert taken[0] == "030"
+  assert not dead.held()
+  # All were looked at twice; then the dead one was in the window for as long as patience asks.
+  assert clock[0] <= (2 * len(names) / WINDOW + 4) * PATIENCE / 3
+  assert len(seen) > WINDOW
 
 
 def test_what_has_ended_is_marked_once_and_looked_at_no_more(tmp_path):
