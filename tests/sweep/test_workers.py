@@ -86,6 +86,55 @@ def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monke
   assert sorted(trained) == sorted(prepared[0].runs)
 
 
+def test_a_mark_without_a_record_is_not_believed_for_long(config, tmp_path):
+  """It may be that the record is seen late; it may be that there is none."""
+  prepared = planned(config, tmp_path, 2)
+  plan = study.plan(prepared, workers=2)
+  for group in plan["groups"]:
+    leases.Leases(tmp_path / "leases", "other").mark_ended(workers.group_name(group))
+  began = time.monotonic()
+  study.work(prepared, "w", True, {"stop": False}, patience=1.0)
+  assert time.monotonic() - began >= 1.0
+  assert len(results(tmp_path)) == 4
+
+
+def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
+  inside, leave, order = threading.Event(), threading.Event(), []
+
+  def first():
+    with workers.alone(tmp_path, "plan", {"stop": False}):
+      inside.set()
+      leave.wait(60)
+      order.append("first")
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    done = pool.submit(first)
+    inside.wait(60)
+    with pytest.raises(Interrupted, match="another command was at the plan"), workers.alone(tmp_path, "plan", Asked(2)):
+      order.append("never")
+    assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
+      "waits for another command, which is at the plan or was when it was last seen"
+    ]
+    with workers.alone(tmp_path, "forecast", {"stop": False}):  # is another thing
+      leave.set()
+    with workers.alone(tmp_path, "plan", {"stop": False}):
+      order.append("second")
+    done.result()
+  assert order == ["first", "second"]
+
+
+class Asked(dict):
+  """A stop flag that is set at this look."""
+
+  def __init__(self, look):
+    super().__init__()
+    self._left = look
+
+  def __getitem__(self, name):
+    self._left -= 1
+    return self._left <= 0
+
+
 def test_a_run_that_was_set_aside_runs_again_though_it_was_marked_as_ended(config, tmp_path):
   prepared = planned(config, tmp_path, 2)
   study.work(prepared, "one", True, {"stop": False}, patience=1.0)

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,27 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
   store.save(40, state(40))
   with pytest.raises(CheckpointError, match="the disk is full; the last good checkpoint is step 30"):
     store.wait()
+
+
+def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monkeypatch):
+  """A second Ctrl-C comes while the last checkpoint is being written: no other command may meet it half done."""
+  real, going_on, writes = checkpoint.seal, threading.Event(), []
+
+  def slow(*given):
+    going_on.wait(60)
+    real(*given)
+    writes.append(given)
+
+  monkeypatch.setattr(checkpoint, "seal", slow)
+  store.save(40, state(40))
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.concurrent.futures, "wait", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      store.wait()
+  threading.Timer(0.5, going_on.set).start()
+  store.close()
+  assert len(writes) == 1
+  assert store.verified_steps()[0] == 40
 
 
 def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
