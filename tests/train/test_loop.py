@@ -12,7 +12,7 @@ import pytest
 
 from bigmodel import record
 from bigmodel.files import UserError, absolute, read_json
-from bigmodel.train import loop, metrics, results
+from bigmodel.train import checkpoint, loop, metrics, results
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
@@ -71,6 +71,21 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
   assert again["params_sha256"] == whole["params_sha256"]
   facts = lambda folder: [(r["step"], r["loss"], r["grad_norm"]) for r in metrics.read(folder)]
   assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, tmp_path, monkeypatch):
+  """It is saved while it is evaluated; here the disk says no when the evaluation has long been done."""
+  config, corpus = resolved
+  config.train.checkpoint_every = 1000
+
+  def fails(*_):
+    time.sleep(3)
+    raise OSError("broken")
+
+  monkeypatch.setattr(checkpoint, "seal", fails)
+  with pytest.raises(checkpoint.CheckpointError, match="broken"):
+    train(config, corpus, tmp_path)
+  assert record.read(tmp_path) is None
 
 
 def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path):
