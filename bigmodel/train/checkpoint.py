@@ -1,8 +1,9 @@
 """Checkpoints: orbax arrays in the background, sealed by checksums, verified on restore.
 
-`checkpoints/STEP/arrays` is written by orbax, by every process its part;
-`checkpoints/STEP/SEAL` holds the sha256 of every file and the fingerprint of every
-array, and begins with the sha256 of itself. A folder becomes `STEP` by a rename once
+`checkpoints/STEP/arrays` is written by orbax, by every process its part; a single
+process joins small arrays to one of each type, as orbax takes a millisecond for each.
+`checkpoints/STEP/SEAL` holds the sha256 of every file, the fingerprint of every array
+and the names of the joined ones, and begins with the sha256 of itself. A folder becomes `STEP` by a rename once
 all of it is on disk. Nothing in it depends on the mesh: it restores on any other.
 """
 
@@ -12,6 +13,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from typing import Any
@@ -25,7 +27,7 @@ from bigmodel.files import is_writer, remove, sha256_file, write_text
 from bigmodel.parallel import hosts
 
 SEAL = "SEAL"
-LARGE = 1 << 20  # bytes: files that are worth threads
+LARGE = 1 << 20  # bytes: files that are worth threads, arrays that are written by themselves
 # For all runs of a pack. On a disk more would compete for the interpreter, with each other and with who evaluates.
 _WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
 _REMOTE_WRITERS = concurrent.futures.ThreadPoolExecutor(32, "checkpoint")
@@ -114,9 +116,10 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       remove(temporary)
       check_space(self.folder, arrays)
+      whole, joined = _join(arrays)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
-      self._commit(step, marks)
+        writer.save(temporary / "arrays", args=ocp.args.StandardSave(whole))
+      self._commit(step, marks, joined)
     except Exception as error:
       remove(temporary)
       raise self._failure(step, error) from error
@@ -131,16 +134,16 @@ class Checkpoints:
     problems = [text for text in hosts.gather(str(problem) if problem else "", f"{name}/written") if text]
     if not problems and is_writer():
       try:
-        self._commit(step, marks)
+        self._commit(step, marks, {})
       except Exception as error:
         problem, problems = error, [str(error)]
     problems = hosts.share(problems, f"{name}/sealed")
     if problems:
       raise self._failure(step, problem or OSError(problems[0])) from problem
 
-  def _commit(self, step: int, marks: dict[str, str]) -> None:
+  def _commit(self, step: int, marks: dict[str, str], joined: dict[str, list[str]]) -> None:
     target, temporary = self.folder / str(step), self.folder / f".{step}"
-    seal(temporary, marks)
+    seal(temporary, marks, joined)
     remove(target)
     temporary.rename(target)
     for old in self.steps()[: -self.keep]:
@@ -171,32 +174,53 @@ class Checkpoints:
 
     Leaves of `shapes` are ShapeDtypeStructs, or arrays; without shardings the result is on the host.
     """
-    folder = self.folder / str(step)
-    names = to_flat(shapes, copy=False)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-      wanted = {name: x if hasattr(x, "sharding") else np.zeros(x.shape, x.dtype) for name, x in names.items()}
-      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(wanted))
-    expected = read_seal(folder)["arrays"]
-    for name, mark in hosts.fingerprints(arrays).items():
-      if mark != expected.get(name):
-        raise CheckpointError(f"{folder}: array {name} is not what was saved")
-    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in names])
+    wanted = to_flat(shapes, copy=False)
+    arrays = self._read(step, wanted)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
 
   def arrays(self, step: int, prefix: str) -> dict[str, np.ndarray]:
     """Arrays of a verified step whose names begin with `prefix`, on the host; no config is needed to read them."""
+    empty = {}
+    for name, mark in read_seal(self.folder / str(step))["arrays"].items():
+      shape, kind, _ = mark.rsplit(" ", 2)
+      empty[name] = np.zeros(ast.literal_eval(shape), kind)
+    return {name: x for name, x in self._read(step, empty).items() if name.startswith(prefix)}
+
+  def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    """All arrays of a step by name, each where `wanted` has it."""
     folder = self.folder / str(step)
-    marks = read_seal(folder)["arrays"]
+    seal = read_seal(folder)
+    wanted = {name: x if hasattr(x, "sharding") else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
+    joined = {f"joined.{kind}": (kind, names) for kind, names in seal.get("joined", {}).items()}
+    whole = dict(wanted)
+    for name, (kind, names) in joined.items():
+      whole[name] = np.zeros(sum(math.prod(whole.pop(inside).shape) for inside in names), kind)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-      empty = {}
-      for name, mark in marks.items():
-        shape, kind, _ = mark.rsplit(" ", 2)
-        empty[name] = np.zeros(ast.literal_eval(shape), kind)
-      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(empty))
-    chosen = {name: x for name, x in arrays.items() if name.startswith(prefix)}
-    for name, mark in hosts.fingerprints(chosen).items():
-      if mark != marks[name]:
+      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(whole))
+    for name, (_, names) in joined.items():
+      rest = arrays.pop(name)
+      for inside in names:
+        like = wanted[inside]
+        part, rest = np.split(rest, [math.prod(like.shape)])
+        part = part.reshape(like.shape)
+        arrays[inside] = hosts.put(part, like.sharding) if hasattr(like, "sharding") else part
+    for name, mark in hosts.fingerprints(arrays).items():
+      if mark != seal["arrays"].get(name):
         raise CheckpointError(f"{folder}: array {name} is not what was saved")
-    return chosen
+    return arrays
+
+
+def _join(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+  """The arrays with small ones joined to one of each type, and the names in those."""
+  joined: dict[str, list[str]] = {}
+  for name, array in arrays.items():
+    if array.nbytes < LARGE:
+      joined.setdefault(str(array.dtype), []).append(name)
+  inside = {name for names in joined.values() for name in names}
+  whole = {name: array for name, array in arrays.items() if name not in inside}
+  for kind, names in joined.items():
+    whole[f"joined.{kind}"] = np.concatenate([arrays[name].ravel() for name in names])
+  return whole, joined
 
 
 def to_flat(tree: Any, copy: bool = True) -> dict[str, Any]:
@@ -215,10 +239,10 @@ def check_space(folder: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def seal(folder: epath.PathLike, marks: dict[str, str]) -> None:
-  """Writes SEAL: what every file and array of a checkpoint must be."""
+def seal(folder: epath.PathLike, marks: dict[str, str], joined: dict[str, list[str]]) -> None:
+  """Writes SEAL: what every file and array of a checkpoint must be, and which arrays are in one."""
   folder = epath.Path(folder)
-  body = json.dumps({"files": _checksums(folder), "arrays": marks}, sort_keys=True)
+  body = json.dumps({"files": _checksums(folder), "arrays": marks, "joined": joined}, sort_keys=True)
   write_text(folder / SEAL, hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
 
 
