@@ -127,8 +127,8 @@ def overhead(count: int = 200) -> dict[str, Any]:
   from bigmodel.config import load
   from bigmodel.data import pipeline
   from bigmodel.optim import evaluated, hyperparameters
+  from bigmodel.train import evaluate
   from bigmodel.train import step as steps
-  from bigmodel.train.evaluate import evaluate
 
   hardware.setup()
   config, _ = load(str(CONFIG), [])
@@ -157,7 +157,13 @@ def overhead(count: int = 200) -> dict[str, Any]:
     held_out = pipeline.eval_rows(one.config, data)
     state = bare(state, 2)
     own = program.member(program.fetch(state), 0)
-    evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
+
+    def judge() -> None:
+      params = evaluated(one.config, own.params, own.opt_state)
+      for values in evaluate.measure(program, [params] * program.judged, one.config, held_out, lambda: None):
+        evaluate.judge(one.config, held_out, values)
+
+    judge()
     stepping = evaluating = 0.0
 
     def measure() -> None:
@@ -167,9 +173,8 @@ def overhead(count: int = 200) -> dict[str, Any]:
       state = bare(state, one.steps // 4)
       stepping += (time.perf_counter() - began) * 2 * count / members
       began = time.perf_counter()
-      for _ in range(10):
-        evaluate(program, evaluated(one.config, own.params, own.opt_state), one.config, held_out)
-      evaluating += (time.perf_counter() - began) / 20 * count
+      judge()
+      evaluating += (time.perf_counter() - began) / program.judged * count / 2
 
     measure()
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,42 @@ class Evaluation:
   details: dict[str, list[dict[str, Any]]]  # tables, such as a confusion matrix
 
 
+NOTHING = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})  # of a run that diverged
+
+
 def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> Evaluation:
-  values, weight = predict(program, params, config, rows)
+  batches = enumerate(rows.batches(config.eval.batch_size))
+  return judge(config, rows, [program.values(params, batch, key) for key, batch in batches])
+
+
+def measure(
+  program: Program, params: list[Any], config: Config, rows: EvalRows, beat: Callable[[], None]
+) -> list[list[dict[str, np.ndarray]]]:
+  """The values of all batches for each of up to `program.judged` members; `beat` is called after each batch."""
+  if not params:
+    return []
+  values_of, measured = program.values_of(params), [[] for _ in params]
+  for key, batch in enumerate(rows.batches(config.eval.batch_size)):
+    for own, values in zip(measured, values_of(batch, key), strict=True):
+      own.append(values)
+    beat()
+  return measured
+
+
+def judge(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]]) -> Evaluation:
+  """What the values of all batches come to."""
+  values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in measured[0]}
+  weight = values.pop("weight", np.ones_like(values["loss"]))
   loss, clusters = values["loss"], np.broadcast_to(rows.clusters, values["loss"].shape)
   mean, stderr = clustered_mean(loss.ravel(), clusters.ravel(), weight.ravel())
   bits = math.nan
   if rows.bytes is not None:
     bits = float(np.sum(loss * weight)) / math.log(2) / max(float(np.sum(rows.bytes * weight)), 1)
   task = tasks.build(config)
-  measure = task.measure(values)
-  metrics = {name: float(value) for name, value in measure(weight).items()}
+  metric = task.measure(values)
+  metrics = {name: float(value) for name, value in metric(weight).items()}
   metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-  intervals = bootstrap(measure, clusters, weight, config.eval.resamples) if metrics else {}
+  intervals = bootstrap(metric, clusters, weight, config.eval.resamples) if metrics else {}
   intervals = {name: pair for name, pair in intervals.items() if name in metrics}
   for name, mask in rows.parts.items():
     own = np.where(mask, weight, 0)
@@ -48,14 +73,6 @@ def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> E
       if math.isfinite(error):
         intervals[f"loss_{name}"] = (part - Z90 * error, part + Z90 * error)
   return Evaluation(mean, stderr, bits, metrics, intervals, task.details(values))
-
-
-def predict(program: Program, params: Any, config: Config, rows: EvalRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """The values of all held-out rows, and their weights."""
-  measured = [program.values(params, batch, key) for key, batch in enumerate(rows.batches(config.eval.batch_size))]
-  names = measured[0]
-  values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in names}
-  return values, values.pop("weight", np.ones_like(values["loss"]))
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

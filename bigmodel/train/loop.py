@@ -1,10 +1,13 @@
 """The training loop of one program: one run, or several runs of one shape side by side."""
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ from bigmodel.train import results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
-from bigmodel.train.evaluate import Evaluation, evaluate
+from bigmodel.train.evaluate import NOTHING, Evaluation, judge, measure
 from bigmodel.train.metrics import Metrics
 from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
@@ -29,7 +32,7 @@ FLUSH_SECONDS = 10.0
 AT_ONCE_SECONDS = 4.0  # of steps in one call
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Member:
   """One run with what it writes to."""
 
@@ -216,11 +219,8 @@ def _train(
           break
         _require_ours(stop)
         host, spent = program.fetch(state), watch.clock.spent()
-        for index, member in enumerate(members):
-          if member in ending:
-            member.checkpoints.save(done, program.member(host, index))
-            member.ended = _finish(program, member, index, host, spent)
-            watchdog.beat()
+        _save(program, members, ending, host, done)
+        _end(program, members, ending, host, spent, watchdog)
         watch.clock.go_on(len(_under_way(members)))
       due = done % config.train.checkpoint_every == 0 and done < total
       for member in members:
@@ -231,7 +231,7 @@ def _train(
         if before is not None and watch.read(*before):
           break
         _require_ours(stop)
-        _save(program, members, state, done)
+        _save(program, members, _under_way(members), state, done)
         watchdog.beat()
       if stopping:
         spent = watch.clock.spent()
@@ -247,8 +247,9 @@ def _train(
   watchdog.close()
   _require_ours(stop)
   own = np.atleast_1d(np.asarray(state.step))
-  _save(program, members, state, max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None))
-  seconds, state = watch.clock.spent(), program.fetch(state)
+  state, ending = program.fetch(state), _under_way(members)
+  _save(program, members, ending, state, max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None))
+  seconds = watch.clock.spent()
   if until and until < total:
     for index, member in enumerate(members):
       if member.ended is None:
@@ -256,8 +257,9 @@ def _train(
         _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
-  records = [_finish(program, m, i, state, seconds) for i, m in enumerate(members)]
+  _end(program, members, ending, state, seconds, watchdog)
   hosts.barrier(f"{first.run_id}/ended")
+  records = [member.ended for member in members if member.ended]
   display.end("\n".join(results.summary(r) for r in records))
   return records
 
@@ -270,9 +272,9 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
 
 
-def _save(program: steps.Program, members: list[Member], state: steps.State, step: int) -> None:
+def _save(program: steps.Program, members: list[Member], some: list[Member], state: steps.State, step: int) -> None:
   state = program.fetch(state)
-  saved = [(index, member) for index, member in enumerate(members) if member.ended is None]
+  saved = [(index, member) for index, member in enumerate(members) if member in some]
   for _, member in saved:
     member.metrics.flush()
   # All of these before the threads that write compete with this one; copies one by one.
@@ -386,20 +388,57 @@ class Watch:
           write_status(member.run, "running", done, member.seconds + spent, left)
 
 
-def _finish(program: steps.Program, member: Member, index: int, state: steps.State, seconds: float) -> dict[str, Any]:
-  """Evaluates one member, while it is saved, and writes its record, last of all and once."""
-  if member.ended is not None:
-    return member.ended
-  run, config = member.run, member.run.config
-  own = program.member(state, index)
-  params = optim.evaluated(config, own.params, own.opt_state)
-  diverged_at = int(own.diverged_at)
+def _end(
+  program: steps.Program,
+  members: list[Member],
+  some: list[Member],
+  state: steps.State,
+  seconds: float,
+  watchdog: Watchdog,
+) -> None:
+  """Evaluates some members, as many at once as the program can, and writes their records."""
+  parts = []  # of members that are evaluated on the same rows
+  for data in {id(member.data): member.data for member in some}.values():
+    places = [i for i, member in enumerate(members) if member in some and member.data is data]
+    rows = pipeline.eval_rows(members[places[0]].run.config, data)
+    parts += [(rows, places[k : k + program.judged]) for k in range(0, len(places), program.judged)]
+
+  def measured(part: tuple[pipeline.EvalRows, list[int]]) -> tuple[list[tuple[steps.State, Any, Any]], float]:
+    began, (rows, places) = time.monotonic(), part
+    configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
+    params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
+    sound = [int(one.diverged_at) < 0 for one in own]
+    values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, watchdog.beat))
+    found = [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
+    return found, (time.monotonic() - began) / len(places)
+
+  # While the records of some are written, the next ones compute; processes of several hosts all compute in one order.
+  for (rows, places), (found, spent) in zip(
+    parts, (_ahead if program.judged > 1 else map)(measured, parts), strict=True
+  ):
+    for i, (own, params, values) in zip(places, found, strict=True):
+      began, member = time.monotonic(), members[i]
+      result = judge(member.run.config, rows, values) if values else NOTHING
+      member.ended = _finish(member, own, params, result, seconds + spent + time.monotonic() - began)
+      watchdog.beat()
+
+
+def _ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+  """`map`, with the next item in a thread while the caller has one."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pending = collections.deque()
+    for item in items:
+      pending.append(pool.submit(work, item))
+      if len(pending) > 1:
+        yield pending.popleft().result()
+    for future in pending:
+      yield future.result()
+
+
+def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, seconds: float) -> dict[str, Any]:
+  """Writes the record of a member that was evaluated while it was saved, last of all and once."""
+  run, config, diverged_at = member.run, member.run.config, int(own.diverged_at)
   began = time.monotonic()
-  if diverged_at < 0:
-    placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, program.shapes.params)
-    result = evaluate(program, placed, config, pipeline.eval_rows(config, member.data))
-  else:
-    result = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})
   status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()

@@ -26,6 +26,7 @@ EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
 STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there
+JUDGED = 8  # members that each core evaluates in one call
 
 
 @flax.struct.dataclass
@@ -57,9 +58,11 @@ class Program:
   put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
+  values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # of up to `judged` members, as `values`
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
   fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
   stride: int = 1  # the most steps that a call of `step` makes
+  judged: int = 1  # the most members that `values_of` takes
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
@@ -187,6 +190,15 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
 def _alone(lone: Lone) -> Program:
   rows_sharding, one = parallel.batch_sharding(lone.mesh), parallel.replicated(lone.mesh)
   shardings = jax.tree.map(lambda x: x.sharding, lone.shapes)
+
+  def values(params: Any, rows: hosts.Rows, key: int) -> dict[str, np.ndarray]:
+    found = lone.values(params, hosts.put_rows(rows, rows_sharding), hosts.put(np.int32(key), one))
+    return jax.tree.map(np.asarray, found)
+
+  def values_of(params: list[Any]) -> Callable[..., list[dict[str, np.ndarray]]]:
+    placed = jax.device_put(params[0], shardings.params)
+    return lambda rows, key: [values(placed, rows, key)]
+
   return Program(
     mesh=lone.mesh,
     members=1,
@@ -197,9 +209,8 @@ def _alone(lone: Lone) -> Program:
     place=lambda states: jax.device_put(states[0], shardings),
     put_rows=lambda rows: hosts.put_rows(rows[0], rows_sharding),
     put_hyperparameters=lambda h: jax.tree.map(lambda x: hosts.put(x, one), h[0]),
-    values=lambda params, rows, key: jax.tree.map(
-      np.asarray, lone.values(params, hosts.put_rows(rows, rows_sharding), hosts.put(np.int32(key), one))
-    ),
+    values=values,
+    values_of=values_of,
     layers=lambda *arguments: [lone.layers(*arguments)],
   )
 
@@ -209,13 +220,13 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
   alone, by_member = _alone(lone), parallel.member_sharding(mesh)
   mapped = parallel.mapped(config)
   stride = _stride(config) if mapped else 1
+  judged = {}
   if mapped:
     supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
     ways = {name: blocks.choose(config, mesh) for name in supplied}
     model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
-    one_step = functools.partial(
-      train_step, model.apply, tasks.build(config), optim.How.of(config), config.train.accumulate
-    )
+    task = tasks.build(config)
+    one_step = functools.partial(train_step, model.apply, task, optim.How.of(config), config.train.accumulate)
     one_step = _until_its_end(one_step) if mixed else one_step
     placed = jax.tree.map(lambda _: by_member, lone.shapes)
     rows_sharding = by_member
@@ -232,6 +243,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
       compiler_options=hardware.compiler_options(),
     )
     step = lambda state, rows, h: jitted(rows[0], state, rows[1], h)
+    judged = _judged(model, task, mesh, members)
   else:
     spread = lone_run(config, mesh, packed=True)
     each = lambda sharding: NamedSharding(
@@ -274,7 +286,46 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     fetch=jax.device_get,
     stride=stride,
     layers=layers,
+    **judged,
   )
+
+
+def _judged(model: nn.Module, task: Task, mesh: Mesh, members: int) -> dict[str, Any]:
+  """How a pack of a CPU is evaluated: as it trains, one member after another on each core."""
+  lanes, by_member = mesh.size, parallel.member_sharding(mesh)
+  each = min(JUDGED, members // lanes)
+
+  def values(there: jax.Array, params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
+    found = lambda: task.values(_apply(model.apply, params), rows, jax.random.key(key))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found))
+    return jax.lax.cond(there, found, lambda: nothing)
+
+  jitted = jax.jit(
+    jax.shard_map(
+      lambda rows, key, *of_members: jax.lax.map(lambda one: values(one[0], one[1], rows, key), of_members),
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(), *(PartitionSpec("member"),) * 2),
+      out_specs=PartitionSpec("member"),
+      check_vma=False,
+    ),
+    compiler_options=hardware.compiler_options(),
+  )
+
+  def values_of(params: list[Any]) -> Callable[..., list[dict[str, np.ndarray]]]:
+    # They take turns at the lanes, whose places lie side by side.
+    places = [lane * each + turn for turn in range(each) for lane in range(lanes)][: len(params)]
+    held = dict(zip(places, params, strict=True))
+    there = jax.device_put(np.isin(np.arange(lanes * each), places), by_member)
+    placed = jax.device_put(_stack([held.get(i, params[0]) for i in range(lanes * each)]), by_member)
+
+    def values(rows: hosts.Rows, key: int) -> list[dict[str, np.ndarray]]:
+      on_all = jax.device_put(hosts.all_rows(rows), parallel.replicated(mesh))
+      found = jax.device_get(jitted(on_all, np.int32(key), there, placed))
+      return [jax.tree.map(lambda x, i=i: x[i], found) for i in places]
+
+    return values
+
+  return {"values_of": values_of, "judged": lanes * each}
 
 
 def _stride(config: Config) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from bigmodel.data import pipeline
 from bigmodel.train import step as steps
-from bigmodel.train.evaluate import clustered_mean, evaluate
+from bigmodel.train.evaluate import clustered_mean, evaluate, judge, measure
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -47,3 +47,15 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
   assert expected.loss == pytest.approx(math.log(257), rel=0.25)
   tokens_per_byte = rows.clusters.size / rows.bytes.sum()
   assert expected.bits_per_byte == pytest.approx(expected.loss / math.log(2) * tokens_per_byte)
+
+
+def test_members_of_a_pack_are_evaluated_each_as_alone(resolved):
+  config, corpus = resolved
+  pack = steps.program(config, 16)
+  assert pack.judged == 16 > pack.mesh.size
+  params = [pack.init(seed).params for seed in range(11)]  # the other places stay empty
+  rows = pipeline.eval_rows(config, corpus)
+  together = [judge(config, rows, values) for values in measure(pack, params, config, rows, lambda: None)]
+  alone = [evaluate(steps.program(config), one, config, rows) for one in params]
+  np.testing.assert_allclose([one.loss for one in together], [one.loss for one in alone], rtol=1e-6)
+  assert len({round(one.loss, 4) for one in alone}) == len(params)
