@@ -219,8 +219,7 @@ def _train(
           break
         _require_ours(stop)
         host, spent = program.fetch(state), watch.clock.spent()
-        _save(program, members, ending, host, done)
-        _end(program, members, ending, host, spent, watchdog)
+        _end(program, members, ending, host, done, spent, watchdog)
         watch.clock.go_on(len(_under_way(members)))
       due = done % config.train.checkpoint_every == 0 and done < total
       for member in members:
@@ -247,17 +246,17 @@ def _train(
   watchdog.close()
   _require_ours(stop)
   own = np.atleast_1d(np.asarray(state.step))
-  state, ending = program.fetch(state), _under_way(members)
-  _save(program, members, ending, state, max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None))
-  seconds = watch.clock.spent()
+  last = max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None)
+  seconds, state = watch.clock.spent(), program.fetch(state)
   if until and until < total:
+    _save(program, members, _under_way(members), state, last)
     for index, member in enumerate(members):
       if member.ended is None:
         member.checkpoints.wait()
         _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
-  _end(program, members, ending, state, seconds, watchdog)
+  _end(program, members, _under_way(members), state, last, seconds, watchdog)
   hosts.barrier(f"{first.run_id}/ended")
   records = [member.ended for member in members if member.ended]
   display.end("\n".join(results.summary(r) for r in records))
@@ -393,10 +392,11 @@ def _end(
   members: list[Member],
   some: list[Member],
   state: steps.State,
+  step: int,
   seconds: float,
   watchdog: Watchdog,
 ) -> None:
-  """Evaluates some members, as many at once as the program can, and writes their records."""
+  """Saves and evaluates some members, as many at once as the program can, and writes their records."""
   parts = []  # of members that are evaluated on the same rows
   for data in {id(member.data): member.data for member in some}.values():
     places = [i for i, member in enumerate(members) if member in some and member.data is data]
@@ -412,10 +412,10 @@ def _end(
     found = [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
     return found, (time.monotonic() - began) / len(places)
 
-  # While the records of some are written, the next ones compute; processes of several hosts all compute in one order.
-  for (rows, places), (found, spent) in zip(
-    parts, (_ahead if program.judged > 1 else map)(measured, parts), strict=True
-  ):
+  # The first compute while all are saved, and the next while records are written; several hosts keep to one order.
+  computed = (_ahead if program.judged > 1 else map)(measured, parts)
+  _save(program, members, some, state, step)
+  for (rows, places), (found, spent) in zip(parts, computed, strict=True):
     for i, (own, params, values) in zip(places, found, strict=True):
       began, member = time.monotonic(), members[i]
       result = judge(member.run.config, rows, values) if values else NOTHING
@@ -424,15 +424,17 @@ def _end(
 
 
 def _ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-  """`map`, with the next item in a thread while the caller has one."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    pending = collections.deque()
-    for item in items:
-      pending.append(pool.submit(work, item))
-      if len(pending) > 1:
+  """`map` that begins at once, in a thread, and is one item ahead of the caller."""
+  pool, items = concurrent.futures.ThreadPoolExecutor(1), iter(items)
+  pending = collections.deque(pool.submit(work, item) for item in itertools.islice(items, 1))
+
+  def rest() -> Iterator[Any]:
+    with pool:
+      while pending:
+        pending.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
         yield pending.popleft().result()
-    for future in pending:
-      yield future.result()
+
+  return rest()
 
 
 def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, seconds: float) -> dict[str, Any]:

@@ -26,8 +26,23 @@ def projection(
   fan_in = x.shape[-1]
   init = nn.initializers.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  out = x @ gathered(weight.astype(x.dtype), axes)
+  out = times(x, gathered(weight.astype(x.dtype), axes))
   return out + zeros(module, f"{name}_bias", (width,), axes[1:], x.dtype) if bias else out
+
+
+@jax.custom_vjp
+def times(x: jax.Array, weight: jax.Array) -> jax.Array:
+  """x @ weight, whose gradient comes in the order of the weight: a transposed one takes a CPU twice as long."""
+  return x @ weight
+
+
+def _times_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, weight = kept
+  rows = tuple(range(x.ndim - 1))
+  return gradient @ weight.T, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+
+
+times.defvjp(lambda x, weight: (x @ weight, (x, weight)), _times_backward)
 
 
 def zeros(
