@@ -134,7 +134,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   config, _ = load(str(CONFIG), [])
   config.data.update(context=64, repeat=True)
   config.model.update(width=32, head_size=16)
-  config.train.update(steps=160, batch_size=16, checkpoint_every=1 << 30)
+  config.train.update(steps=180, batch_size=16, checkpoint_every=1 << 30)
   config.eval.update(tokens=1 << 15)
   axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
   with TemporaryDirectory() as folder:
@@ -160,7 +160,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
 
     def judge() -> None:
       params = evaluated(one.config, own.params, own.opt_state)
-      for values in evaluate.measure(program, [params] * program.judged, one.config, held_out, lambda: None):
+      for values in evaluate.measure(program, [params] * program.at_once, one.config, held_out, lambda: None):
         evaluate.judge(one.config, held_out, values)
 
     judge()
@@ -174,7 +174,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
       stepping += (time.perf_counter() - began) * 2 * count / members
       began = time.perf_counter()
       judge()
-      evaluating += (time.perf_counter() - began) / program.judged * count / 2
+      evaluating += (time.perf_counter() - began) / program.at_once * count / 2
 
     measure()
     began = time.perf_counter()

@@ -23,7 +23,7 @@ HORIZON = ("train.tokens", "train.steps")  # may differ, too, where a run has on
 SHARE = 0.75  # of the longest horizon that its companions have at least, so that little is left idle
 FREE = 0.8  # of a device's memory, for the members that it holds
 MOST = 1 << 20  # members
-COPIES = 3  # of a member's state that a host holds when it stacks and saves them
+COPIES = 4  # of a member's state that a host holds when it fetches, saves and evaluates them
 
 
 def program_key(run: Run) -> str:

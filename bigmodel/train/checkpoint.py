@@ -1,7 +1,7 @@
 """Checkpoints: orbax arrays in the background, sealed by checksums, verified on restore.
 
 `checkpoints/STEP/arrays` is written by orbax, by every process its part; a single
-process joins small arrays to one of each type, as orbax takes a millisecond for each.
+process joins small arrays to one of each type, as each takes orbax a millisecond.
 `checkpoints/STEP/SEAL` holds the sha256 of every file, the fingerprint of every array
 and the names of the joined ones, and begins with the sha256 of itself. A folder becomes `STEP` by a rename once
 all of it is on disk. Nothing in it depends on the mesh: it restores on any other.
@@ -175,39 +175,48 @@ class Checkpoints:
     Leaves of `shapes` are ShapeDtypeStructs, or arrays; without shardings the result is on the host.
     """
     wanted = to_flat(shapes, copy=False)
-    arrays = self._read(step, wanted)
+    arrays = self._read(step, read_seal(self.folder / str(step)), wanted)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
 
   def arrays(self, step: int, prefix: str) -> dict[str, np.ndarray]:
     """Arrays of a verified step whose names begin with `prefix`, on the host; no config is needed to read them."""
-    empty = {}
-    for name, mark in read_seal(self.folder / str(step))["arrays"].items():
+    sealed, empty = read_seal(self.folder / str(step)), {}
+    for name, mark in sealed["arrays"].items():
       shape, kind, _ = mark.rsplit(" ", 2)
       empty[name] = np.zeros(ast.literal_eval(shape), kind)
-    return {name: x for name, x in self._read(step, empty).items() if name.startswith(prefix)}
+    return self._read(step, sealed, empty, prefix)
 
-  def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-    """All arrays of a step by name, each where `wanted` has it."""
-    folder = self.folder / str(step)
-    seal = read_seal(folder)
+  def _read(self, step: int, sealed: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Arrays of a step by name, each where `wanted`, which has all of the step, has it."""
+    folder, marks = self.folder / str(step), sealed["arrays"]
+    problem = lambda name: CheckpointError(f"{folder}: array {name} is not what was saved")
+    for name in {**marks, **wanted}:
+      if name not in marks or name not in wanted or _kind(wanted[name]) != marks[name].rsplit(" ", 1)[0]:
+        raise problem(name)
     wanted = {name: x if hasattr(x, "sharding") else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
-    joined = {f"joined.{kind}": (kind, names) for kind, names in seal.get("joined", {}).items()}
-    whole = dict(wanted)
-    for name, (kind, names) in joined.items():
-      whole[name] = np.zeros(sum(math.prod(whole.pop(inside).shape) for inside in names), kind)
+    joined = {f"joined.{kind}": (kind, names) for kind, names in sealed.get("joined", {}).items()}
+    sizes, whole = {name: math.prod(x.shape) for name, x in wanted.items()}, dict(wanted)
+    for name, (kind, inside) in joined.items():
+      whole[name] = np.zeros(sum(sizes[one] for one in inside), kind)
+      for one in inside:
+        del whole[one]
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
       arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(whole))
-    for name, (_, names) in joined.items():
-      rest = arrays.pop(name)
-      for inside in names:
-        like = wanted[inside]
-        part, rest = np.split(rest, [math.prod(like.shape)])
-        part = part.reshape(like.shape)
-        arrays[inside] = hosts.put(part, like.sharding) if hasattr(like, "sharding") else part
+    for name, (_, inside) in joined.items():
+      parts = np.split(arrays.pop(name), np.cumsum([sizes[one] for one in inside])[:-1])
+      for one, part in zip(inside, parts, strict=True):
+        like, part = wanted[one], part.reshape(wanted[one].shape)
+        arrays[one] = hosts.put(part, like.sharding) if hasattr(like, "sharding") else part
+    arrays = {name: x for name, x in arrays.items() if name.startswith(prefix)}
     for name, mark in hosts.fingerprints(arrays).items():
-      if mark != seal["arrays"].get(name):
-        raise CheckpointError(f"{folder}: array {name} is not what was saved")
+      if mark != marks[name]:
+        raise problem(name)
     return arrays
+
+
+def _kind(x: Any) -> str:
+  """What a fingerprint begins with."""
+  return f"{x.shape} {x.dtype}"
 
 
 def _join(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

@@ -32,6 +32,7 @@ NOTHING = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})  # of a run that 
 
 
 def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> Evaluation:
+  """Of the parameters of one run."""
   batches = enumerate(rows.batches(config.eval.batch_size))
   return judge(config, rows, [program.values(params, batch, key) for key, batch in batches])
 
@@ -39,7 +40,7 @@ def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> E
 def measure(
   program: Program, params: list[Any], config: Config, rows: EvalRows, beat: Callable[[], None]
 ) -> list[list[dict[str, np.ndarray]]]:
-  """The values of all batches for each of up to `program.judged` members; `beat` is called after each batch."""
+  """The values of all batches for each of up to `program.at_once` members; `beat` is called after each batch."""
   if not params:
     return []
   values_of, measured = program.values_of(params), [[] for _ in params]

@@ -1,13 +1,14 @@
 """The training loop of one program: one run, or several runs of one shape side by side."""
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ FLUSH_SECONDS = 10.0
 AT_ONCE_SECONDS = 4.0  # of steps in one call
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False)  # none is another, and to find one compares no arrays
 class Member:
   """One run with what it writes to."""
 
@@ -247,9 +248,10 @@ def _train(
   _require_ours(stop)
   own = np.atleast_1d(np.asarray(state.step))
   last = max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None)
-  seconds, state = watch.clock.spent(), program.fetch(state)
+  state, seconds = program.fetch(state), watch.clock.spent()
   if until and until < total:
     _save(program, members, _under_way(members), state, last)
+    seconds = watch.clock.spent()
     for index, member in enumerate(members):
       if member.ended is None:
         member.checkpoints.wait()
@@ -401,40 +403,42 @@ def _end(
   for data in {id(member.data): member.data for member in some}.values():
     places = [i for i, member in enumerate(members) if member in some and member.data is data]
     rows = pipeline.eval_rows(members[places[0]].run.config, data)
-    parts += [(rows, places[k : k + program.judged]) for k in range(0, len(places), program.judged)]
+    parts += [(rows, places[k : k + program.at_once]) for k in range(0, len(places), program.at_once)]
+  given_up = threading.Event()
 
-  def measured(part: tuple[pipeline.EvalRows, list[int]]) -> tuple[list[tuple[steps.State, Any, Any]], float]:
-    began, (rows, places) = time.monotonic(), part
-    configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
+  def beat() -> None:
+    watchdog.beat()
+    if given_up.is_set():
+      raise concurrent.futures.CancelledError
+
+  def measured(rows: pipeline.EvalRows, places: list[int]) -> tuple[list[tuple[steps.State, Any, Any]], float]:
+    began, configs = time.monotonic(), [members[i].run.config for i in places]
+    own = [program.member(state, i) for i in places]
     params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
     sound = [int(one.diverged_at) < 0 for one in own]
-    values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, watchdog.beat))
+    values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
     found = [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
     return found, (time.monotonic() - began) / len(places)
 
   # The first compute while all are saved, and the next while records are written; several hosts keep to one order.
-  computed = (_ahead if program.judged > 1 else map)(measured, parts)
-  _save(program, members, some, state, step)
-  for (rows, places), (found, spent) in zip(parts, computed, strict=True):
-    for i, (own, params, values) in zip(places, found, strict=True):
-      began, member = time.monotonic(), members[i]
-      result = judge(member.run.config, rows, values) if values else NOTHING
-      member.ended = _finish(member, own, params, result, seconds + spent + time.monotonic() - began)
-      watchdog.beat()
-
-
-def _ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-  """`map` that begins at once, in a thread, and is one item ahead of the caller."""
-  pool, items = concurrent.futures.ThreadPoolExecutor(1), iter(items)
-  pending = collections.deque(pool.submit(work, item) for item in itertools.islice(items, 1))
-
-  def rest() -> Iterator[Any]:
-    with pool:
-      while pending:
-        pending.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
-        yield pending.popleft().result()
-
-  return rest()
+  pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if program.at_once > 1 else None
+  begin = lambda k: pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
+  try:
+    told, began = begin(0), time.monotonic()
+    _save(program, members, some, state, step)
+    seconds += (time.monotonic() - began) / len(some)
+    for k, (rows, places) in enumerate(parts):
+      found, spent = told()
+      told = begin(k + 1) if k + 1 < len(parts) else told
+      for i, (own, params, values) in zip(places, found, strict=True):
+        began, member = time.monotonic(), members[i]
+        result = judge(member.run.config, rows, values) if values is not None else NOTHING
+        member.ended = _finish(member, own, params, result, seconds + spent + time.monotonic() - began)
+        watchdog.beat()
+  finally:
+    given_up.set()
+    if pool:
+      pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, seconds: float) -> dict[str, Any]:

@@ -26,7 +26,8 @@ EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
 STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there
-JUDGED = 8  # members that each core evaluates in one call
+AT_ONCE = 8  # members that each core evaluates in one call
+AT_ONCE_BYTES = 64 << 20  # of their parameters, of which there are some copies meanwhile
 
 
 @flax.struct.dataclass
@@ -58,15 +59,17 @@ class Program:
   put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
-  values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # of up to `judged` members, as `values`
+  values_of: Callable[
+    [list[Any]], Callable[..., list[dict[str, np.ndarray]]]
+  ]  # of up to `at_once` members, as `values`
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
   fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
   stride: int = 1  # the most steps that a call of `step` makes
-  judged: int = 1  # the most members that `values_of` takes
+  at_once: int = 1  # the most members that `values_of` takes
 
   def member(self, tree: Any, index: int) -> Any:
-    """One member's part of a tree: the tree itself, or for a pack a copy on the host."""
-    return tree if self.members == 1 else jax.tree.map(lambda x: np.array(x[index], copy=True), tree)
+    """One member's part of a tree that was fetched."""
+    return tree if self.members == 1 else jax.tree.map(lambda x: x[index], tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +223,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
   alone, by_member = _alone(lone), parallel.member_sharding(mesh)
   mapped = parallel.mapped(config)
   stride = _stride(config) if mapped else 1
-  judged = {}
+  evaluation = {}
   if mapped:
     supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
     ways = {name: blocks.choose(config, mesh) for name in supplied}
@@ -243,7 +246,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
       compiler_options=hardware.compiler_options(),
     )
     step = lambda state, rows, h: jitted(rows[0], state, rows[1], h)
-    judged = _judged(model, task, mesh, members)
+    evaluation = _evaluation(lone, model, task, mesh, members)
   else:
     spread = lone_run(config, mesh, packed=True)
     each = lambda sharding: NamedSharding(
@@ -286,14 +289,15 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     fetch=jax.device_get,
     stride=stride,
     layers=layers,
-    **judged,
+    **evaluation,
   )
 
 
-def _judged(model: nn.Module, task: Task, mesh: Mesh, members: int) -> dict[str, Any]:
+def _evaluation(lone: Lone, model: nn.Module, task: Task, mesh: Mesh, members: int) -> dict[str, Any]:
   """How a pack of a CPU is evaluated: as it trains, one member after another on each core."""
   lanes, by_member = mesh.size, parallel.member_sharding(mesh)
-  each = min(JUDGED, members // lanes)
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(lone.shapes.params))
+  each = min(AT_ONCE, members // lanes, max(1, AT_ONCE_BYTES // size))
 
   def values(there: jax.Array, params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
     found = lambda: task.values(_apply(model.apply, params), rows, jax.random.key(key))
@@ -313,7 +317,7 @@ def _judged(model: nn.Module, task: Task, mesh: Mesh, members: int) -> dict[str,
 
   def values_of(params: list[Any]) -> Callable[..., list[dict[str, np.ndarray]]]:
     # They take turns at the lanes, whose places lie side by side.
-    places = [lane * each + turn for turn in range(each) for lane in range(lanes)][: len(params)]
+    places = np.arange(lanes * each).reshape(lanes, each).T.ravel()[: len(params)]
     held = dict(zip(places, params, strict=True))
     there = jax.device_put(np.isin(np.arange(lanes * each), places), by_member)
     placed = jax.device_put(_stack([held.get(i, params[0]) for i in range(lanes * each)]), by_member)
@@ -325,7 +329,7 @@ def _judged(model: nn.Module, task: Task, mesh: Mesh, members: int) -> dict[str,
 
     return values
 
-  return {"values_of": values_of, "judged": lanes * each}
+  return {"values_of": values_of, "at_once": lanes * each}
 
 
 def _stride(config: Config) -> int:

@@ -1,14 +1,18 @@
 """Checkpoints: damage is found and the step before is used; a full disk is named; killed writers leave nothing."""
 
 import errno
+import json
 import os
 import random
 import shutil
 import threading
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel.train import checkpoint
 from bigmodel.train.checkpoint import CheckpointError, Checkpoints
@@ -31,8 +35,6 @@ def store(tmp_path):
 
 
 def same(one, other):
-  import jax
-
   return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
@@ -40,6 +42,39 @@ def test_what_is_restored_is_what_was_saved_and_old_steps_go(store):
   assert store.verified_steps() == [30, 20]
   assert same(store.restore(30, state(0)), state(30))
   assert same(store.restore(20, state(0)), state(20))
+
+
+def test_small_arrays_are_written_as_one_and_restored_anywhere(store):
+  """Of every type and shape, beside one that is written alone: on the host, on devices, and by its name."""
+  rng = np.random.default_rng(0)
+  saved = {
+    "large": rng.normal(size=(700, 512)).astype(np.float32),
+    "a": {"b": rng.normal(size=(3, 5)).astype(np.float32), "empty": np.zeros((0, 4), np.float32)},
+    "half": [jnp.asarray(rng.normal(size=(2, 2, 2)), jnp.bfloat16), jnp.bfloat16(0.5)],
+    "flags": np.array([True, False]),
+    "step": np.int32(7),
+  }
+  store.save(40, saved)
+  store.wait()
+  written = json.loads((store.folder / "40" / "arrays" / "_METADATA").read_text())["tree_metadata"]
+  assert sorted(written) == ["('joined.bfloat16',)", "('joined.bool',)", "('joined.float32',)", "('joined.int32',)",
+                             "('large',)"]  # fmt: skip
+  by_device = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("x",)), PartitionSpec())
+  placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_device), saved)
+  for like in (saved, placed):
+    back = store.restore(40, like)
+    assert same(back, saved)
+    assert jax.tree.map(lambda x: x.dtype, back) == jax.tree.map(lambda x: x.dtype, saved)
+  assert all(x.sharding == by_device for x in jax.tree.leaves(store.restore(40, placed)))
+  named = store.arrays(40, "a.")
+  assert same(named, {"a.b": saved["a"]["b"], "a.empty": saved["a"]["empty"]})
+
+
+def test_a_checkpoint_of_another_shape_is_refused(store):
+  other = state(0)
+  other["params"]["w1"] = other["params"]["w1"].reshape(30, 20)
+  with pytest.raises(CheckpointError, match=r"array params\.w1 is not what was saved"):
+    store.restore(30, other)
 
 
 def test_saving_a_step_again_replaces_it(store):

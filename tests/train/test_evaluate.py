@@ -52,7 +52,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
 def test_members_of_a_pack_are_evaluated_each_as_alone(resolved):
   config, corpus = resolved
   pack = steps.program(config, 16)
-  assert pack.judged == 16 > pack.mesh.size
+  assert pack.at_once == 16 > pack.mesh.size
   params = [pack.init(seed).params for seed in range(11)]  # the other places stay empty
   rows = pipeline.eval_rows(config, corpus)
   together = [judge(config, rows, values) for values in measure(pack, params, config, rows, lambda: None)]
