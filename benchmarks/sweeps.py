@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,10 +91,10 @@ def runs(width: int) -> dict[str, Any]:
   }
 
 
-def logged_speed(folders: list[Path]) -> float:
-  """Tokens a second of a run as its metrics tell, the median over runs and steps but the first that were logged."""
+def logged_speed(folders: list[Path], middle: Callable[[list[float]], float] = statistics.median) -> float:
+  """Tokens a second of a run as its metrics tell, in the middle of runs and of steps but the first that were logged."""
   rows = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
-  return statistics.median(row["tokens_per_second"] for row in rows)
+  return middle([row["tokens_per_second"] for row in rows])
 
 
 def torch_seconds(width: int, steps: int, count: int) -> float:
@@ -120,7 +121,11 @@ def torch_runs(width: int, steps: int, count: int) -> None:
 
 
 def overhead(count: int = 200) -> dict[str, Any]:
-  """The share of a sweep's time that is neither steps nor evaluation of its runs."""
+  """The share of a sweep's time that is neither steps nor evaluation of its runs.
+
+  The speed of a machine that others use drifts by more than this share: steps count as long as they took in the sweep,
+  and `steps_over_bare` says how much longer that is than they take outside it, before and after.
+  """
   import jax
 
   from bigmodel import hardware, study, train
@@ -134,7 +139,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   config, _ = load(str(CONFIG), [])
   config.data.update(context=64, repeat=True)
   config.model.update(width=32, head_size=16)
-  config.train.update(steps=180, batch_size=16, checkpoint_every=1 << 30)
+  config.train.update(steps=180, batch_size=16, checkpoint_every=1 << 30, log_every=20)
   config.eval.update(tokens=1 << 15)
   axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
   with TemporaryDirectory() as folder:
@@ -164,14 +169,14 @@ def overhead(count: int = 200) -> dict[str, Any]:
         evaluate.judge(one.config, held_out, values)
 
     judge()
-    stepping = evaluating = 0.0
+    bare_stepping = evaluating = 0.0
 
     def measure() -> None:
       """A quarter of the steps, and some of the evaluations; it is done before the sweep and after it."""
-      nonlocal state, stepping, evaluating
+      nonlocal state, bare_stepping, evaluating
       began = time.perf_counter()
       state = bare(state, one.steps // 4)
-      stepping += (time.perf_counter() - began) * 2 * count / members
+      bare_stepping += (time.perf_counter() - began) * 2 * count / members
       began = time.perf_counter()
       judge()
       evaluating += (time.perf_counter() - began) / program.at_once * count / 2
@@ -181,10 +186,12 @@ def overhead(count: int = 200) -> dict[str, Any]:
     study.run_to_end(config, prepared.study, folder, quiet=True)
     whole = time.perf_counter() - began
     measure()
+    speed = logged_speed(list(Path(folder, "runs").iterdir()), statistics.harmonic_mean)
+    stepping = train.tokens_at(one.config, one.steps) * -(-count // members) / speed
   return {
     "runs": count, "members": members, "steps": one.steps, "tokens_each": train.tokens_at(one.config, one.steps),
     "seconds": whole, "stepping_seconds": stepping, "evaluating_seconds": evaluating,
-    "overhead": 1 - (stepping + evaluating) / whole,
+    "overhead": 1 - (stepping + evaluating) / whole, "steps_over_bare": stepping / bare_stepping,
   }  # fmt: skip
 
 
