@@ -35,7 +35,7 @@ log = logging.getLogger("bigmodel")
 
 
 class CheckpointError(Exception):
-  """A checkpoint could not be written; says why and which step is good."""
+  """A checkpoint could not be written, and which step is good; or what is read is not what was written."""
 
 
 class Checkpoints:
@@ -189,11 +189,13 @@ class Checkpoints:
   def _read(self, step: int, sealed: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Arrays of a step by name, each where `wanted`, which has all of the step, has it."""
     folder, marks = self.folder / str(step), sealed["arrays"]
-    problem = lambda name: CheckpointError(f"{folder}: array {name} is not what was saved")
     for name in {**marks, **wanted}:
-      if name not in marks or name not in wanted or _kind(wanted[name]) != marks[name].rsplit(" ", 1)[0]:
-        raise problem(name)
-    wanted = {name: x if hasattr(x, "sharding") else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
+      there = marks[name].rsplit(" ", 1)[0] if name in marks else "missing"
+      here = f"{wanted[name].shape} {wanted[name].dtype}" if name in wanted else "missing"
+      if there != here:
+        raise ValueError(f"{folder}: array {name} is {there}, and {here} in this program")
+    placed = lambda x: getattr(x, "sharding", None) is not None
+    wanted = {name: x if placed(x) else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
     joined = {f"joined.{kind}": (kind, names) for kind, names in sealed.get("joined", {}).items()}
     sizes, whole = {name: math.prod(x.shape) for name, x in wanted.items()}, dict(wanted)
     for name, (kind, inside) in joined.items():
@@ -206,17 +208,12 @@ class Checkpoints:
       parts = np.split(arrays.pop(name), np.cumsum([sizes[one] for one in inside])[:-1])
       for one, part in zip(inside, parts, strict=True):
         like, part = wanted[one], part.reshape(wanted[one].shape)
-        arrays[one] = hosts.put(part, like.sharding) if hasattr(like, "sharding") else part
+        arrays[one] = hosts.put(part, like.sharding) if placed(like) else part
     arrays = {name: x for name, x in arrays.items() if name.startswith(prefix)}
     for name, mark in hosts.fingerprints(arrays).items():
       if mark != marks[name]:
-        raise problem(name)
+        raise CheckpointError(f"{folder}: array {name} is not what was saved")
     return arrays
-
-
-def _kind(x: Any) -> str:
-  """What a fingerprint begins with."""
-  return f"{x.shape} {x.dtype}"
 
 
 def _join(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

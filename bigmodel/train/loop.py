@@ -31,6 +31,7 @@ from bigmodel.train.supervise import Watchdog
 
 FLUSH_SECONDS = 10.0
 AT_ONCE_SECONDS = 4.0  # of steps in one call
+VALUES_BYTES = 1 << 30  # of what is evaluated at once
 
 
 @dataclasses.dataclass(eq=False)  # none is another, and to find one compares no arrays
@@ -162,7 +163,7 @@ def _train(
   hardware.peak_flops()  # measured once, before it would disturb a step
   end = min(total, until or total)
   start = _common_step(waiting, end)
-  ahead = [stage for stage in stages.of(config) if stage.stop > start] or stages.of(config)[-1:]
+  ahead = [stage for stage in stages.of(config) if stage.stop >= start]  # what was saved is of the first of these
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display, Clock(len(waiting)))
@@ -221,6 +222,7 @@ def _train(
         _require_ours(stop)
         host, spent = program.fetch(state), watch.clock.spent()
         _end(program, members, ending, host, done, spent, watchdog)
+        del host  # as large as the whole pack
         watch.clock.go_on(len(_under_way(members)))
       due = done % config.train.checkpoint_every == 0 and done < total
       for member in members:
@@ -403,7 +405,8 @@ def _end(
   for data in {id(member.data): member.data for member in some}.values():
     places = [i for i, member in enumerate(members) if member in some and member.data is data]
     rows = pipeline.eval_rows(members[places[0]].run.config, data)
-    parts += [(rows, places[k : k + program.at_once]) for k in range(0, len(places), program.at_once)]
+    most = max(1, min(program.at_once, VALUES_BYTES // (16 * max(1, rows.clusters.size))))
+    parts += [(rows, places[k : k + most]) for k in range(0, len(places), most)]
   given_up = threading.Event()
 
   def beat() -> None:
@@ -411,16 +414,14 @@ def _end(
     if given_up.is_set():
       raise concurrent.futures.CancelledError
 
-  def measured(rows: pipeline.EvalRows, places: list[int]) -> tuple[list[tuple[steps.State, Any, Any]], float]:
-    began, configs = time.monotonic(), [members[i].run.config for i in places]
-    own = [program.member(state, i) for i in places]
+  def measured(rows: pipeline.EvalRows, places: list[int]) -> list[tuple[steps.State, Any, Any]]:
+    configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
     params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
     sound = [int(one.diverged_at) < 0 for one in own]
     values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
-    found = [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
-    return found, (time.monotonic() - began) / len(places)
+    return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
 
-  # The first compute while all are saved, and the next while records are written; several hosts keep to one order.
+  # Of a pack on a CPU the first compute while all are saved, and the next while records are written.
   pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if program.at_once > 1 else None
   begin = lambda k: pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
   try:
@@ -428,7 +429,8 @@ def _end(
     _save(program, members, some, state, step)
     seconds += (time.monotonic() - began) / len(some)
     for k, (rows, places) in enumerate(parts):
-      found, spent = told()
+      began, found = time.monotonic(), told()
+      spent = (time.monotonic() - began) / len(places)
       told = begin(k + 1) if k + 1 < len(parts) else told
       for i, (own, params, values) in zip(places, found, strict=True):
         began, member = time.monotonic(), members[i]

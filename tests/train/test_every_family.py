@@ -157,7 +157,7 @@ def test_packed_members_equal_runs_alone(files, config):
     state, _ = program.step(state, program.put_rows([rows.part(step)] * 2), h)
   for index, params in enumerate(alone):
     close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # another program
-    jax.tree.map(close, program.member(state.params, index), jax.device_get(params))
+    jax.tree.map(close, program.member(program.fetch(state.params), index), jax.device_get(params))
 
 
 def test_traced_numbers_of_a_task_share_a_program(files, config):

@@ -23,7 +23,7 @@ PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight
 
 @pytest.fixture
 def dbn(tmp_path):
-  """A net on 60 rows of two patterns with noise: two RBMs for 6 and 5 steps, then 9 steps of all."""
+  """A net on 60 rows of two noisy patterns: RBMs for 6 and 5 steps, by other optimizers, then 9 steps of all."""
   rng = np.random.default_rng(0)
   labels = np.arange(60) % 2
   inputs = np.clip(
@@ -35,7 +35,11 @@ def dbn(tmp_path):
   config.data.update(name="arrays", path=str(tmp_path / "patterns.npz"), normalise="unit")
   config.optim.update(lr=0.01, warmup=0.0)
   config.train.update(
-    steps=9, batch_size=8, checkpoint_every=4, log_every=1, stages=(PRE.format(0, 6), PRE.format(1, 5))
+    steps=9,
+    batch_size=8,
+    checkpoint_every=4,
+    log_every=1,
+    stages=(PRE.format(0, 6), PRE.format(1, 5) + " optim.name=momentum"),
   )
   config.eval.batch_size = 8
   config.parallel.data = 1

@@ -20,7 +20,7 @@ def run_steps(config, corpus, count=3, **sizes):
   h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
   for step in range(count):
     state, metrics = program.step(state, program.put_rows([rows.batch(step)]), h)
-  return program.member(state, 0), {name: float(value) for name, value in metrics.items()}, program
+  return program.member(program.fetch(state), 0), {name: float(value) for name, value in metrics.items()}, program
 
 
 def close(one, other, rtol=2e-4):
@@ -89,7 +89,7 @@ def pack(config, corpus, members, count=3):
   state, h = program.place(states), program.put_hyperparameters(hs)
   for step in range(count):
     state, _ = program.step(state, program.put_rows([r.batch(step) for r in rows]), h)
-  return [program.member(state, i) for i in range(len(members))], program
+  return [program.member(program.fetch(state), i) for i in range(len(members))], program
 
 
 def test_a_member_of_a_pack_is_the_run_alone(resolved):
