@@ -139,7 +139,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   config, _ = load(str(CONFIG), [])
   config.data.update(context=64, repeat=True)
   config.model.update(width=32, head_size=16)
-  config.train.update(steps=180, batch_size=16, checkpoint_every=1 << 30, log_every=20)
+  config.train.update(steps=180, batch_size=16, checkpoint_every=1 << 30)
   config.eval.update(tokens=1 << 15)
   axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
   with TemporaryDirectory() as folder:

@@ -3,8 +3,9 @@
 `checkpoints/STEP/arrays` is written by orbax, by every process its part; a single
 process joins small arrays to one of each type, as each takes orbax a millisecond.
 `checkpoints/STEP/SEAL` holds the sha256 of every file, the fingerprint of every array
-and the names of the joined ones, and begins with the sha256 of itself. A folder becomes `STEP` by a rename once
-all of it is on disk. Nothing in it depends on the mesh: it restores on any other.
+and the names of the joined ones, and begins with the sha256 of itself. A folder becomes
+`STEP` by a rename once all of it is on disk. Nothing in it depends on the mesh: it
+restores on any other.
 """
 
 import ast

@@ -59,13 +59,11 @@ class Program:
   put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], optim.Hyperparameters]
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
-  values_of: Callable[
-    [list[Any]], Callable[..., list[dict[str, np.ndarray]]]
-  ]  # of up to `at_once` members, as `values`
+  values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # as `values`, of `at_once` members
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
   fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
   stride: int = 1  # the most steps that a call of `step` makes
-  at_once: int = 1  # the most members that `values_of` takes
+  at_once: int = 1  # the most members that `values_of` takes; more than one in a pack on a CPU
 
   def member(self, tree: Any, index: int) -> Any:
     """One member's part of a tree that was fetched."""

@@ -1,16 +1,18 @@
 """Runs that are killed, interrupted or diverge: nothing is lost, and the bits are those of a whole run."""
 
+import concurrent.futures
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from bigmodel import record
+from bigmodel import record, study
 from bigmodel.files import UserError, absolute, read_json
 from bigmodel.train import checkpoint, loop, metrics, results
 from bigmodel.train import step as steps
@@ -86,6 +88,35 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
   with pytest.raises(checkpoint.CheckpointError, match="broken"):
     train(config, corpus, tmp_path)
   assert record.read(tmp_path) is None
+
+
+def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_path, monkeypatch):
+  """The first members are evaluated meanwhile; the process would end only when they are."""
+  config, corpus = resolved
+  config.train.update(steps=4, checkpoint_every=1000)
+  began, gave_up = threading.Event(), threading.Event()
+
+  def endless(program, params, config, rows, beat):
+    began.set()
+    try:
+      for _ in range(600):
+        time.sleep(0.1)
+        beat()
+    except concurrent.futures.CancelledError:
+      gave_up.set()
+      raise
+
+  def full(*_):
+    assert began.wait(60)
+    raise checkpoint.CheckpointError("the disk is full")
+
+  monkeypatch.setattr(loop, "measure", endless)
+  monkeypatch.setattr(loop, "_save", full)
+  runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
+  with pytest.raises(checkpoint.CheckpointError, match="the disk is full"):
+    train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+  assert gave_up.wait(10)
+  assert not any(record.read(run.folder) for run in runs)
 
 
 def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path):
