@@ -8,7 +8,7 @@ import pytest
 from test_decoder import dots
 
 from bigmodel import models, parallel, study
-from bigmodel.models.layers.attention import Attention, attend
+from bigmodel.models.layers.attention import Attention, attend, product
 from bigmodel.models.layers.basic import sinusoids, times
 from bigmodel.parallel import blocks
 from bigmodel.tasks import generation
@@ -238,12 +238,21 @@ def test_bad_models_are_refused_with_their_field():
 @pytest.mark.parametrize("rows", [(7,), (3, 7), (2, 3, 7)])
 def test_the_gradient_of_a_product_is_that_of_the_plain_one(rows):
   """To second order too: Sophia asks for that."""
+  check_gradients(times, (*rows, 5), (5, 4))
+
+
+@pytest.mark.parametrize("widths", [(5, 4), (4, 5)], ids=["wide", "narrow"])
+def test_the_gradient_of_products_of_heads_is_that_of_the_plain_ones(widths):
+  check_gradients(product, (2, 3, 7, widths[0]), (2, 3, *widths))
+
+
+def check_gradients(own, *shapes):
   keys = jax.random.split(jax.random.key(0), 3)
-  x, w, v = (jax.random.normal(key, shape) for key, shape in zip(keys, ((*rows, 5), (5, 4), (5, 4)), strict=True))
+  x, w, v = (jax.random.normal(key, shape) for key, shape in zip(keys, (*shapes, shapes[1]), strict=True))
 
   def gradients(product):
     first = jax.grad(lambda x, w: jnp.sum(jnp.sin(product(x, w))), argnums=(0, 1))
     return *first(x, w), jax.grad(lambda w: jnp.vdot(first(x, w)[1], v))(w)
 
-  for own, plain in zip(gradients(times), gradients(jnp.matmul), strict=True):
-    np.testing.assert_allclose(own, plain, rtol=1e-5, atol=1e-6)
+  for mine, plain in zip(gradients(own), gradients(jnp.matmul), strict=True):
+    np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-6)
