@@ -76,7 +76,7 @@ class Checkpoints:
     self._saves += 1
     marks = marks or hosts.fingerprints(state)
     if self._together is None:
-      self._pending = self._threads.submit(self._write, step, marks, to_flat(state))
+      self._pending = self._threads.submit(self._write, step, marks, *_join(to_flat(state)))
       return
     name = f"{self.folder.parent.name}/{step}/{self._saves}"
     remove(self.folder / f".{step}")
@@ -84,7 +84,7 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
     hosts.barrier(f"{name}/begin")
     # Returns once the arrays are copied to the host.
-    arrays = to_flat(state, copy=False)
+    arrays = to_flat(state)
     problem = None
     try:
       self._together.save(self.folder / f".{step}" / "arrays", args=ocp.args.StandardSave(arrays))
@@ -111,15 +111,16 @@ class Checkpoints:
       if self._together is not None:
         self._together.close()
 
-  def _write(self, step: int, marks: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
+  def _write(
+    self, step: int, marks: dict[str, str], arrays: dict[str, np.ndarray], joined: dict[str, list[str]]
+  ) -> None:
     temporary = self.folder / f".{step}"
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       remove(temporary)
       check_space(self.folder, arrays)
-      whole, joined = _join(arrays)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(temporary / "arrays", args=ocp.args.StandardSave(whole))
+        writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
       self._commit(step, marks, joined)
     except Exception as error:
       remove(temporary)
@@ -175,7 +176,7 @@ class Checkpoints:
 
     Leaves of `shapes` are ShapeDtypeStructs, or arrays; without shardings the result is on the host.
     """
-    wanted = to_flat(shapes, copy=False)
+    wanted = to_flat(shapes)
     arrays = self._read(step, read_seal(self.folder / str(step)), wanted)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
 
@@ -217,24 +218,23 @@ class Checkpoints:
     return arrays
 
 
-def _join(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-  """The arrays with small ones joined to one of each type, and the names in those."""
+def _join(arrays: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+  """Copies of the arrays on the host, small ones joined to one of each type, and the names in those."""
   joined: dict[str, list[str]] = {}
   for name, array in arrays.items():
     if array.nbytes < LARGE:
       joined.setdefault(str(array.dtype), []).append(name)
   inside = {name for names in joined.values() for name in names}
-  whole = {name: array for name, array in arrays.items() if name not in inside}
+  whole = {name: np.array(array, copy=True) for name, array in arrays.items() if name not in inside}
   for kind, names in joined.items():
-    whole[f"joined.{kind}"] = np.concatenate([arrays[name].ravel() for name in names])
+    whole[f"joined.{kind}"] = np.concatenate([np.ravel(arrays[name]) for name in names])
   return whole, joined
 
 
-def to_flat(tree: Any, copy: bool = True) -> dict[str, Any]:
-  """`{path: array}` of a tree; orbax and the seal know arrays by these names. A copy is on the host."""
+def to_flat(tree: Any) -> dict[str, Any]:
+  """`{path: array}` of a tree; orbax and the seal know arrays by these names."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  convert = (lambda x: np.array(x, copy=True)) if copy else lambda x: x
-  return {jax.tree_util.keystr(path, simple=True, separator="."): convert(leaf) for path, leaf in leaves}
+  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def check_space(folder: epath.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -41,6 +41,7 @@ class Member:
   run: Run
   data: Data
   rows: pipeline.Pipeline
+  stages: list[stages.Stage]
   metrics: Metrics
   checkpoints: Checkpoints
   seconds: float  # its share of earlier attempts
@@ -84,6 +85,7 @@ def _open(run: Run, data: Data) -> Member:
     run=run,
     data=data,
     rows=pipeline.train_pipeline(run.config, data, 0),
+    stages=stages.of(run.config),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
     seconds=read_status(run.folder)["seconds"],
@@ -101,7 +103,7 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, o
   """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
   mixed = len({m.run.steps for m in members}) > 1 or any(m.ended for m in members)
   program = steps.program(stage.config, len(members), mixed)
-  own = [next(s for s in stages.of(m.run.config) if s.first == stage.first) for m in members]
+  own = [next(s for s in m.stages if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
     member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first, one.before)
   return program, program.put_hyperparameters(
@@ -157,13 +159,13 @@ def _train(
 ) -> list[dict[str, Any]]:
   if not (waiting := _under_way(members)):
     return [member.ended for member in members if member.ended]
-  first = max((member.run for member in waiting), key=lambda run: run.steps)
-  config, total = first.config, first.steps
+  longest = max(waiting, key=lambda member: member.run.steps)
+  first, config, total = longest.run, longest.run.config, longest.run.steps
   display.begin(title(members), total, expected)
   hardware.peak_flops()  # measured once, before it would disturb a step
   end = min(total, until or total)
   start = _common_step(waiting, end)
-  ahead = [stage for stage in stages.of(config) if stage.stop >= start]  # what was saved is of the first of these
+  ahead = [stage for stage in longest.stages if stage.stop >= start]  # what was saved is of the first of these
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display, Clock(len(waiting)))
@@ -269,7 +271,7 @@ def _train(
 
 def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
   """Tells what the run came to at a rung."""
-  loss = steps.loss_train(state, stages.of(member.run.config)[-1].begin) if int(state.diverged_at) < 0 else math.nan
+  loss = steps.loss_train(state, member.stages[-1].begin) if int(state.diverged_at) < 0 else math.nan
   rungs = {**results.read_rungs(member.run), str(step): _finite(loss)}
   write_status(member.run, "paused", step, member.seconds + seconds)
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
@@ -455,10 +457,10 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   facts = results.facts_of(run) | {
     "status": status,
     "tokens": train.tokens_at(config, done),
-    "epochs_seen": member.rows.epochs_seen(max(0, done - stages.of(config)[-1].first)),
+    "epochs_seen": member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
     "steps": done,
     **results.flops_of(run, done),
-    "loss_train": steps.loss_train(own, stages.of(config)[-1].begin) if status == "finished" else None,
+    "loss_train": steps.loss_train(own, member.stages[-1].begin) if status == "finished" else None,
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,

@@ -86,6 +86,7 @@ class Lone:
 
 
 _PROGRAMS: dict[str, Program] = {}
+_LONE: dict[str, Lone] = {}
 
 
 def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
@@ -108,13 +109,14 @@ def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
     config.train.noise_scale,
     config.train.compute_dtype,
     data.unit(config),
-    (members, mixed, _stride(config)),
-    str(mesh),
     str(single_mesh),
   )
-  key = digest(kept) + repr(parts)
+  alone = digest(kept) + repr(parts)
+  key = alone + repr((members, mixed, _stride(config), str(mesh)))
   if key not in _PROGRAMS:
-    lone = lone_run(config, single_mesh)
+    if alone not in _LONE:
+      _LONE[alone] = lone_run(config, single_mesh)
+    lone = _LONE[alone]
     _PROGRAMS[key] = _alone(lone) if members == 1 else _pack(config, lone, mesh, members, mixed)
   return _PROGRAMS[key]
 
@@ -228,6 +230,7 @@ def _pack(config: Config, lone: Lone, mesh: Mesh, members: int, mixed: bool) -> 
     model = models.build(config, jnp.dtype(config.train.compute_dtype), **ways)
     task = tasks.build(config)
     one_step = functools.partial(train_step, model.apply, task, optim.How.of(config), config.train.accumulate)
+    one_step = jax.jit(one_step, inline=True)  # traced once, though its results' shapes are asked for first
     one_step = _until_its_end(one_step) if mixed else one_step
     placed = jax.tree.map(lambda _: by_member, lone.shapes)
     rows_sharding = by_member
@@ -297,10 +300,13 @@ def _evaluation(lone: Lone, model: nn.Module, task: Task, mesh: Mesh, members: i
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(lone.shapes.params))
   each = min(AT_ONCE, members // lanes, max(1, AT_ONCE_BYTES // size))
 
-  def values(there: jax.Array, params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
-    found = lambda: task.values(_apply(model.apply, params), rows, jax.random.key(key))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found))
-    return jax.lax.cond(there, found, lambda: nothing)
+  @functools.partial(jax.jit, inline=True)
+  def found(params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
+    return task.values(_apply(model.apply, params), rows, jax.random.key(key))
+
+  def values(there: jax.Array, *given: Any) -> dict[str, jax.Array]:
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found, *given))
+    return jax.lax.cond(there, found, lambda *_: nothing, *given)
 
   jitted = jax.jit(
     jax.shard_map(
