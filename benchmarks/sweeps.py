@@ -6,7 +6,8 @@
 
 `runs` compares one `bigmodel sweep` with as many `bigmodel train` commands one after another, and with PyTorch in two
 processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed, half
-before the sweep and half after it, and the time of all is that many times as long: all do the same work. Needs
+before the sweep and half after it, and the time of all is that many times as long: all do the same work. How the steps
+of a sweep compare with those of one run after another is measured with both in turn, in one warm process. Needs
 bigmodel[bench] for PyTorch.
 """
 
@@ -27,8 +28,9 @@ import train_step
 RATES, SEEDS = "1e-3,1.5e-3,2e-3,3e-3,4e-3,6e-3,8e-3,1.2e-2", 4
 RUNS = 8 * SEEDS
 ROWS = 4  # of a batch, as in the quickstart: small models and budgets want small batches
-SECONDS = 22.0  # of steps, for each run alone
+SECONDS = 14.0  # of steps in each run, as fast as one that came before: a command alone takes over 20
 TIMED = 4  # runs, of those that come one after another
+TURNS, EVERY = 4, 8  # of a run alone and of a sweep; steps that are logged together
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
@@ -40,7 +42,7 @@ def fields(width: int, steps: int) -> list[str]:
     "model.qk_norm": False, "train.batch_size": ROWS, "train.steps": steps, "train.log_every": 50,
     "train.checkpoint_every": 1000, "eval.tokens": 1 << 15,
   }  # fmt: skip
-  return [f"--config.{name}={value}" for name, value in values.items()]
+  return [f"{name}={value}" for name, value in values.items()]
 
 
 def timed(command: list[str]) -> float:
@@ -52,43 +54,70 @@ def timed(command: list[str]) -> float:
 
 
 def runs(width: int) -> dict[str, Any]:
-  step = train_step.measure("bigmodel", width, ROWS)
-  steps = round(SECONDS / step)  # of the best step that was seen: it takes longer
   bigmodel = [sys.executable, "-m", "bigmodel.cli"]
   with TemporaryDirectory() as folder:
-    config = [f"--config={CONFIG}", *fields(width, steps)]
-    # The corpus and the compiled programs of one run are in the cache for all.
-    timed([*bigmodel, "train", *config, f"--workdir={folder}/first"])
+    config = lambda steps: [f"--config={CONFIG}", *(f"--config.{field}" for field in fields(width, steps))]
+    # The corpus and the compiled programs of this run are in the cache for all.
+    timed([*bigmodel, "train", *config(500), f"--workdir={folder}/first"])
+    steps = round(SECONDS * logged_speed([Path(folder, "first")]) / (ROWS * train_step.CONTEXT))
     separate = torch = 0.0
 
     def others(seeds: range) -> None:
       nonlocal separate, torch
       for i in seeds:
-        separate += timed([*bigmodel, "train", *config, f"--config.seed={i}", f"--workdir={folder}/{i}"])
+        separate += timed([*bigmodel, "train", *config(steps), f"--config.seed={i}", f"--workdir={folder}/{i}"])
       torch += torch_seconds(width, steps, len(seeds))
 
     others(range(TIMED // 2))
-    sweep = timed([*bigmodel, "sweep", *config, f"--axis=optim.lr={RATES}", f"--seeds={SEEDS}",
+    sweep = timed([*bigmodel, "sweep", *config(steps), f"--axis=optim.lr={RATES}", f"--seeds={SEEDS}",
                    f"--workdir={folder}/sweep", "--json"])  # fmt: skip
     others(range(TIMED // 2, TIMED))
     record = json.loads(next(Path(folder, "sweep", "runs").glob("*/record.json")).read_text())
-    one = logged_speed([Path(folder, str(i)) for i in range(TIMED)])
+    speed = logged_speed([Path(folder, str(i)) for i in range(TIMED)], statistics.harmonic_mean)
     plan = json.loads(Path(folder, "sweep", "plan.json").read_text())
     members = max(len(group["run_ids"]) for group in plan["groups"])
-    packed = members * logged_speed(list(Path(folder, "sweep", "runs").iterdir()))
-  tokens = steps * ROWS * train_step.CONTEXT * RUNS
+  tokens = steps * ROWS * train_step.CONTEXT
   return {
     "width": width,
     "parameters": record["params_total"],
     "steps": steps,
-    "alone_seconds": step * steps,
+    "alone_stepping_seconds": tokens / speed,
+    "separate_seconds": separate / TIMED,
     "sweep_seconds": sweep,
     "separate_over_sweep": separate * RUNS / TIMED / sweep,
     "torch_over_sweep": torch * RUNS / TIMED / sweep,
     "members": members,
-    "steady_over_one_after_another": packed / one,
-    "tokens_per_second": tokens / sweep,
+    "steady_over_one_after_another": float(told([sys.executable, __file__, "steady", str(width), str(members)])[0]),
+    "tokens_per_second": tokens * RUNS / sweep,
   }
+
+
+def told(*commands: list[str]) -> list[str]:
+  """What commands print that run side by side."""
+  processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+  printed = [process.communicate()[0] for process in processes]
+  if any(process.returncode for process in processes):
+    sys.exit(f"{' '.join(commands[0])} failed")
+  return printed
+
+
+def steady(width: int, members: int) -> None:
+  """Prints how many times as many tokens a second a sweep steps through as a run alone does: the median of turns."""
+  from bigmodel import hardware, study
+  from bigmodel.config import load
+
+  hardware.setup()
+
+  def speed(count: int, steps: int) -> float:
+    config, _ = load(str(CONFIG), fields(width, steps))
+    config.train.log_every, config.eval.tokens = EVERY, 1 << 12
+    axes = [{"seed": seed} for seed in range(count)]
+    with TemporaryDirectory() as folder:
+      study.run_to_end(config, study.Study("steady", "", study.Listed(axes), laws=()), folder, quiet=True)
+      return count * logged_speed(list(Path(folder, "runs").iterdir()), statistics.harmonic_mean)
+
+  turns = [(speed(1, 17 * EVERY), speed(members, 3 * EVERY)) for _ in range(1 + TURNS)]
+  print(statistics.median(packed / one for one, packed in turns[1:]))  # the first compiles
 
 
 def logged_speed(folders: list[Path], middle: Callable[[list[float]], float] = statistics.median) -> float:
@@ -100,11 +129,7 @@ def logged_speed(folders: list[Path], middle: Callable[[list[float]], float] = s
 def torch_seconds(width: int, steps: int, count: int) -> float:
   """Of so many runs, in two processes, after their imports: all runs would need those once."""
   command = [sys.executable, __file__, "torch", str(width), str(steps), str(count // 2)]
-  pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-  told = [process.communicate()[0] for process in pair]
-  if any(process.returncode for process in pair):
-    sys.exit("PyTorch failed")
-  return max(map(float, told))
+  return max(map(float, told(command, command)))
 
 
 def torch_runs(width: int, steps: int, count: int) -> None:
@@ -237,12 +262,12 @@ def packs(width: int) -> list[dict[str, Any]]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=("runs", "overhead", "packs", "torch"))
+  parser.add_argument("what", choices=("runs", "overhead", "packs", "torch", "steady"))
   parser.add_argument("more", nargs="*", type=int, help=argparse.SUPPRESS)
   parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
   arguments = parser.parse_args()
-  if arguments.what == "torch":
-    torch_runs(*arguments.more)
+  if arguments.what in ("torch", "steady"):
+    {"torch": torch_runs, "steady": steady}[arguments.what](*arguments.more)
     return
   if arguments.what == "overhead":
     rows = [overhead()]

@@ -32,7 +32,7 @@ def attend(
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
   scores_BxHxTxS = product(q * K**-0.5, k.swapaxes(2, 3)).astype(jnp.float32) + bias_BxHxTxS
   if causal:
-    positions = np.arange(T) if isinstance(start, int) else start + jnp.arange(T)
+    positions = start + (np if isinstance(start, int) else jnp).arange(T)
     scores_BxHxTxS = jnp.where(np.arange(S) <= positions[:, None], scores_BxHxTxS, HIDDEN)
   weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS, axis=-1)
   out_BxHxTxK = product(weights_BxHxTxS.astype(v.dtype), v)
