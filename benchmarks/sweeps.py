@@ -6,12 +6,14 @@
 
 `runs` compares one `bigmodel sweep` with as many `bigmodel train` commands one after another, and with PyTorch in two
 processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed, half
-before the sweep and half after it, and the time of all is that many times as long: all do the same work. How the steps
-of a sweep compare with those of one run after another is measured with both in turn, in one warm process. Needs
-bigmodel[bench] for PyTorch.
+before the sweep and half after it, and the time of all is that many times as long: all do the same work. Each command
+takes 20 s or more (`separate_seconds`), not all of them steps (`alone_stepping_seconds`). What the sweep compiles is in
+nobody's cache the first time. How the steps of a sweep compare with those of one run after another is measured with
+both in turn, in one warm process. Needs bigmodel[bench] for PyTorch.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -28,9 +30,10 @@ import train_step
 RATES, SEEDS = "1e-3,1.5e-3,2e-3,3e-3,4e-3,6e-3,8e-3,1.2e-2", 4
 RUNS = 8 * SEEDS
 ROWS = 4  # of a batch, as in the quickstart: small models and budgets want small batches
-SECONDS = 14.0  # of steps in each run, as fast as one that came before: a command alone takes over 20
+SECONDS = 12.0  # of steps in each run, as fast as one that came before: a command alone takes ten more
 TIMED = 4  # runs, of those that come one after another
-TURNS, EVERY = 4, 8  # of a run alone and of a sweep; steps that are logged together
+LOGGED = 50  # steps together
+TURNS, STRIDE = 3, 8  # of a run alone and of a sweep; the steps that those log together
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
@@ -39,7 +42,7 @@ def fields(width: int, steps: int) -> list[str]:
   values = {
     "data.context": train_step.CONTEXT, "data.repeat": True, "model.width": width, "model.layers": train_step.LAYERS,
     "model.heads": width // train_step.HEAD, "model.head_size": train_step.HEAD, "model.activation": "gelu",
-    "model.qk_norm": False, "train.batch_size": ROWS, "train.steps": steps, "train.log_every": 50,
+    "model.qk_norm": False, "train.batch_size": ROWS, "train.steps": steps, "train.log_every": LOGGED,
     "train.checkpoint_every": 1000, "eval.tokens": 1 << 15,
   }  # fmt: skip
   return [f"{name}={value}" for name, value in values.items()]
@@ -59,7 +62,7 @@ def runs(width: int) -> dict[str, Any]:
     config = lambda steps: [f"--config={CONFIG}", *(f"--config.{field}" for field in fields(width, steps))]
     # The corpus and the compiled programs of this run are in the cache for all.
     timed([*bigmodel, "train", *config(500), f"--workdir={folder}/first"])
-    steps = round(SECONDS * logged_speed([Path(folder, "first")]) / (ROWS * train_step.CONTEXT))
+    steps = LOGGED * round(SECONDS * logged_speed([Path(folder, "first")]) / (LOGGED * ROWS * train_step.CONTEXT))
     separate = torch = 0.0
 
     def others(seeds: range) -> None:
@@ -77,6 +80,7 @@ def runs(width: int) -> dict[str, Any]:
     plan = json.loads(Path(folder, "sweep", "plan.json").read_text())
     members = max(len(group["run_ids"]) for group in plan["groups"])
   tokens = steps * ROWS * train_step.CONTEXT
+  compared = told([sys.executable, __file__, "steady", str(width), str(members)])[0].split()[-1]
   return {
     "width": width,
     "parameters": record["params_total"],
@@ -87,7 +91,7 @@ def runs(width: int) -> dict[str, Any]:
     "separate_over_sweep": separate * RUNS / TIMED / sweep,
     "torch_over_sweep": torch * RUNS / TIMED / sweep,
     "members": members,
-    "steady_over_one_after_another": float(told([sys.executable, __file__, "steady", str(width), str(members)])[0]),
+    "steady_over_one_after_another": float(compared),
     "tokens_per_second": tokens * RUNS / sweep,
   }
 
@@ -110,14 +114,17 @@ def steady(width: int, members: int) -> None:
 
   def speed(count: int, steps: int) -> float:
     config, _ = load(str(CONFIG), fields(width, steps))
-    config.train.log_every, config.eval.tokens = EVERY, 1 << 12
+    config.train.log_every, config.eval.tokens = STRIDE, 1 << 12
     axes = [{"seed": seed} for seed in range(count)]
     with TemporaryDirectory() as folder:
       study.run_to_end(config, study.Study("steady", "", study.Listed(axes), laws=()), folder, quiet=True)
       return count * logged_speed(list(Path(folder, "runs").iterdir()), statistics.harmonic_mean)
 
-  turns = [(speed(1, 17 * EVERY), speed(members, 3 * EVERY)) for _ in range(1 + TURNS)]
-  print(statistics.median(packed / one for one, packed in turns[1:]))  # the first compiles
+  ratios = []
+  for _ in range(1 + TURNS):
+    one = speed(1, 17 * STRIDE)  # the first of which is not looked at
+    ratios.append(speed(members, 3 * STRIDE) / one)
+  print(statistics.median(ratios[1:]))  # the first compiles
 
 
 def logged_speed(folders: list[Path], middle: Callable[[list[float]], float] = statistics.median) -> float:
@@ -269,15 +276,16 @@ def main() -> None:
   if arguments.what in ("torch", "steady"):
     {"torch": torch_runs, "steady": steady}[arguments.what](*arguments.more)
     return
+  print(f"{len(os.sched_getaffinity(0))} cores", flush=True)
   if arguments.what == "overhead":
     rows = [overhead()]
   elif arguments.what == "packs":
-    rows = [row for width in arguments.widths for row in packs(width)]
+    rows = itertools.chain.from_iterable(map(packs, arguments.widths))
   else:
-    rows = [runs(width) for width in arguments.widths]
-  print(f"{len(os.sched_getaffinity(0))} cores")
-  for row in rows:
-    print(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}))
+    rows = map(runs, arguments.widths)
+  for row in rows:  # each as soon as it is known
+    rounded = {name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}
+    print(json.dumps(rounded), flush=True)
 
 
 if __name__ == "__main__":

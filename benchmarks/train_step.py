@@ -33,7 +33,7 @@ def best_step(step) -> float:
   return best
 
 
-def bigmodel_step(width: int, rows_: int = ROWS) -> float:
+def bigmodel_step(width: int) -> float:
   from bigmodel import hardware
 
   hardware.setup()
@@ -45,12 +45,12 @@ def bigmodel_step(width: int, rows_: int = ROWS) -> float:
 
   config = default_config()
   config.model.update(width=width, layers=LAYERS, head_size=HEAD, activation="gelu")
-  config.train.update(batch_size=rows_, steps=1000)
+  config.train.update(batch_size=ROWS, steps=1000)
   config.data.context = CONTEXT
   models.resolve(config.model, {"vocab": VOCAB})
   program = steps.program(config)
   state = program.place([program.init(0)])
-  rows = np.random.default_rng(0).integers(0, VOCAB, (rows_, CONTEXT + 1)).astype(np.int32)
+  rows = np.random.default_rng(0).integers(0, VOCAB, (ROWS, CONTEXT + 1)).astype(np.int32)
   h = program.put_hyperparameters([optim.hyperparameters(config, 1000)])
   last = None
 
@@ -201,13 +201,13 @@ def peak(_: int) -> float:
 KINDS = {"bigmodel": bigmodel_step, "linen": linen_step, "torch": torch_step, "peak": peak}
 
 
-def measure(kind: str, *numbers: int) -> float:
+def measure(kind: str, width: int) -> float:
   """One measurement in a process of its own."""
   done = subprocess.run(
-    [sys.executable, __file__, "--one", kind, *map(str, numbers)], capture_output=True, text=True, check=False
+    [sys.executable, __file__, "--one", kind, str(width)], capture_output=True, text=True, check=False
   )
   if done.returncode:
-    sys.exit(f"{kind} of {numbers} failed:\n{done.stderr}")
+    sys.exit(f"{kind} of width {width} failed:\n{done.stderr}")
   return float(done.stdout.split()[-1])
 
 
@@ -222,11 +222,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
   parser.add_argument("--json", action="store_true")
-  parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+  parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.one:
-    kind, *numbers = arguments.one
-    print(KINDS[kind](*map(int, numbers)))
+    kind, width = arguments.one
+    print(KINDS[kind](int(width)))
     return
   top = max(measure("peak", 0) for _ in range(ROUNDS))
   rows = []

@@ -76,7 +76,8 @@ class Checkpoints:
     self._saves += 1
     marks = marks or hosts.fingerprints(state)
     if self._together is None:
-      self._pending = self._threads.submit(self._write, step, marks, *_join(to_flat(state)))
+      whole, joined = _join(to_flat(state))
+      self._pending = self._threads.submit(self._write, step, marks, whole, joined)
       return
     name = f"{self.folder.parent.name}/{step}/{self._saves}"
     remove(self.folder / f".{step}")
@@ -112,15 +113,15 @@ class Checkpoints:
         self._together.close()
 
   def _write(
-    self, step: int, marks: dict[str, str], arrays: dict[str, np.ndarray], joined: dict[str, list[str]]
+    self, step: int, marks: dict[str, str], whole: dict[str, np.ndarray], joined: dict[str, list[str]]
   ) -> None:
     temporary = self.folder / f".{step}"
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       remove(temporary)
-      check_space(self.folder, arrays)
+      check_space(self.folder, whole)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(temporary / "arrays", args=ocp.args.StandardSave(arrays))
+        writer.save(temporary / "arrays", args=ocp.args.StandardSave(whole))
       self._commit(step, marks, joined)
     except Exception as error:
       remove(temporary)
@@ -225,7 +226,7 @@ def _join(arrays: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, list
     if array.nbytes < LARGE:
       joined.setdefault(str(array.dtype), []).append(name)
   inside = {name for names in joined.values() for name in names}
-  whole = {name: np.array(array, copy=True) for name, array in arrays.items() if name not in inside}
+  whole = {name: np.array(array) for name, array in arrays.items() if name not in inside}
   for kind, names in joined.items():
     whole[f"joined.{kind}"] = np.concatenate([np.ravel(arrays[name]) for name in names])
   return whole, joined

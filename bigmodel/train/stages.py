@@ -42,7 +42,7 @@ def of(config: Config) -> list[Stage]:
   phases = train.phases(own)
   own.train.ramp = ()
   for phase in phases:
-    with_rows = own.copy_and_resolve_references() if len(phases) > 1 else own
+    with_rows = own.copy_and_resolve_references()
     with_rows.train.batch_size = phase.rows
     stages.append(Stage(with_rows, first + phase.first, first + phase.stop, first, phases[-1].stop, phase.before))
   return stages

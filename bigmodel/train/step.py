@@ -123,6 +123,7 @@ def program(config: Config, members: int = 1, mixed: bool = False) -> Program:
 
 def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
   """The functions of a run on `mesh`, whose devices need not be here; `packed`, of a member beside others."""
+  config = config.copy_and_resolve_references()  # it is read as late as they are traced
   platform = mesh.devices.flat[0].platform
   rules = parallel.rules(config)
   dtype, supplied = jnp.dtype(config.train.compute_dtype), {}
@@ -300,17 +301,17 @@ def _evaluation(lone: Lone, model: nn.Module, task: Task, mesh: Mesh, members: i
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(lone.shapes.params))
   each = min(AT_ONCE, members // lanes, max(1, AT_ONCE_BYTES // size))
 
-  @functools.partial(jax.jit, inline=True)
-  def found(params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
+  @functools.partial(jax.jit, inline=True)  # traced once, though its results' shapes are asked for first
+  def of_one(params: Any, rows: Any, key: jax.Array) -> dict[str, jax.Array]:
     return task.values(_apply(model.apply, params), rows, jax.random.key(key))
 
-  def values(there: jax.Array, *given: Any) -> dict[str, jax.Array]:
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found, *given))
-    return jax.lax.cond(there, found, lambda *_: nothing, *given)
+  def if_there(there: jax.Array, *given: Any) -> dict[str, jax.Array]:
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_one, *given))
+    return jax.lax.cond(there, of_one, lambda *_: nothing, *given)
 
   jitted = jax.jit(
     jax.shard_map(
-      lambda rows, key, *of_members: jax.lax.map(lambda one: values(one[0], one[1], rows, key), of_members),
+      lambda rows, key, *of_members: jax.lax.map(lambda one: if_there(*one, rows, key), of_members),
       mesh=mesh,
       in_specs=(PartitionSpec(), PartitionSpec(), *(PartitionSpec("member"),) * 2),
       out_specs=PartitionSpec("member"),

@@ -131,6 +131,7 @@ def test_rotary_scores_depend_on_distance_only():
 def test_attention_equals_jax_own():
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 11, 4, 8))
   np.testing.assert_allclose(attend(q, k, v), jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6)
+  np.testing.assert_allclose(attend(q[:, 3:], k, v, start=3), attend(q, k, v)[:, 3:], atol=2e-6)
 
 
 def test_attend_can_be_supplied():

@@ -183,6 +183,19 @@ def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monke
   assert store.verified_steps()[0] == 40
 
 
+def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatch):
+  """Training goes on in the same memory meanwhile: of arrays that are joined, alone of their type, or large."""
+  saved = {"large": np.ones((700, 512), np.float32), "one": np.ones(3, np.float16), "a": np.ones(3), "b": np.ones(2)}
+  real, going_on = checkpoint.check_space, threading.Event()
+  monkeypatch.setattr(checkpoint, "check_space", lambda *given: (going_on.wait(60), real(*given)))
+  store.save(40, saved)
+  for array in saved.values():
+    array[...] = 2
+  going_on.set()
+  store.wait()
+  assert same(store.restore(40, saved), jax.tree.map(np.ones_like, saved))
+
+
 def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
   monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))

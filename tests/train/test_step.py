@@ -117,6 +117,22 @@ def test_lanes_hold_several_members(resolved):
   close(states[0].params, first.params)
 
 
+def test_packs_of_all_sizes_share_the_run_alone_and_trace_its_step_once_each(resolved, monkeypatch):
+  config, corpus = resolved
+  config.model.width = 24  # of no other test
+  lone, step, calls = steps.lone_run, steps.train_step, []
+  monkeypatch.setattr(steps, "lone_run", lambda *given: (calls.append("lone"), lone(*given))[1])
+  monkeypatch.setattr(steps, "train_step", lambda *given: (calls.append("step"), step(*given))[1])
+  members = jax.device_count()
+  for count, mixed in ((members, False), (members, True), (2 * members, False)):
+    program = steps.program(config, count, mixed)
+    state = program.place([program.init(seed) for seed in range(count)])
+    h = program.put_hyperparameters([optim.hyperparameters(config, 30)] * count)
+    rows = pipeline.train_pipeline(config, corpus, 30)
+    program.step(state, program.put_rows([rows.batch(0)] * count), h)
+  assert calls == ["lone", *["step"] * 3]
+
+
 def test_hyperparameters_do_not_compile_again(resolved):
   config, corpus = resolved
   _, _, program = run_steps(config, corpus)

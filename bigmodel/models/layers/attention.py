@@ -41,15 +41,15 @@ def attend(
 
 @jax.custom_vjp
 def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array) -> jax.Array:
-  """a @ b, in whose gradient the narrower matrix is transposed: a CPU takes twice as long over a wide one."""
+  """a @ b, of one type; for the gradient of b the narrower of the others is transposed, which a CPU does sooner."""
   return a_BxHxMxN @ b_BxHxNxP
 
 
 def _product_backward(kept: tuple[jax.Array, jax.Array], g_BxHxMxP: jax.Array) -> tuple[jax.Array, jax.Array]:
   a, b = kept
   back = lambda x: x.swapaxes(2, 3)
-  narrow = a.shape[3] < b.shape[3]
-  return g_BxHxMxP @ back(b), back(a) @ g_BxHxMxP if narrow else back(back(g_BxHxMxP) @ a)
+  a_is_narrower = a.shape[3] < b.shape[3]
+  return g_BxHxMxP @ back(b), back(a) @ g_BxHxMxP if a_is_narrower else back(back(g_BxHxMxP) @ a)
 
 
 product.defvjp(lambda a, b: (a @ b, (a, b)), _product_backward)
