@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodel import hardware, models, optim, record, train
+from bigmodel import hardware, models, optim, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.files import remove, write_json, write_jsonl
@@ -24,28 +24,13 @@ from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, measure
-from bigmodel.train.metrics import Metrics
+from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
-from bigmodel.train.run import Interrupted, Run, now, open_folder, read_status, write_provenance, write_status
+from bigmodel.train.run import Interrupted, Run, now, open_folder, write_status
 from bigmodel.train.supervise import Watchdog
+from bigmodel.train.watch import Clock, Watch, finite, unit_of
 
-FLUSH_SECONDS = 10.0
-AT_ONCE_SECONDS = 4.0  # of steps in one call
 VALUES_BYTES = 1 << 30  # of what is evaluated at once
-
-
-@dataclasses.dataclass(eq=False)  # none is another, and to find one compares no arrays
-class Member:
-  """One run with what it writes to."""
-
-  run: Run
-  data: Data
-  rows: pipeline.Pipeline
-  stages: list[stages.Stage]
-  metrics: Metrics
-  checkpoints: Checkpoints
-  seconds: float  # its share of earlier attempts
-  ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
 
 
 def train_runs(
@@ -68,35 +53,13 @@ def train_runs(
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
   """
-  members = [_open(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
+  members = [open_member(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   with contextlib.ExitStack() as at_the_end:
     for member in members:
       at_the_end.callback(member.checkpoints.close)
     at_the_end.callback(watchdog.close)
     return _train(members, display, stop, expected, profile, watchdog, branches, until)
-
-
-def _open(run: Run, data: Data) -> Member:
-  hosts.first(lambda: open_folder(run))
-  hosts.first(lambda: write_provenance(run))
-  hosts.first(lambda: _keep_card(run, data))
-  return Member(
-    run=run,
-    data=data,
-    rows=pipeline.train_pipeline(run.config, data, 0),
-    stages=stages.of(run.config),
-    metrics=Metrics(run.folder),
-    checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
-    seconds=read_status(run.folder)["seconds"],
-    ended=record.read(run.folder),
-  )
-
-
-def _keep_card(run: Run, data: Data) -> None:
-  """What the data are, with what was learned of their training rows, beside the run."""
-  if not (run.folder / "data.json").exists():
-    write_json(run.folder / "data.json", data.card)
 
 
 def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
@@ -109,11 +72,6 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, o
   return program, program.put_hyperparameters(
     [optim.hyperparameters(one.config, one.horizon, one.begin) for one in own]
   )
-
-
-def _under_way(members: Sequence[Member]) -> list[Member]:
-  """Those that have no record yet; the others rest, and keep what they have on disk."""
-  return [member for member in members if member.ended is None]
 
 
 def _common_step(members: Sequence[Member], until: int) -> int:
@@ -157,7 +115,7 @@ def _train(
   branches: Sequence[Run],
   until: int,
 ) -> list[dict[str, Any]]:
-  if not (waiting := _under_way(members)):
+  if not (waiting := under_way(members)):
     return [member.ended for member in members if member.ended]
   longest = max(waiting, key=lambda member: member.run.steps)
   first, config, total = longest.run, longest.run.config, longest.run.steps
@@ -225,7 +183,7 @@ def _train(
         host, spent = program.fetch(state), watch.clock.spent()
         _end(program, members, ending, host, done, spent, watchdog)
         del host  # as large as the whole pack
-        watch.clock.go_on(len(_under_way(members)))
+        watch.clock.go_on(len(under_way(members)))
       due = done % config.train.checkpoint_every == 0 and done < total
       for member in members:
         member.checkpoints.check()
@@ -235,7 +193,7 @@ def _train(
         if before is not None and watch.read(*before):
           break
         _require_ours(stop)
-        _save(program, members, _under_way(members), state, done)
+        _save(program, members, under_way(members), state, done)
         watchdog.beat()
       if stopping:
         spent = watch.clock.spent()
@@ -254,7 +212,7 @@ def _train(
   last = max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None)
   state, seconds = program.fetch(state), watch.clock.spent()
   if until and until < total:
-    _save(program, members, _under_way(members), state, last)
+    _save(program, members, under_way(members), state, last)
     seconds = watch.clock.spent()
     for index, member in enumerate(members):
       if member.ended is None:
@@ -262,7 +220,7 @@ def _train(
         _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
-  _end(program, members, _under_way(members), state, last, seconds, watchdog)
+  _end(program, members, under_way(members), state, last, seconds, watchdog)
   hosts.barrier(f"{first.run_id}/ended")
   records = [member.ended for member in members if member.ended]
   display.end("\n".join(results.summary(r) for r in records))
@@ -272,7 +230,7 @@ def _train(
 def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
   """Tells what the run came to at a rung."""
   loss = steps.loss_train(state, member.stages[-1].begin) if int(state.diverged_at) < 0 else math.nan
-  rungs = {**results.read_rungs(member.run), str(step): _finite(loss)}
+  rungs = {**results.read_rungs(member.run), str(step): finite(loss)}
   write_status(member.run, "paused", step, member.seconds + seconds)
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
 
@@ -303,94 +261,6 @@ def _leave(program: steps.Program, members: list[Member], leaving: list[Run], st
     checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep)
     checkpoints.save(run.branch.step, program.member(state, index))
     checkpoints.close()
-
-
-class Clock:
-  """The seconds of a program's time that each of its members under way has had as its share."""
-
-  def __init__(self, members: int):
-    self._members, self._spent, self._since = members, 0.0, time.monotonic()
-
-  def spent(self) -> float:
-    now_ = time.monotonic()
-    self._spent += (now_ - self._since) / max(1, self._members)
-    self._since = now_
-    return self._spent
-
-  def go_on(self, members: int) -> None:
-    """From now on with so many members; the time since the last look was somebody's own."""
-    self._members, self._since = members, time.monotonic()
-
-
-@dataclasses.dataclass
-class Watch:
-  """Reads the metrics of steps while the next ones compute."""
-
-  members: list[Member]
-  logged_step: int
-  total: int
-  display: Display
-  clock: Clock
-
-  def __post_init__(self) -> None:
-    config = self.members[0].run.config
-    self.logged_at = self.flushed_at = self.read_at = time.monotonic()
-    self.pace = math.inf  # seconds a step, as long as nothing has been read
-    self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
-    self.every = config.train.log_every
-    self.ends = {member.run.steps for member in self.members}
-    self.of_row = train.batch_tokens(config) // config.train.batch_size
-    self.unit = unit_of(config)
-    self.flops = models.counts_of(config).exact_per_token
-
-  def stride(self) -> int:
-    """The steps that can be made at once, so that a signal or a lost lease need not wait for long."""
-    return int(max(1.0, min(self.at_once / self.pace, 1e6)))
-
-  def read(self, step: int, count: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
-    """Logs if it is time; true once no member under way has a finite loss any more."""
-    values = {name: np.reshape(np.asarray(value), (len(self.members), -1)) for name, value in metrics.items()}
-    now_ = time.monotonic()
-    self.pace = max(1e-9, now_ - self.read_at) / count
-    if "noise_scale" in values:
-      values["noise_scale"] = values["noise_scale"] * self.of_row
-    under_way = [member.ended is None for member in self.members]
-    before, self.read_at = self.read_at, now_
-    for k in range(count):
-      done = step + k + 1
-      if done % self.every == 0 or done in self.ends:
-        at = before + (k + 1) * self.pace
-        self._log(done, at, {name: x[:, k] for name, x in values.items()}, layers, under_way)
-      if (values["diverged_at"][under_way, k] >= 0).all():
-        return True
-    return False
-
-  def _log(
-    self, done: int, now_: float, values: dict[str, np.ndarray], layers: list[Any] | None, under_way: list[bool]
-  ) -> None:
-    config = self.members[0].run.config
-    seen, before = train.tokens_at(config, done), train.tokens_at(config, self.logged_step)
-    speed = max(seen - before, 1) / max(now_ - self.logged_at, 1e-9)
-    self.logged_step, self.logged_at = done, now_
-    left = (train.tokens_at(config, self.total) - seen) / speed
-    peak = speed * sum(under_way) * self.flops / hardware.peak_flops()
-    for index, member in enumerate(self.members):
-      if not under_way[index]:
-        continue
-      row: dict[str, Any] = {name: _finite(x[index]) for name, x in values.items() if name != "diverged_at"}
-      row |= {"step": done, "tokens": seen, "tokens_per_second": speed}
-      if layers is not None:
-        row["layers"] = jax.tree.map(_finite, layers[index])
-      member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
-    said = f"{speed * sum(under_way):,.0f} {self.unit}/s"
-    self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said, left)
-    if now_ - self.flushed_at > FLUSH_SECONDS:
-      self.flushed_at = now_
-      spent = self.clock.spent()
-      for member in self.members:
-        if member.ended is None:
-          member.metrics.flush()
-          write_status(member.run, "running", done, member.seconds + spent, left)
 
 
 def _end(
@@ -488,11 +358,3 @@ def title(members: list[Member]) -> str:
   size = models.counts_of(config).params_total
   short = lambda n: f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k"
   return f"{many}{config.model.family} of {short(size)}, {short(tokens)} {unit_of(config)}"
-
-
-def unit_of(config: Any) -> str:
-  return "tokens" if config.data.kind == "text" else "examples"
-
-
-def _finite(value: Any) -> float | None:
-  return float(value) if np.isfinite(value) else None

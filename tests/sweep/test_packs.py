@@ -11,7 +11,7 @@ from bigmodel.data import pipeline
 from bigmodel.files import absolute
 from bigmodel.study import Listed, Study
 from bigmodel.sweep import execute, packs
-from bigmodel.train import loop, metrics
+from bigmodel.train import metrics, watch
 from bigmodel.train import step as steps
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -77,7 +77,7 @@ def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path,
   whole = train(members_of(config, tmp_path / "whole", (30, 20)), corpus)
   runs = members_of(config, tmp_path / "halves", (30, 20))
   with monkeypatch.context() as one_by_one:
-    one_by_one.setattr(loop, "AT_ONCE_SECONDS", 0.0)
+    one_by_one.setattr(watch, "AT_ONCE_SECONDS", 0.0)
     with pytest.raises(Interrupted):
       train(runs, corpus, stop_at(looks))
   assert (record.read(runs[1].folder) is not None) == (looks == 24)
@@ -111,8 +111,8 @@ def test_what_is_known_of_members_that_diverge_is_the_same_whatever_a_call_takes
   config.train.log_every = 1
   config.optim.update(lr=1e30, clip=1e30, warmup=0.0)
   told = []
-  for seconds in (0.0, loop.AT_ONCE_SECONDS):
-    monkeypatch.setattr(loop, "AT_ONCE_SECONDS", seconds)
+  for seconds in (0.0, watch.AT_ONCE_SECONDS):
+    monkeypatch.setattr(watch, "AT_ONCE_SECONDS", seconds)
     runs = members_of(config, tmp_path / str(seconds), (30, 30))
     ended = train(runs, corpus)
     assert [one["status"] for one in ended] == ["diverged"] * 2

@@ -19,7 +19,9 @@ from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.member import open_member
 from bigmodel.train.run import Interrupted, Run, interruptible, run_id
+from bigmodel.train.watch import Clock, Watch
 
 QUIET = dict(quiet=True)
 
@@ -138,8 +140,8 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
   found = []
   for timeout in (0.0, 8.0):
     config.train.step_timeout = timeout
-    member = loop._open(Run(config, absolute(tmp_path)), corpus)
-    watch = loop.Watch([member], 0, 30, Display(quiet=True), loop.Clock(1))
+    member = open_member(Run(config, absolute(tmp_path)), corpus)
+    watch = Watch([member], 0, 30, Display(quiet=True), Clock(1))
     strides = [watch.stride()]  # of which nothing is known yet
     for watch.pace in (0.01, 0.5, 60.0):
       strides.append(watch.stride())
