@@ -164,8 +164,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   from bigmodel.config import load
   from bigmodel.data import pipeline
   from bigmodel.optim import evaluated, hyperparameters
-  from bigmodel.train import evaluate
-  from bigmodel.train import step as steps
+  from bigmodel.train import evaluate, programs
 
   hardware.setup()
   config, _ = load(str(CONFIG), [])
@@ -180,7 +179,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
     members = max(len(group["run_ids"]) for group in plan["groups"])
     one = next(iter(prepared.runs.values()))
     data = prepared.data(one.config)
-    program, rows = steps.program(one.config, members), pipeline.train_pipeline(one.config, data, one.steps)
+    program, rows = programs.program(one.config, members), pipeline.train_pipeline(one.config, data, one.steps)
     state = program.place([program.init(0)] * members)
     h = program.put_hyperparameters([hyperparameters(one.config, one.steps)] * members)
 
@@ -234,7 +233,7 @@ def packs(width: int) -> list[dict[str, Any]]:
 
   from bigmodel import hardware, models, optim
   from bigmodel.study import default_config
-  from bigmodel.train import step as steps
+  from bigmodel.train import programs
 
   hardware.setup()
   found, rng = [], np.random.default_rng(0)
@@ -247,7 +246,7 @@ def packs(width: int) -> list[dict[str, Any]]:
     config.data.context = train_step.CONTEXT
     models.resolve(config.model, {"vocab": train_step.VOCAB})
     for members in (1, 8, 32, 128):
-      program = steps.program(config, members)
+      program = programs.program(config, members)
       rows: list[Any] = [rng.integers(0, train_step.VOCAB, shape).astype(np.int32) for _ in range(members)]
       h = program.put_hyperparameters([optim.hyperparameters(config, 1000)] * members)
       state = program.place([program.init(seed) for seed in range(members)])

@@ -41,14 +41,14 @@ def bigmodel_step(width: int) -> float:
 
   from bigmodel import models, optim
   from bigmodel.study import default_config
-  from bigmodel.train import step as steps
+  from bigmodel.train import programs
 
   config = default_config()
   config.model.update(width=width, layers=LAYERS, head_size=HEAD, activation="gelu")
   config.train.update(batch_size=ROWS, steps=1000)
   config.data.context = CONTEXT
   models.resolve(config.model, {"vocab": VOCAB})
-  program = steps.program(config)
+  program = programs.program(config)
   state = program.place([program.init(0)])
   rows = np.random.default_rng(0).integers(0, VOCAB, (ROWS, CONTEXT + 1)).astype(np.int32)
   h = program.put_hyperparameters([optim.hyperparameters(config, 1000)])

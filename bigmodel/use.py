@@ -114,8 +114,7 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
   from bigmodel import optim
   from bigmodel.tasks import generation
-  from bigmodel.train import step as steps
-  from bigmodel.train import weights
+  from bigmodel.train import programs, weights
   from bigmodel.train.checkpoint import Checkpoints
 
   config = weights.read_config(workdir)
@@ -125,7 +124,7 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   good = store.verified_steps()
   if not good:
     raise UserError(f"{workdir}: no sound checkpoint")
-  program = steps.program(config)
+  program = programs.program(config)
   state = store.restore(good[0], program.shapes)
   return config, program, optim.evaluated(config, state.params, state.opt_state), good[0]
 

@@ -242,8 +242,8 @@ def make_mesh(config: Config, members: int = 1, devices: Any = None) -> Mesh:
   """The mesh of one program: that of a run, or runs side by side along `member`, each on a lane."""
   devices = list(jax.devices() if devices is None else devices)
   if members > 1:
-    most = lanes(config, len(devices))
-    side = max(n for n in range(1, most + 1) if members % n == 0)
+    most = min(lanes(config, len(devices)), members)
+    side = most if mapped(config) else max(n for n in range(1, most + 1) if members % n == 0)
     return make_mesh_of({"member": side, **asked(config)}, devices)
   return make_mesh_of(mesh_sizes(config, len(devices)), devices)
 

@@ -13,7 +13,7 @@ from bigmodel import hardware, models, optim, parallel, tasks, train
 from bigmodel.config import Config
 from bigmodel.parallel.topology import Topology
 from bigmodel.plan import analytic, hlo
-from bigmodel.train import step as steps
+from bigmodel.train import alone
 
 Facts = dict[str, Any]
 
@@ -102,7 +102,7 @@ def compiled(config: Config, topology: Topology) -> Facts:
   """Compiles the training step and reads what the compiler says of it."""
   began = time.perf_counter()
   mesh = parallel.make_mesh(config, devices=topology.devices)
-  lone = steps.lone_run(config, mesh)
+  lone = alone.lone_run(config, mesh)
   rows = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh)),
     tasks.batch_shape(config, config.train.batch_size),

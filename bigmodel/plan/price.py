@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel import models, optim, tasks, train
 from bigmodel.config import Config
-from bigmodel.train import step as steps
+from bigmodel.train import programs
 from bigmodel.train.run import Run
 
 CALIBRATED = 4  # shapes that are measured; the others are interpolated
@@ -62,7 +62,7 @@ def _measure(run: Run) -> tuple[float, float]:
   """(seconds to compile, seconds a step) of one run's program, on random rows."""
   config = run.config
   began = time.perf_counter()
-  program = steps.program(config)
+  program = programs.program(config)
   state = program.place([program.init(0)])
   rows = program.put_rows([_random_rows(config)])
   hyperparameters = program.put_hyperparameters([optim.hyperparameters(config, run.steps)])

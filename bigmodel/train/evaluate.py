@@ -11,7 +11,7 @@ from bigmodel import tasks
 from bigmodel.config import Config
 from bigmodel.data.pipeline import EvalRows
 from bigmodel.tasks.metrics import bootstrap
-from bigmodel.train.step import Program
+from bigmodel.train.alone import Program
 
 Z90 = 1.645  # standard errors
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,9 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
-from bigmodel.train import results, stages, weights
+from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
+from bigmodel.train.alone import Program
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, measure
@@ -62,10 +63,9 @@ def train_runs(
     return _train(members, display, stop, expected, profile, watchdog, branches, until)
 
 
-def _stage(members: list[Member], stage: stages.Stage) -> tuple[steps.Program, optim.Hyperparameters]:
+def _stage(members: list[Member], stage: stages.Stage) -> tuple[Program, Any]:
   """The program of a stage of all members, and their hyperparameters in it; gives them the rows that it trains on."""
-  mixed = len({m.run.steps for m in members}) > 1 or any(m.ended for m in members)
-  program = steps.program(stage.config, len(members), mixed)
+  program = programs.program(stage.config, len(members))
   own = [next(s for s in m.stages if s.first == stage.first) for m in members]
   for member, one in zip(members, own, strict=True):
     member.rows = pipeline.train_pipeline(one.config, member.data, one.stop - one.first, one.before)
@@ -80,7 +80,7 @@ def _common_step(members: Sequence[Member], until: int) -> int:
   return hosts.first(lambda: max((step for step in sound() if step <= until), default=0))
 
 
-def _restore(program: steps.Program, members: list[Member], start: int) -> steps.State:
+def _restore(program: Program, members: list[Member], start: int) -> Any:
   """The states of step `start`, which are the initial ones at 0; a member that has ended is past its horizon."""
   states = []
   for member in members:
@@ -127,7 +127,7 @@ def _train(
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
   watch = Watch(members, start, total, display, Clock(len(waiting)))
-  pending: tuple[int, int, dict[str, jax.Array], list[Any] | None] | None = None
+  pending: tuple[int, int, Callable[[], dict[str, np.ndarray]], list[Any] | None] | None = None
   look_every = config.train.layers_every
   done = start
   with hosts.Agreement(stop) as agreement:
@@ -143,7 +143,7 @@ def _train(
         program, hyperparameters = _stage(members, ahead[0])
         watch.pace = math.inf  # its batches may be larger
       if step == ahead[0].first == ahead[0].begin > 0:
-        state = steps.next_stage(program, ahead[0].config, state)
+        state = program.next_stage(state, ahead[0].config)
       marks = [
         end,
         ahead[0].stop,
@@ -158,7 +158,7 @@ def _train(
       look = look_every and done % look_every == 0
       layers = program.layers(state, rows, hyperparameters) if look else None
       state, metrics = program.step(state, rows, hyperparameters)
-      before, pending = pending, (step, count, metrics, layers)
+      before, pending = pending, (step, count, functools.partial(program.told, metrics), layers)
       if before is not None and watch.read(*before):
         pending = None
         break  # every member has diverged
@@ -208,9 +208,8 @@ def _train(
     watch.read(*pending)
   watchdog.close()
   _require_ours(stop)
-  own = np.atleast_1d(np.asarray(state.step))
-  last = max(int(n) for n, m in zip(own, members, strict=True) if m.ended is None)
   state, seconds = program.fetch(state), watch.clock.spent()
+  last = max(int(program.member(state, i).step) for i, member in enumerate(members) if member.ended is None)
   if until and until < total:
     _save(program, members, under_way(members), state, last)
     seconds = watch.clock.spent()
@@ -235,7 +234,7 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
 
 
-def _save(program: steps.Program, members: list[Member], some: list[Member], state: steps.State, step: int) -> None:
+def _save(program: Program, members: list[Member], some: list[Member], state: Any, step: int) -> None:
   state = program.fetch(state)
   saved = [(index, member) for index, member in enumerate(members) if member in some]
   for _, member in saved:
@@ -246,7 +245,7 @@ def _save(program: steps.Program, members: list[Member], some: list[Member], sta
     member.checkpoints.save(step, program.member(state, index), known)
 
 
-def _leave(program: steps.Program, members: list[Member], leaving: list[Run], state: steps.State) -> None:
+def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any) -> None:
   """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
   state = program.fetch(state)
   for run in leaving:
@@ -264,10 +263,10 @@ def _leave(program: steps.Program, members: list[Member], leaving: list[Run], st
 
 
 def _end(
-  program: steps.Program,
+  program: Program,
   members: list[Member],
   some: list[Member],
-  state: steps.State,
+  state: Any,
   step: int,
   seconds: float,
   watchdog: Watchdog,

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,9 +60,11 @@ class Watch:
     """The steps that can be made at once, so that a signal or a lost lease need not wait for long."""
     return int(max(1.0, min(self.at_once / self.pace, 1e6)))
 
-  def read(self, step: int, count: int, metrics: dict[str, jax.Array], layers: list[Any] | None = None) -> bool:
+  def read(
+    self, step: int, count: int, told: Callable[[], dict[str, np.ndarray]], layers: list[Any] | None = None
+  ) -> bool:
     """Logs if it is time; true once no member under way has a finite loss any more."""
-    values = {name: np.reshape(np.asarray(value), (len(self.members), -1)) for name, value in metrics.items()}
+    values = told()
     now_ = time.monotonic()
     self.pace = max(1e-9, now_ - self.read_at) / count
     if "noise_scale" in values:

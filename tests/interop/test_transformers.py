@@ -56,13 +56,12 @@ def ours_of(folder):
   import jax
 
   from bigmodel import models as room
-  from bigmodel.train import step as steps
-  from bigmodel.train import weights
+  from bigmodel.train import programs, weights
   from bigmodel.train.checkpoint import Checkpoints
 
   config = weights.read_config(folder)
   store = Checkpoints(folder / "checkpoints")
-  params = store.restore(0, steps.program(config).shapes).params
+  params = store.restore(0, programs.program(config).shapes).params
   store.close()
   model = room.build(config)
   return config, jax.jit(lambda *inputs: model.apply({"params": params}, *inputs)[0])
@@ -144,10 +143,10 @@ def test_real_sentences_lie_near_their_paraphrases(tmp_path):
   import jax
 
   from bigmodel import models as room
-  from bigmodel.train import step as steps
+  from bigmodel.train import programs
   from bigmodel.train.checkpoint import Checkpoints
 
-  params = Checkpoints(tmp_path / "run" / "checkpoints").restore(0, steps.program(config).shapes).params
+  params = Checkpoints(tmp_path / "run" / "checkpoints").restore(0, programs.program(config).shapes).params
   bare = config.copy_and_resolve_references()
   bare.model.head = "none"
   encoder = room.build(bare)

@@ -15,7 +15,7 @@ import pytest
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
 from bigmodel.parallel import hosts
-from bigmodel.train import metrics
+from bigmodel.train import alone, metrics
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_restores_on_any_other_mesh(resolved, tmp_path):
     own.parallel.update(sizes)
     mesh = parallel.make_mesh(own, devices=jax.devices()[:count])
     assert mesh.size == count
-    lone = steps.lone_run(own, mesh)
+    lone = alone.lone_run(own, mesh)
     h = jax.tree.map(lambda x, mesh=mesh: hosts.put(x, parallel.replicated(mesh)), optim.hyperparameters(own, 30))
     put = lambda step, mesh=mesh: hosts.put_rows(rows.batch(step), parallel.batch_sharding(mesh))
     store = Checkpoints(tmp_path / "checkpoints")

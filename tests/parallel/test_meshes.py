@@ -8,7 +8,7 @@ from flax import linen as nn
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
-from bigmodel.train import step as steps
+from bigmodel.train import programs
 
 STEPS = 20
 BETA1 = 0.9
@@ -53,7 +53,7 @@ def on(config, **changes):
 def gradients(config, corpus):
   """Losses of all steps, and the gradients of the first and the last (clipped), on the host."""
   parallel.check(config)
-  program = steps.program(config)
+  program = programs.program(config)
   rows = pipeline.train_pipeline(config, corpus, STEPS)
   state = program.place([program.init(0)])
   h = program.put_hyperparameters([optim.hyperparameters(config, STEPS)])
@@ -161,7 +161,7 @@ def test_a_parameter_without_a_rule_is_refused_by_its_name():
 def test_own_rules_come_first(model):
   config, _ = model
   config = on(config, preset="fsdp", rules=("mlp=fsdp", "embed="))
-  state = steps.program(config).init(0)
+  state = programs.program(config).init(0)
   assert tuple(state.params["blocks"]["feed_forward"]["up"].sharding.spec) == ("pipeline", None, "fsdp")
   assert state.params["embedding"].sharding.is_fully_replicated
 
@@ -171,7 +171,7 @@ def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
   config, _ = model
   config.model.update(width=64, feed_forward=256)
   config = on(with_experts(config) if experts else config, preset="fsdp")
-  state = steps.program(config).init(0)
+  state = programs.program(config).init(0)
   device = jax.devices()[3]
   for tree in (state.params, state.opt_state):
     whole = sum(x.nbytes for x in jax.tree.leaves(tree))
@@ -195,7 +195,7 @@ def test_optimizers_of_matrices_train_alike_on_every_mesh_and_their_state_is_spr
   config.optim.name, config.model.feed_forward = optimizer, 64
   ends = []
   for own in (on(config, preset="dp", data=1), on(config, preset=preset)):
-    program, rows = steps.program(own), pipeline.train_pipeline(own, corpus, 20)
+    program, rows = programs.program(own), pipeline.train_pipeline(own, corpus, 20)
     state = program.place([program.init(0)])
     h = program.put_hyperparameters([optim.hyperparameters(own, 20)])
     losses = []

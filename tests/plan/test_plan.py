@@ -10,7 +10,7 @@ from bigmodel import models, parallel, study
 from bigmodel.cli import main
 from bigmodel.parallel import topology
 from bigmodel.plan import analytic, compiled, search
-from bigmodel.train import step as steps
+from bigmodel.train import programs
 
 # Parameters of the released weights.
 PUBLISHED = {
@@ -79,7 +79,7 @@ def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
 
 def test_state_bytes_are_those_on_a_device():
   config = small(True, preset="ep")
-  state = steps.program(config).init(0)
+  state = programs.program(config).init(0)
   known = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
   device = jax.devices()[5]
   assert known["parameters"] == parallel.bytes_on(device, state.params)

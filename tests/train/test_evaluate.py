@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodel.data import pipeline
-from bigmodel.train import step as steps
+from bigmodel.train import programs
 from bigmodel.train.evaluate import clustered_mean, evaluate, judge, measure
 
 
@@ -34,7 +34,7 @@ def test_one_document_has_no_standard_error():
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
   config, corpus = resolved
-  program = steps.program(config)
+  program = programs.program(config)
   params = program.init(0).params
   rows = pipeline.eval_rows(config, corpus)
   expected = evaluate(program, params, config, rows)
@@ -51,11 +51,11 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
 
 def test_members_of_a_pack_are_evaluated_each_as_alone(resolved):
   config, corpus = resolved
-  pack = steps.program(config, 16)
+  pack = programs.program(config, 16)
   assert pack.at_once == 16 > pack.mesh.size
   params = [pack.init(seed).params for seed in range(11)]  # the other places stay empty
   rows = pipeline.eval_rows(config, corpus)
   together = [judge(config, rows, values) for values in measure(pack, params, config, rows, lambda: None)]
-  alone = [evaluate(steps.program(config), one, config, rows) for one in params]
+  alone = [evaluate(programs.program(config), one, config, rows) for one in params]
   np.testing.assert_allclose([one.loss for one in together], [one.loss for one in alone], rtol=1e-6)
   assert len({round(one.loss, 4) for one in alone}) == len(params)

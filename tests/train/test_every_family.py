@@ -7,7 +7,7 @@ import pytest
 from bigmodel import models, optim, study, tasks
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
-from bigmodel.train import step as steps
+from bigmodel.train import programs
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
@@ -61,7 +61,7 @@ def train(config, steps_, mesh=None, measure=False):
   data = pipeline.prepare(config)
   config = study.resolve(config, data)
   study.check(config)
-  program, rows = steps.program(config), pipeline.train_pipeline(config, data, steps_)
+  program, rows = programs.program(config), pipeline.train_pipeline(config, data, steps_)
   state, losses = program.place([program.init(0)]), []
   h = program.put_hyperparameters([optim.hyperparameters(config, steps_)])
   for step in range(steps_):
@@ -120,7 +120,7 @@ def test_microbatches_draw_masks_of_their_own(files, config):
   own.model.dropout, own.train.accumulate, own.parallel.data = 0.0, 4, 1
   data = pipeline.prepare(own)
   own = study.resolve(own, data)
-  program, rows = steps.program(own), pipeline.train_pipeline(own, data, 1).batch(0)
+  program, rows = programs.program(own), pipeline.train_pipeline(own, data, 1).batch(0)
   state, task, model = program.place([program.init(0)]), tasks.build(own), models.build(own)
   h = program.put_hyperparameters([optim.hyperparameters(own, 1)])
   params = jax.device_get(state.params)
@@ -144,26 +144,27 @@ def test_packed_members_equal_runs_alone(files, config):
   configs = [study.resolve(study.with_overrides(own, change), data) for change in changes]
   alone = []
   for one in configs:
-    program, rows = steps.program(one), pipeline.train_pipeline(one, data, 5)
+    program, rows = programs.program(one), pipeline.train_pipeline(one, data, 5)
     state = program.place([program.init(one.seed)])
     for step in range(5):
       h = program.put_hyperparameters([optim.hyperparameters(one, 5)])
       state, _ = program.step(state, program.put_rows([rows.part(step)]), h)
     alone.append(state.params)
-  program, rows = steps.program(configs[0], 2), pipeline.train_pipeline(own, data, 5)
+  program, rows = programs.program(configs[0], 2), pipeline.train_pipeline(own, data, 5)
   state = program.place([program.init(one.seed) for one in configs])
   h = program.put_hyperparameters([optim.hyperparameters(one, 5) for one in configs])
   for step in range(5):
     state, _ = program.step(state, program.put_rows([rows.part(step)] * 2), h)
+  host = program.fetch(state)
   for index, params in enumerate(alone):
     close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # another program
-    jax.tree.map(close, program.member(program.fetch(state.params), index), jax.device_get(params))
+    jax.tree.map(close, program.member(host, index).params, jax.device_get(params))
 
 
 def test_traced_numbers_of_a_task_share_a_program(files, config):
   own = config_of("mlp", files, config)
   data = pipeline.prepare(own)
-  program = lambda changes: steps.program(study.resolve(study.with_overrides(own, changes), data))
+  program = lambda changes: programs.program(study.resolve(study.with_overrides(own, changes), data))
   assert program({"task.label_smoothing": 0.1}) is program({})
   assert program({"task.balanced": True}) is not program({})
 

@@ -14,7 +14,7 @@ import pytest
 
 from bigmodel import record, study
 from bigmodel.files import UserError, absolute, read_json
-from bigmodel.train import checkpoint, loop, metrics, results
+from bigmodel.train import checkpoint, loop, metrics, programs, results
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
@@ -148,9 +148,9 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
     found.append(strides)
     member.checkpoints.close()
   assert found == [[1, 400, 8, 1], [1, 200, 4, 1]]
-  assert steps._stride(config) == steps.STRIDE
+  assert programs._stride(config) == programs.STRIDE
   config.train.batch_size = 1 << 14  # of rows of 132 bytes
-  assert steps._stride(config) == 1
+  assert programs._stride(config) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
@@ -238,7 +238,7 @@ def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_p
   again = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
   assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
   assert {p: p.stat().st_mtime_ns for p in before} == before
-  state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, steps.program(config).shapes)
+  state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, programs.program(config).shapes)
   assert steps.params_sha256(state.params) == first[0]["params_sha256"]
 
 

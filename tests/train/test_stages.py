@@ -11,8 +11,7 @@ from bigmodel import optim, study, train
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import metrics, stages, weights
-from bigmodel.train import step as steps
+from bigmodel.train import metrics, programs, stages, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -193,5 +192,5 @@ def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_pat
   peak = int(np.argmax(rates))
   assert (np.diff(rates[: peak + 1]) >= 0).all()
   assert (np.diff(rates[peak:]) <= 0).all()
-  state = Checkpoints(run.folder / "checkpoints").restore(36, steps.program(run.config).shapes)
+  state = Checkpoints(run.folder / "checkpoints").restore(36, programs.program(run.config).shapes)
   assert int(state.opt_state.own.count) == 36

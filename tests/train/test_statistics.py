@@ -7,8 +7,7 @@ import pytest
 from bigmodel import models, optim, study, tasks, train
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
-from bigmodel.train import metrics
-from bigmodel.train import step as steps
+from bigmodel.train import metrics, programs
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
@@ -24,7 +23,7 @@ def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
   config.optim.update(lr=1e-2, weight_decay=0.0)
   config.data.repeat = True
   count = 370  # two rounds of all rows
-  program, rows = steps.program(config), pipeline.train_pipeline(config, corpus, count)
+  program, rows = programs.program(config), pipeline.train_pipeline(config, corpus, count)
   state = program.place([program.init(0)])
   h = program.put_hyperparameters([optim.hyperparameters(config, 60)])
   for step in range(60):
@@ -73,7 +72,7 @@ def test_noise_scale_needs_microbatches_and_is_recorded_in_tokens(config, tmp_pa
 
 def _one_step(config, data, count=1):
   """The state after some steps, what the last one told, and the statistics of it."""
-  program, rows = steps.program(config), pipeline.train_pipeline(config, data, 30)
+  program, rows = programs.program(config), pipeline.train_pipeline(config, data, 30)
   state, layers, told = program.place([program.init(0)]), None, {}
   h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
   for step in range(count):

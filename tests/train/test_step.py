@@ -7,6 +7,7 @@ import pytest
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
+from bigmodel.train import alone, programs
 from bigmodel.train import step as steps
 
 
@@ -14,7 +15,7 @@ def run_steps(config, corpus, count=3, **sizes):
   config = config.copy_and_resolve_references()
   for name, value in sizes.items():
     config.parallel[name] = value
-  program = steps.program(config)
+  program = programs.program(config)
   rows = pipeline.train_pipeline(config, corpus, 30)
   state = program.place([program.init(0)])
   h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
@@ -44,9 +45,9 @@ def test_parameters_and_optimizer_state_are_sharded_alike(resolved):
   config, _ = resolved
   config.parallel.fsdp, config.parallel.tensor = 4, 2
   with pytest.raises(UserError, match=r"tensor: 2 does not divide a 257 wide axis of .*embedding"):
-    steps.program(config)
+    programs.program(config)
   config.model.vocab = 264
-  program = steps.program(config)
+  program = programs.program(config)
   state = program.init(0)
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
   moments = jax.tree.map(lambda x: x.sharding.spec, state.opt_state.own.mu)
@@ -58,9 +59,9 @@ def test_parameters_and_optimizer_state_are_sharded_alike(resolved):
 def test_initial_parameters_do_not_depend_on_the_mesh(resolved):
   config, corpus = resolved
   one, _, _ = run_steps(config, corpus, count=1)
-  program = steps.program(config)
+  program = programs.program(config)
   config.parallel.data = 8
-  other = steps.program(config)
+  other = programs.program(config)
   assert program.mesh != other.mesh
   assert steps.params_sha256(program.init(3).params) == steps.params_sha256(other.init(3).params)
   assert steps.params_sha256(program.init(3).params) != steps.params_sha256(program.init(4).params)
@@ -78,7 +79,7 @@ def test_microbatches_equal_the_whole_batch(resolved):
 
 def pack(config, corpus, members, count=3):
   """Trains (seed, lr) members in one program; returns their states."""
-  program = steps.program(config, len(members))
+  program = programs.program(config, len(members))
   states, rows, hs = [], [], []
   for seed, lr in members:
     own = config.copy_and_resolve_references()
@@ -117,20 +118,25 @@ def test_lanes_hold_several_members(resolved):
   close(states[0].params, first.params)
 
 
-def test_packs_of_all_sizes_share_the_run_alone_and_trace_its_step_once_each(resolved, monkeypatch):
+def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
   config, corpus = resolved
   config.model.width = 24  # of no other test
-  lone, step, calls = steps.lone_run, steps.train_step, []
-  monkeypatch.setattr(steps, "lone_run", lambda *given: (calls.append("lone"), lone(*given))[1])
-  monkeypatch.setattr(steps, "train_step", lambda *given: (calls.append("step"), step(*given))[1])
-  members = jax.device_count()
-  for count, mixed in ((members, False), (members, True), (2 * members, False)):
-    program = steps.program(config, count, mixed)
+  lone, step, calls = alone.lone_run, programs.train_step, []
+  monkeypatch.setattr(alone, "lone_run", lambda *given: (calls.append("lone"), lone(*given))[1])
+  monkeypatch.setattr(programs, "train_step", lambda *given: (calls.append("step"), step(*given))[1])
+  lanes = jax.device_count()
+  for count in (2 * lanes - 3, 3 * lanes):
+    program = programs.program(config, count)
     state = program.place([program.init(seed) for seed in range(count)])
-    h = program.put_hyperparameters([optim.hyperparameters(config, 30)] * count)
+    horizons = [1 + i % 2 for i in range(count)]
+    h = program.put_hyperparameters([optim.hyperparameters(config, horizon) for horizon in horizons])
     rows = pipeline.train_pipeline(config, corpus, 30)
-    program.step(state, program.put_rows([rows.batch(0)] * count), h)
-  assert calls == ["lone", *["step"] * 3]
+    state, metrics = program.step(state, program.put_rows(*[[rows.batch(k)] * count for k in range(2)]), h)
+    host, told = program.fetch(state), program.told(metrics)
+    assert [int(program.member(host, i).step) for i in range(count)] == horizons
+    assert told["loss"].shape == (count, program.stride)
+    assert [int(np.count_nonzero(own)) for own in told["loss"]] == horizons
+  assert calls == ["lone", "step"]
 
 
 def test_hyperparameters_do_not_compile_again(resolved):

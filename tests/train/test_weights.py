@@ -10,8 +10,7 @@ from bigmodel import study
 from bigmodel.cli import main
 from bigmodel.files import UserError
 from bigmodel.models import huggingface
-from bigmodel.train import step as steps
-from bigmodel.train import weights
+from bigmodel.train import programs, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -87,7 +86,7 @@ def exported(kind, folder):
   if config.data.kind == "text":
     config.data.update(name="text_files", path="none", context=12)
   config = study.resolve_without_data(config)
-  program = steps.program(config)
+  program = programs.program(config)
   state = program.init(0)
   params = {name: np.asarray(x) for name, x in weights.flat(state.params).items()}
   store = Checkpoints(folder / "run" / "checkpoints")
