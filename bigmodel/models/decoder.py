@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
+from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import Attend, Cache, attend
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, NORMS, constrain, dropout, gathered, norm_params
 from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
@@ -191,12 +192,12 @@ class Decoder(nn.Module):
   def __call__(self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Any = 0) -> tuple[jax.Array, Any]:
     shape = self.shape
     axes = ("vocab", "embed")
-    embed_init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), axes)
+    embed_init = nn.with_logical_partitioning(initial.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
     table_VxD = gathered(embedding_VxD.astype(self.dtype), axes)
     x_BxTxD = table_VxD[tokens_BxT]
     if shape.positions == "learned":
-      init = nn.with_logical_partitioning(nn.initializers.normal(shape.width**-0.5), ("positions", "embed"))
+      init = nn.with_logical_partitioning(initial.normal(shape.width**-0.5), ("positions", "embed"))
       learned_TxD: Any = self.param("positions", init, (shape.context, shape.width), jnp.float32)
       learned_TxD = gathered(learned_TxD.astype(self.dtype), ("positions", "embed"))
       x_BxTxD = x_BxTxD + jax.lax.dynamic_slice_in_dim(learned_TxD, start, tokens_BxT.shape[1])

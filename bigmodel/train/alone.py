@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
+from bigmodel.models.layers.initial import drawn
 from bigmodel.parallel import blocks, hosts, kernels
 from bigmodel.train import statistics
 from bigmodel.train.step import State, applied, train_step
@@ -70,11 +71,13 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     supplied[name] = kernels.choose(config, mesh, platform, packed) if attention else blocks.choose(config, mesh)
   model, task = models.build(config, dtype, **supplied), tasks.build(config)
 
-  # What the parameters are does not depend on how they will be used.
+  # What the parameters are does not depend on how they will be used, nor on where they are drawn.
   plain, example, how = models.build(config, dtype), models.example(config), optim.How.of(config)
+  draw = functools.partial(drawn, plain.init) if platform == "cpu" else plain.init  # whose parts lie on their devices
 
   def initial(key: jax.Array) -> State:
-    params = optim.parametrization.scaled(plain.init(key, *example)["params"], how.multiples)
+    params = draw(key, *example)["params"]
+    params = optim.parametrization.scaled(params, how.multiples)
     noise = (jnp.float32(0),) * 2 if config.train.noise_scale else ()
     return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1), noise)
 

@@ -10,6 +10,7 @@ from test_decoder import dots
 from bigmodel import models, parallel, study
 from bigmodel.models.layers.attention import Attention, attend, product
 from bigmodel.models.layers.basic import sinusoids, times
+from bigmodel.models.layers.initial import PIECE, drawn
 from bigmodel.parallel import blocks
 from bigmodel.tasks import generation
 
@@ -81,6 +82,23 @@ def convolutions(jaxpr):
       kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
       total += 2 * int(np.prod(out)) * int(np.prod(kernel[:3]))
   return total
+
+
+@pytest.mark.parametrize("name", ["linear", "resnet", "gpt", "dropless"])
+def test_numbers_drawn_together_are_those_that_each_parameter_draws(name):
+  """And those of another seed are others; some have more than a piece of numbers, some fewer than a place has words."""
+  config = make(name, **{"gpt": {"vocab": PIECE}, "linear": {"inputs": (2,), "outputs": 1}}.get(name, {}))
+  init, example = models.build(config).init, models.example(config)
+  params = [
+    nn.meta.unbox(jax.jit(function)(jax.random.key(seed))["params"])
+    for function, seed in ((lambda key: init(key, *example), 3), (lambda key: drawn(init, key, *example), 3),
+                           (lambda key: drawn(init, key, *example), 4))
+  ]  # fmt: skip
+  apart, together, others = map(jax.tree.leaves, params)
+  assert all(x.dtype == np.float32 for x in together)
+  for one, other in zip(apart, together, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert any((one != other).any() for one, other in zip(together, others, strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigmodel.models.layers import initial
+
 ACTIVATIONS = {
   "gelu": jax.nn.gelu,  # by tanh, as GPT-2 has it
   "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
@@ -24,7 +26,7 @@ def projection(
 ) -> jax.Array:
   """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype; with a bias that starts at zero."""
   fan_in = x.shape[-1]
-  init = nn.initializers.normal(scale * fan_in**-0.5)
+  init = initial.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
   out = times(x, gathered(weight.astype(x.dtype), axes))
   return out + zeros(module, f"{name}_bias", (width,), axes[1:], x.dtype) if bias else out
@@ -57,7 +59,7 @@ def normal(
   module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float, dtype: Any
 ) -> jax.Array:
   """A parameter ~ N(0, deviation^2), in the dtype that it is used in."""
-  init = nn.with_logical_partitioning(nn.initializers.normal(deviation), axes)
+  init = nn.with_logical_partitioning(initial.normal(deviation), axes)
   weight: Any = module.param(name, init, shape, jnp.float32)
   return gathered(weight.astype(dtype), axes)
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigmodel.models.layers import initial
 from bigmodel.models.layers.basic import GATED, activate, constrain, gathered
 
 
@@ -97,7 +98,7 @@ class Experts(nn.Module):
     return mixed.reshape(B, T, D), jnp.stack([balance, z_loss])
 
   def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> Any:
-    init = nn.with_logical_partitioning(nn.initializers.normal(scale * fan_in**-0.5), axes)
+    init = nn.with_logical_partitioning(initial.normal(scale * fan_in**-0.5), axes)
     return self.param(name, init, shape, jnp.float32)
 
   def _multiply(self, name: str, x: jax.Array, width: int, axes: tuple[str, str, str], scale: float = 1.0) -> jax.Array:

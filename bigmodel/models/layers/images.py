@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigmodel.models.layers import initial
 from bigmodel.models.layers.basic import gathered, zeros
 
 
@@ -24,7 +25,7 @@ def convolution(
   """A square convolution with W ~ N(0, 2 / fan_in) (He et al. 2015)."""
   fan_in = size * size * x.shape[-1] // groups
   axes = ("kernel_height", "kernel_width", "inputs", "mlp")
-  init = nn.with_logical_partitioning(nn.initializers.normal((2 / fan_in) ** 0.5), axes)
+  init = nn.with_logical_partitioning(initial.normal((2 / fan_in) ** 0.5), axes)
   weight: Any = module.param(name, init, (size, size, x.shape[-1] // groups, channels), jnp.float32)
   out = jax.lax.conv_general_dilated(
     x,
