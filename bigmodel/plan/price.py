@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,21 +14,21 @@ from bigmodel.train import programs
 from bigmodel.train.run import Run
 
 CALIBRATED = 4  # shapes that are measured; the others are interpolated
-MEASURED_STEPS = 10
+MEASURED_STEPS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 STATE_BYTES = 12  # a parameter: float32 value and two moments
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """Seconds a step over exact FLOPs a step, as measured points; and seconds to compile a shape."""
+  """Seconds a step over exact FLOPs a step, as measured points of runs alone and of members of packs."""
 
-  flops: list[float]
-  seconds: list[float]
-  compile_seconds: float
+  alone: list[tuple[float, float]]
+  packed: list[tuple[float, float]]
+  compile_seconds: float  # of one shape
 
-  def step_seconds(self, flops: float) -> float:
+  def step_seconds(self, flops: float, packed: bool) -> float:
     """Interpolated in the logs; beyond the measured shapes at their rate."""
-    x, y = np.log(self.flops), np.log(self.seconds)
+    x, y = np.log((packed and self.packed) or self.alone or self.packed).T
     value = float(np.interp(np.log(flops), x, y))
     outside = np.log(flops) - np.clip(np.log(flops), x[0], x[-1])
     return float(np.exp(value + outside))
@@ -44,38 +44,46 @@ def program_of(run: Run, members: int) -> tuple:
   return models.shape_of(run.config), run.config.train.batch_size, run.config.train.accumulate, members
 
 
-def calibrate(runs: Sequence[Run]) -> Calibration:
-  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest."""
-  distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in runs}
-  ordered = [distinct[key] for key in sorted(distinct)]
-  chosen = [ordered[i] for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, CALIBRATED)})]
-  flops, seconds, compiles = [], [], []
-  for run in chosen:
-    compile_seconds, step_seconds = _measure(run)
-    flops.append(flops_per_step(run))
-    seconds.append(step_seconds)
-    compiles.append(compile_seconds)
-  return Calibration(flops, seconds, float(np.mean(compiles)))
+def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> Calibration:
+  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest.
+
+  `together` says by id how many members the packs have in which runs will train; the others train alone.
+  """
+  compiles: list[float] = []
+
+  def points(some: Sequence[Run]) -> list[tuple[float, float]]:
+    distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in some}
+    ordered, found = [distinct[key] for key in sorted(distinct)], []
+    for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, CALIBRATED)} if ordered else ()):
+      compile_seconds, seconds = _measure(ordered[i], together.get(ordered[i].run_id, 1))
+      compiles.append(compile_seconds)
+      found.append((flops_per_step(ordered[i]), seconds))
+    return found
+
+  packed = lambda run: together.get(run.run_id, 1) > 1
+  alone = points([run for run in runs if not packed(run)])
+  return Calibration(alone, points([run for run in runs if packed(run)]), float(np.mean(compiles)))
 
 
-def _measure(run: Run) -> tuple[float, float]:
-  """(seconds to compile, seconds a step) of one run's program, on random rows."""
+def _measure(run: Run, members: int) -> tuple[float, float]:
+  """(seconds to compile, seconds a step of one member) of a run's program, on random rows."""
   config = run.config
   began = time.perf_counter()
-  program = programs.program(config)
-  state = program.place([program.init(0)])
-  rows = program.put_rows([_random_rows(config)])
-  hyperparameters = program.put_hyperparameters([optim.hyperparameters(config, run.steps)])
+  program = programs.program(config, members)
+  state = program.place([program.init(0)] * members)
+  rows = program.put_rows([_random_rows(config)] * members)
+  hyperparameters = program.put_hyperparameters([optim.hyperparameters(config, run.steps)] * members)
   state, _ = program.step(state, rows, hyperparameters)
   jax.block_until_ready(state)
-  compile_seconds = time.perf_counter() - began
-  times = []
-  for _ in range(MEASURED_STEPS):
+  first = time.perf_counter() - began
+  times: list[float] = []
+  while len(times) < MEASURED_STEPS and sum(times) < MEASURED_SECONDS:
     start = time.perf_counter()
     state, _ = program.step(state, rows, hyperparameters)
     jax.block_until_ready(state)
     times.append(time.perf_counter() - start)
-  return compile_seconds, float(np.median(times))
+  step = float(np.median(times))
+  return max(0.0, first - step), step / members
 
 
 def _random_rows(config: Config) -> Any:
@@ -85,13 +93,13 @@ def _random_rows(config: Config) -> Any:
   return jax.tree.map(lambda x: draw(x).astype(x.dtype), shapes)
 
 
-def price(run: Run, calibration: Calibration) -> dict[str, Any]:
-  """What one run costs: FLOPs under every convention, bytes and expected seconds."""
+def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str, Any]:
+  """What one run costs, alone or as a member of a pack: FLOPs under every convention, bytes and expected seconds."""
   config = run.config
   counts = models.counts_of(config)
   tokens = train.tokens_at(config, run.steps)
   steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
-  seconds = steps * calibration.step_seconds(flops_per_step(run))
+  seconds = steps * calibration.step_seconds(flops_per_step(run), packed)
   return {
     "params_total": counts.params_total,
     "params_non_embedding": counts.params_non_embedding,

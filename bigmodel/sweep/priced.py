@@ -26,22 +26,25 @@ def plan(
   if known is not None and set(runs) <= {run["run_id"] for run in known["runs"]}:
     named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
     return known | {"runs": folder.merge(known, {"runs": named, "groups": []})["runs"]}
-  calibration = pricing.calibrate([*runs.values(), *targets])
-  rows, leaving = [], branches.find(runs)
+  leaving = branches.find(runs)
+  # Trunks come before what leaves them; what trains together begins at one step.
+  begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in runs}
+  parts = [[run for run in runs.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
+  grouped = [ids for part in parts for ids in packs.group(part, workers, machines)]
+  together = {run_id: len(packs.cut([runs[i] for i in ids])[0]) for ids in grouped for run_id in ids}
+  calibration = pricing.calibrate([*runs.values(), *targets], together)
+  rows = []
   for run_id, run in runs.items():
     one = planned[run_id][0]
     about = {"run_id": run_id, "roles": roles[run_id], "budget": one.budget, "overrides": one.overrides}
-    about |= pricing.price(run, calibration)
+    about |= pricing.price(run, calibration, packed=together[run_id] > 1)
     if branch := leaving.get(run_id):
       about["trunk"] = dataclasses.asdict(branch)
       about["expected_seconds"] *= 1 - branch.step / run.steps
     rows.append(about)
   costs = {row["run_id"]: row["expected_seconds"] for row in rows}
   groups, compiled = [], set()
-  # Trunks come before what leaves them; what trains together begins at one step.
-  begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in runs}
-  parts = [[run for run in runs.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
-  for ids in [ids for part in parts for ids in packs.group(part, workers, machines)]:
+  for ids in grouped:
     program = pricing.program_of(runs[ids[0]], len(ids))
     compiling = 0.0 if program in compiled else calibration.compile_seconds
     compiled.add(program)

@@ -175,6 +175,21 @@ def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
   assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
 
 
+def test_a_plan_times_runs_as_they_will_train(config, tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  measured = []
+  seconds = lambda run, members: (measured.append(members), (2.0, 1.0 if members == 1 else 0.25))[1]
+  monkeypatch.setattr("bigmodel.plan.price._measure", seconds)
+  config.eval.tokens = 3 * 8 * 32  # as long as one step
+  config.train.update(steps=0, tokens=0)
+  config.data.repeat = True
+  runs = [{"train.steps": steps, "optim.lr": 0.001 * (i + 1)} for i, steps in enumerate((30, 30, 29, 29, 10))]
+  plan = study.plan(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path))
+  assert sorted(measured) == [1, 4]
+  assert [row["expected_seconds"] for row in plan["runs"]] == pytest.approx([7.75, 7.75, 7.5, 7.5, 11.0])
+  assert [group["expected_seconds"] for group in plan["groups"]] == pytest.approx([32.5, 13.0])
+
+
 def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config, tmp_path, monkeypatch):
   runs = runs_of(config, tmp_path, (30,) * 5)
   monkeypatch.setattr("jax.device_count", lambda: 2)

@@ -28,7 +28,7 @@ def normal(deviation: float) -> Callable[..., jax.Array]:
     size = math.prod(shape)
     if not _PLACES[0] or size < WORDS:
       return nn.initializers.normal(deviation)(key, shape, dtype)
-    bits = np.float32(deviation).view(np.uint32)[None]
+    bits = np.array([deviation], np.float32).view(np.uint32)
     words = jnp.concatenate([jax.random.key_data(key), bits])
     return jnp.zeros(size, jnp.uint32).at[:WORDS].set(words).reshape(shape)
 
