@@ -31,7 +31,7 @@ _LONE: dict[str, Lone] = {}
 def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only.
 
-  Members of a pack that have come to their ends before the others stay as they are, and cost nothing on a CPU.
+  Members of a pack that have come to their ends before the others stay as they are; a CPU does not compute them.
   """
   single, mesh = parallel.make_mesh(config), parallel.make_mesh(config, members)
   traced = tasks.traced(config)
