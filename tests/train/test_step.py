@@ -134,6 +134,7 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
     state, metrics = program.step(state, program.put_rows(*[[rows.batch(k)] * count for k in range(2)]), h)
     host, told = program.fetch(state), program.told(metrics)
     assert [int(program.member(host, i).step) for i in range(count)] == horizons
+    assert (host.step[count:] == np.iinfo(np.int32).max).all()  # who fills up the lanes trains nothing
     assert told["loss"].shape == (count, program.stride)
     assert [int(np.count_nonzero(own)) for own in told["loss"]] == horizons
   assert calls == ["lone", "step"]
