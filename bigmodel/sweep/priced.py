@@ -31,7 +31,9 @@ def plan(
   begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in runs}
   parts = [[run for run in runs.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
   grouped = [ids for part in parts for ids in packs.group(part, workers, machines)]
-  together = {run_id: len(packs.cut([runs[i] for i in ids])[0]) for ids in grouped for run_id in ids}
+  together = {}  # members of the pack in which a run will train here
+  for ids in grouped:
+    together |= dict.fromkeys(ids, len(packs.cut([runs[run_id] for run_id in ids])[0]))
   calibration = pricing.calibrate([*runs.values(), *targets], together)
   rows = []
   for run_id, run in runs.items():

@@ -84,13 +84,15 @@ def convolutions(jaxpr):
   return total
 
 
-@pytest.mark.parametrize("name", ["linear", "resnet", "gpt", "dropless"])
-def test_numbers_drawn_together_are_those_that_each_parameter_draws(name):
+@pytest.mark.parametrize(
+  ("name", "impl"), [("linear", None), ("resnet", None), ("gpt", None), ("dropless", None), ("mlp", "rbg")]
+)
+def test_numbers_drawn_together_are_those_that_each_parameter_draws(name, impl):
   """And those of another seed are others; some have more than a piece of numbers, some fewer than a place has words."""
   config = make(name, **{"gpt": {"vocab": PIECE}, "linear": {"inputs": (2,), "outputs": 1}}.get(name, {}))
   init, example = models.build(config).init, models.example(config)
   params = [
-    nn.meta.unbox(jax.jit(function)(jax.random.key(seed))["params"])
+    nn.meta.unbox(jax.jit(function)(jax.random.key(seed, impl=impl))["params"])
     for function, seed in ((lambda key: init(key, *example), 3), (lambda key: drawn(init, key, *example), 3),
                            (lambda key: drawn(init, key, *example), 4))
   ]  # fmt: skip

@@ -177,12 +177,7 @@ def checked(kind, axis, sizes, steps, seeds=2, family="decoder", lr=2e-3, base=B
   return coordinates.check(configs, sizes, steps, seeds)
 
 
-CONTROL = pytest.mark.slow  # what the other is better than: seconds of compiling that its own test need not take
-
-
-@pytest.mark.parametrize(
-  ("kind", "low", "high"), [pytest.param("standard", 0.3, 2.0, marks=CONTROL), ("mup", 0.0, 0.1)]
-)
+@pytest.mark.parametrize(("kind", "low", "high"), [("standard", 0.3, 2.0), ("mup", 0.0, 0.1)])
 def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
   found = checked(kind, "width", (64, 512), 3)
   assert all(np.isfinite(x).all() for x in found.change.values())
@@ -190,9 +185,7 @@ def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
   assert low < found.steepest < high, found.slopes
 
 
-@pytest.mark.parametrize(
-  ("kind", "low", "high"), [pytest.param("mup", 0.3, 2.0, marks=CONTROL), ("completep", 0.0, 0.1)]
-)
+@pytest.mark.parametrize(("kind", "low", "high"), [("mup", 0.3, 2.0), ("completep", 0.0, 0.1)])
 def test_a_step_changes_activations_as_much_at_every_depth(kind, low, high):
   found = checked(kind, "layers", (2, 8), 3, lr=1e-2, base=UNIT_TABLES)
   assert set(found.slopes) == {"final_norm", "decoder"}

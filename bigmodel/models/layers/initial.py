@@ -25,11 +25,11 @@ def normal(deviation: float) -> Callable[..., jax.Array]:
   """An initializer; within `drawn` it says only where its numbers belong, if they are at least as many as its words."""
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    size = math.prod(shape)
-    if not _PLACES[0] or size < WORDS:
+    size, own = math.prod(shape), jax.random.key_data(key)
+    if not _PLACES[0] or size < WORDS or own.shape != (2,):  # of other generators than Threefry
       return nn.initializers.normal(deviation)(key, shape, dtype)
     bits = np.array([deviation], np.float32).view(np.uint32)
-    words = jnp.concatenate([jax.random.key_data(key), bits])
+    words = jnp.concatenate([own, bits])
     return jnp.zeros(size, jnp.uint32).at[:WORDS].set(words).reshape(shape)
 
   return init
