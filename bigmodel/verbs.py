@@ -115,7 +115,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
     return _plan_for(arguments, config, study)
   if study is None:
     run, _ = studies.single_run(config, arguments.workdir or ".")
-    cost = price.price(run, price.calibrate([run], {}))
+    cost = price.price(run, price.calibrate([run], {})[0])
     show_table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
     return cost
   prepared = studies.prepare(config, study, arguments.workdir or ".")

@@ -16,6 +16,7 @@ if version("jaxlib").startswith("0.10."):
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands of tests need not compile all sources anew
 gc.set_threshold(100_000, 50, 100)  # tracing makes much that lives on: looking through it took a tenth of the time
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from bigmodel.files import UserError
 from bigmodel.laws import chinchilla, fitting
@@ -81,7 +81,7 @@ class Mixture:
     distance = np.maximum(scale_of(columns) - scale_of(self.fits[0].columns).max(), 0)
     known = self.spread
     sd = np.sqrt(known.noise**2 + np.var(draws, axis=0) + (known.discrepancy * distance) ** 2)
-    quantile = stats.norm.ppf(0.5 + level / 2)
+    quantile = special.ndtri(0.5 + level / 2)
     return {
       "predicted": np.exp(center), "low": np.exp(center - quantile * sd), "high": np.exp(center + quantile * sd),
       "distance": distance,
@@ -163,7 +163,7 @@ def predict(
   discrepancy = math.sqrt(np.mean(beyond)) * distance if origins else 0.0
   sd = math.sqrt(bootstrap**2 + discrepancy**2 + noise_log**2)
   # The discrepancy is known from as many budgets that were forecast: so many degrees of freedom.
-  quantile = float(stats.t.ppf(0.5 + level / 2, max(len({o["C"] for o in origins}), 1)))
+  quantile = float(special.stdtrit(max(len({o["C"] for o in origins}), 1), 0.5 + level / 2))
   return {
     "predicted": math.exp(center),
     "interval90": [math.exp(center - quantile * sd), math.exp(center + quantile * sd)],

@@ -77,9 +77,10 @@ def _initial(config: Config) -> Any:
 
   def initial(key: jax.Array) -> tuple[Any, Any]:
     params = models.build(config).init(key, *models.example(config))["params"]
-    return params, optim.initial_state(optim.How.of(config), params)
+    return params, optim.initial_state(how, params)
 
-  return _once("initial", config, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
+  how = optim.How.of(config)
+  return _once("initial", config, how, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
 
 
 def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -> dict[str, float]:

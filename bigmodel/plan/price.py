@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodel import models, optim, tasks, train
+from bigmodel import models, optim, parallel, tasks, train
 from bigmodel.config import Config
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured; the others are interpolated
-MEASURED_STEPS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
+CALIBRATED = 4  # shapes that are measured alone, and as many in packs; the others are interpolated
+MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 STATE_BYTES = 12  # a parameter: float32 value and two moments
 
 
@@ -28,7 +28,7 @@ class Calibration:
 
   def step_seconds(self, flops: float, packed: bool) -> float:
     """Interpolated in the logs; beyond the measured shapes at their rate."""
-    x, y = np.log((packed and self.packed) or self.alone or self.packed).T
+    x, y = np.log(self.packed if packed else self.alone).T
     value = float(np.interp(np.log(flops), x, y))
     outside = np.log(flops) - np.clip(np.log(flops), x[0], x[-1])
     return float(np.exp(value + outside))
@@ -44,46 +44,61 @@ def program_of(run: Run, members: int) -> tuple:
   return models.shape_of(run.config), run.config.train.batch_size, run.config.train.accumulate, members
 
 
-def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> Calibration:
-  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest.
+def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibration, set[tuple]]:
+  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest; and says of which.
 
-  `together` says by id how many members the packs have in which runs will train; the others train alone.
+  `together` says by id how many members the packs have in which runs will train; the others train alone. Of packs of
+  one shape, one of the largest is timed.
   """
-  compiles: list[float] = []
+  members_of = lambda run: together.get(run.run_id, 1)
+  compiled: dict[tuple, float] = {}
 
   def points(some: Sequence[Run]) -> list[tuple[float, float]]:
-    distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in some}
+    distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in sorted(some, key=members_of)}
     ordered, found = [distinct[key] for key in sorted(distinct)], []
     for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, CALIBRATED)} if ordered else ()):
-      compile_seconds, seconds = _measure(ordered[i], together.get(ordered[i].run_id, 1))
-      compiles.append(compile_seconds)
-      found.append((flops_per_step(ordered[i]), seconds))
+      run, members = ordered[i], members_of(ordered[i])
+      compiled[program_of(run, members)], seconds = _measure(run, members)
+      found.append((flops_per_step(run), seconds))
     return found
 
-  packed = lambda run: together.get(run.run_id, 1) > 1
-  alone = points([run for run in runs if not packed(run)])
-  return Calibration(alone, points([run for run in runs if packed(run)]), float(np.mean(compiles)))
+  alone = points([run for run in runs if members_of(run) == 1])
+  packed = points([run for run in runs if members_of(run) > 1])
+  return Calibration(alone, packed, float(np.mean([*compiled.values()]))), {*compiled}
 
 
 def _measure(run: Run, members: int) -> tuple[float, float]:
-  """(seconds to compile, seconds a step of one member) of a run's program, on random rows."""
-  config = run.config
-  began = time.perf_counter()
+  """(seconds to compile, seconds a step of one member) of a run's program, on random rows.
+
+  On the lanes of a CPU, where members take turns, one a lane is stepped, and a call in which none is tells the rest.
+  """
+  config, began = run.config, time.perf_counter()
   program = programs.program(config, members)
   state = program.place([program.init(0)] * members)
-  rows = program.put_rows([_random_rows(config)] * members)
-  hyperparameters = program.put_hyperparameters([optim.hyperparameters(config, run.steps)] * members)
-  state, _ = program.step(state, rows, hyperparameters)
+  rows = program.put_rows(*[[_random_rows(config)] * members] * program.stride)
+  turns = -(-members // program.mesh.size) if members > 1 and parallel.mapped(config) else 1
+  own = optim.hyperparameters(config, run.steps)
+  ended, going = own._replace(steps=np.float32(0)), own._replace(steps=np.float32(1e6))
+  resting = program.put_hyperparameters([ended] * members)
+  working = program.put_hyperparameters([ended if i % turns else going for i in range(members)])
+
+  def seconds(hyperparameters: Any) -> float:
+    nonlocal state
+    times: list[float] = []
+    while len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS:
+      start = time.perf_counter()
+      state, _ = program.step(state, rows, hyperparameters)
+      jax.block_until_ready(state)
+      times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+  state, _ = program.step(state, rows, resting)
   jax.block_until_ready(state)
   first = time.perf_counter() - began
-  times: list[float] = []
-  while len(times) < MEASURED_STEPS and sum(times) < MEASURED_SECONDS:
-    start = time.perf_counter()
-    state, _ = program.step(state, rows, hyperparameters)
-    jax.block_until_ready(state)
-    times.append(time.perf_counter() - start)
-  step = float(np.median(times))
-  return max(0.0, first - step), step / members
+  rest = seconds(resting) if turns > 1 else 0.0
+  call = seconds(working)
+  whole = rest + turns * max(0.0, call - rest)
+  return max(0.0, first - (rest or call)), whole / (members * program.stride)
 
 
 def _random_rows(config: Config) -> Any:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from bigmodel.data import HELD_OUT
 
@@ -59,5 +59,5 @@ def interval(values: list[float], ratio: float, level: float = 0.9) -> tuple[flo
   """
   x = np.asarray(values, float)
   n = len(x)
-  half = stats.t.ppf((1 + level) / 2, n - 1) * math.sqrt((1 / n + ratio) * x.var(ddof=1))
+  half = special.stdtrit(n - 1, (1 + level) / 2) * math.sqrt((1 / n + ratio) * x.var(ddof=1))
   return float(x.mean()), [float(x.mean() - half), float(x.mean() + half)]

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Row = dict[str, Any]
 SEEDS = ("seed", "data.seed")
@@ -30,7 +30,7 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   degrees = sum(n for n, _ in spreads)
   noise = math.sqrt(sum(n * s**2 for n, s in spreads) / degrees) if degrees else None
   seeds = min((c["finished"] for c in found if c["finished"]), default=1)
-  resolution = None if noise is None else float(stats.t.ppf(0.95, degrees) * noise * math.sqrt(2 / seeds))
+  resolution = None if noise is None else float(special.stdtrit(degrees, 0.95) * noise * math.sqrt(2 / seeds))
   best = found[0]["loss"]
   alike = (
     sum(c["loss"] is not None and c["loss"] - best <= resolution for c in found) if resolution is not None else None

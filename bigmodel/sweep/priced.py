@@ -26,17 +26,19 @@ def plan(
   if known is not None and set(runs) <= {run["run_id"] for run in known["runs"]}:
     named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
     return known | {"runs": folder.merge(known, {"runs": named, "groups": []})["runs"]}
-  leaving = branches.find(runs)
+  old = {run["run_id"] for run in known["runs"]} if known else set()  # what was planned keeps its program and price
+  added, leaving = {run_id: run for run_id, run in runs.items() if run_id not in old}, branches.find(runs)
   # Trunks come before what leaves them; what trains together begins at one step.
-  begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in runs}
-  parts = [[run for run in runs.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
+  begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in added}
+  parts = [[run for run in added.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
   grouped = [ids for part in parts for ids in packs.group(part, workers, machines)]
   together = {}  # members of the pack in which a run will train here
   for ids in grouped:
-    together |= dict.fromkeys(ids, len(packs.cut([runs[run_id] for run_id in ids])[0]))
-  calibration = pricing.calibrate([*runs.values(), *targets], together)
-  rows = []
-  for run_id, run in runs.items():
+    for pack in packs.cut([added[run_id] for run_id in ids]):
+      together |= dict.fromkeys((run.run_id for run in pack), len(pack))
+  calibration, compiled = pricing.calibrate([*added.values(), *targets], together)
+  rows: list[Facts] = [{"run_id": run_id, "roles": roles[run_id]} for run_id in runs if run_id in old]
+  for run_id, run in added.items():
     one = planned[run_id][0]
     about = {"run_id": run_id, "roles": roles[run_id], "budget": one.budget, "overrides": one.overrides}
     about |= pricing.price(run, calibration, packed=together[run_id] > 1)
@@ -44,13 +46,13 @@ def plan(
       about["trunk"] = dataclasses.asdict(branch)
       about["expected_seconds"] *= 1 - branch.step / run.steps
     rows.append(about)
-  costs = {row["run_id"]: row["expected_seconds"] for row in rows}
-  groups, compiled = [], set()
+  costs = {row["run_id"]: row["expected_seconds"] for row in rows if row["run_id"] in added}
+  groups = []
   for ids in grouped:
-    program = pricing.program_of(runs[ids[0]], len(ids))
-    compiling = 0.0 if program in compiled else calibration.compile_seconds
-    compiled.add(program)
-    groups.append({"run_ids": ids, "expected_seconds": sum(costs[i] for i in ids) + compiling})
+    needed = {pricing.program_of(added[run_id], together[run_id]) for run_id in ids} - compiled
+    compiled |= needed  # once on this machine
+    seconds = sum(costs[i] for i in ids) + len(needed) * calibration.compile_seconds
+    groups.append({"run_ids": ids, "expected_seconds": seconds})
   new = {
     "study": name,
     "planned_at": now(),

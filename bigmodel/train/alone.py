@@ -27,7 +27,6 @@ class Program:
   """
 
   mesh: Mesh
-  members: int
   init: Callable[[int], State]  # seed -> the state of one member
   shapes: State  # of the state of one member, with its shardings
   step: Callable[..., tuple[Any, Any]]  # (state, rows, hyperparameters) -> (state, metrics)
@@ -35,7 +34,7 @@ class Program:
   put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], Any]
   next_stage: Callable[[Any, Config], Any]  # the state with which a stage of this config begins
-  told: Callable[[Any], dict[str, np.ndarray]]  # metrics -> [M, stride] each, on the host
+  told: Callable[[Any], dict[str, np.ndarray]]  # metrics -> [M, stride] each on the host, of the steps that were made
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
   values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # as `values`, of `at_once` members
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
@@ -73,7 +72,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
 
   # What the parameters are does not depend on how they will be used, nor on where they are drawn.
   plain, example, how = models.build(config, dtype), models.example(config), optim.How.of(config)
-  draw = functools.partial(drawn, plain.init) if platform == "cpu" else plain.init  # whose parts lie on their devices
+  draw = functools.partial(drawn, plain.init) if platform == "cpu" else plain.init  # so that no chip draws all of them
 
   def initial(key: jax.Array) -> State:
     params = draw(key, *example)["params"]
@@ -147,7 +146,6 @@ def program_of(lone: Lone) -> Program:
 
   return Program(
     mesh=lone.mesh,
-    members=1,
     init=lambda seed: lone.init(jax.random.key(seed)),
     shapes=lone.shapes,
     step=lone.step,

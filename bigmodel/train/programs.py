@@ -31,7 +31,8 @@ _LONE: dict[str, Lone] = {}
 def program(config: Config, members: int = 1) -> Program:
   """The program of a resolved config; the same one for every run that differs in traced inputs only.
 
-  Members of a pack that have come to their ends before the others stay as they are; a CPU does not compute them.
+  Members of a pack that have come to their ends before the others cost nothing on the lanes of a CPU, which leave them
+  as they are; batched they are computed on, and what they become is not to be read.
   """
   single, mesh = parallel.make_mesh(config), parallel.make_mesh(config, members)
   traced = tasks.traced(config)
@@ -82,7 +83,6 @@ def _batched(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:
   return dataclasses.replace(
     alone.program_of(lone),
     mesh=mesh,
-    members=members,
     step=spread.on_mesh(jitted),
     place=lambda states: jax.device_put(_stack(states), placed),
     put_rows=lambda rows: jax.device_put(_stack([hosts.all_rows(one) for one in rows]), rows_sharding),
@@ -159,7 +159,7 @@ def _on_lanes(lone: Lone, lanes: Lanes, members: int) -> Program:
   member = lambda tree, index: jax.tree.map(lambda x: x[index], tree)
 
   def put(given: Sequence[Any], idle: Any = None) -> Any:
-    """Members, and where they do not fill all lanes, others that idle."""
+    """Members, and what fills up the lanes: copies of the last, or of `idle`."""
     more = -len(given) % mesh.size
     return jax.device_put(_stack([*given, *[given[-1] if idle is None else idle] * more]), by_member)
 
@@ -188,7 +188,6 @@ def _on_lanes(lone: Lone, lanes: Lanes, members: int) -> Program:
   return dataclasses.replace(
     alone.program_of(lone),
     mesh=mesh,
-    members=members,
     step=lambda state, rows, h: lanes.step(rows[0], state, rows[1], h),
     place=place,
     put_rows=put_rows,

@@ -1,5 +1,7 @@
 """Every family: its own counts are exact, its axes have rules, its ways of being run agree."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,9 +65,8 @@ def abstract(config):
 
 
 def init(config):
-  return jax.jit(lambda key: nn.meta.unbox(models.build(config).init(key, *models.example(config))["params"]))(
-    jax.random.key(0)
-  )
+  draw = functools.partial(drawn, models.build(config).init)
+  return jax.jit(lambda key: nn.meta.unbox(draw(key, *models.example(config))["params"]))(jax.random.key(0))
 
 
 def applied(model, params):
@@ -85,17 +86,20 @@ def convolutions(jaxpr):
 
 
 @pytest.mark.parametrize(
-  ("name", "impl"), [("linear", None), ("resnet", None), ("gpt", None), ("dropless", None), ("mlp", "rbg")]
+  ("name", "impl"),
+  [("linear", None), ("resnet", None), ("gpt", None), ("dropless", None), ("mlp", "rbg"), ("mlp", "in order")],
 )
 def test_numbers_drawn_together_are_those_that_each_parameter_draws(name, impl):
   """And those of another seed are others; some have more than a piece of numbers, some fewer than a place has words."""
   config = make(name, **{"gpt": {"vocab": PIECE}, "linear": {"inputs": (2,), "outputs": 1}}.get(name, {}))
   init, example = models.build(config).init, models.example(config)
-  params = [
-    nn.meta.unbox(jax.jit(function)(jax.random.key(seed, impl=impl))["params"])
-    for function, seed in ((lambda key: init(key, *example), 3), (lambda key: drawn(init, key, *example), 3),
-                           (lambda key: drawn(init, key, *example), 4))
-  ]  # fmt: skip
+  key_of = lambda seed: jax.random.key(seed, impl="rbg" if impl == "rbg" else None)
+  with jax.threefry_partitionable(impl != "in order"):
+    params = [
+      nn.meta.unbox(jax.jit(function)(key_of(seed))["params"])
+      for function, seed in ((lambda key: init(key, *example), 3), (lambda key: drawn(init, key, *example), 3),
+                             (lambda key: drawn(init, key, *example), 4))
+    ]  # fmt: skip
   apart, together, others = map(jax.tree.leaves, params)
   assert all(x.dtype == np.float32 for x in together)
   for one, other in zip(apart, together, strict=True):

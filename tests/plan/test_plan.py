@@ -84,6 +84,8 @@ def test_state_bytes_are_those_on_a_device():
   device = jax.devices()[5]
   assert known["parameters"] == parallel.bytes_on(device, state.params)
   assert known["optimizer"] == parallel.bytes_on(device, state.opt_state)
+  config.optim.name = "sgd"
+  assert analytic.state_bytes(config, parallel.mesh_sizes(config, 8)) == {**known, "optimizer": 0}
 
 
 def test_a_plan_adds_up():

@@ -3,12 +3,14 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bigmodel import optim, record, study
 from bigmodel.data import pipeline
 from bigmodel.files import absolute
+from bigmodel.plan import price
 from bigmodel.study import Listed, Study
 from bigmodel.sweep import execute, packs
 from bigmodel.train import metrics, programs, watch
@@ -175,19 +177,79 @@ def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
   assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
 
 
-def test_a_plan_times_runs_as_they_will_train(config, tmp_path, monkeypatch):
+@pytest.fixture
+def planned(config, tmp_path, monkeypatch):
+  """`planned(horizons, plan so far)` -> (sizes of what was timed, plan): 1 s a step alone, 1 / members^2 in a pack."""
   monkeypatch.setattr("jax.device_count", lambda: 2)
-  measured = []
-  seconds = lambda run, members: (measured.append(members), (2.0, 1.0 if members == 1 else 0.25))[1]
-  monkeypatch.setattr("bigmodel.plan.price._measure", seconds)
   config.eval.tokens = 3 * 8 * 32  # as long as one step
   config.train.update(steps=0, tokens=0)
   config.data.repeat = True
-  runs = [{"train.steps": steps, "optim.lr": 0.001 * (i + 1)} for i, steps in enumerate((30, 30, 29, 29, 10))]
-  plan = study.plan(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path))
-  assert sorted(measured) == [1, 4]
-  assert [row["expected_seconds"] for row in plan["runs"]] == pytest.approx([7.75, 7.75, 7.5, 7.5, 11.0])
-  assert [group["expected_seconds"] for group in plan["groups"]] == pytest.approx([32.5, 13.0])
+
+  def plan(horizons, known=None):
+    measured = []
+    seconds = lambda run, members: (measured.append(members), (2.0, members**-2))[1]
+    monkeypatch.setattr("bigmodel.plan.price._measure", seconds)
+    runs = [{"train.steps": steps, "optim.lr": 0.001 * (i + 1)} for i, steps in enumerate(horizons)]
+    plan = study.plan(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path), known)
+    return sorted(measured), plan
+
+  return plan
+
+
+def expected(rows):
+  return pytest.approx([row["expected_seconds"] for row in rows])
+
+
+def test_a_plan_times_runs_as_they_will_train(planned):
+  measured, plan = planned((31, 31, 29, 29, 9))
+  assert measured == [1, 4]
+  assert expected(plan["runs"]) == [2.0, 2.0, 1.875, 1.875, 10.0]
+  assert expected(plan["groups"]) == [7.75, 10.0]  # what was timed is compiled
+
+
+def test_of_packs_of_a_shape_the_largest_is_timed_and_the_others_are_still_to_be_compiled(planned, monkeypatch):
+  monkeypatch.setattr(packs, "room", lambda _: 2)
+  measured, plan = planned((31,) * 6)
+  assert measured == [4]
+  assert expected(plan["runs"]) == [2.0] * 6
+  assert expected(plan["groups"]) == [8.0, 6.0]
+
+
+def test_an_added_run_is_priced_alone_if_it_trains_alone_whatever_was_planned(planned):
+  _, known = planned((31,) * 4)
+  measured, plan = planned((31,) * 5, known)
+  assert measured == [1]
+  assert expected(plan["runs"]) == [2.0] * 4 + [32.0]
+  assert expected(plan["groups"]) == [8.0, 32.0]
+  assert plan["total"]["expected_seconds"] == pytest.approx(40.0)
+
+
+@pytest.mark.parametrize("steps", [3, 1000])
+@pytest.mark.parametrize(("members", "seconds"), [(1, 0.06), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))])
+def test_a_step_in_a_pack_costs_its_share_of_the_calls(config, tmp_path, monkeypatch, steps, members, seconds):
+  """Each call costs .5 s for a pack; 3 of its 5 members share a lane, and each makes 8 steps of .01 s a call."""
+  now = [0.0]
+
+  def step(state, rows, h):
+    if members == 1:
+      now[0] += 0.06
+    else:
+      lanes = [[min(len(rows), float(h[i].first + h[i].steps) - state) for i in lane] for lane in ((0, 1, 2), (3, 4))]
+      now[0] += 0.5 + 0.01 * max(sum(max(0, n) for n in lane) for lane in lanes)
+    if not ran:
+      now[0] += 5.0
+    ran.append(1)
+    return state, {}
+
+  ran, stride = [], 8 if members > 1 else 1
+  program = SimpleNamespace(
+    mesh=SimpleNamespace(size=2), stride=stride, step=step, init=lambda seed: 0, place=lambda states: states[0],
+    put_rows=lambda *rows: rows, put_hyperparameters=lambda h: h,
+  )  # fmt: skip
+  monkeypatch.setattr("bigmodel.train.programs.program", lambda *_: program)
+  monkeypatch.setattr("bigmodel.plan.price.time", SimpleNamespace(perf_counter=lambda: now[0]))
+  (run,) = runs_of(config, tmp_path, (steps,))
+  assert price._measure(run, members) == pytest.approx((5.0, seconds))
 
 
 def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_members_of_a_pack_are_evaluated_each_as_alone(resolved):
   config, corpus = resolved
   pack = programs.program(config, 16)
   assert pack.at_once == 16 > pack.mesh.size
-  params = [pack.init(seed).params for seed in range(11)]  # the other places stay empty
+  params = [pack.init(seed).params for seed in range(11)]
   rows = pipeline.eval_rows(config, corpus)
   together = [judge(config, rows, values) for values in measure(pack, params, config, rows, lambda: None)]
   alone = [evaluate(programs.program(config), one, config, rows) for one in params]

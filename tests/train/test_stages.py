@@ -100,16 +100,21 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
     assert changed == ("layer_1" in name or (min(after) < 6 and "layer_0" in name)), name
 
 
-def test_members_that_are_spread_over_axes_go_from_stage_to_stage_as_alone(dbn, tmp_path):
-  dbn.parallel.update(data=1, fsdp=2)
-  (run, data), other = study.single_run(dbn, tmp_path / "a"), dbn.copy_and_resolve_references()
-  other.optim.lr = 0.02
-  runs = [run, study.single_run(other, tmp_path / "b")[0]]
+@pytest.mark.parametrize(("axes", "members"), [({"fsdp": 2}, 2), ({}, jax.device_count() + 1)])
+def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
+  """Spread over axes, and on lanes that they do not fill."""
+  dbn.parallel.update(data=1, **axes)
+  runs = []
+  for i in range(members):
+    config = dbn.copy_and_resolve_references()
+    config.optim.lr = 0.01 * (i + 1)
+    run, data = study.single_run(config, tmp_path / str(i))
+    runs.append(run)
   with Display(0, True) as display:
     packed = train_runs(runs, data, display, {"stop": False})
-  for config, own in ((dbn, packed[0]), (other, packed[1])):
-    _, alone = run_to_its_end(config, tmp_path / f"alone-{config.optim.lr}")
-    assert own["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-4)
+  for i in (0, members - 1):
+    _, alone = run_to_its_end(runs[i].config, tmp_path / f"alone-{i}")
+    assert packed[i]["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-4)
 
 
 def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():

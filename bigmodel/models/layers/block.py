@@ -191,6 +191,8 @@ def stack(
   """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run."""
   block = Block(shape, dtype, attend, parent=None)
   params: Any = module.param(name, lambda key: stacked_init(key, shape))
+  if module.is_initializing():  # nobody reads what comes out, and many layers take long to trace
+    return x_BxTxD, jnp.zeros(AUXILIARY, jnp.float32)
   if shape.dropout and module.has_rng("dropout"):
     keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # a key a layer
 

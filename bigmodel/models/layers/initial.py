@@ -26,7 +26,8 @@ def normal(deviation: float) -> Callable[..., jax.Array]:
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     size, own = math.prod(shape), jax.random.key_data(key)
-    if not _PLACES[0] or size < WORDS or own.shape != (2,):  # of other generators than Threefry
+    counted = own.shape == (2,) and jax.threefry_partitionable.value  # `_piece` knows no other generator
+    if not _PLACES[0] or size < WORDS or not counted:
       return nn.initializers.normal(deviation)(key, shape, dtype)
     bits = np.array([deviation], np.float32).view(np.uint32)
     words = jnp.concatenate([own, bits])
