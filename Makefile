@@ -30,20 +30,25 @@ test-slow: $(TEST)
 	$(PIP) -e '.[ray,slurm]'
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -m slow
 
-# libtpu makes other imports noisy: it has an environment of its own.
-$(VENV)-tpu/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(VENV)-tpu
-	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,tpu]'
+# An environment on top of that of the tests, whose packages a path file shows it.
+SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+define on_top
+	$(PYTHON) -m venv --clear $(VENV)-$(1)
+	$(BIN)/python $(SITE) > $$($(VENV)-$(1)/bin/python $(SITE))/tests.pth
+	$(VENV)-$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
 	touch $@
+endef
+
+# libtpu makes other imports noisy.
+$(VENV)-tpu/installed: $(TEST)
+	$(call on_top,tpu)
 
 test-tpu-compiler: $(VENV)-tpu/installed
 	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler tests/plan/test_tpu_compiler.py
 
-# So have torch and transformers, which a user does not need.
-$(VENV)-interop/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(VENV)-interop
-	$(VENV)-interop/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,interop]'
-	touch $@
+# torch and transformers, which a user does not need.
+$(VENV)-interop/installed: $(TEST)
+	$(call on_top,interop)
 
 test-interop: $(VENV)-interop/installed
 	$(VENV)-interop/bin/python -m pytest -m interop tests/interop
