@@ -50,6 +50,7 @@ class Checkpoints:
     # Several processes write together; orbax then lets them meet through the coordination service.
     self._together = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) if hosts.several() else None
     self._saves = 0
+    self.marks: dict[str, str] = {}  # fingerprints of what was saved last
 
   def steps(self) -> list[int]:
     """The steps on disk, oldest first, damaged or not."""
@@ -74,7 +75,7 @@ class Checkpoints:
     """Starts writing a copy of `state`, of these fingerprints; raises what the previous save ran into."""
     self.wait()
     self._saves += 1
-    marks = marks or hosts.fingerprints(state)
+    marks = self.marks = marks or hosts.fingerprints(state)
     if self._together is None:
       whole, joined = _join(to_flat(state))
       self._pending = self._threads.submit(self._write, step, marks, whole, joined)

@@ -323,6 +323,7 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   member.metrics.finish()
   member.checkpoints.wait()
   seconds += member.seconds + time.monotonic() - began
+  marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
   facts = results.facts_of(run) | {
     "status": status,
     "tokens": train.tokens_at(config, done),
@@ -335,7 +336,7 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
     "bits_per_byte": result.bits_per_byte,
     "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
-    "params_sha256": steps.params_sha256(params) if status == "finished" else "",
+    "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
     "seconds": seconds,
     "tokens_per_second": train.tokens_at(config, done) / max(seconds, 1e-9),
     "ended_at": now(),

@@ -101,6 +101,10 @@ def loss_train(state: State, first: int = 0) -> float:
   return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
 
 
-def params_sha256(params: Any) -> str:
-  """sha256 over names, shapes and fingerprints of all parameters; the same on every mesh."""
-  return hashlib.sha256(json.dumps(hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()
+def params_sha256(params: Any, marks: dict[str, str] | None = None) -> str:
+  """sha256 over names, shapes and fingerprints of all parameters; the same on every mesh.
+
+  `marks` are the fingerprints of a state that has these parameters, where they are known.
+  """
+  known = {name[7:]: mark for name, mark in (marks or {}).items() if name.startswith("params.")}
+  return hashlib.sha256(json.dumps(known or hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from bigmodel import record, study
+from bigmodel import optim, record, study
 from bigmodel.files import UserError, absolute, read_json
 from bigmodel.train import checkpoint, loop, metrics, programs, results
 from bigmodel.train import step as steps
@@ -227,8 +227,10 @@ def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
   assert [row["step"] for row in metrics.read(tmp_path)] == list(range(1, 8))
 
 
-def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_path):
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_path, average):
   config, corpus = resolved
+  config.optim.average = average
   other = config.copy_and_resolve_references()
   other.data.seed = 1
   runs = [Run(c, absolute(tmp_path / name)) for c, name in ((config, "a"), (other, "b"))]
@@ -239,7 +241,8 @@ def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_p
   assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
   assert {p: p.stat().st_mtime_ns for p in before} == before
   state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, programs.program(config).shapes)
-  assert steps.params_sha256(state.params) == first[0]["params_sha256"]
+  params = optim.evaluated(config, state.params, state.opt_state)
+  assert steps.params_sha256(params) == first[0]["params_sha256"]
 
 
 def test_a_folder_of_another_config_is_refused_with_the_difference(resolved, tmp_path):
