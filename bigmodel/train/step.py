@@ -106,5 +106,5 @@ def params_sha256(params: Any, marks: dict[str, str] | None = None) -> str:
 
   `marks` are the fingerprints of a state that has these parameters, where they are known.
   """
-  known = {name[7:]: mark for name, mark in (marks or {}).items() if name.startswith("params.")}
+  known = {name.removeprefix("params."): mark for name, mark in (marks or {}).items() if name.startswith("params.")}
   return hashlib.sha256(json.dumps(known or hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()
