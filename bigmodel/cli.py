@@ -22,13 +22,15 @@ USE = {"models": "models", "eval": "eval", "generate": "generate", "import": "im
 
 def main(argv: list[str] | None = None) -> int:
   """Runs one verb; returns the exit code."""
-  argv = sys.argv[1:] if argv is None else argv
+  if own := argv is None:
+    argv = sys.argv[1:]
   arguments = _parse(argv)
   if getattr(arguments, "restarts", 0) > 0:
     return _supervise(argv, arguments)
-  # Much of what imports and tracing make lives on; looking through it for garbage took a third of a short command.
-  gc.set_threshold(100_000, 10, 10)
-  atexit.register(gc.freeze)
+  if own:
+    # Much of what imports and tracing make lives on; looking through it for garbage took a third of a short command.
+    gc.set_threshold(100_000, 10, 10)
+    atexit.register(gc.freeze)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
   from bigmodel import ahead, lab, studies, use, verbs

@@ -10,28 +10,28 @@ import numpy as np
 
 from bigmodel import models, optim, parallel, tasks, train
 from bigmodel.config import Config
+from bigmodel.parallel import hosts
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured alone, and as many in packs; the others are interpolated
+CALIBRATED = 4  # shapes that are measured, or two of each way to train; the others are interpolated
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 STATE_BYTES = 12  # a parameter: float32 value and two moments
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """Seconds a step over exact FLOPs a step, as measured points of runs alone and of members of packs."""
+  """Seconds a step over exact FLOPs a step, as points that were measured of each way to train."""
 
-  alone: list[tuple[float, float]]
-  packed: list[tuple[float, float]]
-  compile_seconds: float  # of one shape
+  points: dict[str, list[tuple[float, float]]]
+  compile_seconds: float  # of one program
 
-  def step_seconds(self, flops: float, packed: bool) -> float:
+  def step_seconds(self, run: Run, packed: bool) -> float:
     """Interpolated in the logs; beyond the measured shapes at their rate."""
-    x, y = np.log(self.packed if packed else self.alone).T
-    value = float(np.interp(np.log(flops), x, y))
-    outside = np.log(flops) - np.clip(np.log(flops), x[0], x[-1])
-    return float(np.exp(value + outside))
+    x, y = np.log(self.points[_way(run, packed)]).T
+    flops = np.log(flops_per_step(run))
+    outside = flops - np.clip(flops, x[0], x[-1])
+    return float(np.exp(np.interp(flops, x, y) + outside))
 
 
 def flops_per_step(run: Run) -> float:
@@ -39,32 +39,32 @@ def flops_per_step(run: Run) -> float:
   return counts.exact_per_token * train.batch_tokens(run.config)
 
 
-def program_of(run: Run, members: int) -> tuple:
-  """What a compiled program depends on: runs alike in this compile once."""
-  return models.shape_of(run.config), run.config.train.batch_size, run.config.train.accumulate, members
+def _way(run: Run, packed: bool) -> str:
+  """What, beside the FLOPs, says how long a step takes."""
+  return f"{run.config.model.family}, {run.config.optim.name}, {'in a pack' if packed else 'alone'}"
 
 
-def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibration, set[tuple]]:
+def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibration, set[str]]:
   """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest; and says of which.
 
   `together` says by id how many members the packs have in which runs will train; the others train alone. Of packs of
   one shape, one of the largest is timed.
   """
   members_of = lambda run: together.get(run.run_id, 1)
-  compiled: dict[tuple, float] = {}
-
-  def points(some: Sequence[Run]) -> list[tuple[float, float]]:
-    distinct = {(flops_per_step(run), run.config.train.batch_size): run for run in sorted(some, key=members_of)}
-    ordered, found = [distinct[key] for key in sorted(distinct)], []
-    for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, CALIBRATED)} if ordered else ()):
-      run, members = ordered[i], members_of(ordered[i])
-      compiled[program_of(run, members)], seconds = _measure(run, members)
-      found.append((flops_per_step(run), seconds))
-    return found
-
-  alone = points([run for run in runs if members_of(run) == 1])
-  packed = points([run for run in runs if members_of(run) > 1])
-  return Calibration(alone, packed, float(np.mean([*compiled.values()]))), {*compiled}
+  ways: dict[str, dict[tuple[float, int], Run]] = {}
+  for run in sorted(runs, key=members_of):
+    shape = flops_per_step(run), run.config.train.batch_size
+    ways.setdefault(_way(run, members_of(run) > 1), {})[shape] = run
+  points: dict[str, list[tuple[float, float]]] = {}
+  compiled: dict[str, float] = {}
+  most = max(2, CALIBRATED // len(ways))
+  for way, distinct in ways.items():
+    for i in sorted({round(i) for i in np.linspace(0, len(distinct) - 1, most)}):
+      shape = sorted(distinct)[i]
+      run, members = distinct[shape], members_of(distinct[shape])
+      compiled[programs.key(run.config, members)], seconds = _measure(run, members)
+      points.setdefault(way, []).append((shape[0], seconds))
+  return Calibration(points, float(np.mean([*compiled.values()]))), {*compiled}
 
 
 def _measure(run: Run, members: int) -> tuple[float, float]:
@@ -76,7 +76,8 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   program = programs.program(config, members)
   state = program.place([program.init(0)] * members)
   rows = program.put_rows(*[[_random_rows(config)] * members] * program.stride)
-  turns = -(-members // program.mesh.size) if members > 1 and parallel.mapped(config) else 1
+  lanes = members > 1 and parallel.mapped(config)
+  turns = -(-members // program.mesh.size) if lanes else 1
   own = optim.hyperparameters(config, run.steps)
   ended, going = own._replace(steps=np.float32(0)), own._replace(steps=np.float32(1e6))
   resting = program.put_hyperparameters([ended] * members)
@@ -85,7 +86,8 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   def seconds(hyperparameters: Any) -> float:
     nonlocal state
     times: list[float] = []
-    while len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS:
+    # All hosts as often: they step together.
+    while hosts.first(lambda: len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS):
       start = time.perf_counter()
       state, _ = program.step(state, rows, hyperparameters)
       jax.block_until_ready(state)
@@ -95,7 +97,7 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   state, _ = program.step(state, rows, resting)
   jax.block_until_ready(state)
   first = time.perf_counter() - began
-  rest = seconds(resting) if turns > 1 else 0.0
+  rest = seconds(resting) if lanes else 0.0
   call = seconds(working)
   whole = rest + turns * max(0.0, call - rest)
   return max(0.0, first - (rest or call)), whole / (members * program.stride)
@@ -114,7 +116,7 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str,
   counts = models.counts_of(config)
   tokens = train.tokens_at(config, run.steps)
   steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
-  seconds = steps * calibration.step_seconds(flops_per_step(run), packed)
+  seconds = steps * calibration.step_seconds(run, packed)
   return {
     "params_total": counts.params_total,
     "params_non_embedding": counts.params_non_embedding,

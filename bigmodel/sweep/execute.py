@@ -37,7 +37,8 @@ def run_groups(
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
-    leaving = [run for run in runs.values() if run.branch and run.branch.trunk in group["run_ids"] and waits(run)]
+    trunks = {run.run_id for run in members if record.read(run.folder) is None}  # one that has ended does not train
+    leaving = [run for run in runs.values() if run.branch and run.branch.trunk in trunks and waits(run)]
     try:
       until = group.get("until", 0)
       train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving, until=until)

@@ -50,8 +50,7 @@ def merge(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
   kept = [run | {"roles": sorted({*run["roles"], *roles.get(run["run_id"], [])})} for run in known["runs"]]
   old = {run["run_id"] for run in kept}
   added = [run for run in new["runs"] if run["run_id"] not in old]
-  groups = [group | {"run_ids": [i for i in group["run_ids"] if i not in old]} for group in new["groups"]]
-  return new | {"runs": kept + added, "groups": known["groups"] + [g for g in groups if g["run_ids"]]}
+  return new | {"runs": kept + added, "groups": known["groups"] + new["groups"]}
 
 
 def of_role(workdir: epath.PathLike, role: str) -> list[dict[str, Any]]:

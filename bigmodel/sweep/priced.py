@@ -7,6 +7,7 @@ from typing import Any
 from bigmodel.plan import price as pricing
 from bigmodel.sweep import branches, folder, packs
 from bigmodel.sweep.designs import Planned
+from bigmodel.train import programs
 from bigmodel.train.run import Run, now
 
 Facts = dict[str, Any]
@@ -27,7 +28,8 @@ def plan(
     named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
     return known | {"runs": folder.merge(known, {"runs": named, "groups": []})["runs"]}
   old = {run["run_id"] for run in known["runs"]} if known else set()  # what was planned keeps its program and price
-  added, leaving = {run_id: run for run_id, run in runs.items() if run_id not in old}, branches.find(runs)
+  added = {run_id: run for run_id, run in runs.items() if run_id not in old}
+  leaving = branches.find(added)  # of a trunk that was planned before, it may be too late to leave
   # Trunks come before what leaves them; what trains together begins at one step.
   begins = {run_id: leaving[run_id].step if run_id in leaving else 0 for run_id in added}
   parts = [[run for run in added.values() if begins[run.run_id] == step] for step in sorted({*begins.values()})]
@@ -49,7 +51,8 @@ def plan(
   costs = {row["run_id"]: row["expected_seconds"] for row in rows if row["run_id"] in added}
   groups = []
   for ids in grouped:
-    needed = {pricing.program_of(added[run_id], together[run_id]) for run_id in ids} - compiled
+    members = {together[run_id]: added[run_id].config for run_id in ids}  # a group's runs differ in nothing else
+    needed = {programs.key(config, count) for count, config in members.items()} - compiled
     compiled |= needed  # once on this machine
     seconds = sum(costs[i] for i in ids) + len(needed) * calibration.compile_seconds
     groups.append({"run_ids": ids, "expected_seconds": seconds})
@@ -59,19 +62,19 @@ def plan(
     "calibration": dataclasses.asdict(calibration),
     "runs": rows,
     "groups": groups,
-    "target": _price_target(targets, calibration),
+    "target": _price_target(targets, calibration, compiled),
   }
   merged = folder.merge(known, new) if known else new
   return merged | {"total": _totals(merged)}
 
 
-def _price_target(targets: Sequence[Run], calibration: pricing.Calibration) -> Facts | None:
+def _price_target(targets: Sequence[Run], calibration: pricing.Calibration, compiled: set[str]) -> Facts | None:
   """The dearest of the candidates: which one it will be is for the fit to say."""
   if not targets:
     return None
-  costs = [pricing.price(run, calibration) for run in targets]
-  dearest = max(costs, key=lambda cost: cost["expected_seconds"])
-  return dearest | {"expected_seconds": dearest["expected_seconds"] + calibration.compile_seconds}
+  costs = [(pricing.price(run, calibration), programs.key(run.config) in compiled) for run in targets]
+  dearest, known = max(costs, key=lambda pair: pair[0]["expected_seconds"])
+  return dearest | {"expected_seconds": dearest["expected_seconds"] + (0 if known else calibration.compile_seconds)}
 
 
 def _totals(plan_: Facts) -> Facts:

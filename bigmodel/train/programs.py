@@ -34,7 +34,29 @@ def program(config: Config, members: int = 1) -> Program:
   Members of a pack that have come to their ends before the others cost nothing on the lanes of a CPU, which leave them
   as they are; batched they are computed on, and what they become is not to be read.
   """
-  single, mesh = parallel.make_mesh(config), parallel.make_mesh(config, members)
+  own, side_by_side, whole = _keys(config, members)
+  if whole not in _PROGRAMS:
+    if own not in _LONE:
+      _LONE[own] = alone.lone_run(config, parallel.make_mesh(config))
+    lone, mesh = _LONE[own], parallel.make_mesh(config, members)
+    if members == 1:
+      _PROGRAMS[whole] = alone.program_of(lone)
+    elif parallel.mapped(config):
+      if side_by_side not in _LANES:
+        _LANES[side_by_side] = _lanes(config, mesh)
+      _PROGRAMS[whole] = _on_lanes(lone, _LANES[side_by_side], members)
+    else:
+      _PROGRAMS[whole] = _batched(config, lone, mesh, members)
+  return _PROGRAMS[whole]
+
+
+def key(config: Config, members: int = 1) -> str:
+  """What tells programs apart: runs alike in this compile once."""
+  return _keys(config, members)[-1]
+
+
+def _keys(config: Config, members: int) -> tuple[str, str, str]:
+  """Of the program of one run, of what any number of members share, and of a pack of so many."""
   traced = tasks.traced(config)
   kept = {
     name: value
@@ -47,24 +69,11 @@ def program(config: Config, members: int = 1) -> Program:
     config.train.noise_scale,
     config.train.compute_dtype,
     data.unit(config),
-    str(single),
+    str(parallel.make_mesh(config)),
   )
   own = digest(kept) + repr(parts)
-  side_by_side = own + repr((_stride(config), str(mesh)))
-  key = side_by_side + repr(members)
-  if key not in _PROGRAMS:
-    if own not in _LONE:
-      _LONE[own] = alone.lone_run(config, single)
-    lone = _LONE[own]
-    if members == 1:
-      _PROGRAMS[key] = alone.program_of(lone)
-    elif parallel.mapped(config):
-      if side_by_side not in _LANES:
-        _LANES[side_by_side] = _lanes(config, mesh)
-      _PROGRAMS[key] = _on_lanes(lone, _LANES[side_by_side], members)
-    else:
-      _PROGRAMS[key] = _batched(config, lone, mesh, members)
-  return _PROGRAMS[key]
+  side_by_side = own + repr((_stride(config), str(parallel.make_mesh(config, members))))
+  return own, side_by_side, side_by_side + repr(members)
 
 
 def _batched(config: Config, lone: Lone, mesh: Mesh, members: int) -> Program:

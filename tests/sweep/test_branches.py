@@ -1,6 +1,7 @@
 """Branches of a trunk are the runs that they would be alone, to the bit, for a part of the compute."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -16,9 +17,9 @@ from bigmodel.train.run import Interrupted
 HORIZONS = (5120, 10240, 15360)  # 20, 40 and 60 steps
 
 
-def branching(config, seeds=(0,)):
+def branching(config, seeds=(0,), horizons=HORIZONS):
   config.data.repeat, config.train.steps = True, 0
-  design = Branches(Grid({"seed": seeds}), HORIZONS, decay=0.25, warmup=0.2)
+  design = Branches(Grid({"seed": seeds}), horizons, decay=0.25, warmup=0.2)
   return Study("branches", "How long should one train?", design, laws=())
 
 
@@ -93,6 +94,26 @@ def test_a_branch_shares_no_program_with_its_trunk(config, tmp_path):
     groups = study.plan(prepared, workers=workers)["groups"]
     assert all(len({run_id in found for run_id in group["run_ids"]}) == 1 for group in groups)
     assert groups[0]["run_ids"][0] not in found
+
+
+def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_path):
+  """Which may have ended, and leaves it nothing."""
+  known = study.plan(study.prepare(config, branching(config, horizons=HORIZONS[::2]), tmp_path))
+  plan = study.plan(study.prepare(config, branching(config), tmp_path), known)
+  assert [(row["steps"], row.get("trunk", {}).get("step")) for row in plan["runs"]] == [(20, 15), (60, None), (40, None)]
+  assert plan["total"]["flops_6nd_shared"] / plan["total"]["flops_6nd"] == pytest.approx(15 / 120)
+
+
+def test_a_trunk_that_has_ended_leaves_nothing_beside_one_that_trains_again(config, tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.device_count", lambda: 2)
+  prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
+  before = study.run_study(prepared, True, {"stop": False})["runs"]
+  of = {(one["seed"], one["steps"]): one["run_id"] for one in before}
+  for lost in ((0, 40), (1, 60)):
+    shutil.rmtree(tmp_path / "runs" / of[lost])
+  after = study.run_study(prepared, True, {"stop": False})["runs"]
+  sums = lambda runs: {one["run_id"]: one["result_sha256"] for one in runs}
+  assert sums(after) == sums(before)
 
 
 def test_a_folder_without_a_whole_checkpoint_waits_for_its_trunk(config, tmp_path):

@@ -177,6 +177,9 @@ def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
   assert grouped(config, tmp_path, (30,) * 3) == [[30, 30], [30]]
 
 
+COSTS = {"adamw": 1.0, "muon": 3.0}
+
+
 @pytest.fixture
 def planned(config, tmp_path, monkeypatch):
   """`planned(horizons, plan so far)` -> (sizes of what was timed, plan): 1 s a step alone, 1 / members^2 in a pack."""
@@ -185,11 +188,15 @@ def planned(config, tmp_path, monkeypatch):
   config.train.update(steps=0, tokens=0)
   config.data.repeat = True
 
-  def plan(horizons, known=None):
+  def plan(horizons, known=None, names=("adamw",)):
     measured = []
-    seconds = lambda run, members: (measured.append(members), (2.0, members**-2))[1]
+    seconds = lambda run, members: (measured.append(members), (2.0, members**-2 * COSTS[run.config.optim.name]))[1]
     monkeypatch.setattr("bigmodel.plan.price._measure", seconds)
-    runs = [{"train.steps": steps, "optim.lr": 0.001 * (i + 1)} for i, steps in enumerate(horizons)]
+    runs = [
+      {"train.steps": steps, "optim.lr": 0.001 * (i + 1), "optim.name": name}
+      for name in names
+      for i, steps in enumerate(horizons)
+    ]
     plan = study.plan(study.prepare(config, Study("s", "?", Listed(runs), laws=()), tmp_path), known)
     return sorted(measured), plan
 
@@ -224,17 +231,25 @@ def test_an_added_run_is_priced_alone_if_it_trains_alone_whatever_was_planned(pl
   assert plan["total"]["expected_seconds"] == pytest.approx(40.0)
 
 
+def test_each_optimizer_is_timed(planned):
+  measured, plan = planned((31, 31, 31), names=("adamw", "muon"))
+  assert measured == [1, 1, 2, 2]
+  assert expected(plan["runs"]) == [8.0, 8.0, 32.0, 24.0, 24.0, 96.0]
+  assert plan["total"]["expected_seconds"] == pytest.approx(16 + 32 + 48 + 96)
+
+
 @pytest.mark.parametrize("steps", [3, 1000])
-@pytest.mark.parametrize(("members", "seconds"), [(1, 0.06), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))])
+@pytest.mark.parametrize(("members", "seconds"), [(1, 0.06), (2, (0.5 + 8 * 0.01) / (2 * 8)), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))])
 def test_a_step_in_a_pack_costs_its_share_of_the_calls(config, tmp_path, monkeypatch, steps, members, seconds):
-  """Each call costs .5 s for a pack; 3 of its 5 members share a lane, and each makes 8 steps of .01 s a call."""
-  now = [0.0]
+  """Each call costs .5 s for a pack; members share two lanes, 5 as 3 and 2, and each makes 8 steps of .01 s a call."""
+  now, turns = [0.0], -(-members // 2)
 
   def step(state, rows, h):
     if members == 1:
       now[0] += 0.06
     else:
-      lanes = [[min(len(rows), float(h[i].first + h[i].steps) - state) for i in lane] for lane in ((0, 1, 2), (3, 4))]
+      left = [min(len(rows), float(own.first + own.steps) - state) for own in h]
+      lanes = left[:turns], left[turns:]
       now[0] += 0.5 + 0.01 * max(sum(max(0, n) for n in lane) for lane in lanes)
     if not ran:
       now[0] += 5.0
