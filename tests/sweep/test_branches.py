@@ -100,7 +100,8 @@ def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_pa
   """Which may have ended, and leaves it nothing."""
   known = study.plan(study.prepare(config, branching(config, horizons=HORIZONS[::2]), tmp_path))
   plan = study.plan(study.prepare(config, branching(config), tmp_path), known)
-  assert [(row["steps"], row.get("trunk", {}).get("step")) for row in plan["runs"]] == [(20, 15), (60, None), (40, None)]
+  left = {row["steps"]: row.get("trunk", {}).get("step") for row in plan["runs"]}
+  assert left == {20: 15, 60: None, 40: None}
   assert plan["total"]["flops_6nd_shared"] / plan["total"]["flops_6nd"] == pytest.approx(15 / 120)
 
 

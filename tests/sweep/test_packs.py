@@ -239,7 +239,9 @@ def test_each_optimizer_is_timed(planned):
 
 
 @pytest.mark.parametrize("steps", [3, 1000])
-@pytest.mark.parametrize(("members", "seconds"), [(1, 0.06), (2, (0.5 + 8 * 0.01) / (2 * 8)), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))])
+@pytest.mark.parametrize(
+  ("members", "seconds"), [(1, 0.06), (2, (0.5 + 8 * 0.01) / (2 * 8)), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))]
+)
 def test_a_step_in_a_pack_costs_its_share_of_the_calls(config, tmp_path, monkeypatch, steps, members, seconds):
   """Each call costs .5 s for a pack; members share two lanes, 5 as 3 and 2, and each makes 8 steps of .01 s a call."""
   now, turns = [0.0], -(-members // 2)
