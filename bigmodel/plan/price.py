@@ -14,7 +14,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured, or two of each way to train; the others are interpolated
+CALIBRATED = 4  # shapes that are measured alone, and as many in packs, or two of each family and optimizer
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 STATE_BYTES = 12  # a parameter: float32 value and two moments
 
@@ -57,7 +57,7 @@ def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibra
     ways.setdefault(_way(run, members_of(run) > 1), {})[shape] = run
   points: dict[str, list[tuple[float, float]]] = {}
   compiled: dict[str, float] = {}
-  most = max(2, CALIBRATED // len(ways))
+  most = max(2, CALIBRATED // len({(run.config.model.family, run.config.optim.name) for run in runs}))
   for way, distinct in ways.items():
     for i in sorted({round(i) for i in np.linspace(0, len(distinct) - 1, most)}):
       shape = sorted(distinct)[i]

@@ -44,7 +44,7 @@ class Run:
   def run_id(self) -> str:
     return run_id(self.config)
 
-  @property
+  @functools.cached_property
   def steps(self) -> int:
     return train.steps_of(self.config)
 

@@ -14,7 +14,8 @@ from bigmodel.train.display import Display
 from bigmodel.train.member import Member
 from bigmodel.train.run import write_status
 
-FLUSH_SECONDS = 10.0
+FLUSH_SECONDS = 10.0  # between writes of what is known so far, or longer where they would take more than FLUSH_SHARE
+FLUSH_SHARE = 0.01
 AT_ONCE_SECONDS = 4.0  # of steps in one call
 
 
@@ -47,7 +48,8 @@ class Watch:
 
   def __post_init__(self) -> None:
     config = self.members[0].run.config
-    self.logged_at = self.flushed_at = self.read_at = time.monotonic()
+    self.logged_at = self.read_at = time.monotonic()
+    self.flush_at = self.read_at + FLUSH_SECONDS
     self.pace = math.inf  # seconds a step, as long as nothing has been read
     self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
     self.every = config.train.log_every
@@ -99,13 +101,14 @@ class Watch:
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
     said = f"{speed * sum(under_way):,.0f} {self.unit}/s"
     self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said, left)
-    if now_ - self.flushed_at > FLUSH_SECONDS:
-      self.flushed_at = now_
-      spent = self.clock.spent()
+    if now_ > self.flush_at:
+      spent, began = self.clock.spent(), time.monotonic()
       for member in self.members:
         if member.ended is None:
           member.metrics.flush()
           write_status(member.run, "running", done, member.seconds + spent, left)
+      ended = time.monotonic()
+      self.flush_at = ended + max(FLUSH_SECONDS, (ended - began) / FLUSH_SHARE)
 
 
 def unit_of(config: Any) -> str:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from bigmodel import optim, record, study
@@ -151,6 +153,30 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
   assert programs._stride(config) == programs.STRIDE
   config.train.batch_size = 1 << 14  # of rows of 132 bytes
   assert programs._stride(config) == 1
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(0.0, [11, 22, 33]), (0.5, [11, 62])])
+def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_time(
+  resolved, tmp_path, monkeypatch, cost, expected
+):
+  config, corpus = resolved
+  config.train.log_every = 1
+  now, written = [0.0], []
+
+  def write(run, state, step, *_):
+    written.append(step)
+    now[0] += cost
+
+  monkeypatch.setattr("bigmodel.train.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
+  monkeypatch.setattr("bigmodel.train.watch.write_status", write)
+  member = open_member(Run(config, absolute(tmp_path)), corpus)
+  watch = Watch([member], 0, 100, Display(quiet=True), Clock(1))
+  values = {name: np.full((1, 1), x) for name, x in (("loss", 1.0), ("diverged_at", -1))}
+  for step in range(expected[-1] + 5):  # of a second each
+    now[0] += 1
+    watch.read(step, 1, lambda: values)
+  member.checkpoints.close()
+  assert written == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
