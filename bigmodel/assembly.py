@@ -1,5 +1,6 @@
 """A config of all rooms: its fields, its checks, what follows from the data, and the run that it says."""
 
+import functools
 from typing import Any
 
 from etils import epath
@@ -33,10 +34,15 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
   return ConfigDict(groups)
 
 
+@functools.cache
+def _known(family: str, task: str) -> tuple[str, ...]:
+  return tuple(flatten(default_config(family, task)))
+
+
 def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
   family, task = config.model.family, config.task.name
-  known, given = flatten(default_config(family, task)), flatten(config)
+  known, given = _known(family, task), flatten(config)
   start = f"default_config({family!r}, {task!r})"
   for name in given:
     if name not in known:  # the nearest is looked for only then: a study asks this thousands of times

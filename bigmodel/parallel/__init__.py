@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import models
 from bigmodel.config import Config, nearest, require, require_choice
+from bigmodel.files import UserError
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
 BATCH = ("data", "fsdp", "expert")  # the axes that rows of a batch are spread over
@@ -176,10 +177,12 @@ def rules(config: Config) -> tuple[tuple[str, Any], ...]:
   for text in config.parallel.rules:
     name, equals, axes = text.partition("=")
     require(bool(equals), f"config.parallel.rules: {text!r} is not 'logical=axis'")
-    require(name in known, f"config.parallel.rules: no logical axis {name!r}{nearest(name, known)}")
+    if name not in known:
+      raise UserError(f"config.parallel.rules: no logical axis {name!r}{nearest(name, known)}")
     parts = tuple(axis for axis in axes.split("+") if axis)
     for axis in parts:
-      require(axis in AXES[1:], f"config.parallel.rules: no mesh axis {axis!r}{nearest(axis, AXES[1:])}")
+      if axis not in AXES[1:]:
+        raise UserError(f"config.parallel.rules: no mesh axis {axis!r}{nearest(axis, AXES[1:])}")
     own.append((name, parts or None))
   named = {name for name, _ in own}
   return (*own, *(rule for rule in RULES if rule[0] not in named))

@@ -239,6 +239,19 @@ def bootstrap(
   return found
 
 
+def of_clusters(
+  values: dict[str, np.ndarray], clusters: np.ndarray, w: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+  """Values, clusters and weights with one row a cluster: its weighted means, and its weight.
+
+  Weighted means of these are those of all, as often as whole clusters are drawn.
+  """
+  names, index = np.unique(clusters.ravel(), return_inverse=True)
+  add = lambda x: np.bincount(index, weights=x.ravel(), minlength=len(names))
+  whole = add(w)
+  return {name: add(x * w) / np.where(whole > 0, whole, 1.0) for name, x in values.items()}, names, whole
+
+
 def bleu(said: list[str], wanted: list[str]) -> dict[str, float]:
   """Corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
   try:

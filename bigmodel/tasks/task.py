@@ -28,6 +28,9 @@ def of_text(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, A
   return lambda w: {**others(w), "perplexity": math.exp(min(float(np.sum(loss * w) / np.sum(w)), 700.0))}
 
 
+OF_MEANS = (means, of_text)  # what depends on weighted means alone
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """Pure functions of a batch.

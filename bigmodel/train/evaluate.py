@@ -1,6 +1,7 @@
 """Evaluation on held-out documents or examples: loss, its standard error, metrics with intervals."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 from bigmodel import tasks
 from bigmodel.config import Config
 from bigmodel.data.pipeline import EvalRows
-from bigmodel.tasks.metrics import bootstrap
+from bigmodel.tasks.metrics import bootstrap, of_clusters
+from bigmodel.tasks.task import OF_MEANS
 from bigmodel.train.alone import Program
 
 Z90 = 1.645  # standard errors
@@ -64,7 +66,11 @@ def judge(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]])
   metric = task.measure(values)
   metrics = {name: float(value) for name, value in metric(weight).items()}
   metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-  intervals = bootstrap(metric, clusters, weight, config.eval.resamples) if metrics else {}
+  again = functools.partial(bootstrap, metric, clusters, weight)
+  if task.measure in OF_MEANS:  # each draw looks at documents in place of tokens
+    means, names, whole = of_clusters(values, clusters, weight)
+    again = functools.partial(bootstrap, task.measure(means), names, whole)
+  intervals = again(config.eval.resamples) if metrics else {}
   intervals = {name: pair for name, pair in intervals.items() if name in metrics}
   for name, mask in rows.parts.items():
     own = np.where(mask, weight, 0)

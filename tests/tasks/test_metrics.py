@@ -9,6 +9,7 @@ from sklearn import metrics as theirs
 from sklearn.calibration import calibration_curve
 
 from bigmodel.tasks import metrics
+from bigmodel.tasks.task import OF_MEANS
 
 CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
 
@@ -112,6 +113,21 @@ def test_intervals_cover_what_they_estimate():
     low, high = metrics.bootstrap(of, clusters, np.ones(180), 200, seed)["accuracy"]
     inside += low <= 0.7 <= high
   assert 165 <= inside <= 193
+
+
+@pytest.mark.parametrize("measure", OF_MEANS)
+def test_documents_stand_for_their_tokens(measure):
+  """Also where tokens, or whole documents, do not count."""
+  rng = np.random.default_rng(0)
+  values = {name: rng.normal(2.0, 1.0, (30, 8)) for name in ("loss", "accuracy")}
+  clusters, weight = np.sort(rng.integers(0, 12, (30, 8)), axis=None).reshape(30, 8), rng.integers(0, 3, (30, 8)) * 1.0
+  weight[clusters == 5] = 0
+  means, names, whole = metrics.of_clusters(values, clusters, weight)
+  assert len(names) == 12
+  expected = metrics.bootstrap(measure(values), clusters, weight, 50)
+  found = metrics.bootstrap(measure(means), names, whole, 50)
+  assert len(expected) == len(measure(values)(weight)) > 0
+  assert found == {name: pytest.approx(pair, rel=1e-12) for name, pair in expected.items()}
 
 
 def test_the_threshold_costs_least_and_is_chosen_on_the_other_half():
