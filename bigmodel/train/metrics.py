@@ -31,8 +31,10 @@ class Metrics:
 
     What is kept is on disk before anything is removed, and cutting again changes nothing.
     """
-    if is_writer():
-      self._join([row for row in read(self.folder) if row["step"] <= step])
+    known = read(self.folder) if is_writer() else []
+    kept = [row for row in known if row["step"] <= step]
+    if len(kept) < len(known):
+      self._join(kept)
 
   def finish(self) -> None:
     """Joins the segments into `metrics.jsonl`."""
