@@ -14,7 +14,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured alone, and as many in packs, or two of each family and optimizer
+CALIBRATED = 4  # shapes that are measured alone, and as many in packs; of several families or optimizers two of each
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 STATE_BYTES = 12  # a parameter: float32 value and two moments
 
@@ -59,11 +59,12 @@ def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibra
   compiled: dict[str, float] = {}
   most = max(2, CALIBRATED // len({(run.config.model.family, run.config.optim.name) for run in runs}))
   for way, distinct in ways.items():
-    for i in sorted({round(i) for i in np.linspace(0, len(distinct) - 1, most)}):
-      shape = sorted(distinct)[i]
-      run, members = distinct[shape], members_of(distinct[shape])
+    ordered = [distinct[shape] for shape in sorted(distinct)]
+    points[way] = []
+    for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, most)}):
+      run, members = ordered[i], members_of(ordered[i])
       compiled[programs.key(run.config, members)], seconds = _measure(run, members)
-      points.setdefault(way, []).append((shape[0], seconds))
+      points[way].append((flops_per_step(run), seconds))
   return Calibration(points, float(np.mean([*compiled.values()]))), {*compiled}
 
 

@@ -51,8 +51,8 @@ def program(config: Config, members: int = 1) -> Program:
 
 
 def key(config: Config, members: int = 1) -> str:
-  """What tells programs apart: runs alike in this compile once."""
-  return _keys(config, members)[-1]
+  """What tells apart what is compiled, each program for every size of its batches: runs alike in this compile once."""
+  return _keys(config, members)[-1] + repr(config.train.batch_size)
 
 
 def _keys(config: Config, members: int) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from bigmodel.data import pipeline
 from bigmodel.files import absolute
 from bigmodel.plan import price
 from bigmodel.study import Listed, Study
-from bigmodel.sweep import execute, packs
+from bigmodel.sweep import execute, packs, priced
 from bigmodel.train import metrics, programs, watch
 from bigmodel.train import step as steps
 from bigmodel.train.display import Display
@@ -236,6 +236,13 @@ def test_each_optimizer_is_timed(planned):
   assert measured == [1, 1, 2, 2]
   assert expected(plan["runs"]) == [8.0, 8.0, 32.0, 24.0, 24.0, 96.0]
   assert plan["total"]["expected_seconds"] == pytest.approx(16 + 32 + 48 + 96)
+
+
+def test_a_target_that_was_timed_is_compiled_already(config, tmp_path):
+  (run,) = runs = runs_of(config, tmp_path, (30,))
+  calibration = price.Calibration({price._way(run, False): [(1e6, 1.0)]}, 5.0)
+  cost = lambda compiled: priced._price_target(runs, calibration, compiled)["expected_seconds"]
+  assert cost(set()) - cost({programs.key(run.config)}) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("steps", [3, 1000])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bigmodel import optim, parallel
+from bigmodel.config import with_overrides
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
 from bigmodel.train import alone, programs
@@ -138,6 +139,21 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
     assert told["loss"].shape == (count, program.stride)
     assert [int(np.count_nonzero(own)) for own in told["loss"]] == horizons
   assert calls == ["lone", "step"]
+
+
+def test_a_key_tells_apart_what_is_compiled_and_nothing_else(resolved):
+  config, _ = resolved
+  of = lambda members=1, **changes: programs.key(with_overrides(config, changes), members)
+  alike = [
+    of(**{name: value}) for name, value in (("optim.lr", 0.5), ("seed", 9), ("train.steps", 9), ("eval.tokens", 9))
+  ]
+  assert {*alike} == {of()}
+  compiled = [
+    ("optim.name", "muon"), ("optim.schedule", "wsd"), ("train.batch_size", 16), ("train.accumulate", 2),
+    ("train.compute_dtype", "bfloat16"), ("data.context", 16), ("model.width", 64),
+  ]  # fmt: skip
+  others = [of(**{name: value}) for name, value in compiled] + [of(members) for members in (9, 16, 17)]
+  assert len({of(), *others}) == 1 + len(others)
 
 
 def test_hyperparameters_do_not_compile_again(resolved):
