@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -154,6 +155,11 @@ class How:
     )  # fmt: skip
 
   @property
+  def keeps_average(self) -> bool:
+    """Whether other parameters are evaluated than those that are trained."""
+    return self.averages or self.name == "schedule_free"
+
+  @property
   def optimizer(self) -> optimizers.Optimizer:
     return optimizers.known(self.update_scale)[self.name]
 
@@ -170,8 +176,11 @@ class State(NamedTuple):
 
 
 def initial_state(how: How, params: Any) -> State:
-  """The state before the first step, whatever the hyperparameters; boxed as its parameters are, where they are."""
-  raw = nn.meta.unbox(params)
+  """The state before the first step, whatever the hyperparameters; boxed as its parameters are, where they are.
+
+  Frozen parameters have no part in it.
+  """
+  raw = trainable(nn.meta.unbox(params), how.frozen)
   zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
   state = State(how.optimizer.direction(zero).init(raw))
   if how.averages:
@@ -211,7 +220,7 @@ def update(
   how: How, grads: Any, state: State, params: Any, step: jax.Array, h: Hyperparameters, loss: Any = None
 ) -> tuple[Any, State, dict[str, jax.Array]]:
   """One step: new parameters and state, and what to log; `loss` of parameters is for optimizers that ask for it."""
-  grads = thaw(grads, how.frozen)
+  grads, whole, params = trainable(grads, how.frozen), params, trainable(params, how.frozen)
   norm = optax.tree.norm(grads)
   factor = schedules.factor(how.schedule, step, h)
   h = h._replace(rate=h.lr * factor)
@@ -221,14 +230,14 @@ def update(
     sizes = {name: epsilon for name, _, _, _, epsilon in how.multiples}
     own = lambda path, g: g / parametrization.over(sizes.get(names.dotted(path), 1.0), g)
     clipped = jax.tree_util.tree_map_with_path(own, clipped)
-  extra = {"obj_fn": loss} if optimizer.second_order else {}
+  extra = {"obj_fn": _of_trainable(loss, whole)} if optimizer.second_order else {}
   direction, own = optax.with_extra_args_support(optimizer.direction(h)).update(clipped, state.own, params, **extra)
   rate, decay = _multiples(how, params, h)
   updates = direction
   if not optimizer.own_rate:
     shrink = lambda r: h.weight_decay * (factor if how.independent_decay else h.rate * r)
     updates = jax.tree.map(lambda d, p, r, w: -h.rate * r * d - shrink(r) * w * p, direction, params, rate, decay)
-  new = optax.apply_updates(params, thaw(updates, how.frozen))
+  new = optax.apply_updates(params, updates)
   after, told = state._replace(own=own), {"grad_norm": norm, "lr": h.rate}
   if how.averages:
     average = jax.tree.map(lambda a, p: h.average * a + (1 - h.average) * p, state.average, new)
@@ -241,7 +250,7 @@ def update(
     new, after = jax.tree.map(stay, (params, state), (new, after))
     after = after._replace(skipped=state.skipped + spike)
     told["skipped"] = after.skipped
-  return new, after, told
+  return merged(whole, new), after, told
 
 
 def _is_spike(norm: jax.Array, state: State, h: Hyperparameters) -> jax.Array:
@@ -264,18 +273,54 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
 
 def evaluated(config: Config, params: Any, state: State) -> Any:
   """The parameters that a run is judged by: their average, where the optimizer or the config asks for one."""
-  if config.optim.name == "schedule_free":
-    beta = config.optim.beta1
-    return jax.tree.map(lambda y, z: (y - (1 - beta) * z) / beta, params, state.own.z)
-  if How.of(config).averages:
-    share = 1 - config.optim.average ** jnp.maximum(state.steps, 1).astype(jnp.float32)
-    return jax.tree.map(lambda a: a / share, state.average)
+  optim = config.optim
+  return _evaluated(optim.name, tuple(optim.frozen), optim.beta1, optim.average, params, state)
+
+
+def evaluated_in_training(how: How, h: Hyperparameters, params: Any, state: State) -> Any:
+  """As `evaluated`, with traced hyperparameters, such as those of a member of a pack."""
+  return _evaluated(how.name, how.frozen, h.beta1, h.average, params, state)
+
+
+def _evaluated(name: str, frozen: tuple[str, ...], beta1: Any, average: Any, params: Any, state: State) -> Any:
+  """Frozen parameters have no average; before the first step no parameter has one."""
+  part = trainable(params, frozen)
+  if name == "schedule_free":
+    z = trainable(state.own.z, frozen)
+    return merged(params, jax.tree.map(lambda y, z: (y - (1 - beta1) * z) / beta1, part, z))
+  if not isinstance(state.steps, tuple):
+    share = 1 - average ** jnp.maximum(state.steps, 1).astype(jnp.float32)
+    known = trainable(state.average, frozen)
+    return merged(params, jax.tree.map(lambda a, p: jnp.where(state.steps > 0, a / share, p), known, part))
   return params
 
 
-def thaw(updates: Any, frozen: tuple[str, ...]) -> Any:
-  """Gradients or updates, with zeros for parameters whose dotted name one of the patterns is found in."""
+def trainable(params: Any, frozen: tuple[str, ...], prefix: str = "") -> Any:
+  """The parameters (or their gradients) without those in whose dotted name one of the patterns is found.
+
+  `params` are nested dictionaries; `prefix` is the dotted name of the outermost one.
+  """
   if not frozen:
-    return updates
-  stays = lambda path: any(re.search(p, names.dotted(path)) for p in frozen)
-  return jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if stays(path) else x, updates)
+    return params
+  kept = {}
+  for key, value in params.items():
+    name = f"{prefix}{key}"
+    if isinstance(value, Mapping):
+      part = trainable(value, frozen, f"{name}.")
+      kept |= {key: part} if part else {}
+    elif not any(re.search(pattern, name) for pattern in frozen):
+      kept[key] = value
+  return kept
+
+
+def merged(params: Any, part: Any) -> Any:
+  """All parameters, with the values of `part`, which `trainable` gave, in their places."""
+  if not isinstance(params, Mapping):
+    return part
+  return {key: merged(value, part[key]) if key in part else value for key, value in params.items()}
+
+
+def _of_trainable(loss: Callable[[Any], Any] | None, params: Any) -> Callable[[Any], Any]:
+  """`loss`, which is a function of all parameters, as a function of those that are not frozen."""
+  assert loss is not None
+  return lambda part: loss(merged(params, part))

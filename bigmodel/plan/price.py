@@ -11,12 +11,12 @@ import numpy as np
 from bigmodel import models, optim, parallel, tasks, train
 from bigmodel.config import Config
 from bigmodel.parallel import hosts
+from bigmodel.plan import analytic
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
 CALIBRATED = 4  # shapes that are measured alone, and as many in packs; of several families or optimizers two of each
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
-STATE_BYTES = 12  # a parameter: float32 value and two moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +118,14 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str,
   tokens = train.tokens_at(config, run.steps)
   steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
   seconds = steps * calibration.step_seconds(run, packed)
+  state_bytes = analytic.run_bytes(config)
   return {
     "params_total": counts.params_total,
     "params_non_embedding": counts.params_non_embedding,
     "tokens": tokens,
     "steps": run.steps,
     **counts.flops(tokens),
-    "state_bytes": STATE_BYTES * counts.params_total,
-    "disk_bytes": STATE_BYTES * counts.params_total * config.train.keep,
+    "state_bytes": state_bytes,
+    "disk_bytes": state_bytes * config.train.keep,
     "expected_seconds": seconds,
   }

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import jax
 
-from bigmodel import hardware, models, parallel, tasks
+from bigmodel import hardware, parallel, tasks
 from bigmodel.config import Config, flatten
 from bigmodel.optim.names import parse
 from bigmodel.parallel import hosts
 from bigmodel.plan import analytic
-from bigmodel.plan.price import STATE_BYTES
 from bigmodel.train.run import Run
 
 # What a run may differ in from the others of its program: traced inputs, and the rows it reads.
@@ -82,9 +81,9 @@ def _in_rows(ordered: Sequence[Run], lanes: int, most: int) -> list[list[Run]]:
 
 def room(config: Config) -> int:
   """How many members of this shape a lane holds at once; none, where one needs more than that."""
-  memory, counts = FREE * hardware.memory(), models.counts_of(config)
+  memory = FREE * hardware.memory()
   if parallel.mapped(config):
-    return int(min(MOST, memory / (COPIES * STATE_BYTES * counts.params_total)))
+    return int(min(MOST, memory / (COPIES * analytic.run_bytes(config))))
   sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
   return int(min(MOST, memory / analytic.estimate(config, sizes, None)["peak_bytes"]))
 

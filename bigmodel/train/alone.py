@@ -33,7 +33,9 @@ class Program:
   place: Callable[[list[State]], Any]  # states of single members -> the program's state
   put_rows: Callable[..., Any]  # (each member's rows), and of as many steps more as `stride` allows
   put_hyperparameters: Callable[[list[optim.Hyperparameters]], Any]
-  next_stage: Callable[[Any, Config], Any]  # the state with which a stage of this config begins
+  optimizer_state: Callable[[Any], Any]  # parameters of one member -> the optimizer's state that begins at them
+  # (state, hyperparameters and config of the stage that ends, config of the next) -> the state with which that begins
+  next_stage: Callable[[Any, Any, Config, Config], Any]
   told: Callable[[Any], dict[str, np.ndarray]]  # metrics -> [M, stride] each on the host, of the steps that were made
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
   values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # as `values`, of `at_once` members
@@ -50,6 +52,7 @@ class Lone:
 
   mesh: Mesh
   init: Callable[[jax.Array], State]
+  optimizer_state: Callable[[Any], Any]
   one_step: Callable[..., tuple[State, dict[str, jax.Array]]]  # pure; to be called as `on_mesh` does
   on_mesh: Callable[[Callable], Callable]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
@@ -103,6 +106,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     compiler_options=options,
   )
   init = jax.jit(lambda key: nn.meta.unbox(initial(key)), out_shardings=state_shardings)
+  optimizer_state = jax.jit(functools.partial(optim.initial_state, how), out_shardings=state_shardings.opt_state)
   values = jax.jit(
     lambda params, rows, key: task.values(applied(model.apply, params), rows, jax.random.key(key)),
     in_shardings=(state_shardings.params, rows_sharding, one),
@@ -121,6 +125,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
   return Lone(
     mesh=mesh,
     init=on_mesh(init),
+    optimizer_state=on_mesh(optimizer_state),
     one_step=one_step,
     on_mesh=on_mesh,
     step=on_mesh(step),
@@ -152,7 +157,8 @@ def program_of(lone: Lone) -> Program:
     place=lambda states: jax.device_put(states[0], shardings),
     put_rows=lambda rows: hosts.put_rows(rows[0], rows_sharding),
     put_hyperparameters=lambda h: jax.tree.map(lambda x: hosts.put(x, one), h[0]),
-    next_stage=lambda state, config: anew(state, config, shardings.opt_state),
+    optimizer_state=lone.optimizer_state,
+    next_stage=functools.partial(anew, (shardings.params, shardings.opt_state)),
     told=lambda metrics: jax.tree.map(lambda x: np.reshape(np.asarray(x), (1, 1)), metrics),
     values=values,
     values_of=values_of,
@@ -160,12 +166,25 @@ def program_of(lone: Lone) -> Program:
   )
 
 
-def anew(state: State, config: Config, sharding: Any, several: bool = False) -> State:
-  """The state with which another stage begins: of what was learned, the parameters."""
-  initial = functools.partial(optim.initial_state, optim.How.of(config))
-  opt_state = jax.jit(jax.vmap(initial) if several else initial, out_shardings=sharding)(state.params)
-  fresh = jax.device_put(jnp.zeros_like(state.loss_ema), state.loss_ema.sharding)
-  return dataclasses.replace(state, opt_state=opt_state, loss_ema=fresh)
+def anew(
+  shardings: tuple[Any, Any], state: State, h: Any, before: Config, config: Config, several: bool = False
+) -> State:
+  """The state with which another stage begins: of what was learned, the parameters.
+
+  They are those by which the stage before, with its hyperparameters `h`, would be judged. `shardings` are those of the
+  parameters and of the optimizer's state; `several`, of the members of a pack.
+  """
+  mapped = jax.vmap if several else lambda function: function
+  params, (ended, begins) = state.params, (optim.How.of(before), optim.How.of(config))
+  if ended.keeps_average:
+    on_device = lambda x: jax.device_put(x, x.sharding.with_memory_kind("device"))
+    opt_state = jax.tree.map(on_device, state.opt_state) if before.parallel.offload != "none" else state.opt_state
+    judged = mapped(functools.partial(optim.evaluated_in_training, ended))
+    params = jax.jit(judged, out_shardings=shardings[0])(h, params, opt_state)
+  opt_state = jax.jit(mapped(functools.partial(optim.initial_state, begins)), out_shardings=shardings[1])(params)
+  zero = lambda x: jax.device_put(jnp.zeros_like(x), x.sharding)
+  loss_ema, noise = jax.tree.map(zero, (state.loss_ema, state.noise))
+  return dataclasses.replace(state, params=params, opt_state=opt_state, loss_ema=loss_ema, noise=noise)
 
 
 def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:

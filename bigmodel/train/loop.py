@@ -90,7 +90,7 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
     if start:
       state = member.checkpoints.restore(start, program.shapes)
     else:
-      state = weights.start(member.run.config, program.init(member.run.config.seed))
+      state = weights.start(member.run.config, program.init(member.run.config.seed), program.optimizer_state)
       hosts.first(lambda member=member: remove(member.run.folder / "trunk.json"))
     states.append(state)
     hosts.barrier(f"{member.run.run_id}/restored")
@@ -139,11 +139,11 @@ def _train(
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
-        ahead.pop(0)
+        ended, of_ended = ahead.pop(0), hyperparameters
         program, hyperparameters = _stage(members, ahead[0])
+        if step == ahead[0].begin:  # a stage, and not another batch size of the same one
+          state = program.next_stage(state, of_ended, ended.config, ahead[0].config)
         watch.pace = math.inf  # its batches may be larger
-      if step == ahead[0].first == ahead[0].begin > 0:
-        state = program.next_stage(state, ahead[0].config)
       marks = [
         end,
         ahead[0].stop,

@@ -92,6 +92,11 @@ def check(config: Config) -> None:
         any(re.search(pattern, name) for name in names), f"config.{field}: no parameter matches {pattern!r}; there are"
         f" {', '.join(sorted(names))}",
       )  # fmt: skip
+  frozen = tuple(config.optim.frozen)
+  require(
+    bool(optim.trainable(dict.fromkeys(names), frozen)),
+    f"config.optim.frozen: {frozen} matches every parameter, so that none is left to train",
+  )
   if not config.train.init_from:
     return
   _check_tokenizer(config)
@@ -135,8 +140,11 @@ def _fresh(config: Config, name: str) -> bool:
   return any(re.search(pattern, name) for pattern in config.train.init_fresh)
 
 
-def start(config: Config, state: State) -> State:
-  """The initial state of a run, with the weights of `train.init_from`."""
+def start(config: Config, state: State, optimizer_state: Callable[[Any], Any]) -> State:
+  """The initial state of a run, with the weights of `train.init_from`.
+
+  `optimizer_state` gives the optimizer's state that begins at parameters: some optimizers keep a copy of these.
+  """
   if not config.train.init_from:
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
@@ -147,7 +155,8 @@ def start(config: Config, state: State) -> State:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     return mine if _fresh(config, name) else jax.device_put(theirs[name], mine.sharding)
 
-  return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(take, state.params))
+  params = jax.tree_util.tree_map_with_path(take, state.params)
+  return dataclasses.replace(state, params=params, opt_state=optimizer_state(params))
 
 
 def import_weights(source: str, workdir: epath.PathLike, default_config: Callable[[str], Config]) -> dict[str, Any]:
