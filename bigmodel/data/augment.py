@@ -57,9 +57,14 @@ def mixing(names: tuple[str, ...], key: jax.Array, rows: int) -> jax.Array | Non
   return jax.random.beta(jax.random.fold_in(key, len(names)), alpha, alpha, (rows,))
 
 
+def blended_with(x: jax.Array) -> jax.Array:
+  """Of each image (or label) the one that it is blended with: the one before it in the batch."""
+  return jnp.roll(x, 1, axis=0)
+
+
 def mix(share_B: jax.Array, x_BxHxWxC: jax.Array) -> jax.Array:
   share = share_B[:, None, None, None]
-  return share * x_BxHxWxC + (1 - share) * jnp.roll(x_BxHxWxC, 1, axis=0)
+  return share * x_BxHxWxC + (1 - share) * blended_with(x_BxHxWxC)
 
 
 def crop(arguments: tuple[float, ...], key: jax.Array, x: Image) -> Image:

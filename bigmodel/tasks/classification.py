@@ -77,7 +77,10 @@ def objective(
   h: dict[str, jax.Array],
   key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images."""
+  """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images.
+
+  Of blended images both labels count, each by its share and with the weight of its class.
+  """
   inputs, share_B = batch["inputs"], None
   if names:
     black_C, white_C = (jnp.asarray(x, jnp.float32) for x in shades)
@@ -85,13 +88,20 @@ def objective(
     share_B = augment.mixing(names, key, len(inputs))
     inputs = (inputs if share_B is None else augment.mix(share_B, inputs)) * (white_C - black_C) + black_C
   logits_BxC, _ = apply(inputs)
-  loss_B, log_z_B = cross_entropy(logits_BxC, batch["targets"])
+  even_B = jax.nn.logsumexp(logits_BxC, axis=-1) - jnp.mean(logits_BxC, axis=-1)
+
+  def of_labels(targets_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`(what is minimised, cross-entropy)` of each example, as if these were the labels."""
+    loss_B = cross_entropy(logits_BxC, targets_B)[0]
+    weight_B = jnp.asarray(weights, jnp.float32)[targets_B] if weights else 1.0
+    return weight_B * (loss_B + h["label_smoothing"] * (even_B - loss_B)), loss_B
+
+  objective_B, loss_B = of_labels(batch["targets"])
   if share_B is not None:
-    loss_B = share_B * loss_B + (1 - share_B) * cross_entropy(logits_BxC, jnp.roll(batch["targets"], 1))[0]
-  even_B = log_z_B - jnp.mean(logits_BxC, axis=-1)
-  smoothed_B = loss_B + h["label_smoothing"] * (even_B - loss_B)
-  weight_B = jnp.asarray(weights, jnp.float32)[batch["targets"]] if weights else 1.0
-  return jnp.mean(weight_B * smoothed_B), jnp.mean(loss_B)
+    other_B, other_loss_B = of_labels(augment.blended_with(batch["targets"]))
+    objective_B = share_B * objective_B + (1 - share_B) * other_B
+    loss_B = share_B * loss_B + (1 - share_B) * other_loss_B
+  return jnp.mean(objective_B), jnp.mean(loss_B)
 
 
 def values(apply: Apply, batch: Any, key: Any) -> Values:

@@ -80,9 +80,12 @@ def test_randaugment_changes_images_within_bounds_and_differently():
   assert not np.allclose(once, other)
 
 
-def test_mixup_blends_images_and_labels_alike():
+@pytest.mark.parametrize("weights", [(), (1.0, 0.0, 4.0, 0.5)], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixup_blends_images_and_labels_alike(weights, smoothing):
+  """Of the two labels each has its share, and the weight of its own class."""
   config = study.default_config("linear")
-  config.task.update(augment=("mixup:1",), black=(0.0,) * 3, white=(1.0,) * 3)
+  config.task.update(augment=("mixup:1",), black=(0.0,) * 3, white=(1.0,) * 3, class_weights=weights)
   seen = {}
 
   def apply(x):
@@ -90,14 +93,17 @@ def test_mixup_blends_images_and_labels_alike():
     return jnp.tile(jnp.arange(4.0), (16, 1)), jnp.zeros(2)
 
   batch = {"inputs": BATCH, "targets": jnp.arange(16) % 4}
-  _, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
+  objective, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": smoothing}, KEY)
   share = augment.mixing(("mixup:1",), KEY, 16)
   assert 0 < float(share.min()) < 0.3 < 0.7 < float(share.max()) < 1
   expected = share[:, None, None, None] * BATCH + (1 - share)[:, None, None, None] * np.roll(BATCH, 1, axis=0)
   np.testing.assert_allclose(seen["x"], expected, atol=1e-6)
-  each = jax.nn.logsumexp(jnp.arange(4.0)) - jnp.arange(4.0)
-  labels = np.arange(16) % 4
-  np.testing.assert_allclose(loss, np.mean(share * each[labels] + (1 - share) * each[np.roll(labels, 1)]), rtol=1e-5)
+  each = np.log(np.exp(np.arange(4)).sum()) - np.arange(4)  # the loss of each label
+  labels, shares = np.arange(16) % 4, np.asarray(share)
+  blended = lambda of_label: np.mean(shares * of_label[labels] + (1 - shares) * of_label[np.roll(labels, 1)])
+  np.testing.assert_allclose(loss, blended(each), rtol=1e-5)
+  smoothed = (1 - smoothing) * each + smoothing * each.mean()
+  np.testing.assert_allclose(objective, blended(np.array(weights or (1.0,) * 4) * smoothed), rtol=1e-5)
 
 
 def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
