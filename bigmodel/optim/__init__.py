@@ -19,6 +19,7 @@ from bigmodel.optim.schedules import SCHEDULES
 
 NORM_DECAY = 0.95  # of the running average of gradient norms that spikes are told by
 SETTLED = 20  # steps before a spike can be told
+MOST_SKIPPED = 50  # steps in a row, with which a run has diverged: about as long as the training loss is averaged over
 
 
 def fields() -> dict[str, Any]:
@@ -41,7 +42,9 @@ def fields() -> dict[str, Any]:
     "rates": (),  # 'PATTERN=NUMBER': the learning rate of parameters with such names, in units of `lr`
     "decays": (),  # the same for their weight decay, vectors too, in units of `weight_decay`
     "clip": 1.0,  # global gradient norm
-    "skip_above": 0.0,  # steps with a gradient norm of so many times the usual one are skipped; 0: none
+    # Steps with a gradient norm of so many times the usual one are skipped, and those with a loss, a gradient or new
+    # parameters that are not finite; MOST_SKIPPED in a row end the run as diverged. 0: none are skipped.
+    "skip_above": 0.0,
     "average": 0.0,  # decay of an average of the parameters, which is evaluated in their place; 0: none
     "parametrization": "standard",  # standard | mup | completep: see `optim.parametrization`
     "base": (),  # 'model.FIELD=VALUE': the size at which mup and completep are the standard one
@@ -173,6 +176,7 @@ class State(NamedTuple):
   norm: Any = ()  # running average of the gradient norm, likewise
   taken: Any = ()  # steps that were not skipped
   skipped: Any = ()
+  skipped_in_a_row: Any = ()  # up to the last step
 
 
 def initial_state(how: How, params: Any) -> State:
@@ -186,7 +190,7 @@ def initial_state(how: How, params: Any) -> State:
   if how.averages:
     state = state._replace(average=jax.tree.map(jnp.zeros_like, raw), steps=jnp.int32(0))
   if how.skips:
-    state = state._replace(norm=jnp.float32(0), taken=jnp.int32(0), skipped=jnp.int32(0))
+    state = state._replace(norm=jnp.float32(0), taken=jnp.int32(0), skipped=jnp.int32(0), skipped_in_a_row=jnp.int32(0))
   boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
   if not any(isinstance(x, nn.LogicallyPartitioned) for _, x in boxes):
     return state
@@ -217,9 +221,19 @@ def _named(state: State, params: dict[names.Path, Any]) -> State:
 
 
 def update(
-  how: How, grads: Any, state: State, params: Any, step: jax.Array, h: Hyperparameters, loss: Any = None
+  how: How,
+  grads: Any,
+  state: State,
+  params: Any,
+  step: jax.Array,
+  h: Hyperparameters,
+  loss: Any = None,
+  loss_is_finite: Any = True,
 ) -> tuple[Any, State, dict[str, jax.Array]]:
-  """One step: new parameters and state, and what to log; `loss` of parameters is for optimizers that ask for it."""
+  """One step: new parameters and state, and what to log; `loss` of parameters is for optimizers that ask for it.
+
+  A step that is skipped (`config.optim.skip_above`) changes nothing but the counts of skipped steps.
+  """
   grads, whole, params = trainable(grads, how.frozen), params, trainable(params, how.frozen)
   norm = optax.tree.norm(grads)
   factor = schedules.factor(how.schedule, step, h)
@@ -243,12 +257,13 @@ def update(
     average = jax.tree.map(lambda a, p: h.average * a + (1 - h.average) * p, state.average, new)
     after = after._replace(average=average, steps=state.steps + 1)
   if how.skips:
-    spike = _is_spike(norm, state, h)
+    spike = _is_spike(norm, state, h) | ~(loss_is_finite & jnp.isfinite(optax.tree.norm(new)))
     stay = lambda old, new: jnp.where(spike, old, new)
     seen = NORM_DECAY * state.norm + (1 - NORM_DECAY) * norm
     after = after._replace(norm=seen, taken=state.taken + 1)
     new, after = jax.tree.map(stay, (params, state), (new, after))
-    after = after._replace(skipped=state.skipped + spike)
+    in_a_row = jnp.where(spike, state.skipped_in_a_row + 1, 0)
+    after = after._replace(skipped=state.skipped + spike, skipped_in_a_row=in_a_row)
     told["skipped"] = after.skipped
   return merged(whole, new), after, told
 
@@ -274,21 +289,21 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
 def evaluated(config: Config, params: Any, state: State) -> Any:
   """The parameters that a run is judged by: their average, where the optimizer or the config asks for one."""
   optim = config.optim
-  return _evaluated(optim.name, tuple(optim.frozen), optim.beta1, optim.average, params, state)
+  return _evaluated(optim.name, tuple(optim.frozen), optim.beta1, optim.average or None, params, state)
 
 
 def evaluated_in_training(how: How, h: Hyperparameters, params: Any, state: State) -> Any:
   """As `evaluated`, with traced hyperparameters, such as those of a member of a pack."""
-  return _evaluated(how.name, how.frozen, h.beta1, h.average, params, state)
+  return _evaluated(how.name, how.frozen, h.beta1, h.average if how.averages else None, params, state)
 
 
 def _evaluated(name: str, frozen: tuple[str, ...], beta1: Any, average: Any, params: Any, state: State) -> Any:
-  """Frozen parameters have no average; before the first step no parameter has one."""
+  """`average` is None where none is kept. Frozen parameters have no average; before the first step, none has."""
   part = trainable(params, frozen)
   if name == "schedule_free":
     z = trainable(state.own.z, frozen)
     return merged(params, jax.tree.map(lambda y, z: (y - (1 - beta1) * z) / beta1, part, z))
-  if not isinstance(state.steps, tuple):
+  if average is not None:
     share = 1 - average ** jnp.maximum(state.steps, 1).astype(jnp.float32)
     known = trainable(state.average, frozen)
     return merged(params, jax.tree.map(lambda a, p: jnp.where(state.steps > 0, a / share, p), known, part))

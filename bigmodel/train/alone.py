@@ -114,9 +114,8 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     compiler_options=options,
   )
   simple = models.build(config, dtype)
-  objective = lambda params, rows, key, h: task.objective(applied(simple.apply, params, key), rows, h.task, key)[0]
   layers = jax.jit(
-    functools.partial(statistics.of_step, objective, how, config.train.accumulate),
+    functools.partial(statistics.of_step, simple.apply, task, how, config.train.accumulate),
     in_shardings=(dataclasses.replace(state_shardings, opt_state=on_device), rows_sharding, one),
     out_shardings=one,
   )

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from bigmodel import optim
 from bigmodel.optim import names
+from bigmodel.tasks import Task
+from bigmodel.train import step as steps
 
 
 def activations(forward: Callable[[], Any]) -> list[tuple[str, jax.Array]]:
@@ -34,23 +36,21 @@ def activations(forward: Callable[[], Any]) -> list[tuple[str, jax.Array]]:
 
 
 def of_step(
-  objective: Callable[[Any, Any, jax.Array, optim.Hyperparameters], jax.Array],
-  how: optim.How,
-  accumulate: int,
-  state: Any,
-  rows: Any,
-  h: optim.Hyperparameters,
+  apply: Callable, task: Task, how: optim.How, accumulate: int, state: Any, rows: Any, h: optim.Hyperparameters
 ) -> dict[str, dict[str, list[jax.Array]]]:
-  """Root mean squares by layer, of the step that `state` is about to take on the first microbatch of `rows`."""
-  micro = jax.tree.map(lambda x: x[::accumulate], rows)
-  key = jax.random.fold_in(jax.random.key(h.seed), state.step)
-  loss = lambda params: objective(params, micro, key, h)
-  grads = jax.grad(loss)(state.params)
-  new, _, _ = optim.update(how, grads, state.opt_state, state.params, state.step, h, loss)
+  """Root mean squares by layer, of the step that `state` is about to take; activations of its first microbatch.
+
+  Frozen parameters have no gradient.
+  """
+  found = steps.gradients(apply, task, how, accumulate, state, rows, h)
+  loss = lambda params: steps.objective(apply, task, h, params, *found.first)[0]
+  finite = jnp.isfinite(found.loss)
+  new, _, _ = optim.update(how, found.of_params, state.opt_state, state.params, state.step, h, loss, finite)
   outputs: dict[str, list[jax.Array]] = {}
   for name, x in activations(lambda: loss(state.params)):
     outputs.setdefault(name, []).append(jnp.sqrt(jnp.mean(x**2)))
-  trees = {"parameter": state.params, "gradient": grads, "update": jax.tree.map(jnp.subtract, new, state.params)}
+  updates = jax.tree.map(jnp.subtract, new, state.params)
+  trees = {"parameter": state.params, "gradient": found.of_params, "update": updates}
   return {"activation": outputs, **{what: _by_layer(tree) for what, tree in trees.items()}}
 
 

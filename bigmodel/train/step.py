@@ -1,5 +1,6 @@
 """The training state, and one step of one run."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -26,7 +27,9 @@ class State:
   params: Any
   opt_state: Any
   loss_ema: jax.Array  # exponential average of the loss, not yet divided by 1 - EMA^step
-  diverged_at: jax.Array  # int32, the first step with a loss that is not finite, or -1
+  # int32: the first step at which the loss or a parameter is not finite; where steps are skipped, the first of
+  # `optim.MOST_SKIPPED` that were skipped in a row; -1 as long as there is none.
+  diverged_at: jax.Array
   noise: Any = ()  # averages of the squared norm of the gradient and of its variance over rows, where asked for
 
 
@@ -35,45 +38,79 @@ def applied(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply
   return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
 
 
+def objective(
+  apply: Callable, task: Task, h: optim.Hyperparameters, params: Any, rows: Any, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`(what is minimised, mean loss)` in training; from `key` come the masks of dropout and what the task draws."""
+  for_task, for_dropout = jax.random.split(key)
+  return task.objective(applied(apply, params, for_dropout), rows, h.task, for_task)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+  """What a step learns from its batch."""
+
+  loss: jax.Array  # the mean over the batch
+  of_params: Any  # but of those that are frozen
+  squares: Any  # the squared norm of each microbatch's gradient, where asked for
+  first: tuple[Any, jax.Array]  # the rows of the first microbatch, and the key that its objective gets
+
+
+def gradients(
+  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
+) -> Gradients:
+  """The gradients of the step that `state` is about to take, over all of its microbatches."""
+
+  def of_part(part: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return objective(apply, task, h, optim.merged(state.params, part), rows, key)
+
+  gradient = jax.value_and_grad(of_part, has_aux=True)
+  part = optim.trainable(state.params, how.frozen)
+  key = jax.random.fold_in(jax.random.key(h.seed), state.step)
+  if accumulate == 1:
+    (_, loss), grads = gradient(part, rows, key)
+    return Gradients(loss, grads, None, (rows, key))
+  # Row b goes to microbatch b % accumulate, so that no row leaves its device.
+  micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
+
+  def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
+    (_, loss), grads = gradient(part, *given)
+    square = optax.tree.norm(grads, squared=True) if state.noise else None
+    return jax.tree.map(jnp.add, total, (loss, grads)), square
+
+  keys = jax.random.split(key, accumulate)
+  zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, part))
+  total, squares = jax.lax.scan(add, zero, (micro, keys))
+  loss, grads = jax.tree.map(lambda x: x / accumulate, total)
+  return Gradients(loss, grads, squares, jax.tree.map(lambda x: x[0], (micro, keys)))
+
+
 def train_step(
   apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
-
-  def objective(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    for_task, for_dropout = jax.random.split(key)
-    return task.objective(applied(apply, params, for_dropout), rows, h.task, for_task)
-
-  gradient = jax.value_and_grad(objective, has_aux=True)
-  key = jax.random.fold_in(jax.random.key(h.seed), state.step)
-  noise, measured = state.noise, bool(state.noise)
-  first = (rows, key)  # microbatch, whose curvature an optimizer may ask for
-  if accumulate == 1:
-    (_, loss), grads = gradient(state.params, rows, key)
+  found = gradients(apply, task, how, accumulate, state, rows, h)
+  loss, noise = found.loss, state.noise
+  if found.squares is not None:
+    seen = _noise(found.squares, found.of_params, jax.tree.leaves(rows)[0].shape[0])
+    mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
+    noise = jax.tree.map(mix, noise, seen)
+  curved = lambda params: objective(apply, task, h, params, *found.first)[0]
+  params, opt_state, told = optim.update(
+    how, found.of_params, state.opt_state, state.params, state.step, h, curved, jnp.isfinite(loss)
+  )
+  loss_ema, norm = EMA * state.loss_ema + (1 - EMA) * loss, optax.tree.norm(params)
+  if how.skips:
+    stay = lambda old, new: jnp.where(opt_state.skipped_in_a_row > 0, old, new)
+    loss_ema, noise = jax.tree.map(stay, (state.loss_ema, state.noise), (loss_ema, noise))
+    gave_up = opt_state.skipped_in_a_row >= optim.MOST_SKIPPED
+    now = jnp.where(gave_up, state.step + 1 - optim.MOST_SKIPPED, -1)
   else:
-    # Row b goes to microbatch b % accumulate, so that no row leaves its device.
-    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
-
-    def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
-      (_, loss), grads = gradient(state.params, *given)
-      square = optax.tree.norm(grads, squared=True) if measured else None
-      return jax.tree.map(jnp.add, total, (loss, grads)), square
-
-    keys = jax.random.split(key, accumulate)
-    first = jax.tree.map(lambda x: x[0], (micro, keys))
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-    total, squares = jax.lax.scan(add, zero, (micro, keys))
-    loss, grads = jax.tree.map(lambda x: x / accumulate, total)
-    if measured:
-      seen = _noise(squares, grads, jax.tree.leaves(rows)[0].shape[0])
-      mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
-      noise = jax.tree.map(mix, noise, seen)
-  curved = lambda params: objective(params, *first)[0]
-  params, opt_state, told = optim.update(how, grads, state.opt_state, state.params, state.step, h, curved)
-  diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
-  new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged, noise)
-  metrics = {"loss": loss, "param_norm": optax.tree.norm(params), "diverged_at": diverged, **told}
-  if measured:
+    now = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), -1, state.step + 1), state.step)
+  diverged = jnp.where(state.diverged_at < 0, now, state.diverged_at)
+  new = State(state.step + 1, params, opt_state, loss_ema, diverged, noise)
+  metrics = {"loss": loss, "param_norm": norm, "diverged_at": diverged, **told}
+  if found.squares is not None:
     metrics["noise_scale"] = noise_scale(noise)
   return new, metrics
 
@@ -96,8 +133,9 @@ def noise_scale(noise: Any) -> Any:
 
 
 def loss_train(state: State, first: int = 0) -> float:
-  """The debiased average of the training loss over the last steps, since `first`."""
-  steps = int(state.step) - first
+  """The debiased average of the training loss over the last steps that were not skipped, since `first`."""
+  skipped = state.opt_state.skipped
+  steps = int(state.step) - first - (0 if isinstance(skipped, tuple) else int(skipped))
   return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
 
 

@@ -7,7 +7,7 @@ import pytest
 from bigmodel import models, optim, study, tasks, train
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
-from bigmodel.train import metrics, programs
+from bigmodel.train import metrics, programs, weights
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
@@ -108,6 +108,42 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
   rows = pipeline.train_pipeline(config, data, 30).batch(2)
   logits, _ = model.apply({"params": before}, np.asarray(rows)[:, :-1])
   assert float(found["activation"]["decoder"][0]) == pytest.approx(root(logits), rel=1e-5)
+
+
+KINDS = [("decoder", 1), ("bert", 1), ("bert", 2)]
+MORE_KINDS = [("decoder", 4), ("transformer", 1), ("transformer", 2), ("mlp", 1), ("mlp", 2)]
+
+
+@pytest.mark.parametrize(
+  ("family", "accumulate"), KINDS + [pytest.param(*kind, marks=pytest.mark.slow) for kind in MORE_KINDS]
+)
+def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, family, accumulate):
+  """Of dropout and of hidden tokens. Under SGD at rate 1 what a step subtracts is its gradient."""
+  own = study.default_config(family)
+  if own.data.kind == "text":
+    own.data = config.data
+    own.model.update(width=16, layers=1, head_size=8)
+  else:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", inputs=rng.standard_normal((64, 6)), targets=np.arange(64) % 4)
+    own.data.update(name="arrays", path=str(tmp_path / "rows.npz"))
+  if "dropout" in own.model:
+    own.model.dropout = 0.5
+  own.optim.update(name="sgd", lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0, clip=1e9)
+  own.train.update(steps=30, batch_size=8, accumulate=accumulate)
+  own.parallel.data = 1
+  data = pipeline.prepare(own)
+  own = study.resolve(own, data)
+  state, _, (before, found) = _one_step(own, data)
+  moved = jax.tree.map(lambda new, old: old - np.asarray(new), state.params, before)
+  largest = max(float(x) for layers in found["gradient"].values() for x in layers)
+  for name, x in weights.flat(moved).items():
+    layers = list(x) if "blocks." in name else [x]
+    for layer, gradient, update in zip(layers, found["gradient"][name], found["update"][name], strict=True):
+      size = float(np.sqrt(np.mean(layer**2)))
+      # Differences of parameters near 1 are rounded to 1e-7 of these.
+      assert float(gradient) == pytest.approx(size, rel=1e-3, abs=1e-5 * largest), name
+      assert float(update) == pytest.approx(size, rel=1e-3, abs=1e-5 * largest), name
 
 
 def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolved, tmp_path):
