@@ -76,6 +76,8 @@ def eval(arguments: Arguments) -> dict[str, Any]:
     found = evaluate(program, params, config, rows)
     values = {"loss": found.loss, "loss_stderr": found.loss_stderr, "bits_per_byte": found.bits_per_byte}
     values, intervals, details = {**values, **found.metrics}, found.intervals, found.details
+  if not math.isfinite(values.get("loss", 0.0)):
+    raise UserError(f"{arguments.workdir}: the loss of held-out data is not finite at step {step}")
   known = {name: value for name, value in values.items() if math.isfinite(value)}
   table = [(name, value, intervals.get(name)) for name, value in known.items()]
   show_table(arguments, arguments.workdir, ("metric", "value", "90% interval"), table)
@@ -112,7 +114,7 @@ def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[s
 
 def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
   """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
-  from bigmodel import optim
+  from bigmodel import optim, record
   from bigmodel.tasks import generation
   from bigmodel.train import programs, weights
   from bigmodel.train.checkpoint import Checkpoints
@@ -123,10 +125,14 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   good = store.verified_steps()
   if not good:
-    raise UserError(f"{workdir}: no sound checkpoint")
+    ended = record.read(workdir)
+    why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
+    raise UserError(f"{workdir}: no sound checkpoint{why}")
   program = programs.program(config)
   state = store.restore(good[0], program.shapes)
-  return config, program, optim.evaluated(config, state.params, state.opt_state), good[0]
+  params = optim.evaluated(config, state.params, state.opt_state)
+  weights.require_finite(params, f"{workdir}: checkpoint of step {good[0]}")
+  return config, program, params, good[0]
 
 
 def _tokenizer(workdir: str, config: Any) -> Any:

@@ -310,6 +310,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
   if talks:
     facts = [(name, ended[name], None) for name in names if ended[name] is not None]
     facts += [(name, value, ended["intervals"].get(name)) for name, value in ended["metrics"].items()]
+    facts += [("error", ended["error"], None)] if ended["error"] else []
     show_table(arguments, str(run.folder), ("field", "value", "90% interval"), facts)
   return ended
 

@@ -131,7 +131,7 @@ def _train(
   look_every = config.train.layers_every
   done = start
   with hosts.Agreement(stop) as agreement:
-    while done < end:
+    while done < end and under_way(members):
       step = done
       if profile and step == start + 2:  # the first steps compile
         jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
@@ -193,6 +193,7 @@ def _train(
         if before is not None and watch.read(*before):
           break
         _require_ours(stop)
+        _end_diverged(program, members, state, done, watch.clock, watchdog)
         _save(program, members, under_way(members), state, done)
         watchdog.beat()
       if stopping:
@@ -209,8 +210,10 @@ def _train(
   watchdog.close()
   _require_ours(stop)
   state, seconds = program.fetch(state), watch.clock.spent()
-  last = max(int(program.member(state, i).step) for i, member in enumerate(members) if member.ended is None)
+  places = [i for i, member in enumerate(members) if member.ended is None]
+  last = max((int(program.member(state, i).step) for i in places), default=done)
   if until and until < total:
+    _end_diverged(program, members, state, last, watch.clock, watchdog)
     _save(program, members, under_way(members), state, last)
     seconds = watch.clock.spent()
     for index, member in enumerate(members):
@@ -219,7 +222,8 @@ def _train(
         _pause(member, program.member(state, index), until, seconds)
     display.end()
     return []
-  _end(program, members, under_way(members), state, last, seconds, watchdog)
+  if under_way(members):
+    _end(program, members, under_way(members), state, last, seconds, watchdog)
   hosts.barrier(f"{first.run_id}/ended")
   records = [member.ended for member in members if member.ended]
   display.end("\n".join(results.summary(r) for r in records))
@@ -234,15 +238,36 @@ def _pause(member: Member, state: steps.State, step: int, seconds: float) -> Non
   hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
 
 
-def _save(program: Program, members: list[Member], some: list[Member], state: Any, step: int) -> None:
+def _has_diverged(state: steps.State) -> bool:
+  """Of one member. The metrics of its last step have been read, so that there is nothing to wait for."""
+  return int(state.diverged_at) >= 0
+
+
+def _end_diverged(
+  program: Program, members: list[Member], state: Any, step: int, clock: Clock, watchdog: Watchdog
+) -> None:
+  """Writes the records of members that have diverged, before the others are saved.
+
+  They have no checkpoint of this step, which resuming the others would look for.
+  """
   state = program.fetch(state)
-  saved = [(index, member) for index, member in enumerate(members) if member in some]
-  for _, member in saved:
-    member.metrics.flush()
+  places = [i for i, member in enumerate(members) if member.ended is None]
+  if diverged := [members[i] for i in places if _has_diverged(program.member(state, i))]:
+    _end(program, members, diverged, state, step, clock.spent(), watchdog)
+    clock.go_on(len(under_way(members)))
+
+
+def _save(program: Program, members: list[Member], some: list[Member], state: Any, step: int) -> None:
+  """Saves those of `some` that have not diverged: the newest checkpoint of one that has is from before it did."""
+  state = program.fetch(state)
+  states = {index: program.member(state, index) for index, member in enumerate(members) if member in some}
+  for index in states:
+    members[index].metrics.flush()
+  states = {index: own for index, own in states.items() if not _has_diverged(own)}
   # All of these before the threads that write compete with this one; copies one by one.
-  marks = [hosts.fingerprints(program.member(state, index)) for index, _ in saved]
-  for (index, member), known in zip(saved, marks, strict=True):
-    member.checkpoints.save(step, program.member(state, index), known)
+  marks = {index: hosts.fingerprints(own) for index, own in states.items()}
+  for index, own in states.items():
+    members[index].checkpoints.save(step, own, marks[index])
 
 
 def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any) -> None:
@@ -251,6 +276,8 @@ def _leave(program: Program, members: list[Member], leaving: list[Run], state: A
   for run in leaving:
     assert run.branch is not None
     index, member = next((i, m) for i, m in enumerate(members) if m.run.run_id == run.branch.trunk)
+    if _has_diverged(program.member(state, index)):
+      continue  # it will find out by itself, from its first step on
     hosts.first(lambda run=run: open_folder(run))
     member.metrics.flush()
     rows = [row for row in read_metrics(member.run.folder) if row["step"] <= run.branch.step]
@@ -288,7 +315,7 @@ def _end(
   def measured(rows: pipeline.EvalRows, places: list[int]) -> list[tuple[steps.State, Any, Any]]:
     configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
     params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
-    sound = [int(one.diverged_at) < 0 for one in own]
+    sound = [not _has_diverged(one) for one in own]
     values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
     return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
 
@@ -326,6 +353,7 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
   facts = results.facts_of(run) | {
     "status": status,
+    "error": "" if status == "finished" else _why_diverged(member, diverged_at),
     "tokens": train.tokens_at(config, done),
     "epochs_seen": member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
     "steps": done,
@@ -342,6 +370,16 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
     "ended_at": now(),
   }
   return results.end(run, facts)
+
+
+def _why_diverged(member: Member, step: int) -> str:
+  """What a record says of a run that diverged at a step, or (-1) when it was evaluated."""
+  if step < 0:
+    return "the loss of held-out data is not finite"
+  stage = next((stage for stage in member.stages if step < stage.stop), member.stages[-1])
+  if optim.How.of(stage.config).skips:
+    return f"{optim.MOST_SKIPPED} steps in a row, from step {step} on, were skipped (config.optim.skip_above)"
+  return f"the loss or a parameter was not finite at step {step}"
 
 
 def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:

@@ -82,7 +82,8 @@ def flops_of(run: Run, done: int) -> dict[str, float]:
 
 def summary(sealed: dict[str, Any]) -> str:
   if sealed["status"] != "finished":
-    return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}"
+    why = f": {sealed['error']}" if sealed["error"] else ""
+    return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}{why}"
   measured = "".join(f"  {name} {value:.4f}" for name, value in main(sealed["metrics"]).items())
   return (
     f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"

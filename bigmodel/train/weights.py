@@ -22,6 +22,7 @@ from bigmodel import models, optim, parallel
 from bigmodel.config import Config, require
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.models import huggingface
+from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
@@ -58,10 +59,30 @@ def _found(config: Config) -> tuple[int, str, dict[str, str]]:
     marks = {name.removeprefix(PREFIX): mark for name, mark in arrays.items() if name.startswith(PREFIX)}
     sha256 = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()
     if wanted in ("", sha256):
+      _require_no_divergence(arrays, source, step)
       return step, sha256, marks
   raise UserError(
     f"config.train.init_from: {source} has no " + (f"weights {wanted[:12]}..." if wanted else "sound checkpoint")
   )
+
+
+def _require_no_divergence(arrays: dict[str, str], source: str, step: int) -> None:
+  """Refuses a checkpoint whose seal, with these fingerprints, says that its run had diverged. No array is read."""
+  name, never = "diverged_at", np.int32(-1)
+  expected = hosts.fingerprints({name: never})[name]
+  require(
+    arrays.get(name, expected) == expected,
+    f"config.train.init_from: {source}: the run had diverged when its checkpoint of step {step} was saved",
+  )
+
+
+def require_finite(params: Any, where: str) -> None:
+  """Refuses parameters that are not all finite; `where` says which ones they are."""
+  finite = lambda x: bool((jnp if isinstance(x, jax.Array) else np).isfinite(x).all())
+  bad = [name for name, x in flat(params).items() if not finite(x)]
+  if bad:
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    raise UserError(f"{where}: parameters are not finite ({bad[0]}{more}); the model cannot be used")
 
 
 def resolve(config: Config) -> None:
@@ -148,8 +169,10 @@ def start(config: Config, state: State, optimizer_state: Callable[[Any], Any]) -
   if not config.train.init_from:
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
-  theirs = judged(read_config(config.train.init_from), store, _found(config)[0])
+  step = _found(config)[0]
+  theirs = judged(read_config(config.train.init_from), store, step)
   store.close()
+  require_finite(theirs, f"config.train.init_from: {config.train.init_from}: checkpoint of step {step}")
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -187,6 +210,7 @@ def import_weights(source: str, workdir: epath.PathLike, default_config: Callabl
   config.train.steps = 1
   shapes = shapes_of(config)
   ours = huggingface.params_of(tensors, theirs["model_type"], config, shapes)
+  require_finite(ours, f"import: {source}")
   params = _tree(ours)
   state = State(jnp.int32(0), params, optim.initial_state(optim.How.of(config), params), jnp.float32(0), jnp.int32(-1))
   run = Run(config, target)
@@ -236,6 +260,7 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   step = good[0]
   params = judged(config, store, step)
   store.close()
+  require_finite(params, f"export: {workdir}: checkpoint of step {step}")
   theirs = huggingface.config_of(kind, config)
   tensors = huggingface.tensors_of(params, kind, config)
   folder = Path(target)
