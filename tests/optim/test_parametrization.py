@@ -150,7 +150,6 @@ def test_what_cannot_be_carried_over_is_refused():
   for fields, message in (
     ({"base": ()}, "say a base size"),
     ({"base": ("width=64",)}, "is not model.FIELD=VALUE"),
-    ({"optimizer": "prodigy"}, "not for prodigy"),
   ):
     with pytest.raises(UserError, match=message):
       optim.check(config_of("mup", **fields))
