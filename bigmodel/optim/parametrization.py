@@ -30,6 +30,9 @@ POST_NORM = {"decoder": "blocks.feed_forward_norm.", "transformer": "decoder_blo
 TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
 LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
 BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
+# What enters the scores in place of a query, and is smaller by the root of the ratio where heads are larger.
+QUERY, QUERY_NORM = re.compile(r"\bquery(_bias)?$"), re.compile(r"\bquery_norm\.scale$")
+DISTANCE_QUERY = re.compile(r"\battention\.[uv]$")  # of relative positions; added behind the norm of queries
 Number = float | tuple[float, ...]  # of all layers, or of each
 Multiples = tuple[tuple[str, Number, Number, Number, Number], ...]  # (name, init, rate, decay, epsilon), not all 1
 
@@ -136,7 +139,7 @@ def _compared(config: Config, base: Config) -> Multiples:
     if depth and BRANCH_ENDS.search(name):
       factor /= ratio[0]
       init *= math.sqrt(ratio[0]) if not name.endswith("_bias") else 1.0  # their own (2 L)^-1/2
-    if re.search(r"\bquery_norm\.scale$" if normed else r"\bquery(_bias)?$", name):
+    if (QUERY_NORM if normed else QUERY).search(name) or DISTANCE_QUERY.search(name):
       factor *= scores
     rate = _rate(optimizer, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
     decays = names.is_matrix(path, x) and not config.optim.independent_decay
