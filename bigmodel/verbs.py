@@ -145,6 +145,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
 
 def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
   """How much a step moves activations as the config's model grows, under each parametrization."""
+  from bigmodel import optim
   from bigmodel import study as studies
   from bigmodel.files import UserError
   from bigmodel.optim.parametrization import PARAMETRIZATIONS
@@ -157,7 +158,9 @@ def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
 
   def resolved(kind: str, axis: str, size: int) -> Any:
     own = config.copy_and_resolve_references()
-    own.model[axis], own.optim.schedule, own.optim.weight_decay = size, "constant", 0.0
+    own.model[axis] = size
+    own.optim.update(schedule="constant", weight_decay=0.0)
+    own.optim.update({name: optim.fields()[name] for name in ("final", "decay", "decays", "independent_decay")})
     own.optim.parametrization, own.optim.base = kind, () if kind == "standard" else base
     own.train.tokens, own.train.steps = 0, 5
     studies.check(own)

@@ -34,7 +34,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
   config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
   config.data.context = CONTEXT
   config.model.update(width=32, head_size=16)
-  config.optim.update(schedule="constant", warmup=0.02, weight_decay=0.0)
+  config.optim.update(schedule="constant", final=0.1, warmup=0.02, weight_decay=0.0)  # final: the default, unused
   config.train.update(checkpoint_every=1 << 30, log_every=1)
   config.eval.tokens = 1 << 14
   measured, results = [], []

@@ -45,7 +45,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
 
   def tuned(name: str, steps: int) -> tuple[np.ndarray, float, bool]:
     """The losses of three seeds at the best rate, that rate, and whether it lies at an edge of those tried."""
-    schedule = {"optim.schedule": "constant"} if name == "schedule_free" else {}
+    schedule = {"optim.schedule": "constant", "optim.final": 0.1} if name == "schedule_free" else {}
     own = {"optim.name": name, "train.steps": steps, **schedule}
     rates = [CENTERS[name] * factor for factor in FACTORS]
     folder = workdir / f"{name}-{steps}"

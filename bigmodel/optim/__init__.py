@@ -76,15 +76,36 @@ def check(config: Config) -> None:
     parse(field, optim[field])
   require_choice("optim.parametrization", optim.parametrization, parametrization.PARAMETRIZATIONS)
   parametrization.check(config)
-  own = optimizers.known()[optim.name].own_rate
-  for field in ("rates", "decays"):
-    require(not (own and optim[field]), f"config.optim.{field}: {optim.name} sets its steps for all parameters itself")
-  require(not own or optim.parametrization == "standard", f"config.optim.parametrization: not for {optim.name}")
-  require(not (own and optim.independent_decay), f"config.optim.independent_decay: not for {optim.name}")
+  defaults = fields()
+  for field, reason in _without_effect(optim).items():
+    require(
+      optim[field] == defaults[field],
+      f"config.optim.{field}: {optim[field]!r} has no effect {reason}; leave it at its default, {defaults[field]!r}",
+    )
   require(
     not (optim.name == "schedule_free" and (optim.average or optim.beta1 == 0)),
     "config.optim: schedule_free averages parameters itself, with beta1 above 0; set average=0",
   )
+
+
+def _without_effect(optim: Config) -> dict[str, str]:
+  """The fields that change nothing beside the others, and why: set, they would only give equal runs different ids."""
+  optimizer = optimizers.known()[optim.name]
+  found = {}
+  for field in optimizers.SPECIFIC:
+    if field not in optimizer.reads:
+      found[field] = f"on {optim.name}"
+  for field in schedules.SPECIFIC:
+    if field not in schedules.READS[optim.schedule]:
+      found[field] = f"on the {optim.schedule} schedule"
+  if optim.weight_decay == 0:
+    found |= dict.fromkeys(("decays", "independent_decay"), "with weight_decay 0")
+  if optimizer.own_rate:
+    reason = f"on {optim.name}, which sets its steps for all parameters itself"
+    found |= dict.fromkeys(("rates", "decays", "independent_decay"), reason)
+  if optim.parametrization == "standard":
+    found["base"] = "on the standard parametrization"
+  return found
 
 
 class Hyperparameters(NamedTuple):

@@ -5,6 +5,8 @@ parameter (its norm, its factors, its orthogonal step) is said of each layer's.
 """
 
 import dataclasses
+import enum
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,11 +23,30 @@ Transformation: Any = optax.GradientTransformation  # whose types say less than 
 UPDATE_SCALES = ("match_rms_adamw", "spectral", "original")
 
 
+class Step(enum.Enum):
+  """What the size of an optimizer's step follows. muP's learning rates are derived from it; see `parametrization`.
+
+  Only GRADIENT steps are larger where gradients are larger. The size of all others does not depend on the gradients'
+  scale, down to `epsilon`.
+  """
+
+  ENTRY = "the rms of a parameter's step does not depend on its shape: Adam's kind, and what is grafted on it"
+  GRADIENT = "the step is proportional to the gradient: SGD's kind"
+  SPECTRAL = "hidden matrices move by an orthogonal matrix times `spectral_size` of their shape, the rest as ENTRY"
+  PARAMETER = "the step is proportional to the parameter's own size"
+
+
+ADAM = ("beta1", "beta2", "epsilon")  # the fields that Adam reads, which many optimizers run for some parameters
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """`direction(h)` is what the learning rate multiplies; its state does not depend on `h`."""
 
   direction: Callable[[Any], Any]
+  reads: tuple[str, ...]  # of SPECIFIC, the fields of `config.optim` that change its steps
+  step: Step = Step.ENTRY
+  spectral_size: Callable[[tuple[int, ...]], float] | None = None  # of SPECTRAL steps
   second_order: bool = False  # asks for the loss as a function of parameters
   by_epsilon: bool = False  # a scale of the gradients matters to it by `epsilon` alone
   own_rate: bool = False  # sets the size of its steps itself: `direction` is a whole update
@@ -113,6 +134,9 @@ def update_size(scale: str, shape: tuple[int, ...]) -> float:
 def _muon(scale: str) -> Callable[[Any], Any]:
   """Muon (Jordan et al. 2024) with Nesterov's momentum, its orthogonal steps made as large as `scale` says.
 
+  The products of its Newton-Schulz iteration have the default precision, which is bfloat16 on accelerators: the
+  iteration was designed for that, and only needs singular values between about 0.7 and 1.2.
+
   `match_rms_adamw` is .2 sqrt(max(in, out)), the size of AdamW's (Liu et al. 2025); `spectral` sqrt(out / in), for
   which rates carry over between widths (Bernstein 2025); `original` sqrt(max(1, out / in)).
   """
@@ -154,21 +178,32 @@ def _decayed(weight_decay: Any) -> Any:
 
 def known(update_scale: str = UPDATE_SCALES[0]) -> dict[str, Optimizer]:
   """Every optimizer by its name."""
+  spectral_size = functools.partial(update_size, update_scale)
   return {
-    "adamw": Optimizer(_adam, by_epsilon=True),
-    "sgd": Optimizer(lambda h: optax.identity()),
-    "momentum": Optimizer(lambda h: optax.trace(h.momentum)),
-    "adafactor": Optimizer(_adafactor),
-    "lion": Optimizer(lambda h: optax.scale_by_lion(h.beta1, h.beta2)),
-    "sophia": Optimizer(_sophia, second_order=True),
-    "muon": Optimizer(_muon(update_scale), by_epsilon=True),
-    "shampoo": Optimizer(
-      _hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL)), by_epsilon=True
+    "adamw": Optimizer(_adam, ADAM, by_epsilon=True),
+    "sgd": Optimizer(lambda h: optax.identity(), (), Step.GRADIENT),
+    "momentum": Optimizer(lambda h: optax.trace(h.momentum), ("momentum",), Step.GRADIENT),
+    "adafactor": Optimizer(_adafactor, (), Step.PARAMETER),
+    "lion": Optimizer(lambda h: optax.scale_by_lion(h.beta1, h.beta2), ("beta1", "beta2")),
+    "sophia": Optimizer(_sophia, (*ADAM, "gamma"), second_order=True),
+    "muon": Optimizer(
+      _muon(update_scale), (*ADAM, "momentum", "update_scale"), Step.SPECTRAL, spectral_size, by_epsilon=True
     ),
-    "soap": Optimizer(_hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL)), by_epsilon=True),
-    "schedule_free": Optimizer(_schedule_free, own_rate=True),
-    "prodigy": Optimizer(_prodigy, own_rate=True),
+    "shampoo": Optimizer(
+      _hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL)),
+      ADAM,
+      by_epsilon=True,
+    ),
+    "soap": Optimizer(
+      _hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL)),
+      ADAM,
+      by_epsilon=True,
+    ),
+    "schedule_free": Optimizer(_schedule_free, ADAM, own_rate=True),
+    "prodigy": Optimizer(_prodigy, ADAM, own_rate=True),
   }
 
 
 NAMES = tuple(known())
+# Fields of `config.optim` that only some optimizers read; all others are read by `optim.update`, for every optimizer.
+SPECIFIC = (*ADAM, "momentum", "gamma", "update_scale")

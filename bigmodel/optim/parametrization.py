@@ -20,7 +20,8 @@ from flax import linen as nn
 
 from bigmodel import models
 from bigmodel.config import Config, digest, flatten, override, parse_value, require
-from bigmodel.optim import names
+from bigmodel.optim import names, optimizers
+from bigmodel.optim.optimizers import Step
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
 SHRINKING = ("decoder", "tabular")  # families whose tables begin with values of the size of width^-1/2
@@ -29,6 +30,9 @@ POST_NORM = {"decoder": "blocks.feed_forward_norm.", "transformer": "decoder_blo
 TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
 LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
 BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
+# What enters the scores in place of a query, and is smaller by the root of the ratio where heads are larger.
+QUERY, QUERY_NORM = re.compile(r"\bquery(_bias)?$"), re.compile(r"\bquery_norm\.scale$")
+DISTANCE_QUERY = re.compile(r"\battention\.[uv]$")  # of relative positions; added behind the norm of queries
 Number = float | tuple[float, ...]  # of all layers, or of each
 Multiples = tuple[tuple[str, Number, Number, Number, Number], ...]  # (name, init, rate, decay, epsilon), not all 1
 
@@ -51,6 +55,13 @@ def check(config: Config) -> None:
   optim, model = config.optim, config.model
   if optim.parametrization == "standard":
     return
+  optimizer = optimizers.known()[optim.name]
+  accepted = [name for name, other in optimizers.known().items() if transfers(other)]
+  require(
+    transfers(optimizer),
+    f"config.optim.parametrization: {optim.parametrization} has no rule for {optim.name}, whose steps it cannot scale"
+    f" with the model; use 'standard', or one of {', '.join(accepted)}",
+  )
   require(bool(optim.base), "config.optim.base: empty; say a base size, such as ('model.width=64', 'model.layers=2')")
   for text in optim.base:
     known = re.fullmatch(r"model\.(\w+)=.+", text)
@@ -59,6 +70,14 @@ def check(config: Config) -> None:
     optim.parametrization != "completep" or not _post_norm(config),
     "config.optim.parametrization: completep is for blocks with their norms first; mup is for these, too",
   )
+
+
+def transfers(optimizer: optimizers.Optimizer) -> bool:
+  """Whether rates of the optimizer can be derived for other sizes, so that mup and completep accept it.
+
+  Not for PARAMETER steps: they follow initial values, which shrink with the width already, and the values they become.
+  """
+  return not optimizer.own_rate and optimizer.step in (Step.ENTRY, Step.GRADIENT, Step.SPECTRAL)
 
 
 def _post_norm(config: Config) -> bool:
@@ -91,7 +110,7 @@ _KNOWN: dict[str, Multiples] = {}  # of each config: runs ask for theirs many ti
 
 def _compared(config: Config, base: Config) -> Multiples:
   """The multiples of a model beside its base."""
-  optimizer, update_scale = config.optim.name, config.optim.update_scale
+  optimizer = optimizers.known(config.optim.update_scale)[config.optim.name]
   own, its = _shapes(config), _shapes(base)
   require(
     own.keys() == its.keys(),
@@ -120,12 +139,12 @@ def _compared(config: Config, base: Config) -> Multiples:
     if depth and BRANCH_ENDS.search(name):
       factor /= ratio[0]
       init *= math.sqrt(ratio[0]) if not name.endswith("_bias") else 1.0  # their own (2 L)^-1/2
-    if re.search(r"\bquery_norm\.scale$" if normed else r"\bquery(_bias)?$", name):
+    if (QUERY_NORM if normed else QUERY).search(name) or DISTANCE_QUERY.search(name):
       factor *= scores
-    rate = _rate(optimizer, update_scale, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
+    rate = _rate(optimizer, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
     decays = names.is_matrix(path, x) and not config.optim.independent_decay
     gradient = 1 / out / (ratio[0] if depth and "blocks." in name else 1.0)
-    numbers = functools.partial(_numbers, init, rate, optimizer in ("sgd", "momentum"), decays, gradient)
+    numbers = functools.partial(_numbers, init, rate, optimizer.step is Step.GRADIENT, decays, gradient)
     row: tuple[Any, ...] = numbers(factor)
     if last and of_stack and factor != 1:  # of a stack's norms, the last layer's
       row = tuple(zip(*([numbers(1.0)] * (x.shape[0] - 1)), row, strict=True))
@@ -143,17 +162,22 @@ def _numbers(
 
 
 def _rate(
-  optimizer: str, update_scale: str, hidden: bool, into: float, out: float, own: Any, its: Any
-) -> float:  # fmt: skip
+  optimizer: optimizers.Optimizer,
+  hidden: bool,
+  into: float,
+  out: float,
+  shape: tuple[int, ...],
+  base_shape: tuple[int, ...],
+) -> float:
   """What the rate of a parameter is multiplied by as its axes grow."""
-  if optimizer in ("sgd", "momentum"):  # gradients shrink with the width
+  if optimizer.step is Step.GRADIENT:  # gradients shrink with the width
     return 1 / into if out == 1 else 1.0 if into != 1 else out
-  if optimizer == "muon" and hidden and update_scale != "spectral":
-    from bigmodel.optim.optimizers import update_size
-
-    wanted = [update_size("spectral", shape) / update_size(update_scale, shape) for shape in (own, its)]
-    return wanted[0] / wanted[1]
-  return 1.0 if optimizer == "muon" and hidden else 1 / into
+  if optimizer.step is Step.SPECTRAL and hidden:
+    assert optimizer.spectral_size is not None
+    # A step whose spectral norm is sqrt(out / in) moves activations as much at every size (Bernstein 2025).
+    sizes = [optimizer.spectral_size(each) / optimizers.update_size("spectral", each) for each in (shape, base_shape)]
+    return sizes[1] / sizes[0]
+  return 1 / into
 
 
 def _shapes(config: Config) -> dict[str, tuple[names.Path, Any]]:

@@ -5,7 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-SCHEDULES = ("cosine", "wsd", "linear", "inverse_sqrt", "constant")
+READS: dict[str, tuple[str, ...]] = {  # of SPECIFIC, the fields of `config.optim` that change each schedule
+  "cosine": ("final",),
+  "wsd": ("decay", "final"),
+  "linear": ("final",),
+  "inverse_sqrt": (),
+  "constant": (),
+}
+SCHEDULES = tuple(READS)
+SPECIFIC = ("decay", "final")  # that only some schedules read
 
 
 def decay_steps(schedule: str, steps: int, warmup: int, share: float) -> int:

@@ -1,9 +1,21 @@
 """Shampoo and SOAP: preconditioners of both sides of a matrix, batched over whatever axes come before its last two.
 
-Shampoo (Gupta et al. 2018, algorithm 1) with averages in place of sums: the step is L^(-1/4) G R^(-1/4). SOAP (Vyas
-et al. 2024, algorithm 3) runs Adam in the eigenbasis of L and R, which a step of power iteration follows; the first
-gradient only gives a basis. Roots and bases are renewed every `interval` steps; a side longer than LONGEST is left
-alone.
+Both keep averages L of G G' and R of G' G. A side longer than LONGEST has no preconditioner; where both sides are
+longer, the parameter takes Adam's step.
+
+Shampoo (Gupta et al. 2018, algorithm 1, with averages in place of sums) turns Adam's momentum M into
+L^(-1/4) M R^(-1/4), or with one preconditioned side into L^(-1/2) M: the exponent is -1 / (2 * sides) (their section
+4), so that the direction never depends on the scale of the gradient. Its length is that of Adam's step for the same
+matrix. This "grafting" (Agarwal et al. 2020; Anil et al. 2020, section 5; Shi et al. 2023, section 2.4.2) makes the
+size of a step independent of roots that are out of date and of statistics without full rank, and lets Shampoo use
+Adam's learning rate. Roots have a ridge relative to the largest eigenvalue, as in Anil et al. They are renewed at each
+of the first `interval` steps, while few gradients span few directions, and every `interval` steps afterwards.
+
+SOAP (Vyas et al. 2024, algorithm 3) runs Adam in the eigenbasis of L and R, which one step of power iteration follows
+every `interval` steps. The first gradient only gives a basis, so the first step is zero. Rotated entries smaller than
+float32 resolves are left small: dividing them by their own size would turn rounding errors into whole steps.
+
+Products are computed at the highest precision, because roots and eigenvectors magnify rounding errors.
 """
 
 from collections.abc import Callable
@@ -14,17 +26,19 @@ import jax.numpy as jnp
 import optax
 
 LONGEST = 4096
-RIDGE = 1e-6  # of eigenvalues, relative to their mean
+RIDGE = 1e-6  # of eigenvalues, relative to the largest: about the resolution of float32
+RESOLVED = 1e-6  # of rotated gradients, relative to the largest entry of their matrix: the same
+TINY = 1e-30  # keeps quotients of zeros finite
 Transformation: Any = optax.GradientTransformation  # whose types say less than they could
 
 
 class State(NamedTuple):
   count: Any
   mu: Any
-  nu: Any  # SOAP: of the rotated gradient; Shampoo: zeros without size
+  nu: Any  # averages of the squared gradient; SOAP: of the rotated gradient
   left: Any  # averages of G G' and G' G
   right: Any
-  left_basis: Any  # SOAP: eigenvectors; Shampoo: inverse fourth roots
+  left_basis: Any  # SOAP: eigenvectors; Shampoo: inverse roots
   right_basis: Any
 
 
@@ -34,15 +48,24 @@ def _sides(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return make(x.shape[-2]), make(x.shape[-1])
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def _grown(x: jax.Array, left: jax.Array, right: jax.Array, decay: Any) -> tuple[jax.Array, jax.Array]:
   mix = lambda old, new: old if old.shape[-1] == 1 != new.shape[-1] else decay * old + (1 - decay) * new
   transposed = jnp.swapaxes(x, -1, -2)
-  return mix(left, x @ transposed), mix(right, transposed @ x)
+  return mix(left, _product(x, transposed)), mix(right, _product(transposed, x))
 
 
 def _between(left: jax.Array, x: jax.Array, right: jax.Array) -> jax.Array:
-  x = x if left.shape[-1] != x.shape[-2] else left @ x
-  return x if right.shape[-1] != x.shape[-1] else x @ right
+  x = x if left.shape[-1] != x.shape[-2] else _product(left, x)
+  return x if right.shape[-1] != x.shape[-1] else _product(x, right)
+
+
+def _sides_used(x: jax.Array, left: jax.Array, right: jax.Array) -> int:
+  """How many sides of `x` have a preconditioner."""
+  return (left.shape[-1] == x.shape[-2]) + (right.shape[-1] == x.shape[-1])
 
 
 def _one_by_one(function: Callable[..., Any], *arrays: jax.Array) -> Any:
@@ -55,45 +78,71 @@ def _one_by_one(function: Callable[..., Any], *arrays: jax.Array) -> Any:
 
 
 def _eigen(statistics: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues and eigenvectors, found for matrices of size 1."""
+  """Eigenvalues, ascending and divided by their mean, and eigenvectors, computed for matrices whose mean is 1."""
   n = statistics.shape[-1]
-  size = jnp.maximum(jnp.trace(statistics, axis1=-2, axis2=-1) / n, 1e-30)[..., None]
-  values, vectors = _one_by_one(jnp.linalg.eigh, statistics / size[..., None] + RIDGE * jnp.eye(n))
-  return values * size, vectors
+  mean = jnp.maximum(jnp.trace(statistics, axis1=-2, axis2=-1) / n, TINY)[..., None, None]
+  return _one_by_one(jnp.linalg.eigh, statistics / mean)
 
 
-def _initial(params: Any, second: bool) -> State:
+def _inverse_root(statistics: jax.Array, exponent: float) -> jax.Array:
+  """`statistics` to the power of `-exponent`, up to a factor: the step's length is grafted."""
+  values, vectors = _eigen(statistics)
+  largest = jnp.maximum(values[..., -1:], 1.0)  # less than 1 only where the statistics are zero
+  values = jnp.maximum(values, 0) + RIDGE * largest
+  return _product(vectors * values[..., None, :] ** -exponent, jnp.swapaxes(vectors, -1, -2))
+
+
+def _length(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1), keepdims=True))
+
+
+def _initial(params: Any) -> State:
   zeros = lambda: jax.tree.map(jnp.zeros_like, params)
   pick = lambda i: jax.tree.map(lambda x: _sides(x)[i], params)
-  nu = zeros() if second else jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), x.dtype), params)
-  return State(jnp.int32(0), zeros(), nu, pick(0), pick(1), pick(0), pick(1))
+  return State(jnp.int32(0), zeros(), zeros(), pick(0), pick(1), pick(0), pick(1))
 
 
 def scale_by_shampoo(beta1: Any, beta2: Any, epsilon: Any, interval: int = 10) -> Any:
-  def root(statistics: jax.Array, count: Any) -> jax.Array:
-    values, vectors = _eigen(statistics / (1 - beta2**count))
-    values = jnp.maximum(values, 0) + epsilon
-    return (vectors * values[..., None, :] ** -0.25) @ jnp.swapaxes(vectors, -1, -2)
-
   def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
     del params
     count = state.count + 1
     mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
+    nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g**2, state.nu, grads)
     grown = jax.tree.map(lambda g, a, b: _grown(g, a, b, beta2), grads, state.left, state.right)
     left, right = (jax.tree.map(lambda g, pair, i=i: pair[i], grads, grown) for i in (0, 1))
-    renew = lambda: jax.tree.map(lambda s: root(s, count), (left, right))
-    bases = jax.lax.cond(state.count % interval == 0, renew, lambda: (state.left_basis, state.right_basis))
-    updates = jax.tree.map(lambda m, a, b: _between(a, m / (1 - beta1**count), b), mu, *bases)
-    return updates, State(count, mu, state.nu, left, right, *bases)
 
-  return Transformation(lambda params: _initial(params, second=False), update)
+    def roots(g: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+      exponent = 1 / (2 * max(1, _sides_used(g, a, b)))
+      root = lambda side, size: _inverse_root(side, exponent) if side.shape[-1] == size else side
+      return root(a, g.shape[-2]), root(b, g.shape[-1])
+
+    def renewed() -> tuple[Any, Any]:
+      pairs = jax.tree.map(roots, grads, left, right)
+      first, second = (jax.tree.map(lambda g, pair, i=i: pair[i], grads, pairs) for i in (0, 1))
+      return first, second
+
+    renew = (state.count < interval) | (state.count % interval == 0)
+    bases = jax.lax.cond(renew, renewed, lambda: (state.left_basis, state.right_basis))
+
+    def step(m: jax.Array, v: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+      adam = m / (1 - beta1**count) / (jnp.sqrt(v / (1 - beta2**count)) + epsilon)
+      if not _sides_used(m, a, b):
+        return adam
+      # Momentum of length 1, so that squares of small gradients do not underflow.
+      direction = _between(a, m / jnp.maximum(_length(m), TINY), b)
+      return direction * (_length(adam) / jnp.maximum(_length(direction), TINY))
+
+    return jax.tree.map(step, mu, nu, *bases), State(count, mu, nu, left, right, *bases)
+
+  return Transformation(_initial, update)
 
 
 def scale_by_soap(beta1: Any, beta2: Any, epsilon: Any, interval: int = 10) -> Any:
   def renewed(statistics: jax.Array, basis: jax.Array, count: Any) -> jax.Array:
     """Eigenvectors, the largest eigenvalue first; later one step of power iteration from those there are."""
     first = lambda: _eigen(statistics)[1][..., ::-1]
-    return jax.lax.cond(count == 0, first, lambda: _one_by_one(lambda x: jnp.linalg.qr(x)[0], statistics @ basis))
+    later = lambda: _one_by_one(lambda x: jnp.linalg.qr(x)[0], _product(statistics, basis))
+    return jax.lax.cond(count == 0, first, later)
 
   def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
     del params
@@ -107,8 +156,10 @@ def scale_by_soap(beta1: Any, beta2: Any, epsilon: Any, interval: int = 10) -> A
     nu = jax.tree.map(lambda v, g: mixed(beta2, v, g**2), state.nu, rotated)
 
     def step(m: jax.Array, v: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-      adam = turn(m, a, b) / (1 - beta1**steps) / (jnp.sqrt(v / (1 - beta2**steps)) + epsilon)
-      return back(adam, a, b)
+      size = jnp.sqrt(v / (1 - beta2**steps))
+      if _sides_used(m, a, b):
+        size = jnp.maximum(size, RESOLVED * jnp.max(size, axis=(-2, -1), keepdims=True))
+      return back(turn(m, a, b) / (1 - beta1**steps) / (size + epsilon), a, b)
 
     updates = jax.tree.map(step, mu, nu, *bases)
     # The next steps' bases come after: a gradient is never seen in a basis of its own.
@@ -118,4 +169,4 @@ def scale_by_soap(beta1: Any, beta2: Any, epsilon: Any, interval: int = 10) -> A
     bases = jax.lax.cond(state.count % interval == 0, renew, lambda: bases)
     return updates, State(state.count + 1, mu, nu, left, right, *bases)
 
-  return Transformation(lambda params: _initial(params, second=True), update)
+  return Transformation(_initial, update)

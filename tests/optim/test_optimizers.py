@@ -167,17 +167,27 @@ def averages(memory, G, b1, b2):
 
 
 @pytest.mark.usefixtures("float64")
-def test_shampoo_is_its_equations():
-  """Every root anew at each step would be the same but for INTERVAL."""
+@pytest.mark.parametrize("longest", [8, 6, 5])
+def test_shampoo_is_its_equations(longest, monkeypatch):
+  """Of 6 x 8 matrices with both sides preconditioned, with one, and with none, which leaves Adam."""
+  monkeypatch.setattr(optim.optimizers.shampoo, "LONGEST", longest)
+  sides = [side for side, size in (("L", 6), ("R", 8)) if size <= longest]
 
   def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
     averages(memory, G, b1, b2)
-    if t % optim.optimizers.INTERVAL == 0:
-      for side in "LR":
+    memory["v"] = b2 * memory.get("v", 0 * G) + (1 - b2) * G**2
+    if t < optim.optimizers.INTERVAL or t % optim.optimizers.INTERVAL == 0:
+      for side in sides:
         S = memory[side] / (1 - b2 ** (t + 1))
-        values, vectors = np.linalg.eigh(S + 1e-6 * np.trace(S) / len(S) * np.eye(len(S)))
-        memory[f"{side}root"] = vectors @ np.diag((np.maximum(values, 0) + epsilon) ** -0.25) @ vectors.T
-    return memory["Lroot"] @ (memory["m"] / (1 - b1 ** (t + 1))) @ memory["Rroot"]
+        values, vectors = np.linalg.eigh(S)
+        values = np.maximum(values, 0) + 1e-6 * values.max()
+        memory[f"{side}root"] = vectors @ np.diag(values ** (-1 / (2 * len(sides)))) @ vectors.T
+    M = memory["m"] / (1 - b1 ** (t + 1))
+    adam = M / (np.sqrt(memory["v"] / (1 - b2 ** (t + 1))) + epsilon)
+    if not sides:
+      return adam
+    step = memory.get("Lroot", np.eye(6)) @ M @ memory.get("Rroot", np.eye(8))
+    return step * np.linalg.norm(adam) / np.linalg.norm(step)
 
   expected = numpy_steps(update, 8)
   params, _, _ = ours(config_of("shampoo"), exact(start()))
