@@ -18,6 +18,10 @@ def rows_of(resolved, steps=10):
   return pipeline.train_pipeline(config, corpus, steps)
 
 
+def texts_of(source):
+  return [text for document in sources.documents(source, "text") for _, text in document.pieces]
+
+
 def test_batch_is_a_function_of_seed_and_step(resolved):
   rows = rows_of(resolved)
   later = rows.batch(7)
@@ -127,17 +131,17 @@ def test_text_files_of_every_kind_give_the_same_documents(tmp_path):
   (tmp_path / "e.txt").write_text(texts[0])
   (tmp_path / "f.md").write_text(texts[1])
   (tmp_path / "ignored.bin").write_bytes(b"\0")
-  found = [[text for _, text in sources.documents(f, "text")] for f in sources.text_sources(str(tmp_path))]
+  found = [texts_of(f) for f in sources.text_sources(str(tmp_path))]
   assert found == [texts] * 4 + [[texts[0]], [texts[1]]]
 
 
-def test_long_text_files_are_cut_into_documents_without_loss(tmp_path):
+def test_long_text_files_are_cut_into_pieces_without_loss(tmp_path):
   text = "".join(f"line {i}\n" for i in range(30_000))
   (tmp_path / "long.txt").write_text(text)
   (source,) = sources.text_sources(str(tmp_path))
-  parts = [part for _, part in sources.documents(source, "text")]
+  parts = texts_of(source)
   assert "".join(parts) == text
-  assert len(parts) == -(-len(text) // sources.DOCUMENT_BYTES)
+  assert len(parts) == -(-len(text) // sources.PIECE_CHARACTERS)
 
 
 def test_copies_of_a_document_are_dropped_and_never_straddle(config, tmp_path):
@@ -213,10 +217,10 @@ def test_any_tfds_dataset_that_is_prepared_can_be_read(config, tmp_path):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"story": tfds.features.Text()}))
 
     def _split_generators(self, dl_manager):
-      return {split: ((i, {"story": f"{split} tale {i} " * 30}) for i in range(40)) for split in ("train", "test")}
+      return {split: self._generate_examples(split) for split in ("train", "test")}
 
-    def _generate_examples(self):
-      raise AssertionError
+    def _generate_examples(self, split):
+      yield from ((i, {"story": f"{split} tale {i} " * 30}) for i in range(40))
 
   Tales(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
   config.data.name, config.data.dir = "tales", str(tmp_path)
