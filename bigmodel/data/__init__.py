@@ -54,6 +54,10 @@ def fields(kind: str = "text") -> dict[str, Any]:
       "time": "",  # split=time and windows: the column that orders the rows
       "steps": ("impute:median",),  # see `data.tables`
       "encode": "one_hot",  # of texts; codes: for embeddings of the tabular family
+      # A text is a category of its own if at least so many training rows have it, and of a column at most so many,
+      # the most frequent ones. All others are one category, "other"; the data's card says how many rows that are.
+      "min_category_rows": 2,
+      "max_categories": 1000,
       "window": 0,  # rows before the target that are the input, for series
       "horizon": 1,  # rows from the last one of a window to its target
     }
@@ -188,6 +192,10 @@ def _check_examples(data: Config) -> None:
   check_steps(tuple(data.steps))
   require(data.split != "group" or bool(data.group) or not table, "config.data.group: empty; split=group needs it")
   require(data.split != "time" or bool(data.time) or not table, "config.data.time: empty; split=time needs it")
+  for name in ("min_category_rows", "max_categories"):
+    require(data[name] >= 1, f"config.data.{name}: {data[name]}; at least 1")
+    unused = not table and data[name] != fields("examples")[name]
+    require(not unused, f"config.data.{name}: {data[name]}; it is for tables, and {data.name} is none")
   require(data.window >= 0, f"config.data.window: {data.window} is negative; 0 is none")
   require(data.horizon >= 1, f"config.data.horizon: {data.horizon}; at least 1")
   require(
