@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = 50
+TEN = "0000?.txt"  # of the files of text
 PARTS = ("table", "pandas", "corpus", "bpe", "tokenizers", "text_rows", "image_rows")
 
 
@@ -73,10 +74,10 @@ def make_text(folder: Path, size: int) -> None:
   (folder / "text").mkdir()
   written = number = 0
   while written < size:
-    places = np.array(20_000 * rng.random(1_500_000) ** 3, np.int64)
-    lines = [" ".join(part) for part in np.array_split(words[places], 15_000)]
+    places = np.array(20_000 * rng.random(150_000) ** 3, np.int64)
+    lines = [" ".join(part) for part in np.array_split(words[places], 1_500)]
     text = "\n".join(lines)
-    (folder / "text" / f"{number:04d}.txt").write_text(text)
+    (folder / "text" / f"{number:05d}.txt").write_text(text)
     written, number = written + len(text), number + 1
 
 
@@ -135,11 +136,11 @@ def corpus(folder: Path) -> dict[str, float]:
 
 
 def bpe(folder: Path) -> dict[str, float]:
-  """The first file as BPE: trained, tokenized and stored."""
+  """Ten files as BPE: trained, tokenized and stored."""
   from bigmodel.data import pipeline
 
   config = config_of(folder, "text")
-  config.data.update(path=str(folder / "text" / "0000.txt"), tokenizer="bpe")
+  config.data.update(path=str(folder / "text" / TEN), tokenizer="bpe", heldout_fraction=0.2)
   began = time.perf_counter()
   data: Any = pipeline.prepare(config)
   facts = spent(began)
@@ -152,9 +153,9 @@ def tokenizers(folder: Path) -> dict[str, float]:
 
   from bigmodel.data import sources, tokenizer
 
-  (source,) = sources.text_sources(str(folder / "text" / "0000.txt"))
+  files = sources.text_sources(str(folder / "text" / TEN))
   began = time.perf_counter()
-  texts = [text for _, text in sources.documents(source, "")]
+  texts = [text for file in files for document in sources.documents(file, "") for _, text in document.pieces]
   encoder: Any = Tokenizer.from_str(tokenizer.train_bpe(texts, 4096))
   for text in texts:
     _ = encoder.encode(text).ids

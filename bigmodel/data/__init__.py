@@ -54,6 +54,10 @@ def fields(kind: str = "text") -> dict[str, Any]:
       "time": "",  # split=time and windows: the column that orders the rows
       "steps": ("impute:median",),  # see `data.tables`
       "encode": "one_hot",  # of texts; codes: for embeddings of the tabular family
+      # A text is a category of its own if at least so many training rows have it, and of a column at most so many,
+      # the most frequent ones. All others are one category, "other"; the data's card says how many rows that are.
+      "min_category_rows": 2,
+      "max_categories": 1000,
       "window": 0,  # rows before the target that are the input, for series
       "horizon": 1,  # rows from the last one of a window to its target
     }
@@ -61,7 +65,9 @@ def fields(kind: str = "text") -> dict[str, Any]:
     "name": "python_source",  # python_source | text_files | any TFDS name that is prepared
     "distributions": (),  # python_source: distributions to train on
     "heldout": (),  # python_source: distributions to evaluate on
-    "heldout_fraction": 0.02,  # text_files: share of the documents to evaluate on
+    # text_files: share of the documents to evaluate on, by a hash of their words. A document is a line of a .jsonl
+    # file or a whole file of another kind. What any part of a mixture holds out is trained on in none.
+    "heldout_fraction": 0.02,
     # Others to mix in, each as 'WEIGHT name=text_files path=...': fields of its own and a share of the bytes.
     "mixture": (),
     "weight": 1.0,  # of these documents in the mixture
@@ -97,7 +103,10 @@ def check(config: Config) -> None:
     require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
   require(data.context >= 2, f"config.data.context: {data.context} is too short; at least 2")
   require(data.tokens >= 0, f"config.data.tokens: {data.tokens} is negative; 0 takes all")
-  require(0 < data.heldout_fraction < 1, "config.data.heldout_fraction: between 0 and 1, please")
+  for part in [part for _, part in components(data)]:
+    require(
+      0 < part.heldout_fraction < 1, f"config.data.heldout_fraction: {part.heldout_fraction} is not between 0 and 1"
+    )
   require(0 <= data.near_duplicates <= 1, f"config.data.near_duplicates: {data.near_duplicates} is not in [0, 1]")
   require_choice("data.decontaminate", data.decontaminate, ("", "report", "drop"))
   require(data.weight > 0, f"config.data.weight: {data.weight} is not positive")
@@ -135,13 +144,24 @@ def components(data: Config) -> list[tuple[float, Config]]:
 
 
 def part_names(data: Config) -> list[str]:
-  """What the parts of a mixture are called: by their path or source; numbered where two have one name."""
+  """What the parts of a mixture are called: by their path or source; numbered where several would have one name."""
   names: list[str] = []
   for _, part in components(data):
-    stem = Path(part.path).name.split(".")[0].strip("*?") if part.name == "text_files" else part.name
-    name = re.sub(r"\W+", "_", stem or part.name)
-    names.append(name if name not in names else f"{name}_{len(names) + 1}")
+    name, number = _part_name(part), 1
+    while name in names:
+      number += 1
+      name = f"{_part_name(part)}_{number}"
+    names.append(name)
   return names
+
+
+def _part_name(part: Config) -> str:
+  """The last part of a path that says anything, or the name of the source."""
+  for step in reversed(Path(part.path).parts if part.name == "text_files" else ()):
+    stem = re.sub(r"\W+", "_", step.split(".")[0]).strip("_")
+    if stem:
+      return stem
+  return re.sub(r"\W+", "_", part.name)
 
 
 def _check_source(data: Config) -> None:
@@ -172,6 +192,10 @@ def _check_examples(data: Config) -> None:
   check_steps(tuple(data.steps))
   require(data.split != "group" or bool(data.group) or not table, "config.data.group: empty; split=group needs it")
   require(data.split != "time" or bool(data.time) or not table, "config.data.time: empty; split=time needs it")
+  for name in ("min_category_rows", "max_categories"):
+    require(data[name] >= 1, f"config.data.{name}: {data[name]}; at least 1")
+    unused = not table and data[name] != fields("examples")[name]
+    require(not unused, f"config.data.{name}: {data[name]}; it is for tables, and {data.name} is none")
   require(data.window >= 0, f"config.data.window: {data.window} is negative; 0 is none")
   require(data.horizon >= 1, f"config.data.horizon: {data.horizon}; at least 1")
   require(

@@ -1,6 +1,7 @@
 """Documents as TFDS datasets in array_record, prepared and read without TensorFlow."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import pickle
@@ -10,20 +11,25 @@ from typing import Any
 from unittest import mock
 
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
 from bigmodel.data import sources
 from bigmodel.files import UserError, cache_dir
 
+SOURCES = ("python_source", "text_files")  # of documents that are read here; any other name is a TFDS dataset
+# Feature of prepared documents: the identity of the whole document and, where the text is a piece of it, of the piece.
+IDENTITIES = "bigmodel_identities"
 SHUFFLED_IN_MEMORY = 128 << 20  # bytes
+ENDS = 1 << 16  # bytes of either end of a file that tell it from another one
 BUFFERED = 128 << 10  # bytes of each of a thousand buckets
 
 
 class Documents(tfds.core.GeneratorBasedBuilder):
   """Text documents of `sources`; prepared in a folder of its own, named by the manifest's hash."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
   name = "documents"
 
   def __init__(self, *, files: list[sources.Source], text_key: str, heldout_fraction: float, **kwargs: Any):
@@ -33,7 +39,7 @@ class Documents(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
+    features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("name", "text", IDENTITIES)})
     return tfds.core.DatasetInfo(builder=self, features=features)
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -41,33 +47,35 @@ class Documents(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in ("train", "validation")}
 
   def _generate_examples(self, split: str):  # pyright: ignore[reportIncompatibleMethodOverride]
-    seen = set()
+    seen: set[str] = set()
     for source in self._files:
       if source.split not in ("", split):
         continue
-      for name, text in sources.documents(source, self._text_key):
-        if not text.strip():
-          continue
+      for document in sources.documents(source, self._text_key):
         if source.split == "":
-          heldout = sources.is_heldout(text, self._heldout_fraction)
-          if heldout != (split == "validation") or hash(text) in seen:
+          heldout = sources.heldout_share(document.identity) < self._heldout_fraction
+          if heldout != (split == "validation") or document.identity in seen:
             continue
-          seen.add(hash(text))
-        yield name, {"name": name, "text": text}
+          seen.add(document.identity)
+        for name, text in document.pieces:
+          if text.strip():
+            # A set, because most documents have one piece: themselves.
+            identities = " ".join(sorted({document.identity, sources.identity([text])}))
+            yield name, {"name": name, "text": text, IDENTITIES: identities}
 
 
 def manifest(data: Config) -> tuple[str, list[sources.Source]]:
   """The manifest's hash and the files, for the two embedded sources."""
   if data.name == "python_source":
     files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
-    return sources.manifest_sha256(files), files
+    return sources.manifest_sha256(files, data.name), files
   files = sources.text_sources(data.path)
-  return sources.manifest_sha256(files, f"{data.heldout_fraction} {data.text_key}"), files
+  return sources.manifest_sha256(files, data.name, data.heldout_fraction, data.text_key), files
 
 
 def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   """`(manifest hash, field of the text, {split: random-access documents})`, preparing it if needed."""
-  if data.name not in ("python_source", "text_files"):
+  if data.name not in SOURCES:
     return _open_tfds(data)
   sha256, files = manifest(data)
   root = Path(data.dir) if data.dir else cache_dir() / "tfds"
@@ -82,9 +90,33 @@ def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
     with _quiet(), _little_memory():
       builder.download_and_prepare()
   except AssertionError as error:  # what TFDS makes of a split without documents
-    split = "validation" if '"validation"' in str(error) else "train"
-    raise UserError(f"config.data: the corpus is empty: no document in split {split!r}") from error
+    raise _empty(data, files, "validation" if '"validation"' in str(error) else "train") from error
   return sha256, "text", {split: _source(builder, split) for split in ("train", "validation")}
+
+
+def _empty(data: Config, files: list[sources.Source], split: str) -> UserError:
+  """What to say of a split without documents."""
+  if data.name == "python_source":
+    return UserError(f"config.data: the corpus is empty: no document in split {split!r}")
+  identities = {document.identity for file in files for document in sources.documents(file, data.text_key)}
+  shares = {sources.heldout_share(one) for one in identities - {sources.identity([])}}
+  if not shares:
+    return UserError(f"config.data.path: the corpus is empty: no text at {data.path}")
+  if len(shares) == 1:
+    return UserError(
+      f"config.data.path: {data.path} holds one document, and the pieces of a document are never divided between"
+      " training and evaluation; give several files, or a .jsonl file with a document a line"
+    )
+  fraction = data.heldout_fraction
+  if split == "validation":
+    return UserError(
+      f"config.data.heldout_fraction: {fraction} holds out none of the {len(shares)} documents of {data.path};"
+      f" the first one is held out above {min(shares):.3g}"
+    )
+  return UserError(
+    f"config.data.heldout_fraction: {fraction} holds out all {len(shares)} documents of {data.path};"
+    f" one is left to train on up to {max(shares):.3g}"
+  )
 
 
 def prepared(name: str, folder: str, what: str) -> Any:
@@ -104,7 +136,7 @@ def prepared(name: str, folder: str, what: str) -> Any:
 
 def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   """The text of a TFDS dataset that the user prepared."""
-  builder = prepared(data.name, data.dir, "python_source, text_files")
+  builder = prepared(data.name, data.dir, ", ".join(SOURCES))
   names = {"train": data.train_split, "validation": data.eval_split}
   opened = {}
   for split, name in names.items():
@@ -115,9 +147,20 @@ def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   features: Any = builder.info.features or {}
   if data.text_key not in features:
     raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
-  splits = {name: builder.info.splits[name.split("[")[0]] for name in names.values()}
-  sizes = [(name, split.num_examples, split.num_bytes) for name, split in splits.items()]
-  return sources.manifest_sha256([], f"{builder.info.full_name} {data.text_key} {sizes}"), data.text_key, opened
+  whole_splits = sorted({name.split("[")[0] for name in names.values()})
+  files = [_fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
+  sha256 = sources.manifest_sha256([], builder.info.full_name, data.text_key, names, files)
+  return sha256, data.text_key, opened
+
+
+def _fingerprint(file: epath.PathLike) -> list[object]:
+  """Name, size and a hash of both ends of a file of records; the end of an array_record file lists its records."""
+  path = epath.Path(file)
+  size = path.stat().length
+  with path.open("rb") as opened:
+    start = opened.read(ENDS)
+    opened.seek(max(0, size - ENDS))
+    return [path.name, size, hashlib.sha256(start + opened.read()).hexdigest()]
 
 
 def _source(builder: Any, split: str) -> Sequence[dict]:

