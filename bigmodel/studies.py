@@ -65,26 +65,44 @@ def _run_study(arguments: Arguments, config: Any, the_study: Any, talks: bool) -
 
 
 def _show_board(arguments: Arguments, board: dict[str, Any]) -> None:
-  rows = [
-    (i + 1, *(cell["overrides"].get(name) for name in board["axes"]), cell["finished"], cell["loss"], cell["std"])
-    for i, cell in enumerate(board["cells"][:20])
-  ]
+  rows = []
+  for place, cell in enumerate(board["cells"][:20], 1):
+    values = [cell["overrides"].get(name) for name in board["axes"]]
+    rows.append((place, *values, _runs_of(cell), cell["loss"], cell["std"], _verdict_of(cell)))
   more = len(board["cells"]) - len(rows)
   title = f"leaderboard{f', {more} more in the report' if more else ''}"
-  show_table(arguments, title, ("place", *board["axes"], "runs", "loss", "± between seeds"), rows)
-  rates = [
-    (", ".join(f"{name} {x}" for name, x in r["others"].items()) or "all",
-     f"{r['best_tried']:.4g}, at an edge" if r["edge"] else r["best"], r["interval90"], r["sensitivity"])
-    for r in board["learning_rates"][:20]
-  ]  # fmt: skip
+  show_table(arguments, title, ("place", *board["axes"], "runs", "loss", "± between seeds", "verdict"), rows)
+  rates = []
+  for row in board["learning_rates"][:20]:
+    setting = ", ".join(f"{name} {x}" for name, x in row["others"].items()) or "all"
+    rates.append((setting, _best_rate_of(row), row["interval90"], row["sensitivity"]))
   if rates:
     show_table(arguments, "learning rates", ("setting", "best", "90% interval", "sensitivity"), rates)
   if board["noise"] is not None and not arguments.json:
-    first = f"the first {board['alike']} are alike" if board["alike"] > 1 else "the first is better than the others"
+    compared = sum(cell["worse"] is not None for cell in board["cells"])
     Console().print(
-      f"noise between seeds {board['noise']:.2g}; differences from {board['resolution']:.2g} can be seen: {first}",
+      f"noise between seeds {board['noise']:.2g}; differences below {board['resolution']:.2g} are not significant. With"
+      f" 90% confidence the best setting is among {board['candidates']} of {compared}, and"
+      f" {compared - board['alike']} are worse than others.",
       highlight=False,
     )
+
+
+def _runs_of(cell: dict[str, Any]) -> str:
+  """How many runs of a setting finished, and what became of the others."""
+  ends = [f"{cell[name]} {name}" for name in ("diverged", "stopped") if cell[name]]
+  whole = f"{cell['finished']} of {cell['runs']}" if cell["finished"] < cell["runs"] else str(cell["finished"])
+  return f"{whole} ({', '.join(ends)})" if ends else whole
+
+
+def _verdict_of(cell: dict[str, Any]) -> str:
+  return "worse" if cell["worse"] else "may be the best" if cell["may_be_best"] else ""
+
+
+def _best_rate_of(row: dict[str, Any]) -> Any:
+  if row["flat"]:
+    return "anywhere between"
+  return f"{row['best_tried']:.4g}, at an edge" if row["edge"] else row["best"]
 
 
 def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:

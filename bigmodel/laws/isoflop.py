@@ -5,7 +5,6 @@ Hoffmann et al. 2022, section 3.2 (their approach 2).
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ class Profile:
   N: float
   D: float
   loss: float
-  inside: bool  # a minimum between the smallest and the largest size, in most resamples too
+  inside: bool  # a minimum between the smallest and the largest size, in at least 90% of the draws too
   N_interval90: tuple[float, ...]
   D_interval90: tuple[float, ...]
 
@@ -43,75 +42,122 @@ class Fit:
     return {"a": self.exponent_n, "b": self.exponent_d}
 
 
-def fit(points: Points, bootstraps: int = 400, seed: int = 0) -> Fit:
-  """Fits a parabola to every budget with enough points; intervals by the Bayesian bootstrap."""
+@dataclasses.dataclass(frozen=True)
+class Parabola:
+  """Least squares of one budget: loss = c0 + c1 x + c2 x^2 with x = ln N - `center`, and ln D as a line in x."""
+
+  C: float
+  coefficients: np.ndarray  # [3]
+  covariance: np.ndarray  # [3, 3], of the coefficients for losses with a variance of 1
+  squares: float  # sum of the squared residuals, each relative to the mean loss of the budget
+  mean_loss: float
+  center: float
+  line: np.ndarray  # [2], slope and intercept of ln D
+  low: float  # the smallest and the largest x that was trained
+  high: float
+
+  def minimum(self, coefficients_Sx3: np.ndarray) -> np.ndarray:
+    """Where parabolas are lowest within the sizes and as far again on both sides [S].
+
+    Farther out the points say nothing, so a minimum that lies there counts as lying at the limit, and so does that
+    of a parabola which bends the other way. Every parabola has a minimum in this sense.
+    """
+    reach = self.high - self.low
+    low, high = self.low - reach, self.high + reach
+    _, c1, c2 = coefficients_Sx3.T
+    bends = c2 > 0
+    lower_end = np.where(c1 * (high - low) + c2 * (high**2 - low**2) < 0, high, low)
+    return np.clip(np.where(bends, -c1 / np.where(bends, 2 * c2, 1.0), lower_end), low, high)
+
+  def log_n(self, x: np.ndarray) -> np.ndarray:
+    return x + self.center
+
+  def log_d(self, x: np.ndarray) -> np.ndarray:
+    return self.line[0] * x + self.line[1]
+
+
+def fit(points: Points, draws: int = 2000, seed: int = 0) -> Fit:
+  """Fits a parabola to every budget with enough points.
+
+  A budget of four points leaves one residual, which says next to nothing about the noise. The intervals therefore
+  take the noise, relative to the loss, to be the same at all budgets, and pool their residuals: with n points in B
+  budgets that leaves n - 3 B degrees of freedom. The coefficients of every budget are drawn from the distribution that
+  least squares gives them (normal, with a variance that is itself drawn), and each draw of all budgets gives one
+  exponent. No draw is left out: those whose minimum lies far outside are what makes an interval wide.
+  """
   rng = np.random.default_rng(seed)
   budgets = points.budgets()
-  profiles, minima = [], []
-  for budget in np.unique(budgets):
-    own = points[budgets == budget]
-    if len(own) < LEAST:
-      continue
-    draws = [_minimum(own, rng.exponential(size=len(own))) for _ in range(bootstraps)]
-    profiles.append(_profile(own, float(budget), draws))
-    minima.append(draws)
-  slopes = [_slope([(p.C, p.N, p.D) for p in profiles if p.inside])]
-  for draw in range(bootstraps):
-    sample = [(p.C, *m[draw][:2]) for p, m in zip(profiles, minima, strict=True) if p.inside and m[draw]]
-    slopes.append(_slope(sample))
-  exponents = np.array(slopes, np.float64)
-  interval = lambda x: [float(v) for v in np.nanquantile(x, [0.05, 0.95])] if np.isfinite(x).any() else [math.nan] * 2
+  grouped = [(float(budget), points[budgets == budget]) for budget in np.unique(budgets)]
+  parabolas = [_parabola(own, budget) for budget, own in grouped if len(own) >= LEAST]
+  freedom = sum(len(own) - 3 for _, own in grouped if len(own) >= LEAST)
+  squares = sum(one.squares for one in parabolas)
+  deviations = np.sqrt(squares / rng.chisquare(max(freedom, 1), size=draws))
+  drawn = [_draw(one, deviations, rng) for one in parabolas]
+  profiles = [_profile(one, coefficients) for one, coefficients in zip(parabolas, drawn, strict=True)]
+  used = [i for i, profile in enumerate(profiles) if profile.inside]
+  if len(used) < 2:
+    nan = [math.nan, math.nan]
+    return Fit(profiles, len(points), math.nan, math.nan, {"a": nan, "b": nan})
+  at_S = [parabolas[i].minimum(np.vstack([parabolas[i].coefficients, drawn[i]])) for i in used]
+  log_c = np.log([parabolas[i].C for i in used])
+  a = np.polyfit(log_c, np.array([parabolas[i].log_n(x) for i, x in zip(used, at_S, strict=True)]), 1)[0]
+  b = np.polyfit(log_c, np.array([parabolas[i].log_d(x) for i, x in zip(used, at_S, strict=True)]), 1)[0]
   return Fit(
     profiles=profiles,
     points=len(points),
-    exponent_n=float(exponents[0, 0]),
-    exponent_d=float(exponents[0, 1]),
-    intervals={"a": interval(exponents[1:, 0]), "b": interval(exponents[1:, 1])},
+    exponent_n=float(a[0]),
+    exponent_d=float(b[0]),
+    intervals={"a": list(_interval(a[1:])), "b": list(_interval(b[1:]))},
   )
 
 
-def _parabola(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Coefficients (c0, c1, c2) of weighted least squares."""
-  root = np.sqrt(weights)
-  return np.linalg.lstsq(np.vander(x, 3, increasing=True) * root[:, None], y * root, rcond=None)[0]
+def _interval(draws: np.ndarray) -> tuple[float, ...]:
+  return tuple(np.quantile(draws, [0.05, 0.95]).tolist())
 
 
-def _minimum(points: Points, weights: np.ndarray) -> Any:
-  """(N*, D*, coefficients, x*) of a weighted parabola, or None where it has no minimum near the sizes."""
+def _parabola(points: Points, budget: float) -> Parabola:
   x = np.log(points.N)
-  center = x.mean()
-  c0, c1, c2 = _parabola(x - center, points.loss, weights)
-  if c2 <= 0:
-    return None
-  best = -c1 / (2 * c2)
-  # The parabola says nothing far away from the sizes that it was fitted to.
-  reach = x.max() - x.min()
-  if not x.min() - center - reach <= best <= x.max() - center + reach:
-    return None
-  slope, at_mean = np.polyfit(x, np.log(points.D), 1)
-  N = math.exp(best + center)
-  D = math.exp(at_mean + slope * (best + center))
-  # Back from x - center to x.
-  coefficients = (c0 - c1 * center + c2 * center**2, c1 - 2 * c2 * center, c2)
-  return N, D, coefficients, c0 - c1**2 / (4 * c2)
+  center = float(x.mean())
+  x = x - center
+  basis = np.vander(x, 3, increasing=True)
+  coefficients = np.linalg.lstsq(basis, points.loss, rcond=None)[0]
+  mean_loss = float(points.loss.mean())
+  return Parabola(
+    C=budget,
+    coefficients=coefficients,
+    covariance=np.linalg.pinv(basis.T @ basis),
+    squares=float(np.sum(((points.loss - basis @ coefficients) / mean_loss) ** 2)),
+    mean_loss=mean_loss,
+    center=center,
+    line=np.polyfit(x, np.log(points.D), 1),
+    low=float(x.min()),
+    high=float(x.max()),
+  )
 
 
-def _profile(points: Points, budget: float, draws: list[Any]) -> Profile:
-  found = _minimum(points, np.ones(len(points)))
-  good = [draw for draw in draws if draw]
-  if found is None or not good:
+def _draw(parabola: Parabola, deviations_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Coefficients [S, 3] as they may be, for losses that are off by `deviations_S` relative to the mean loss."""
+  normal = rng.multivariate_normal(np.zeros(3), parabola.covariance, size=len(deviations_S), method="svd")
+  return parabola.coefficients + parabola.mean_loss * deviations_S[:, None] * normal
+
+
+def _profile(parabola: Parabola, drawn: np.ndarray) -> Profile:
+  c0, c1, c2 = map(float, parabola.coefficients)
+  x = float(parabola.minimum(parabola.coefficients[None])[0])
+  drawn_x = parabola.minimum(drawn)
+  reach = parabola.high - parabola.low
+  if c2 <= 0 or not parabola.low - reach < x < parabola.high + reach:
     nan = math.nan
-    return Profile(budget, (nan, nan, nan), nan, nan, nan, False, (nan, nan), (nan, nan))
-  N, D, coefficients, loss = found
-  interval = lambda column: tuple(np.quantile([draw[column] for draw in good], [0.05, 0.95]).tolist())
-  # A minimum that one resample in ten does not have is none.
-  inside = points.N.min() < N < points.N.max() and len(good) >= 0.9 * len(draws)
-  return Profile(budget, tuple(map(float, coefficients)), N, D, float(loss), bool(inside), interval(0), interval(1))
-
-
-def _slope(minima: list[tuple[float, float, float]]) -> tuple[float, float]:
-  """Exponents of N* and D* in C by least squares on logs; NaN with fewer than two budgets."""
-  if len(minima) < 2:
-    return math.nan, math.nan
-  log_c, log_n, log_d = np.log(np.array(minima)).T
-  return float(np.polyfit(log_c, log_n, 1)[0]), float(np.polyfit(log_c, log_d, 1)[0])
+    return Profile(parabola.C, (nan, nan, nan), nan, nan, nan, False, (nan, nan), (nan, nan))
+  center = parabola.center
+  return Profile(
+    C=parabola.C,
+    coefficients=(c0 - c1 * center + c2 * center**2, c1 - 2 * c2 * center, c2),  # back from x - center to x
+    N=float(np.exp(parabola.log_n(np.array(x)))),
+    D=float(np.exp(parabola.log_d(np.array(x)))),
+    loss=c0 - c1**2 / (4 * c2),
+    # A minimum that one draw in ten does not have is none.
+    inside=parabola.low < x < parabola.high and float(np.mean(drawn[:, 2] > 0)) >= 0.9,
+    N_interval90=_interval(np.exp(parabola.log_n(drawn_x))),
+    D_interval90=_interval(np.exp(parabola.log_d(drawn_x))),
+  )

@@ -104,13 +104,14 @@ def heat_map(cells: list[Facts], best: list[Facts], size: str, loss: str) -> go.
   least: dict[Any, Facts] = {}
   for row in best:
     one = row["others"].get(size)
-    if row["best"] and (one not in least or row["loss"] < least[one]["loss"]):
+    if (row["best"] or row["flat"]) and (one not in least or row["loss"] < least[one]["loss"]):
       least[one] = row
-  pairs = [row["interval90"] or [row["best"], row["best"]] for row in least.values()]
+  best_rates = [row["best"] or row["best_tried"] for row in least.values()]
+  pairs = [row["interval90"] or [rate, rate] for row, rate in zip(least.values(), best_rates, strict=True)]
   figure.add_scatter(
-    x=[row["best"] for row in least.values()], y=[str(one) for one in least], mode="markers", name="best",
+    x=best_rates, y=[str(one) for one in least], mode="markers", name="best",
     marker={"color": figures.TRUTH, "size": 9, "symbol": "diamond", "line": {"color": "white", "width": 1}},
-    error_x=figures.bars([row["best"] for row in least.values()], pairs) | {"color": figures.TRUTH},
+    error_x=figures.bars(best_rates, pairs) | {"color": figures.TRUTH},
     hovertemplate="best %{x:.3g}<extra></extra>",
   )  # fmt: skip
   figure.update_yaxes(type="category")

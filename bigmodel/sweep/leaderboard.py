@@ -1,4 +1,4 @@
-"""The runs of a sweep by what they came to: means over seeds, and how small a difference the sweep can see."""
+"""The runs of a sweep by what they came to: means over seeds, and which differences between them are significant."""
 
 import math
 from typing import Any
@@ -6,14 +6,22 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from bigmodel.sweep import comparisons
+
 Row = dict[str, Any]
 SEEDS = ("seed", "data.seed")
+CUBIC = 4  # coefficients of the curve through the losses of a learning-rate scan
+PLACES = 801  # between two rates, at which its slope is looked at
 
 
 def board(planned: list[Row], records: list[Row]) -> Row | None:
-  """Cells of runs that differ in their seeds only, best first; with the noise between seeds, where it is known.
+  """Cells of runs that differ in their seeds only, best first, and what the noise between seeds leaves open.
 
-  Two cells whose means differ by less than `resolution` are alike: a 90% interval of their difference holds 0.
+  A cell of which some runs diverged, or were stopped at a rung where others did better, ranks below all cells of which
+  all runs finished, whatever the mean of the runs that are left: those survived because they had luck. Only cells whose
+  runs all finished are compared (see `comparisons`): `may_be_best` and `worse` are None for the others, and for all
+  cells where no setting has two seeds. `candidates` cells may be the best, `alike` are not worse than any other, and
+  differences below `resolution` are not significant.
   """
   by_id = {one["run_id"]: one for one in records}
   cells: dict[str, Row] = {}
@@ -25,25 +33,38 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
     cell["records"].append(one)
   if not cells:
     return None
-  found = sorted((_cell(cell) for cell in cells.values()), key=lambda c: (c["loss"] is None, c["loss"] or 0.0))
-  spreads = [(c["finished"] - 1, c["std"]) for c in found if c["std"] is not None]
-  degrees = sum(n for n, _ in spreads)
-  noise = math.sqrt(sum(n * s**2 for n, s in spreads) / degrees) if degrees else None
-  seeds = min((c["finished"] for c in found if c["finished"]), default=1)
-  resolution = None if noise is None else float(special.stdtrit(degrees, 0.95) * noise * math.sqrt(2 / seeds))
-  best = found[0]["loss"]
-  alike = (
-    sum(c["loss"] is not None and c["loss"] - best <= resolution for c in found) if resolution is not None else None
-  )
+  found = sorted((_cell(cell) for cell in cells.values()), key=_rank)
+  complete = [cell for cell in found if _is_complete(cell)]
+  known = _noise(complete)
+  facts: Row = {"noise": None, "resolution": None, "candidates": None, "alike": None}
+  if known is not None:
+    seeds = np.array([cell["finished"] for cell in complete])
+    verdict = comparisons.compare(np.array([cell["loss"] for cell in complete]), seeds, known)
+    for cell, may_be_best, worse in zip(complete, verdict.may_be_best, verdict.worse, strict=True):
+      cell |= {"may_be_best": bool(may_be_best), "worse": bool(worse)}
+    sd = math.sqrt(known.common)
+    critical = comparisons.range_critical(len(complete), int(known.common_freedom))
+    facts = {
+      "noise": sd,
+      "resolution": critical * sd / math.sqrt(seeds.min()),
+      "candidates": int(verdict.may_be_best.sum()),
+      "alike": int((~verdict.worse).sum()),
+    }
   varied = _axes(found)
-  return {
-    "axes": varied,
-    "cells": found,
-    "noise": noise,
-    "resolution": resolution,
-    "alike": alike,
-    "learning_rates": learning_rates(found, varied, noise),
-  }
+  return {"axes": varied, "cells": found, **facts, "learning_rates": learning_rates(found, varied, known)}
+
+
+def _rank(cell: Row) -> tuple[int, float]:
+  return (0 if _is_complete(cell) else 1 if cell["loss"] is not None else 2), cell["loss"] or 0.0
+
+
+def _is_complete(cell: Row) -> bool:
+  return cell["loss"] is not None and not cell["diverged"] and not cell["stopped"]
+
+
+def _noise(cells: list[Row]) -> comparisons.Noise | None:
+  variance = np.array([cell["std"] or 0.0 for cell in cells]) ** 2
+  return comparisons.noise(variance, np.array([cell["finished"] for cell in cells])) if cells else None
 
 
 def _axes(cells: list[Row]) -> list[str]:
@@ -70,52 +91,121 @@ def _cell(cell: Row) -> Row:
     "params_total": records[0]["params_total"],
     "tokens": max(one["tokens"] for one in records),
     "seconds": sum(one["seconds"] for one in records),
-    "diverged": any(one["status"] == "diverged" for one in records),
+    "diverged": sum(one["status"] == "diverged" for one in records),
+    "stopped": sum(one["status"] == "stopped" for one in records),
+    "may_be_best": None,
+    "worse": None,
     "run_ids": [one["run_id"] for one in records],
   }
 
 
-def learning_rates(cells: list[Row], varied: list[str], noise: float | None) -> list[Row]:
+def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise | None) -> list[Row]:
   """Of every setting of the other axes: the best learning rate with its interval, and how much a wrong one costs.
 
-  The best is the minimum of a parabola through the best rate and its neighbours, in logs; its interval follows from the
-  noise between seeds. The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a
-  rate that diverged counts as the worst that did not.
+  Where the noise between seeds is `known`, the rates that may be the best are those that multiple comparisons leave
+  (`comparisons.compare`), and the optimum lies between the rates next to them. A parabola in the log of the rate is
+  fitted to all these. Where it is sharp, `best` is its minimum and `interval90` is Fieller's interval of the minimum.
+  Where it is `flat` (the interval has no end within these rates, or the points do not lie on a parabola), there is no
+  `best`, and `interval90` says that the optimum is anywhere between two of the rates that were tried. Without repeated
+  seeds `best` is the minimum of a parabola through the best rate and its neighbours.
+
+  The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
+  diverged counts as the worst of the others.
   """
   if "optim.lr" not in varied:
     return []
+  complete = [cell for cell in cells if _is_complete(cell)]
   groups: dict[str, list[Row]] = {}
   for cell in cells:
     if "optim.lr" not in cell["overrides"]:
       continue  # which has the config's own
     others = {name: x for name, x in cell["overrides"].items() if name != "optim.lr" and name in varied}
-    groups.setdefault(repr(sorted(others.items())), []).append({"others": others, **cell})
-  found = []
+    groups.setdefault(repr(sorted(others.items())), []).append({"others": others, "cell": cell})
+  rows = []
   for group in groups.values():
-    known = sorted((c for c in group if c["loss"] is not None), key=lambda c: c["overrides"]["optim.lr"])
-    if len(known) < 3:
+    members = [one["cell"] for one in group]
+    tried = sorted((c for c in members if _is_complete(c)), key=lambda c: c["overrides"]["optim.lr"])
+    if len(tried) < 3:
       continue
-    rates, losses = (np.array(x) for x in zip(*((c["overrides"]["optim.lr"], c["loss"]) for c in known), strict=True))
-    at = int(np.argmin(losses))
-    row = {"others": group[0]["others"], "best_tried": float(rates[at]), "loss": float(losses[at])}
-    diverged = sum(c["loss"] is None and c["diverged"] for c in group)
+    rates, losses = (np.array(x) for x in zip(*((c["overrides"]["optim.lr"], c["loss"]) for c in tried), strict=True))
+    least = int(np.argmin(losses))
+    diverged = sum(cell["diverged"] > 0 for cell in members)
     lost = np.append(losses, [losses.max()] * diverged) - losses.min()
-    row |= {"edge": at in (0, len(rates) - 1), "best": None, "interval90": None, "sensitivity": float(lost.mean())}
-    near = slice(at - 1, at + 2)
-    x = np.log(rates[near])
-    if not row["edge"] and (bend := np.polyfit(x, losses[near], 2))[0] > 0:
-      row["best"] = float(np.exp(-bend[1] / (2 * bend[0])))
-      if noise is not None:
-        error = noise / math.sqrt(max(1, known[at]["finished"]))
-        row["interval90"] = _interval(x, losses[near], error)
-    found.append(row)
-  return found
+    row = {
+      "others": group[0]["others"],
+      "best_tried": float(rates[least]),
+      "loss": float(losses[least]),
+      "edge": least in (0, len(rates) - 1),
+      "best": None,
+      "interval90": None,
+      "flat": False,
+      "sensitivity": float(lost.mean()),
+    }
+    if known is None:
+      if not row["edge"]:
+        bend, slope, _ = np.polyfit(np.log(rates[least - 1 : least + 2]), losses[least - 1 : least + 2], 2)
+        row["best"] = float(np.exp(-slope / (2 * bend))) if bend > 0 else None
+    else:
+      places = [next(i for i, cell in enumerate(complete) if cell is one) for one in tried]
+      row |= _best_rate(rates, losses, np.array([c["finished"] for c in tried]), known.of(places))
+    rows.append(row)
+  return rows
 
 
-def _interval(x: np.ndarray, losses: np.ndarray, error: float, draws: int = 1000) -> list[float]:
-  """90% of the minima of parabolas through losses that are off by normal errors, within the rates at hand."""
-  drawn = losses + error * np.random.default_rng(0).normal(size=(draws, len(x)))
-  a, b, _ = np.polyfit(x, drawn.T, 2)
-  ends = x[np.argmin(drawn, axis=1)]  # where it bends the other way, an end is the least
-  minima = np.clip(np.where(a > 0, -b / (2 * np.where(a > 0, a, 1.0)), ends), x[0], x[-1])
-  return [float(value) for value in np.exp(np.quantile(minima, (0.05, 0.95)))]
+def _best_rate(rates: np.ndarray, losses: np.ndarray, seeds: np.ndarray, known: comparisons.Noise) -> Row:
+  """`best`, `interval90` and `flat` of one scan over at least three rates, in rising order."""
+  candidates = np.flatnonzero(comparisons.compare(losses, seeds, known).may_be_best)
+  last = len(rates) - 1
+  first, end = max(int(candidates[0]) - 1, 0), min(int(candidates[-1]) + 1, last)
+  if candidates[0] == candidates[-1] and candidates[0] in (0, last):
+    return {}  # the loss falls up to an edge: the optimum may lie beyond it
+  found = None
+  if candidates[0] > 0 and candidates[-1] < last:
+    low, high = first, end
+    while high - low + 1 < min(CUBIC, len(rates)):  # the lower side is nearer to the minimum
+      below = losses[low - 1] if low else math.inf
+      above = losses[high + 1] if high < last else math.inf
+      low, high = (low - 1, high) if below < above else (low, high + 1)
+    near = slice(low, high + 1)
+    squared = known.variance[near] / seeds[near]
+    within = np.log(rates[[first, end]])
+    found = _minimum(np.log(rates[near]), losses[near], squared, float(known.freedom[near].min()), within)
+  if found is None:
+    return {"flat": True, "interval90": [float(rates[first]), float(rates[end])]}
+  best, low, high = np.exp(found)
+  return {"best": float(best), "interval90": [float(low), float(high)]}
+
+
+def _minimum(
+  x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float, within: np.ndarray
+) -> tuple[float, float, float] | None:
+  """The minimum of a cubic through points with squared standard errors, with its 90% interval (after Fieller 1954).
+
+  Losses rise faster above the best rate than below it, so a parabola would be biased; of three points it is a parabola
+  nevertheless. The interval has the places at which the slope is not significantly different from 0. None where these
+  are not one interval inside of `within`, or where the points lie farther from the curve than noise explains.
+  """
+  center, scale = float(x.mean()), float(np.ptp(x)) / 2
+  terms = min(len(x), CUBIC)
+  root = 1 / np.sqrt(np.maximum(squared, 1e-300))
+  scaled, target = np.vander((x - center) / scale, terms, increasing=True) * root[:, None], y * root
+  coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
+  covariance = np.linalg.pinv(scaled.T @ scaled)
+  left = len(x) - terms
+  if left and np.sum((target - scaled @ coefficients) ** 2) / left > special.fdtri(left, freedom, 0.95):
+    return None
+  places = np.linspace(within[0], within[1], PLACES)
+  powers = np.arange(1, terms)
+  slopes = powers * ((places[:, None] - center) / scale) ** (powers - 1)  # of each term
+  slope = slopes @ coefficients[1:]
+  error = np.sqrt(np.einsum("pi,ij,pj->p", slopes, covariance[1:, 1:], slopes))
+  if slope[0] >= 0 or slope[-1] <= 0:
+    return None
+  k = int(np.flatnonzero(slope < 0)[-1])  # the slope passes 0 between this place and the next
+  level = np.abs(slope) <= special.stdtrit(freedom, 0.95) * error
+  level[k : k + 2] = True  # where there is next to no noise, these are all
+  first, last = np.flatnonzero(level)[[0, -1]]
+  if first == 0 or last == PLACES - 1 or not level[first : last + 1].all():
+    return None
+  best = places[k] + (places[k + 1] - places[k]) * slope[k] / (slope[k] - slope[k + 1])
+  return float(best), float(places[first]), float(places[last])

@@ -1,4 +1,4 @@
-"""Spaces give the points that they say; a leaderboard is means over seeds, with what the seeds can tell apart."""
+"""Spaces give the points that they say, and a sweep over them trains and ranks."""
 
 import json
 
@@ -9,9 +9,8 @@ import pytest
 from bigmodel import cli
 from bigmodel.accounting import plain_counts
 from bigmodel.files import UserError
-from bigmodel.report import sweeps
 from bigmodel.study import default_config
-from bigmodel.sweep import leaderboard, packs, spaces
+from bigmodel.sweep import packs, spaces
 from bigmodel.sweep.designs import Grid
 from bigmodel.train.run import Run
 
@@ -97,63 +96,6 @@ def _with(config, optim):
   return config
 
 
-def fake(run_id, loss, status="finished"):
-  return {"run_id": run_id, "loss_eval": loss, "status": status, "params_total": 1, "tokens": 1, "seconds": 1.0}
-
-
-def fake_sweep(losses, seeds=4, noise=0.01):
-  rng = np.random.default_rng(0)
-  planned, records = [], []
-  for lr, loss in losses.items():
-    for seed in range(seeds):
-      run_id = f"{lr}-{seed}"
-      planned.append({"run_id": run_id, "overrides": {"optim.lr": lr, "seed": seed, "data.seed": seed}})
-      records.append(fake(run_id, loss + noise * rng.normal()))
-  return planned, records
-
-
-def test_a_leaderboard_knows_what_its_seeds_can_tell_apart():
-  board = leaderboard.board(*fake_sweep({0.1: 2.0, 0.2: 2.002, 0.4: 2.5}))
-  assert board["axes"] == ["optim.lr"]
-  assert [cell["finished"] for cell in board["cells"]] == [4, 4, 4]
-  assert board["cells"][-1]["overrides"] == {"optim.lr": 0.4}
-  assert 0.005 < board["noise"] < 0.02
-  assert board["resolution"] == pytest.approx(1.833 * board["noise"] * (2 / 4) ** 0.5, rel=1e-3)  # t of 9 degrees
-  assert board["alike"] == 2
-
-
-def test_the_best_rate_is_a_parabolas_and_its_interval_holds():
-  """Losses along a parabola in the log of the rate, with its minimum between two of those tried."""
-  truth, rates = 0.15, (0.025, 0.05, 0.1, 0.2, 0.4)
-  inside = 0
-  for trial in range(60):
-    rng = np.random.default_rng(trial)
-    planned, records = [], []
-    for lr in rates:
-      for seed in range(3):
-        run_id = f"{lr}-{seed}"
-        planned.append({"run_id": run_id, "overrides": {"optim.lr": lr, "seed": seed}})
-        records.append(fake(run_id, 2 + 0.1 * np.log(lr / truth) ** 2 + 0.01 * rng.normal()))
-    (row,) = leaderboard.board(planned, records)["learning_rates"]
-    low, high = row["interval90"]
-    inside += low <= truth <= high
-    assert row["best"] == pytest.approx(truth, rel=0.3)
-  assert 45 <= inside <= 60
-
-
-def test_runs_without_a_loss_come_last_and_count_as_the_worst():
-  planned, records = fake_sweep({0.1: 2.1, 0.2: 2.0, 0.4: 2.2}, seeds=1)
-  planned.append({"run_id": "x", "overrides": {"optim.lr": 0.8}})
-  records.append(fake("x", None, "diverged"))
-  board = leaderboard.board(planned, records)
-  assert board["cells"][-1]["loss"] is None
-  assert board["noise"] is None
-  losses = np.array(sorted(c["loss"] for c in board["cells"][:-1]))
-  assert board["learning_rates"][0]["sensitivity"] == pytest.approx(
-    np.append(losses, losses.max()).mean() - losses.min()
-  )
-
-
 def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   path = tmp_path / "config.py"
   path.write_text(
@@ -187,31 +129,3 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   assert 'id="plot-axes"' in page
   assert cli.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
   assert "say what to vary" in capsys.readouterr().err
-
-
-def test_settings_that_follow_from_another_axis_are_none():
-  rows = [
-    {"train.tokens": tokens, "optim.warmup": 10 / tokens, "optim.lr": lr} for tokens in (100, 200) for lr in (0.1, 0.2)
-  ]
-  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
-  board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(4)])
-  assert board["axes"] == ["train.tokens", "optim.lr"]
-
-
-def test_cells_without_a_rate_and_seeds_that_agree_break_nothing():
-  planned = [
-    {"run_id": str(i), "overrides": {"seed": i % 2} | ({"optim.lr": 0.1 * i} if i > 1 else {})} for i in range(8)
-  ]
-  board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(8)])
-  assert sweeps.draw(board, "loss")
-  planned = [{"run_id": str(i), "overrides": {"seed": i % 2, "optim.lr": 0.1 + i // 2}} for i in range(6)]
-  board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(6)])
-  assert (board["noise"], board["resolution"], board["alike"]) == (0.0, 0.0, 3)
-
-
-def test_what_differs_everywhere_decides_nothing():
-  """A continuous axis has a value for each cell, and still says nothing of the others."""
-  rows = [{"model.dropout": 0.01 * i, "optim.beta2": 0.9 + 0.01 * (i % 3), "optim.lr": 0.1 + i % 2} for i in range(6)]
-  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
-  board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(6)])
-  assert board["axes"] == ["model.dropout", "optim.beta2", "optim.lr"]
