@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, dropout, normal, projection, zeros
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  LayerNorm,
+  constrain,
+  dropout,
+  einsum_float32,
+  normal,
+  projection,
+  zeros,
+)
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 
 TASKS = ("masked_lm",)
@@ -129,8 +139,8 @@ class Bert(nn.Module):
     if shape.head == "pooler":
       return jnp.tanh(projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), bias=True)), auxiliary
     x_BxTxD = ACTIVATIONS["gelu_erf"](projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), bias=True))
-    logits = jnp.einsum("btd,vd->btv", norm("transform_norm")(x_BxTxD), embedding_VxD)
-    logits_BxTxV = logits.astype(jnp.float32) + zeros(self, "output_bias", (shape.vocab,), ("vocab",))
+    logits = einsum_float32("btd,vd->btv", norm("transform_norm")(x_BxTxD), embedding_VxD)
+    logits_BxTxV = logits + zeros(self, "output_bias", (shape.vocab,), ("vocab",))
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

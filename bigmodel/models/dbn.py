@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
-from bigmodel.models.layers.basic import normal, projection, zeros
+from bigmodel.models.layers.basic import einsum_float32, normal, projection, zeros
 
 TASKS = ("classification", "contrastive_divergence")
 SUPPLIED = ()
@@ -91,8 +91,8 @@ class DBN(nn.Module):
         assert key is not None
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
       v_BxV = jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)
-    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), none
+    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, none
 
 
 def divergence(
@@ -105,14 +105,16 @@ def divergence(
   """
 
   def free_energy(v: jax.Array) -> jax.Array:
-    return -(v @ visible_V) - jnp.sum(jax.nn.softplus(v @ weight_VxH + hidden_H), axis=-1)
+    inputs_BxH = einsum_float32("bv,vh->bh", v, weight_VxH) + hidden_H
+    return -einsum_float32("bv,v->b", v, visible_V) - jnp.sum(jax.nn.softplus(inputs_BxH), axis=-1)
 
-  h_BxH = jax.random.bernoulli(key, jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)).astype(v_BxV.dtype)
-  logit_BxV = h_BxH @ weight_VxH.T + visible_V
-  seen_BxV = jax.lax.stop_gradient(jax.nn.sigmoid(logit_BxV))
+  chance_BxH = jax.nn.sigmoid(einsum_float32("bv,vh->bh", v_BxV, weight_VxH) + hidden_H)
+  h_BxH = jax.random.bernoulli(key, chance_BxH).astype(v_BxV.dtype)
+  logit_BxV = einsum_float32("bh,vh->bv", h_BxH, weight_VxH) + visible_V
+  seen_BxV = jax.lax.stop_gradient(jax.nn.sigmoid(logit_BxV)).astype(v_BxV.dtype)
   cross_entropy_B = jnp.sum(jax.nn.softplus(logit_BxV) - v_BxV * logit_BxV, axis=-1)
   losses = jnp.stack([free_energy(v_BxV) - free_energy(seen_BxV), jax.lax.stop_gradient(cross_entropy_B)], axis=-1)
-  return losses.astype(jnp.float32)
+  return losses
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -15,7 +15,16 @@ from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import Attend, Cache, attend
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, NORMS, constrain, dropout, gathered, norm_params
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  NORMS,
+  constrain,
+  dropout,
+  einsum_float32,
+  gathered,
+  norm_params,
+)
 from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
 
 TASKS = ("causal_lm",)
@@ -219,7 +228,7 @@ class Decoder(nn.Module):
     output_VxD: Any = embedding_VxD
     if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
-    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes)).astype(jnp.float32)
+    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes))
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

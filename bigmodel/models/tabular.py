@@ -134,8 +134,8 @@ class FTTransformer(nn.Module):
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
     read_BxD = jax.nn.relu(LayerNorm(name="final_norm")(x_BxTxD[:, 0]))
-    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), auxiliary
+    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, constrain, dropout, normal, sinusoids
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, constrain, dropout, einsum_float32, normal, sinusoids
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 
 TASKS = ("seq2seq",)
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
     x_BxTxD, auxiliary = stack(
       self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
     )
-    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD).astype(jnp.float32)
+    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, embedding_VxD)
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

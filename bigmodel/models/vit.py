@@ -124,8 +124,8 @@ class ViT(nn.Module):
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
     read_BxD = LayerNorm(epsilon=shape.epsilon, name="final_norm")(x_BxTxD[:, 0])
-    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), auxiliary
+    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

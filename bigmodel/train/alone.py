@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.initial import drawn
 from bigmodel.parallel import blocks, hosts, kernels
 from bigmodel.train import statistics
@@ -117,7 +118,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     out_shardings=one,
   )
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  on_mesh = functools.partial(_on_mesh, mesh, active)
+  on_mesh = functools.partial(_on_mesh, mesh, active, dtype)
   return Lone(
     mesh=mesh,
     init=on_mesh(init),
@@ -168,11 +169,11 @@ def anew(state: State, config: Config, sharding: Any, several: bool = False) -> 
   return dataclasses.replace(state, opt_state=opt_state, loss_ema=fresh)
 
 
-def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:
-  """`jitted`, called where the model's logical axes mean axes of the mesh."""
+def _on_mesh(mesh: Mesh, rules: tuple, dtype: Any, jitted: Callable) -> Callable:
+  """`jitted`, called where the model's logical axes mean axes of the mesh, with products as exact as the run asks."""
 
   def call(*arguments: Any) -> Any:
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules), exact_products(dtype):
       return jitted(*arguments)
 
   return call

@@ -1,5 +1,6 @@
 """Projections, norms and feed-forward blocks, with logical axis names on every parameter."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -22,29 +23,86 @@ GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a g
 
 
 def projection(
-  module: nn.Module, name: str, x: jax.Array, width: int, axes: tuple[str, str], scale: float = 1.0, bias: bool = False
+  module: nn.Module,
+  name: str,
+  x: jax.Array,
+  width: int,
+  axes: tuple[str, str],
+  scale: float = 1.0,
+  bias: bool = False,
+  result: Any = None,
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype; with a bias that starts at zero."""
-  fan_in = x.shape[-1]
+  """x @ W with W ~ N(0, scale^2 / fan_in), plus a bias that starts at zero if asked for.
+
+  `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
+  """
+  fan_in, dtype = x.shape[-1], result or x.dtype
   init = initial.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  out = times(x, gathered(weight.astype(x.dtype), axes))
-  return out + zeros(module, f"{name}_bias", (width,), axes[1:], x.dtype) if bias else out
+  out = times(x, gathered(weight.astype(x.dtype), axes), dtype)
+  return out + zeros(module, f"{name}_bias", (width,), axes[1:], dtype) if bias else out
 
 
-@jax.custom_vjp
-def times(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """x @ weight, whose gradient comes in the order of the weight: a transposed one takes a CPU twice as long."""
-  return x @ weight
+def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
+  """A context in which products of a float32 model are traced at the highest precision.
+
+  An accelerator otherwise multiplies float32 numbers as bfloat16 or TF32. Models of other dtypes are left alone.
+  """
+  return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
-def _times_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def times(x: jax.Array, weight: jax.Array, result: Any = None) -> jax.Array:
+  """x @ weight in the dtype `result`, by default that of x.
+
+  The gradient comes in the order of the weight: a transposed one takes a CPU twice as long.
+  """
+  return _times(x, weight, jnp.dtype(result or x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _times(x: jax.Array, weight: jax.Array, result: Any) -> jax.Array:
+  return jnp.matmul(x, weight, preferred_element_type=result)
+
+
+def _times_forward(x: jax.Array, weight: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _times(x, weight, result), (x, weight)
+
+
+def _times_backward(result: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del result
   x, weight = kept
-  rows = tuple(range(x.ndim - 1))
+  gradient, rows = gradient.astype(x.dtype), tuple(range(x.ndim - 1))
   return gradient @ weight.T, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
 
 
-times.defvjp(lambda x, weight: (x @ weight, (x, weight)), _times_backward)
+_times.defvjp(_times_forward, _times_backward)
+
+
+def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """The einsum of two arrays of one dtype, with a float32 result: for what enters a softmax or a loss.
+
+  The backward products have operands of the arrays' dtype: float32 ones would be several times slower.
+  """
+  return _einsum(subscripts, a, b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(subscripts: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _einsum(subscripts, a, b), (a, b)
+
+
+def _einsum_backward(
+  subscripts: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  _, backward = jax.vjp(functools.partial(jnp.einsum, subscripts), *kept)
+  return backward(gradient.astype(kept[0].dtype))
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def zeros(
