@@ -40,7 +40,12 @@ def projection(
   init = initial.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
   out = times(x, gathered(weight.astype(x.dtype), axes), dtype)
-  return out + zeros(module, f"{name}_bias", (width,), axes[1:], dtype) if bias else out
+  return plus_bias(module, f"{name}_bias", out, axes[1]) if bias else out
+
+
+def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str) -> jax.Array:
+  """x plus a vector that starts at zero, along the last axis."""
+  return x + repeated(zeros(module, name, x.shape[-1:], (axis,)), x.shape, (axis,), x.dtype)
 
 
 def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
@@ -105,21 +110,45 @@ def _einsum_backward(
 _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def zeros(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any = jnp.float32
-) -> jax.Array:
-  """A parameter that starts at zero, in the dtype that it is used in."""
-  weight: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
-  return gathered(weight.astype(dtype), axes)
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+  """A float32 parameter that starts at zero."""
+  parameter: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+  return parameter
 
 
-def normal(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float, dtype: Any
-) -> jax.Array:
-  """A parameter ~ N(0, deviation^2), in the dtype that it is used in."""
+def normal(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float) -> jax.Array:
+  """A float32 parameter ~ N(0, deviation^2)."""
   init = nn.with_logical_partitioning(initial.normal(deviation), axes)
-  weight: Any = module.param(name, init, shape, jnp.float32)
-  return gathered(weight.astype(dtype), axes)
+  parameter: Any = module.param(name, init, shape, jnp.float32)
+  return parameter
+
+
+def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+  """A float32 parameter in `dtype`, repeated along new leading axes to `shape`; `axes` are the parameter's.
+
+  Its gradient is summed in float32: in bfloat16 a sum of ones stops at 256.
+  """
+  return _repeated(parameter, shape, axes, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+  return jnp.broadcast_to(gathered(parameter.astype(dtype), axes), shape)
+
+
+def _repeated_forward(parameter: jax.Array, *static: Any) -> tuple[jax.Array, None]:
+  return _repeated(parameter, *static), None
+
+
+def _repeated_backward(
+  shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+  del dtype
+  new = tuple(range(len(shape) - len(axes)))
+  return (constrain(jnp.sum(gradient.astype(jnp.float32), axis=new), axes),)
+
+
+_repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
