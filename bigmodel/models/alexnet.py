@@ -120,8 +120,8 @@ class AlexNet(nn.Module):
     for layer, axis in enumerate(("inputs", "embed")):
       x_BxF = dropout(self, x_BxF, shape.dropout)
       x_BxF = jax.nn.relu(projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), 2**0.5, bias=True))
-    out = projection(self, "output", x_BxF, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), jnp.zeros(2, jnp.float32)
+    out = projection(self, "output", x_BxF, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, jnp.zeros(2, jnp.float32)
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

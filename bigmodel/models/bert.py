@@ -10,8 +10,21 @@ import jax.numpy as jnp
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, dropout, normal, projection, zeros
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  LayerNorm,
+  constrain,
+  dropout,
+  einsum_float32,
+  gathered,
+  normal,
+  plus_bias,
+  projection,
+  repeated,
+)
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.embedding import lookup
 
 TASKS = ("masked_lm",)
 SUPPLIED = ("run_blocks",)
@@ -116,11 +129,14 @@ class Bert(nn.Module):
   def __call__(self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
     norm = lambda name: LayerNorm(epsilon=shape.epsilon, name=name)
-    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), 0.02, self.dtype)
-    positions_TxD = normal(self, "positions", (shape.positions, D), ("positions", "embed"), 0.02, self.dtype)
-    types_2xD = normal(self, "types", (shape.types, D), ("types", "embed"), 0.02, self.dtype)
+    table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), 0.02)
+    embedding_VxD = table("embedding", shape.vocab, "vocab")
+    positions_PxD = table("positions", shape.positions, "positions")
+    types_2xD = table("types", shape.types, "types")
     types = jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
-    x_BxTxD = embedding_VxD[tokens_BxT] + positions_TxD[:T] + types_2xD[types]
+    x_BxTxD = lookup(embedding_VxD, tokens_BxT, ("vocab", "embed"), self.dtype)
+    x_BxTxD = x_BxTxD + repeated(positions_PxD[:T], x_BxTxD.shape, ("positions", "embed"), self.dtype)
+    x_BxTxD = x_BxTxD + lookup(types_2xD, types, ("types", "embed"), self.dtype)
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = dropout(self, norm("embedding_norm")(x_BxTxD), shape.dropout)
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
@@ -129,8 +145,9 @@ class Bert(nn.Module):
     if shape.head == "pooler":
       return jnp.tanh(projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), bias=True)), auxiliary
     x_BxTxD = ACTIVATIONS["gelu_erf"](projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), bias=True))
-    logits = jnp.einsum("btd,vd->btv", norm("transform_norm")(x_BxTxD), embedding_VxD)
-    logits_BxTxV = logits.astype(jnp.float32) + zeros(self, "output_bias", (shape.vocab,), ("vocab",))
+    table_VxD = gathered(embedding_VxD.astype(self.dtype), ("vocab", "embed"))
+    logits_BxTxV = einsum_float32("btd,vd->btv", norm("transform_norm")(x_BxTxD), table_VxD)
+    logits_BxTxV = plus_bias(self, "output_bias", logits_BxTxV, "vocab")
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

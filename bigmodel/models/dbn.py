@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
-from bigmodel.models.layers.basic import normal, projection, zeros
+from bigmodel.models.layers.basic import einsum_float32, gathered, normal, projection, repeated, zeros
 
 TASKS = ("classification", "contrastive_divergence")
 SUPPLIED = ()
@@ -84,15 +84,17 @@ class DBN(nn.Module):
     v_BxV = x.reshape(x.shape[0], -1).astype(self.dtype)
     for i, (below, width) in enumerate(itertools.pairwise(shape.widths)):
       axes = ("inputs" if not i else "embed", "mlp")
-      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5, self.dtype)
-      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",), self.dtype)
-      visible_V = zeros(self, f"layer_{i}_visible", (below,), axes[:1], self.dtype)
+      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5)
+      weight_VxH = gathered(weight_VxH.astype(self.dtype), axes)
+      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",))
+      visible_V = gathered(zeros(self, f"layer_{i}_visible", (below,), axes[:1]), axes[:1])
       if i == layer:
         assert key is not None
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
-      v_BxV = jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)
-    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), none
+      inputs_BxH = v_BxV @ weight_VxH
+      v_BxV = jax.nn.sigmoid(inputs_BxH + repeated(hidden_H, inputs_BxH.shape, ("mlp",), self.dtype))
+    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, none
 
 
 def divergence(
@@ -105,14 +107,16 @@ def divergence(
   """
 
   def free_energy(v: jax.Array) -> jax.Array:
-    return -(v @ visible_V) - jnp.sum(jax.nn.softplus(v @ weight_VxH + hidden_H), axis=-1)
+    inputs_BxH = einsum_float32("bv,vh->bh", v, weight_VxH) + hidden_H
+    return -einsum_float32("bv,v->b", v, visible_V.astype(v.dtype)) - jnp.sum(jax.nn.softplus(inputs_BxH), axis=-1)
 
-  h_BxH = jax.random.bernoulli(key, jax.nn.sigmoid(v_BxV @ weight_VxH + hidden_H)).astype(v_BxV.dtype)
-  logit_BxV = h_BxH @ weight_VxH.T + visible_V
-  seen_BxV = jax.lax.stop_gradient(jax.nn.sigmoid(logit_BxV))
+  chance_BxH = jax.nn.sigmoid(einsum_float32("bv,vh->bh", v_BxV, weight_VxH) + hidden_H)
+  h_BxH = jax.random.bernoulli(key, chance_BxH).astype(v_BxV.dtype)
+  logit_BxV = einsum_float32("bh,vh->bv", h_BxH, weight_VxH) + visible_V
+  seen_BxV = jax.lax.stop_gradient(jax.nn.sigmoid(logit_BxV)).astype(v_BxV.dtype)
   cross_entropy_B = jnp.sum(jax.nn.softplus(logit_BxV) - v_BxV * logit_BxV, axis=-1)
   losses = jnp.stack([free_energy(v_BxV) - free_energy(seen_BxV), jax.lax.stop_gradient(cross_entropy_B)], axis=-1)
-  return losses.astype(jnp.float32)
+  return losses
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

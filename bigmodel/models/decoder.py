@@ -15,8 +15,20 @@ from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import Attend, Cache, attend
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, NORMS, constrain, dropout, gathered, norm_params
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  NORMS,
+  constrain,
+  dropout,
+  einsum_float32,
+  gathered,
+  norm_params,
+  normal,
+  repeated,
+)
 from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.embedding import lookup
 
 TASKS = ("causal_lm",)
 SUPPLIED = ("attend", "run_blocks")
@@ -194,13 +206,12 @@ class Decoder(nn.Module):
     axes = ("vocab", "embed")
     embed_init = nn.with_logical_partitioning(initial.normal(shape.width**-0.5), axes)
     embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
-    table_VxD = gathered(embedding_VxD.astype(self.dtype), axes)
-    x_BxTxD = table_VxD[tokens_BxT]
+    x_BxTxD = lookup(embedding_VxD, tokens_BxT, axes, self.dtype)
     if shape.positions == "learned":
-      init = nn.with_logical_partitioning(initial.normal(shape.width**-0.5), ("positions", "embed"))
-      learned_TxD: Any = self.param("positions", init, (shape.context, shape.width), jnp.float32)
-      learned_TxD = gathered(learned_TxD.astype(self.dtype), ("positions", "embed"))
-      x_BxTxD = x_BxTxD + jax.lax.dynamic_slice_in_dim(learned_TxD, start, tokens_BxT.shape[1])
+      named = ("positions", "embed")
+      learned_CxD = normal(self, "positions", (shape.context, shape.width), named, shape.width**-0.5)
+      learned_TxD = jax.lax.dynamic_slice_in_dim(learned_CxD, start, tokens_BxT.shape[1])
+      x_BxTxD = x_BxTxD + repeated(learned_TxD, x_BxTxD.shape, named, self.dtype)
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", "length", "activation_embed"))
 
     if caches is None:
@@ -219,7 +230,7 @@ class Decoder(nn.Module):
     output_VxD: Any = embedding_VxD
     if not shape.tie_embeddings:
       output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
-    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes)).astype(jnp.float32)
+    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes))
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

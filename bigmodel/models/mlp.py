@@ -83,8 +83,8 @@ class MLP(nn.Module):
       x_BxF = projection(self, f"layer_{layer}", x_BxF, width, (axis, "mlp"), scale, bias=True)
       x_BxF = dropout(self, ACTIVATIONS[shape.activation](x_BxF), shape.dropout)
       axis = "embed"
-    out = projection(self, "output", x_BxF, shape.outputs, (axis, "outputs"), bias=True)
-    return out.astype(jnp.float32), jnp.zeros(2, jnp.float32)
+    out = projection(self, "output", x_BxF, shape.outputs, (axis, "outputs"), bias=True, result=jnp.float32)
+    return out, jnp.zeros(2, jnp.float32)
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -144,8 +144,8 @@ class ResNet(nn.Module):
       elif not layers[i + 1][0].endswith("shortcut"):
         x = jax.nn.relu(x)
     pooled_BxC = jnp.mean(x, axis=(1, 2))
-    out = projection(self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), bias=True)
-    return out.astype(jnp.float32), jnp.zeros(2, jnp.float32)
+    out = projection(self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), bias=True, result=jnp.float32)
+    return out, jnp.zeros(2, jnp.float32)
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

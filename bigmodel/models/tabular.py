@@ -14,8 +14,9 @@ import numpy as np
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection, repeated
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.embedding import lookup
 
 TASKS = ("classification", "regression")
 SUPPLIED = ("run_blocks",)
@@ -121,21 +122,24 @@ class FTTransformer(nn.Module):
   @nn.compact
   def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
-    own = lambda name, count: normal(self, name, (count, D), ("inputs", "embed"), D**-0.5, self.dtype)
+    axes, B = ("inputs", "embed"), len(x_BxF)
+    vectors = lambda name, count: normal(self, name, (count, D), axes, D**-0.5)
+    for_all = lambda vectors_FxD: repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
     parts = []
     if shape.numbers:
-      parts.append(x_BxF[:, : shape.numbers].astype(self.dtype)[..., None] * own("weight", shape.numbers))
+      parts.append(x_BxF[:, : shape.numbers].astype(self.dtype)[..., None] * for_all(vectors("weight", shape.numbers)))
     if shape.categories:
       begins = np.cumsum((0, *shape.categories[:-1]))
-      parts.append(own("categories", sum(shape.categories))[x_BxF[:, shape.numbers :].astype(jnp.int32) + begins])
-    tokens_BxFxD = jnp.concatenate(parts, axis=1) + own("bias", F)
-    token_D = normal(self, "token", (D,), ("embed",), D**-0.5, self.dtype)
-    x_BxTxD = jnp.concatenate([jnp.broadcast_to(token_D, (len(x_BxF), 1, D)), tokens_BxFxD], axis=1)
+      codes_BxC = x_BxF[:, shape.numbers :].astype(jnp.int32) + begins
+      parts.append(lookup(vectors("categories", sum(shape.categories)), codes_BxC, axes, self.dtype))
+    tokens_BxFxD = jnp.concatenate(parts, axis=1) + for_all(vectors("bias", F))
+    token_D = normal(self, "token", (D,), ("embed",), D**-0.5)
+    x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
     read_BxD = jax.nn.relu(LayerNorm(name="final_norm")(x_BxTxD[:, 0]))
-    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True)
-    return out.astype(jnp.float32), auxiliary
+    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    return out, auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

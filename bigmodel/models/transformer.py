@@ -11,8 +11,18 @@ import numpy as np
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, constrain, dropout, normal, sinusoids
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  constrain,
+  dropout,
+  einsum_float32,
+  gathered,
+  normal,
+  sinusoids,
+)
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.embedding import lookup
 
 TASKS = ("seq2seq",)
 SUPPLIED = ("run_blocks",)
@@ -101,11 +111,14 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape, D = self.shape, self.shape.width
-    embedding_VxD = normal(self, "embedding", (shape.vocab, D), ("vocab", "embed"), D**-0.5, self.dtype)
+    axes = ("vocab", "embed")
+    embedding_VxD = normal(self, "embedding", (shape.vocab, D), axes, D**-0.5)
 
     def embedded(tokens_BxT: jax.Array) -> jax.Array:
       positions_TxD = sinusoids(np.arange(tokens_BxT.shape[1]), D).astype(self.dtype)
-      x_BxTxD = dropout(self, embedding_VxD[tokens_BxT] * D**0.5 + positions_TxD, shape.dropout)
+      x_BxTxD = dropout(
+        self, lookup(embedding_VxD, tokens_BxT, axes, self.dtype) * D**0.5 + positions_TxD, shape.dropout
+      )
       return constrain(x_BxTxD, ("batch", "length", "activation_embed"))
 
     run = self.run_blocks
@@ -115,7 +128,7 @@ class Transformer(nn.Module):
     x_BxTxD, auxiliary = stack(
       self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
     )
-    logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD).astype(jnp.float32)
+    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, gathered(embedding_VxD.astype(self.dtype), axes))
     return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
 
 

@@ -80,7 +80,7 @@ def _blocks(k: jax.Array, v: jax.Array, heads: int) -> tuple[jax.Array, jax.Arra
 
 def _scores(q: jax.Array, k: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Array:
   """Masked scores_BxHxTxS in float32."""
-  scores = jnp.einsum("bthk,bshk->bhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+  scores = jnp.einsum("bthk,bshk->bhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
   seen = first + jnp.arange(k.shape[1])[None, :] <= jnp.arange(q.shape[1])[:, None] + offset
   return jnp.where(seen, scores, HIDDEN)
 
@@ -94,7 +94,7 @@ def _chunk_forward(q: jax.Array, k: jax.Array, v: jax.Array, offset: jax.Array):
     new_top = jnp.maximum(top_BxHxT, jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - new_top[..., None])
     scale = jnp.exp(top_BxHxT - new_top)
-    added = jnp.einsum("bhts,bshk->bhtk", weights.astype(v.dtype), block[1]).astype(jnp.float32)
+    added = jnp.einsum("bhts,bshk->bhtk", weights.astype(v.dtype), block[1], preferred_element_type=jnp.float32)
     return (new_top, total_BxHxT * scale + weights.sum(-1), out_BxHxTxK * scale[..., None] + added), None
 
   start = (jnp.full((B, H, T), HIDDEN), jnp.zeros((B, H, T)), jnp.zeros((B, H, T, K)))
@@ -115,9 +115,9 @@ def _chunk_backward(kept: tuple, cotangents: tuple):
   def add(dq: jax.Array, block: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     weights = jnp.exp(_scores(q, block[0], block[2], offset) - lse[..., None])
     dv = jnp.einsum("bhts,bthk->bshk", weights.astype(v.dtype), d_out)
-    d_weights = jnp.einsum("bthk,bshk->bhts", d_out, block[1]).astype(jnp.float32)
+    d_weights = jnp.einsum("bthk,bshk->bhts", d_out, block[1], preferred_element_type=jnp.float32)
     d_scores = (weights * (d_weights + shift_BxHxT[..., None]) * scale).astype(q.dtype)
-    dq = dq + jnp.einsum("bhts,bshk->bthk", d_scores, block[0]).astype(jnp.float32)
+    dq = dq + jnp.einsum("bhts,bshk->bthk", d_scores, block[0], preferred_element_type=jnp.float32)
     return dq, (jnp.einsum("bhts,bthk->bshk", d_scores, q), dv)
 
   dq, (dk, dv) = jax.lax.scan(add, jnp.zeros(q.shape), _blocks(k, v, H))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bigmodel.config import Config
 from bigmodel.models.decoder import Decoder
 from bigmodel.models.layers.attention import Cache
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.block import unstacked
 
 
@@ -31,6 +32,11 @@ def by_layer(params: Any) -> Any:
   return {**params, "blocks": unstacked(params["blocks"])}
 
 
+def _applied(model: Decoder, params: Any, *inputs: Any) -> tuple[jax.Array, list[Cache]]:
+  with exact_products(model.dtype):
+    return model.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
+
+
 @functools.partial(jax.jit, static_argnames=("model", "new", "top_k"))
 def sample(
   model: Decoder,
@@ -49,7 +55,7 @@ def sample(
   """
   P, params = prompt_BxP.shape[1], by_layer(params)
   caches = empty_caches(model, len(prompt_BxP), P + new)
-  logits_BxPxV, caches = model.apply({"params": params}, prompt_BxP, caches, jnp.int32(0))
+  logits_BxPxV, caches = _applied(model, params, prompt_BxP, caches, jnp.int32(0))
 
   def drawn(logits_BxV: jax.Array, key: jax.Array) -> jax.Array:
     scaled_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
@@ -67,7 +73,7 @@ def sample(
     logits_BxV, caches = carry
     at, key = given
     token_B, chance_B = pick(logits_BxV, key)
-    logits_Bx1xV, caches = model.apply({"params": params}, token_B[:, None], caches, at)
+    logits_Bx1xV, caches = _applied(model, params, token_B[:, None], caches, at)
     return (logits_Bx1xV[:, 0], caches), (token_B, chance_B)
 
   keys = jax.random.split(key, new)
@@ -97,7 +103,7 @@ def beam_search(
   """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
   W, P, params = beams, prompt_1xP.shape[1], by_layer(params)
   caches = empty_caches(model, W, P + new)
-  logits, caches = model.apply({"params": params}, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
+  logits, caches = _applied(model, params, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
   V = model.shape.vocab
   only_stop_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
   # All beams begin alike: only the first counts.
@@ -115,7 +121,7 @@ def beam_search(
 
   def step(carry: Any, n: Any) -> tuple[Any, None]:
     (token_W, caches, *rest), _ = extend(carry, n)
-    logits_Wx1xV, caches = model.apply({"params": params}, token_W[:, None], caches, P + n)
+    logits_Wx1xV, caches = _applied(model, params, token_W[:, None], caches, P + n)
     return (logits_Wx1xV[:, 0], caches, *rest), None
 
   carry = (logits[:, -1], caches, score_W, jnp.zeros(W, bool), jnp.zeros((W, new), jnp.int32))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.initial import drawn
 from bigmodel.parallel import blocks, hosts, kernels
 from bigmodel.train import statistics
@@ -120,7 +121,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     out_shardings=one,
   )
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  on_mesh = functools.partial(_on_mesh, mesh, active)
+  on_mesh = functools.partial(_on_mesh, mesh, active, dtype)
   return Lone(
     mesh=mesh,
     init=on_mesh(init),
@@ -186,11 +187,11 @@ def anew(
   return dataclasses.replace(state, params=params, opt_state=opt_state, loss_ema=loss_ema, noise=noise)
 
 
-def _on_mesh(mesh: Mesh, rules: tuple, jitted: Callable) -> Callable:
-  """`jitted`, called where the model's logical axes mean axes of the mesh."""
+def _on_mesh(mesh: Mesh, rules: tuple, dtype: Any, jitted: Callable) -> Callable:
+  """`jitted`, called where the model's logical axes mean axes of the mesh, with products as exact as the run asks."""
 
   def call(*arguments: Any) -> Any:
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules), exact_products(dtype):
       return jitted(*arguments)
 
   return call

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import data, hardware, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.parallel import blocks, hosts
 from bigmodel.train import alone
 from bigmodel.train.alone import Lone, Program
@@ -122,7 +123,8 @@ def _lanes(config: Config, mesh: Mesh) -> Lanes:
   config = config.copy_and_resolve_references()  # it is read as late as it is traced
   supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
   ways = {name: blocks.choose(config, mesh) for name in supplied}
-  model, task = models.build(config, jnp.dtype(config.train.compute_dtype), **ways), tasks.build(config)
+  dtype = jnp.dtype(config.train.compute_dtype)
+  model, task = models.build(config, dtype, **ways), tasks.build(config)
   one_step = functools.partial(train_step, model.apply, task, optim.How.of(config), config.train.accumulate)
   several = _several(jax.jit(one_step, inline=True), _stride(config))
   compiled = functools.partial(jax.jit, compiler_options=hardware.compiler_options())
@@ -132,13 +134,16 @@ def _lanes(config: Config, mesh: Mesh) -> Lanes:
   @functools.partial(compiled, donate_argnums=1)
   @functools.partial(by_lane, in_specs=(shared, own, own, own))
   def step(count: jax.Array, *of_members: Any) -> Any:
-    return jax.lax.map(lambda one: several(count, *one), of_members)
+    with exact_products(dtype):
+      return jax.lax.map(lambda one: several(count, *one), of_members)
 
   @compiled
   @functools.partial(by_lane, in_specs=(own, shared, shared))
   def values(params: Any, rows: Any, key: jax.Array) -> Any:
     params = jax.tree.map(lambda x: x[0], params)
-    return jax.tree.map(lambda x: x[None], task.values(applied(model.apply, params), rows, jax.random.key(key)))
+    with exact_products(dtype):
+      found = task.values(applied(model.apply, params), rows, jax.random.key(key))
+    return jax.tree.map(lambda x: x[None], found)
 
   at_once = min(AT_ONCE, max(1, AT_ONCE_BYTES // (4 * models.counts_of(config).params_total)))
   return Lanes(mesh, _stride(config), at_once, step, values)

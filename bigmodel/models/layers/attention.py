@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.models.layers.basic import RMSNorm, constrain, projection, sinusoids, zeros
+from bigmodel.models.layers.basic import RMSNorm, constrain, einsum_float32, projection, repeated, sinusoids, zeros
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -30,7 +30,7 @@ def attend(
   (T, H, K), S = q_BxTxHxK.shape[1:], k_BxSxGxK.shape[1]
   k_BxSxHxK, v_BxSxHxK = (repeat_heads(x, H) for x in (k_BxSxGxK, v_BxSxGxK))
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
-  scores_BxHxTxS = product(q * K**-0.5, k.swapaxes(2, 3)).astype(jnp.float32) + bias_BxHxTxS
+  scores_BxHxTxS = product(q * K**-0.5, k.swapaxes(2, 3), jnp.float32) + bias_BxHxTxS
   if causal:
     positions = start + (np if isinstance(start, int) else jnp).arange(T)
     scores_BxHxTxS = jnp.where(np.arange(S) <= positions[:, None], scores_BxHxTxS, HIDDEN)
@@ -39,20 +39,35 @@ def attend(
   return out_BxHxTxK.transpose(0, 2, 1, 3)
 
 
-@jax.custom_vjp
-def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array) -> jax.Array:
-  """a @ b, of one type; for the gradient of b the narrower of the others is transposed, which a CPU does sooner."""
-  return a_BxHxMxN @ b_BxHxNxP
+def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: Any = None) -> jax.Array:
+  """a @ b of arrays of one dtype, in the dtype `result` (by default theirs): scores need float32.
+
+  For the gradient of b the narrower of the others is transposed, which is faster on CPU.
+  """
+  return _product(a_BxHxMxN, b_BxHxNxP, jnp.dtype(result or a_BxHxMxN.dtype))
 
 
-def _product_backward(kept: tuple[jax.Array, jax.Array], g_BxHxMxP: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: Any) -> jax.Array:
+  return jnp.matmul(a_BxHxMxN, b_BxHxNxP, preferred_element_type=result)
+
+
+def _product_forward(a: jax.Array, b: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _product(a, b, result), (a, b)
+
+
+def _product_backward(
+  result: Any, kept: tuple[jax.Array, jax.Array], g_BxHxMxP: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  del result
   a, b = kept
+  g_BxHxMxP = g_BxHxMxP.astype(a.dtype)
   back = lambda x: x.swapaxes(2, 3)
   a_is_narrower = a.shape[3] < b.shape[3]
   return g_BxHxMxP @ back(b), back(a) @ g_BxHxMxP if a_is_narrower else back(back(g_BxHxMxP) @ a)
 
 
-product.defvjp(lambda a, b: (a @ b, (a, b)), _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 def attend_to_all(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array) -> jax.Array:
@@ -63,7 +78,24 @@ def attend_to_all(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Arr
 def repeat_heads(x_BxTxGxK: jax.Array, heads: int) -> jax.Array:
   """Key-value heads, one for each of `heads` query heads."""
   groups = x_BxTxGxK.shape[2]
-  return x_BxTxGxK if groups == heads else jnp.repeat(x_BxTxGxK, heads // groups, axis=2)
+  return x_BxTxGxK if groups == heads else _repeat_heads(x_BxTxGxK, heads // groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeat_heads(x_BxTxGxK: jax.Array, times: int) -> jax.Array:
+  return jnp.repeat(x_BxTxGxK, times, axis=2)
+
+
+def _repeat_heads_forward(x_BxTxGxK: jax.Array, times: int) -> tuple[jax.Array, None]:
+  return _repeat_heads(x_BxTxGxK, times), None
+
+
+def _repeat_heads_backward(times: int, _: None, gradient_BxTxHxK: jax.Array) -> tuple[jax.Array]:
+  B, T, H, K = gradient_BxTxHxK.shape
+  return (jnp.sum(gradient_BxTxHxK.reshape(B, T, H // times, times, K), axis=3),)  # which sums in float32
+
+
+_repeat_heads.defvjp(_repeat_heads_forward, _repeat_heads_backward)
 
 
 def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Any = 0) -> jax.Array:
@@ -137,7 +169,11 @@ class Attention(nn.Module):
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
     r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads")).reshape(S, H, K)
-    u, v = (zeros(self, name, (H * K,), ("heads",), q_BxTxHxK.dtype).reshape(H, K) for name in ("u", "v"))
-    by_distance = jnp.einsum("bthk,shk->bhts", (q_BxTxHxK + v) * K**-0.5, r_SxHxK).astype(jnp.float32)
+    split = (*q_BxTxHxK.shape[:2], H * K)
+    u_BxTxHxK, v_BxTxHxK = (
+      repeated(zeros(self, name, (H * K,), ("heads",)), split, ("heads",), q_BxTxHxK.dtype).reshape(q_BxTxHxK.shape)
+      for name in ("u", "v")
+    )
+    by_distance = einsum_float32("bthk,shk->bhts", (q_BxTxHxK + v_BxTxHxK) * K**-0.5, r_SxHxK)
     back_TxS = jnp.clip(start + np.arange(T)[:, None] - np.arange(S), 0, S - 1)
-    return q_BxTxHxK + u, jnp.take_along_axis(by_distance, back_TxS[None, None], axis=-1)
+    return q_BxTxHxK + u_BxTxHxK, jnp.take_along_axis(by_distance, back_TxS[None, None], axis=-1)

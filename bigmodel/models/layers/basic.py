@@ -1,5 +1,6 @@
 """Projections, norms and feed-forward blocks, with logical axis names on every parameter."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -22,46 +23,132 @@ GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a g
 
 
 def projection(
-  module: nn.Module, name: str, x: jax.Array, width: int, axes: tuple[str, str], scale: float = 1.0, bias: bool = False
+  module: nn.Module,
+  name: str,
+  x: jax.Array,
+  width: int,
+  axes: tuple[str, str],
+  scale: float = 1.0,
+  bias: bool = False,
+  result: Any = None,
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in), in x's dtype; with a bias that starts at zero."""
-  fan_in = x.shape[-1]
+  """x @ W with W ~ N(0, scale^2 / fan_in), plus a bias that starts at zero if asked for.
+
+  `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
+  """
+  fan_in, dtype = x.shape[-1], result or x.dtype
   init = initial.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  out = times(x, gathered(weight.astype(x.dtype), axes))
-  return out + zeros(module, f"{name}_bias", (width,), axes[1:], x.dtype) if bias else out
+  out = times(x, gathered(weight.astype(x.dtype), axes), dtype)
+  return plus_bias(module, f"{name}_bias", out, axes[1]) if bias else out
 
 
-@jax.custom_vjp
-def times(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """x @ weight, whose gradient comes in the order of the weight: a transposed one takes a CPU twice as long."""
-  return x @ weight
+def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str) -> jax.Array:
+  """x plus a vector that starts at zero, along the last axis."""
+  return x + repeated(zeros(module, name, x.shape[-1:], (axis,)), x.shape, (axis,), x.dtype)
 
 
-def _times_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
+  """A context in which products of a float32 model are traced at the highest precision.
+
+  An accelerator otherwise multiplies float32 numbers as bfloat16 or TF32. Models of other dtypes are left alone.
+  """
+  return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
+
+
+def times(x: jax.Array, weight: jax.Array, result: Any = None) -> jax.Array:
+  """x @ weight in the dtype `result`, by default that of x.
+
+  The gradient comes in the order of the weight: a transposed one takes a CPU twice as long.
+  """
+  return _times(x, weight, jnp.dtype(result or x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _times(x: jax.Array, weight: jax.Array, result: Any) -> jax.Array:
+  return jnp.matmul(x, weight, preferred_element_type=result)
+
+
+def _times_forward(x: jax.Array, weight: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _times(x, weight, result), (x, weight)
+
+
+def _times_backward(result: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del result
   x, weight = kept
-  rows = tuple(range(x.ndim - 1))
+  gradient, rows = gradient.astype(x.dtype), tuple(range(x.ndim - 1))
   return gradient @ weight.T, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
 
 
-times.defvjp(lambda x, weight: (x @ weight, (x, weight)), _times_backward)
+_times.defvjp(_times_forward, _times_backward)
 
 
-def zeros(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any = jnp.float32
-) -> jax.Array:
-  """A parameter that starts at zero, in the dtype that it is used in."""
-  weight: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
-  return gathered(weight.astype(dtype), axes)
+def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """The einsum of two arrays of one dtype, with a float32 result: for what enters a softmax or a loss.
+
+  The backward products have operands of the arrays' dtype: float32 ones would be several times slower.
+  """
+  return _einsum(subscripts, a, b)
 
 
-def normal(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float, dtype: Any
-) -> jax.Array:
-  """A parameter ~ N(0, deviation^2), in the dtype that it is used in."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(subscripts: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _einsum(subscripts, a, b), (a, b)
+
+
+def _einsum_backward(
+  subscripts: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  _, backward = jax.vjp(functools.partial(jnp.einsum, subscripts), *kept)
+  return backward(gradient.astype(kept[0].dtype))
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+  """A float32 parameter that starts at zero."""
+  parameter: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+  return parameter
+
+
+def normal(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float) -> jax.Array:
+  """A float32 parameter ~ N(0, deviation^2)."""
   init = nn.with_logical_partitioning(initial.normal(deviation), axes)
-  weight: Any = module.param(name, init, shape, jnp.float32)
-  return gathered(weight.astype(dtype), axes)
+  parameter: Any = module.param(name, init, shape, jnp.float32)
+  return parameter
+
+
+def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+  """A float32 parameter in `dtype`, repeated along new leading axes to `shape`; `axes` are the parameter's.
+
+  Its gradient is summed in float32: in bfloat16 a sum of ones stops at 256.
+  """
+  return _repeated(parameter, shape, axes, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+  return jnp.broadcast_to(gathered(parameter.astype(dtype), axes), shape)
+
+
+def _repeated_forward(parameter: jax.Array, *static: Any) -> tuple[jax.Array, None]:
+  return _repeated(parameter, *static), None
+
+
+def _repeated_backward(
+  shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+  del dtype
+  new = tuple(range(len(shape) - len(axes)))
+  return (constrain(jnp.sum(gradient.astype(jnp.float32), axis=new), axes),)
+
+
+_repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import gathered, zeros
+from bigmodel.models.layers.basic import gathered, plus_bias, zeros
 
 
 def convolution(
@@ -35,7 +35,7 @@ def convolution(
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=groups,
   )
-  return out + zeros(module, f"{name}_bias", (channels,), ("mlp",), x.dtype) if bias else out
+  return plus_bias(module, f"{name}_bias", out, "mlp") if bias else out
 
 
 def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
