@@ -4,12 +4,15 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import glob
 import hashlib
+import importlib.util
 import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +33,47 @@ def setup() -> None:
   ):
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     _keep_memory()
+  if _has_libtpu_for_nothing():
+    # Within this process only: what is in the environment would reach workers on machines with accelerators.
+    jax.config.update("jax_platforms", "cpu")
   # A program compiled for one CPU can crash on another: the cache is keyed by both.
   cache = cache_dir() / "xla" / f"{jax.__version__}-{cpu_identity()}"
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _has_libtpu_for_nothing() -> bool:
+  """Whether libtpu is installed, there is no accelerator, and nobody has said which platform to use.
+
+  JAX would then try the TPU first, and libtpu would print five lines about not finding one.
+  """
+  asked = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
+  if asked or importlib.util.find_spec("libtpu") is None:
+    return False
+  return not _signs_of_accelerators(glob.glob("/dev/*") + glob.glob("/dev/vfio/*"), _pci_vendors(), os.environ)
+
+
+# Paths of devices, PCI vendors and environment variables that only a machine with an accelerator has.
+_ACCELERATOR_DEVICES = ("/dev/accel", "/dev/vfio", "/dev/nvidia", "/dev/dxg", "/dev/kfd")
+_ACCELERATOR_VENDORS = ("0x1ae0", "0x10de")  # Google, NVIDIA
+_TPU_VARIABLES = ("TPU_", "CLOUD_TPU_", "MEGASCALE_", "JAX_FORCE_TPU_INIT")
+# Set where there is no TPU, too: by JAX, by libtpu itself, or against its messages.
+_SET_ANYWHERE = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL")
+
+
+def _signs_of_accelerators(devices: Sequence[str], vendors: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+  """What of this machine's device files, PCI vendors and environment variables says that it has a TPU or a GPU."""
+  found = [path for path in devices if path.startswith(_ACCELERATOR_DEVICES)]
+  found += [vendor for vendor in vendors if vendor in _ACCELERATOR_VENDORS]
+  return found + [name for name in environment if name.startswith(_TPU_VARIABLES) and name not in _SET_ANYWHERE]
+
+
+def _pci_vendors() -> list[str]:
+  vendors = []
+  for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+      vendors.append(file.read().strip())
+  return vendors
 
 
 def _keep_memory() -> None:
