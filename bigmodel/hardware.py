@@ -121,12 +121,28 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def peak_flops(devices: Sequence[Any], dtype: str) -> float:
+  """FLOP/s that these devices, of all hosts, reach together in products of this type.
+
+  The published peak where the chip is in the table. Elsewhere the devices of this process are measured, all at once,
+  and those of other hosts count as much.
+  """
+  chip = chip_of(devices[0].device_kind)
+  if chip is not None:
+    return len(devices) * chip.peak(dtype) / chip.devices
+  here = tuple(device for device in devices if device.process_index == jax.process_index())
+  # An accelerator needs large products to be busy, and a CPU may compute bfloat16 in float32.
+  size = 1024 if devices[0].platform == "cpu" else 8192
+  types = {dtype, "float32"} if devices[0].platform == "cpu" else {dtype}
+  return len(devices) / len(here) * max(measured_flops(here, one, size) for one in sorted(types))
+
+
 @functools.cache
-def peak_flops(size: int = 1024, repeats: int = 5) -> float:
-  """Float32 matmul FLOP/s of all local devices together, measured now."""
-  a = jnp.ones((size, size), jnp.float32)
-  multiply = jax.jit(lambda a: a @ a, compiler_options=compiler_options())
-  inputs = [jax.device_put(a, device) for device in jax.local_devices()]
+def measured_flops(devices: tuple[Any, ...], dtype: str, size: int = 1024, repeats: int = 5) -> float:
+  """FLOP/s of devices of this process in products of `size` x `size` matrices, all at once, measured now."""
+  a = jnp.ones((size, size), dtype)
+  multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"), compiler_options=compiler_options())
+  inputs = [jax.device_put(a, device) for device in devices]
   jax.block_until_ready([multiply(x) for x in inputs])
   best = float("inf")
   for _ in range(repeats):
@@ -164,7 +180,7 @@ def describe() -> dict[str, Any]:
 class Chip:
   """What the makers publish of a chip; a device of JAX is one chip, except where `devices` says otherwise."""
 
-  flops: float  # bfloat16 multiply-adds as 2, a second
+  flops: float  # bfloat16 multiply-adds as 2, a second, without sparsity
   memory: float  # bytes
   bandwidth: float  # of the memory, bytes a second
   link: float  # one link of the interconnect, one way, bytes a second
@@ -172,16 +188,36 @@ class Chip:
   clock: float = 0.0  # of the cores, Hz: what the compiler's estimated cycles are divided by
   devices: int = 1  # of JAX, a chip
   host: int = 4  # chips a host
+  flops32: float = 0.0  # the same of float32; 0: six bfloat16 passes, which is how a TPU computes it
+  kinds: tuple[str, ...] = ()  # what JAX calls its devices
+
+  def peak(self, dtype: str) -> float:
+    """FLOP/s of one chip in products of this type."""
+    return self.flops if dtype == "bfloat16" else self.flops32 or self.flops / 6
+
+
+def chip_of(device_kind: str) -> Chip | None:
+  """The chip that JAX calls so, or None where the table does not have it."""
+  return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 # Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size).
 CHIPS = {
-  "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9),
-  "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8),
-  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 90e9, 3, 1.75e9),
-  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 90e9, 2, 1.75e9, host=8),
-  "tpu7x": Chip(2307e12, 192 * 2**30, 7380e9, 100e9, 3, 2.2e9, devices=2),
-  "a100": Chip(312e12, 80e9, 2039e9, 300e9, 0, host=8),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8),
-  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8),
+  "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9, kinds=("TPU v4",)),
+  "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8, kinds=("TPU v5 lite", "TPU v5e")),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 90e9, 3, 1.75e9, kinds=("TPU v5", "TPU v5p")),
+  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 90e9, 2, 1.75e9, host=8, kinds=("TPU v6 lite", "TPU v6e")),
+  "tpu7x": Chip(2307e12, 192 * 2**30, 7380e9, 100e9, 3, 2.2e9, devices=2, kinds=("TPU7x",)),
+  "a100": Chip(
+    312e12,
+    80e9,
+    2039e9,
+    300e9,
+    0,
+    host=8,
+    flops32=19.5e12,
+    kinds=("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"),
+  ),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H100 80GB HBM3",)),
+  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H200",)),
 }
