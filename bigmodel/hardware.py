@@ -33,6 +33,9 @@ def setup() -> None:
   ):
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     _keep_memory()
+  flags = flags_of_xla(os.environ.get("JAX_PLATFORMS", ""), glob.glob("/dev/*"), os.environ.get("XLA_FLAGS", ""))
+  if flags:
+    os.environ["XLA_FLAGS"] = flags
   if _has_libtpu_for_nothing():
     # Within this process only: what is in the environment would reach workers on machines with accelerators.
     jax.config.update("jax_platforms", "cpu")
@@ -40,6 +43,28 @@ def setup() -> None:
   cache = cache_dir() / "xla" / f"{jax.__version__}-{cpu_identity()}"
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+# Without it sums by atomic additions (the gradients of embeddings, some reductions) and the choice of kernels by their
+# measured time differ from run to run. XLA takes it in every build (jaxlib 0.10 to 0.12), also where there is no GPU.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# Either flag in a user's XLA_FLAGS, whatever its value, is the user's decision.
+_DETERMINISM_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+_GPU_DEVICES = ("/dev/nvidia", "/dev/dxg", "/dev/kfd")
+_GPU_PLATFORMS = {"cuda", "gpu", "rocm"}
+
+
+def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
+  """XLA_FLAGS for this process: `flags`, and on GPUs what makes two equal runs give equal bits.
+
+  `platforms` is what JAX_PLATFORMS says ('' lets JAX choose), `devices` the paths of this machine's device files.
+  """
+  uses_gpu = not platforms or bool(_GPU_PLATFORMS & set(platforms.split(",")))
+  if not uses_gpu or not any(path.startswith(_GPU_DEVICES) for path in devices):
+    return flags
+  if any(name in flags for name in _DETERMINISM_FLAGS):
+    return flags
+  return f"{flags} {DETERMINISTIC}".strip()
 
 
 def _has_libtpu_for_nothing() -> bool:

@@ -1,5 +1,8 @@
-"""The peak that a run is measured against: of all devices of its mesh, in its compute type."""
+"""The peak that a run is measured against, of all devices of its mesh in its compute type; and flags of XLA."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -8,13 +11,13 @@ import pytest
 
 from bigmodel import config as configs
 from bigmodel import hardware, models, study, train
-from bigmodel.files import absolute
+from bigmodel.files import absolute, read_json
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
 from bigmodel.plan import compiled
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
-from bigmodel.train.run import Run
+from bigmodel.train.run import Run, write_provenance
 from bigmodel.train.watch import Clock, Watch
 
 
@@ -91,3 +94,51 @@ def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
   assert 0 < facts["mfu"] <= 0.75
   peak = CHIPS[name].peak(dtype) * where.chips
   assert facts["mfu"] * facts["step_seconds"] * peak == pytest.approx(facts["flops_per_step"]["flops_exact"])
+
+
+GPU = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl"]
+MINE = "--xla_dump_to=/tmp/dump"
+SET = hardware.DETERMINISTIC
+
+
+@pytest.mark.parametrize(
+  ("platforms", "devices", "flags", "expected"),
+  [
+    ("", GPU, "", SET),
+    ("cuda", GPU, "", SET),
+    ("cuda,cpu", ["/dev/dxg"], MINE, f"{MINE} {SET}"),
+    ("rocm", ["/dev/kfd"], "", SET),
+    ("", [], MINE, MINE),  # a CPU
+    ("", ["/dev/accel0"], "", ""),  # a TPU
+    ("cpu", GPU, "", ""),
+    ("tpu", GPU, MINE, MINE),
+    ("", GPU, "--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),  # the user's decision
+    ("", GPU, "--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"),
+    ("", GPU, f"{MINE} {SET}", f"{MINE} {SET}"),  # of a parent process
+  ],
+)
+def test_runs_on_gpus_are_deterministic_unless_the_user_decides_otherwise(platforms, devices, flags, expected):
+  assert hardware.flags_of_xla(platforms, devices, flags) == expected
+
+
+def test_the_flag_is_one_that_xla_takes():
+  """An unknown one would end the process; this XLA has the flags of all platforms."""
+  environment = {**os.environ, "XLA_FLAGS": SET, "JAX_PLATFORMS": "cpu"}
+  code = "import jax; assert jax.jit(lambda x: x + 1)(1.0) == 2"
+  done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_flags_are_set_before_the_first_computation_and_kept_with_the_run(resolved, tmp_path, monkeypatch):
+  config, _ = resolved
+  monkeypatch.setenv("XLA_FLAGS", MINE)
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  for name in ("_keep_memory", "_has_libtpu_for_nothing"):
+    monkeypatch.setattr(hardware, name, lambda: False)
+  monkeypatch.setattr(hardware.jax, "config", SimpleNamespace(update=lambda *_: None))  # this process has begun
+  monkeypatch.setattr(hardware.glob, "glob", lambda pattern: GPU)
+  hardware.setup()
+  assert os.environ["XLA_FLAGS"] == f"{MINE} {SET}"
+  run = Run(config, absolute(tmp_path))
+  write_provenance(run)
+  assert read_json(run.folder / "provenance.json")["xla_flags"] == f"{MINE} {SET}"
