@@ -4,12 +4,15 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import glob
 import hashlib
+import importlib.util
 import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +33,72 @@ def setup() -> None:
   ):
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     _keep_memory()
+  flags = flags_of_xla(os.environ.get("JAX_PLATFORMS", ""), glob.glob("/dev/*"), os.environ.get("XLA_FLAGS", ""))
+  if flags:
+    os.environ["XLA_FLAGS"] = flags
+  if _has_libtpu_for_nothing():
+    # Within this process only: what is in the environment would reach workers on machines with accelerators.
+    jax.config.update("jax_platforms", "cpu")
   # A program compiled for one CPU can crash on another: the cache is keyed by both.
   cache = cache_dir() / "xla" / f"{jax.__version__}-{cpu_identity()}"
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+# Without it sums by atomic additions (the gradients of embeddings, some reductions) and the choice of kernels by their
+# measured time differ from run to run. XLA takes it in every build (jaxlib 0.10 to 0.12), also where there is no GPU.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# Either flag in a user's XLA_FLAGS, whatever its value, is the user's decision.
+_DETERMINISM_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+_GPU_DEVICES = ("/dev/nvidia", "/dev/dxg", "/dev/kfd")
+_GPU_PLATFORMS = {"cuda", "gpu", "rocm"}
+
+
+def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
+  """XLA_FLAGS for this process: `flags`, and on GPUs what makes two equal runs give equal bits.
+
+  `platforms` is what JAX_PLATFORMS says ('' lets JAX choose), `devices` the paths of this machine's device files.
+  """
+  uses_gpu = not platforms or bool(_GPU_PLATFORMS & set(platforms.split(",")))
+  if not uses_gpu or not any(path.startswith(_GPU_DEVICES) for path in devices):
+    return flags
+  if any(name in flags for name in _DETERMINISM_FLAGS):
+    return flags
+  return f"{flags} {DETERMINISTIC}".strip()
+
+
+def _has_libtpu_for_nothing() -> bool:
+  """Whether libtpu is installed, there is no accelerator, and nobody has said which platform to use.
+
+  JAX would then try the TPU first, and libtpu would print five lines about not finding one.
+  """
+  asked = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
+  if asked or importlib.util.find_spec("libtpu") is None:
+    return False
+  return not _signs_of_accelerators(glob.glob("/dev/*") + glob.glob("/dev/vfio/*"), _pci_vendors(), os.environ)
+
+
+# Paths of devices, PCI vendors and environment variables that only a machine with an accelerator has.
+_ACCELERATOR_DEVICES = ("/dev/accel", "/dev/vfio", "/dev/nvidia", "/dev/dxg", "/dev/kfd")
+_ACCELERATOR_VENDORS = ("0x1ae0", "0x10de")  # Google, NVIDIA
+_TPU_VARIABLES = ("TPU_", "CLOUD_TPU_", "MEGASCALE_", "JAX_FORCE_TPU_INIT")
+# Set where there is no TPU, too: by JAX, by libtpu itself, or against its messages.
+_SET_ANYWHERE = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL")
+
+
+def _signs_of_accelerators(devices: Sequence[str], vendors: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+  """What of this machine's device files, PCI vendors and environment variables says that it has a TPU or a GPU."""
+  found = [path for path in devices if path.startswith(_ACCELERATOR_DEVICES)]
+  found += [vendor for vendor in vendors if vendor in _ACCELERATOR_VENDORS]
+  return found + [name for name in environment if name.startswith(_TPU_VARIABLES) and name not in _SET_ANYWHERE]
+
+
+def _pci_vendors() -> list[str]:
+  vendors = []
+  for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+      vendors.append(file.read().strip())
+  return vendors
 
 
 def _keep_memory() -> None:
@@ -81,12 +146,28 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def peak_flops(devices: Sequence[Any], dtype: str) -> float:
+  """FLOP/s that these devices, of all hosts, reach together in products of this type.
+
+  The published peak where the chip is in the table. Elsewhere the devices of this process are measured, all at once,
+  and those of other hosts count as much.
+  """
+  chip = chip_of(devices[0].device_kind)
+  if chip is not None:
+    return len(devices) * chip.peak(dtype) / chip.devices
+  here = tuple(device for device in devices if device.process_index == jax.process_index())
+  # An accelerator needs large products to be busy, and a CPU may compute bfloat16 in float32.
+  size = 1024 if devices[0].platform == "cpu" else 8192
+  types = {dtype, "float32"} if devices[0].platform == "cpu" else {dtype}
+  return len(devices) / len(here) * max(measured_flops(here, one, size) for one in sorted(types))
+
+
 @functools.cache
-def peak_flops(size: int = 1024, repeats: int = 5) -> float:
-  """Float32 matmul FLOP/s of all local devices together, measured now."""
-  a = jnp.ones((size, size), jnp.float32)
-  multiply = jax.jit(lambda a: a @ a, compiler_options=compiler_options())
-  inputs = [jax.device_put(a, device) for device in jax.local_devices()]
+def measured_flops(devices: tuple[Any, ...], dtype: str, size: int = 1024, repeats: int = 5) -> float:
+  """FLOP/s of devices of this process in products of `size` x `size` matrices, all at once, measured now."""
+  a = jnp.ones((size, size), dtype)
+  multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"), compiler_options=compiler_options())
+  inputs = [jax.device_put(a, device) for device in devices]
   jax.block_until_ready([multiply(x) for x in inputs])
   best = float("inf")
   for _ in range(repeats):
@@ -124,7 +205,7 @@ def describe() -> dict[str, Any]:
 class Chip:
   """What the makers publish of a chip; a device of JAX is one chip, except where `devices` says otherwise."""
 
-  flops: float  # bfloat16 multiply-adds as 2, a second
+  flops: float  # bfloat16 multiply-adds as 2, a second, without sparsity
   memory: float  # bytes
   bandwidth: float  # of the memory, bytes a second
   link: float  # one link of the interconnect, one way, bytes a second
@@ -132,16 +213,36 @@ class Chip:
   clock: float = 0.0  # of the cores, Hz: what the compiler's estimated cycles are divided by
   devices: int = 1  # of JAX, a chip
   host: int = 4  # chips a host
+  flops32: float = 0.0  # the same of float32; 0: six bfloat16 passes, which is how a TPU computes it
+  kinds: tuple[str, ...] = ()  # what JAX calls its devices
+
+  def peak(self, dtype: str) -> float:
+    """FLOP/s of one chip in products of this type."""
+    return self.flops if dtype == "bfloat16" else self.flops32 or self.flops / 6
+
+
+def chip_of(device_kind: str) -> Chip | None:
+  """The chip that JAX calls so, or None where the table does not have it."""
+  return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 # Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size).
 CHIPS = {
-  "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9),
-  "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8),
-  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 90e9, 3, 1.75e9),
-  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 90e9, 2, 1.75e9, host=8),
-  "tpu7x": Chip(2307e12, 192 * 2**30, 7380e9, 100e9, 3, 2.2e9, devices=2),
-  "a100": Chip(312e12, 80e9, 2039e9, 300e9, 0, host=8),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8),
-  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8),
+  "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9, kinds=("TPU v4",)),
+  "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8, kinds=("TPU v5 lite", "TPU v5e")),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 90e9, 3, 1.75e9, kinds=("TPU v5", "TPU v5p")),
+  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 90e9, 2, 1.75e9, host=8, kinds=("TPU v6 lite", "TPU v6e")),
+  "tpu7x": Chip(2307e12, 192 * 2**30, 7380e9, 100e9, 3, 2.2e9, devices=2, kinds=("TPU7x",)),
+  "a100": Chip(
+    312e12,
+    80e9,
+    2039e9,
+    300e9,
+    0,
+    host=8,
+    flops32=19.5e12,
+    kinds=("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"),
+  ),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H100 80GB HBM3",)),
+  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H200",)),
 }

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from bigmodel.console import plain_console
 from bigmodel.files import UserError, read_json
 from bigmodel.verbs import Arguments, setup, show_table
 
@@ -52,7 +51,7 @@ def fit(arguments: Arguments) -> dict[str, Any]:
 
 def say(arguments: Arguments, text: str) -> None:
   if not arguments.json:
-    Console().print(text, highlight=False)
+    plain_console().print(text, highlight=False)
 
 
 def named_columns(arguments: Arguments) -> dict[str, str]:

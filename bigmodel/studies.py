@@ -4,9 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bigmodel import config as configs
+from bigmodel.console import plain_console
 from bigmodel.files import UserError
 from bigmodel.verbs import Arguments, load, setup, show_table
 
@@ -80,7 +79,7 @@ def _show_board(arguments: Arguments, board: dict[str, Any]) -> None:
     show_table(arguments, "learning rates", ("setting", "best", "90% interval", "sensitivity"), rates)
   if board["noise"] is not None and not arguments.json:
     compared = sum(cell["worse"] is not None for cell in board["cells"])
-    Console().print(
+    plain_console().print(
       f"noise between seeds {board['noise']:.2g}; differences below {board['resolution']:.2g} are not significant. With"
       f" 90% confidence the best setting is among {board['candidates']} of {compared}, and"
       f" {compared - board['alike']} are worse than others.",
@@ -127,7 +126,7 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
   if result["sweep"]:
     _show_board(arguments, result["sweep"])
   if not arguments.json:
-    Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
+    plain_console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
 
 
 def status(arguments: Arguments) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def status(arguments: Arguments) -> dict[str, Any]:
     rows = folder.status(arguments.workdir)
     progress = folder.progress(arguments.workdir, rows)
     if arguments.watch and not arguments.json:
-      Console().clear()
+      plain_console().clear()
     _show_status(arguments, rows, progress)
     if not arguments.watch or all(row["state"] in record.STATUSES for row in rows):
       return {"runs": rows, **progress}
@@ -158,11 +157,11 @@ def _show_status(arguments: Arguments, rows: list[dict[str, Any]], progress: dic
   if arguments.json:
     return
   for failure in progress["failures"][:10]:
-    Console().print(f"{failure['run_id']}  {failure['error']}", highlight=False)
+    plain_console().print(f"{failure['run_id']}  {failure['error']}", highlight=False)
   if progress["expected_seconds"]:
     spent, planned = duration(progress["seconds"]), duration(progress["expected_seconds_of_done"])
     left = duration(progress["seconds_left"])
-    Console().print(f"{spent} of training, {planned} by the plan for as much; about {left} left", highlight=False)
+    plain_console().print(f"{spent} of training, {planned} by the plan for as much; about {left} left", highlight=False)
 
 
 def report(arguments: Arguments) -> dict[str, Any]:
@@ -177,5 +176,5 @@ def report(arguments: Arguments) -> dict[str, Any]:
   if arguments.table:
     page.write_table(arguments.table, result)
   if not arguments.json:
-    Console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
+    plain_console().print(f"report: {Path(arguments.workdir) / 'report.html'}")
   return result

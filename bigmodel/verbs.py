@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bigmodel import config as configs
+from bigmodel.console import plain_console
 from bigmodel.files import UserError, absolute, is_writer
 
 Arguments = argparse.Namespace
@@ -25,7 +25,7 @@ def show_table(arguments: Arguments, title: str, columns: Sequence[str], rows: S
     table.add_column(column, justify="left" if index == 0 else "right")
   for row in rows:
     table.add_row(*(_show(cell) for cell in row))
-  Console().print(table)
+  plain_console().print(table)
 
 
 def _show(value: Any) -> str:
@@ -97,7 +97,7 @@ def data(arguments: Arguments) -> dict[str, Any]:
   for step, found in card.get("steps", {}).items():
     if found and not arguments.json:
       total = found if isinstance(found, int) else sum(found.values())
-      Console().print(f"{step}: {total:,}", highlight=False)
+      plain_console().print(f"{step}: {total:,}", highlight=False)
   return card
 
 

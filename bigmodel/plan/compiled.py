@@ -31,6 +31,7 @@ def plan(
     "topology": topology.name,
     "chips": topology.chips,
     "devices": used,
+    "compute_dtype": config.train.compute_dtype,
     "mesh": {axis: size for axis, size in sizes.items() if size > 1},
     "tokens_per_step": tokens,
     "steps": train.steps_of(config),
@@ -74,7 +75,8 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
   chip = topology.chip
   limit = chip.memory / chip.devices if chip else None
   flops = facts["flops_per_step"]
-  peak = (chip.flops / chip.devices if chip else hardware.peak_flops() / jax.local_device_count()) * facts["devices"]
+  used, dtype = facts["devices"], facts["compute_dtype"]
+  peak = used * chip.peak(dtype) / chip.devices if chip else hardware.peak_flops(topology.devices[:used], dtype)
   compute = max(flops["flops_hardware"] / peak / analytic.EFFICIENCY, source["cycle_seconds"] or 0.0)
   overlapping = sum(c["seconds"] for c in source["collectives"] if c["overlaps"])
   waiting = sum(c["seconds"] for c in source["collectives"] if not c["overlaps"])

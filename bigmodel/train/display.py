@@ -1,10 +1,12 @@
 """What a person sees while something trains: bars on a terminal, a line now and then elsewhere."""
 
+import functools
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bigmodel.console import plain_console
 
 QUIET_SECONDS = 10.0
 
@@ -23,9 +25,10 @@ class Display:
   """Progress on standard error. `expected` seconds of all the work give the time left."""
 
   def __init__(self, expected: float = 0.0, quiet: bool = False):
-    self.console = Console(stderr=True, quiet=quiet, highlight=False)
+    self.console = plain_console(stderr=True, quiet=quiet, highlight=False)
     self._live = self.console.is_terminal and not quiet
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    plain = functools.partial(TextColumn, markup=False)
+    columns = (plain("{task.description}"), BarColumn(), plain("{task.fields[note]}"), TimeElapsedColumn())
     self._progress = Progress(*columns, console=self.console, transient=True)
     self._expected = expected
     self._done = 0.0

@@ -120,13 +120,13 @@ def _train(
   longest = max(waiting, key=lambda member: member.run.steps)
   first, config, total = longest.run, longest.run.config, longest.run.steps
   display.begin(title(members), total, expected)
-  hardware.peak_flops()  # measured once, before it would disturb a step
   end = min(total, until or total)
   start = _common_step(waiting, end)
   ahead = [stage for stage in longest.stages if stage.stop >= start]  # what was saved is of the first of these
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
-  watch = Watch(members, start, total, display, Clock(len(waiting)))
+  # Where it has to be measured, it is before that would disturb a step.
+  watch = Watch(members, start, total, display, Clock(len(waiting)), _peak(program, config))
   pending: tuple[int, int, Callable[[], dict[str, np.ndarray]], list[Any] | None] | None = None
   look_every = config.train.layers_every
   done = start
@@ -143,7 +143,7 @@ def _train(
         program, hyperparameters = _stage(members, ahead[0])
         if step == ahead[0].begin:  # a stage, and not another batch size of the same one
           state = program.next_stage(state, of_ended, ended.config, ahead[0].config)
-        watch.pace = math.inf  # its batches may be larger
+        watch.pace, watch.peak = math.inf, _peak(program, config)  # its batches may be larger, and so its mesh
       marks = [
         end,
         ahead[0].stop,
@@ -228,6 +228,10 @@ def _train(
   records = [member.ended for member in members if member.ended]
   display.end("\n".join(results.summary(r) for r in records))
   return records
+
+
+def _peak(program: Program, config: Any) -> float:
+  return hardware.peak_flops(list(program.mesh.devices.flat), config.train.compute_dtype)
 
 
 def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:

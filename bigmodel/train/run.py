@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def write_provenance(run: Run) -> None:
     "command": sys.argv,
     "versions": record.versions(),
     "devices": hardware.describe(),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
     **run.provenance,
   }
   write_json(path, facts)

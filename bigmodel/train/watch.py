@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodel import hardware, models, train
+from bigmodel import models, train
 from bigmodel.train.display import Display
 from bigmodel.train.member import Member
 from bigmodel.train.run import write_status
@@ -45,6 +45,7 @@ class Watch:
   total: int
   display: Display
   clock: Clock
+  peak: float  # FLOP/s that the devices of the program's mesh can reach together
 
   def __post_init__(self) -> None:
     config = self.members[0].run.config
@@ -90,7 +91,7 @@ class Watch:
     speed = max(seen - before, 1) / max(now_ - self.logged_at, 1e-9)
     self.logged_step, self.logged_at = done, now_
     left = (train.tokens_at(config, self.total) - seen) / speed
-    peak = speed * sum(under_way) * self.flops / hardware.peak_flops()
+    peak = speed * sum(under_way) * self.flops / self.peak
     for index, member in enumerate(self.members):
       if not under_way[index]:
         continue

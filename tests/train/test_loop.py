@@ -143,7 +143,7 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
   for timeout in (0.0, 8.0):
     config.train.step_timeout = timeout
     member = open_member(Run(config, absolute(tmp_path)), corpus)
-    watch = Watch([member], 0, 30, Display(quiet=True), Clock(1))
+    watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), 1e12)
     strides = [watch.stride()]  # of which nothing is known yet
     for watch.pace in (0.01, 0.5, 60.0):
       strides.append(watch.stride())
@@ -170,7 +170,7 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
   monkeypatch.setattr("bigmodel.train.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
   monkeypatch.setattr("bigmodel.train.watch.write_status", write)
   member = open_member(Run(config, absolute(tmp_path)), corpus)
-  watch = Watch([member], 0, 100, Display(quiet=True), Clock(1))
+  watch = Watch([member], 0, 100, Display(quiet=True), Clock(1), 1e12)
   values = {name: np.full((1, 1), x) for name, x in (("loss", 1.0), ("diverged_at", -1))}
   for step in range(expected[-1] + 5):  # of a second each
     now[0] += 1
