@@ -121,12 +121,12 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   if decoding and config.model.family == "decoder":
     config = generation.for_decoding(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
-  good = store.verified_steps()
-  if not good:
+  step = store.newest_sound()
+  if step is None:
     raise UserError(f"{workdir}: no sound checkpoint")
   program = programs.program(config)
-  state = store.restore(good[0], program.shapes)
-  return config, program, optim.evaluated(config, state.params, state.opt_state), good[0]
+  state = store.restore(step, program.shapes)
+  return config, program, optim.evaluated(config, state.params, state.opt_state), step
 
 
 def _tokenizer(workdir: str, config: Any) -> Any:

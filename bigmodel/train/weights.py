@@ -140,7 +140,8 @@ def start(config: Config, state: State) -> State:
   if not config.train.init_from:
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
-  theirs = judged(read_config(config.train.init_from), store, _found(config)[0])
+  shardings = {name: x.sharding for name, x in flat(state.params).items() if not _fresh(config, name)}
+  theirs = judged(read_config(config.train.init_from), store, _found(config)[0], shardings)
   store.close()
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
@@ -204,9 +205,11 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def judged(config: Config, store: Checkpoints, step: int) -> dict[str, Any]:
-  """Parameters of a checkpoint by name, as `optim.evaluated` gives them."""
-  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix).items()}
+def judged(
+  config: Config, store: Checkpoints, step: int, shardings: dict[str, jax.sharding.Sharding] | None = None
+) -> dict[str, Any]:
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings."""
+  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
   params = read(PREFIX)
   if config.optim.name == "schedule_free":
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
@@ -222,9 +225,9 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
 
   config = read_config(workdir)
   store = Checkpoints(absolute(workdir) / "checkpoints")
-  good = store.verified_steps()
-  require(bool(good), f"export: {workdir} has no sound checkpoint")
-  step = good[0]
+  step = store.newest_sound()
+  if step is None:
+    raise UserError(f"export: {workdir} has no sound checkpoint")
   params = judged(config, store, step)
   store.close()
   theirs = huggingface.config_of(kind, config)
