@@ -123,16 +123,16 @@ def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]
   if decoding and config.model.family == "decoder":
     config = generation.for_decoding(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
-  good = store.verified_steps()
-  if not good:
+  step = store.newest_sound()
+  if step is None:
     ended = record.read(workdir)
     why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
   program = programs.program(config)
-  state = store.restore(good[0], program.shapes)
+  state = store.restore(step, program.shapes)
   params = optim.evaluated(config, state.params, state.opt_state)
-  weights.require_finite(params, f"{workdir}: checkpoint of step {good[0]}")
-  return config, program, params, good[0]
+  weights.require_finite(params, f"{workdir}: checkpoint of step {step}")
+  return config, program, params, step
 
 
 def _tokenizer(workdir: str, config: Any) -> Any:

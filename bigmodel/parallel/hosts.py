@@ -121,10 +121,23 @@ def first(work: Callable[[], Any]) -> Any:
   return told["result"]
 
 
-def gather(value: Any, name: str) -> list[Any]:
+def gather(value: Any, name: str | None = None) -> list[Any]:
   """The JSON values of all processes, in their order; safe in any thread, given a name of its own."""
   mine = jax.process_index()
+  name = f"gather/{next(_numbers)}" if name is None else name
   return [share(value if i == mine else None, f"{name}/{i}", source=i) for i in range(jax.process_count())]
+
+
+def collect(value: Any, name: str) -> list[Any]:
+  """As `gather`, for the process that writes; the others get an empty list, and read nothing."""
+  if not several():
+    return [value]
+  key, mine = f"bigmodel/collect/{name}", jax.process_index()
+  _client().key_value_set(f"{key}/{mine}", json.dumps(value))
+  if not files.is_writer():
+    return []
+  texts = [_client().blocking_key_value_get(f"{key}/{i}", TIMEOUT_MS) for i in range(jax.process_count())]
+  return [json.loads(text) for text in texts]
 
 
 class Agreement:
@@ -287,7 +300,7 @@ def fingerprints(tree: Any) -> dict[str, str]:
 def require_same(value: Any, what: str) -> None:
   """Refuses to go on where the processes of a job disagree, such as about their config."""
   text = json.dumps(value, sort_keys=True)
-  if several() and any(other != text for other in gather(text, f"same/{next(_numbers)}")):
+  if several() and any(other != text for other in gather(text)):
     raise UserError(f"the processes of this job differ in their {what}; start all with the same command")
 
 

@@ -9,17 +9,16 @@ a run's bits do not depend on who trains it.
 """
 
 import contextlib
-import functools
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from bigmodel import processes
 from bigmodel.config import require
 from bigmodel.files import UserError, refused, write_text
 from bigmodel.parallel import hosts
@@ -46,7 +45,7 @@ class Leases:
     clock: Callable[[], float] = time.monotonic,
   ):
     self.folder, self.worker, self.patience, self.clock = epath.Path(folder), worker, patience, clock
-    self.process = f"{_machine()}/{os.getpid()}/{_began(os.getpid())}"
+    self.process = processes.this_process()
     require(can_be_in(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
     self.alive: set[str] = set()  # what was renewed between the last two looks
@@ -54,7 +53,7 @@ class Leases:
   def claim(self, name: str) -> "Lease | None":
     """The lease of `name`, or None where another worker holds it."""
     newest, text = self._newest(name)
-    if newest and text != RELEASED and not _has_died(text.rpartition(" ")[2]):
+    if newest and text != RELEASED and not processes.has_certainly_ended(text.rpartition(" ")[2]):
       now, before = self.clock(), self._seen.get(name)
       self.alive.discard(name)
       if before is None or before[0] != (newest, text):
@@ -98,33 +97,6 @@ class Leases:
 def can_be_in(folder: epath.PathLike) -> bool:
   """Object stores have no file that one of many creates."""
   return "://" not in str(folder)
-
-
-@functools.cache
-def _machine() -> str:
-  """Whose processes this one knows the numbers of: of one boot, one container and one user; nothing, if of none."""
-  try:
-    if os.readlink("/proc/self") != str(os.getpid()):
-      return ""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.getuid()}"
-  except OSError:
-    return ""
-
-
-def _began(process: int) -> str:
-  """When a process of this machine did; nothing, of one that has ended."""
-  try:
-    facts = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-  except (FileNotFoundError, ProcessLookupError):
-    return ""
-  return "" if facts[0] in ("Z", "X") else facts[19]
-
-
-def _has_died(process: str) -> bool:
-  """Is that known here?"""
-  machine, *which = process.rsplit("/", 2)
-  return bool(machine) and machine == _machine() and _began(int(which[0])) != which[1]
 
 
 def _names(folder: epath.Path) -> set[str]:
@@ -281,8 +253,5 @@ class Flag(dict):
     return self._stop[name]
 
   def lost(self) -> bool:
-    try:
-      self._lease.require()
-    except Lost:
-      return True
-    return False
+    """Whether another worker has taken over; looks at the disk."""
+    return not self._lease.held()

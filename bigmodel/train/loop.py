@@ -22,7 +22,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.alone import Program
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.checkpoint import LOST, Checkpoints, newest_common
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, measure
 from bigmodel.train.member import Member, open_member, under_way
@@ -58,6 +58,7 @@ def train_runs(
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   with contextlib.ExitStack() as at_the_end:
     for member in members:
+      member.checkpoints.ours = functools.partial(_is_ours, stop)
       at_the_end.callback(member.checkpoints.close)
     at_the_end.callback(watchdog.close)
     return _train(members, display, stop, expected, profile, watchdog, branches, until)
@@ -72,12 +73,6 @@ def _stage(members: list[Member], stage: stages.Stage) -> tuple[Program, Any]:
   return program, program.put_hyperparameters(
     [optim.hyperparameters(one.config, one.horizon, one.begin) for one in own]
   )
-
-
-def _common_step(members: Sequence[Member], until: int) -> int:
-  """The newest step, up to `until`, of which all members have a sound checkpoint."""
-  sound = lambda: set.intersection(*(set(m.checkpoints.verified_steps()) for m in members))
-  return hosts.first(lambda: max((step for step in sound() if step <= until), default=0))
 
 
 def _restore(program: Program, members: list[Member], start: int) -> Any:
@@ -99,10 +94,15 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
   return program.place(states)
 
 
+def _is_ours(stop: dict[str, bool]) -> bool:
+  """Whether no other worker has taken over: a worker's stop flag knows."""
+  return not getattr(stop, "lost", bool)()
+
+
 def _require_ours(stop: dict[str, bool]) -> None:
   """Ends the work of all hosts where the first has lost its lease: what would be written now is another's to write."""
-  if hosts.first(lambda: bool(getattr(stop, "lost", bool)())):
-    raise Interrupted("another worker has taken over")
+  if not hosts.first(lambda: _is_ours(stop)):
+    raise Interrupted(LOST)
 
 
 def _train(
@@ -121,7 +121,7 @@ def _train(
   first, config, total = longest.run, longest.run.config, longest.run.steps
   display.begin(title(members), total, expected)
   end = min(total, until or total)
-  start = _common_step(waiting, end)
+  start = newest_common([member.checkpoints for member in waiting], end) or 0
   ahead = [stage for stage in longest.stages if stage.stop >= start]  # what was saved is of the first of these
   program, hyperparameters = _stage(members, ahead[0])
   state = _restore(program, members, start)
@@ -172,7 +172,7 @@ def _train(
         if watch.read(*before):
           break
         _require_ours(stop)
-        _leave(program, members, leaving, state)
+        _leave(program, members, leaving, state, stop)
         watchdog.beat()
       ending = [m for m in members if m.run.steps == done < total and m.ended is None]
       if ending:
@@ -274,7 +274,7 @@ def _save(program: Program, members: list[Member], some: list[Member], state: An
     members[index].checkpoints.save(step, own, marks[index])
 
 
-def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any) -> None:
+def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any, stop: dict[str, bool]) -> None:
   """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
   state = program.fetch(state)
   for run in leaving:
@@ -288,7 +288,8 @@ def _leave(program: Program, members: list[Member], leaving: list[Run], state: A
     hosts.first(lambda run=run, rows=rows: write_jsonl(run.folder / "metrics.jsonl", rows))
     branch = dataclasses.asdict(run.branch)
     hosts.first(lambda run=run, branch=branch: write_json(run.folder / "trunk.json", branch))
-    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep)
+    ours = functools.partial(_is_ours, stop)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep, ours)
     checkpoints.save(run.branch.step, program.member(state, index))
     checkpoints.close()
 

@@ -170,7 +170,8 @@ def start(config: Config, state: State, optimizer_state: Callable[[Any], Any]) -
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
   step = _found(config)[0]
-  theirs = judged(read_config(config.train.init_from), store, step)
+  shardings = {name: x.sharding for name, x in flat(state.params).items() if not _fresh(config, name)}
+  theirs = judged(read_config(config.train.init_from), store, step, shardings)
   store.close()
   require_finite(theirs, f"config.train.init_from: {config.train.init_from}: checkpoint of step {step}")
 
@@ -237,9 +238,11 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def judged(config: Config, store: Checkpoints, step: int) -> dict[str, Any]:
-  """Parameters of a checkpoint by name, as `optim.evaluated` gives them."""
-  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix).items()}
+def judged(
+  config: Config, store: Checkpoints, step: int, shardings: dict[str, jax.sharding.Sharding] | None = None
+) -> dict[str, Any]:
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings."""
+  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
   params = read(PREFIX)
   if config.optim.name == "schedule_free":
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
@@ -255,9 +258,9 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
 
   config = read_config(workdir)
   store = Checkpoints(absolute(workdir) / "checkpoints")
-  good = store.verified_steps()
-  require(bool(good), f"export: {workdir} has no sound checkpoint")
-  step = good[0]
+  step = store.newest_sound()
+  if step is None:
+    raise UserError(f"export: {workdir} has no sound checkpoint")
   params = judged(config, store, step)
   store.close()
   require_finite(params, f"export: {workdir}: checkpoint of step {step}")

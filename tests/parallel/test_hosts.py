@@ -177,6 +177,108 @@ def test_a_checkpoint_restores_on_any_other_mesh(resolved, tmp_path):
     np.testing.assert_allclose(runs[count], runs[8], rtol=1e-5)
 
 
+SHARES = """
+import json, sys
+import numpy as np
+import jax
+from bigmodel.parallel import hosts
+from bigmodel.train import checkpoint, step as steps
+from bigmodel.train.checkpoint import Checkpoints
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+folder, port, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+if processes > 1:
+  hosts.connect(f"127.0.0.1:{port}", processes, process)
+mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+checkpoint.BLOCK, checkpoint.CHUNK = 1 << 20, 1 << 18  # smaller than the parts of these arrays, as of large ones
+counts = {"hashed": 0, "told": 0, "largest": 0}
+sha256, share, put = checkpoint._sha256, hosts.share, hosts.put
+
+def counted_sha256(folder, block):
+  counts["hashed"] += block.size
+  return sha256(folder, block)
+
+def counted_share(*given, **named):
+  value = share(*given, **named)
+  counts["told"] += len(json.dumps(value))
+  return value
+
+def counted_put(value, sharding):
+  counts["largest"] = max(counts["largest"], np.asarray(value).nbytes)
+  return put(value, sharding)
+
+checkpoint._sha256, hosts.share, hosts.put = counted_sha256, counted_share, counted_put
+
+def read():
+  with open("/proc/self/io") as file:
+    return int(file.readline().split()[1])  # rchar: bytes that this process read
+
+def costs(work):
+  before = {**counts, "read": read()}
+  result = work()
+  after = {**counts, "read": read()}
+  return result, {name: after[name] - before[name] for name in before}
+
+def make(shape, seed, spec):
+  values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+  return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), lambda index: values[index])
+
+made = {"params": {f"w{i}": make((1024, 2048), i, P("fsdp")) for i in range(4)}, "step": make((), 9, P())}
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)
+told = {"mark": steps.params_sha256(made["params"])}
+for name in sys.argv[5:]:
+  store = Checkpoints(f"{folder}/{name}")
+  if name == f"of{processes}":
+    store.save(10, made)  # compiles what the fingerprints are computed with
+    store.wait()
+    _, told["save"] = costs(lambda: (store.save(20, made), store.wait()))
+  step, told[f"verify {name}"] = costs(store.newest_sound)
+  assert step == 20
+  state, told[f"restore {name}"] = costs(lambda: store.restore(20, like))
+  assert steps.params_sha256(state["params"]) == told["mark"]
+  shardings = {f"w{i}": like["params"][f"w{i}"].sharding for i in range(4)}
+  arrays, told[f"part {name}"] = costs(lambda: store.arrays(20, "params.", shardings))
+  arrays = {name.removeprefix("params."): x for name, x in arrays.items()}
+  assert steps.params_sha256(arrays) == told["mark"]
+  assert {name: x.sharding for name, x in arrays.items()} == shardings
+  store.close()
+print("TOLD" + json.dumps(told))
+"""
+
+
+def test_no_process_hashes_or_reads_more_than_its_share_of_a_checkpoint(tmp_path, free_port):
+  """Of 4 processes, saving, verifying and restoring 32 MiB, also what 1 process wrote; digests are alike.
+
+  Bytes hashed and bytes read (by the system's count, in all) by each are at most a quarter, and little more: a block
+  of a file, and what Python reads of its own modules. No array comes by the service that passes words around.
+  """
+
+  def together(processes, *names):
+    port, path = free_port(), tmp_path / "shares.py"
+    path.write_text(SHARES)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command = [sys.executable, str(path), str(tmp_path), str(port), str(processes)]
+    started = [
+      subprocess.Popen([*command, str(i), *names], env=env, stdout=subprocess.PIPE, text=True) for i in range(processes)
+    ]
+    texts = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes
+    return [json.loads(text.partition("TOLD")[2]) for text in texts]
+
+  (one,) = together(1, "of1")
+  four = together(4, "of4", "of1")
+  assert {told["mark"] for told in four} == {one["mark"]}
+  whole = sum(path.stat().st_size for path in (tmp_path / "of4" / "20").rglob("*") if path.is_file())
+  most = whole / 4 + (1 << 20)
+  for told in four:
+    for what in told.keys() - {"mark"}:
+      assert told[what]["hashed"] <= most, what
+      assert told[what]["read"] <= most, what
+      assert told[what]["told"] < 1 << 16, what
+      assert told[what]["largest"] < 1 << 16, what
+  assert sum(told["verify of4"]["hashed"] for told in four) >= whole - (1 << 16)
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_from_one_process_and_back(job):
   whole, one = job(60, 1, 8, "whole")

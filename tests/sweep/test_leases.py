@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bigmodel import processes
 from bigmodel.files import UserError
 from bigmodel.sweep.leases import PATIENCE, WINDOW, Flag, Leases, Lost, Turns
 
@@ -82,7 +83,7 @@ sys.stdin.read()"""
   others = Leases(tmp_path, "other", patience=1e9)
   assert [others.claim(name) for name in "abc"] == [None] * 3
   elsewhere = tmp_path / "c" / "1"
-  elsewhere.write_text(elsewhere.read_text().replace("pid:[", "pid:[9"))
+  elsewhere.write_text(elsewhere.read_text().replace(processes._machine(), "0" * 16))
   process.kill()
   os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked how it ended
   assert others.claim("a").number == 2

@@ -1,11 +1,16 @@
 """Checkpoints: damage is found and the step before is used; a full disk is named; killed writers leave nothing."""
 
+import concurrent.futures
 import errno
+import hashlib
 import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -14,8 +19,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bigmodel import processes
 from bigmodel.train import checkpoint
 from bigmodel.train.checkpoint import CheckpointError, Checkpoints
+from bigmodel.train.run import Interrupted
 
 
 def state(step):
@@ -128,16 +135,140 @@ def test_arrays_are_checked_after_they_are_read(store, monkeypatch):
     store.restore(30, state(0))
 
 
-def test_leftovers_of_a_killed_writer_are_removed(store):
-  left = Path(store.folder) / ".40"
-  (left / "arrays").mkdir(parents=True)
+def left_over(store, writer):
+  folder = Path(store.folder) / f".40.{writer}.0"
+  (folder / "arrays").mkdir(parents=True)
+  (folder / "arrays" / "data").touch()
+  return folder
+
+
+def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
+  """Those of this machine at once, and of another once nothing has changed in them for a day."""
+  code = "from bigmodel import processes; print(processes.this_process())"
+  dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+  killed, elsewhere = left_over(store, dead), left_over(store, f"{'0' * 16}-1-2")
+  in_flight = left_over(store, processes.this_process())
   again = Checkpoints(store.folder)
   assert again.steps() == [20, 30]
-  assert left.exists()  # a reader leaves a save in flight alone
+  assert killed.exists()  # a reader removes nothing
   again.drop_after(20)
   assert again.steps() == [20]
-  assert not left.exists()
+  assert not killed.exists()
+  assert elsewhere.exists()
+  assert in_flight.exists()
+  for folder in (elsewhere, in_flight):
+    for path in (folder, folder / "arrays", folder / "arrays" / "data"):
+      os.utime(path, (0, time.time() - checkpoint.ABANDONED_SECONDS - 60))
+  again.drop_after(20)
+  assert not elsewhere.exists()
+  assert in_flight.exists()
   again.close()
+
+
+def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypatch):
+  """One that does not know that it was replaced saves on, while the other begins at the newest step and saves, too.
+
+  12 trials with pauses at every point where one could be overtaken. Nothing fails, and nothing is left half written.
+  """
+  rng = random.Random(0)
+  for name in ("check_space", "seal", "_discard", "_same_content"):
+    real = getattr(checkpoint, name)
+
+    def late(*given, real=real):
+      time.sleep(rng.uniform(0, 0.004))
+      return real(*given)
+
+    monkeypatch.setattr(checkpoint, name, late)
+
+  def write(folder, steps, begins):
+    store = Checkpoints(folder)
+    if begins:
+      store.drop_after(store.newest_sound() or 0)
+    for step in steps:
+      time.sleep(rng.uniform(0, 0.004))
+      store.save(step, {"w": np.full(40, step), "step": np.int32(step)})
+    store.close()
+
+  for trial in range(12):
+    folder = tmp_path / str(trial)
+    last = 20 + 10 * rng.randrange(4)  # of the writer that was replaced
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      writers = [pool.submit(write, folder, range(10, 1 + end, 10), begins)
+                 for end, begins in ((last, False), (40, True))]  # fmt: skip
+      for writer in writers:
+        writer.result()
+    store = Checkpoints(folder)
+    assert store.steps()
+    assert store.verified_steps() == list(reversed(store.steps())), trial
+    for step in store.steps():
+      assert same(
+        store.restore(step, {"w": np.zeros(40, int), "step": np.int32(0)}), {"w": np.full(40, step), "step": step}
+      )
+    assert not list(folder.glob(".*")), trial
+
+
+def test_a_writer_that_was_replaced_commits_nothing(store):
+  """It learns it while it writes: nothing appears or goes, and the reason is said in one line."""
+  store.ours = lambda: False
+  before = {step: (store.folder / str(step) / checkpoint.SEAL).read_text() for step in store.steps()}
+  store.save(40, state(40))
+  with pytest.raises(Interrupted, match=r"^another worker has taken over$"):
+    store.wait()
+  assert {step: (store.folder / str(step) / checkpoint.SEAL).read_text() for step in store.steps()} == before
+  assert not list(Path(store.folder).glob(".*"))
+
+
+def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
+  """And the one before it only where that is damaged."""
+  real, hashed = checkpoint._sha256, []
+  monkeypatch.setattr(checkpoint, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
+  assert store.newest_sound() == 30
+  assert {*hashed} == {"30"}
+  victim = max((p for p in Path(store.folder, "30").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[-1] ^= 1
+  victim.write_bytes(content)
+  assert store.newest_sound() == 20
+  assert {*hashed} == {"20", "30"}
+
+
+def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
+  """Checkpoints from before files were hashed in blocks."""
+  folder = store.folder / "30"
+  sealed = checkpoint.read_seal(folder)
+  sealed["files"] = {name: facts["sha256"][0] for name, facts in sealed["files"].items()}
+  body = json.dumps(sealed)
+  (folder / checkpoint.SEAL).write_text(hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
+  assert store.newest_sound() == 30
+  assert same(store.restore(30, state(0)), state(30))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeypatch, parts):
+  """In blocks that are smaller than its files; a flipped bit anywhere is found by one of them."""
+  monkeypatch.setattr(checkpoint, "BLOCK", 500)
+  store.save(40, {"large": np.random.default_rng(0).normal(size=(64, 32)), **state(40)})
+  store.wait()
+  folder, real, hashed = Path(store.folder, "40"), checkpoint._sha256, []
+  monkeypatch.setattr(
+    checkpoint,
+    "_sha256",
+    lambda folder, block: hashed.append((block.file, block.start, block.size)) or real(folder, block),
+  )
+  total, shares = 0, []
+  for part in range(parts):
+    hashed.clear()
+    assert checkpoint.damage(folder, part, parts) is None
+    shares.append(sum(size for *_, size in hashed))
+    total += len({*hashed})
+  files = [p for p in folder.rglob("*") if p.is_file() and p.name != checkpoint.SEAL]
+  assert sum(shares) == sum(p.stat().st_size for p in files)
+  assert max(shares) <= sum(shares) / parts + 500
+  for victim in files:
+    pristine = victim.read_bytes()
+    victim.write_bytes(pristine[:-1] + bytes([pristine[-1] ^ 4]))
+    assert sum(checkpoint.damage(folder, part, parts) is not None for part in range(parts)) == 1, victim
+    victim.write_bytes(pristine)
 
 
 def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
@@ -147,7 +278,7 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
   monkeypatch.setattr(checkpoint, "seal", full)
   store.save(40, state(40))
   with pytest.raises(
-    CheckpointError, match=r"step 40 was not saved: the disk is full; the last good checkpoint is step 30"
+    CheckpointError, match=r"step 40 was not saved: the disk is full; the last complete checkpoint is step 30"
   ):
     store.wait()
   assert store.verified_steps() == [30, 20]
@@ -158,7 +289,7 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
   usage = shutil._ntuple_diskusage(1000, 900, 100)
   monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
   store.save(40, state(40))
-  with pytest.raises(CheckpointError, match="the disk is full; the last good checkpoint is step 30"):
+  with pytest.raises(CheckpointError, match="the disk is full; the last complete checkpoint is step 30"):
     store.wait()
 
 

@@ -1,0 +1,47 @@
+"""Which process wrote something, and whether that process has certainly ended.
+
+A worker that died on this machine is replaced at once, and the files that it left half written are removed. Of a
+process of another machine nothing is certain.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+from bigmodel.files import sha256_text
+
+
+def this_process() -> str:
+  """`MACHINE-NUMBER-START`: unlike that of any other process; it can be part of a file's name."""
+  return f"{_machine()}-{os.getpid()}-{_start(os.getpid())}"
+
+
+def has_certainly_ended(process: str) -> bool:
+  """Whether `process`, as `this_process` names it, ran on this machine and is gone."""
+  machine, _, rest = process.partition("-")
+  number, _, start = rest.partition("-")
+  return bool(machine) and machine == _machine() and number.isdigit() and _start(int(number)) != start
+
+
+@functools.cache
+def _machine() -> str:
+  """A digest that stands for one boot, one container and one user: their process numbers are comparable.
+
+  Empty where the system does not say.
+  """
+  try:
+    if os.readlink("/proc/self") != str(os.getpid()):
+      return ""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return sha256_text(f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.getuid()}")[:16]
+  except OSError:
+    return ""
+
+
+def _start(number: int) -> str:
+  """When the process of this number started, in ticks since boot; empty if it has ended."""
+  try:
+    facts = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+  except (FileNotFoundError, ProcessLookupError):
+    return ""
+  return "" if facts[0] in ("Z", "X") else facts[19]
