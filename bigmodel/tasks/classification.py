@@ -11,7 +11,7 @@ import numpy as np
 from bigmodel.config import Config, require
 from bigmodel.data import augment
 from bigmodel.tasks import metrics
-from bigmodel.tasks.task import Apply, Task, Values, cross_entropy
+from bigmodel.tasks.task import Apply, Measured, Task, Values, cross_entropy
 
 DATA = "examples"
 
@@ -76,7 +76,7 @@ def objective(
   batch: Any,
   h: dict[str, jax.Array],
   key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Measured]:
   """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images."""
   inputs, share_B = batch["inputs"], None
   if names:
@@ -91,7 +91,7 @@ def objective(
   even_B = log_z_B - jnp.mean(logits_BxC, axis=-1)
   smoothed_B = loss_B + h["label_smoothing"] * (even_B - loss_B)
   weight_B = jnp.asarray(weights, jnp.float32)[batch["targets"]] if weights else 1.0
-  return jnp.mean(weight_B * smoothed_B), jnp.mean(loss_B)
+  return jnp.mean(weight_B * smoothed_B), {"loss": jnp.mean(loss_B)}
 
 
 def values(apply: Apply, batch: Any, key: Any) -> Values:

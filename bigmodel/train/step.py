@@ -12,7 +12,7 @@ import optax
 
 from bigmodel import optim
 from bigmodel.parallel import hosts
-from bigmodel.tasks import Apply, Task
+from bigmodel.tasks import Apply, Measured, Task
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
@@ -31,7 +31,7 @@ class State:
 
 
 def applied(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply:
-  """The model as a task calls it; with a key, as in training: some units drop out."""
+  """The model as a task calls it; with a key, as in training: some units drop out, and full experts drop choices."""
   return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
 
 
@@ -40,40 +40,42 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
 
-  def objective(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def objective(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, Measured]:
     for_task, for_dropout = jax.random.split(key)
     return task.objective(applied(apply, params, for_dropout), rows, h.task, for_task)
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
-  noise, measured = state.noise, bool(state.noise)
+  noise = state.noise
   first = (rows, key)  # microbatch, whose curvature an optimizer may ask for
   if accumulate == 1:
-    (_, loss), grads = gradient(state.params, rows, key)
+    (_, measured), grads = gradient(state.params, rows, key)
   else:
     # Row b goes to microbatch b % accumulate, so that no row leaves its device.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
     def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
-      (_, loss), grads = gradient(state.params, *given)
-      square = optax.tree.norm(grads, squared=True) if measured else None
-      return jax.tree.map(jnp.add, total, (loss, grads)), square
+      (_, measured), grads = gradient(state.params, *given)
+      square = optax.tree.norm(grads, squared=True) if noise else None
+      return jax.tree.map(jnp.add, total, (measured, grads)), square
 
     keys = jax.random.split(key, accumulate)
     first = jax.tree.map(lambda x: x[0], (micro, keys))
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+    shapes = jax.eval_shape(objective, state.params, *first)[1], state.params
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, squares = jax.lax.scan(add, zero, (micro, keys))
-    loss, grads = jax.tree.map(lambda x: x / accumulate, total)
-    if measured:
+    measured, grads = jax.tree.map(lambda x: x / accumulate, total)
+    if noise:
       seen = _noise(squares, grads, jax.tree.leaves(rows)[0].shape[0])
       mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
       noise = jax.tree.map(mix, noise, seen)
   curved = lambda params: objective(params, *first)[0]
   params, opt_state, told = optim.update(how, grads, state.opt_state, state.params, state.step, h, curved)
+  loss = measured["loss"]
   diverged = jnp.where((state.diverged_at < 0) & ~jnp.isfinite(loss), state.step, state.diverged_at)
   new = State(state.step + 1, params, opt_state, EMA * state.loss_ema + (1 - EMA) * loss, diverged, noise)
-  metrics = {"loss": loss, "param_norm": optax.tree.norm(params), "diverged_at": diverged, **told}
-  if measured:
+  metrics = {**measured, "param_norm": optax.tree.norm(params), "diverged_at": diverged, **told}
+  if noise:
     metrics["noise_scale"] = noise_scale(noise)
   return new, metrics
 

@@ -87,17 +87,19 @@ def test_mixup_blends_images_and_labels_alike():
 
   def apply(x):
     seen["x"] = x
-    return jnp.tile(jnp.arange(4.0), (16, 1)), jnp.zeros(2)
+    return jnp.tile(jnp.arange(4.0), (16, 1)), {}
 
   batch = {"inputs": BATCH, "targets": jnp.arange(16) % 4}
-  _, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
+  _, logged = tasks.build(config).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
   share = augment.mixing(("mixup:1",), KEY, 16)
   assert 0 < float(share.min()) < 0.3 < 0.7 < float(share.max()) < 1
   expected = share[:, None, None, None] * BATCH + (1 - share)[:, None, None, None] * np.roll(BATCH, 1, axis=0)
   np.testing.assert_allclose(seen["x"], expected, atol=1e-6)
   each = jax.nn.logsumexp(jnp.arange(4.0)) - jnp.arange(4.0)
   labels = np.arange(16) % 4
-  np.testing.assert_allclose(loss, np.mean(share * each[labels] + (1 - share) * each[np.roll(labels, 1)]), rtol=1e-5)
+  np.testing.assert_allclose(
+    logged["loss"], np.mean(share * each[labels] + (1 - share) * each[np.roll(labels, 1)]), rtol=1e-5
+  )
 
 
 def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
@@ -136,7 +138,7 @@ def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
   images.train.steps = 1
   resolved = study.resolve_for_plan(images, 1)
   batch = {"inputs": BATCH[:8, :8, :8], "targets": jnp.zeros(8, jnp.int32)}
-  apply = lambda x: (jnp.stack([x.mean(axis=(1, 2, 3))] * 2, axis=1), jnp.zeros(2))
+  apply = lambda x: (jnp.stack([x.mean(axis=(1, 2, 3))] * 2, axis=1), {})
   objective, _ = tasks.build(resolved).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
   assert np.isfinite(objective)
 
