@@ -120,6 +120,25 @@ def test_the_balance_loss_is_1_when_even_and_more_when_not():
   assert loss(jnp.zeros((1, 1, 8, E)).at[..., 2].set(30.0)) == pytest.approx(E)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+def test_every_product_with_the_router_has_the_highest_precision(dtype, training):
+  """In the program as it is given to any accelerator's compiler, forward and backward; no other product has it."""
+  module, params, x = layer(group=8, training=training)
+
+  def objective(params, x):
+    out, auxiliary = module.apply({"params": params}, x)
+    return jnp.sum(out.astype(jnp.float32) ** 2) + auxiliary["router_z_loss"]
+
+  text = jax.jit(jax.grad(objective, (0, 1))).lower(params, x.astype(dtype)).as_text()
+  products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+  is_of_router = [f"tensor<{D}x{E}xf32>" in line or f"tensor<{E}x{D}xf32>" in line for line in products]
+  assert sum(is_of_router) == 3  # the logits, and the gradients of the router and of what it reads
+  assert len(products) > 3
+  for line, router in zip(products, is_of_router, strict=True):
+    assert ("precision = [HIGHEST, HIGHEST]" in line) == router, line
+
+
 SHAPE = Shape(50, 24, 2, 4, 4, 8, 40, "swiglu", False, True, E, K, 8, 1.25)
 
 
