@@ -52,8 +52,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
 
   if arguments.choices and arguments.completions:
     raise UserError("--choices, --completions: one of them, please")
-  asked = bool(arguments.choices or arguments.completions)
-  config, program, params, step = _restored(arguments.workdir, decoding=asked)
+  config, program, params, step = _restored(arguments.workdir)
   if arguments.completions:
     values, intervals = _completions(arguments, config, params)
     details = {}
@@ -112,16 +111,13 @@ def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[s
   return completions.score(asked, complete, config.eval.batch_size, config.eval.resamples)
 
 
-def _restored(workdir: str, decoding: bool = False) -> tuple[Any, Any, Any, int]:
+def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
   """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
   from bigmodel import optim, record
-  from bigmodel.tasks import generation
   from bigmodel.train import programs, weights
   from bigmodel.train.checkpoint import Checkpoints
 
   config = weights.read_config(workdir)
-  if decoding and config.model.family == "decoder":
-    config = generation.for_decoding(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
   if step is None:
@@ -163,7 +159,7 @@ def generate(arguments: Arguments) -> dict[str, Any]:
       raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} is less than {least}")
   if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
     raise UserError("--top-p is in (0, 1], --temperature not negative")
-  config, _, params, step = _restored(arguments.workdir, decoding=True)
+  config, _, params, step = _restored(arguments.workdir)
   if config.model.family != "decoder":
     raise UserError(f"generate: is for decoders, not a {config.model.family}")
   tokens = _tokenizer(arguments.workdir, config)

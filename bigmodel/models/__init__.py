@@ -2,9 +2,11 @@
 
 A family's module has `fields()`, `check(config)` and `resolve(model, facts)` for its
 `config.model`; `shape_of(config)`, a frozen shape with `describe()` and `counts(context)`;
-`build(config, dtype)`, a Linen module that gives `(outputs, auxiliary losses)`; `example(shape)`,
+`build(config, dtype)`, a Linen module that gives `(outputs, auxiliary numbers by name)`; `example(shape)`,
 inputs of the least size; TASKS, what it can be trained for; and SUPPLIED, the arguments of
 `build` by which a mesh may have it computed in another way.
+
+A model that is applied with a key named 'dropout' is in training; without that key it is evaluated.
 """
 
 import importlib

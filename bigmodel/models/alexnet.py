@@ -102,13 +102,13 @@ def _respond(x: jax.Array) -> jax.Array:
 
 
 class AlexNet(nn.Module):
-  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary losses)."""
+  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
     x = x.astype(self.dtype)
     for layer, (channels, size, stride, padding, groups, pooled) in enumerate(FORMS[shape.form]):
@@ -121,7 +121,7 @@ class AlexNet(nn.Module):
       x_BxF = dropout(self, x_BxF, shape.dropout)
       x_BxF = jax.nn.relu(projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), 2**0.5, bias=True))
     out = projection(self, "output", x_BxF, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
-    return out, jnp.zeros(2, jnp.float32)
+    return out, {}
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -118,7 +118,7 @@ class Shape:
 
 
 class Bert(nn.Module):
-  """tokens int[B, T] -> (logits float32[B, T, V], or pooled [B, D], or states [B, T, D]; no auxiliary losses)."""
+  """tokens int[B, T] -> (logits float32[B, T, V], or pooled [B, D], or states [B, T, D]; no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -126,7 +126,9 @@ class Bert(nn.Module):
   run_blocks: RunBlocks = unrolled
 
   @nn.compact
-  def __call__(self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
     norm = lambda name: LayerNorm(epsilon=shape.epsilon, name=name)
     table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), 0.02)

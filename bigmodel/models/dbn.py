@@ -71,7 +71,7 @@ class Shape:
 
 
 class DBN(nn.Module):
-  """inputs in [0, 1] -> (logits float32[B, outputs], no auxiliary losses); with a `layer`, that RBM's losses [B, 2]."""
+  """inputs in [0, 1] -> (logits float32[B, outputs], {}); with a `layer`, the losses of that RBM [B, 2]."""
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -79,8 +79,8 @@ class DBN(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, layer: int | None = None, key: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
-    shape, none = self.shape, jnp.zeros(2, jnp.float32)
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    shape, none = self.shape, {}
     v_BxV = x.reshape(x.shape[0], -1).astype(self.dtype)
     for i, (below, width) in enumerate(itertools.pairwise(shape.widths)):
       axes = ("inputs" if not i else "embed", "mlp")

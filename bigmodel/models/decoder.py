@@ -58,7 +58,7 @@ def fields() -> dict[str, Any]:
     "experts": 0,  # feed-forward blocks a layer, of which each token meets some; 0: one, met by all
     "experts_per_token": 2,
     "expert_group": 0,  # tokens of a row that are routed together; 0: the row
-    "expert_capacity": 1.25,  # slots of an expert, as a multiple of its even share of a group; 0: none is turned away
+    "expert_capacity": 1.25,  # in training: an expert's slots over its even share of a group; 0: no choice is dropped
   }
 
 
@@ -187,12 +187,12 @@ class Shape:
 
 
 class Decoder(nn.Module):
-  """tokens int[B, T] -> (logits float32[B, T, V], means over layers of the experts' auxiliary losses [2]).
+  """tokens int[B, T] -> (logits float32[B, T, V], auxiliary numbers of the experts, means over layers).
 
   The parameters of the blocks are stacked over layers, whichever way they are run: a
   checkpoint and a run's bits do not say whether the layers were unrolled, scanned or piped.
   With `caches`, one a layer and filled up to position `start`, tokens are those from there
-  on, the blocks' parameters a list of layers, and the new caches come in place of the losses.
+  on, the blocks' parameters a list of layers, and the new caches come in place of the auxiliary numbers.
   """
 
   shape: Shape
@@ -216,7 +216,7 @@ class Decoder(nn.Module):
 
     if caches is None:
       x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
-      auxiliary = auxiliary / shape.layers
+      auxiliary = jax.tree.map(lambda total: total / shape.layers, auxiliary)
     else:
       block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []
       for params, cache in zip(self.get_variable("params", "blocks"), caches, strict=True):

@@ -67,13 +67,13 @@ class Shape:
 
 
 class MLP(nn.Module):
-  """x_Bx... -> (outputs float32[B, outputs], no auxiliary losses)."""
+  """x_Bx... -> (outputs float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
     x_BxF = x.reshape(x.shape[0], -1).astype(self.dtype)
     # A rectifier halves the variance (He et al. 2015).
@@ -84,7 +84,7 @@ class MLP(nn.Module):
       x_BxF = dropout(self, ACTIVATIONS[shape.activation](x_BxF), shape.dropout)
       axis = "embed"
     out = projection(self, "output", x_BxF, shape.outputs, (axis, "outputs"), bias=True, result=jnp.float32)
-    return out, jnp.zeros(2, jnp.float32)
+    return out, {}
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -113,13 +113,13 @@ class Shape:
 
 
 class ResNet(nn.Module):
-  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary losses)."""
+  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
 
     def conv(x: jax.Array, name: str, channels: int, size: int, stride: int) -> jax.Array:
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
         x = jax.nn.relu(x)
     pooled_BxC = jnp.mean(x, axis=(1, 2))
     out = projection(self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), bias=True, result=jnp.float32)
-    return out, jnp.zeros(2, jnp.float32)
+    return out, {}
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

@@ -112,7 +112,7 @@ class Shape:
 
 
 class FTTransformer(nn.Module):
-  """features float[B, F], numbers and then codes -> (outputs float32[B, outputs], no auxiliary losses)."""
+  """features float[B, F], numbers and then codes -> (outputs float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -120,7 +120,7 @@ class FTTransformer(nn.Module):
   run_blocks: RunBlocks = unrolled
 
   @nn.compact
-  def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
     axes, B = ("inputs", "embed"), len(x_BxF)
     vectors = lambda name, count: normal(self, name, (count, D), axes, D**-0.5)

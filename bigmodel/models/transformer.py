@@ -109,7 +109,7 @@ class Transformer(nn.Module):
   attend: Attend = attend
 
   @nn.compact
-  def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D = self.shape, self.shape.width
     axes = ("vocab", "embed")
     embedding_VxD = normal(self, "embedding", (shape.vocab, D), axes, D**-0.5)

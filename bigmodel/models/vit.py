@@ -104,7 +104,7 @@ class Shape:
 
 
 class ViT(nn.Module):
-  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary losses)."""
+  """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -112,7 +112,7 @@ class ViT(nn.Module):
   run_blocks: RunBlocks = unrolled
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, P, D = self.shape, self.shape.patch, self.shape.width
     B, height, width, channels = x.shape
     cut = x.astype(self.dtype).reshape(B, height // P, P, width // P, P, channels)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel.config import Config
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
+from bigmodel.models.layers.experts import Auxiliary
 from bigmodel.parallel import BATCH, microbatches
 
 POLICIES = {
@@ -46,10 +47,10 @@ def remat(block: BlockFunction, policy: str) -> BlockFunction:
   return jax.checkpoint(named, policy=POLICIES[policy])
 
 
-def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
   """`unrolled` as one loop: compiled once for all layers."""
-  x_BxTxD, losses_Nx2 = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
-  return x_BxTxD, jnp.sum(losses_Nx2, axis=0)
+  x_BxTxD, auxiliary_N = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
+  return x_BxTxD, jax.tree.map(jnp.sum, auxiliary_N)
 
 
 def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
@@ -65,7 +66,7 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
 
   on_stages = functools.partial(spread, "pipeline")
 
-  def run(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def run(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
     B, T, D = x_BxTxD.shape
     params_SxL = jax.tree.map(lambda p: p.reshape(stages, p.shape[0] // stages, *p.shape[1:]), stacked)
     stage: Callable = jax.vmap(lambda p, x: run_stage(block, p, x), spmd_axis_name="pipeline")
@@ -76,18 +77,18 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
     def turn(previous_SxBxTxD: jax.Array, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
       entering_BxTxD, now = given
       shifted = jnp.roll(previous_SxBxTxD, 1, axis=0).at[0].set(entering_BxTxD)
-      out_SxBxTxD, losses_Sx2 = stage(params_SxL, on_stages(shifted))
+      out_SxBxTxD, auxiliary_S = stage(params_SxL, on_stages(shifted))
       piece_S = now - jnp.arange(stages)
       working_S = (piece_S >= 0) & (piece_S < pieces)
       # Without a word on what leaves, the backward pass gathers the gradients of the whole batch in every turn.
       leaves_BxTxD = spread(None, out_SxBxTxD[-1:])[0]
-      losses_2 = jnp.sum(jnp.where(working_S[:, None], losses_Sx2, 0.0), axis=0)
-      return on_stages(out_SxBxTxD), (leaves_BxTxD, losses_2)
+      auxiliary = jax.tree.map(lambda x_S: jnp.sum(jnp.where(working_S, x_S, 0.0)), auxiliary_S)
+      return on_stages(out_SxBxTxD), (leaves_BxTxD, auxiliary)
 
     start = on_stages(jnp.zeros((stages, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype))
     entering = jnp.concatenate([pieces_PxBxTxD, idle])
-    _, (left_QxBxTxD, losses_Qx2) = jax.lax.scan(turn, start, (entering, jnp.arange(pieces + stages - 1)))
+    _, (left_QxBxTxD, auxiliary_Q) = jax.lax.scan(turn, start, (entering, jnp.arange(pieces + stages - 1)))
     out_BxTxD = left_QxBxTxD[stages - 1 :].swapaxes(0, 1).reshape(B, T, D)
-    return out_BxTxD, jnp.sum(losses_Qx2, axis=0) / pieces
+    return out_BxTxD, jax.tree.map(lambda x_Q: jnp.sum(x_Q) / pieces, auxiliary_Q)
 
   return run

@@ -227,8 +227,9 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
   task, traced = tasks.build(part), dict.fromkeys(tasks.traced(part), jnp.float32(0))
 
   def loss(params: Any, batch: Any) -> jax.Array:
-    apply: Any = lambda *inputs: model.apply({"params": params}, *inputs)
-    return task.objective(apply, batch, traced, jax.random.key(0))[0]
+    key = jax.random.key(0)
+    apply: Any = lambda *inputs: model.apply({"params": params}, *inputs, rngs={"dropout": key})  # as in training
+    return task.objective(apply, batch, traced, key)[0]
 
   return jax.make_jaxpr(jax.grad(loss))(_parameters(part), tasks.batch_shape(part, rows)).jaxpr
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require, require_choice
-from bigmodel.tasks.task import Apply, Task
+from bigmodel.tasks.task import Apply, Measured, Task
 
-__all__ = ["Apply", "Task"]
+__all__ = ["Apply", "Measured", "Task"]
 
 TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification", "regression", "contrastive_divergence")
 

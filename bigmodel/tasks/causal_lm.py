@@ -5,7 +5,16 @@ from typing import Any
 import jax
 
 from bigmodel.config import Config
-from bigmodel.tasks.task import LANGUAGE_FIELDS, Apply, Task, Values, cross_entropy, language_objective, of_text
+from bigmodel.tasks.task import (
+  LANGUAGE_FIELDS,
+  Apply,
+  Measured,
+  Task,
+  Values,
+  cross_entropy,
+  language_objective,
+  of_text,
+)
 
 DATA = "text"
 
@@ -23,7 +32,7 @@ def build(config: Config) -> Task:
   return Task(objective, values, of_text)
 
 
-def objective(apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any) -> tuple[jax.Array, jax.Array]:
+def objective(apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any) -> tuple[jax.Array, Measured]:
   del key
   logits_BxTxV, auxiliary = apply(rows_BxT1[:, :-1])
   return language_objective(*cross_entropy(logits_BxTxV, rows_BxT1[:, 1:]), auxiliary, h)

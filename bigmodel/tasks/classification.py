@@ -11,7 +11,7 @@ import numpy as np
 from bigmodel.config import Config, require
 from bigmodel.data import augment
 from bigmodel.tasks import metrics
-from bigmodel.tasks.task import Apply, Task, Values, cross_entropy
+from bigmodel.tasks.task import Apply, Measured, Task, Values, cross_entropy
 
 DATA = "examples"
 
@@ -76,7 +76,7 @@ def objective(
   batch: Any,
   h: dict[str, jax.Array],
   key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Measured]:
   """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images.
 
   Of blended images both labels count, each by its share and with the weight of its class.
@@ -101,7 +101,7 @@ def objective(
     other_B, other_loss_B = of_labels(augment.blended_with(batch["targets"]))
     objective_B = share_B * objective_B + (1 - share_B) * other_B
     loss_B = share_B * loss_B + (1 - share_B) * other_loss_B
-  return jnp.mean(objective_B), jnp.mean(loss_B)
+  return jnp.mean(objective_B), {"loss": jnp.mean(loss_B)}
 
 
 def values(apply: Apply, batch: Any, key: Any) -> Values:

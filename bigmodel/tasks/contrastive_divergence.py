@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require
-from bigmodel.tasks.task import Apply, Task, Values
+from bigmodel.tasks.task import Apply, Measured, Task, Values
 
 DATA = "examples"
 
@@ -32,11 +32,11 @@ def build(config: Config) -> Task:
 
 def objective(
   layer: int, apply: Apply, batch: Any, h: dict[str, jax.Array], key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """`(difference of free energies, cross-entropy of the reconstruction)`, means over the batch."""
+) -> tuple[jax.Array, Measured]:
+  """Minimises the difference of free energies; the loss is the cross-entropy of the reconstruction. Both are means."""
   del h
   difference, reconstruction = jnp.mean(apply(batch["inputs"], layer, key)[0], axis=0)
-  return difference, reconstruction
+  return difference, {"loss": reconstruction}
 
 
 def values(layer: int, apply: Apply, batch: Any, key: jax.Array) -> Values:

@@ -6,19 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigmodel.config import Config
 from bigmodel.models.decoder import Decoder
 from bigmodel.models.layers.attention import Cache
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.block import unstacked
-
-
-def for_decoding(config: Config) -> Config:
-  """The config of a model that decodes: its experts turn no token away, for what follows is not known yet."""
-  changed = config.copy_and_resolve_references()
-  if changed.model.experts:
-    changed.model.update(expert_group=0, expert_capacity=0.0)
-  return changed
 
 
 def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:

@@ -14,6 +14,7 @@ from bigmodel.config import Config, require
 from bigmodel.tasks.task import (
   LANGUAGE_FIELDS,
   Apply,
+  Measured,
   Task,
   Values,
   correct,
@@ -71,7 +72,7 @@ def hide(tokens_BxT: jax.Array, key: jax.Array, count: int, mask_token: int, voc
 
 def objective(
   hidden: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Measured]:
   tokens_BxT, weight_BxT = hidden(rows_BxT1[:, 1:], key)
   logits_BxTxV, auxiliary = apply(tokens_BxT)
   return language_objective(*cross_entropy(logits_BxTxV, rows_BxT1[:, 1:]), auxiliary, h, weight_BxT)

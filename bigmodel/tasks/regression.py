@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.tasks import metrics
-from bigmodel.tasks.task import Apply, Task, Values
+from bigmodel.tasks.task import Apply, Measured, Task, Values
 
 DATA = "examples"
 
@@ -46,10 +46,10 @@ def loss_of(quantiles: tuple[float, ...], guess_BxQ: jax.Array, target_B: jax.Ar
 
 def objective(
   quantiles: tuple[float, ...], apply: Apply, batch: Any, h: dict[str, jax.Array], key: Any
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Measured]:
   del h, key
   loss = jnp.mean(loss_of(quantiles, apply(batch["inputs"])[0], batch["targets"]))
-  return loss, loss
+  return loss, {"loss": loss}
 
 
 def values(quantiles: tuple[float, ...], apply: Apply, batch: Any, key: Any) -> Values:

@@ -10,6 +10,7 @@ from bigmodel.config import Config, require, require_choice
 from bigmodel.tasks.task import (
   LANGUAGE_FIELDS,
   Apply,
+  Measured,
   Task,
   Values,
   correct,
@@ -49,7 +50,7 @@ def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.A
 
 def objective(
   pairs: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Measured]:
   del key
   source_BxS, read_BxS, said_BxS = pairs(rows_BxT1)
   logits_BxSxV, auxiliary = apply(source_BxS, read_BxS)

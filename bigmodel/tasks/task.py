@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The model with its parameters: inputs -> (outputs, auxiliary losses[2] of experts)
-Apply = Callable[..., tuple[jax.Array, jax.Array]]
+from bigmodel.models.layers.experts import Auxiliary
+
+# The model with its parameters: inputs -> (outputs, auxiliary numbers)
+Apply = Callable[..., tuple[jax.Array, Auxiliary]]
+# What is logged of a training step, by name; `loss`, the mean loss, is always there.
+Measured = dict[str, jax.Array]
 # Numbers for every token or example [B, T], or [B, 1]: `loss`, what else is measured, and `weight` where not all count.
 Values = dict[str, jax.Array]
 # (values of all held-out rows, on the host) -> a function of their weights [N, T]: the metrics
@@ -35,12 +39,12 @@ OF_MEANS = (means, of_text)  # what depends on weighted means alone
 class Task:
   """Pure functions of a batch.
 
-  `objective(apply, batch, h, key) -> (what is minimised, mean loss)`, with the task's traced
+  `objective(apply, batch, h, key) -> (what is minimised, what is logged)`, with the task's traced
   numbers h; `values(apply, batch, key)` for evaluation, and what `measure` and, as tables,
   `details` make of them.
   """
 
-  objective: Callable[[Apply, Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
+  objective: Callable[[Apply, Any, Any, jax.Array], tuple[jax.Array, Measured]]
   values: Callable[[Apply, Any, jax.Array], Values]
   measure: Measure = means
   details: Callable[[dict[str, np.ndarray]], dict[str, list[dict[str, Any]]]] = lambda values: {}
@@ -58,12 +62,12 @@ def correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def language_objective(
-  loss: jax.Array, log_z: jax.Array, auxiliary: jax.Array, h: dict[str, jax.Array], weight: Any = 1.0
-) -> tuple[jax.Array, jax.Array]:
-  """`(objective, mean loss)` of a language model; z-loss keeps log Z near 0 (PaLM, section 5)."""
+  loss: jax.Array, log_z: jax.Array, auxiliary: Auxiliary, h: dict[str, jax.Array], weight: Any = 1.0
+) -> tuple[jax.Array, Measured]:
+  """`(objective, what is logged)` of a language model; z-loss keeps log Z near 0 (PaLM, section 5)."""
   mean = lambda x: jnp.mean(x * weight) / jnp.mean(weight)
-  extra = h["balance_loss"] * auxiliary[0] + h["router_z_loss"] * auxiliary[1]
-  return mean(loss) + h["z_loss"] * mean(jnp.square(log_z)) + extra, mean(loss)
+  router = sum(h[name] * auxiliary[name] for name in ("balance_loss", "router_z_loss") if name in auxiliary)
+  return mean(loss) + h["z_loss"] * mean(jnp.square(log_z)) + router, {"loss": mean(loss), **auxiliary}
 
 
 LANGUAGE_FIELDS = {

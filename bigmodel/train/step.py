@@ -13,7 +13,7 @@ import optax
 
 from bigmodel import optim
 from bigmodel.parallel import hosts
-from bigmodel.tasks import Apply, Task
+from bigmodel.tasks import Apply, Measured, Task
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
@@ -40,8 +40,8 @@ def applied(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply
 
 def objective(
   apply: Callable, task: Task, h: optim.Hyperparameters, params: Any, rows: Any, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """`(what is minimised, mean loss)` in training; from `key` come the masks of dropout and what the task draws."""
+) -> tuple[jax.Array, Measured]:
+  """`(what is minimised, what to log)` in training; from `key` come the masks of dropout and what the task draws."""
   for_task, for_dropout = jax.random.split(key)
   return task.objective(applied(apply, params, for_dropout), rows, h.task, for_task)
 
@@ -50,7 +50,7 @@ def objective(
 class Gradients:
   """What a step learns from its batch."""
 
-  loss: jax.Array  # the mean over the batch
+  measured: Measured  # means over the batch, the loss among them
   of_params: Any  # but of those that are frozen
   squares: Any  # the squared norm of each microbatch's gradient, where asked for
   first: tuple[Any, jax.Array]  # the rows of the first microbatch, and the key that its objective gets
@@ -61,28 +61,30 @@ def gradients(
 ) -> Gradients:
   """The gradients of the step that `state` is about to take, over all of its microbatches."""
 
-  def of_part(part: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def of_part(part: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, Measured]:
     return objective(apply, task, h, optim.merged(state.params, part), rows, key)
 
   gradient = jax.value_and_grad(of_part, has_aux=True)
   part = optim.trainable(state.params, how.frozen)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
   if accumulate == 1:
-    (_, loss), grads = gradient(part, rows, key)
-    return Gradients(loss, grads, None, (rows, key))
+    (_, measured), grads = gradient(part, rows, key)
+    return Gradients(measured, grads, None, (rows, key))
   # Row b goes to microbatch b % accumulate, so that no row leaves its device.
   micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
   def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
-    (_, loss), grads = gradient(part, *given)
+    (_, measured), grads = gradient(part, *given)
     square = optax.tree.norm(grads, squared=True) if state.noise else None
-    return jax.tree.map(jnp.add, total, (loss, grads)), square
+    return jax.tree.map(jnp.add, total, (measured, grads)), square
 
   keys = jax.random.split(key, accumulate)
-  zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, part))
+  first = jax.tree.map(lambda x: x[0], (micro, keys))
+  shapes = jax.eval_shape(of_part, part, *first)[1], part
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   total, squares = jax.lax.scan(add, zero, (micro, keys))
-  loss, grads = jax.tree.map(lambda x: x / accumulate, total)
-  return Gradients(loss, grads, squares, jax.tree.map(lambda x: x[0], (micro, keys)))
+  measured, grads = jax.tree.map(lambda x: x / accumulate, total)
+  return Gradients(measured, grads, squares, first)
 
 
 def train_step(
@@ -90,7 +92,7 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of one run: pure, and the same for every mesh."""
   found = gradients(apply, task, how, accumulate, state, rows, h)
-  loss, noise = found.loss, state.noise
+  loss, noise = found.measured["loss"], state.noise
   if found.squares is not None:
     seen = _noise(found.squares, found.of_params, jax.tree.leaves(rows)[0].shape[0])
     mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
@@ -109,7 +111,7 @@ def train_step(
     now = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), -1, state.step + 1), state.step)
   diverged = jnp.where(state.diverged_at < 0, now, state.diverged_at)
   new = State(state.step + 1, params, opt_state, loss_ema, diverged, noise)
-  metrics = {"loss": loss, "param_norm": norm, "diverged_at": diverged, **told}
+  metrics = {**found.measured, "param_norm": norm, "diverged_at": diverged, **told}
   if found.squares is not None:
     metrics["noise_scale"] = noise_scale(noise)
   return new, metrics

@@ -101,6 +101,8 @@ class Watch:
         row["layers"] = jax.tree.map(finite, layers[index])
       member.metrics.add(row | {"peak_fraction": peak, "seconds_left": left})
     said = f"{speed * sum(under_way):,.0f} {self.unit}/s"
+    if values.get("dropped_choices", np.zeros(1)).any():
+      said += f"  {np.mean(values['dropped_choices'][under_way]):.1%} of the experts' choices dropped"
     self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said, left)
     if now_ > self.flush_at:
       spent, began = self.clock.spent(), time.monotonic()

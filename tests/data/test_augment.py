@@ -90,10 +90,10 @@ def test_mixup_blends_images_and_labels_alike(weights, smoothing):
 
   def apply(x):
     seen["x"] = x
-    return jnp.tile(jnp.arange(4.0), (16, 1)), jnp.zeros(2)
+    return jnp.tile(jnp.arange(4.0), (16, 1)), {}
 
   batch = {"inputs": BATCH, "targets": jnp.arange(16) % 4}
-  objective, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": smoothing}, KEY)
+  objective, logged = tasks.build(config).objective(apply, batch, {"label_smoothing": smoothing}, KEY)
   share = augment.mixing(("mixup:1",), KEY, 16)
   assert 0 < float(share.min()) < 0.3 < 0.7 < float(share.max()) < 1
   expected = share[:, None, None, None] * BATCH + (1 - share)[:, None, None, None] * np.roll(BATCH, 1, axis=0)
@@ -101,7 +101,7 @@ def test_mixup_blends_images_and_labels_alike(weights, smoothing):
   each = np.log(np.exp(np.arange(4)).sum()) - np.arange(4)  # the loss of each label
   labels, shares = np.arange(16) % 4, np.asarray(share)
   blended = lambda of_label: np.mean(shares * of_label[labels] + (1 - shares) * of_label[np.roll(labels, 1)])
-  np.testing.assert_allclose(loss, blended(each), rtol=1e-5)
+  np.testing.assert_allclose(logged["loss"], blended(each), rtol=1e-5)
   smoothed = (1 - smoothing) * each + smoothing * each.mean()
   np.testing.assert_allclose(objective, blended(np.array(weights or (1.0,) * 4) * smoothed), rtol=1e-5)
 
@@ -142,7 +142,7 @@ def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
   images.train.steps = 1
   resolved = study.resolve_for_plan(images, 1)
   batch = {"inputs": BATCH[:8, :8, :8], "targets": jnp.zeros(8, jnp.int32)}
-  apply = lambda x: (jnp.stack([x.mean(axis=(1, 2, 3))] * 2, axis=1), jnp.zeros(2))
+  apply = lambda x: (jnp.stack([x.mean(axis=(1, 2, 3))] * 2, axis=1), {})
   objective, _ = tasks.build(resolved).objective(apply, batch, {"label_smoothing": 0.0}, KEY)
   assert np.isfinite(objective)
 

@@ -88,13 +88,12 @@ def test_enough_beams_find_the_likeliest_of_all_sequences(model):
 
 
 def test_half_precision_and_experts_decode_too():
-  """Caches are in the model's own dtype, and experts take every token that comes."""
+  """Caches are in the model's own dtype, and experts drop nothing, whatever their group and capacity."""
   from bigmodel import models, study
-  from bigmodel.tasks.generation import for_decoding
 
   config = study.default_config()
   config.model.update(vocab=V, width=16, layers=1, head_size=8, experts=3, expert_group=4, expert_capacity=0.5)
-  config = for_decoding(study.resolve_without_data(config))
+  config = study.resolve_without_data(config)
   module = models.build(config, jnp.bfloat16)
   params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
   said, chances = run((module, params), prompts(2), 5, 0.0)

@@ -45,7 +45,7 @@ def test_values_of_a_sequence_stand_where_their_tokens_stand(target):
   task = tasks.build(config)
   rows = jnp.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1]])
   knows = 2 if target == "reversed" else 8  # not the middle one, which is its own mirror image
-  apply = lambda source, read: (jnp.zeros((*read.shape, 12)).at[..., knows].set(9.0), jnp.zeros(2))
+  apply = lambda source, read: (jnp.zeros((*read.shape, 12)).at[..., knows].set(9.0), {})
   values = task.values(apply, rows, KEY)
   half = slice(0, 5) if target == "reversed" else slice(5, 10)
   assert float(values["weight"].sum()) == 5 == float(values["weight"][0, half].sum())
@@ -60,15 +60,15 @@ def logits_and_targets():
 def test_smoothed_and_weighted_cross_entropy_is_its_definition():
   logits, targets = logits_and_targets()
   weights, smoothing = np.array([1.0, 2.0, 0.5, 0.0, 3.0]), 0.1
-  apply = lambda x: (jnp.asarray(logits), jnp.zeros(2))
+  apply = lambda x: (jnp.asarray(logits), {})
   batch = {"inputs": None, "targets": jnp.asarray(targets)}
   config = default_config("mlp")
   config.task.class_weights = tuple(weights)
-  objective, loss = tasks.build(config).objective(apply, batch, {"label_smoothing": jnp.float32(smoothing)}, KEY)
+  objective, logged = tasks.build(config).objective(apply, batch, {"label_smoothing": jnp.float32(smoothing)}, KEY)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   labels = (1 - smoothing) * np.eye(5)[targets] + smoothing / 5
   assert float(objective) == pytest.approx(np.mean(weights[targets] * -(labels * log_p).sum(axis=1)), rel=1e-5)
-  assert float(loss) == pytest.approx(-log_p[np.arange(40), targets].mean(), rel=1e-5)
+  assert float(logged["loss"]) == pytest.approx(-log_p[np.arange(40), targets].mean(), rel=1e-5)
 
 
 def test_balanced_classes_weigh_the_same():
@@ -86,7 +86,7 @@ def test_a_regression_of_quantiles_finds_them():
   task = tasks.build(config)
   target = np.random.default_rng(0).exponential(size=1000).astype(np.float32)
   batch, h = {"inputs": None, "targets": jnp.asarray(target)}, {}
-  said = lambda x: lambda _: (jnp.broadcast_to(x, (1000, 3)), jnp.zeros(2))
+  said = lambda x: lambda _: (jnp.broadcast_to(x, (1000, 3)), {})
   slope = jax.grad(lambda x: task.objective(said(x), batch, h, KEY)[0])
   true = np.quantile(target, config.task.quantiles)
   np.testing.assert_allclose(slope(jnp.asarray(true, jnp.float32)), 0, atol=1e-3)

@@ -127,7 +127,7 @@ def test_microbatches_draw_masks_of_their_own(files, config):
   keys = jax.random.split(jax.random.fold_in(jax.random.key(own.seed), 0), 4)
   apply = lambda *inputs: model.apply({"params": params}, *inputs)
   expected = [
-    float(task.objective(apply, rows[i::4], jax.device_get(h.task), jax.random.split(key)[0])[1])
+    float(task.objective(apply, rows[i::4], jax.device_get(h.task), jax.random.split(key)[0])[1]["loss"])
     for i, key in enumerate(keys)
   ]
   _, metrics = program.step(state, program.put_rows([rows]), h)

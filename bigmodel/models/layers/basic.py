@@ -151,9 +151,14 @@ def _repeated_backward(
 _repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
+def in_training(module: nn.Module) -> bool:
+  """Whether the model is applied in training: then, and only then, the caller gives a key named 'dropout'."""
+  return module.has_rng("dropout")
+
+
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-  """Zeros in a share of `x`, where the caller gave a key for them: training does, evaluation does not."""
-  if not rate or not module.has_rng("dropout"):
+  """Zeros in a share of `x` in training."""
+  if not rate or not in_training(module):
     return x
   keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

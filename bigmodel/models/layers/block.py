@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.models.layers.attention import Attend, Attention, Cache, attend_to_all
-from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, norm_params
-from bigmodel.models.layers.experts import Experts, slots
+from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, in_training, norm_params
+from bigmodel.models.layers.experts import Auxiliary, Experts, slots
 
-# block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary losses[2])
-BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-# run_blocks(block, parameters of all layers stacked, x_BxTxD) -> (x_BxTxD, sums of auxiliary losses[2])
-RunBlocks = Callable[[BlockFunction, Any, jax.Array], tuple[jax.Array, jax.Array]]
-AUXILIARY = 2  # of experts: load-balancing loss, router z-loss
+# block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary numbers of its experts)
+BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, Auxiliary]]
+# run_blocks(block, parameters of all layers stacked, x_BxTxD) -> (x_BxTxD, their auxiliary numbers, summed over layers)
+RunBlocks = Callable[[BlockFunction, Any, jax.Array], tuple[jax.Array, Auxiliary]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class BlockShape:
   experts: int = 0  # 0: one dense feed-forward block
   experts_per_token: int = 2
   expert_group: int = 0
-  expert_capacity: float = 1.25
+  expert_capacity: float = 1.25  # in training
 
   @property
   def matrices(self) -> int:
@@ -84,7 +83,7 @@ class BlockShape:
     return 4.0 * HK * (keys + memory) + distances
 
   def idle(self, T: int) -> float:
-    """FLOPs per token in one layer for slots of experts that stay empty."""
+    """FLOPs per token of a forward pass of training, in one layer, for slots of experts that stay empty."""
     if not self.experts:
       return 0.0
     group = min(self.expert_group, T) if self.expert_group else T
@@ -93,11 +92,12 @@ class BlockShape:
 
 
 class Block(nn.Module):
-  """x_BxTxD -> (x_BxTxD, auxiliary losses of the experts or zeros); with a cache also the new cache."""
+  """x_BxTxD -> (x_BxTxD, auxiliary numbers of the experts); with a cache also the new cache."""
 
   shape: BlockShape
   dtype: jnp.dtype
   attend: Attend
+  training: bool = False  # experts drop choices for which they have no slot
 
   @nn.compact
   def __call__(
@@ -122,7 +122,7 @@ class Block(nn.Module):
     if memory_BxSxD is not None:
       cross = self._attention("cross", attend_to_all, 0.0, False)
       x_BxTxD = self._add(x_BxTxD, lambda x: cross(x, memory_BxSxD), norm("cross_norm"))
-    auxiliary = jnp.zeros(AUXILIARY, jnp.float32)
+    auxiliary: Auxiliary = {}
 
     def feed_forward(x: jax.Array) -> jax.Array:
       nonlocal auxiliary
@@ -136,6 +136,7 @@ class Block(nn.Module):
         shape.feed_forward,
         shape.activation,
         self._out_scale,
+        self.training,
         name="experts",
       )(x)
       return x
@@ -162,12 +163,12 @@ class Block(nn.Module):
     return (2 * self.shape.layers) ** -0.5 if self.shape.norm_first else 1.0
 
 
-def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
   """One layer after another, each with its slice of the stacked parameters."""
-  total = jnp.zeros(AUXILIARY, jnp.float32)
+  total: Auxiliary = {}
   for layer in unstacked(stacked):
     x_BxTxD, auxiliary = block(layer, x_BxTxD)
-    total = total + auxiliary
+    total = jax.tree.map(jnp.add, total, auxiliary) if total else auxiliary
   return x_BxTxD, total
 
 
@@ -187,13 +188,16 @@ def stack(
   run_blocks: RunBlocks,
   x_BxTxD: jax.Array,
   memory_BxSxD: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run."""
-  block = Block(shape, dtype, attend, parent=None)
+) -> tuple[jax.Array, Auxiliary]:
+  """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run.
+
+  The auxiliary numbers are sums over layers.
+  """
+  block = Block(shape, dtype, attend, in_training(module), parent=None)
   params: Any = module.param(name, lambda key: stacked_init(key, shape))
   if module.is_initializing():  # nobody reads what comes out, and many layers take long to trace
-    return x_BxTxD, jnp.zeros(AUXILIARY, jnp.float32)
-  if shape.dropout and module.has_rng("dropout"):
+    return x_BxTxD, {}
+  if shape.dropout and in_training(module):
     keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # a key a layer
 
     def with_key(layer: Any, x: jax.Array) -> Any:

@@ -1,20 +1,28 @@
 """Mixture of experts: each token goes to its k best feed-forward blocks (Jiang et al. 2024, Mixtral).
 
-Tokens are routed in groups, each a stretch of one row, within which an expert takes
-at most `capacity` tokens; what is over is dropped, first choices last (Lepikhin et
-al. 2020). Groups come from the config and never from the mesh, so every mesh routes
-alike. Array suffixes: n groups a row, S tokens a group, E experts, C slots an expert.
+Tokens are routed in groups, each a stretch of one row. Slots are assigned token by token: all
+choices of a token come before those of the next one, so what a token gets does not depend on
+what follows it. In training an expert takes at most `slots(...)` tokens of a group, and later
+choices are dropped (Lepikhin et al. 2020). Evaluation and decoding drop nothing. Groups come
+from the config and never from the mesh, so every mesh routes alike. Array suffixes: n groups
+a row, S tokens a group, E experts, C slots an expert.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.basic import GATED, activate, constrain, gathered
+
+PRODUCTS = "expert_products"  # name of the results of the experts' matrix products, for rematerialization policies
+# Numbers beside a model's outputs, by name: losses of the router, and shares to be logged. Empty without experts.
+Auxiliary = dict[str, jax.Array]
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
@@ -24,30 +32,48 @@ def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
   return min(group, max(1, math.ceil(capacity_factor * group * chosen / experts)))
 
 
-def route(logits_BxnxSxE: jax.Array, chosen: int, C: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Which slot every choice of every token gets.
+def route(logits_BxnxSxE: jax.Array, chosen: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Which experts each token goes to: `(weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk)`.
 
-  Returns `(weights_BxnxSxk, slot_BxnxSxk, token_BxnxEC, balance)`: a dropped choice has
-  slot E*C, an empty slot has token S; `balance` is the load-balancing loss of Switch
-  Transformer (Fedus et al. 2021, equation 4), 1 where all experts get alike.
+  A choice's place is the number of earlier choices of the same expert in the group: those of
+  earlier tokens.
   """
-  B, n, S, E = logits_BxnxSxE.shape
+  E = logits_BxnxSxE.shape[-1]
   best_BxnxSxk, expert_BxnxSxk = jax.lax.top_k(logits_BxnxSxE, chosen)
   weights_BxnxSxk = jax.nn.softmax(best_BxnxSxk, axis=-1)
-  # First choices of all tokens come before second choices of any.
-  order_BxnxkS = expert_BxnxSxk.swapaxes(-1, -2).reshape(B, n, chosen * S)
-  picked_BxnxkSxE = jax.nn.one_hot(order_BxnxkS, E, dtype=jnp.int32)
-  before_BxnxkSxE = jnp.cumsum(picked_BxnxkSxE, axis=2) - picked_BxnxkSxE
-  place_BxnxkS = jnp.sum(before_BxnxkSxE * picked_BxnxkSxE, axis=-1)
-  slot_BxnxkS = jnp.where(place_BxnxkS < C, order_BxnxkS * C + place_BxnxkS, E * C)
-  token_kS = jnp.tile(jnp.arange(S), chosen)
-  fill = lambda slot: jnp.full(E * C, S).at[slot].set(token_kS, mode="drop", unique_indices=False)
-  token_BxnxEC = jax.vmap(jax.vmap(fill))(slot_BxnxkS)
-  slot_BxnxSxk = slot_BxnxkS.reshape(B, n, chosen, S).swapaxes(-1, -2)
-  share_BxnxE = jnp.mean(picked_BxnxkSxE.astype(jnp.float32), axis=2)
+  # A token chooses an expert at most once, so all that are counted before it are choices of earlier tokens.
+  picked_BxnxSxE = jnp.sum(jax.nn.one_hot(expert_BxnxSxk, E, dtype=jnp.int32), axis=3)
+  before_BxnxSxE = jnp.cumsum(picked_BxnxSxE, axis=2) - picked_BxnxSxE
+  return weights_BxnxSxk, expert_BxnxSxk, jnp.take_along_axis(before_BxnxSxE, expert_BxnxSxk, axis=-1)
+
+
+def assign(
+  expert_BxnxSxk: jax.Array, place_BxnxSxk: jax.Array, first: Any, E: int, C: int
+) -> tuple[jax.Array, jax.Array]:
+  """Gives the choices with places first to first + C - 1 a slot: `(slot_BxnxSxk, token_BxnxEC)`.
+
+  Every other choice has slot E * C, and an empty slot has token S.
+  """
+  S, k = expert_BxnxSxk.shape[2:]
+  inside = (place_BxnxSxk >= first) & (place_BxnxSxk < first + C)
+  slot_BxnxSxk = jnp.where(inside, expert_BxnxSxk * C + place_BxnxSxk - first, E * C)
+  token_Sk = jnp.repeat(jnp.arange(S), k)
+
+  def fill(slot_Sxk: jax.Array) -> jax.Array:
+    return jnp.full(E * C, S).at[slot_Sxk.reshape(-1)].set(token_Sk, mode="drop", unique_indices=False)
+
+  return slot_BxnxSxk, jax.vmap(jax.vmap(fill))(slot_BxnxSxk)
+
+
+def balance_loss(logits_BxnxSxE: jax.Array, expert_BxnxSxk: jax.Array) -> jax.Array:
+  """Load balancing of Switch Transformer (Fedus et al. 2021, equation 4): 1 where all experts are chosen alike.
+
+  Dropped choices count as well, or else a full expert would seem no more popular than its slots.
+  """
+  E = logits_BxnxSxE.shape[-1]
+  share_BxnxE = jnp.mean(jax.nn.one_hot(expert_BxnxSxk, E, dtype=jnp.float32), axis=(2, 3))
   probability_BxnxE = jnp.mean(jax.nn.softmax(logits_BxnxSxE, axis=-1), axis=2)
-  balance = E * jnp.mean(jnp.sum(share_BxnxE * probability_BxnxE, axis=-1))
-  return weights_BxnxSxk, slot_BxnxSxk, token_BxnxEC, balance
+  return E * jnp.mean(jnp.sum(share_BxnxE * probability_BxnxE, axis=-1))
 
 
 def take(x_BxnxSxD: jax.Array, index_BxnxI: jax.Array) -> jax.Array:
@@ -56,52 +82,110 @@ def take(x_BxnxSxD: jax.Array, index_BxnxI: jax.Array) -> jax.Array:
   return jnp.take_along_axis(padded, index_BxnxI[..., None], axis=2)
 
 
+@jax.custom_batching.custom_vmap
+def anywhere(condition: jax.Array) -> jax.Array:
+  """A condition that is one for all stages of a pipeline, so that `cond` stays a branch when it is batched."""
+  return condition
+
+
+@anywhere.def_vmap
+def _anywhere_batched(size: int, batched: list[bool], condition: jax.Array) -> tuple[jax.Array, bool]:
+  del size
+  return anywhere(jnp.any(condition) if batched[0] else condition), False
+
+
 class Experts(nn.Module):
-  """x_BxTxD -> (x_BxTxD, [load-balancing loss, router z-loss])."""
+  """x_BxTxD -> (x_BxTxD, balance loss, router z-loss and the share of choices that were dropped).
+
+  In training every expert has a fixed number of slots. Otherwise nothing is dropped: the
+  experts work in rounds, each with slots for an even share of the choices, until all
+  choices had their turn. So memory stays at that of one round, and the work grows
+  with the load of the most popular expert instead of with the number of experts.
+  """
 
   experts: int
   chosen: int  # k
   group: int  # tokens of a row that are routed together; 0: the whole row
-  capacity_factor: float  # 0: as many as could come
+  capacity_factor: float  # of training; 0: as many slots as could be asked for
   feed_forward: int
   activation: str
   out_scale: float
+  training: bool = False
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
     B, T, D = x_BxTxD.shape
-    E, F = self.experts, self.feed_forward
+    E, F, k = self.experts, self.feed_forward, self.chosen
     S = min(self.group, T) if self.group else T
+    if T % S and not self.training:
+      S = T  # a prompt of any length: where nothing is dropped, groups change nothing
     if T % S:
       raise ValueError(f"a row of {T} tokens is not a whole number of groups of {S}")
-    C = slots(S, E, self.chosen, self.capacity_factor)
+    C = slots(S, E, k, self.capacity_factor if self.training else 1.0)
     x_BxnxSxD = x_BxTxD.reshape(B, T // S, S, D)
     router = self._weight("router", (D, E), ("embed", "router"), D)
-    logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router)  # float32: near ties decide
-    weights_BxnxSxk, slot_BxnxSxk, token_BxnxEC, balance = route(logits, self.chosen, C)
+    # Near ties decide where a token goes: an accelerator must not round these factors to bfloat16 or TF32.
+    logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
+    weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk = route(logits, k)
+    weights = self._weights(D, F, x_BxTxD.dtype)
 
-    rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
+    def work(first: Any) -> jax.Array:
+      """The experts' results for choices with places first to first + C - 1; zeros for the others."""
+      slot_BxnxSxk, token_BxnxEC = assign(expert_BxnxSxk, place_BxnxSxk, first, E, C)
+      rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
+      out_BxnxECxD = self._feed_forward(weights, rows.reshape(B, T // S, E, C, D)).reshape(B, T // S, E * C, D)
+      out_BxnxECxD = constrain(out_BxnxECxD, ("batch", "length", None, None))
+      return take(out_BxnxECxD, slot_BxnxSxk.reshape(B, T // S, S * k)).reshape(B, T // S, S, k, D)
+
+    dropped = jnp.float32(0)
+    if self.training:
+      results_BxnxSxkxD = work(0)
+      dropped = jnp.mean((place_BxnxSxk >= C).astype(jnp.float32))
+    else:
+      results_BxnxSxkxD = in_rounds(work, S, C, jnp.max(place_BxnxSxk))
+    mixed = jnp.einsum("bnskd,bnsk->bnsd", results_BxnxSxkxD, weights_BxnxSxk.astype(x_BxTxD.dtype))
+    z_loss = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))  # Zoph et al. 2022, equation 5
+    losses = {"balance_loss": balance_loss(logits, expert_BxnxSxk), "router_z_loss": z_loss}
+    return mixed.reshape(B, T, D), losses | {"dropped_choices": dropped}
+
+  def _weights(self, D: int, F: int, dtype: Any) -> dict[str, jax.Array]:
+    """The matrices of all experts as they are multiplied."""
+    inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+    shapes = {"up": (D, F, inward, 1.0), "gate": (D, F, inward, 1.0), "down": (F, D, outward, self.out_scale)}
+    if self.activation not in GATED:
+      del shapes["gate"]
+    return {
+      name: gathered(self._weight(name, (self.experts, rows, columns), axes, rows, scale).astype(dtype), axes)
+      for name, (rows, columns, axes, scale) in shapes.items()
+    }
+
+  def _feed_forward(self, weights: dict[str, jax.Array], rows_BxnxExCxD: jax.Array) -> jax.Array:
+    """Each expert's feed-forward block on its slots."""
     # From every expert's share of my rows to my experts' share of all rows: an all-to-all.
     axes = ("expert_batch", "length", "expert", None, None)
-    rows_BxnxExCxD = constrain(rows.reshape(B, T // S, E, C, D), axes)
-    hidden = self._multiply("up", rows_BxnxExCxD, F, ("expert", "embed", "mlp"))
-    gate = self._multiply("gate", rows_BxnxExCxD, F, ("expert", "embed", "mlp")) if self.activation in GATED else None
-    hidden = constrain(activate(self.activation, hidden, gate), ("expert_batch", "length", "expert", None, "mlp"))
-    out = self._multiply("down", hidden, D, ("expert", "mlp", "embed"), self.out_scale)
-    out = constrain(out, axes).reshape(B, T // S, E * C, D)
-    out = constrain(out, ("batch", "length", None, None))
+    rows_BxnxExCxD = constrain(rows_BxnxExCxD, axes)
 
-    flat = slot_BxnxSxk.reshape(B, T // S, S * self.chosen)
-    chosen_BxnxSxkxD = take(out, flat).reshape(B, T // S, S, self.chosen, D)
-    mixed = jnp.einsum("bnskd,bnsk->bnsd", chosen_BxnxSxkxD, weights_BxnxSxk.astype(x_BxTxD.dtype))
-    z_loss = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))  # Zoph et al. 2022, equation 5
-    return mixed.reshape(B, T, D), jnp.stack([balance, z_loss])
+    def multiply(name: str, x: jax.Array) -> jax.Array:
+      return checkpoint_name(jnp.einsum("bneci,eio->bneco", x, weights[name]), PRODUCTS)
+
+    up = multiply("up", rows_BxnxExCxD)
+    gate = multiply("gate", rows_BxnxExCxD) if "gate" in weights else None
+    hidden = constrain(activate(self.activation, up, gate), ("expert_batch", "length", "expert", None, "mlp"))
+    return constrain(multiply("down", hidden), axes)
 
   def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> Any:
     init = nn.with_logical_partitioning(initial.normal(scale * fan_in**-0.5), axes)
     return self.param(name, init, shape, jnp.float32)
 
-  def _multiply(self, name: str, x: jax.Array, width: int, axes: tuple[str, str, str], scale: float = 1.0) -> jax.Array:
-    fan_in = x.shape[-1]
-    weight = self._weight(name, (self.experts, fan_in, width), axes, fan_in, scale)
-    return jnp.einsum("bneci,eio->bneco", x, gathered(weight.astype(x.dtype), axes))
+
+def in_rounds(work: Callable[[Any], jax.Array], S: int, C: int, last_place: jax.Array) -> jax.Array:
+  """The sum of `work(first)` over rounds of C places each, as many as there are choices for: at most S / C."""
+  if C >= S:
+    return work(0)
+
+  def add(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+    needed = anywhere(first <= last_place)
+    return jax.lax.cond(needed, lambda total: total + work(first), lambda total: total, total), None
+
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(work, 0))
+  return jax.lax.scan(add, nothing, jnp.arange(0, S, C))[0]
