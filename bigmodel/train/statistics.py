@@ -44,7 +44,7 @@ def of_step(
   """
   found = steps.gradients(apply, task, how, accumulate, state, rows, h)
   loss = lambda params: steps.objective(apply, task, h, params, *found.first)[0]
-  finite = jnp.isfinite(found.loss)
+  finite = jnp.isfinite(found.measured["loss"])
   new, _, _ = optim.update(how, found.of_params, state.opt_state, state.params, state.step, h, loss, finite)
   outputs: dict[str, list[jax.Array]] = {}
   for name, x in activations(lambda: loss(state.params)):
