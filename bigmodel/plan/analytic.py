@@ -65,14 +65,6 @@ def run_bytes(config: Config) -> int:
   return int(sum(state_bytes(config, dict.fromkeys(parallel.AXES, 1)).values()))
 
 
-def gradient_bytes(config: Config, sizes: dict[str, int]) -> float:
-  """Exact bytes of the gradients on one device; frozen parameters have none."""
-  boxed = optim.trainable(_initial(config)[0], tuple(config.optim.frozen))
-  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config))
-  local = lambda leaf, spec: parallel.local_bytes(leaf, spec, sizes)
-  return sum(jax.tree.leaves(jax.tree.map(local, nn.meta.unbox(boxed), specs)))
-
-
 _KNOWN: dict[str, Any] = {}  # traces of a search, whose layouts share most
 
 
@@ -102,7 +94,7 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   rows = max(1, config.train.batch_size // config.train.accumulate // ways)
   stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
   part = _part(config, sizes)
-  gradients = gradient_bytes(config, sizes)
+  gradients = state_bytes(config, sizes)["parameters"]
   layer = _layer_bytes(config, sizes)
   size_of = _sizes_of(config, sizes, part)
   piece = rows if stages == 1 else max(1, rows // pieces)

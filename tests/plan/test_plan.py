@@ -77,8 +77,10 @@ def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
   assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
 
 
-def test_state_bytes_are_those_on_a_device():
+@pytest.mark.parametrize("frozen", [(), ("experts", "^embedding$")], ids=str)
+def test_state_bytes_are_those_on_a_device(frozen):
   config = small(True, preset="ep")
+  config.optim.frozen = frozen
   state = programs.program(config).init(0)
   known = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
   device = jax.devices()[5]
