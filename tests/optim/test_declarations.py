@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from bigmodel import optim
+from bigmodel.config import with_overrides
 from bigmodel.files import UserError
 from bigmodel.optim import optimizers, schedules, shampoo
 from bigmodel.optim.optimizers import Step
 from bigmodel.study import default_config
+from bigmodel.sweep.spaces import Space, When
 
 LONGEST = 6  # in place of 4096, so that sides beyond it can be tested with small matrices
 SHAPES = {
@@ -205,3 +207,14 @@ def test_products_have_the_highest_precision(name):
     assert "default precision" in (optimizers._muon.__doc__ or "")
   else:
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
+
+
+def test_a_sweep_over_all_optimizers_can_set_the_fields_that_each_reads():
+  readers = lambda field: [name for name, optimizer in optimizers.known().items() if field in optimizer.reads]
+  axes = {"optim.name": optim.NAMES}
+  for field in optimizers.SPECIFIC:
+    axes[f"optim.{field}"] = When("optim.name", readers(field), ("spectral",) if field == "update_scale" else (0.5,))
+  cells = Space(axes, 128).cells()
+  assert {cell["optim.name"] for cell in cells} == set(optim.NAMES)
+  for cell in cells:
+    optim.check(with_overrides(default_config(), cell))
