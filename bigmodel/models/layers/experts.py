@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import GATED, activate, constrain, gathered
+from bigmodel.models.layers.basic import GATED, activate, constrain, with_gathered
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
@@ -104,4 +104,9 @@ class Experts(nn.Module):
   def _multiply(self, name: str, x: jax.Array, width: int, axes: tuple[str, str, str], scale: float = 1.0) -> jax.Array:
     fan_in = x.shape[-1]
     weight = self._weight(name, (self.experts, fan_in, width), axes, fan_in, scale)
-    return jnp.einsum("bneci,eio->bneco", x, gathered(weight.astype(x.dtype), axes))
+    return with_gathered(_by_expert, x, weight, axes)
+
+
+def _by_expert(x_BxnxExCxI: jax.Array, weight_ExIxO: jax.Array) -> jax.Array:
+  """The product of each expert's slots with its own matrix."""
+  return jnp.einsum("bneci,eio->bneco", x_BxnxExCxI, weight_ExIxO)
