@@ -144,7 +144,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     "--topology", default="", metavar="KIND:SHAPE", help="chips to plan for: v5e:16x16, v5p:4x4x4, v6e:4x4, h100:8, ..."
   )
   plan.add_argument("--search", action="store_true", help="try meshes, remat policies and microbatches; best first")
-  plan.add_argument("--prices", default="", metavar="FILE", help="dollars a chip-hour, by kind (configs/prices.json)")
+  plan.add_argument(
+    "--prices", default="", metavar="FILE", help="dollars a chip-hour, by kind (bigmodel/plan/prices.json)"
+  )
   plan.add_argument(
     "--coordinate-check", nargs="?", const="", metavar="FILE.html",
     help="does a step move activations as much at every width and depth? (optim.parametrization; also as a page)",

@@ -209,12 +209,13 @@ class Chip:
   memory: float  # bytes
   bandwidth: float  # of the memory, bytes a second
   link: float  # one link of the interconnect, one way, bytes a second
-  dimensions: int  # of the torus; 0: every device reaches every other through a switch at `link`
+  dimensions: int  # of the torus; 0: every device of a host reaches every other of it through a switch at `link`
   clock: float = 0.0  # of the cores, Hz: what the compiler's estimated cycles are divided by
   devices: int = 1  # of JAX, a chip
   host: int = 4  # chips a host
   flops32: float = 0.0  # the same of float32; 0: six bfloat16 passes, which is how a TPU computes it
   kinds: tuple[str, ...] = ()  # what JAX calls its devices
+  network: float = 0.0  # the network card of one chip, one way, bytes a second; 0: the torus joins the hosts
 
   def peak(self, dtype: str) -> float:
     """FLOP/s of one chip in products of this type."""
@@ -226,7 +227,13 @@ def chip_of(device_kind: str) -> Chip | None:
   return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
-# Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size).
+# Seconds that a message takes beside its bytes, from GPU to GPU of a host and from host to host: what NCCL assumes of
+# rings (src/graph/tuning.cc, hwLat of NVLINK and NET, Ring, protocol Simple).
+SWITCH_LATENCY, NETWORK_LATENCY = 3.4e-6, 14e-6
+
+# Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size). NVIDIA counts both
+# directions of NVLink together: 600 GB/s (A100 SXM), 900 GB/s (H100 and H200 SXM). DGX hosts have 8 GPUs and a network
+# card for each: 200 Gb/s (DGX A100 data sheet), 400 Gb/s (DGX H100 and H200 data sheets).
 CHIPS = {
   "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 3, 1.05e9, kinds=("TPU v4",)),
   "v5e": Chip(197e12, 16 * 2**30, 819e9, 45e9, 2, 1.5e9, host=8, kinds=("TPU v5 lite", "TPU v5e")),
@@ -241,8 +248,9 @@ CHIPS = {
     0,
     host=8,
     flops32=19.5e12,
+    network=25e9,
     kinds=("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"),
   ),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H100 80GB HBM3",)),
-  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8, flops32=67e12, kinds=("NVIDIA H200",)),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, host=8, flops32=67e12, network=50e9, kinds=("NVIDIA H100 80GB HBM3",)),
+  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 0, host=8, flops32=67e12, network=50e9, kinds=("NVIDIA H200",)),
 }

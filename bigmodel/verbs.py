@@ -194,8 +194,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
   where = topology.parse(arguments.topology)
   if arguments.prices and not Path(arguments.prices).exists():
     raise UserError(f"--prices: no file {arguments.prices!r}")
-  default = Path("configs/prices.json")
-  prices = read_json(arguments.prices or default) if arguments.prices or default.exists() else {}
+  prices = read_json(arguments.prices or Path(search.__file__).with_name("prices.json"))
   if study is not None:
     if arguments.search:
       raise UserError("--search: is for one run; take a run of the study with --config.model.width=... and the like")

@@ -13,9 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel.config import Config
+from bigmodel.models.layers.basic import gathering_again
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.models.layers.experts import Auxiliary
-from bigmodel.parallel import BATCH, microbatches
+from bigmodel.parallel import BATCH, microbatches, rules, rules_on
 
 POLICIES = {
   "full": None,
@@ -36,7 +37,16 @@ def choose(config: Config, mesh: Mesh) -> RunBlocks:
   stages = mesh.shape["pipeline"]
   if stages > 1:
     run = pipelined(run, mesh, microbatches(config, stages))
+  # Layers that are not scanned have their gradients summed all together, so that whole ones are in memory anyway.
+  if parallel.scan and parallel.remat == "none" and stored_in_pieces(config, mesh):
+    return lambda block, stacked, x: run(gathered_twice(block), stacked, x)
   return lambda block, stacked, x: run(remat(block, parallel.remat), stacked, x)
+
+
+def stored_in_pieces(config: Config, mesh: Mesh) -> bool:
+  """Whether weights are gathered before they are multiplied: their axis `embed` is spread over devices."""
+  along = [axes for name, axes in rules_on(mesh, rules(config)) if name == "embed"]
+  return any(along)
 
 
 def remat(block: BlockFunction, policy: str) -> BlockFunction:
@@ -45,6 +55,20 @@ def remat(block: BlockFunction, policy: str) -> BlockFunction:
     return block
   named = lambda params, x: block(params, checkpoint_name(x, "block_input"))
   return jax.checkpoint(named, policy=POLICIES[policy])
+
+
+def gathered_twice(block: BlockFunction) -> BlockFunction:
+  """The block, of which everything is kept for the backward pass but the weights that were gathered for a product.
+
+  Each device keeps its piece of those, and the backward pass gathers them again.
+  """
+
+  def again(params: Any, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
+    with gathering_again():
+      return block(params, x)
+
+  # A compiler that saw both would gather once and keep the result: `checkpoint` hides the one from the other.
+  return jax.checkpoint(again, policy=jax.checkpoint_policies.everything_saveable)
 
 
 def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:

@@ -5,6 +5,7 @@ layers that the backward pass keeps, plus what one layer and the loss need at th
 largest. Tests hold the sum against the compiler's.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from flax import linen as nn
 
 from bigmodel import data, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
-from bigmodel.hardware import Chip
+from bigmodel.hardware import NETWORK_LATENCY, SWITCH_LATENCY, Chip
 from bigmodel.models.layers.block import unrolled
 from bigmodel.parallel import blocks, kernels
 from bigmodel.plan import liveness
@@ -271,29 +272,63 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
   weights = _layer_bytes(config, sizes) * layers
   whole = models.counts_of(config).params_total / sizes["tensor"] / sizes["pipeline"] * width
   stored = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert"))
-  rows: list[tuple[str, int, bool, float]] = []
+  rows: list[tuple[str, tuple[str, ...], bool, float, float]] = []  # kind, axes, overlaps, bytes, times
   if stored > 1:
-    share = (stored - 1) / stored
-    rows.append(("all-gather", stored, True, (2 + again) * passes * weights * share))
-    rows.append(("reduce-scatter", stored, True, passes * weights * share))
-  if sizes["data"] > 1:
-    rows.append(("all-reduce", sizes["data"], True, 2 * whole / stored * (sizes["data"] - 1) / sizes["data"]))
+    share, axes = (stored - 1) / stored, ("fsdp", "sequence", "expert")
+    rows.append(("all-gather", axes, True, (2 + again) * passes * weights * share, (2 + again) * passes * layers))
+    rows.append(("reduce-scatter", axes, True, passes * weights * share, passes * layers))
+  if (n := sizes["data"]) > 1:
+    rows.append(("all-reduce", ("data",), True, 2 * whole / stored * (n - 1) / n, layers))
   activations = tokens * model.width * width if "heads" in model else 0.0
   if (n := sizes["tensor"]) > 1:
-    rows.append(("all-reduce", n, False, (4 + 2 * again) * layers * 2 * activations * (n - 1) / n))
+    times = (4 + 2 * again) * layers
+    rows.append(("all-reduce", ("tensor",), False, times * 2 * activations * (n - 1) / n, times * passes))
   if (n := sizes["sequence"]) > 1:
     pairs = 2 * tokens * model.kv_heads / sizes["tensor"] * model.head_size * width
-    rows.append(("collective-permute", n, True, (2 + again) * layers * pairs * (n - 1)))
+    times = (2 + again) * layers * (n - 1)
+    rows.append(("collective-permute", ("sequence",), True, times * pairs, times * passes))
   if (n := sizes["expert"]) > 1:
     slots = activations * slots_per_token(config)
-    rows.append(("all-to-all", n, False, (4 + 2 * again) * layers * slots * (n - 1) / n))
+    times = (4 + 2 * again) * layers
+    rows.append(("all-to-all", ("expert",), False, times * slots * (n - 1) / n, times * passes))
   if (n := sizes["pipeline"]) > 1:
-    rows.append(("collective-permute", n, False, (2 + again) * activations))
-  seconds = lambda kind, n, sent: wire_seconds(kind, sent, n, _dimensions(n, chip), chip)
-  return [
-    {"kind": kind, "group": n, "overlaps": overlaps, "bytes": sent, "count": 1, "seconds": seconds(kind, n, sent)}
-    for kind, n, overlaps, sent in rows
-  ]
+    rows.append(("collective-permute", ("pipeline",), False, (2 + again) * activations, (2 + again) * passes))
+  found = []
+  for kind, axes, overlaps, sent, times in rows:
+    n = math.prod(sizes[axis] for axis in axes)
+    near = members_per_host(sizes, axes, chip.host) if chip and not chip.dimensions else n
+    seconds = wire_seconds(kind, sent, n, _dimensions(n, chip), chip, near, times)
+    # Of those that overlap, the first gathering and the last sum have nothing to hide behind.
+    facts = {"kind": kind, "group": n, "overlaps": overlaps, "bytes": sent, "count": 1, "seconds": seconds}
+    found.append(facts | {"exposed": seconds / times if overlaps else seconds})
+  return found
+
+
+def members_per_host(sizes: dict[str, int], axes: tuple[str, ...], host: int) -> int:
+  """How many of a group along some axes of the mesh are on one host, where they are fewest; devices are in order."""
+  strides, step = {}, 1
+  for axis in reversed(parallel.AXES):
+    strides[axis], step = step, step * sizes.get(axis, 1)
+  places = [0]
+  for axis in axes:
+    places = [place + strides[axis] * i for place in places for i in range(sizes[axis])]
+  return min(collections.Counter(place // host for place in places).values())
+
+
+def _between_gpus(kind: str, sent: float, members: int, near: int, times: float, chip: Chip) -> float:
+  """As `wire_seconds`, through the switch of each host and a network card for each GPU; a message has a latency."""
+  far = members - near  # those on other hosts
+  if kind == "all-to-all":  # straight to each of the others, by the switch or the sender's network card
+    inside, outside = sent * (near - 1) / (members - 1) / chip.link, sent * far / (members - 1) / chip.network
+    return max(inside, outside) + times * ((near - 1) * SWITCH_LATENCY + far * NETWORK_LATENCY)
+  if kind == "collective-permute":  # to the next one, which for some member of each host is on another
+    slowest, latency = (min(chip.link, chip.network), NETWORK_LATENCY) if far else (chip.link, SWITCH_LATENCY)
+    return sent / slowest + times * latency
+  # Rings through all members; where they leave the hosts, as many as there are network cards of members on each.
+  bandwidth = min(chip.link, chip.network * near) if far else chip.link
+  hops = members - 1 if not far else members / near * (near - 1)
+  latency = hops * SWITCH_LATENCY + (members / near * NETWORK_LATENCY if far else 0.0)
+  return sent / bandwidth + times * (2 if kind == "all-reduce" else 1) * latency
 
 
 def _dimensions(n: int, chip: Chip | None) -> int:
@@ -301,12 +336,17 @@ def _dimensions(n: int, chip: Chip | None) -> int:
   return min(chip.dimensions, max(1, math.ceil(math.log(n, 16)))) if chip and chip.dimensions else 1
 
 
-def wire_seconds(kind: str, sent: float, members: int, dimensions: int, chip: Chip | None) -> float:
-  """Seconds of a collective in which each member sends `sent` bytes, on rings along so many dimensions of a torus."""
+def wire_seconds(
+  kind: str, sent: float, members: int, dimensions: int, chip: Chip | None, near: int = 0, times: float = 1
+) -> float:
+  """Seconds of `times` collectives in which each member sends `sent` bytes in all.
+
+  On rings along so many dimensions of a torus; or between GPUs, of which `near` of the group are on each host (0: all).
+  """
   if chip is None or members < 2:
     return 0.0
   if not chip.dimensions:
-    return sent / chip.link  # a switch
+    return _between_gpus(kind, sent, members, near or members, times, chip)
   links = 2 * dimensions if members > 2 else 1  # both directions of a ring
   if kind == "collective-permute":
     return sent / chip.link

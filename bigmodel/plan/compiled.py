@@ -79,7 +79,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
   peak = used * chip.peak(dtype) / chip.devices if chip else hardware.peak_flops(topology.devices[:used], dtype)
   compute = max(flops["flops_hardware"] / peak / analytic.EFFICIENCY, source["cycle_seconds"] or 0.0)
   overlapping = sum(c["seconds"] for c in source["collectives"] if c["overlaps"])
-  waiting = sum(c["seconds"] for c in source["collectives"] if not c["overlaps"])
+  waiting = sum(c["exposed"] for c in source["collectives"])
   bubble = source["bubble"]
   seconds = max(compute / (1 - bubble), overlapping) + waiting
   hours = seconds * facts["full_steps"] / 3600
@@ -89,7 +89,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
     "memory_bytes": limit,
     "fits": None if limit is None else "refused" not in source and source["peak_bytes"] <= limit,
     "compute_seconds": compute,
-    "collective_seconds": overlapping + waiting,
+    "collective_seconds": sum(c["seconds"] for c in source["collectives"]),
     "step_seconds": seconds,
     "mfu": flops["flops_exact"] / seconds / peak,
     "tokens_per_second": facts["tokens_per_step"] / seconds,
@@ -154,16 +154,17 @@ def _too_large(error: str, seconds: float) -> Facts:
 
 def collectives(read: hlo.Program, places: list[tuple[int, ...]], topology: Topology) -> list[Facts]:
   """Collectives by kind, group size and whether they overlap: bytes that a device sends a step, and their seconds."""
-  rows: dict[tuple, dict[str, float]] = defaultdict(lambda: {"bytes": 0.0, "seconds": 0.0, "count": 0})
+  empty = {"bytes": 0.0, "seconds": 0.0, "count": 0, "exposed": 0.0}
+  rows: dict[tuple, dict[str, float]] = defaultdict(empty.copy)
   for one in read.collectives:
     row = rows[one.kind, len(one.group), one.overlaps]
     row["bytes"] += one.sent * one.times
     row["count"] += one.times
     members = [places[i] for i in one.group]
     varying = sum(len({place[axis] for place in members}) > 1 for axis in range(len(places[0])))
-    row["seconds"] += one.times * analytic.wire_seconds(
-      one.kind, one.sent, len(members), max(1, varying), topology.chip
-    )
+    seconds = analytic.wire_seconds(one.kind, one.sent, len(members), max(1, varying), topology.chip)
+    row["seconds"] += one.times * seconds
+    row["exposed"] += 0.0 if one.overlaps else one.times * seconds
   return [
     {"kind": kind, "group": size, "overlaps": overlaps, **row}
     for (kind, size, overlaps), row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])

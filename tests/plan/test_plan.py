@@ -1,6 +1,9 @@
 """The planner: published sizes, bytes by arithmetic beside the compiler's, search, money."""
 
+import itertools
 import json
+import tomllib
+from pathlib import Path
 
 import jax
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from bigmodel import config as configs
 from bigmodel import models, parallel, study
 from bigmodel.cli import main
+from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
 from bigmodel.plan import analytic, compiled, search
 from bigmodel.train import programs
@@ -125,6 +129,78 @@ def test_search_drops_what_does_not_fit_and_ranks_the_rest():
   assert found[0]["step_seconds"] <= plain["step_seconds"] or not plain["fits"]
   again = compiled.plan(configs.with_overrides(config, found[0]["overrides"]), where, {})
   assert again["step_seconds"] == found[0]["step_seconds"]
+
+
+GPUS = [name for name, chip in CHIPS.items() if not chip.dimensions]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_between_hosts_a_group_has_the_network_cards_of_its_members(name):
+  """Groups of 16 GPUs with 8, 4 and 1 of them on a host, and of 8 on one: NVIDIA's rates, one way."""
+  chip, sent = CHIPS[name], 8e9
+  assert chip.link == (300e9 if name == "a100" else 450e9)
+  assert chip.network == (25e9 if name == "a100" else 50e9)
+  seconds = lambda members, near, kind="all-gather": analytic.wire_seconds(kind, sent, members, 1, chip, near)
+  inside = seconds(8, 8)
+  assert inside == pytest.approx(sent / chip.link, rel=1e-2)  # the rest is the latency of a few hops
+  for near in (8, 4, 1):
+    expected = sent / min(chip.link, near * chip.network)
+    hops = 16 * 14e-6 / near + (16 - 16 / near) * 3.4e-6
+    assert seconds(16, near) == pytest.approx(expected + hops)
+    assert seconds(16, near, "all-reduce") == pytest.approx(expected + 2 * hops)
+    assert seconds(16, near, "collective-permute") == pytest.approx(sent / chip.network + 14e-6)
+  assert inside < seconds(16, 8) < seconds(16, 4) < seconds(16, 1)
+  # What a member has for others on other hosts leaves through its card alone.
+  assert seconds(16, 8, "all-to-all") == pytest.approx(sent * 8 / 15 / chip.network + 7 * 3.4e-6 + 8 * 14e-6)
+  small = analytic.wire_seconds("all-gather", 1e3, 1024, 1, chip, 8, times=10)
+  assert small == pytest.approx(10 * (128 * 14e-6 + 896 * 3.4e-6), rel=1e-2)  # latency, however few the bytes
+
+
+def test_members_of_a_group_on_a_host_follow_from_the_order_of_the_axes():
+  sizes = dict.fromkeys(parallel.AXES, 1) | {"data": 2, "fsdp": 4, "tensor": 4, "pipeline": 2}  # 64 GPUs, 8 a host
+  near = lambda *axes: analytic.members_per_host(sizes, axes, 8)
+  assert near("pipeline") == 2
+  assert near("tensor") == 4  # every other GPU of a host
+  assert near("fsdp") == near("data") == 1
+  assert near("fsdp", "tensor") == 4
+  flat = dict.fromkeys(parallel.AXES, 1) | {"fsdp": 64}
+  assert analytic.members_per_host(flat, ("fsdp", "sequence", "expert"), 8) == 8
+
+
+@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("preset", parallel.PRESETS)
+def test_the_share_of_the_peak_falls_from_one_host_of_gpus_to_many(name, preset):
+  """The same batch, and as many rows a GPU."""
+  for rows_of in (lambda n: 1024, lambda n: n):
+    shares = []
+    for n in (8, 16, 64, 256, 1024):
+      config, _ = configs.load(
+        "configs/published.py:mixtral_8x7b" if preset == "ep" else "configs/published.py:llama2_7b"
+      )
+      config.parallel.preset = preset
+      config.model.vocab = 32_000
+      config.train.batch_size = config.eval.batch_size = rows_of(n) * (4 if preset == "pp" else 1)
+      where = topology.parse(f"{name}:{n}")
+      facts = compiled.plan(study.resolve_for_plan(config, n), where, {}, memory=False)
+      assert facts["devices"] == n
+      shares.append(facts["mfu"])
+    assert all(a > b for a, b in itertools.pairwise(shares)), shares
+    assert shares[-1] > 0
+
+
+def test_prices_are_found_from_any_folder_and_travel_with_the_package(inside, tmp_path, monkeypatch):
+  root = Path(__file__).parents[2]
+  config = f"--config={root}/configs/published.py:tinyllama_1b"
+  monkeypatch.chdir(tmp_path)
+  code, out, err = inside("plan", config, "--topology=h100:8", "--json")
+  assert code == 0, err
+  facts = json.loads(out)
+  assert facts["cost"] == pytest.approx(facts["chip_hours"] * facts["price_per_chip_hour"])
+  assert {*json.loads((root / "bigmodel" / "plan" / "prices.json").read_text())} == {*CHIPS}
+  packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+  files = [p for p in (root / "bigmodel").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+  known = {p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)}
+  assert {*files} == known
 
 
 def test_communication_goes_with_the_mesh_as_theory_says():

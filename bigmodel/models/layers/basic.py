@@ -1,7 +1,9 @@
 """Projections, norms and feed-forward blocks, with logical axis names on every parameter."""
 
 import contextlib
+import contextvars
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +41,7 @@ def projection(
   fan_in, dtype = x.shape[-1], result or x.dtype
   init = initial.normal(scale * fan_in**-0.5)
   weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
-  out = times(x, gathered(weight.astype(x.dtype), axes), dtype)
+  out = with_gathered(functools.partial(times, result=dtype), x, weight, axes)
   return plus_bias(module, f"{name}_bias", out, axes[1]) if bias else out
 
 
@@ -197,6 +199,56 @@ def _gathered_backward(axes: tuple[str, ...], _: None, gradient: jax.Array) -> t
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def with_gathered(
+  multiply: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, weight: jax.Array, axes: tuple[str, ...]
+) -> jax.Array:
+  """`multiply(x, weight)` with the weight in x's dtype, and whole along `embed` if it is stored in pieces.
+
+  Within `gathering_again`, what is kept for the gradients are the pieces.
+  """
+  if _GATHERING_AGAIN.get() and _spread(axes):
+    return _with_gathered(multiply, axes, x, weight)
+  return multiply(x, gathered(weight.astype(x.dtype), axes))
+
+
+_GATHERING_AGAIN = contextvars.ContextVar("gathering_again", default=False)
+
+
+@contextlib.contextmanager
+def gathering_again() -> Iterator[None]:
+  """While what is in it is traced, the backward pass of products gathers their weights again.
+
+  The whole weights of all layers then need not stay in memory from the forward pass on.
+  """
+  before = _GATHERING_AGAIN.set(True)
+  try:
+    yield
+  finally:
+    _GATHERING_AGAIN.reset(before)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_gathered(multiply: Callable, axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> jax.Array:
+  # In pieces up to here: else the compiler may gather the weight before it is kept for the backward pass.
+  weight = nn.with_logical_constraint(weight.astype(x.dtype), axes)
+  return multiply(x, gathered(weight, axes))
+
+
+def _with_gathered_forward(multiply: Callable, axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> tuple:
+  return _with_gathered(multiply, axes, x, weight), (x, weight)
+
+
+def _with_gathered_backward(multiply: Callable, axes: tuple[str, ...], kept: tuple, gradient: jax.Array) -> tuple:
+  x, weight = kept
+  weight, cast = jax.vjp(lambda weight: nn.with_logical_constraint(weight.astype(x.dtype), axes), weight)
+  # The product that is computed here again is not used, and so left out by the compiler.
+  of_x, of_weight = jax.vjp(lambda x, weight: multiply(x, gathered(weight, axes)), x, weight)[1](gradient)
+  return of_x, *cast(of_weight)
+
+
+_with_gathered.defvjp(_with_gathered_forward, _with_gathered_backward)
 
 
 class RMSNorm(nn.Module):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import GATED, activate, constrain, gathered
+from bigmodel.models.layers.basic import GATED, activate, constrain, gathered, with_gathered
 
 PRODUCTS = "expert_products"  # name of the results of the experts' matrix products, for rematerialization policies
 # Numbers beside a model's outputs, by name: losses of the router, and shares to be logged. Empty without experts.
@@ -127,13 +127,13 @@ class Experts(nn.Module):
     # Near ties decide where a token goes: an accelerator must not round these factors to bfloat16 or TF32.
     logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
     weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk = route(logits, k)
-    weights = self._weights(D, F, x_BxTxD.dtype)
+    products = self._products(D, F, x_BxTxD.dtype)
 
     def work(first: Any) -> jax.Array:
       """The experts' results for choices with places first to first + C - 1; zeros for the others."""
       slot_BxnxSxk, token_BxnxEC = assign(expert_BxnxSxk, place_BxnxSxk, first, E, C)
       rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
-      out_BxnxECxD = self._feed_forward(weights, rows.reshape(B, T // S, E, C, D)).reshape(B, T // S, E * C, D)
+      out_BxnxECxD = self._feed_forward(products, rows.reshape(B, T // S, E, C, D)).reshape(B, T // S, E * C, D)
       out_BxnxECxD = constrain(out_BxnxECxD, ("batch", "length", None, None))
       return take(out_BxnxECxD, slot_BxnxSxk.reshape(B, T // S, S * k)).reshape(B, T // S, S, k, D)
 
@@ -148,30 +148,34 @@ class Experts(nn.Module):
     losses = {"balance_loss": balance_loss(logits, expert_BxnxSxk), "router_z_loss": z_loss}
     return mixed.reshape(B, T, D), losses | {"dropped_choices": dropped}
 
-  def _weights(self, D: int, F: int, dtype: Any) -> dict[str, jax.Array]:
-    """The matrices of all experts as they are multiplied."""
+  def _products(self, D: int, F: int, dtype: Any) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """By name, the product of each expert's slots with its matrix of that name."""
     inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
     shapes = {"up": (D, F, inward, 1.0), "gate": (D, F, inward, 1.0), "down": (F, D, outward, self.out_scale)}
     if self.activation not in GATED:
       del shapes["gate"]
     return {
-      name: gathered(self._weight(name, (self.experts, rows, columns), axes, rows, scale).astype(dtype), axes)
+      name: self._product(self._weight(name, (self.experts, rows, columns), axes, rows, scale), axes, dtype)
       for name, (rows, columns, axes, scale) in shapes.items()
     }
 
-  def _feed_forward(self, weights: dict[str, jax.Array], rows_BxnxExCxD: jax.Array) -> jax.Array:
+  def _product(self, weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    if self.training:
+      return lambda x: checkpoint_name(with_gathered(by_expert, x, weight, axes), PRODUCTS)
+    whole = gathered(weight.astype(dtype), axes)  # once for all rounds
+    return lambda x: by_expert(x, whole)
+
+  def _feed_forward(
+    self, products: dict[str, Callable[[jax.Array], jax.Array]], rows_BxnxExCxD: jax.Array
+  ) -> jax.Array:
     """Each expert's feed-forward block on its slots."""
     # From every expert's share of my rows to my experts' share of all rows: an all-to-all.
     axes = ("expert_batch", "length", "expert", None, None)
     rows_BxnxExCxD = constrain(rows_BxnxExCxD, axes)
-
-    def multiply(name: str, x: jax.Array) -> jax.Array:
-      return checkpoint_name(jnp.einsum("bneci,eio->bneco", x, weights[name]), PRODUCTS)
-
-    up = multiply("up", rows_BxnxExCxD)
-    gate = multiply("gate", rows_BxnxExCxD) if "gate" in weights else None
+    up = products["up"](rows_BxnxExCxD)
+    gate = products["gate"](rows_BxnxExCxD) if "gate" in products else None
     hidden = constrain(activate(self.activation, up, gate), ("expert_batch", "length", "expert", None, "mlp"))
-    return constrain(multiply("down", hidden), axes)
+    return constrain(products["down"](hidden), axes)
 
   def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> Any:
     init = nn.with_logical_partitioning(initial.normal(scale * fan_in**-0.5), axes)
@@ -189,3 +193,8 @@ def in_rounds(work: Callable[[Any], jax.Array], S: int, C: int, last_place: jax.
 
   nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(work, 0))
   return jax.lax.scan(add, nothing, jnp.arange(0, S, C))[0]
+
+
+def by_expert(x_BxnxExCxI: jax.Array, weight_ExIxO: jax.Array) -> jax.Array:
+  """The product of each expert's slots with its own matrix."""
+  return jnp.einsum("bneci,eio->bneco", x_BxnxExCxI, weight_ExIxO)
