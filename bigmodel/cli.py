@@ -14,6 +14,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
+UNFIT = 69  # of a worker, to the command that started it: something is wrong with its machine
 LAB = ("fit", "compare", "reproduce")
 AHEAD = ("forecast", "design")
 STUDIES = ("study", "sweep", "status", "report")
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
   except Exception as error:
     if type(error).__name__ == "Interrupted":  # raised where heavy imports are
       return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
+    if type(error).__name__ == "UnfitWorker":
+      return _fail(arguments, str(error), UNFIT if arguments.worker else 1)
     first = (str(error).strip().splitlines() or [""])[0]
     return _fail(
       arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1
