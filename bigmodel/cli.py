@@ -1,7 +1,8 @@
 """The command: `bigmodel VERB --config=FILE[:arg] --workdir=DIR [--config.group.field=value ...]`.
 
 Nothing heavy is imported until a verb needs it. Exit codes: 0 done, 2 the user's
-input is wrong, 75 interrupted and resumable, 1 anything else.
+input is wrong, 75 interrupted and resumable, 1 anything else; 69 tells the command that started
+a worker that something is wrong with the worker's machine.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from bigmodel.parallel import hosts
 from bigmodel.sweep import packs
 from bigmodel.sweep.failures import Failures, UnfitWorker, alone, describe, has_failed, self_check
 from bigmodel.sweep.leases import Lost
-from bigmodel.train.checkpoint import CheckpointError
+from bigmodel.train.checkpoint import LOST, CheckpointError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import failed_record, read_rungs
@@ -78,8 +78,9 @@ def try_group(
       if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         raise  # of several hosts the others may not have met it: all start again
       log.debug("a group failed", exc_info=True)
-      if not getattr(stop, "lost", bool)():
-        _note(name, members, error, display, failures)
+      if getattr(stop, "lost", bool)():  # what failed may be what its successor removed
+        raise Lost(f"{name}: {LOST}") from error
+      _note(name, members, error, display, failures)
       if (problem := self_check(failures.folder.parent)) is not None:
         raise UnfitWorker(
           f"{failures.worker} stops: {problem}; before that a run failed with {describe(error)}"

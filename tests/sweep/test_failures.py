@@ -152,6 +152,26 @@ def test_what_a_try_elsewhere_cannot_change_is_raised_at_once(prepared, monkeypa
   assert not statuses(prepared)
 
 
+def test_a_worker_that_was_replaced_says_so_notes_nothing_and_goes_on(prepared, monkeypatch):
+  """Whatever it runs into then: the folders are its successor's."""
+  groups, told = groups_of(prepared, 6), []
+  stolen = execute.group_name(groups[0])
+
+  def fault(runs, worker):
+    lease = prepared.workdir / "leases" / stolen / "1"
+    if runs[0].run_id != stolen or not lease.exists():
+      return None
+    lease.rename(lease.parent / "2")  # as a worker that took over would have it
+    return FileNotFoundError("checkpoints/10 is gone")
+
+  monkeypatch.setattr(execute, "train_runs", Training(fault))
+  monkeypatch.setattr(Display, "say", lambda self, text: told.append(text))
+  work(prepared, groups)
+  assert told[0] == f"{stolen}: another worker has taken over; this worker goes on with other runs"
+  assert not (prepared.workdir / "failures").exists()
+  assert {*statuses(prepared).values()} == {"finished"}
+
+
 @pytest.mark.parametrize("broken", ["device", "disk"])
 def test_a_worker_whose_self_check_fails_stops_without_a_record(prepared, monkeypatch, broken):
   monkeypatch.setattr(execute, "train_runs", Training(lambda runs, worker: RuntimeError("NCCL: unhandled error")))
