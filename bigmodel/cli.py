@@ -1,7 +1,8 @@
 """The command: `bigmodel VERB --config=FILE[:arg] --workdir=DIR [--config.group.field=value ...]`.
 
 Nothing heavy is imported until a verb needs it. Exit codes: 0 done, 2 the user's
-input is wrong, 75 interrupted and resumable, 1 anything else.
+input is wrong, 75 interrupted and resumable, 1 anything else; 69 tells the command that started
+a worker that something is wrong with the worker's machine.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import signal
 import sys
 
 INTERRUPTED = 75
+UNFIT = 69  # of a worker, to the command that started it: something is wrong with its machine
 LAB = ("fit", "compare", "reproduce")
 AHEAD = ("forecast", "design")
 STUDIES = ("study", "sweep", "status", "report")
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
   except Exception as error:
     if type(error).__name__ == "Interrupted":  # raised where heavy imports are
       return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
+    if type(error).__name__ == "UnfitWorker":
+      return _fail(arguments, str(error), UNFIT if arguments.worker else 1)
     first = (str(error).strip().splitlines() or [""])[0]
     return _fail(
       arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1

@@ -42,6 +42,7 @@ from bigmodel.sweep.designs import (
   Settings,
   repeat_seeds,
 )
+from bigmodel.sweep.failures import failed_and_diverged
 from bigmodel.sweep.fits import fit_study
 from bigmodel.sweep.halving import Halving, Hyperband
 from bigmodel.sweep.search import Search
@@ -81,6 +82,7 @@ class Study:
   seeds: int = 1  # of one run in the middle of the largest budget: the noise floor
   scan: Scan | None = None
   target: Target | None = None
+  accept_failed: bool = False  # seal the forecast of the target though fitted runs have failed
 
 
 def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float]) -> dict[str, Any]:
@@ -229,11 +231,17 @@ def _plan_runs(study: Study, counts: Callable) -> list[Planned]:
 
 
 def plan(
-  prepared: Prepared, known: dict[str, Any] | None = None, workers: int = 1, machines: int = 1
+  prepared: Prepared,
+  known: dict[str, Any] | None = None,
+  workers: int = 1,
+  machines: int = 1,
+  on_cluster: bool = False,
 ) -> dict[str, Any]:
   """The study's plan: priced and grouped into programs. What is `known` of an earlier one stays."""
   targets = _target_candidates(prepared)
-  return priced.plan(prepared.study.name, prepared.runs, prepared.planned, targets, known, workers, machines)
+  return priced.plan(
+    prepared.study.name, prepared.runs, prepared.planned, targets, known, workers, machines, on_cluster
+  )
 
 
 def _target_candidates(prepared: Prepared) -> list[Run]:
@@ -259,16 +267,18 @@ def run_study(
 ) -> dict[str, Any]:
   """Everything that is missing: trains, fits, seals, tests, scores, reports. Returns report.json.
 
-  `workers` are started as `command`, and train all but the target.
+  `workers` are started as `command`. On a cluster they train every run, here every run but the target.
   """
   from bigmodel.report import page
 
   workdir = prepared.workdir
-  split = (workers.count, workers.machines) if workers else (1, 1)
+  on_cluster = workers is not None and workers.kind != "local"
+  split = (workers.count, workers.machines, on_cluster) if workers else (1, 1, False)
   write_json(workdir / "study.json", _about(prepared))
   with workers_.alone(workdir, "plan", stop):
     known = hosts.first(lambda: folder.read_plan(workdir))
     the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
+    the_plan["workers_train_target"] = on_cluster
     if the_plan != known:
       rounds.write(workdir, the_plan, (known or {}).get("round", []))
     if retry:
@@ -280,8 +290,8 @@ def run_study(
   with Display(left, display_quiet) as display:
     trains = execute.run_groups
     if leases.can_be_in(workdir):  # others may be at it, too
-      trains = functools.partial(workers_.work, workers_.PARENT, workdir=workdir)
-    here = functools.partial(trains, data=prepared.data, display=display, stop=stop)
+      trains = functools.partial(workers_.work, workers_.PARENT)
+    here = functools.partial(trains, data=prepared.data, workdir=workdir, display=display, stop=stop)
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
     with workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext() as pool:
@@ -293,16 +303,56 @@ def run_study(
         rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split, stop)
       else:
         train_them(the_plan["groups"], runs)
-    if prepared.study.laws:
-      fits = hosts.first(lambda: fit_study(workdir))
-      if prepared.study.target is not None:
-        with workers_.alone(workdir, "forecast", stop):
-          sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
-        _run_target(prepared, sealed, the_plan, here)
+      # On a cluster the largest run is trained there, too; of this machine's workers each has but a part of its cores.
+      if pool and on_cluster:
+        _forecast_and_test(prepared, the_plan, pool.train, stop)
+    if not on_cluster:
+      _forecast_and_test(prepared, the_plan, here, stop)
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
 
 
-def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int], stop: dict[str, bool]) -> None:
+def _forecast_and_test(
+  prepared: Prepared, the_plan: dict[str, Any], train_them: rounds.Train, stop: dict[str, bool]
+) -> None:
+  """Fits the study's laws, seals the forecast of its target, and trains that."""
+  from bigmodel.report import page
+
+  if not prepared.study.laws:
+    return
+  workdir = prepared.workdir
+  fits = hosts.first(lambda: fit_study(workdir))
+  if prepared.study.target is None:
+    return
+  with workers_.alone(workdir, "forecast", stop):
+    problem = hosts.first(lambda: _why_not_sealed(prepared))
+    if problem:
+      hosts.first(lambda: page.write(workdir, score_study(workdir)))
+      raise UserError(problem)
+    sealed = hosts.first(lambda: _seal_forecast(prepared, fits))
+  run, group = _target_run(prepared, sealed, the_plan)
+  train_them([group], {run.run_id: run})
+
+
+def _why_not_sealed(prepared: Prepared) -> str:
+  """Why no forecast can be sealed now: fitted runs have failed, and nobody said to go without them. Else empty."""
+  fitted = folder.of_role(prepared.workdir, "fit")
+  failed = [one for one in fitted if one["status"] == "failed"]
+  if not failed or prepared.study.accept_failed or _forecast_path(prepared).exists():
+    return ""
+  shown = "; ".join(f"{one['run_id']} ({one['error']})" for one in failed[:5])
+  more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+  return (
+    f"{prepared.workdir}: the forecast is not sealed: {len(failed)} of {len(fitted)} fitted runs have failed: {shown}"
+    f"{more}. Rerun with --retry-failed to train them again, or set accept_failed=True in the Study of get_study to"
+    " forecast without them"
+  )
+
+
+def _forecast_path(prepared: Prepared) -> epath.Path:
+  return prepared.workdir / "forecasts" / "target.json"
+
+
+def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int, bool], stop: dict[str, bool]) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
   design, workdir, added = prepared.study.design, prepared.workdir, prepared
   assert isinstance(design, Search)
@@ -336,7 +386,10 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
 def work(
   prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = leases.PATIENCE
 ) -> None:
-  """Trains what other workers of a planned study do not, until all its runs have ended."""
+  """Trains what other workers of a planned study do not, until all its runs have ended.
+
+  On a cluster that includes the run that tests the forecast.
+  """
   workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
   with Display(0.0, quiet) as display:
     while True:
@@ -345,11 +398,20 @@ def work(
         raise Interrupted("stopped between runs")
       groups = the_plan.get("round", []) if looks else the_plan["groups"]
       if groups == before:
-        return
+        return  # nothing was asked for any more
       workers_.work(worker, groups, _all_runs(prepared, the_plan), prepared.data, workdir, display, stop, patience)
       if not looks or not groups:
-        return
+        break
       before = groups
+    if prepared.study.target is None or not the_plan.get("workers_train_target"):
+      return
+    path = _forecast_path(prepared)
+    if hosts.first(lambda: rounds.wait_for(path, stop)):
+      sealed = hosts.first(lambda: forecast.verify(read_json(path), str(path)))
+      run, group = _target_run(prepared, sealed, the_plan)
+      # One worker trains it; the others leave, and the command starts another where that one dies.
+      runs = {run.run_id: run}
+      workers_.work(worker, [group], runs, prepared.data, workdir, display, stop, patience, leave_to_others=True)
 
 
 def run_listed(
@@ -381,7 +443,7 @@ def run_to_end(config: Config, study: Study, workdir: epath.PathLike, quiet: boo
 
 def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   """Seals a forecast of the target before it is run; a sealed one stays as it is."""
-  path = prepared.workdir / "forecasts" / "target.json"
+  path = _forecast_path(prepared)
   if path.exists():
     return forecast.verify(read_json(path), str(path))
   target, convention = prepared.study.target, prepared.study.design.convention
@@ -394,10 +456,12 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   tokens = train.tokens_at(run.config, run.steps)
   flops = counts.flops(tokens)
   N = counts.params()[params_of(convention)]
-  fitted = [one for one in folder.of_role(prepared.workdir, "fit") if one["status"] == "finished"]
+  every = folder.of_role(prepared.workdir, "fit")
+  fitted = [one for one in every if one["status"] == "finished"]
   facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {
     "target": {"N": N, "D": tokens, "C": flops[convention], "run_id": run.run_id, "overrides": overrides},
     "fitted": sorted(one["result_sha256"] for one in fitted),
+    **failed_and_diverged(every),
   }
   sealed = forecast.seal(facts, now())
   write_json(path, sealed)
@@ -420,10 +484,12 @@ def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
   return sealed | forecast.score(sealed, ended, read_json(run / "provenance.json"))
 
 
-def _run_target(prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any], train_them: rounds.Train) -> None:
-  """Trains the run that tests the forecast; its provenance carries the seal."""
+def _target_run(prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
+  """The run that tests a sealed forecast, whose provenance carries the seal, and the group that it is alone."""
   run = prepared.make(sealed["target"]["overrides"], {"forecast_sha256": sealed["sha256"]})
   if run.run_id != sealed["target"]["run_id"]:
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
-  group = {"run_ids": [run.run_id], "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0)}
-  train_them([group], {run.run_id: run})
+  return run, {
+    "run_ids": [run.run_id],
+    "expected_seconds": (the_plan["target"] or {}).get("expected_seconds", 0.0),
+  }

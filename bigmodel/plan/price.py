@@ -27,8 +27,8 @@ class Calibration:
   compile_seconds: float  # of one program
 
   def step_seconds(self, run: Run, packed: bool) -> float:
-    """Interpolated in the logs; beyond the measured shapes at their rate."""
-    x, y = np.log(self.points[_way(run, packed)]).T
+    """Interpolated in the logs; beyond the measured shapes at their rate, as for what was measured in no such way."""
+    x, y = np.log(self.points.get(_way(run, packed)) or next(iter(self.points.values()))).T
     flops = np.log(flops_per_step(run))
     outside = flops - np.clip(flops, x[0], x[-1])
     return float(np.exp(np.interp(flops, x, y) + outside))
@@ -44,12 +44,17 @@ def _way(run: Run, packed: bool) -> str:
   return f"{run.config.model.family}, {run.config.optim.name}, {'in a pack' if packed else 'alone'}"
 
 
-def calibrate(runs: Sequence[Run], together: Mapping[str, int]) -> tuple[Calibration, set[str]]:
+def calibrate(
+  runs: Sequence[Run], together: Mapping[str, int], smallest_only: bool = False
+) -> tuple[Calibration, set[str]]:
   """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest; and says of which.
 
   `together` says by id how many members the packs have in which runs will train; the others train alone. Of packs of
-  one shape, one of the largest is timed.
+  one shape, one of the largest is timed. With `smallest_only`, for a machine that will not train, the smallest run.
   """
+  if smallest_only:
+    runs, together = [min(runs, key=flops_per_step)], {}
+
   members_of = lambda run: together.get(run.run_id, 1)
   ways: dict[str, dict[tuple[float, int], Run]] = {}
   for run in sorted(runs, key=members_of):

@@ -3,7 +3,7 @@
 import errno
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -13,8 +13,9 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import packs
+from bigmodel.sweep.failures import Failures, UnfitWorker, alone, describe, has_failed, self_check
 from bigmodel.sweep.leases import Lost
-from bigmodel.train.checkpoint import CheckpointError
+from bigmodel.train.checkpoint import LOST, CheckpointError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import failed_record, read_rungs
@@ -24,44 +25,94 @@ log = logging.getLogger("bigmodel")
 
 
 def run_groups(
-  groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], data: Datasets, display: Display, stop: dict[str, bool]
+  groups: Sequence[dict[str, Any]],
+  runs: Mapping[str, Run],
+  data: Datasets,
+  display: Display,
+  stop: dict[str, bool],
+  workdir: epath.PathLike,
 ) -> None:
-  """Trains every group of which a run has no record yet; one with `until`, to that step.
+  """Trains every group of which a run has no record yet, to its end or to the step that it names as `until`.
 
-  What goes wrong with a run becomes its record; what is wrong with the machine
-  (a full disk, a signal) or with the input ends the study.
+  For the only worker of a study, which repeats itself what fails.
   """
-  for group in [part for whole in groups for part in _parts(whole, runs)]:
-    members = [runs[run_id] for run_id in group["run_ids"]]
-    if hosts.first(functools.partial(ended, group, runs)):
+  failures = Failures(workdir, "alone", 0.0)
+  for group in groups:
+    while not hosts.first(functools.partial(ended, group, runs)):
+      try_group(group, runs, data, display, stop, failures)
+
+
+def group_name(group: Mapping[str, Any]) -> str:
+  """What a group's lease and its failed attempts are called: to a rung it is another one than to the end."""
+  until = group.get("until", 0)
+  return group["run_ids"][0] + (f"-{until}" if until else "")
+
+
+def try_group(
+  group: dict[str, Any],
+  runs: Mapping[str, Run],
+  data: Datasets,
+  display: Display,
+  stop: dict[str, bool],
+  failures: Failures,
+) -> None:
+  """Trains what has not ended of a group. An exception is noted, and the run's record once it has failed for good.
+
+  What is wrong with this machine (a full disk, a signal, a device that computes wrongly) or with the input is raised.
+  """
+  name, attempts = group_name(group), failures.of(group_name(group))
+  for part in _parts(group, runs, alone(attempts, group["run_ids"])):
+    members = [runs[run_id] for run_id in part["run_ids"]]
+    if hosts.first(functools.partial(ended, part, runs)):
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
     trunks = {run.run_id for run in members if record.read(run.folder) is None}  # one that has ended does not train
     leaving = [run for run in runs.values() if run.branch and run.branch.trunk in trunks and waits(run)]
     try:
-      until = group.get("until", 0)
-      train_runs(members, data, display, stop, group["expected_seconds"], branches=leaving, until=until)
+      until = part.get("until", 0)
+      train_runs(members, data, display, stop, part["expected_seconds"], branches=leaving, until=until)
     except (CheckpointError, Interrupted, Lost, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
       if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         raise  # of several hosts the others may not have met it: all start again
       log.debug("a group failed", exc_info=True)
-      for run in members:
-        if record.read(run.folder) is None:
-          open_folder(run)
-          write_provenance(run)
-          failed = failed_record(run, error)
-          display.end(f"{run.run_id}  failed: {failed['error']}")
+      if getattr(stop, "lost", bool)():  # what failed may be what its successor removed
+        raise Lost(f"{name}: {LOST}") from error
+      _note(name, members, error, display, failures)
+      if (problem := self_check(failures.folder.parent)) is not None:
+        raise UnfitWorker(
+          f"{failures.worker} stops: {problem}; before that a run failed with {describe(error)}"
+        ) from error
+  if ended(group, runs):
+    failures.succeeded(name)
 
 
-def _parts(group: dict[str, Any], runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+def _note(name: str, members: Sequence[Run], error: Exception, display: Display, failures: Failures) -> None:
+  """Notes a failed attempt at these runs, which were trained together."""
+  tried = [run for run in members if record.read(run.folder) is None]
+  failures.add(name, [run.run_id for run in tried], error)
+  attempts = failures.of(name)
+  for run in tried:
+    if has_failed(attempts, run.run_id):
+      open_folder(run)
+      write_provenance(run)
+      failed = failed_record(run, error)
+      display.end(f"{run.run_id}  failed: {failed['error']}")
+  if again := [run.run_id for run in tried if record.read(run.folder) is None]:
+    how = "one by one" if len(again) > 1 and alone(attempts, again) else "once more, by another worker if there is one"
+    display.end(f"{', '.join(again)}: {describe(error)}; tried again, {how}")
+
+
+def _parts(group: dict[str, Any], runs: Mapping[str, Run], one_by_one: Collection[str] = ()) -> list[dict[str, Any]]:
   """A group in parts that fit this machine; of several hosts, whose devices no pack spans, each run by itself."""
   count = len(group["run_ids"])
-  parts = packs.cut([runs[run_id] for run_id in group["run_ids"]])
+  together = [runs[run_id] for run_id in group["run_ids"] if run_id not in one_by_one]
+  parts = packs.cut(together) if together else []
   if hosts.several():
     parts = [[run] for part in parts for run in part]
+  parts += [[runs[run_id]] for run_id in group["run_ids"] if run_id in one_by_one]
   cost = lambda part: group["expected_seconds"] * len(part) / count
   return [group | {"run_ids": [run.run_id for run in part], "expected_seconds": cost(part)} for part in parts]
 
@@ -79,6 +130,12 @@ def ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
   return all(there(runs[run_id]) for run_id in group["run_ids"])
 
 
+def succeeded(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
+  """Whether all runs of a group have ended, and none has failed."""
+  records = [record.read(runs[run_id].folder) for run_id in group["run_ids"]]
+  return ended(group, runs) and all(one is None or one["status"] != "failed" for one in records)
+
+
 def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
   """Expected seconds of the groups that have not ended, and of the target if it has not."""
   runs = epath.Path(workdir) / "runs"
@@ -91,6 +148,7 @@ def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
 
 def set_failed_aside(workdir: epath.PathLike) -> None:
   """Moves the records of failed and diverged runs to `attempts/`, so that they run again."""
+  Failures(workdir, "", 0.0).forget()
   runs = epath.Path(workdir) / "runs"
   for folder in sorted(runs.iterdir()) if runs.exists() else ():
     known = record.read(folder)

@@ -21,8 +21,12 @@ def plan(
   known: Facts | None = None,
   workers: int = 1,
   machines: int = 1,
+  on_cluster: bool = False,
 ) -> Facts:
-  """plan.json of runs by id, of what each was planned for, and of the candidates for the target."""
+  """plan.json of runs by id, of what each was planned for, and of the candidates for the target.
+
+  Of runs that a cluster will train this machine times the smallest alone: it may not hold the others.
+  """
   roles = {run_id: sorted({one.role for one in planned[run_id]}) for run_id in runs}
   if known is not None and set(runs) <= {run["run_id"] for run in known["runs"]}:
     named = [{"run_id": run_id, "roles": own} for run_id, own in roles.items()]
@@ -38,7 +42,7 @@ def plan(
   for ids in grouped:
     for pack in packs.cut([added[run_id] for run_id in ids]):
       together |= dict.fromkeys((run.run_id for run in pack), len(pack))
-  calibration, compiled = pricing.calibrate([*added.values(), *targets], together)
+  calibration, compiled = pricing.calibrate([*added.values(), *targets], together, on_cluster)
   rows: list[Facts] = [{"run_id": run_id, "roles": roles[run_id]} for run_id in runs if run_id in old]
   for run_id, run in added.items():
     one = planned[run_id][0]

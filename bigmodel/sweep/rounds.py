@@ -12,7 +12,7 @@ from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, halving, packs
 from bigmodel.sweep.leases import POLL_SECONDS
 from bigmodel.sweep.workers import alone
-from bigmodel.train.run import Run
+from bigmodel.train.run import Interrupted, Run
 
 NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
 Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
@@ -46,9 +46,21 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: di
     time.sleep(POLL_SECONDS)
 
 
+def wait_for(path: epath.Path, stop: dict[str, bool]) -> bool:
+  """Waits for a file that the command writes between rounds; returns whether it came before long. Stops on a signal."""
+  began = time.monotonic()
+  while not path.exists():
+    if stop["stop"]:
+      raise Interrupted("stopped between runs")
+    if time.monotonic() - began > NEXT_ROUND_SECONDS:
+      return False
+    time.sleep(POLL_SECONDS)
+  return True
+
+
 def halve(
   design: halving.Halving, members: Sequence[Run], plan: dict[str, Any], workdir: epath.Path, train_them: Train,
-  split: tuple[int, int], stop: dict[str, bool],
+  split: tuple[int, int, bool], stop: dict[str, bool],
 ) -> None:  # fmt: skip
   """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
   steps = {run.run_id: run.steps for run in members}
@@ -63,7 +75,7 @@ def halve(
       kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
       known = {run_id for one in kept for run_id in one["run_ids"]}
       left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
-      groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split)]
+      groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split[:2])]
       for one in groups:
         shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
         one["expected_seconds"] = sum(shares)

@@ -19,7 +19,10 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.files import UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import clusters, execute
+from bigmodel.sweep.execute import group_name
+from bigmodel.sweep.failures import Failures
 from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, Lost, Turns, can_be_in
+from bigmodel.train.checkpoint import LOST, CheckpointError
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Interrupted, Run, read_status
 
@@ -27,6 +30,8 @@ log = logging.getLogger("bigmodel")
 KINDS = ("local", "ray", "slurm")
 PARENT = "parent"  # the worker that is the command itself
 RESTARTS = 10  # in a row without progress of any run
+UNFIT = 69  # the exit code of a worker that found its machine unfit to train
+UNFIT_SECONDS = 300.0  # until its cluster is asked for another machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +56,6 @@ class Workers:
     return 1 if self.kind == "local" else self.count
 
 
-def group_name(group: Mapping[str, Any]) -> str:
-  """What a group's lease is called: to a rung it is another one than to the end."""
-  until = group.get("until", 0)
-  return group["run_ids"][0] + (f"-{until}" if until else "")
-
-
 def work(
   worker: str,
   groups: Sequence[dict[str, Any]],
@@ -66,18 +65,29 @@ def work(
   display: Display,
   stop: dict[str, bool],
   patience: float = PATIENCE,
+  leave_to_others: bool = False,
 ) -> None:
-  """Trains groups of runs that no other worker holds, until all have ended.
+  """Trains groups of runs that no other worker holds, until all have ended, or with `leave_to_others` are held.
 
+  What fails is tried again, by another worker where there is one. Raises `UnfitWorker` where the machine is to blame.
   A worker of several hosts holds a lease as one: what its first process finds, all do.
   """
   by_name = {group_name(group): group for group in groups}
   leases = Leases(workdir / "leases", worker, patience)
+  # An idle worker looks for work at least once in a third of its patience.
+  failures = Failures(workdir, worker, patience / 3 + POLL_SECONDS)
+
+  def others_are_busy() -> bool:
+    return bool(leases.alive & turns.left)
+
+  def is_ready(name: str) -> bool:
+    return _trunk_is_done(by_name[name], runs) and not failures.waits_for_others(name, others_are_busy)
+
   turns = Turns(
     leases,
     list(by_name),
     ended=lambda name: execute.ended(by_name[name], runs),
-    ready=lambda name: _trunk_is_done(by_name[name], runs),
+    ready=is_ready,
     shuffled=worker != PARENT,
   )
   lease: Lease | None = None
@@ -87,7 +97,10 @@ def work(
     nonlocal lease, stale_since
     if stop["stop"]:
       return "stop", 0.0
+    failures.require_fit(lambda name: execute.succeeded(by_name[name], runs) if name in by_name else False)
     name, lease, wait = turns.next()
+    if leave_to_others and not name and others_are_busy():
+      return "leave", 0.0
     if name or wait:
       stale_since = time.monotonic()
     elif stale := [name for name, group in by_name.items() if not execute.ended(group, runs)]:
@@ -97,29 +110,36 @@ def work(
       return "", POLL_SECONDS
     return name, wait
 
-  while True:
-    name, wait = hosts.first(look)
-    if name == "stop":
-      raise Interrupted("stopped between runs")
-    if not name and not wait:
-      return
-    if not name:
-      if not waits:
-        display.say("waits for what other workers train, or trained when they were last seen")
-      waits = True
-      time.sleep(wait)
-      continue
-    waits = False
-    held = lambda: lease is not None and lease.held()
-    with lease or contextlib.nullcontext():
-      try:
-        execute.run_groups([by_name[name]], runs, data, display, Flag(stop, lease) if lease else stop)
-      except Interrupted:
-        if hosts.first(held):
-          raise
-        display.say(f"{name}: another worker has taken over")
-      except Lost as error:
-        display.say(str(error))
+  with failures:
+    while True:
+      name, wait = hosts.first(look)
+      if name == "stop":
+        raise Interrupted("stopped between runs")
+      if name == "leave" or (not name and not wait):
+        return
+      if not name:
+        if not waits:
+          display.say("waits for what other workers train, or trained when they were last seen")
+        waits = True
+        time.sleep(wait)
+        continue
+      waits = False
+      held = lambda: lease is not None and lease.held()
+      with lease or contextlib.nullcontext():
+        flag = Flag(stop, lease) if lease else stop
+        try:
+          execute.try_group(by_name[name], runs, data, display, flag, failures)
+        except Interrupted:
+          if hosts.first(held):
+            raise
+          display.say(f"{name}: {LOST}; this worker goes on with other runs")
+        except Lost as error:
+          display.say(f"{error}; this worker goes on with other runs")
+        except CheckpointError:
+          # One that was replaced while it wrote may have met what its successor removed.
+          if hosts.several() or held():
+            raise
+          display.say(f"{name}: {LOST}; this worker goes on with other runs")
 
 
 @contextlib.contextmanager
@@ -159,6 +179,7 @@ class Pool:
     self._start = lambda: [_Slot(place) for place in _places(workers, command, workdir)]
     self._workdir, self._display, self._stop = workdir, display, stop
     self._slots: list[_Slot] = []
+    self._started = False
 
   def train(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run]) -> None:
     """Until all of these have ended."""
@@ -168,10 +189,22 @@ class Pool:
     while watch.look():
       if self._stop["stop"]:
         raise Interrupted("stopped; what was trained is saved")
-      self._slots = self._slots or self._start()
-      for slot in self._slots:
-        slot.keep_going(watch.progress)
+      self._keep_going(watch)
       time.sleep(POLL_SECONDS)
+
+  def _keep_going(self, watch: "_Watch") -> None:
+    """Starts workers, no more than there are groups left; goes on without one that dies again and again."""
+    if not self._started:
+      self._slots, self._started = self._start(), True
+    running = sum(slot.runs() for slot in self._slots)
+    for slot in [*self._slots]:
+      try:
+        running += slot.keep_going(watch.progress, wanted=running < watch.left)
+      except RuntimeError as error:
+        self._slots.remove(slot)
+        if not self._slots:
+          raise
+        self._display.say(f"{error}; {len(self._slots)} workers go on")
 
   def __enter__(self) -> "Pool":
     return self
@@ -242,12 +275,16 @@ class _Slot:
     self._before: Any = None
     self._next = 0.0
 
-  def keep_going(self, progress: Any) -> None:
-    """Starts the worker where none runs; gives up where it dies again and again while no run gets any further."""
+  def keep_going(self, progress: Any, wanted: bool = True) -> bool:
+    """Starts the worker where none runs, if it is wanted; returns whether it did.
+
+    Gives up, with a `RuntimeError`, where it dies again and again while no run gets any further, and where this
+    machine is unfit; a cluster is asked for another machine after a while.
+    """
     if self._runs:
       code = self._place.poll()
       if code is None:
-        return
+        return False
       if code == 2:
         raise UserError(f"a worker refused its input; what it said is {self._place.said}")
       self._runs = False
@@ -256,9 +293,15 @@ class _Slot:
       if self._tries > RESTARTS:
         raise RuntimeError(f"a worker died {RESTARTS} times in a row, the last time with code {code}")
       self._next = time.monotonic() + min(30.0, 0.5 * 2 ** (self._tries - 1))
-    if time.monotonic() >= self._next:
-      self._place.start()
-      self._runs = True
+      if code == UNFIT:
+        if isinstance(self._place, _Process):
+          raise RuntimeError(f"a worker found this machine unfit to train; why is {self._place.said}")
+        self._next = time.monotonic() + UNFIT_SECONDS
+    if not wanted or time.monotonic() < self._next:
+      return False
+    self._place.start()
+    self._runs = True
+    return True
 
   def forgive(self) -> None:
     """Forgets how often it died: what comes now is other work."""
@@ -289,6 +332,11 @@ class _Watch:
     self._display = display
     self._said = self._stale_since = time.monotonic()
     self.progress = (0, 0)  # runs that have ended, and the most steps that the others came to since
+
+  @property
+  def left(self) -> int:
+    """The number of groups that had not ended at the last look."""
+    return len(self._left)
 
   def look(self) -> int:
     """The number of groups that have not ended."""
