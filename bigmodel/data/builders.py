@@ -148,12 +148,12 @@ def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   if data.text_key not in features:
     raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
   whole_splits = sorted({name.split("[")[0] for name in names.values()})
-  files = [_fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
+  files = [fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
   sha256 = sources.manifest_sha256([], builder.info.full_name, data.text_key, names, files)
   return sha256, data.text_key, opened
 
 
-def _fingerprint(file: epath.PathLike) -> list[object]:
+def fingerprint(file: epath.PathLike) -> list[object]:
   """Name, size and a hash of both ends of a file of records; the end of an array_record file lists its records."""
   path = epath.Path(file)
   size = path.stat().length

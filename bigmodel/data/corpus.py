@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import builders, components, duplicates, part_names, sources, tokenizer
-from bigmodel.data.growing import GrowingArray, open_array
+from bigmodel.data.prepared import GrowingArray, new_folder, open_array
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 2  # of what lies in a prepared folder; folders of other formats are not looked at
@@ -138,9 +135,7 @@ def _build(data: Config, manifest: str) -> Corpus:
   else:
     tokens = tokenizer.from_text(tokenizer.train_bpe(_first(splits["train"]), data.vocab_size))
   folder = _folder(data, manifest)
-  temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-  temporary.mkdir(parents=True)
-  try:
+  with new_folder(folder) as temporary:
     card: dict[str, Any] = {
       "name": data.name,
       "sha256": manifest,
@@ -159,10 +154,6 @@ def _build(data: Config, manifest: str) -> Corpus:
       card["parts"] = part_names(data)
       np.save(temporary / "validation.parts.npy", np.asarray(heldout.order, np.int32))
     write_json(temporary / "card.json", card)
-    temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
   corpus = _open(data, manifest)
   assert corpus is not None
   return corpus
