@@ -19,7 +19,7 @@ from bigmodel.data import sources
 from bigmodel.files import UserError, cache_dir
 
 SOURCES = ("python_source", "text_files")  # of documents that are read here; any other name is a TFDS dataset
-# Feature of prepared documents: the identity of the whole document and, where the text is a piece of it, of the piece.
+# Feature of prepared documents: the identity of the whole document and then, where the text is a piece, of the piece.
 IDENTITIES = "bigmodel_identities"
 SHUFFLED_IN_MEMORY = 128 << 20  # bytes
 ENDS = 1 << 16  # bytes of either end of a file that tell it from another one
@@ -59,8 +59,8 @@ class Documents(tfds.core.GeneratorBasedBuilder):
           seen.add(document.identity)
         for name, text in document.pieces:
           if text.strip():
-            # A set, because most documents have one piece: themselves.
-            identities = " ".join(sorted({document.identity, sources.identity([text])}))
+            # Most documents have one piece: themselves.
+            identities = " ".join(dict.fromkeys([document.identity, sources.identity([text])]))
             yield name, {"name": name, "text": text, IDENTITIES: identities}
 
 
