@@ -19,7 +19,7 @@ from bigmodel.data import sources
 from bigmodel.files import UserError, cache_dir
 
 SOURCES = ("python_source", "text_files")  # of documents that are read here; any other name is a TFDS dataset
-# Feature of prepared documents: the identity of the whole document and, where the text is a piece of it, of the piece.
+# Feature of prepared documents: the identity of the whole document and then, where the text is a piece, of the piece.
 IDENTITIES = "bigmodel_identities"
 SHUFFLED_IN_MEMORY = 128 << 20  # bytes
 ENDS = 1 << 16  # bytes of either end of a file that tell it from another one
@@ -59,8 +59,8 @@ class Documents(tfds.core.GeneratorBasedBuilder):
           seen.add(document.identity)
         for name, text in document.pieces:
           if text.strip():
-            # A set, because most documents have one piece: themselves.
-            identities = " ".join(sorted({document.identity, sources.identity([text])}))
+            # Most documents have one piece: themselves.
+            identities = " ".join(dict.fromkeys([document.identity, sources.identity([text])]))
             yield name, {"name": name, "text": text, IDENTITIES: identities}
 
 
@@ -148,12 +148,12 @@ def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
   if data.text_key not in features:
     raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
   whole_splits = sorted({name.split("[")[0] for name in names.values()})
-  files = [_fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
+  files = [fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
   sha256 = sources.manifest_sha256([], builder.info.full_name, data.text_key, names, files)
   return sha256, data.text_key, opened
 
 
-def _fingerprint(file: epath.PathLike) -> list[object]:
+def fingerprint(file: epath.PathLike) -> list[object]:
   """Name, size and a hash of both ends of a file of records; the end of an array_record file lists its records."""
   path = epath.Path(file)
   size = path.stat().length

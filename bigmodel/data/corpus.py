@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import builders, components, duplicates, part_names, sources, tokenizer
-from bigmodel.data.growing import GrowingArray, open_array
+from bigmodel.data.prepared import GrowingArray, new_folder, open_array
 from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
 
 FORMAT = 2  # of what lies in a prepared folder; folders of other formats are not looked at
@@ -23,7 +20,7 @@ BPE_TRAINING_BYTES = 16 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Both splits as token arrays; `starts` is where each document begins, in tokens."""
+  """Both splits as token arrays; `starts` is where each text begins, in tokens: a document or a piece of a long one."""
 
   sha256: str
   vocab: int
@@ -32,7 +29,8 @@ class Corpus:
   bytes: dict[str, int]
   heldout_bytes: np.ndarray  # of the held-out text that each of its tokens stands for
   card: dict[str, Any]
-  parts: np.ndarray | None = None  # of a mixture: the part of each held-out document, in the order of card["parts"]
+  documents: np.ndarray  # number of the document of each held-out text
+  parts: np.ndarray | None = None  # of a mixture: the part of each held-out text, in the order of card["parts"]
 
   @property
   def facts(self) -> dict[str, Any]:
@@ -98,6 +96,7 @@ def _open(data: Config, manifest: str) -> Corpus | None:
     bytes={split: card["splits"][split]["bytes"] for split in card["splits"]},
     heldout_bytes=open_array(folder / "validation.bytes.npy"),
     card=card,
+    documents=open_array(folder / "validation.documents.npy"),
     parts=open_array(folder / "validation.parts.npy") if "parts" in card else None,
   )
 
@@ -138,9 +137,7 @@ def _build(data: Config, manifest: str) -> Corpus:
   else:
     tokens = tokenizer.from_text(tokenizer.train_bpe(_first(splits["train"]), data.vocab_size))
   folder = _folder(data, manifest)
-  temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-  temporary.mkdir(parents=True)
-  try:
+  with new_folder(folder) as temporary:
     card: dict[str, Any] = {
       "name": data.name,
       "sha256": manifest,
@@ -157,12 +154,9 @@ def _build(data: Config, manifest: str) -> Corpus:
       card["steps"] = card.get("steps", {}) | removed
     if data.mixture:
       card["parts"] = part_names(data)
-      np.save(temporary / "validation.parts.npy", np.asarray(heldout.order, np.int32))
+      np.save(temporary / "validation.parts.npy", np.asarray(heldout.parts, np.int32))
+    np.save(temporary / "validation.documents.npy", np.asarray(heldout.documents, np.int64))
     write_json(temporary / "card.json", card)
-    temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
   corpus = _open(data, manifest)
   assert corpus is not None
   return corpus
@@ -172,14 +166,14 @@ Opened = list[tuple[float, str, dict[str, Sequence]]]  # weight, field of the te
 COPIES = "copies of held-out documents dropped"
 
 
-def _documents(opened: Opened, split: str) -> list[Iterator[tuple[str, set[int]]]]:
-  """For each part, its texts with the fingerprints of each: of the text, and of the whole that it is a piece of."""
+def _documents(opened: Opened, split: str) -> list[Iterator[tuple[str, list[int]]]]:
+  """For each part, its texts with fingerprints: of the whole document and then, where the text is a piece, of it."""
 
-  def of_part(key: str, rows: Sequence) -> Iterator[tuple[str, set[int]]]:
+  def of_part(key: str, rows: Sequence) -> Iterator[tuple[str, list[int]]]:
     for row in rows:
       text = _text(row[key])
       known = _text(row[builders.IDENTITIES]) if builders.IDENTITIES in row else sources.identity([text])
-      yield text, {int(one[:16], 16) for one in known.split()}
+      yield text, [int(one[:16], 16) for one in known.split()]
 
   return [of_part(key, splits[split]) for _, key, splits in opened]
 
@@ -188,25 +182,29 @@ def _documents(opened: Opened, split: str) -> list[Iterator[tuple[str, set[int]]
 class _HeldOut:
   """The held-out texts of all parts, each text once, so that each part has its share of the bytes at any place.
 
-  `order` is the part of each text, as of the last time.
+  `parts` and `documents` are the part and the number of the document of each text, as of the last time.
   """
 
   opened: Opened
-  order: list[int] = dataclasses.field(default_factory=list)
+  parts: list[int] = dataclasses.field(default_factory=list)
+  documents: list[int] = dataclasses.field(default_factory=list)
 
   def __iter__(self) -> Iterator[str]:
-    self.order.clear()
+    self.parts.clear()
+    self.documents.clear()
+    numbers: dict[int, int] = {}
     parts = dict(enumerate(_documents(self.opened, "validation")))
     spent, seen = dict.fromkeys(parts, 0.0), set()
     while parts:
       part = min(spent, key=lambda i: spent[i])
-      text, fingerprints = next(parts[part], ("", set()))
+      text, fingerprints = next(parts[part], ("", []))
       if not fingerprints:
         del parts[part], spent[part]
-      elif not fingerprints <= seen:  # parts may hold out the same documents
-        seen |= fingerprints
+      elif not seen.issuperset(fingerprints):  # parts may hold out the same documents
+        seen.update(fingerprints)
         spent[part] += len(text.encode()) / self.opened[part][0]
-        self.order.append(part)
+        self.parts.append(part)
+        self.documents.append(numbers.setdefault(fingerprints[0], len(numbers)))
         yield text
 
   def fingerprints(self) -> set[int]:
@@ -232,10 +230,10 @@ class _Training:
     spent = np.zeros(len(parts))
     while True:
       behind = int(np.argmin(spent))
-      text, fingerprints = next(parts[behind], ("", set()))
+      text, fingerprints = next(parts[behind], ("", []))
       if not fingerprints:
         return
-      if fingerprints & self.heldout:
+      if not self.heldout.isdisjoint(fingerprints):
         self.removed[COPIES] += 1
         continue
       spent[behind] += len(text.encode()) / self.opened[behind][0]

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import math
+import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import polars as pl
 
 from bigmodel.config import Config, nearest, require
 from bigmodel.data import images, series, splits, tables
-from bigmodel.files import UserError
+from bigmodel.data.prepared import chunks, new_folder, open_array
+from bigmodel.files import UserError, cache_dir, only_one, sha256_file, sha256_text
 
 SKLEARN = {"digits": "classification", "breast_cancer": "classification", "wine": "classification",
            "iris": "classification", "diabetes": "regression"}  # fmt: skip
-CHUNK = 4096  # examples at a time, where all at once would not fit
+FORMAT = 1  # of prepared arrays; those of other formats are not looked at
+MUCH = 0.01  # of held-out images that are trained on, too: from there on a warning says so
+log = logging.getLogger("bigmodel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Source:
   time: np.ndarray | None = None
   own: np.ndarray | None = None
   classes: tuple[str, ...] = ()  # their names, where the data say them
+  identities: np.ndarray | None = None  # hashes of the inputs of each example, where copies must not be told apart
+  sha256: str = ""  # of the inputs, where it is known without looking at them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +60,23 @@ class Examples:
   def rows(self, split: str, which: np.ndarray) -> dict[str, np.ndarray]:
     """A batch: normalised inputs and their targets."""
     places = self.places[split][which]
-    inputs = (self.inputs[places].astype(np.float32) - self.mean) / self.deviation
+    inputs = self.inputs[places].astype(np.float32)
+    inputs -= self.mean
+    inputs /= self.deviation
     return {"inputs": inputs, "targets": self.targets[places]}
 
   def shared_with(self, other: "Examples") -> "Examples":
     """Itself, with the other's inputs where they are the same: folds differ in places alone, but for learned steps."""
-    same = self.inputs.shape == other.inputs.shape and np.array_equal(self.inputs, other.inputs)
-    return dataclasses.replace(self, inputs=other.inputs) if same else self
+    return dataclasses.replace(self, inputs=other.inputs) if _same(self.inputs, other.inputs) else self
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+  """Whether two arrays are equal; those on disk are if they are one file."""
+  if a.shape != b.shape or a.dtype != b.dtype:
+    return False
+  if isinstance(a, np.memmap) and isinstance(b, np.memmap):
+    return a.filename is not None and a.filename == b.filename and a.offset == b.offset
+  return np.array_equal(a, b)
 
 
 def prepare(config: Config) -> Examples:
@@ -74,12 +91,17 @@ def _is_package(config: Config) -> bool:
 def _prepare_arrays(config: Config) -> Examples:
   data = config.data
   source = _source(data)
-  digest = hashlib.sha256()
-  for array in (source.inputs, source.targets, source.group, source.time, source.own):
-    if array is not None:
-      digest.update(f"{array.dtype} {array.shape}".encode())
-      digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-  return of_source(config, source, digest.hexdigest())
+  arrays = {"targets": source.targets, "group": source.group, "time": source.time, "own": source.own}
+  parts = {name: _sha256(array) for name, array in arrays.items() if array is not None}
+  parts["inputs"] = source.sha256 or _sha256(source.inputs)
+  return of_source(config, source, sha256_text(json.dumps([parts, source.classes], sort_keys=True)))
+
+
+def _sha256(array: np.ndarray) -> str:
+  digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+  for rows in chunks(len(array), math.prod(array.shape[1:])):
+    digest.update(np.ascontiguousarray(array[rows]).view(np.uint8).data)
+  return digest.hexdigest()
 
 
 def of_source(config: Config, source: Source, sha256: str) -> Examples:
@@ -95,7 +117,7 @@ def of_source(config: Config, source: Source, sha256: str) -> Examples:
 
 def _shades(pixels: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
   """Values of black and white in each channel, after normalisation."""
-  low, high = (0, 255) if pixels.dtype == np.uint8 else (pixels[train].min(), pixels[train].max())
+  low, high = (0, 255) if pixels.dtype == np.uint8 else _range(pixels, np.flatnonzero(train))
   normalised = lambda x: tuple(np.broadcast_to((x - mean) / deviation, pixels.shape[-1:]).astype(float).tolist())
   return {"black": normalised(low), "white": normalised(high)}
 
@@ -163,16 +185,33 @@ def _split(config: Config, source: Source) -> tuple[np.ndarray, np.ndarray]:
   kind = ("stratified" if classes else "random") if data.split == "own" else data.split
   for field, column in (("group", source.group), ("time", source.time)):
     require(kind != field or column is not None, f"config.data.split: {field}; these data do not say a {field}")
-  if source.own is None:
-    return splits.split(kind, data.folds, data.fold, data.split_seed, source.targets, source.group, source.time)
-  mine = np.flatnonzero(~source.own)
-  of = lambda column: None if column is None else column[mine]
+  mine = np.arange(len(source.targets)) if source.own is None else np.flatnonzero(~source.own)
+  copy_of = np.arange(len(mine))  # the place among them of the first copy of each
+  if kind in ("stratified", "random") and source.identities is not None:
+    _, first, which = np.unique(source.identities[mine], return_index=True, return_inverse=True)
+    copy_of = first[which]
+  firsts, place = np.unique(copy_of, return_inverse=True)  # only these are drawn; copies go where their first one goes
+  drawn = mine[firsts]
+  of = lambda column: None if column is None else column[drawn]
   parts = splits.split(
-    kind, data.folds, data.fold, data.split_seed, source.targets[mine], of(source.group), of(source.time)
+    kind, data.folds, data.fold, data.split_seed, source.targets[drawn], of(source.group), of(source.time)
   )
-  train, heldout = np.zeros_like(source.own), np.zeros_like(source.own)
-  train[mine], heldout[mine] = parts
+  train, heldout = np.zeros(len(source.targets), bool), np.zeros(len(source.targets), bool)
+  train[mine], heldout[mine] = (part[place] for part in parts)
   return train, heldout
+
+
+def _in_both(source: Source, split: tuple[np.ndarray, np.ndarray]) -> int:
+  """Held-out examples with the inputs of a training example."""
+  identities = source.identities
+  if identities is None:
+    values = np.ascontiguousarray(source.inputs, np.float32).view(np.uint32)
+    odd = np.random.default_rng(0).integers(0, 1 << 63, values.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
+    identities = np.concatenate(
+      [values[rows].astype(np.uint64) @ odd for rows in chunks(len(values), values.shape[1])] or [np.empty(0)]
+    )
+  train, heldout = split
+  return int(np.isin(identities[heldout], identities[train]).sum())
 
 
 def _examples(
@@ -228,6 +267,10 @@ def _examples(
     "mean": np.asarray(statistics[0]).tolist(),
     "deviation": np.asarray(statistics[1]).tolist(),
   }
+  if not data.window:
+    both = card["splits"]["validation"]["inputs also in training"] = _in_both(source, split)
+    if source.inputs.ndim > 2 and both > MUCH * len(places["validation"]):
+      log.warning("config.data: %d of %d held-out images are also training images", both, len(places["validation"]))
   alone = np.arange(len(targets)) if source.group is None else np.unique(source.group, return_inverse=True)[1]
   return Examples(sha256, source.inputs, targets, places, *statistics, facts, card, alone)
 
@@ -243,7 +286,7 @@ VERSION = 2  # of how examples are split and encoded: where another one would ma
 def _source(data: Config) -> Source:
   if data.name in images.NAMES or data.name.startswith("tfds/"):
     found = images.read(data)
-    return Source(found.images, found.labels, own=found.own, classes=found.classes)
+    return Source(found.images, found.labels, None, None, found.own, found.classes, found.identities, found.sha256)
   if data.name.startswith("sklearn/"):
     return Source(*_sklearn(data.name))
   return _arrays(data.path)
@@ -251,11 +294,14 @@ def _source(data: Config) -> Source:
 
 def _statistics(inputs: np.ndarray, train: np.ndarray, normalise: str) -> tuple[np.ndarray, np.ndarray]:
   """Mean and deviation over training examples (and pixels); a feature that never changes keeps its scale."""
-  parts = lambda: (inputs[train[i : i + CHUNK]].astype(np.float64) for i in range(0, len(train), CHUNK))
+
+  def parts() -> Iterator[np.ndarray]:
+    return (inputs[train[rows]].astype(np.float64) for rows in chunks(len(train), math.prod(inputs.shape[1:])))
+
   if normalise == "none":
     return np.float32(0), np.float32(1)  # pyright: ignore[reportReturnType]
   if normalise == "unit":
-    low, high = min(float(part.min()) for part in parts()), max(float(part.max()) for part in parts())
+    low, high = _range(inputs, train)
     return np.float32(low), np.float32((high - low) or 1)  # pyright: ignore[reportReturnType]
   axes = tuple(range(inputs.ndim - 1)) or 0
   values = len(train) * math.prod(inputs.shape[1:-1])
@@ -265,6 +311,13 @@ def _statistics(inputs: np.ndarray, train: np.ndarray, normalise: str) -> tuple[
   deviation = np.sqrt(total(lambda part: np.square(part - mean)) / values)
   small = deviation <= 1e-12 * np.abs(mean)
   return mean.astype(np.float32), np.where(small, 1, deviation).astype(np.float32)
+
+
+def _range(inputs: np.ndarray, train: np.ndarray) -> tuple[float, float]:
+  """The least and the largest value of the training examples."""
+  parts = (inputs[train[rows]] for rows in chunks(len(train), math.prod(inputs.shape[1:])))
+  ends = [(float(part.min()), float(part.max())) for part in parts]
+  return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: int) -> None:
@@ -296,11 +349,26 @@ def _arrays(path: str) -> Source:
     with np.load(path, allow_pickle=False) as file:
       missing = {"inputs", "targets"} - set(file.files)
       require(not missing, f"config.data.path: {path} has no array {' or '.join(sorted(missing))}")
-      arrays = {name: file[name] for name in ("inputs", "targets", "group", "time") if name in file.files}
+      arrays = {name: file[name] for name in ("targets", "group", "time") if name in file.files}
+    arrays["inputs"] = _on_disk(path, "inputs")
   except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-    why = "its rows differ in shape" if "pickle" in str(error).lower() else str(error).splitlines()[0]
+    ragged = any(word in str(error).lower() for word in ("pickle", "python objects"))
+    why = "its rows differ in shape" if ragged else str(error).splitlines()[0]
     raise UserError(f"config.data.path: {path} cannot be read: {why}") from error
   return of_arrays(**arrays, where=f"config.data.path: {path}")
+
+
+def _on_disk(path: str, name: str) -> np.ndarray:
+  """One array of an .npz file, unpacked in the cache and read from there without loading it."""
+  key = sha256_text(json.dumps([FORMAT, sha256_file(path), name]))[:16]
+  folder = cache_dir() / "arrays" / key
+  with only_one(f"arrays-{key}"):
+    if not folder.exists():
+      with new_folder(folder) as temporary, zipfile.ZipFile(path) as packed, packed.open(f"{name}.npy") as member:
+        with open(temporary / f"{name}.npy", "wb") as file:
+          shutil.copyfileobj(member, file, 1 << 20)
+        open_array(temporary / f"{name}.npy")  # raises what is wrong with it
+  return open_array(folder / f"{name}.npy")
 
 
 def of_arrays(
@@ -317,9 +385,8 @@ def of_arrays(
     require(fits, f"{where}: {len(inputs)} inputs and {label} of shape {() if array is None else array.shape}")
   for label, array in (("inputs", inputs), ("targets", targets)):
     require(array.dtype.kind in "biuf", f"{where}: {label} are no numbers but {array.dtype}")
-    for first in range(0, len(array), CHUNK):
-      bad = np.flatnonzero(
-        ~np.isfinite(array[first : first + CHUNK].reshape(len(array[first : first + CHUNK]), -1)).all(axis=1)
-      )
-      require(not len(bad), f"{where}: {label} of example {first + (bad[0] if len(bad) else 0)} are not finite")
-  return Source(inputs, targets, group, time)
+    for rows in chunks(len(array), math.prod(array.shape[1:])):
+      bad = np.flatnonzero(~np.isfinite(array[rows].reshape(rows.stop - rows.start, -1)).all(axis=1))
+      require(not len(bad), f"{where}: {label} of example {rows.start + (bad[0] if len(bad) else 0)} are not finite")
+  identities = np.array([images.identity(one) for one in inputs], np.uint64) if inputs.ndim > 2 else None
+  return Source(inputs, targets, group, time, identities=identities)

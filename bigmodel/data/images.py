@@ -2,13 +2,19 @@
 
 A folder has a folder of pictures for each class. Where the folders at its top are called train and
 test (or validation, or val), they are the split, and the classes lie in them.
+
+The pixels are decoded once, one image after another, into an array in the cache, which is read from there without
+loading it: its name is made of the contents of all files, so that changed files are decoded again.
 """
 
+import contextlib
 import dataclasses
 import gzip
+import hashlib
+import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,8 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import builders
-from bigmodel.files import UserError
+from bigmodel.data.prepared import GrowingArray, chunks, new_folder, open_array
+from bigmodel.files import UserError, cache_dir, only_one, read_json, sha256_file, sha256_text, write_json
 
 NAMES = ("idx_images", "image_folder")  # and tfds/NAME
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -27,13 +34,24 @@ IDX_TYPES = {
 }  # fmt: skip
 
 
+FORMAT = 1  # of prepared images, and of how files become pixels; images of other formats are not looked at
+
+# Pixels [images, H, W, C] of images that follow one another, their class numbers, and whether the data hold them out.
+Block = tuple[np.ndarray, np.ndarray, bool]
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Pixels [images, H, W, C] and class numbers; `own` marks those that the data hold out themselves."""
+  """Pixels [images, H, W, C] on disk and class numbers; `own` marks those that the data hold out themselves.
+
+  `identities` are hashes of the pixels of each image: copies have the same.
+  """
 
   images: np.ndarray
   labels: np.ndarray
+  identities: np.ndarray
   own: np.ndarray | None
+  sha256: str  # of all pixels
   classes: tuple[str, ...] = ()
 
 
@@ -42,6 +60,50 @@ def read(data: Config) -> Images:
   if data.name == "idx_images":
     return _idx_images(Path(data.path or FASHION_MNIST))
   return _folder(Path(data.path), data.image_size) if data.name == "image_folder" else _tfds(data)
+
+
+def identity(image: np.ndarray) -> int:
+  """A hash of the values of one image, of 64 bits."""
+  return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest(), "little")
+
+
+def _prepared(
+  key: list[object], blocks: Callable[[], Iterable[Block]], split: bool, classes: tuple[str, ...]
+) -> Images:
+  """The images of `blocks`, from the cache or after writing them there; `key` says all that the blocks depend on.
+
+  `split` says that the data hold out some of them.
+  """
+  name = sha256_text(json.dumps([FORMAT, *key]))[:16]
+  folder = cache_dir() / "images" / name
+  with only_one(f"images-{name}"):
+    if not folder.exists():
+      with new_folder(folder) as temporary:
+        _write(temporary, blocks())
+  labels, identities, own = (open_array(folder / f"{part}.npy") for part in ("labels", "identities", "own"))
+  sha256 = read_json(folder / "card.json")["sha256"]
+  return Images(
+    open_array(folder / "pixels.npy"), np.array(labels), identities, np.array(own) if split else None, sha256, classes
+  )
+
+
+def _write(folder: Path, blocks: Iterable[Block]) -> None:
+  digest, identities, labels, own = hashlib.sha256(), [], [], []
+  with contextlib.ExitStack() as stack:
+    pixels: GrowingArray | None = None
+    for images, classes, held in blocks:
+      if pixels is None:
+        digest.update(f"{images.dtype} {images.shape[1:]}".encode())
+        pixels = stack.enter_context(GrowingArray(folder / "pixels.npy", images.dtype, images.shape[1:]))
+      pixels.append(images)
+      digest.update(np.ascontiguousarray(images).data)
+      identities += map(identity, images)
+      labels.append(classes)
+      own += [held] * len(images)
+  np.save(folder / "labels.npy", np.concatenate(labels))
+  np.save(folder / "identities.npy", np.array(identities, np.uint64))
+  np.save(folder / "own.npy", np.array(own))
+  write_json(folder / "card.json", {"sha256": digest.hexdigest()})
 
 
 # ---- folders
@@ -67,20 +129,21 @@ def _folder(root: Path, size: int) -> Images:
   require(bool(found), f"config.data.path: no picture ({', '.join(PICTURES)}) in a folder of its class in {root}")
   files, own, names = zip(*found, strict=True)
   classes, labels = np.unique(names, return_inverse=True)
-  return Images(_stack(files, size), labels, np.array(own) if given else None, tuple(classes.tolist()))
+  key: list[object] = ["image_folder", size]
+  key += [[held, str(file.relative_to(root)), sha256_file(file)] for file, held, _ in found]
+  return _prepared(key, lambda: _decoded(files, own, labels, size), given, tuple(classes.tolist()))
 
 
 def _is_picture(path: Path) -> bool:
   return path.suffix.lower() in PICTURES and not any(part.startswith((".", "__MACOSX")) for part in path.parts[-3:])
 
 
-def _stack(files: Sequence[Path], size: int) -> np.ndarray:
-  """uint8[files, H, W, C]: grey if all of them are; cut to a square and scaled where a size is given."""
+def _decoded(files: Sequence[Path], own: Sequence[bool], labels: np.ndarray, size: int) -> Iterator[Block]:
+  """Pictures as uint8[1, H, W, C]: grey if all of them are; cut to a square and scaled where a size is given."""
   try:
     from PIL import Image
   except ImportError as error:
     raise UserError("config.data.name: Pillow is not here; pip install 'bigmodel[images]'") from error
-  pixels: np.ndarray | None = None
   grey = all(_opened(Image, file, lambda image: image.mode in ("1", "L")) for file in files)
 
   def load(image: Any) -> np.ndarray:
@@ -91,18 +154,16 @@ def _stack(files: Sequence[Path], size: int) -> np.ndarray:
       image = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
     return np.asarray(image)
 
-  for i, file in enumerate(files):
-    own = _opened(Image, file, load)
-    if pixels is None:
-      pixels = np.empty((len(files), *own.shape), np.uint8)
+  first: tuple[int, ...] = ()
+  for file, held, label in zip(files, own, labels, strict=True):
+    pixels = _opened(Image, file, load)
+    first = first or pixels.shape
     require(
-      own.shape == pixels.shape[1:],
-      f"config.data.image_size: {file} has {own.shape[1]} x {own.shape[0]} pixels and {files[0]}"
-      f" {pixels.shape[2]} x {pixels.shape[1]}; give a size",
+      pixels.shape == first,
+      f"config.data.image_size: {file} has {pixels.shape[1]} x {pixels.shape[0]} pixels and {files[0]}"
+      f" {first[1]} x {first[0]}; give a size",
     )
-    pixels[i] = own
-  assert pixels is not None
-  return pixels[..., None] if pixels.ndim == 3 else pixels
+    yield pixels.reshape(1, *first[:2], -1), np.array([label]), held
 
 
 def _opened(library: Any, file: Path, use: Any) -> Any:
@@ -124,13 +185,21 @@ def _tfds(data: Config) -> Images:
   require(not missing, f"config.data.name: TFDS dataset {name!r} has no feature {' or '.join(sorted(missing))}")
   require("train" in builder.info.splits, f"config.data.name: TFDS dataset {name!r} has no split 'train'")
   heldout = next((split for split in HELD_OUT if split in builder.info.splits), "")
-  parts = [(row, split == heldout) for split in ("train", heldout) if split for row in _rows(name, builder, split)]
-  shapes = {row["image"].shape for row, _ in parts}
-  require(len(shapes) == 1, f"config.data.name: the images of {name!r} differ in shape: {sorted(shapes)[:3]}")
-  own = np.array([held for _, held in parts]) if heldout else None
-  labels = np.array([int(row["label"]) for row, _ in parts])
+  splits = [split for split in ("train", heldout) if split]
   names = getattr(builder.info.features["label"], "names", None) or ()
-  return Images(np.stack([row["image"] for row, _ in parts]), labels, own, tuple(names))
+  files = [builders.fingerprint(path) for split in splits for path in builder.info.splits[split].filepaths]
+
+  def blocks() -> Iterator[Block]:
+    shape: tuple[int, ...] = ()
+    for split in splits:
+      for row in _rows(name, builder, split):
+        image = row["image"]
+        shape = shape or image.shape
+        same = image.shape == shape
+        require(same, f"config.data.name: the images of {name!r} differ in shape: {shape} and {image.shape}")
+        yield image[None], np.array([int(row["label"])]), split == heldout
+
+  return _prepared(["tfds", builder.info.full_name, splits, files], blocks, bool(heldout), tuple(names))
 
 
 def _rows(name: str, builder: Any, split: str) -> Any:
@@ -145,20 +214,25 @@ def _rows(name: str, builder: Any, split: str) -> Any:
 
 
 def _idx_images(folder: Path) -> Images:
-  parts = [_idx_split(folder, split) for split in ("train", "t10k")]
-  shapes = [images.shape[1:] for images, _ in parts]
-  require(shapes[0] == shapes[1], f"config.data.path: images of {shapes[0]} and of {shapes[1]} in {folder}")
-  own = np.repeat([False, True], [len(labels) for _, labels in parts])
-  return Images(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)), own=own)
-
-
-def _idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
   require(folder.is_dir(), f"config.data.path: no folder {str(folder)!r} with IDX files")
-  images, labels = (_idx(_find(folder, split, kind)) for kind in ("images", "labels"))
-  require(
-    len(images) == len(labels), f"config.data.path: {len(images)} {split} images and {len(labels)} labels in {folder}"
-  )
-  return (images[..., None] if images.ndim == 3 else images), labels
+  splits = ("train", "t10k")
+  files = {split: [_find(folder, split, kind) for kind in ("images", "labels")] for split in splits}
+  key: list[object] = ["idx_images", [[sha256_file(file) for file in files[split]] for split in splits]]
+
+  def blocks() -> Iterator[Block]:
+    shapes = [_idx_header(files[split][0])[1] for split in splits]
+    require(shapes[0][1:] == shapes[1][1:], f"config.data.path: images of {shapes[0]} and of {shapes[1]} in {folder}")
+    for split, shape in zip(splits, shapes, strict=True):
+      labels = np.concatenate(list(_idx(files[split][1])))
+      require(
+        shape[0] == len(labels), f"config.data.path: {shape[0]} {split} images and {len(labels)} labels in {folder}"
+      )
+      first = 0
+      for images in _idx(files[split][0]):
+        yield images[..., None] if images.ndim == 3 else images, labels[first : first + len(images)], split == "t10k"
+        first += len(images)
+
+  return _prepared(key, blocks, True, ())
 
 
 def _find(folder: Path, split: str, kind: str) -> Path:
@@ -167,17 +241,39 @@ def _find(folder: Path, split: str, kind: str) -> Path:
   return found[0]
 
 
-def _idx(path: Path) -> np.ndarray:
-  """An array of Yann LeCun's IDX format, plain or .gz."""
+def _idx_header(path: Path) -> tuple[np.dtype, tuple[int, ...]]:
+  """Type and shape of the array of an IDX file."""
+  with _idx_opened(path) as file:
+    start = file.read(4)
+    kind = IDX_TYPES.get(start[2]) if len(start) == 4 and start[:2] == b"\0\0" else None
+    sizes = file.read(4 * start[3]) if kind is not None else b""
+    require(kind is not None and len(sizes) == 4 * start[3] > 0, f"config.data.path: {path} is no IDX file")
+    return np.dtype(kind), tuple(np.frombuffer(sizes, ">u4").astype(int).tolist())
+
+
+@contextlib.contextmanager
+def _idx_opened(path: Path) -> Iterator[Any]:
   try:
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-      raw = file.read()
+      yield file
   except (EOFError, OSError, zlib.error) as error:
     raise UserError(f"config.data.path: {path} cannot be read: {error}") from error
-  kind = IDX_TYPES.get(raw[2]) if len(raw) >= 4 and raw[:2] == b"\0\0" else None
-  require(kind is not None and len(raw) >= 4 + 4 * raw[3], f"config.data.path: {path} is no IDX file")
-  shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).astype(int).tolist())
-  wanted = 4 + 4 * raw[3] + math.prod(shape) * np.dtype(kind).itemsize
-  require(len(raw) == wanted, f"config.data.path: {path} has {len(raw)} bytes, its header says {wanted}: truncated?")
-  array = np.frombuffer(raw, kind, offset=4 + 4 * raw[3]).reshape(shape)
-  return array.astype(array.dtype.newbyteorder("="))
+
+
+def _idx(path: Path) -> Iterator[np.ndarray]:
+  """The array of a file of Yann LeCun's IDX format, plain or .gz, in blocks of some thousand rows."""
+  kind, shape = _idx_header(path)
+  header, row_bytes = 4 + 4 * len(shape), kind.itemsize * math.prod(shape[1:])
+  with _idx_opened(path) as file:
+    file.read(header)
+    size = header
+    for rows in chunks(shape[0], math.prod(shape[1:])):
+      raw = file.read((rows.stop - rows.start) * row_bytes)
+      size += len(raw)
+      if len(raw) == (rows.stop - rows.start) * row_bytes:
+        array = np.frombuffer(raw, kind).reshape(-1, *shape[1:])
+        yield array.astype(array.dtype.newbyteorder("="))
+    while more := file.read(1 << 20):
+      size += len(more)
+  wanted = header + shape[0] * row_bytes
+  require(size == wanted, f"config.data.path: {path} has {size} bytes, its header says {wanted}: truncated?")

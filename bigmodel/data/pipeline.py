@@ -144,8 +144,8 @@ def eval_rows(config: Config, data: Data) -> EvalRows:
   count = max(1, min(config.eval.tokens, len(tokens) - 1) // context)
   places = np.arange(count)[:, None] * context + np.arange(context + 1)
   rows = tokens[places].astype(np.int32)
-  documents = np.searchsorted(starts, places[:, 1:], side="right") - 1
+  texts = np.searchsorted(starts, places[:, 1:], side="right") - 1
   parts = {}
   if data.parts is not None:
-    parts = {name: data.parts[documents] == i for i, name in enumerate(data.card["parts"])}
-  return EvalRows(rows, count, documents, data.heldout_bytes[places[:, 1:]], parts)
+    parts = {name: data.parts[texts] == i for i, name in enumerate(data.card["parts"])}
+  return EvalRows(rows, count, data.documents[texts], data.heldout_bytes[places[:, 1:]], parts)

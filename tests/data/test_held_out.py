@@ -141,6 +141,22 @@ def test_a_larger_fraction_holds_out_the_same_documents_and_more(tmp_path):
   assert held[0] < held[1] < held[2]
 
 
+def test_pieces_of_a_document_are_one_sample(tmp_path):
+  """The standard error is over documents: pieces of one are no independent samples of what is held out."""
+  folder = write(tmp_path / "a", ".txt", "", [text(number, lines=3000) for number in range(8)])
+  config = config_of(path=str(folder), heldout_fraction=0.5)
+  config.eval.tokens = 10**9
+  data = pipeline.prepare(config)
+  rows = pipeline.eval_rows(config, data)
+  held = names_in(data, "validation")
+  assert 1 < len(held) < data.card["splits"]["validation"]["documents"]  # which counts pieces
+  assert len(np.unique(rows.clusters)) == len(held)
+  for cluster in np.unique(rows.clusters):
+    tokens = rows.rows[:, 1:][rows.clusters == cluster]
+    lines = bytes(tokens[tokens < 256].astype(np.uint8)).decode().splitlines()[1:-1]
+    assert len({line.split()[0] for line in lines if line.startswith("doc")}) == 1
+
+
 def test_one_document_is_never_divided_and_a_fraction_that_holds_out_none_says_which_does(tmp_path):
   long = write(tmp_path / "a", ".txt", "", [text(0, lines=5000)])
   with pytest.raises(UserError, match=r"holds one document.*never divided.*several files, or a \.jsonl"):

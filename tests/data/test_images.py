@@ -11,6 +11,7 @@ from bigmodel.study import default_config
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (24, 6, 5, 3), np.uint8)
+ORDER = np.array([i for label in range(3) for i in range(label, 24, 3)])  # in which a folder's classes have them
 
 
 def folder_of(root, pixels=PIXELS, split=lambda i: ""):
@@ -30,8 +31,7 @@ def config_of(root, name="image_folder", **fields):
 
 def test_a_folder_for_each_class_and_every_pixel_as_stored(tmp_path):
   data = pipeline.prepare(config_of(folder_of(tmp_path)))
-  order = [i for label in range(3) for i in range(label, 24, 3)]
-  np.testing.assert_array_equal(data.inputs, PIXELS[order])
+  np.testing.assert_array_equal(data.inputs, PIXELS[ORDER])
   np.testing.assert_array_equal(data.targets, np.repeat([0, 1, 2], 8))
   assert data.facts["classes"] == ["cat", "dog", "emu"]
   assert data.count("train") + data.count("validation") == 24
@@ -47,10 +47,10 @@ def test_folders_called_train_and_test_are_the_split(tmp_path):
 
 
 def test_grey_pictures_have_one_channel_and_a_size_cuts_and_scales(tmp_path):
-  flat = np.full((24, 8, 12), 9, np.uint8)
+  flat = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None, None], (24, 8, 12))
   data = pipeline.prepare(config_of(folder_of(tmp_path, flat), image_size=4))
   assert data.inputs.shape == (24, 4, 4, 1)
-  assert (data.inputs == 9).all()
+  assert (data.inputs == ORDER[:, None, None, None]).all()
 
 
 def test_a_run_trains_on_them(tmp_path):

@@ -1,9 +1,20 @@
-"""Arrays that are written row by row to an .npy file, and read from there without loading them."""
+"""Prepared data on disk: folders that are written whole or not at all, and arrays that are read without loading them.
 
+Arrays are mapped into memory: what is looked at is read, and the operating system drops it again when it needs the
+room, so arrays may be many times larger than the memory.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+
+CHUNK_BYTES = 64 << 20  # of an array that is gone through piece by piece
 
 
 class GrowingArray:
@@ -38,3 +49,22 @@ class GrowingArray:
 def open_array(path: Path) -> np.ndarray:
   """The array of an .npy file, mapped into memory, so that only what is looked at is read."""
   return np.load(path, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """Within it, a temporary folder to fill; it becomes `folder` at the end, or is removed when something is raised."""
+  temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    temporary.rename(folder)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def chunks(rows: int, row_values: int) -> Iterator[slice]:
+  """Slices of rows, in order, of which each has at most `CHUNK_BYTES` as float64, and 4,096 rows; at least one row."""
+  size = max(1, min(4096, CHUNK_BYTES // (8 * max(1, row_values))))
+  return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
