@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from bigmodel import data, models, record, train
-from bigmodel.accounting import params_of
+from bigmodel.accounting import law_params
 from bigmodel.assembly import (
   check,
   check_resolved,
@@ -40,6 +39,7 @@ from bigmodel.sweep.designs import (
   Planned,
   Scan,
   Settings,
+  closest_size,
   repeat_seeds,
 )
 from bigmodel.sweep.failures import failed_and_diverged
@@ -449,13 +449,13 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   target, convention = prepared.study.target, prepared.study.design.convention
   assert target is not None
   best = laws.optimum_at(fits, target.flops)
-  sizes = [(size, prepared.counts_of(size)) for size in target.sizes]
-  size, counts = min(sizes, key=lambda pair: abs(math.log(pair[1].params_total / best)))
+  size = closest_size(target.sizes, prepared.counts_of, convention, best)
+  counts = prepared.counts_of(size)
   overrides = _target_overrides(prepared, size)
   run = prepared.make(overrides)
   tokens = train.tokens_at(run.config, run.steps)
   flops = counts.flops(tokens)
-  N = counts.params()[params_of(convention)]
+  N = law_params(counts.params(), convention)
   every = folder.of_role(prepared.workdir, "fit")
   fitted = [one for one in every if one["status"] == "finished"]
   facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from bigmodel.accounting import CONVENTIONS
+from bigmodel.accounting import CONVENTIONS, law_params
 from bigmodel.config import require_choice
 from bigmodel.files import UserError
 
@@ -25,6 +26,11 @@ class Planned:
   budget: float = 0.0
 
 
+def closest_size(sizes: Sequence[Overrides], counts_of: CountsOf, convention: str, N: float) -> Overrides:
+  """The size whose parameters are nearest to N in their logs, both counted by the convention of the law."""
+  return min(sizes, key=lambda size: abs(math.log(law_params(counts_of(size).params(), convention) / N)))
+
+
 def no_settings(params: int, tokens: int) -> Overrides:
   del params, tokens
   return {}
@@ -32,7 +38,10 @@ def no_settings(params: int, tokens: int) -> Overrides:
 
 @dataclasses.dataclass(frozen=True)
 class IsoFlop:
-  """Every budget with every size whose tokens per parameter lie within `ratios`."""
+  """Every budget with every size whose tokens per parameter lie within `ratios`.
+
+  Parameters are counted as laws of the design's convention count them (`accounting.law_params`).
+  """
 
   budgets: Sequence[float]
   sizes: Sequence[Overrides]
@@ -55,7 +64,7 @@ class IsoFlop:
     """The run of one budget and size, or None where its ratio is out of bounds."""
     counts = counts_of(size)
     tokens = round(budget / counts.flops(1)[self.convention])
-    if role == "fit" and not self.ratios[0] <= tokens / counts.params_total <= self.ratios[1]:
+    if role == "fit" and not self.ratios[0] <= tokens / law_params(counts.params(), self.convention) <= self.ratios[1]:
       return None
     return Planned(role, {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}, budget)
 
@@ -74,7 +83,10 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-  """Every size at every multiple of tokens per parameter (20 is Chinchilla's)."""
+  """Every size at every multiple of tokens per parameter (20 is Chinchilla's).
+
+  Parameters are counted as laws of the design's convention count them (`accounting.law_params`).
+  """
 
   sizes: Sequence[Overrides]
   ratios: Sequence[float] = (20.0,)
@@ -84,7 +96,7 @@ class Ladder:
     runs = []
     for size, ratio in itertools.product(self.sizes, self.ratios):
       counts = counts_of(size)
-      tokens = round(ratio * counts.params_total)
+      tokens = round(ratio * law_params(counts.params(), self.convention))
       overrides = {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}
       runs.append(Planned("fit", overrides, counts.flops(tokens)[self.convention]))
     return runs

@@ -7,6 +7,7 @@ from etils import epath
 from bigmodel.files import UserError, read_json, write_json
 from bigmodel.laws import summary as laws
 from bigmodel.sweep import folder
+from bigmodel.sweep.leaderboard import SEEDS
 
 
 def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
@@ -29,23 +30,22 @@ def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def _noise(workdir: epath.Path) -> dict[str, Any] | None:
-  """The spread over seeds: of the largest of the cells that were repeated."""
-  cells: dict[tuple, dict[str, dict[str, Any]]] = {}
-  for one in folder.of_role(workdir, "seed"):
-    cells.setdefault(_cell(one), {})[one["run_id"]] = one
-  for one in folder.of_role(workdir, "fit"):
-    if _cell(one) in cells:
-      cells[_cell(one)][one["run_id"]] = one
-  known = [(cell, found) for cell, runs in cells.items() if (found := laws.noise_floor(list(runs.values())))]
-  if not known:
-    return None
-  (N, D, *_), found = max(known, key=lambda pair: pair[0][0] * pair[0][1])
-  return found | {"N": N, "D": D}
-
-
-def _cell(one: dict[str, Any]) -> tuple:
-  """What runs that differ in their seeds have in common; of finished runs, whose tokens are those planned."""
-  return one["params_total"], one["tokens"], one["learning_rate"], one["batch_tokens"], one["data_sha256"]
+  """The spread over seeds: of the largest of the cells that were repeated, by what their runs share in the plan."""
+  rows = (folder.read_plan(workdir) or {"runs": []})["runs"]
+  shared = {}
+  for row in rows:
+    shared[row["run_id"]] = repr(sorted((name, x) for name, x in row["overrides"].items() if name not in SEEDS))
+  repeated = {shared[row["run_id"]] for row in rows if "seed" in row["roles"]}
+  cells: dict[str, dict[str, dict[str, Any]]] = {}
+  for one in folder.of_role(workdir, "seed") + folder.of_role(workdir, "fit"):
+    if shared[one["run_id"]] in repeated:
+      cells.setdefault(shared[one["run_id"]], {})[one["run_id"]] = one
+  known = []
+  for runs in cells.values():
+    if floor := laws.noise_floor(list(runs.values())):
+      one = next(run for run in runs.values() if run["status"] == "finished")
+      known.append(floor | {"N": one["params_total"], "D": one["tokens"]})
+  return max(known, key=lambda floor: floor["N"] * floor["D"], default=None)
 
 
 def _scans(workdir: epath.Path) -> list[dict[str, Any]]:
