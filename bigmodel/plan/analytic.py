@@ -281,7 +281,8 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
     rows.append(("collective-permute", n, True, (2 + again) * layers * pairs * (n - 1)))
   if (n := sizes["expert"]) > 1:
     slots = activations * slots_per_token(config)
-    rows.append(("all-to-all", n, False, (4 + 2 * again) * layers * slots * (n - 1) / n))
+    both_again = 2 if config.parallel.remat != "none" else 0  # `dots` keeps the experts' products, not what they read
+    rows.append(("all-to-all", n, False, (4 + both_again) * layers * slots * (n - 1) / n))
   if (n := sizes["pipeline"]) > 1:
     rows.append(("collective-permute", n, False, (2 + again) * activations))
   seconds = lambda kind, n, sent: wire_seconds(kind, sent, n, _dimensions(n, chip), chip)
