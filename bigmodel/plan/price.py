@@ -119,8 +119,7 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str,
   steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
   seconds = steps * calibration.step_seconds(run, packed)
   return {
-    "params_total": counts.params_total,
-    "params_non_embedding": counts.params_non_embedding,
+    **counts.params(),
     "tokens": tokens,
     "steps": run.steps,
     **counts.flops(tokens),

@@ -105,6 +105,7 @@ def isoflop(
   groups: Sequence[tuple[float, list[Record]]],
   profiles: Sequence[dict[str, Any]],
   optima: Sequence[dict[str, Any]],
+  n: str,
   words: Words,
 ) -> go.Figure:
   """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
@@ -112,8 +113,8 @@ def isoflop(
   by_budget = {profile["C"]: profile for profile in profiles}
   for index, (budget, records) in enumerate(groups):
     shade = color(index, len(groups))
-    records = sorted(records, key=lambda r: r["params_total"])
-    N = np.array([r["params_total"] for r in records], float)
+    records = sorted(records, key=lambda r: r[n])
+    N = np.array([r[n] for r in records], float)
     figure.add_scatter(
       x=N, y=[r["loss_eval"] for r in records], mode="markers", marker={"color": shade, "size": 8},
       name=f"{budget:.2g} FLOPs", legendgroup=str(index),

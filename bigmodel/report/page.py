@@ -13,7 +13,7 @@ import polars as pl
 from etils import epath
 
 from bigmodel import record
-from bigmodel.accounting import params_of
+from bigmodel.accounting import params_in
 from bigmodel.files import UserError, absolute, read_json, write_bytes, write_json, write_text
 from bigmodel.report import figures, sweeps
 from bigmodel.sweep import folder, folds, leaderboard
@@ -126,13 +126,13 @@ def _provenance(records: list[Facts]) -> Facts:
 
 def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
   """`{name: (title, figure)}` of every figure that the study has data for."""
-  runs = facts["runs"]
+  convention, n = facts["convention"], "N"
+  runs = [run | {n: params_in(run, convention)} for run in facts["runs"]]
   finished = [r for r in runs if r["status"] == "finished"]
   fitted = [r for r in finished if "fit" in r["roles"]]
   target = next((r for r in finished if r["roles"] == ["target"]), None)
   law = next((law for law in facts["laws"] if law["name"] == "chinchilla"), None)
   profiles = next((law["profiles"] for law in facts["laws"] if law["name"] == "isoflop"), [])
-  convention, n = facts["convention"], params_of(facts["convention"])
   noise = (facts["noise_floor"] or {}).get("std")
   words = figures.Words(facts["unit"], facts["loss"])
   drawn: dict[str, tuple[str, Any]] = sweeps.draw(facts["sweep"], facts["loss"]) if facts["sweep"] else {}
@@ -141,7 +141,7 @@ def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
     drawn["forecast"] = ("The forecast and the truth", figure)
   if profiles and fitted:
     groups = _by_budget(fitted, convention)
-    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], words))
+    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], n, words))
   if fitted and not profiles and not facts["sweep"]:
     drawn["data"] = ("Loss over data at each size", figures.loss_over_data(fitted, words))
     for name in facts["metrics"]:
