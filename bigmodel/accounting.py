@@ -3,8 +3,8 @@
 A model says its own `Counts` (see `models/`); this module turns them and a
 number of tokens (of examples, where a model reads no tokens) into every convention, side by side:
 
-- `flops_6nd`                 6 N D with all parameters (Hoffmann et al. 2022, section 3)
-- `flops_6nd_non_embedding`   6 N D without embeddings (Kaplan et al. 2020)
+- `flops_6nd`                 6 N D with all parameters that a token meets (Hoffmann et al. 2022, section 3)
+- `flops_6nd_non_embedding`   6 N D with those but the embeddings (Kaplan et al. 2020)
 - `flops_chinchilla`          Hoffmann et al. 2022, appendix F; for what is no decoder, `flops_exact`
 - `flops_exact`               the matrix products that training computes, causal attention at half
 - `flops_hardware`            `flops_exact` plus what recomputation and empty slots of experts add
@@ -12,6 +12,7 @@ number of tokens (of examples, where a model reads no tokens) into every convent
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CONVENTIONS = (
   "flops_6nd",
@@ -20,6 +21,19 @@ CONVENTIONS = (
   "flops_exact",
   "flops_hardware",
 )
+
+
+class Recomputed(NamedTuple):
+  """FLOPs that the backward pass computes again, by `config.parallel.remat`; zeros for a model without blocks."""
+
+  dots: float = 0.0
+  full: float = 0.0
+
+  def times(self, blocks: float) -> "Recomputed":
+    return Recomputed(self.dots * blocks, self.full * blocks)
+
+
+NOTHING_AGAIN = Recomputed()
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,8 @@ class Counts:
   params_active: int
   chinchilla_per_token: float
   exact_per_token: float
-  hardware_per_token: float  # with empty slots of experts; recomputation is added by whoever recomputes
-  layers_per_token: float  # the part of `exact_per_token` that is in the layers
-  attention_per_token: float  # the part of that which is products of activations with each other
+  hardware_per_token: float  # with empty slots of experts, without recomputation
+  recomputed_per_token: Recomputed = NOTHING_AGAIN  # with empty slots of experts
 
   def params(self) -> dict[str, int]:
     return {
@@ -44,14 +57,14 @@ class Counts:
 
   def flops(self, tokens: int, remat: str = "none") -> dict[str, float]:
     """FLOPs of training on `tokens`, under every convention; `remat` decides what is computed twice."""
-    again = {"none": 0.0, "dots": self.attention_per_token, "full": self.layers_per_token}
-    again["offload"] = again["full"]
+    dots, full = self.recomputed_per_token
+    again = {"none": 0.0, "dots": dots, "full": full, "offload": full}
     return {
       "flops_6nd": 6.0 * self.params_active * tokens,
       "flops_6nd_non_embedding": 6.0 * (self.params_active - self.embedding) * tokens,
       "flops_chinchilla": self.chinchilla_per_token * tokens,
       "flops_exact": self.exact_per_token * tokens,
-      "flops_hardware": (self.hardware_per_token + again[remat] / 3) * tokens,
+      "flops_hardware": (self.hardware_per_token + again[remat]) * tokens,
     }
 
   @property
@@ -59,10 +72,9 @@ class Counts:
     return self.params_total - self.params_non_embedding
 
 
-def plain_counts(params: int, forward: float, embedding: int = 0, layers: float | None = None) -> Counts:
-  """Counts of a model without conventions of its own; FLOPs are of a forward pass, `layers` of them in its layers."""
-  layers = forward if layers is None else layers
-  return Counts(params, params - embedding, params, 3 * forward, 3 * forward, 3 * forward, 3 * layers, 0.0)
+def plain_counts(params: int, forward: float, embedding: int = 0, recomputed: Recomputed = NOTHING_AGAIN) -> Counts:
+  """Counts of a model without conventions of its own; `forward` are the FLOPs of a forward pass."""
+  return Counts(params, params - embedding, params, 3 * forward, 3 * forward, 3 * forward, recomputed)
 
 
 def law_params(counts: Mapping[str, int], convention: str) -> int:

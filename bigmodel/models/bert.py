@@ -111,10 +111,8 @@ class Shape:
     embedding = (self.vocab + self.positions + self.types) * D
     layers = self.layers * (self.block.dense() + self.block.attention(context))
     read = 2.0 * D * (D + self.vocab) if self.head == "masked_lm" else 0.0
-    counts = plain_counts(
-      embedding + 2 * D + self.layers * self.block.params()[0] + head, layers + read, embedding, layers
-    )
-    return dataclasses.replace(counts, attention_per_token=3 * self.layers * self.block.attention(context))
+    params = embedding + 2 * D + self.layers * self.block.params()[0] + head
+    return plain_counts(params, layers + read, embedding, self.block.recomputed(context).times(self.layers))
 
 
 class Bert(nn.Module):

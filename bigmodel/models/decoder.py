@@ -181,8 +181,7 @@ class Shape:
       exact_per_token=3.0 * exact,
       # Slots of experts that stay empty are computed too.
       hardware_per_token=3.0 * (exact + self.layers * block.idle(T)),
-      layers_per_token=3.0 * (exact - 2 * D * self.vocab),
-      attention_per_token=3.0 * self.layers * block.attention(T),
+      recomputed_per_token=block.recomputed(T).times(self.layers),
     )
 
 

@@ -107,8 +107,8 @@ class Shape:
     vectors = self.numbers + sum(self.categories) + self.inputs[0] + 1  # of numbers, of categories, biases, the token
     params = self.layers * self.block.params()[0] + 2 * D + vectors * D + (D + 1) * self.outputs
     layers = self.layers * T * (self.block.dense() + self.block.attention(T))
-    counts = plain_counts(params, layers + 2.0 * D * self.outputs, layers=layers)
-    return dataclasses.replace(counts, attention_per_token=3 * self.layers * T * self.block.attention(T))
+    recomputed = self.block.recomputed(T).times(self.layers * T)
+    return plain_counts(params, layers + 2.0 * D * self.outputs, recomputed=recomputed)
 
 
 class FTTransformer(nn.Module):

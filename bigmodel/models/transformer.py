@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.accounting import Counts, plain_counts
+from bigmodel.accounting import Counts, Recomputed, plain_counts
 from bigmodel.config import Config, require, require_choice
 from bigmodel.models.layers.attention import Attend, attend, attend_to_all
 from bigmodel.models.layers.basic import (
@@ -96,8 +96,9 @@ class Shape:
     params = self.layers * (encoder.params()[0] + decoder.params()[0])
     attention = self.layers * (encoder.attention(T) + decoder.attention(T, T)) / 2
     layers = self.layers * (encoder.dense() + decoder.dense()) / 2 + attention
-    counts = plain_counts(embedding + params, layers + embedding, embedding, layers)
-    return dataclasses.replace(counts, attention_per_token=3 * attention)
+    stacks = zip(encoder.recomputed(T), decoder.recomputed(T, T), strict=True)  # of which a token meets one
+    recomputed = Recomputed(*map(sum, stacks)).times(self.layers / 2)
+    return plain_counts(embedding + params, layers + embedding, embedding, recomputed)
 
 
 class Transformer(nn.Module):

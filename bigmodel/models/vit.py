@@ -99,8 +99,7 @@ class Shape:
     params = self.layers * self.block.params()[0] + 2 * D + (pixels + 1) * D + (T + 1) * D + (D + 1) * self.outputs
     layers = self.layers * T * (self.block.dense() + self.block.attention(T))
     products = layers + 2.0 * (self.patches * pixels * D + D * self.outputs)
-    attention = 3 * self.layers * T * self.block.attention(T)
-    return dataclasses.replace(plain_counts(params, products, layers=layers), attention_per_token=attention)
+    return plain_counts(params, products, recomputed=self.block.recomputed(T).times(self.layers * T))
 
 
 class ViT(nn.Module):

@@ -15,12 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bigmodel.config import Config
 from bigmodel.models.layers.basic import gathering_again
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
-from bigmodel.models.layers.experts import Auxiliary
+from bigmodel.models.layers.experts import PRODUCTS, Auxiliary
 from bigmodel.parallel import BATCH, microbatches, rules, rules_on
 
 POLICIES = {
   "full": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # All products with parameters: those of experts have a batch dimension, the experts, and are kept by name.
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(PRODUCTS),
+  ),
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=["block_input"],

@@ -289,7 +289,8 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
     rows.append(("collective-permute", ("sequence",), True, times * pairs, times * passes))
   if (n := sizes["expert"]) > 1:
     slots = activations * slots_per_token(config)
-    times = (4 + 2 * again) * layers
+    both_again = 2 if config.parallel.remat != "none" else 0  # `dots` keeps the experts' products, not what they read
+    times = (4 + both_again) * layers
     rows.append(("all-to-all", ("expert",), False, times * slots * (n - 1) / n, times * passes))
   if (n := sizes["pipeline"]) > 1:
     rows.append(("collective-permute", ("pipeline",), False, (2 + again) * activations, (2 + again) * passes))

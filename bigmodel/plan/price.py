@@ -125,8 +125,7 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str,
   seconds = steps * calibration.step_seconds(run, packed)
   state_bytes = analytic.run_bytes(config)
   return {
-    "params_total": counts.params_total,
-    "params_non_embedding": counts.params_non_embedding,
+    **counts.params(),
     "tokens": tokens,
     "steps": run.steps,
     **counts.flops(tokens),

@@ -36,6 +36,9 @@ CASES = {
                            positions="none", activation="gelu")),
   "gopher": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, positions="relative")),
   "dropless": ("decoder", dict(vocab=23, width=16, layers=1, head_size=8, experts=3, expert_capacity=0.0)),
+  "experts": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, experts=4, expert_group=3)),
+  "experts_gpt1": ("decoder", dict(vocab=23, width=16, layers=2, head_size=8, experts=4, norm_first=False,
+                                   activation="gelu", expert_capacity=0.5)),
 }  # fmt: skip
 T = 6
 
@@ -128,12 +131,12 @@ def test_exact_flops_are_the_products_of_the_forward_pass(name):
   shape = models.shape_of(config)
   HK = shape.heads * shape.head_size if hasattr(shape, "heads") else 0
   masked = 0.0  # what a causal mask hides is computed too
-  if name in ("gpt", "gpt1", "gopher", "dropless", "transformer"):
+  if config.model.family in ("decoder", "transformer"):
     masked = shape.layers * 4 * HK * (T - 1) / 2 * (units if name != "transformer" else units / 2)
   if name == "gopher":  # its table of distances is one for all rows, and its scores are of all distances
     masked += shape.layers * (2 * HK * (T - 1) / 2 * units + 2 * shape.width * HK * T)
-  if name == "dropless":
-    masked += 2 * config.model.experts_per_token * shape.width * units  # the weighted sum of experts
+  if config.model.get("experts"):
+    masked += shape.layers * 2 * shape.experts_per_token * shape.width * units  # the weighted sum of experts
   if name == "bert_pooler":
     masked += 2 * shape.width**2 * 2  # once a row: not counted a token
   assert dots(jaxpr) + convolutions(jaxpr) == pytest.approx(own + masked, rel=1e-9)

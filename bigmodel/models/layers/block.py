@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigmodel.accounting import Recomputed
 from bigmodel.models.layers.attention import Attend, Attention, Cache, attend_to_all
 from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, in_training, norm_params
 from bigmodel.models.layers.experts import Auxiliary, Experts, slots
@@ -89,6 +90,17 @@ class BlockShape:
     group = min(self.expert_group, T) if self.expert_group else T
     C = slots(group, self.experts, self.experts_per_token, self.expert_capacity)
     return 2.0 * (self.experts * C / group - self.experts_per_token) * self.matrices
+
+  def recomputed(self, T: float, memory: float = 0) -> Recomputed:
+    """FLOPs per token that the backward pass of one layer computes again.
+
+    Under `dots` the products with parameters are kept, those of experts too, and attention is computed again.
+    Under `full` everything is, but for a last product that only the residual stream reads: no gradient needs it.
+    """
+    attention, out = self.attention(T, memory), 0.0
+    if self.norm_first and not self.experts:
+      out = 2.0 * self.width * self.feed_forward
+    return Recomputed(attention, self.dense() + attention + self.idle(int(T)) - out)
 
 
 class Block(nn.Module):

@@ -1,0 +1,33 @@
+"""Parameters and FLOPs go together in every convention, for every published model."""
+
+import numpy as np
+import pytest
+
+from bigmodel import accounting, models, study
+from bigmodel.config import load, load_module
+from bigmodel.laws import points
+
+SIX = [convention for convention in accounting.CONVENTIONS if "6nd" in convention]
+
+
+def published():
+  module, _ = load_module("configs/published.py")
+  return {name: study.resolve_without_data(module.get_config(name)) for name in module.NAMES}
+
+
+@pytest.mark.parametrize("convention", SIX)
+def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
+  """C = 6 N D of every record, whether all of its parameters are met by a token or not."""
+  configs = published() | {"moe": study.resolve_without_data(load("configs/moe.py")[0])}
+  tokens, records = 1000, []
+  for config in configs.values():
+    counts = models.counts_of(config)
+    known = {"status": "finished", "tokens": tokens, "loss_eval": 1.0}
+    records.append(counts.params() | counts.flops(tokens) | known)
+  read = points.from_records(records, convention)
+  np.testing.assert_allclose(read.C, 6 * read.N * read.D, rtol=1e-12)
+  sparse = np.array([record["params_active"] < record["params_total"] for record in records])
+  assert sparse.sum() == 2  # mixtral_8x7b and moe
+  name = "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_total"
+  whole = np.array([record[name] for record in records])
+  np.testing.assert_array_equal(whole == read.N, ~sparse)
