@@ -255,7 +255,7 @@ def test_an_optimizer_without_a_rule_is_refused(name, kind):
 
 
 # Small rates, at which a step changes activations in proportion to itself: of Adam's size, and of the gradients'.
-SMALL_RATES = {Step.ENTRY: 1e-3, Step.SPECTRAL: 1e-3, Step.GRADIENT: 0.05}
+SMALL_RATES = {Step.ENTRY: 1e-3, Step.SPECTRAL: 1e-3, Step.GRADIENT: 0.005}
 
 
 @pytest.mark.slow
