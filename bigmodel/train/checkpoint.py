@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -178,42 +179,62 @@ class Checkpoints:
 
     Leaves of `shapes` are ShapeDtypeStructs, or arrays; without shardings the result is on the host.
     """
-    wanted = to_flat(shapes)
-    arrays = self._read(step, read_seal(self.folder / str(step)), wanted)
-    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
-
-  def arrays(self, step: int, prefix: str) -> dict[str, np.ndarray]:
-    """Arrays of a verified step whose names begin with `prefix`, on the host; no config is needed to read them."""
-    sealed, empty = read_seal(self.folder / str(step)), {}
-    for name, mark in sealed["arrays"].items():
-      shape, kind, _ = mark.rsplit(" ", 2)
-      empty[name] = np.zeros(ast.literal_eval(shape), kind)
-    return self._read(step, sealed, empty, prefix)
-
-  def _read(self, step: int, sealed: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Arrays of a step by name, each where `wanted`, which has all of the step, has it."""
-    folder, marks = self.folder / str(step), sealed["arrays"]
-    for name in {**marks, **wanted}:
-      there = marks[name].rsplit(" ", 1)[0] if name in marks else "missing"
+    folder, wanted = self.folder / str(step), to_flat(shapes)
+    sealed = read_seal(folder)
+    for name in {**sealed["arrays"], **wanted}:
+      there = sealed["arrays"][name].rsplit(" ", 1)[0] if name in sealed["arrays"] else "missing"
       here = f"{wanted[name].shape} {wanted[name].dtype}" if name in wanted else "missing"
       if there != here:
         raise ValueError(f"{folder}: array {name} is {there}, and {here} in this program")
+    arrays = self._read(step, sealed, wanted)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
+
+  def arrays(
+    self, step: int, prefix: str, shardings: Mapping[str, jax.sharding.Sharding] | None = None
+  ) -> dict[str, Any]:
+    """Arrays of a verified step whose names begin with `prefix`; no config is needed to read them, nor the others read.
+
+    On the host; or, with `shardings` by name without the prefix, those that are named there, and what has one name,
+    the prefix: each process then reads the parts that its devices hold.
+    """
+    sealed, wanted = read_seal(self.folder / str(step)), {}
+    for name, mark in sealed["arrays"].items():
+      own = name.removeprefix(prefix)
+      if not name.startswith(prefix) or (shardings is not None and own and own not in shardings):
+        continue
+      shape, kind, _ = mark.rsplit(" ", 2)
+      sharding = shardings[own] if shardings and own else None
+      wanted[name] = jax.ShapeDtypeStruct(ast.literal_eval(shape), np.dtype(kind), sharding=sharding)
+    return self._read(step, sealed, wanted)
+
+  def _read(self, step: int, sealed: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Some arrays of a step by name, each where `wanted` has it."""
+    folder, marks = self.folder / str(step), sealed["arrays"]
     placed = lambda x: getattr(x, "sharding", None) is not None
     wanted = {name: x if placed(x) else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
     joined = {f"joined.{kind}": (kind, names) for kind, names in sealed.get("joined", {}).items()}
-    sizes, whole = {name: math.prod(x.shape) for name, x in wanted.items()}, dict(wanted)
+    shape_of = lambda name: ast.literal_eval(marks[name].rsplit(" ", 2)[0])
+    whole = dict(wanted)
     for name, (kind, inside) in joined.items():
-      whole[name] = np.zeros(sum(sizes[one] for one in inside), kind)
+      if whole.keys() & {*inside}:
+        whole[name] = np.zeros(sum(math.prod(shape_of(one)) for one in inside), kind)
       for one in inside:
-        del whole[one]
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-      arrays = reader.restore(folder / "arrays", args=ocp.args.StandardRestore(whole))
+        whole.pop(one, None)
+    arrays = {}
+    if whole:
+      how = ocp.checkpoint_utils.construct_restore_args(whole)
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = reader.restore(
+          folder / "arrays", args=ocp.args.PyTreeRestore(whole, restore_args=how, partial_restore=True)
+        )
     for name, (_, inside) in joined.items():
-      parts = np.split(arrays.pop(name), np.cumsum([sizes[one] for one in inside])[:-1])
-      for one, part in zip(inside, parts, strict=True):
-        like, part = wanted[one], part.reshape(wanted[one].shape)
-        arrays[one] = hosts.put(part, like.sharding) if placed(like) else part
-    arrays = {name: x for name, x in arrays.items() if name.startswith(prefix)}
+      if name not in arrays:
+        continue
+      ends = np.cumsum([math.prod(shape_of(one)) for one in inside])[:-1]
+      for one, part in zip(inside, np.split(arrays.pop(name), ends), strict=True):
+        if one in wanted:
+          like, part = wanted[one], part.reshape(wanted[one].shape)
+          arrays[one] = hosts.put(part, like.sharding) if placed(like) else part
     for name, mark in hosts.fingerprints(arrays).items():
       if mark != marks[name]:
         raise CheckpointError(f"{folder}: array {name} is not what was saved")

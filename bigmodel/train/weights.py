@@ -140,7 +140,8 @@ def start(config: Config, state: State) -> State:
   if not config.train.init_from:
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
-  theirs = judged(read_config(config.train.init_from), store, _found(config)[0])
+  shardings = {name: x.sharding for name, x in flat(state.params).items() if not _fresh(config, name)}
+  theirs = judged(read_config(config.train.init_from), store, _found(config)[0], shardings)
   store.close()
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
@@ -204,9 +205,11 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def judged(config: Config, store: Checkpoints, step: int) -> dict[str, Any]:
-  """Parameters of a checkpoint by name, as `optim.evaluated` gives them."""
-  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix).items()}
+def judged(
+  config: Config, store: Checkpoints, step: int, shardings: dict[str, jax.sharding.Sharding] | None = None
+) -> dict[str, Any]:
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings."""
+  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
   params = read(PREFIX)
   if config.optim.name == "schedule_free":
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
@@ -235,6 +238,30 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
   write_json(folder / "config.json", theirs)
   return {"to": str(folder), "type": kind, "tensors": len(tensors), "step": step}
+
+
+def read_evaluated(config: Config, store: Checkpoints, step: int, shapes: Any) -> Any:
+  """The parameters that a run is judged by, from a verified checkpoint, with the shardings of `shapes`.
+
+  Each device gets its part and nothing else. Of the optimizer's state that alone is read from which they follow.
+  """
+  shardings = {name: x.sharding for name, x in flat(shapes).items()}
+  params = judged(config, store, step, shardings)
+  for name, x in flat(shapes).items():
+    there = f"{params[name].shape} {params[name].dtype}" if name in params else "missing"
+    if there != f"{x.shape} {x.dtype}":
+      raise ValueError(f"{store.folder}: array {name} is {there}, and {x.shape} {x.dtype} in this program")
+  return jax.tree.unflatten(jax.tree.structure(shapes), [params[name] for name in flat(shapes)])
+
+
+def read_config_with_mesh(workdir: epath.PathLike) -> Config:
+  """The config of a run's folder, with the mesh that it was last trained on; it may need more devices than are here."""
+  config, folder = read_config(workdir), absolute(workdir)
+  facts = read_json(folder / "config.json")
+  if (folder / "provenance.json").exists():
+    facts |= read_json(folder / "provenance.json").get("config", {})
+  used = {name: facts.get(f"parallel.{name}", default) for name, default in parallel.fields().items()}
+  return configs.with_overrides(config, {f"parallel.{name}": value for name, value in used.items()})
 
 
 def read_config(workdir: epath.PathLike) -> Config:
