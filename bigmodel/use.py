@@ -52,9 +52,9 @@ def eval(arguments: Arguments) -> dict[str, Any]:
 
   if arguments.choices and arguments.completions:
     raise UserError("--choices, --completions: one of them, please")
-  config, program, params, step = _restored(arguments.workdir)
+  config, program, params, step = _restored(arguments.workdir, generating=bool(arguments.completions))
   if arguments.completions:
-    values, intervals = _completions(arguments, config, params)
+    values, intervals = _completions(arguments, config, program, params)
     details = {}
   elif arguments.choices:
     if config.task.name != "causal_lm":
@@ -85,7 +85,7 @@ def eval(arguments: Arguments) -> dict[str, Any]:
   return {**dict.fromkeys(values), **known, "intervals": intervals, **details, "step": step}
 
 
-def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _completions(arguments: Arguments, config: Any, program: Any, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   """BLEU and chrF of the likeliest tokens after each prompt, up to the first separator."""
   import jax
   import jax.numpy as jnp
@@ -100,24 +100,26 @@ def _completions(arguments: Arguments, config: Any, params: Any) -> tuple[dict[s
   asked = completions.read(arguments.completions, tokens, config.data.context)
   longest = max(len(tokens.encode(text)) for _, text in asked) + 1
   model = room.build(config, jnp.dtype(config.train.compute_dtype))
-  params = jax.device_put(jax.device_get(params), jax.devices()[0])
+  sample = program.generating(generation.sample)
 
   def complete(rows: Any) -> list[str]:
     new = min(longest, config.data.context + 1 - rows.shape[1])
     greedy = jnp.float32(0), jnp.float32(1), 0
-    said, _ = generation.sample(model, params, rows, new, jax.random.key(0), *greedy)
+    said, _ = sample(model, params, rows, new, jax.random.key(0), *greedy)
     return [tokens.decode(_until(row, tokens.separator)) for row in np.asarray(said)]
 
   return completions.score(asked, complete, config.eval.batch_size, config.eval.resamples)
 
 
-def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
-  """A run's `(config, program, parameters, step)` of its newest sound checkpoint."""
-  from bigmodel import optim, record
+def _restored(workdir: str, generating: bool = False) -> tuple[Any, Any, Any, int]:
+  """A run's `(config, program, parameters, step)` of its newest sound checkpoint, on the run's mesh."""
+  from bigmodel import record
+  from bigmodel.parallel import reuse
   from bigmodel.train import programs, weights
   from bigmodel.train.checkpoint import Checkpoints
 
-  config = weights.read_config(workdir)
+  config = weights.read_config_with_mesh(workdir)
+  config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
   if step is None:
@@ -125,8 +127,7 @@ def _restored(workdir: str) -> tuple[Any, Any, Any, int]:
     why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
   program = programs.program(config)
-  state = store.restore(step, program.shapes)
-  params = optim.evaluated(config, state.params, state.opt_state)
+  params = weights.read_evaluated(config, store, step, program.shapes.params)
   weights.require_finite(params, f"{workdir}: checkpoint of step {step}")
   return config, program, params, step
 
@@ -159,7 +160,7 @@ def generate(arguments: Arguments) -> dict[str, Any]:
       raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} is less than {least}")
   if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
     raise UserError("--top-p is in (0, 1], --temperature not negative")
-  config, _, params, step = _restored(arguments.workdir)
+  config, program, params, step = _restored(arguments.workdir, generating=True)
   if config.model.family != "decoder":
     raise UserError(f"generate: is for decoders, not a {config.model.family}")
   tokens = _tokenizer(arguments.workdir, config)
@@ -170,14 +171,13 @@ def generate(arguments: Arguments) -> dict[str, Any]:
       f"--prompt: {len(prompt) - 1} tokens and {arguments.tokens} new ones are more than the context of {limit}"
     )
   model = room.build(config, jnp.dtype(config.train.compute_dtype))
-  params = jax.device_put(jax.device_get(params), jax.devices()[0])
   if arguments.beams > 1:
-    said, chances = generation.beam_search(
+    said, chances = program.generating(generation.beam_search)(
       model, params, prompt[None], arguments.tokens, arguments.beams, jnp.int32(tokens.separator)
     )
   else:
     rows = np.repeat(prompt[None], arguments.samples, axis=0)
-    said, each = generation.sample(
+    said, each = program.generating(generation.sample)(
       model, params, rows, arguments.tokens, jax.random.key(arguments.seed),
       jnp.float32(arguments.temperature), jnp.float32(arguments.top_p), arguments.top_k,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.initial import drawn
-from bigmodel.parallel import blocks, hosts, kernels
+from bigmodel.parallel import blocks, hosts, kernels, reuse
 from bigmodel.train import statistics
 from bigmodel.train.step import State, applied, train_step
 
@@ -41,6 +41,7 @@ class Program:
   values: Callable[[Any, hosts.Rows, int], dict[str, np.ndarray]]  # (params of one member, rows, key) -> [B, T] each
   values_of: Callable[[list[Any]], Callable[..., list[dict[str, np.ndarray]]]]  # as `values`, of `at_once` members
   layers: Callable[..., list[Any]]  # as `step` -> `statistics.of_step` of each member
+  generating: Callable[[Callable], Callable]  # a function of one member's parameters, called where these lie
   fetch: Callable[[Any], Any] = lambda tree: tree  # of a pack, to the host, before members are taken from it
   member: Callable[[Any, int], Any] = lambda tree, index: tree  # one member's part of what was fetched
   stride: int = 1  # the most steps that a call of `step` makes
@@ -61,6 +62,7 @@ class Lone:
   values: Callable[..., dict[str, jax.Array]]
   layers: Callable[..., Any]
   shapes: State  # abstract, with shardings
+  generating: Callable[[Callable], Callable]  # as `on_mesh`, for a few tokens at a time (`reuse.generation_rules`)
 
 
 def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
@@ -133,6 +135,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     values=on_mesh(values),
     layers=on_mesh(layers),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
+    generating=functools.partial(_on_mesh, mesh, parallel.rules_on(mesh, reuse.generation_rules(rules))),
   )
 
 
@@ -163,6 +166,7 @@ def program_of(lone: Lone) -> Program:
     values=values,
     values_of=values_of,
     layers=lambda *arguments: [lone.layers(*arguments)],
+    generating=lone.generating,
   )
 
 

@@ -274,6 +274,30 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   return {"to": str(folder), "type": kind, "tensors": len(tensors), "step": step}
 
 
+def read_evaluated(config: Config, store: Checkpoints, step: int, shapes: Any) -> Any:
+  """The parameters that a run is judged by, from a verified checkpoint, with the shardings of `shapes`.
+
+  Each device gets its part and nothing else. Of the optimizer's state that alone is read from which they follow.
+  """
+  shardings = {name: x.sharding for name, x in flat(shapes).items()}
+  params = judged(config, store, step, shardings)
+  for name, x in flat(shapes).items():
+    there = f"{params[name].shape} {params[name].dtype}" if name in params else "missing"
+    if there != f"{x.shape} {x.dtype}":
+      raise ValueError(f"{store.folder}: array {name} is {there}, and {x.shape} {x.dtype} in this program")
+  return jax.tree.unflatten(jax.tree.structure(shapes), [params[name] for name in flat(shapes)])
+
+
+def read_config_with_mesh(workdir: epath.PathLike) -> Config:
+  """The config of a run's folder, with the mesh that it was last trained on; it may need more devices than are here."""
+  config, folder = read_config(workdir), absolute(workdir)
+  facts = read_json(folder / "config.json")
+  if (folder / "provenance.json").exists():
+    facts |= read_json(folder / "provenance.json").get("config", {})
+  used = {name: facts.get(f"parallel.{name}", default) for name, default in parallel.fields().items()}
+  return configs.with_overrides(config, {f"parallel.{name}": value for name, value in used.items()})
+
+
 def read_config(workdir: epath.PathLike) -> Config:
   """The config of a run's folder, on the devices that are here."""
   folder = absolute(workdir)

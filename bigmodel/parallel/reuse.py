@@ -1,0 +1,92 @@
+"""The mesh on which a trained model is evaluated or generates: that of its run, as far as devices are here."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from bigmodel import models
+from bigmodel.config import Config
+from bigmodel.files import UserError
+from bigmodel.parallel import AXES, PRESETS, check, make_mesh, mesh_sizes, rules, shardings
+
+Rules = tuple[tuple[str, Any], ...]
+# The order in which axes that a config gives sizes to get their share of fewer devices.
+_KEPT_FIRST = ("tensor", "expert", "sequence", "pipeline")
+
+
+def for_evaluation(config: Config) -> Config:
+  """A copy whose mesh is that of `config.parallel`, or the most like it that the devices here can fill.
+
+  Parameters then lie as in training. What only training needs (recomputing, state in the host's memory) is left out.
+  """
+  plain = config.copy_and_resolve_references()
+  plain.parallel.update(remat="none", offload="none")
+  return next(candidate for candidate in _candidates(plain) if _works(candidate))
+
+
+def for_generation(config: Config) -> Config:
+  """As `for_evaluation`, without a pipeline, whose stages a few tokens at a time cannot fill.
+
+  Its devices go to `fsdp`. Where all parameters are whole on every device anyway, one device does it alone.
+  """
+  plain = config.copy_and_resolve_references()
+  if plain.parallel.preset == "pp" or plain.parallel.pipeline:
+    preset = "fsdp" if plain.parallel.preset == "pp" else plain.parallel.preset
+    plain.parallel.update(preset=preset, pipeline=0, microbatches=0)
+    if plain.parallel.fsdp > 0:
+      plain.parallel.fsdp = -1
+  plain = for_evaluation(plain)
+  mesh, boxed = make_mesh(plain), _abstract_parameters(plain)
+  if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain)))):
+    plain.parallel.update(_sizes(data=1))
+  return plain
+
+
+def generation_rules(training: Rules) -> Rules:
+  """Rules under which weights stay in pieces, and the few activations are spread along `embed` as those are.
+
+  Gathering every weight for every token would move, or keep, the whole model on each device.
+  """
+  replaced = ("batch", "expert_batch", "length", "activation_embed")
+  whole = tuple((name, None) for name in replaced[:3])
+  embed = tuple(("activation_embed", axes) for name, axes in training if name == "embed")
+  return (*whole, *embed, *(rule for rule in training if rule[0] not in replaced))
+
+
+def _candidates(config: Config) -> Iterator[Config]:
+  """The config, then ones with smaller meshes, those first that keep most of it; the last is one device."""
+  yield config
+  left, sizes = jax.device_count(), {}
+  for axis in _KEPT_FIRST:
+    wish = config.parallel[axis] or PRESETS[config.parallel.preset].get(axis, 1)
+    sizes[axis] = max(n for n in range(1, max(wish, 1) + 1) if left % n == 0 and max(wish, 1) % n == 0)
+    left //= sizes[axis]
+  in_pieces = config.parallel.fsdp or "fsdp" in PRESETS[config.parallel.preset]
+  for kept in range(len(_KEPT_FIRST), -1, -1):
+    some = {axis: sizes[axis] for axis in _KEPT_FIRST[:kept]}
+    for n in range(jax.device_count(), 0, -1):
+      smaller = config.copy_and_resolve_references()
+      smaller.parallel.update(_sizes(**some, **{"fsdp" if in_pieces else "data": n}), microbatches=0)
+      yield smaller
+
+
+def _sizes(**given: int) -> dict[str, int]:
+  """Sizes of all axes of the mesh of a config: 1 unless given."""
+  return {axis: given.get(axis, 1) for axis in AXES[1:]}
+
+
+def _works(config: Config) -> bool:
+  try:
+    check(config)
+    mesh_sizes(config, jax.device_count())
+    shardings(make_mesh(config), _abstract_parameters(config), rules(config))
+  except UserError:
+    return False
+  return True
+
+
+def _abstract_parameters(config: Config) -> Any:
+  """Shapes of the parameters with the names of their axes."""
+  model = models.build(config)
+  return jax.eval_shape(lambda key: model.init(key, *models.example(config))["params"], jax.random.key(0))
