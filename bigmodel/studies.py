@@ -100,7 +100,7 @@ def _verdict_of(cell: dict[str, Any]) -> str:
 
 def _best_rate_of(row: dict[str, Any]) -> Any:
   if row["flat"]:
-    return "anywhere between"
+    return f"anywhere between{', or beyond' if row['edge'] else ''}"
   return f"{row['best_tried']:.4g}, at an edge" if row["edge"] else row["best"]
 
 

@@ -300,7 +300,8 @@ def run_study(
         _search(prepared, train_them, split, stop)
       elif isinstance(prepared.study.design, Halving):
         own = [runs[run_id] for run_id in prepared.runs]
-        rounds.halve(prepared.study.design, own, the_plan, workdir, train_them, split, stop)
+        measure = prepared.study.measure
+        rounds.halve(prepared.study.design, measure, own, the_plan, workdir, train_them, split, stop)
       else:
         train_them(the_plan["groups"], runs)
       # On a cluster the largest run is trained there, too; of this machine's workers each has but a part of its cores.

@@ -307,6 +307,11 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
   return rate, decay
 
 
+def is_averaged(config: Config) -> bool:
+  """Whether a run is judged by an average of its parameters, which needs no decay of the learning rate."""
+  return config.optim.name == "schedule_free" or config.optim.average > 0
+
+
 def evaluated(config: Config, params: Any, state: State) -> Any:
   """The parameters that a run is judged by: their average, where the optimizer or the config asks for one."""
   optim = config.optim

@@ -1,5 +1,6 @@
 """A study's folder: study.json and plan.json, which accept added runs and refuse changed ones."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -72,8 +73,15 @@ def as_measured(one: dict[str, Any], measure: str) -> dict[str, Any]:
   """The record with what the study measures in the place of the loss: a metric, or 1 less it where more is better."""
   if measure == "loss" or one["status"] != "finished":
     return one
-  require(measure in one["metrics"], f"get_study: measure: no {measure!r}{nearest(measure, one['metrics'])}")
-  return {**one, "loss_eval": as_loss(measure, one["metrics"][measure]), "loss_eval_stderr": None}
+  return {**one, "loss_eval": measured_value(one["loss_eval"], one["metrics"], measure), "loss_eval_stderr": None}
+
+
+def measured_value(loss: float, metrics: Mapping[str, float], measure: str) -> float:
+  """What a study measures as something of which less is better: the loss, a metric, or 1 less it."""
+  if measure == "loss":
+    return loss
+  require(measure in metrics, f"get_study: measure: no {measure!r}{nearest(measure, metrics)}")
+  return as_loss(measure, metrics[measure])
 
 
 def status(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -1,20 +1,29 @@
-"""Successive halving and Hyperband: most runs stop early, at rungs, where others do better."""
+"""Successive halving and Hyperband: most runs stop early, at rungs, where others do better on held-out data."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from bigmodel import record
+import jax.numpy as jnp
+
+from bigmodel import optim, record
 from bigmodel.config import require
 from bigmodel.parallel import hosts
 from bigmodel.sweep.designs import CountsOf, Design, Planned, Settings, no_settings
+from bigmodel.sweep.folder import measured_value
+from bigmodel.train import stages
 from bigmodel.train.results import read_rungs, stopped_record
 from bigmodel.train.run import Run
+
+UNDECAYED = 0.1  # share of the peak learning rate above which it has not decayed
 
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
   """Successive halving (Jamieson and Talwalkar 2016): at each rung the best 1 in `factor` go on, the others stop.
+
+  Runs are compared by what the study measures on held-out data. The training loss would favour the settings that
+  regularise least.
 
   Rungs are at powers of 1 / `factor` of the horizon, the first at the share `first` or just before it.
   """
@@ -65,14 +74,19 @@ class Hyperband(Halving):
     return found
 
 
-def run(design: Halving, runs: Sequence[Run], train_them: Callable[[dict[str, Run], int], None]) -> None:
-  """Trains runs from rung to rung, to a step or (0) to the end; what is known of rungs on disk is not done again."""
+def run(design: Halving, runs: Sequence[Run], measure: str, train_them: Callable[[dict[str, Run], int], None]) -> None:
+  """Trains runs from rung to rung, to a step or (0) to the end; what is known of rungs on disk is not done again.
+
+  At a rung the best go on by `measure`: the held-out loss, or a metric of held-out data.
+  """
   require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")
   for halving, members in design.brackets(runs):
     alive = {run.run_id: run for run in members}
     for rung in halving.rungs(members[0].steps):
       train_them(alive, rung)
-      losses = hosts.first(lambda rung=rung, alive=alive: {i: _loss(run, rung) for i, run in alive.items()})
+      losses = hosts.first(
+        lambda rung=rung, alive=alive: {i: _value_at(run, rung, measure) for i, run in alive.items()}
+      )
       stays = halving.stays({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
       for run_id in sorted(alive.keys() - stays):
         hosts.first(lambda run=alive[run_id], rung=rung: _stop(run, rung))
@@ -85,6 +99,43 @@ def _stop(run: Run, rung: int) -> None:
     stopped_record(run, rung)
 
 
-def _loss(run: Run, rung: int) -> float | None:
-  """At a rung; None where a run diverged or failed before it."""
-  return read_rungs(run).get(str(rung))
+def _value_at(run: Run, step: int, measure: str) -> float | None:
+  """What is compared at a rung, the less the better; None where a run diverged or failed before it."""
+  rung = read_rungs(run).get(str(step))
+  if rung is None or rung["loss_eval"] is None:
+    return None
+  return measured_value(rung["loss_eval"], rung["metrics"], measure)
+
+
+def undecayed(design: Halving, runs: Sequence[Run]) -> str:
+  """A warning where runs are compared at rungs before their learning rate has decayed; '' where there is none.
+
+  Runs that are evaluated on an average of their parameters need no decay.
+  """
+  shares: dict[int, tuple[float, str]] = {}
+  for bracket, members in design.brackets(runs):
+    for one in members:
+      if optim.is_averaged(one.config):
+        continue
+      for step in bracket.rungs(one.steps):
+        share = _share_of_peak(one, step)
+        if share > UNDECAYED and share > shares.get(step, (0.0, ""))[0]:
+          shares[step] = (share, one.config.optim.schedule)
+  if not shares:
+    return ""
+  steps = sorted(shares)
+  schedules = ", ".join(sorted({schedule for _, schedule in shares.values()}))
+  return (
+    f"{type(design).__name__} compares runs at step {', '.join(map(str, steps))} of {runs[0].steps}, where the learning"
+    f" rate (optim.schedule {schedules}) is still at {', '.join(f'{shares[step][0]:.0%}' for step in steps)} of its"
+    " peak. What is measured there is of rates that have not decayed, which favours settings that are ahead early, such"
+    " as smaller learning rates. A larger `first` compares later; runs that are evaluated on averaged parameters"
+    " (optim.average, or schedule_free) can be compared at any step."
+  )
+
+
+def _share_of_peak(one: Run, step: int) -> float:
+  """The learning rate of the step before a rung, as a share of its peak."""
+  stage = next(stage for stage in stages.of(one.config) if stage.first < step <= stage.stop)
+  h = optim.hyperparameters(stage.config, stage.horizon, stage.begin)
+  return float(optim.schedules.factor(stage.config.optim.schedule, jnp.int32(step - 1), h))

@@ -106,8 +106,9 @@ def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise
   (`comparisons.compare`), and the optimum lies between the rates next to them. A parabola in the log of the rate is
   fitted to all these. Where it is sharp, `best` is its minimum and `interval90` is Fieller's interval of the minimum.
   Where it is `flat` (the interval has no end within these rates, or the points do not lie on a parabola), there is no
-  `best`, and `interval90` says that the optimum is anywhere between two of the rates that were tried. Without repeated
-  seeds `best` is the minimum of a parabola through the best rate and its neighbours.
+  `best`, and `interval90` says that the optimum is anywhere between two of the rates that were tried, or beyond them
+  where the least or the largest rate may be the best (`edge`). Without repeated seeds `best` is the minimum of a
+  parabola through the best rate and its neighbours.
 
   The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
   diverged counts as the worst of the others.
@@ -171,7 +172,8 @@ def _best_rate(rates: np.ndarray, losses: np.ndarray, seeds: np.ndarray, known: 
     within = np.log(rates[[first, end]])
     found = _minimum(np.log(rates[near]), losses[near], squared, float(known.freedom[near].min()), within)
   if found is None:
-    return {"flat": True, "interval90": [float(rates[first]), float(rates[end])]}
+    edge = bool(candidates[0] == 0 or candidates[-1] == last)
+    return {"flat": True, "edge": edge, "interval90": [float(rates[first]), float(rates[end])]}
   best, low, high = np.exp(found)
   return {"best": float(best), "interval90": [float(low), float(high)]}
 

@@ -1,5 +1,6 @@
 """Rounds of designs that look at results before they go on: what workers are to train now lies in plan.json."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from bigmodel.sweep import execute, folder, halving, packs
 from bigmodel.sweep.leases import POLL_SECONDS
 from bigmodel.sweep.workers import alone
 from bigmodel.train.run import Interrupted, Run
+
+log = logging.getLogger("bigmodel")
 
 NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
 Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
@@ -59,10 +62,18 @@ def wait_for(path: epath.Path, stop: dict[str, bool]) -> bool:
 
 
 def halve(
-  design: halving.Halving, members: Sequence[Run], plan: dict[str, Any], workdir: epath.Path, train_them: Train,
-  split: tuple[int, int, bool], stop: dict[str, bool],
-) -> None:  # fmt: skip
+  design: halving.Halving,
+  measure: str,
+  members: Sequence[Run],
+  plan: dict[str, Any],
+  workdir: epath.Path,
+  train_them: Train,
+  split: tuple[int, int, bool],
+  stop: dict[str, bool],
+) -> None:
   """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
+  if warning := halving.undecayed(design, members):
+    log.warning("%s", warning)
   steps = {run.run_id: run.steps for run in members}
   costs = {row["run_id"]: row["expected_seconds"] for row in plan["runs"]}
   reached = dict.fromkeys(steps, 0)
@@ -84,5 +95,5 @@ def halve(
     train_them(groups, alive)
     reached.update(dict.fromkeys(alive, until))
 
-  halving.run(design, members, one_round)
+  halving.run(design, members, measure, one_round)
   end(workdir, {run.run_id: run for run in members}, stop)

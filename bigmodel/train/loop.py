@@ -24,7 +24,7 @@ from bigmodel.train import step as steps
 from bigmodel.train.alone import Program
 from bigmodel.train.checkpoint import LOST, Checkpoints, newest_common
 from bigmodel.train.display import Display
-from bigmodel.train.evaluate import NOTHING, Evaluation, judge, measure
+from bigmodel.train.evaluate import NOTHING, Evaluation, judge, loss_and_metrics, measure
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.run import Interrupted, Run, now, open_folder, write_status
@@ -49,7 +49,7 @@ def train_runs(
   Each has a horizon of its own; one that has come to its end is evaluated while the others wait, and rests.
 
   `branches` are runs that go on from a step of one of them: each gets a checkpoint there. With `until` they pause at
-  that step, saved, with the training loss so far in their `rungs.json`; no record is written.
+  that step, saved and evaluated on held-out data, and their `rungs.json` says with what result; no record is written.
 
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
@@ -215,11 +215,7 @@ def _train(
   if until and until < total:
     _end_diverged(program, members, state, last, watch.clock, watchdog)
     _save(program, members, under_way(members), state, last)
-    seconds = watch.clock.spent()
-    for index, member in enumerate(members):
-      if member.ended is None:
-        member.checkpoints.wait()
-        _pause(member, program.member(state, index), until, seconds)
+    _pause(program, members, state, until, watch.clock.spent(), watchdog)
     display.end()
     return []
   if under_way(members):
@@ -234,12 +230,55 @@ def _peak(program: Program, config: Any) -> float:
   return hardware.peak_flops(list(program.mesh.devices.flat), config.train.compute_dtype)
 
 
-def _pause(member: Member, state: steps.State, step: int, seconds: float) -> None:
-  """Tells what the run came to at a rung."""
-  loss = steps.loss_train(state, member.stages[-1].begin) if int(state.diverged_at) < 0 else math.nan
-  rungs = {**results.read_rungs(member.run), str(step): finite(loss)}
-  write_status(member.run, "paused", step, member.seconds + seconds)
-  hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # the last word
+def _pause(program: Program, members: list[Member], state: Any, step: int, seconds: float, watchdog: Watchdog) -> None:
+  """Evaluates members that have come to a rung, once each, and writes down what they came to."""
+  waiting = [m for m in under_way(members) if hosts.first(lambda m=m: str(step) not in results.read_rungs(m.run))]
+  for rows, places in _parts(program, members, waiting):
+    began, evaluated = time.monotonic(), _measured(program, members, state, rows, places, watchdog.beat)
+    spent = (time.monotonic() - began) / len(places)
+    for i, (own, _, values) in zip(places, evaluated, strict=True):
+      member = members[i]
+      rung: results.Rung = {"loss_train": None, "loss_eval": None, "metrics": {}}
+      if values is not None:
+        found = loss_and_metrics(member.run.config, rows, values)
+        if math.isfinite(found["loss_eval"]):
+          loss_train = finite(steps.loss_train(own, member.stages[-1].begin))
+          rung = {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
+      member.checkpoints.wait()
+      write_status(member.run, "paused", step, member.seconds + seconds + spent)
+      rungs = {**results.read_rungs(member.run), str(step): rung}
+      path = member.run.folder / "rungs.json"
+      hosts.first(lambda path=path, rungs=rungs: write_json(path, rungs))  # last, so that what it tells of is saved
+
+
+def _parts(program: Program, members: list[Member], some: list[Member]) -> list[tuple[pipeline.EvalRows, list[int]]]:
+  """Places of some members in parts that are evaluated at once, on the same rows."""
+  parts = []
+  for data in {id(member.data): member.data for member in some}.values():
+    places = [i for i, member in enumerate(members) if member in some and member.data is data]
+    rows = pipeline.eval_rows(members[places[0]].run.config, data)
+    most = max(1, min(program.at_once, VALUES_BYTES // (16 * max(1, rows.clusters.size))))
+    parts += [(rows, places[k : k + most]) for k in range(0, len(places), most)]
+  return parts
+
+
+def _measured(
+  program: Program,
+  members: list[Member],
+  state: Any,
+  rows: pipeline.EvalRows,
+  places: list[int],
+  beat: Callable[[], None],
+) -> list[tuple[steps.State, Any, Any]]:
+  """Of each of the members at `places`: its state, the parameters that are evaluated, and their values if it is sound.
+
+  `state` is on the host.
+  """
+  configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
+  params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
+  sound = [not _has_diverged(one) for one in own]
+  values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
+  return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
 
 
 def _has_diverged(state: steps.State) -> bool:
@@ -304,12 +343,7 @@ def _end(
   watchdog: Watchdog,
 ) -> None:
   """Saves and evaluates some members, as many at once as the program can, and writes their records."""
-  parts = []  # of members that are evaluated on the same rows
-  for data in {id(member.data): member.data for member in some}.values():
-    places = [i for i, member in enumerate(members) if member in some and member.data is data]
-    rows = pipeline.eval_rows(members[places[0]].run.config, data)
-    most = max(1, min(program.at_once, VALUES_BYTES // (16 * max(1, rows.clusters.size))))
-    parts += [(rows, places[k : k + most]) for k in range(0, len(places), most)]
+  parts = _parts(program, members, some)
   given_up = threading.Event()
 
   def beat() -> None:
@@ -318,11 +352,7 @@ def _end(
       raise concurrent.futures.CancelledError
 
   def measured(rows: pipeline.EvalRows, places: list[int]) -> list[tuple[steps.State, Any, Any]]:
-    configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
-    params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
-    sound = [not _has_diverged(one) for one in own]
-    values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
-    return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
+    return _measured(program, members, state, rows, places, beat)
 
   # Of a pack on a CPU the first compute while all are saved, and the next while records are written.
   pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if program.at_once > 1 else None

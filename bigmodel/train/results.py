@@ -1,6 +1,6 @@
 """What runs came to: the records of those that ended, failed or were stopped, and losses at rungs."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 from bigmodel import hardware, models, record, train
 from bigmodel.files import read_json
@@ -8,21 +8,31 @@ from bigmodel.tasks.metrics import main
 from bigmodel.train.run import Run, now, read_status, write_status
 
 
-def read_rungs(run: Run) -> dict[str, float | None]:
-  """The training losses at which a run paused, by step; None where it had diverged."""
+class Rung(TypedDict):
+  """What a run came to at a step where it paused; without losses where it had diverged."""
+
+  loss_train: float | None
+  loss_eval: float | None
+  metrics: dict[str, float]
+
+
+def read_rungs(run: Run) -> dict[str, Rung]:
+  """What a run came to where it paused, by step. Rungs at which it was not evaluated are left out."""
   path = run.folder / "rungs.json"
-  return read_json(path) if path.exists() else {}
+  rungs: dict[str, Rung | float | None] = read_json(path) if path.exists() else {}
+  # Where an earlier version wrote a training loss, the run is evaluated when it comes by again.
+  return {step: rung for step, rung in rungs.items() if rung is not None and not isinstance(rung, (float, int))}
 
 
 def stopped_record(run: Run, step: int) -> dict[str, Any]:
   """Writes the record of a run that did not go on from a rung."""
-  loss, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
+  rung, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
   facts = _nothing(run) | {
-    "status": "stopped" if loss is not None else "diverged",
+    "status": "stopped" if rung["loss_eval"] is not None else "diverged",
     "tokens": train.tokens_at(run.config, step),
     "steps": step,
     **flops_of(run, step),
-    "loss_train": loss,
+    "loss_train": rung["loss_train"],
     "seconds": seconds,
   }
   return end(run, facts)

@@ -20,6 +20,10 @@ AXES = {
 }
 
 
+def rung(loss):
+  return {"loss_train": loss, "loss_eval": loss, "metrics": {}}
+
+
 def cost(point):
   return (math.log10(point["optim.lr"]) + 2) ** 2 + (0.5 if point["optim.name"] == "adamw" else 0.0)
 
@@ -101,8 +105,9 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert all(one["loss_train"] is not None for one in whole.values())
   winner = next(one for one in whole.values() if one["status"] == "finished")
   assert winner["learning_rate"] >= 1e-3
-  # Who stopped had a larger loss than who went on, at the rung where it did.
-  losses = {run_id: read_rungs(run) for run_id, run in prepared.runs.items()}
+  # Who stopped had a larger held-out loss than who went on, at the rung where it did.
+  rungs = {run_id: read_rungs(run) for run_id, run in prepared.runs.items()}
+  losses = {run_id: {step: rung["loss_eval"] for step, rung in own.items()} for run_id, own in rungs.items()}
   stopped = [run_id for run_id, one in whole.items() if one["steps"] == 2]
   assert min(losses[i]["2"] for i in stopped) > max(x["2"] for i, x in losses.items() if i not in stopped)
   assert losses[winner["run_id"]]["6"] == min(x["6"] for x in losses.values() if "6" in x)
@@ -121,7 +126,7 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
   under_way = [{"run_ids": [b, c], "until": 2}, {"run_ids": [a], "until": 6}]  # of another rung
   rounds.write(tmp_path, plan, under_way)
   losses = dict(zip(prepared.runs, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
-  write_json(prepared.runs[d].folder / "rungs.json", {"2": losses[d]})
+  write_json(prepared.runs[d].folder / "rungs.json", {"2": rung(losses[d])})
   for run in prepared.runs.values():
     write_provenance(run)
 
@@ -130,11 +135,12 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
     for group in groups:
       for run_id in group["run_ids"]:
         run = alive[run_id]
-        write_json(run.folder / "rungs.json", read_rungs(run) | {str(group["until"]): losses[run_id]})
+        write_json(run.folder / "rungs.json", read_rungs(run) | {str(group["until"]): rung(losses[run_id])})
     if groups[0]["until"] == 2:
       rounds.write(tmp_path, plan, [{"run_ids": [b], "until": 6}])
 
-  rounds.halve(the_study.design, list(prepared.runs.values()), plan, tmp_path, train, (1, 1), {"stop": False})
+  members = list(prepared.runs.values())
+  rounds.halve(the_study.design, "loss", members, plan, tmp_path, train, (1, 1), {"stop": False})
   assert seen[0][0] == ([b, c], 2)
   assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
   assert seen[1] == [([b], 6), ([a], 6)]
