@@ -32,6 +32,7 @@ def plan(
     "chips": topology.chips,
     "devices": used,
     "mesh": {axis: size for axis, size in sizes.items() if size > 1},
+    "notes": parallel.notes(config, sizes),
     "tokens_per_step": tokens,
     "steps": train.steps_of(config),
     "full_steps": train.tokens_at(config, train.steps_of(config)) / tokens,  # fewer where batches grow

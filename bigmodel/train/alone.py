@@ -64,7 +64,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
   """The functions of a run on `mesh`, whose devices need not be here; `packed`, of a member beside others."""
   config = config.copy_and_resolve_references()  # it is read as late as they are traced
   platform = mesh.devices.flat[0].platform
-  rules = parallel.rules(config)
+  rules = parallel.rules(config, dict(mesh.shape))
   dtype, supplied = jnp.dtype(config.train.compute_dtype), {}
   for name in models.family(config.model.family).SUPPLIED:
     attention = name == "attend"
@@ -111,9 +111,10 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     compiler_options=options,
   )
   simple = models.build(config, dtype)
+  real_rows = models.real_rows(config, boxed.params)
   objective = lambda params, rows, key, h: task.objective(applied(simple.apply, params, key), rows, h.task, key)[0]
   layers = jax.jit(
-    functools.partial(statistics.of_step, objective, how, config.train.accumulate),
+    functools.partial(statistics.of_step, objective, how, config.train.accumulate, real_rows),
     in_shardings=(dataclasses.replace(state_shardings, opt_state=on_device), rows_sharding, one),
     out_shardings=one,
   )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel import optim
+from bigmodel.models.layers.attention import HIDDEN
 from bigmodel.optim import names
 
 
@@ -37,11 +38,15 @@ def of_step(
   objective: Callable[[Any, Any, jax.Array, optim.Hyperparameters], jax.Array],
   how: optim.How,
   accumulate: int,
+  real_rows: dict[str, int],
   state: Any,
   rows: Any,
   h: optim.Hyperparameters,
 ) -> dict[str, dict[str, list[jax.Array]]]:
-  """Root mean squares by layer, of the step that `state` is about to take on the first microbatch of `rows`."""
+  """Root mean squares by layer, of the step that `state` is about to take on the first microbatch of `rows`.
+
+  Of padded tables only the `real_rows` count, and of logits those that are not hidden.
+  """
   micro = jax.tree.map(lambda x: x[::accumulate], rows)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
   loss = lambda params: objective(params, micro, key, h)
@@ -49,15 +54,21 @@ def of_step(
   new, _, _ = optim.update(how, grads, state.opt_state, state.params, state.step, h, loss)
   outputs: dict[str, list[jax.Array]] = {}
   for name, x in activations(lambda: loss(state.params)):
-    outputs.setdefault(name, []).append(jnp.sqrt(jnp.mean(x**2)))
+    outputs.setdefault(name, []).append(_visible(x))
   trees = {"parameter": state.params, "gradient": grads, "update": jax.tree.map(jnp.subtract, new, state.params)}
-  return {"activation": outputs, **{what: _by_layer(tree) for what, tree in trees.items()}}
+  return {"activation": outputs, **{what: _by_layer(tree, real_rows) for what, tree in trees.items()}}
 
 
-def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
+def _visible(x: jax.Array) -> jax.Array:
+  """The root mean square of an output, without logits that are hidden."""
+  seen = x > HIDDEN / 2
+  return jnp.sqrt(jnp.sum(jnp.where(seen, x, 0) ** 2) / jnp.sum(seen))
+
+
+def _by_layer(tree: Any, real_rows: dict[str, int]) -> dict[str, list[jax.Array]]:
   found = {}
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     name = names.dotted(path)
-    layers = list(x) if "blocks." in name else [x]
+    layers = list(x) if "blocks." in name else [x[: real_rows[name]] if name in real_rows else x]
     found[name] = [jnp.sqrt(jnp.mean(one**2)) for one in layers]
   return found
