@@ -22,6 +22,7 @@ from bigmodel import models, optim, parallel
 from bigmodel.config import Config, require
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.models import huggingface
+from bigmodel.models.layers.embedding import padded
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
@@ -91,7 +92,7 @@ def check(config: Config) -> None:
   rules = {field: optim.parse(field, config.optim[field]) for field in ("rates", "decays")}
   if not (config.optim.frozen or config.train.init_from or any(rules.values())):
     return
-  names, real = shapes_of(config), real_shapes(config)
+  names, real, rows = shapes_of(config), real_shapes(config), models.real_rows(config)
   asked = {f"optim.{field}": [pattern for pattern, _ in own] for field, own in rules.items()}
   asked |= {"optim.frozen": config.optim.frozen, "train.init_fresh": config.train.init_fresh}
   for field, patterns in asked.items():
@@ -110,14 +111,14 @@ def check(config: Config) -> None:
   marks = _found(config)[2]
   theirs = {name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in marks.items()}
   vocab = read_config(config.train.init_from).model.get("vocab")
-  for name, shape in names.items():
+  for name in names:
     if _fresh(config, name):
       continue
     where = f"config.train.init_from: {config.train.init_from}"
     require(name in theirs, f"{where} has no {name!r}; name it in train.init_fresh to begin it anew")
-    # Tables of earlier versions have no padding.
-    padded = theirs[name] == shape != real[name] and vocab == config.model.vocab
-    have = real[name] if padded else (vocab, *shape[1:]) if theirs[name] == shape != real[name] else theirs[name]
+    have = theirs[name]
+    if name in rows and vocab and have[0] == padded(vocab):  # tables of earlier versions have no padding
+      have = (vocab, *have[1:])
     require(
       have == real[name],
       f"{where}: {name!r} has the shape {have}, not {real[name]}; name it in train.init_fresh to begin it anew",
