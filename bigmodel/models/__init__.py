@@ -12,6 +12,8 @@ A model that is applied with a key named 'dropout' is in training; without that 
 import importlib
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
@@ -71,6 +73,20 @@ def counts_of(config: Config) -> Counts:
 def build(config: Config, dtype: Any = jnp.float32, **arguments: Any) -> Any:
   """The Linen module of a resolved config."""
   return family(config.model.family).build(config, dtype, **arguments)
+
+
+def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
+  """By the dotted name of each padded table, how many of its rows are real; the rest are zeros that nothing reads.
+
+  `boxed` are the model's parameters, boxed with the names of their axes, where they are at hand.
+  """
+  if "vocab" not in config.model:
+    return {}
+  if boxed is None:
+    boxed = jax.eval_shape(lambda: build(config).init(jax.random.key(0), *example(config))["params"])
+  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  tables = [path for path, leaf in leaves if leaf.names[0] == "vocab"]
+  return {jax.tree_util.keystr(path, simple=True, separator="."): config.model.vocab for path in tables}
 
 
 def example(config: Config) -> tuple[Any, ...]:

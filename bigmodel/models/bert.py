@@ -16,15 +16,12 @@ from bigmodel.models.layers.basic import (
   LayerNorm,
   constrain,
   dropout,
-  einsum_float32,
-  gathered,
   normal,
-  plus_bias,
   projection,
   repeated,
 )
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
-from bigmodel.models.layers.embedding import lookup
+from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 
 TASKS = ("masked_lm",)
 SUPPLIED = ("run_blocks",)
@@ -112,11 +109,16 @@ class Shape:
     layers = self.layers * (self.block.dense() + self.block.attention(context))
     read = 2.0 * D * (D + self.vocab) if self.head == "masked_lm" else 0.0
     params = embedding + 2 * D + self.layers * self.block.params()[0] + head
-    return plain_counts(params, layers + read, embedding, self.block.recomputed(context).times(self.layers))
+    counts = plain_counts(params, layers + read, embedding, self.block.recomputed(context).times(self.layers))
+    padding = 3 * 2.0 * D * (padded(self.vocab) - self.vocab) if self.head == "masked_lm" else 0.0
+    return dataclasses.replace(counts, hardware_per_token=counts.hardware_per_token + padding)
 
 
 class Bert(nn.Module):
-  """tokens int[B, T] -> (logits float32[B, T, V], or pooled [B, D], or states [B, T, D]; no auxiliary numbers)."""
+  """tokens int[B, T] -> (logits float32[B, T, V], or pooled [B, D], or states [B, T, D]; no auxiliary numbers).
+
+  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
+  """
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -130,11 +132,11 @@ class Bert(nn.Module):
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
     norm = lambda name: LayerNorm(epsilon=shape.epsilon, name=name)
     table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), 0.02)
-    embedding_VxD = table("embedding", shape.vocab, "vocab")
+    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, 0.02)
     positions_PxD = table("positions", shape.positions, "positions")
     types_2xD = table("types", shape.types, "types")
     types = jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
-    x_BxTxD = lookup(embedding_VxD, tokens_BxT, ("vocab", "embed"), self.dtype)
+    x_BxTxD = lookup(embedding_VxD, tokens_BxT, VOCABULARY, self.dtype)
     x_BxTxD = x_BxTxD + repeated(positions_PxD[:T], x_BxTxD.shape, ("positions", "embed"), self.dtype)
     x_BxTxD = x_BxTxD + lookup(types_2xD, types, ("types", "embed"), self.dtype)
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
@@ -145,10 +147,8 @@ class Bert(nn.Module):
     if shape.head == "pooler":
       return jnp.tanh(projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), bias=True)), auxiliary
     x_BxTxD = ACTIVATIONS["gelu_erf"](projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), bias=True))
-    table_VxD = gathered(embedding_VxD.astype(self.dtype), ("vocab", "embed"))
-    logits_BxTxV = einsum_float32("btd,vd->btv", norm("transform_norm")(x_BxTxD), table_VxD)
-    logits_BxTxV = plus_bias(self, "output_bias", logits_BxTxV, "vocab")
-    return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
+    x_BxTxD = norm("transform_norm")(x_BxTxD)
+    return logits(self, x_BxTxD, embedding_VxD, shape.vocab, bias="output_bias"), auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

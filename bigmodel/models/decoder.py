@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
-from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import Attend, Cache, attend
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -21,14 +20,12 @@ from bigmodel.models.layers.basic import (
   NORMS,
   constrain,
   dropout,
-  einsum_float32,
-  gathered,
   norm_params,
   normal,
   repeated,
 )
 from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
-from bigmodel.models.layers.embedding import lookup
+from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 
 TASKS = ("causal_lm",)
 SUPPLIED = ("attend", "run_blocks")
@@ -180,7 +177,8 @@ class Shape:
       chinchilla_per_token=3.0 * chinchilla,
       exact_per_token=3.0 * exact,
       # Slots of experts that stay empty are computed too.
-      hardware_per_token=3.0 * (exact + self.layers * block.idle(T)),
+      # So are the logits of padding.
+      hardware_per_token=3.0 * (exact + self.layers * block.idle(T) + 2 * D * (padded(self.vocab) - self.vocab)),
       recomputed_per_token=block.recomputed(T).times(self.layers),
     )
 
@@ -188,6 +186,7 @@ class Shape:
 class Decoder(nn.Module):
   """tokens int[B, T] -> (logits float32[B, T, V], auxiliary numbers of the experts, means over layers).
 
+  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
   The parameters of the blocks are stacked over layers, whichever way they are run: a
   checkpoint and a run's bits do not say whether the layers were unrolled, scanned or piped.
   With `caches`, one a layer and filled up to position `start`, tokens are those from there
@@ -202,10 +201,9 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Any = 0) -> tuple[jax.Array, Any]:
     shape = self.shape
-    axes = ("vocab", "embed")
-    embed_init = nn.with_logical_partitioning(initial.normal(shape.width**-0.5), axes)
-    embedding_VxD: Any = self.param("embedding", embed_init, (shape.vocab, shape.width), jnp.float32)
-    x_BxTxD = lookup(embedding_VxD, tokens_BxT, axes, self.dtype)
+    table = lambda name: vocabulary(self, name, shape.vocab, shape.width, shape.width**-0.5)
+    embedding_VxD = table("embedding")
+    x_BxTxD = lookup(embedding_VxD, tokens_BxT, VOCABULARY, self.dtype)
     if shape.positions == "learned":
       named = ("positions", "embed")
       learned_CxD = normal(self, "positions", (shape.context, shape.width), named, shape.width**-0.5)
@@ -226,11 +224,9 @@ class Decoder(nn.Module):
 
     if shape.norm_first:
       x_BxTxD = NORMS[shape.norm](epsilon=shape.epsilon, name="final_norm")(x_BxTxD)
-    output_VxD: Any = embedding_VxD
-    if not shape.tie_embeddings:
-      output_VxD = self.param("output", embed_init, (shape.vocab, shape.width), jnp.float32)
-    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, gathered(output_VxD.astype(self.dtype), axes))
-    return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
+    output_VxD = embedding_VxD if shape.tie_embeddings else table("output")
+    logits_BxTxV = logits(self, x_BxTxD, output_VxD, shape.vocab)
+    return logits_BxTxV if caches is None else logits_BxTxV[..., : shape.vocab], auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

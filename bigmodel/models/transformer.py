@@ -16,13 +16,10 @@ from bigmodel.models.layers.basic import (
   GATED,
   constrain,
   dropout,
-  einsum_float32,
-  gathered,
-  normal,
   sinusoids,
 )
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
-from bigmodel.models.layers.embedding import lookup
+from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 
 TASKS = ("seq2seq",)
 SUPPLIED = ("run_blocks",)
@@ -98,11 +95,16 @@ class Shape:
     layers = self.layers * (encoder.dense() + decoder.dense()) / 2 + attention
     stacks = zip(encoder.recomputed(T), decoder.recomputed(T, T), strict=True)  # of which a token meets one
     recomputed = Recomputed(*map(sum, stacks)).times(self.layers / 2)
-    return plain_counts(embedding + params, layers + embedding, embedding, recomputed)
+    counts = plain_counts(embedding + params, layers + embedding, embedding, recomputed)
+    padding = 3 * self.width * (padded(self.vocab) - self.vocab)
+    return dataclasses.replace(counts, hardware_per_token=counts.hardware_per_token + padding)
 
 
 class Transformer(nn.Module):
-  """(source int[B, S], target int[B, T]) -> (logits of what follows each target token float32[B, T, V], no losses)."""
+  """(source int[B, S], target int[B, T]) -> (logits of what follows each target token float32[B, T, V], no losses).
+
+  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
+  """
 
   shape: Shape
   dtype: Any = jnp.float32
@@ -112,13 +114,12 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D = self.shape, self.shape.width
-    axes = ("vocab", "embed")
-    embedding_VxD = normal(self, "embedding", (shape.vocab, D), axes, D**-0.5)
+    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, D**-0.5)
 
     def embedded(tokens_BxT: jax.Array) -> jax.Array:
       positions_TxD = sinusoids(np.arange(tokens_BxT.shape[1]), D).astype(self.dtype)
       x_BxTxD = dropout(
-        self, lookup(embedding_VxD, tokens_BxT, axes, self.dtype) * D**0.5 + positions_TxD, shape.dropout
+        self, lookup(embedding_VxD, tokens_BxT, VOCABULARY, self.dtype) * D**0.5 + positions_TxD, shape.dropout
       )
       return constrain(x_BxTxD, ("batch", "length", "activation_embed"))
 
@@ -129,8 +130,7 @@ class Transformer(nn.Module):
     x_BxTxD, auxiliary = stack(
       self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
     )
-    logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, gathered(embedding_VxD.astype(self.dtype), axes))
-    return constrain(logits_BxTxV, ("batch", "length", "vocab")), auxiliary
+    return logits(self, x_BxTxD, embedding_VxD, shape.vocab), auxiliary
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:

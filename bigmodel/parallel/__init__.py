@@ -5,6 +5,7 @@ gives sizes to the axes of the mesh, rules map the logical axes of arrays to the
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bigmodel import models
 from bigmodel.config import Config, nearest, require, require_choice
 from bigmodel.files import UserError
+from bigmodel.models.layers.embedding import padded
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
 BATCH = ("data", "fsdp", "expert")  # the axes that rows of a batch are spread over
@@ -153,7 +155,7 @@ def check(config: Config, devices: int | None = None) -> None:
     f"config.parallel.pipeline: {sizes['pipeline']} would draw other dropout masks; use 1 or model.dropout=0",
   )
   if _number(config, "model.experts"):
-    groups = config.data.context // (model.expert_group or config.data.context)
+    groups = _groups(config)
     require(
       groups % sizes["sequence"] == 0,
       f"config.parallel.sequence: {sizes['sequence']} does not divide the {groups} groups of a row;"
@@ -170,8 +172,11 @@ def _number(config: Config, name: str) -> int | None:
   return config[group].get(field)
 
 
-def rules(config: Config) -> tuple[tuple[str, Any], ...]:
-  """The rules of a config: its own, then the built-in ones of the names that it does not mention."""
+def rules(config: Config, sizes: Mapping[str, int] | None = None) -> tuple[tuple[str, Any], ...]:
+  """The rules of a config: its own, then the built-in ones of the names that it does not mention.
+
+  On a mesh of these `sizes` a vocabulary is spread over no more axes than divide it.
+  """
   own: list[tuple[str, Any]] = []
   known = {name for name, _ in RULES}
   for text in config.parallel.rules:
@@ -185,7 +190,19 @@ def rules(config: Config) -> tuple[tuple[str, Any], ...]:
         raise UserError(f"config.parallel.rules: no mesh axis {axis!r}{nearest(axis, AXES[1:])}")
     own.append((name, parts or None))
   named = {name for name, _ in own}
-  return (*own, *(rule for rule in RULES if rule[0] not in named))
+  built_in = [rule for rule in RULES if rule[0] not in named]
+  if sizes is not None:
+    vocab = ("vocab", vocabulary_axes(config, sizes) or None)
+    built_in = [vocab if name == "vocab" else (name, axes) for name, axes in built_in]
+  return (*own, *built_in)
+
+
+def vocabulary_axes(config: Config, sizes: Mapping[str, int]) -> tuple[str, ...]:
+  """The axes of a mesh that a padded vocabulary is spread over: as many of the built-in rule's as divide it."""
+  axes, rows = dict(RULES)["vocab"], padded(config.model.get("vocab", 0))
+  while rows % math.prod(sizes[axis] for axis in axes):
+    axes = axes[:-1]
+  return axes
 
 
 def rules_on(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
@@ -197,9 +214,9 @@ def rules_on(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> tuple[tuple[str,
 def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
   """The size of each axis but `member`, with the preset's wishes and -1 filled in.
 
-  What a config asks for is taken or refused; what a preset wishes for shrinks to what
-  divides the devices. Where rows of a batch would not divide by what is left over, the
-  largest divisor that does is taken, so that a small batch runs on a large machine.
+  What a config asks for is taken or refused; what a preset wishes for shrinks to what divides the devices, the model
+  and the rows of a batch. Where rows, or for `fsdp` the widths of the model, would not divide by what is left over, a
+  divisor is taken: a small batch runs on a large machine, and a preset lets `data` have what `fsdp` cannot use.
   """
   asked = {axis: config.parallel[axis] for axis in AXES[1:]}
   for axis, size in asked.items():
@@ -210,30 +227,71 @@ def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
   require(devices >= fixed, f"config.parallel: {fixed} devices are asked for, {devices} are here")
   left = devices // fixed
   sizes = {axis: max(size, 1) for axis, size in asked.items()}
+  rows = math.gcd(config.train.batch_size // config.train.accumulate, config.eval.batch_size)
+
+  def fits(sizes: dict[str, int]) -> bool:
+    """Can the rows of a batch be spread over axes of these sizes?"""
+    return rows % (math.prod(sizes[axis] for axis in BATCH) * microbatches(config, sizes["pipeline"])) == 0
+
   for axis, wish in PRESETS[config.parallel.preset].items():
     if asked[axis] == 0 and wish == -1 and not free:
       free = [axis]
     elif asked[axis] == 0 and wish > 0:
-      sizes[axis] = _divisor(wish, left, _limit(config, axis))
+      able = math.gcd(left, _limit(config, axis))
+      sizes[axis] = max(n for n in range(1, wish + 1) if n == 1 or (able % n == 0 and fits({**sizes, axis: n})))
       left //= sizes[axis]
-  if free:
-    (axis,) = free
-    if axis in BATCH:
-      rows = math.gcd(config.train.batch_size // config.train.accumulate, config.eval.batch_size)
-      taken = math.prod(sizes[other] for other in BATCH if other != axis) * microbatches(config, sizes["pipeline"])
-      left = max([n for n in range(1, left + 1) if rows % (n * taken) == 0], default=1)
-    sizes[axis] = left
-  return sizes
+  if not free:
+    return sizes
+  (axis,) = free
+  if axis not in BATCH:
+    return {**sizes, axis: left}
+  able = [n for n in range(1, left + 1) if fits({**sizes, axis: n})] or [1]
+  if axis != "fsdp":
+    return {**sizes, axis: max(able)}
+  stored = math.gcd(*_widths(config)) // math.prod(sizes[other] for other in ("sequence", "expert"))
+  ways = [(math.gcd(n, stored), n) for n in able]  # of `fsdp`, and together with what is left for `data`
+  if asked["fsdp"] or asked["data"]:
+    ways = [(fsdp, n) for fsdp, n in ways if fsdp == n or not stored] or [(1, 1)]
+  if any(2 * n >= left for _, n in ways):
+    ways = [(fsdp, n) for fsdp, n in ways if 2 * n >= left]  # memory comes before speed, but not at any price
+  fsdp, n = max(ways) if stored else (max(able),) * 2
+  return {**sizes, "fsdp": fsdp} | ({"data": n // fsdp} if n > fsdp else {})
+
+
+def _widths(config: Config) -> tuple[int, ...]:
+  """Lengths of the axes named `embed` of a model's parameters."""
+  model = config.model
+  if "hidden" in model:
+    return (model.hidden,) if isinstance(model.hidden, int) else tuple(model.hidden)
+  return (model.width,) if "heads" in model else ()
 
 
 def _limit(config: Config, axis: str) -> int:
   """What a preset's wish for an axis has to divide besides the devices."""
-  return math.gcd(*((_number(config, name) or 1) for name in DIVIDES[axis]))
+  numbers = [_number(config, name) or 1 for name in DIVIDES[axis]]
+  if axis == "tensor":
+    numbers.append(config.model.get("feed_forward", 0))
+  if axis == "sequence" and _number(config, "model.experts"):
+    numbers.append(_groups(config))
+  if axis == "pipeline" and config.model.get("dropout"):
+    numbers.append(1)
+  return math.gcd(*numbers)
 
 
-def _divisor(wish: int, *numbers: int) -> int:
-  """The largest number up to `wish` that divides all of `numbers`; zeros are divided by nothing but 1."""
-  return max(n for n in range(1, wish + 1) if n == 1 or all(number and number % n == 0 for number in numbers))
+def _groups(config: Config) -> int:
+  """Groups of tokens of a row that are routed to experts together."""
+  return config.data.context // (config.model.expert_group or config.data.context)
+
+
+def notes(config: Config, sizes: Mapping[str, int]) -> list[str]:
+  """What a preset wished for and did not get."""
+  wishes = PRESETS[config.parallel.preset].items()
+  return [
+    f"config.parallel.preset: {config.parallel.preset} is for {axis}={wish}, and {axis}={sizes[axis]} is what divides"
+    " the devices, the model and the batch"
+    for axis, wish in wishes
+    if wish > sizes[axis] and not config.parallel[axis]
+  ]
 
 
 def microbatches(config: Config, stages: int) -> int:

@@ -19,6 +19,7 @@ from bigmodel import data, models, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
 from bigmodel.hardware import NETWORK_LATENCY, SWITCH_LATENCY, Chip
 from bigmodel.models.layers.block import unrolled
+from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import blocks, kernels
 from bigmodel.plan import liveness
 
@@ -55,7 +56,7 @@ def bubble(config: Config, sizes: dict[str, int]) -> float:
 def state_bytes(config: Config, sizes: dict[str, int]) -> dict[str, float]:
   """Exact bytes of parameters and optimizer state on one device."""
   boxed = _initial(config)
-  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config))
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config, sizes))
   local = lambda leaf, spec: parallel.local_bytes(leaf, spec, sizes)
   params, moments = jax.tree.map(local, nn.meta.unbox(boxed), specs)
   return {"parameters": sum(jax.tree.leaves(params)), "optimizer": sum(jax.tree.leaves(moments))}
@@ -161,7 +162,7 @@ def _part(config: Config, sizes: dict[str, int]) -> Config:
     model[name] = max(1, model[name] // sizes["tensor"])
   if model.family != "decoder":
     return part
-  model.vocab = -(-model.vocab // (sizes["tensor"] * sizes["pipeline"]))
+  model.vocab = padded(model.vocab) // math.prod(sizes[axis] for axis in parallel.vocabulary_axes(config, sizes))
   model.layers = model.layers // sizes["pipeline"]
   part.data.context = config.data.context // sizes["sequence"]
   model.expert_group = min(model.expert_group or config.data.context, part.data.context)
@@ -176,7 +177,7 @@ def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> Callable[[
   """Bytes of an array of the trace: what has the shape of a parameter is spread as that is."""
   shares: dict[tuple, float] = {}
   boxed = _initial(config)[0]
-  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config))
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config, sizes))
   local = jax.tree.map(lambda leaf, spec: parallel.local_bytes(leaf, spec, sizes), nn.meta.unbox(boxed), specs)
   for leaf, size in zip(jax.tree.leaves(_parameters(part)), jax.tree.leaves(local), strict=True):
     if leaf.ndim > 1:

@@ -33,6 +33,7 @@ def plan(
     "devices": used,
     "compute_dtype": config.train.compute_dtype,
     "mesh": {axis: size for axis, size in sizes.items() if size > 1},
+    "notes": parallel.notes(config, sizes),
     "tokens_per_step": tokens,
     "steps": train.steps_of(config),
     "full_steps": train.tokens_at(config, train.steps_of(config)) / tokens,  # fewer where batches grow

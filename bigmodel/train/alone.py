@@ -69,7 +69,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
   """The functions of a run on `mesh`, whose devices need not be here; `packed`, of a member beside others."""
   config = config.copy_and_resolve_references()  # it is read as late as they are traced
   platform = mesh.devices.flat[0].platform
-  rules = parallel.rules(config)
+  rules = parallel.rules(config, dict(mesh.shape))
   dtype, supplied = jnp.dtype(config.train.compute_dtype), {}
   for name in models.family(config.model.family).SUPPLIED:
     attention = name == "attend"
@@ -117,8 +117,9 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     compiler_options=options,
   )
   simple = models.build(config, dtype)
+  real_rows = models.real_rows(config, boxed.params)
   layers = jax.jit(
-    functools.partial(statistics.of_step, simple.apply, task, how, config.train.accumulate),
+    functools.partial(statistics.of_step, simple.apply, task, how, config.train.accumulate, real_rows),
     in_shardings=(dataclasses.replace(state_shardings, opt_state=on_device), rows_sharding, one),
     out_shardings=one,
   )
@@ -135,7 +136,7 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     values=on_mesh(values),
     layers=on_mesh(layers),
     shapes=jax.tree.map(shaped, nn.meta.unbox(boxed), state_shardings),
-    generating=functools.partial(_on_mesh, mesh, parallel.rules_on(mesh, reuse.generation_rules(rules))),
+    generating=functools.partial(_on_mesh, mesh, parallel.rules_on(mesh, reuse.generation_rules(rules)), dtype),
   )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel import optim
+from bigmodel.models.layers.attention import HIDDEN
 from bigmodel.optim import names
 from bigmodel.tasks import Task
 from bigmodel.train import step as steps
@@ -36,11 +37,19 @@ def activations(forward: Callable[[], Any]) -> list[tuple[str, jax.Array]]:
 
 
 def of_step(
-  apply: Callable, task: Task, how: optim.How, accumulate: int, state: Any, rows: Any, h: optim.Hyperparameters
+  apply: Callable,
+  task: Task,
+  how: optim.How,
+  accumulate: int,
+  real_rows: dict[str, int],
+  state: Any,
+  rows: Any,
+  h: optim.Hyperparameters,
 ) -> dict[str, dict[str, list[jax.Array]]]:
   """Root mean squares by layer, of the step that `state` is about to take; activations of its first microbatch.
 
-  Frozen parameters have no gradient.
+  Frozen parameters have no gradient. Of padded tables only the `real_rows` count, and of logits those that are not
+  hidden.
   """
   found = steps.gradients(apply, task, how, accumulate, state, rows, h)
   loss = lambda params: steps.objective(apply, task, h, params, *found.first)[0]
@@ -48,16 +57,22 @@ def of_step(
   new, _, _ = optim.update(how, found.of_params, state.opt_state, state.params, state.step, h, loss, finite)
   outputs: dict[str, list[jax.Array]] = {}
   for name, x in activations(lambda: loss(state.params)):
-    outputs.setdefault(name, []).append(jnp.sqrt(jnp.mean(x**2)))
+    outputs.setdefault(name, []).append(_visible(x))
   updates = jax.tree.map(jnp.subtract, new, state.params)
   trees = {"parameter": state.params, "gradient": found.of_params, "update": updates}
-  return {"activation": outputs, **{what: _by_layer(tree) for what, tree in trees.items()}}
+  return {"activation": outputs, **{what: _by_layer(tree, real_rows) for what, tree in trees.items()}}
 
 
-def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
+def _visible(x: jax.Array) -> jax.Array:
+  """The root mean square of an output, without logits that are hidden."""
+  seen = ~(x <= HIDDEN / 2)  # what is not a number is to be seen
+  return jnp.sqrt(jnp.sum(jnp.where(seen, x, 0) ** 2) / jnp.sum(seen))
+
+
+def _by_layer(tree: Any, real_rows: dict[str, int]) -> dict[str, list[jax.Array]]:
   found = {}
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     name = names.dotted(path)
-    layers = list(x) if "blocks." in name else [x]
+    layers = list(x) if "blocks." in name else [x[: real_rows[name]] if name in real_rows else x]
     found[name] = [jnp.sqrt(jnp.mean(one**2)) for one in layers]
   return found

@@ -22,6 +22,7 @@ from bigmodel import models, optim, parallel
 from bigmodel.config import Config, require
 from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.models import huggingface
+from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
@@ -35,6 +36,18 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
   """Every parameter of a resolved config's model, by dotted name."""
   init = lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"]
   return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(jax.eval_shape(init))).items()}
+
+
+def real_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+  """Every parameter's shape without the padding of its table."""
+  rows = models.real_rows(config)
+  return {name: (rows.get(name, shape[0]), *shape[1:]) if shape else shape for name, shape in shapes_of(config).items()}
+
+
+def _padded(array: Any, shape: tuple[int, ...]) -> Any:
+  """A table without padding, or any other parameter, as an array of this shape."""
+  missing = [(0, wanted - have) for wanted, have in zip(shape, array.shape, strict=True)]
+  return np.pad(array, missing) if array.shape != shape else array
 
 
 def flat(params: Any) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def check(config: Config) -> None:
   rules = {field: optim.parse(field, config.optim[field]) for field in ("rates", "decays")}
   if not (config.optim.frozen or config.train.init_from or any(rules.values())):
     return
-  names = shapes_of(config)
+  names, real, rows = shapes_of(config), real_shapes(config), models.real_rows(config)
   asked = {f"optim.{field}": [pattern for pattern, _ in own] for field, own in rules.items()}
   asked |= {"optim.frozen": config.optim.frozen, "train.init_fresh": config.train.init_fresh}
   for field, patterns in asked.items():
@@ -123,14 +136,18 @@ def check(config: Config) -> None:
   _check_tokenizer(config)
   marks = _found(config)[2]
   theirs = {name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in marks.items()}
-  for name, shape in names.items():
+  vocab = read_config(config.train.init_from).model.get("vocab")
+  for name in names:
     if _fresh(config, name):
       continue
     where = f"config.train.init_from: {config.train.init_from}"
     require(name in theirs, f"{where} has no {name!r}; name it in train.init_fresh to begin it anew")
+    have = theirs[name]
+    if name in rows and vocab and have[0] == padded(vocab):  # tables of earlier versions have no padding
+      have = (vocab, *have[1:])
     require(
-      theirs[name] == shape,
-      f"{where}: {name!r} has the shape {theirs[name]}, not {shape}; name it in train.init_fresh to begin it anew",
+      have == real[name],
+      f"{where}: {name!r} has the shape {have}, not {real[name]}; name it in train.init_fresh to begin it anew",
     )
 
 
@@ -177,7 +194,7 @@ def start(config: Config, state: State, optimizer_state: Callable[[Any], Any]) -
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return mine if _fresh(config, name) else jax.device_put(theirs[name], mine.sharding)
+    return mine if _fresh(config, name) else jax.device_put(_padded(theirs[name], mine.shape), mine.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
   return dataclasses.replace(state, params=params, opt_state=optimizer_state(params))
@@ -210,9 +227,9 @@ def import_weights(source: str, workdir: epath.PathLike, default_config: Callabl
     config.data.update(name="text_files", context=context)
   config.train.steps = 1
   shapes = shapes_of(config)
-  ours = huggingface.params_of(tensors, theirs["model_type"], config, shapes)
+  ours = huggingface.params_of(tensors, theirs["model_type"], config, real_shapes(config))
   require_finite(ours, f"import: {source}")
-  params = _tree(ours)
+  params = _tree({name: _padded(array, shapes[name]) for name, array in ours.items()})
   state = State(jnp.int32(0), params, optim.initial_state(optim.How.of(config), params), jnp.float32(0), jnp.int32(-1))
   run = Run(config, target)
   target.mkdir(parents=True, exist_ok=True)
@@ -261,7 +278,8 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   step = store.newest_sound()
   if step is None:
     raise UserError(f"export: {workdir} has no sound checkpoint")
-  params = judged(config, store, step)
+  params, rows = judged(config, store, step), models.real_rows(config)
+  params = {name: x[: rows[name]] if name in rows else x for name, x in params.items()}
   store.close()
   require_finite(params, f"export: {workdir}: checkpoint of step {step}")
   theirs = huggingface.config_of(kind, config)

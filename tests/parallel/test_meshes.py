@@ -29,9 +29,9 @@ VARIANTS = {
 
 @pytest.fixture
 def model(resolved):
-  """A config with four layers, whose every axis the meshes can divide, and its corpus."""
+  """A config with four layers, whose every axis but the vocabulary of 257 bytes the meshes can divide; its corpus."""
   config, corpus = resolved
-  config.model.update(vocab=264, width=32, layers=4, heads=4, kv_heads=2, feed_forward=48)
+  config.model.update(width=32, layers=4, heads=4, kv_heads=2, feed_forward=48)
   config.train.batch_size = config.eval.batch_size = 16
   config.parallel.update(data=0, scan=True)  # a loop compiles faster
   return config, corpus

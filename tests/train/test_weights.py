@@ -66,6 +66,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_pa
   trained(config, tmp_path / "fresh", **fresh)
 
 
+def test_a_table_of_an_earlier_version_without_padding_is_taken(config, tmp_path):
+  run, params = trained(config, tmp_path / "first", **{"train.steps": 2})
+  store = Checkpoints(run.folder / "checkpoints")
+  store.save(3, {"params": weights._tree({**params, "embedding": params["embedding"][:257]})})
+  store.close()
+  own, _ = study.single_run(study.with_overrides(config, {"train.init_from": str(run.folder)}), tmp_path / "second")
+  state = weights.start(own.config, programs.program(own.config).init(1))
+  np.testing.assert_array_equal(state.params["embedding"], params["embedding"])
+  assert params["embedding"].shape == (264, 16)
+  assert not params["embedding"][257:].any()
+
+
 SHAPES = {
   "gpt2": ("decoder", dict(vocab=31, width=16, layers=2, head_size=8, norm="layer", bias=True, positions="learned",
                            activation="gelu")),

@@ -168,10 +168,11 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   """Says where an array lies by its logical axes; nothing where no axis of it is spread, which compiles faster."""
-  return nn.with_logical_constraint(x, axes) if _spread(axes) else x
+  return nn.with_logical_constraint(x, axes) if is_spread(axes) else x
 
 
-def _spread(axes: tuple[str | None, ...]) -> bool:
+def is_spread(axes: tuple[str | None, ...]) -> bool:
+  """Does the mesh at hand split an array with these logical axes?"""
   spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules())
   return spec is not None and any(spec)
 
@@ -182,7 +183,7 @@ def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   Said explicitly, and after the cast, so that the compiler gathers weights in the narrower
   type, and scatters the sums of their gradients; left to itself it may reduce activations.
   """
-  return _gathered(weight, axes) if _spread(axes) else weight
+  return _gathered(weight, axes) if is_spread(axes) else weight
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -208,7 +209,7 @@ def with_gathered(
 
   Within `gathering_again`, what is kept for the gradients are the pieces.
   """
-  if _GATHERING_AGAIN.get() and _spread(axes):
+  if _GATHERING_AGAIN.get() and is_spread(axes):
     return _with_gathered(multiply, axes, x, weight)
   return multiply(x, gathered(weight.astype(x.dtype), axes))
 

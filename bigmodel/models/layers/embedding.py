@@ -1,18 +1,57 @@
-"""Tables of vectors that are looked up by index.
+"""Tables of vectors that are looked up by index, and that give the logits of a vocabulary.
 
 A row's gradient is a sum over all places that read it. In bfloat16 a sum of ones stops at 256, so these sums are
 float32, whatever the dtype of what is summed. On a mesh the forward pass still gathers the table in the narrower dtype.
+
+A vocabulary is padded with rows of zeros, so that meshes can split it. Nothing looks these rows up, their logits are
+hidden, so they get no gradients and stay zero; they are neither counted nor exported.
 """
 
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bigmodel.models.layers.basic import constrain, gathered
+from bigmodel.models.layers import initial
+from bigmodel.models.layers.attention import HIDDEN
+from bigmodel.models.layers.basic import constrain, einsum_float32, gathered, is_spread, plus_bias
 
 Axes = tuple[str, ...]
+VOCABULARY: Axes = ("vocab", "embed")  # of a table that is padded
+LARGE = 4096  # rows from which on padding to a multiple of 128 adds little
+
+
+def padded(rows: int) -> int:
+  """The rows that a vocabulary of `rows` takes: the next multiple of 8, or of 128 from 4,096 rows on."""
+  multiple = 8 if rows < LARGE else 128
+  return -(-rows // multiple) * multiple
+
+
+def vocabulary(module: nn.Module, name: str, rows: int, width: int, deviation: float) -> jax.Array:
+  """A float32 table [padded(rows), width] ~ N(0, deviation^2), whose padding is zero."""
+  init = nn.with_logical_partitioning(initial.normal(deviation, rows), VOCABULARY)
+  table: Any = module.param(name, init, (padded(rows), width), jnp.float32)
+  return table
+
+
+def logits(module: nn.Module, x_BxTxD: jax.Array, table_VxD: jax.Array, rows: int, bias: str = "") -> jax.Array:
+  """Logits float32[B, T, rows] of the rows of a vocabulary, with a bias of that name.
+
+  Where a mesh splits the vocabulary, the logits of padding come after those, and are `HIDDEN`: to cut them off would
+  move the others between devices. No softmax gives them a probability, and no argmax or sampling picks them.
+  """
+  whole_VxD = gathered(table_VxD.astype(x_BxTxD.dtype), VOCABULARY)
+  logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, whole_VxD)
+  if bias:
+    logits_BxTxV = plus_bias(module, bias, logits_BxTxV, "vocab")
+  if rows < len(table_VxD) and not is_spread(("vocab",)):
+    return logits_BxTxV[..., :rows]
+  if rows < len(table_VxD):
+    logits_BxTxV = jnp.where(np.arange(len(table_VxD)) < rows, logits_BxTxV, HIDDEN)
+  return constrain(logits_BxTxV, ("batch", "length", "vocab"))
 
 
 def lookup(table_VxD: jax.Array, index: jax.Array, axes: Axes, dtype: Any) -> jax.Array:

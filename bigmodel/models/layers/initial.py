@@ -16,21 +16,26 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 
 PIECE = 4096  # numbers that are drawn at once
-WORDS = 3  # of a place: its key, and the bits of its deviation
+WORDS = 4  # of a place: its key, the bits of its deviation, and how many numbers come before zeros
 
 _PLACES = [False]  # whether parameters begin as places, which are uint32; others are float32
 
 
-def normal(deviation: float) -> Callable[..., jax.Array]:
-  """An initializer; within `drawn` it says only where its numbers belong, if they are at least as many as its words."""
+def normal(deviation: float, rows: int | None = None) -> Callable[..., jax.Array]:
+  """An initializer; within `drawn` it says only where its numbers belong, if they are at least as many as its words.
+
+  With `rows`, rows past these are zeros, and the others are those of an array without them.
+  """
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     size, own = math.prod(shape), jax.random.key_data(key)
+    real = shape if rows is None else (rows, *shape[1:])
     counted = own.shape == (2,) and jax.threefry_partitionable.value  # `_piece` knows no other generator
     if not _PLACES[0] or size < WORDS or not counted:
-      return nn.initializers.normal(deviation)(key, shape, dtype)
+      numbers = nn.initializers.normal(deviation)(key, real, dtype)
+      return jnp.pad(numbers, [(0, n - m) for n, m in zip(shape, real, strict=True)]) if real != shape else numbers
     bits = np.array([deviation], np.float32).view(np.uint32)
-    words = jnp.concatenate([own, bits])
+    words = jnp.concatenate([own, bits, np.array([math.prod(real)], np.uint32)])
     return jnp.zeros(size, jnp.uint32).at[:WORDS].set(words).reshape(shape)
 
   return init
@@ -82,4 +87,5 @@ def _piece(given: tuple[jax.Array, jax.Array]) -> jax.Array:
   low = np.nextafter(np.float32(-1), np.float32(0))
   uniform = jax.lax.bitcast_convert_type(bits, jnp.float32) - np.float32(1)
   uniform = jnp.maximum(low, uniform * (np.float32(1) - low) + low)
-  return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform) * jax.lax.bitcast_convert_type(words[2], jnp.float32)
+  numbers = np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform) * jax.lax.bitcast_convert_type(words[2], jnp.float32)
+  return jnp.where(counts < words[3], numbers, 0)
