@@ -12,7 +12,7 @@ number of tokens (of examples, where a model reads no tokens) into every convent
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CONVENTIONS = (
   "flops_6nd",
@@ -77,17 +77,16 @@ def plain_counts(params: int, forward: float, embedding: int = 0, recomputed: Re
   return Counts(params, params - embedding, params, 3 * forward, 3 * forward, 3 * forward, recomputed)
 
 
-def law_params(counts: Mapping[str, int], convention: str) -> int:
-  """N of a law whose FLOPs are counted by `convention`, from a record or from `Counts.params()`.
+def params_of(convention: str) -> str:
+  """The name of N, the parameters that go with a FLOP convention in a law; `params_in` counts them."""
+  return "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_active"
 
-  These are the parameters that a token meets, so that C = 6 N D under both conventions of that form: all of a dense
-  model, and the active ones of experts. Kaplan's convention leaves out embeddings, for experts too. A law is fitted in
-  this N, so the optimum that it finds may be compared with no other count.
+
+def params_in(facts: Mapping[str, Any], convention: str) -> int:
+  """N as a FLOP convention counts it, from a record's parameter counts or those of `Counts.params()`.
+
+  The parameters that a token meets: of a mixture of experts they alone make FLOPs, so that C = 6 N D.
   """
-  embedding = counts["params_total"] - counts["params_non_embedding"]
-  return counts["params_active"] - (embedding if convention == "flops_6nd_non_embedding" else 0)
-
-
-def law_params_name(convention: str) -> str:
-  """What `law_params` counts, in words for tables."""
-  return "active parameters without embeddings" if convention == "flops_6nd_non_embedding" else "active parameters"
+  active: int = facts["params_active"]
+  embedding = facts["params_total"] - facts["params_non_embedding"]
+  return active - embedding if convention == "flops_6nd_non_embedding" else active

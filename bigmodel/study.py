@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from bigmodel import data, models, record, train
-from bigmodel.accounting import law_params
+from bigmodel.accounting import params_in
 from bigmodel.assembly import (
   check,
   check_resolved,
@@ -456,7 +456,7 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   run = prepared.make(overrides)
   tokens = train.tokens_at(run.config, run.steps)
   flops = counts.flops(tokens)
-  N = law_params(counts.params(), convention)
+  N = params_in(counts.params(), convention)
   every = folder.of_role(prepared.workdir, "fit")
   fitted = [one for one in every if one["status"] == "finished"]
   facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.accounting import law_params
+from bigmodel.accounting import params_in
 from bigmodel.files import UserError
 from bigmodel.laws import table
 
@@ -60,7 +60,7 @@ def from_records(records: Sequence[dict[str, Any]], convention: str) -> Points:
   """The finished records' points, with C under `convention` and N as that convention counts it."""
   finished = [record for record in records if record["status"] == "finished"]
   column = lambda name: np.array([record[name] for record in finished], np.float64)
-  N = np.array([law_params(record, convention) for record in finished], np.float64)
+  N = np.array([params_in(record, convention) for record in finished], np.float64)
   return Points(N, column("tokens"), column(convention), column("loss_eval"), convention)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.accounting import law_params_name
+from bigmodel.accounting import params_of
 from bigmodel.files import UserError, sha256_text
 from bigmodel.laws import chinchilla, fitting, forecast, isoflop, uncertainty
 from bigmodel.laws.forms import Law
@@ -167,9 +167,9 @@ def isoflop_optima(fit_: isoflop.Fit) -> list[dict[str, Any]]:
 
 def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, Any]:
   """The law under the other way of counting parameters; FLOPs do not enter it."""
-  other = "flops_6nd" if convention == "flops_6nd_non_embedding" else "flops_6nd_non_embedding"
+  other = "flops_6nd" if params_of(convention) == "params_non_embedding" else "flops_6nd_non_embedding"
   fit_ = chinchilla.fit(from_records(records, other), bootstraps=0)
-  return {law_params_name(other): fit_.params}
+  return {params_of(other): fit_.params}
 
 
 def noise_floor(records: Sequence[Record]) -> dict[str, Any] | None:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from bigmodel.accounting import law_params
-
 Record = dict[str, Any]
 
 
@@ -105,9 +103,9 @@ def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
 
 def isoflop(
   groups: Sequence[tuple[float, list[Record]]],
-  convention: str,
   profiles: Sequence[dict[str, Any]],
   optima: Sequence[dict[str, Any]],
+  n: str,
   words: Words,
 ) -> go.Figure:
   """Loss over N at each budget, the parabola through it, and its minimum with the 90% interval."""
@@ -115,8 +113,8 @@ def isoflop(
   by_budget = {profile["C"]: profile for profile in profiles}
   for index, (budget, records) in enumerate(groups):
     shade = color(index, len(groups))
-    records = sorted(records, key=lambda r: law_params(r, convention))
-    N = np.array([law_params(r, convention) for r in records], float)
+    records = sorted(records, key=lambda r: r[n])
+    N = np.array([r[n] for r in records], float)
     figure.add_scatter(
       x=N, y=[r["loss_eval"] for r in records], mode="markers", marker={"color": shade, "size": 8},
       name=f"{budget:.2g} FLOPs", legendgroup=str(index),
@@ -162,13 +160,12 @@ def loss_over_data(records: Sequence[Record], words: Words, value: str = "loss_e
 
 
 def loss_over_n_and_d(
-  records: Sequence[Record], law: dict[str, Any] | None, convention: str, target: Record | None, words: Words
+  records: Sequence[Record], law: dict[str, Any] | None, n: str, target: Record | None, words: Words
 ) -> go.Figure:
   """Every run at its (N, D), coloured by loss, over the contours of the fitted law."""
   figure = blank("parameters N", f"training {words.unit} D", log_y=True)
   every = [*records, *([target] if target else [])]
-  N = np.array([law_params(r, convention) for r in every], float)
-  D = np.array([r["tokens"] for r in every], float)
+  N, D = (np.array([r[name] for r in every], float) for name in (n, "tokens"))
   losses = [r["loss_eval"] for r in every]
   if law:
     p = law["params"]
@@ -196,6 +193,7 @@ def forecast(
   convention: str,
   sealed: dict[str, Any],
   law: dict[str, Any] | None,
+  n: str,
   noise: float | None,
   words: Words,
 ) -> go.Figure:

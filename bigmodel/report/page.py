@@ -13,6 +13,7 @@ import polars as pl
 from etils import epath
 
 from bigmodel import record
+from bigmodel.accounting import params_in
 from bigmodel.files import UserError, absolute, read_json, write_bytes, write_json, write_text
 from bigmodel.report import figures, sweeps
 from bigmodel.sweep import folder, folds, leaderboard
@@ -125,30 +126,28 @@ def _provenance(records: list[Facts]) -> Facts:
 
 def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
   """`{name: (title, figure)}` of every figure that the study has data for."""
-  runs = facts["runs"]
+  convention, n = facts["convention"], "N"
+  runs = [run | {n: params_in(run, convention)} for run in facts["runs"]]
   finished = [r for r in runs if r["status"] == "finished"]
   fitted = [r for r in finished if "fit" in r["roles"]]
   target = next((r for r in finished if r["roles"] == ["target"]), None)
   law = next((law for law in facts["laws"] if law["name"] == "chinchilla"), None)
   profiles = next((law["profiles"] for law in facts["laws"] if law["name"] == "isoflop"), [])
-  convention = facts["convention"]
   noise = (facts["noise_floor"] or {}).get("std")
   words = figures.Words(facts["unit"], facts["loss"])
   drawn: dict[str, tuple[str, Any]] = sweeps.draw(facts["sweep"], facts["loss"]) if facts["sweep"] else {}
   if facts["forecast"] and fitted:
-    figure = figures.forecast(fitted, convention, facts["forecast"], law, noise, words)
+    figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise, words)
     drawn["forecast"] = ("The forecast and the truth", figure)
   if profiles and fitted:
     groups = _by_budget(fitted, convention)
-    isoflop = figures.isoflop(groups, convention, profiles, facts["optimum"], words)
-    drawn["isoflop"] = ("Loss over size at each budget", isoflop)
+    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], n, words))
   if fitted and not profiles and not facts["sweep"]:
     drawn["data"] = ("Loss over data at each size", figures.loss_over_data(fitted, words))
     for name in facts["metrics"]:
       drawn[name] = (f"{name} over data at each size", figures.loss_over_data(fitted, words, name))
   if fitted and not facts["sweep"]:
-    surface = figures.loss_over_n_and_d(fitted, law, convention, target, words)
-    drawn["surface"] = ("Loss over size and data", surface)
+    drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target, words))
   if facts["scans"]:
     drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"], words))
   curves = [(r, metrics.read(workdir / "runs" / r["run_id"])) for r in finished if "fit" in r["roles"] or r is target]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from bigmodel.accounting import CONVENTIONS, law_params
+from bigmodel.accounting import CONVENTIONS, params_in
 from bigmodel.config import require_choice
 from bigmodel.files import UserError
 
@@ -28,7 +28,7 @@ class Planned:
 
 def closest_size(sizes: Sequence[Overrides], counts_of: CountsOf, convention: str, N: float) -> Overrides:
   """The size whose parameters are nearest to N in their logs, both counted by the convention of the law."""
-  return min(sizes, key=lambda size: abs(math.log(law_params(counts_of(size).params(), convention) / N)))
+  return min(sizes, key=lambda size: abs(math.log(params_in(counts_of(size).params(), convention) / N)))
 
 
 def no_settings(params: int, tokens: int) -> Overrides:
@@ -40,7 +40,7 @@ def no_settings(params: int, tokens: int) -> Overrides:
 class IsoFlop:
   """Every budget with every size whose tokens per parameter lie within `ratios`.
 
-  Parameters are counted as laws of the design's convention count them (`accounting.law_params`).
+  Parameters are counted as laws of the design's convention count them (`accounting.params_in`).
   """
 
   budgets: Sequence[float]
@@ -64,7 +64,7 @@ class IsoFlop:
     """The run of one budget and size, or None where its ratio is out of bounds."""
     counts = counts_of(size)
     tokens = round(budget / counts.flops(1)[self.convention])
-    if role == "fit" and not self.ratios[0] <= tokens / law_params(counts.params(), self.convention) <= self.ratios[1]:
+    if role == "fit" and not self.ratios[0] <= tokens / params_in(counts.params(), self.convention) <= self.ratios[1]:
       return None
     return Planned(role, {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}, budget)
 
@@ -85,7 +85,7 @@ class Grid:
 class Ladder:
   """Every size at every multiple of tokens per parameter (20 is Chinchilla's).
 
-  Parameters are counted as laws of the design's convention count them (`accounting.law_params`).
+  Parameters are counted as laws of the design's convention count them (`accounting.params_in`).
   """
 
   sizes: Sequence[Overrides]
@@ -96,7 +96,7 @@ class Ladder:
     runs = []
     for size, ratio in itertools.product(self.sizes, self.ratios):
       counts = counts_of(size)
-      tokens = round(ratio * law_params(counts.params(), self.convention))
+      tokens = round(ratio * params_in(counts.params(), self.convention))
       overrides = {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}
       runs.append(Planned("fit", overrides, counts.flops(tokens)[self.convention]))
     return runs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodel import models, study
-from bigmodel.accounting import CONVENTIONS, law_params
+from bigmodel.accounting import CONVENTIONS, params_in
 from bigmodel.config import with_overrides
 from bigmodel.laws import summary
 from bigmodel.laws.points import from_records
@@ -56,7 +56,7 @@ def test_points_of_a_law_have_the_parameters_that_its_flops_count(mixture, conve
 @EVERY
 def test_ratios_of_designs_are_tokens_over_the_same_parameters(mixture, convention):
   counts = counts_for(mixture)
-  N_of = lambda size: law_params(counts(size).params(), convention)
+  N_of = lambda size: params_in(counts(size).params(), convention)
   budget = counts(SIZES[3]).flops(20 * N_of(SIZES[3]))[convention]
   planned = IsoFlop((budget,), SIZES, ratios=(10, 40), convention=convention).runs(counts)
   chosen = {(one.overrides["model.width"], one.overrides["model.layers"]) for one in planned}
@@ -71,12 +71,12 @@ def test_ratios_of_designs_are_tokens_over_the_same_parameters(mixture, conventi
 def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(mixture, convention):
   """Losses of a law in this convention's N, whose best sizes at four budgets are fitted by parabolas."""
   counts = counts_for(mixture)
-  unit = float(np.median([law_params(counts(size).params(), convention) for size in SIZES]))
+  unit = float(np.median([params_in(counts(size).params(), convention) for size in SIZES]))
   records = []
   for factor in (1 / 4, 1 / 2, 1.0, 2.0):
     for size in SIZES:
       own = counts(size)
-      N = law_params(own.params(), convention)
+      N = params_in(own.params(), convention)
       C = 100 * factor * counts(SIZES[3]).flops(round(unit))[convention]
       tokens = round(C / own.flops(1)[convention])
       loss = 2 + 0.05 * math.log(N / (unit * factor**0.5)) ** 2
@@ -85,10 +85,10 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
   fits = summary.fit(records, ["isoflop"], convention, target)
   best = summary.optimum_at(fits, target)
   assert best == pytest.approx(unit * 4, rel=0.02)  # 16 times the compute of factor 1; tokens are whole numbers
-  sizes = [law_params(counts(size).params(), convention) for size in SIZES]
+  sizes = [params_in(counts(size).params(), convention) for size in SIZES]
   for N in (best, *sizes):
     closest = closest_size(SIZES, counts, convention, N)
-    distance = abs(math.log(law_params(counts(closest).params(), convention) / N))
+    distance = abs(math.log(params_in(counts(closest).params(), convention) / N))
     assert distance == min(abs(math.log(one / N)) for one in sizes)
 
 
@@ -108,7 +108,7 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
 
   monkeypatch.setattr(study.laws, "make_forecast", make_forecast)
   for size in SIZES:
-    N = law_params(prepared.counts_of(size).params(), convention)
+    N = params_in(prepared.counts_of(size).params(), convention)
     fits = {"optimum": [{"law": "chinchilla", "C": flops, "N": float(N), "inside": True}], "noise_floor": None}
     sealed = study._seal_forecast(prepared, fits)
     assert {name: sealed["target"]["overrides"][name] for name in size} == size
