@@ -66,7 +66,8 @@ def fields(kind: str = "text") -> dict[str, Any]:
     "distributions": (),  # python_source: distributions to train on
     "heldout": (),  # python_source: distributions to evaluate on
     # text_files: share of the documents to evaluate on, by a hash of their words. A document is a line of a .jsonl
-    # file or a whole file of another kind. What any part of a mixture holds out is trained on in none.
+    # file or a whole file of another kind. What any part of a mixture holds out is trained on in none. Of a corpus
+    # that is a single file, the end is held out.
     "heldout_fraction": 0.02,
     # Others to mix in, each as 'WEIGHT name=text_files path=...': fields of its own and a share of the bytes.
     "mixture": (),

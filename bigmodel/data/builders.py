@@ -32,10 +32,13 @@ class Documents(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("2.0.0")
   name = "documents"
 
-  def __init__(self, *, files: list[sources.Source], text_key: str, heldout_fraction: float, **kwargs: Any):
+  def __init__(
+    self, *, files: list[sources.Source], text_key: str, heldout_fraction: float, divides: bool, **kwargs: Any
+  ):
     self._files = files
     self._text_key = text_key
     self._heldout_fraction = heldout_fraction
+    self._divides = divides  # a corpus of one document
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -47,6 +50,11 @@ class Documents(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in ("train", "validation")}
 
   def _generate_examples(self, split: str):  # pyright: ignore[reportIncompatibleMethodOverride]
+    if self._divides:
+      for heldout, name, text in sources.divided(self._files[0], self._heldout_fraction):
+        if heldout == (split == "validation") and text.strip():
+          yield name, {"name": name, "text": text, IDENTITIES: sources.identity([text])}
+      return
     seen: set[str] = set()
     for source in self._files:
       if source.split not in ("", split):
@@ -70,7 +78,13 @@ def manifest(data: Config) -> tuple[str, list[sources.Source]]:
     files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
     return sources.manifest_sha256(files, data.name), files
   files = sources.text_sources(data.path)
-  return sources.manifest_sha256(files, data.name, data.heldout_fraction, data.text_key), files
+  settings = (data.name, data.heldout_fraction, data.text_key, _divides(data, files))
+  return sources.manifest_sha256(files, *settings), files
+
+
+def _divides(data: Config, files: list[sources.Source]) -> bool:
+  """Whether the corpus is one document, whose end is held out. In a mixture other parts may hold that document, too."""
+  return not data.mixture and sources.is_one_text(files)
 
 
 def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
@@ -83,6 +97,7 @@ def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
     files=files,
     text_key=data.text_key,
     heldout_fraction=data.heldout_fraction,
+    divides=_divides(data, files),
     data_dir=str(root / sha256[:16]),
     file_format="array_record",
   )
@@ -102,10 +117,15 @@ def _empty(data: Config, files: list[sources.Source], split: str) -> UserError:
   shares = {sources.heldout_share(one) for one in identities - {sources.identity([])}}
   if not shares:
     return UserError(f"config.data.path: the corpus is empty: no text at {data.path}")
+  if _divides(data, files):
+    return UserError(
+      f"config.data.path: {data.path} is one document with too few lines to hold out its end (heldout_fraction ="
+      f" {data.heldout_fraction}); give more text, or several files"
+    )
   if len(shares) == 1:
     return UserError(
-      f"config.data.path: {data.path} holds one document, and the pieces of a document are never divided between"
-      " training and evaluation; give several files, or a .jsonl file with a document a line"
+      f"config.data.path: {data.path} holds one document, which is not divided between training and evaluation in a"
+      " mixture or a .jsonl file; give several files, or a .jsonl file with a document a line"
     )
   fraction = data.heldout_fraction
   if split == "validation":

@@ -2,7 +2,7 @@
 
 A document is a line of a .jsonl file or a whole file of any other kind. Whether it is held out depends on its words
 alone (`identity`), so copies of it in other files, formats or parts of a mixture share its fate, and so do all pieces
-of a long file.
+of a long file. A corpus that is one file of text has one document: its end is held out.
 """
 
 import contextlib
@@ -149,6 +149,31 @@ def _lines(source: Source, text_key: str) -> Iterator[Document]:
       except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source.path}:{number}: no JSON object with a field {text_key!r}") from error
       yield Document(identity([text]), iter([(f"{source.name}#{number}", text)]))
+
+
+def is_one_text(sources: list[Source]) -> bool:
+  """Whether these files are a single document, which has to be divided to have something to evaluate."""
+  return len(sources) == 1 and not sources[0].split and _suffix(Path(sources[0].path)) != ".jsonl"
+
+
+def divided(source: Source, heldout_fraction: float) -> Iterator[tuple[bool, str, str]]:
+  """`(held out, name, text)` of each piece of one document. Its end is held out, from the start of a line on."""
+  path = Path(source.path)
+  with _decoding(path):
+    with _open(path) as file:
+      kept = (1 - heldout_fraction) * sum(map(len, file))
+    with _open(path) as file:
+      piece, size, read, number = [], 0, 0, 0
+      for line in file:
+        ends_training = read < kept <= read + len(line)
+        piece.append(line)
+        size += len(line)
+        read += len(line)
+        if size >= PIECE_CHARACTERS or ends_training:
+          yield read - size >= kept, f"{source.name}#{number}", "".join(piece)
+          piece, size, number = [], 0, number + 1
+      if piece:
+        yield read - size >= kept, f"{source.name}#{number}", "".join(piece)
 
 
 def _file(source: Source) -> Iterator[tuple[str, str]]:

@@ -157,10 +157,31 @@ def test_pieces_of_a_document_are_one_sample(tmp_path):
     assert len({line.split()[0] for line in lines if line.startswith("doc")}) == 1
 
 
-def test_one_document_is_never_divided_and_a_fraction_that_holds_out_none_says_which_does(tmp_path):
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("suffix", [suffix for suffix in sources.TEXT_SUFFIXES if suffix != ".jsonl"])
+@pytest.mark.parametrize("lines", [40, 5000])  # less than a piece, and several
+def test_of_a_single_file_the_end_is_held_out(tmp_path, suffix, packed, lines):
+  content = "".join(f"line {i}\n" for i in range(lines)) if lines == 40 else text(0, lines)
+  data = pipeline.prepare(config_of(path=str(write(tmp_path / "a", suffix, packed, [content])), heldout_fraction=0.25))
+  lines_of = {
+    split: bytes(np.asarray(data.tokens[split]).clip(0, 255).astype(np.uint8)).replace(b"\xff", b"").split(b"\n")
+    for split in ("train", "validation")
+  }
+  found = {split: sorted(line.strip().decode() for line in own if line.strip()) for split, own in lines_of.items()}
+  wanted = [line.strip() for line in content.splitlines()]
+  count = len(found["validation"])
+  assert found == {"train": sorted(wanted[:-count]), "validation": sorted(wanted[-count:])}
+  assert count == pytest.approx(0.25 * len(wanted), rel=0.01, abs=1)
+
+
+def test_one_document_of_a_mixture_or_a_line_is_refused_and_a_fraction_that_holds_out_none_says_which_does(tmp_path):
   long = write(tmp_path / "a", ".txt", "", [text(0, lines=5000)])
-  with pytest.raises(UserError, match=r"holds one document.*never divided.*several files, or a \.jsonl"):
-    pipeline.prepare(config_of(path=str(long), heldout_fraction=0.5))
+  others = write(tmp_path / "others", ".txt", "", [text(i) for i in range(50)])
+  with pytest.raises(UserError, match=r"holds one document.*several files, or a \.jsonl"):
+    pipeline.prepare(config_of(path=str(long), heldout_fraction=0.5, mixture=(f"1 path={others}",)))
+  line = write(tmp_path / "line", ".txt", "", ["a single line of words"])
+  with pytest.raises(UserError, match=r"one document with too few lines"):
+    pipeline.prepare(config_of(path=str(line), heldout_fraction=0.5))
   few = write(tmp_path / "b", ".txt", "", [text(i) for i in range(5)])
   shares = sorted(sources.heldout_share(sources.identity([text(i)])) for i in range(5))
   with pytest.raises(UserError, match=f"holds out none of the 5 documents.*above {shares[0]:.3g}"):
