@@ -101,7 +101,8 @@ class SlurmArray:
       if again:
         return self._executor.submit(run, *arguments(self._commands[index]))
       if self._first is None:
-        self._first = self._executor.map_array(run, *zip(*map(arguments, self._commands), strict=True))
+        jobs: list[Any] = self._executor.map_array(run, *zip(*map(arguments, self._commands), strict=True))
+        self._first = jobs
       return self._first[index]
     except RuntimeError as error:  # submitit's, of what sbatch said
       raise UserError(f"--workers=slurm: {str(error).strip().splitlines()[-1]}") from error
