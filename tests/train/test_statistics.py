@@ -92,16 +92,18 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
   assert len(found["activation"]["block"]) == len(found["parameter"]["blocks.attention.query"]) == 2
   assert len(found["activation"]["decoder"]) == 1
   root = lambda x: float(np.sqrt(np.mean(np.square(x))))
+  rows = models.real_rows(config)  # padding of tables does not count
   for path, x in jax.tree_util.tree_leaves_with_path(before):
     name = optim.names.dotted(path)
     after = state.params
     for key in path:
       after = after[key.key]
     layers = list(zip(np.asarray(after), x, strict=True)) if "blocks." in name else [(np.asarray(after), x)]
+    layers = [(new[: rows.get(name, len(new))], old[: rows.get(name, len(old))]) for new, old in layers]
     for i, (new, old) in enumerate(layers):
       assert float(found["parameter"][name][i]) == pytest.approx(root(old), rel=1e-5)
       assert float(found["update"][name][i]) == pytest.approx(root(new - old), rel=1e-2)
-  sizes = {optim.names.dotted(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(before)}
+  sizes = {name: x[: rows.get(name, len(x))].size for name, x in weights.flat(before).items()}
   norm = sum(sizes[n] / len(x) * sum(float(v) ** 2 for v in x) for n, x in found["gradient"].items()) ** 0.5
   assert norm == pytest.approx(float(told["grad_norm"]), rel=1e-4)
   model = models.build(config)
@@ -137,8 +139,9 @@ def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, fa
   state, _, (before, found) = _one_step(own, data)
   moved = jax.tree.map(lambda new, old: old - np.asarray(new), state.params, before)
   largest = max(float(x) for layers in found["gradient"].values() for x in layers)
+  rows = models.real_rows(own)
   for name, x in weights.flat(moved).items():
-    layers = list(x) if "blocks." in name else [x]
+    layers = list(x) if "blocks." in name else [x[: rows.get(name, len(x))]]
     for layer, gradient, update in zip(layers, found["gradient"][name], found["update"][name], strict=True):
       size = float(np.sqrt(np.mean(layer**2)))
       # Differences of parameters near 1 are rounded to 1e-7 of these.

@@ -45,9 +45,6 @@ def test_every_mesh_computes_the_same(resolved, sizes):
 def test_parameters_and_optimizer_state_are_sharded_alike(resolved):
   config, _ = resolved
   config.parallel.fsdp, config.parallel.tensor = 4, 2
-  with pytest.raises(UserError, match=r"tensor: 2 does not divide a 257 wide axis of .*embedding"):
-    programs.program(config)
-  config.model.vocab = 264
   program = programs.program(config)
   state = program.init(0)
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)

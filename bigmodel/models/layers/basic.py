@@ -72,7 +72,8 @@ def _times(x: jax.Array, weight: jax.Array, result: Any) -> jax.Array:
 
 
 def _times_forward(x: jax.Array, weight: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _times(x, weight, result), (x, weight)
+  # The product itself and not `_times`, into which policies of rematerialization cannot look.
+  return jnp.matmul(x, weight, preferred_element_type=result), (x, weight)
 
 
 def _times_backward(result: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,14 +100,17 @@ def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _einsum_forward(subscripts: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _einsum(subscripts, a, b), (a, b)
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32), (a, b)
 
 
 def _einsum_backward(
   subscripts: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  _, backward = jax.vjp(functools.partial(jnp.einsum, subscripts), *kept)
-  return backward(gradient.astype(kept[0].dtype))
+  a, b = kept
+  gradient = gradient.astype(a.dtype)
+  (of_a,) = jax.linear_transpose(lambda a: jnp.einsum(subscripts, a, b), a)(gradient)
+  (of_b,) = jax.linear_transpose(lambda b: jnp.einsum(subscripts, a, b), b)(gradient)
+  return of_a, of_b
 
 
 _einsum.defvjp(_einsum_forward, _einsum_backward)
