@@ -87,7 +87,7 @@ def test_every_preset_evaluates_and_generates_as_one_device_with_the_parameters_
 
   said = []
   for path in (folder, single):
-    config, program, params, _ = use._restored(str(path), decoding=True, generating=True)
+    config, program, params, _ = use._restored(str(path), generating=True)
     if path == folder:
       largest = max(np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(params) if x.ndim > 2)
       assert largest == 1 if preset == "dp" else largest <= 0.5
