@@ -21,7 +21,20 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes much that lives on: looking 
 
 
 # Files that take long begin first, so that no worker has one left when the others are done.
-LONG = ("test_study", "test_meshes", "test_every_family", "test_plan", "test_cli", "test_hosts", "test_loop")
+LONG = (
+  "test_study",
+  "test_meshes",
+  "test_every_family",
+  "test_statistics",
+  "test_parametrization",
+  "test_plan",
+  "test_cli",
+  "test_hosts",
+  "test_loop",
+  "test_stages",
+  "test_diverged",
+  "test_packs",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -116,7 +116,7 @@ for name in SOURCES:
 
 
 def test_many_images_need_no_more_memory_than_a_few(tmp_path):
-  """36 MiB of pixels (288 MiB as floats), with 28 MiB of memory that is not yet in use; mapped files are not counted in that."""
+  """36 MiB of pixels (288 MiB as floats), with 28 MiB of memory that is not yet in use; mapped files do not count."""
   assert set(WRITERS) == set(SOURCES)
   shades = np.arange(192).astype(np.uint8)[:, None, None, None]
   for name in SOURCES:

@@ -112,8 +112,8 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
   assert float(found["activation"]["decoder"][0]) == pytest.approx(root(logits), rel=1e-5)
 
 
-KINDS = [("decoder", 1), ("bert", 1), ("bert", 2)]
-MORE_KINDS = [("decoder", 4), ("transformer", 1), ("transformer", 2), ("mlp", 1), ("mlp", 2)]
+KINDS = [("decoder", 1), ("bert", 2)]
+MORE_KINDS = [("bert", 1), ("decoder", 4), ("transformer", 1), ("transformer", 2), ("mlp", 1), ("mlp", 2)]
 
 
 @pytest.mark.parametrize(
