@@ -42,6 +42,8 @@ T = TypeVar("T")
 SEAL = "SEAL"
 LARGE = 1 << 20  # bytes: files that are worth threads, arrays that are written by themselves
 JOINED = 16 << 20  # bytes of small arrays that are joined, for every process that restores them reads them all
+JOINED_NAME = "joined."  # and the type: how joined arrays are called
+MOST_CUTS = 256  # the largest prime factor of an axis that is cut
 CHUNK = 4 << 20  # bytes: arrays are stored in pieces, of which a process that restores a part of an array reads a few
 BLOCK = 64 << 20  # bytes of a file that are hashed as one, so that processes and threads share a large file
 COMMIT_TRIES = 10
@@ -287,7 +289,7 @@ class Checkpoints:
     folder, marks = self.folder / str(step), sealed["arrays"]
     placed = lambda x: getattr(x, "sharding", None) is not None
     wanted = {name: x if placed(x) else np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
-    joined = {f"joined.{kind}": (kind, names) for kind, names in sealed.get("joined", {}).items()}
+    joined = {f"{JOINED_NAME}{kind}": (kind, names) for kind, names in sealed.get("joined", {}).items()}
     shape_of = lambda name: ast.literal_eval(marks[name].rsplit(" ", 2)[0])
     whole = dict(wanted)
     for name, (kind, inside) in joined.items():
@@ -346,12 +348,31 @@ def _join(arrays: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, list
   inside = {name for names in joined.values() for name in names}
   whole = {name: np.array(array) for name, array in arrays.items() if name not in inside}
   for kind, names in joined.items():
-    whole[f"joined.{kind}"] = np.concatenate([np.ravel(arrays[name]) for name in names])
+    whole[f"{JOINED_NAME}{kind}"] = np.concatenate([np.ravel(arrays[name]) for name in names])
   return whole, joined
 
 
 def _save_args(arrays: dict[str, Any]) -> ocp.args.StandardSave:
-  return ocp.args.StandardSave(arrays, save_args={name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays})
+  return ocp.args.StandardSave(arrays, save_args={name: _in_pieces(name, x) for name, x in arrays.items()})
+
+
+def _in_pieces(name: str, array: Any) -> ocp.SaveArgs:
+  """How orbax stores an array: in pieces of at most `CHUNK` bytes, where its shape allows.
+
+  Orbax cuts axes at divisors of their lengths only, so a prime axis would be stored number by number. Joined arrays
+  have any length, and are read as a whole.
+  """
+  whole = name.startswith(JOINED_NAME) or any(_largest_prime_factor(size) > MOST_CUTS for size in array.shape)
+  return ocp.SaveArgs(chunk_byte_size=None if whole else CHUNK)
+
+
+def _largest_prime_factor(number: int) -> int:
+  largest, factor = 1, 2
+  while factor * factor <= number:
+    while number % factor == 0:
+      largest, number = factor, number // factor
+    factor += 1
+  return max(largest, number)
 
 
 def to_flat(tree: Any) -> dict[str, Any]:
