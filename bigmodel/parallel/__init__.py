@@ -86,7 +86,9 @@ def fields() -> dict[str, Any]:
     "rules": (),  # 'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones
     "attention": "auto",
     "sequence_attention": "ring",  # how keys and values meet queries along `sequence`
-    "scan": False,  # scan over the layers: compiles once for all of them
+    # Layers as one loop, compiled once for all of them. With remat="none", layers whose weights are stored in pieces
+    # (fsdp) always are, so that the whole weights of no two layers are in memory together.
+    "scan": False,
     "remat": "none",  # what the backward pass computes again
     "microbatches": 0,  # of a pipeline; 0 is twice the stages
     "offload": "none",  # what lies in the host's memory between its uses
