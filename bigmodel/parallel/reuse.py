@@ -38,7 +38,7 @@ def for_generation(config: Config) -> Config:
       given.update(fsdp=-1, data=max(given.data, 1))
   plain = for_evaluation(plain)
   mesh, boxed = make_mesh(plain), _abstract_parameters(plain)
-  if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain)))):
+  if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain, mesh.shape)))):
     plain.parallel.update(_sizes(data=1))
   return plain
 
@@ -80,7 +80,8 @@ def _works(config: Config) -> bool:
   try:
     check(config)
     mesh_sizes(config, jax.device_count())
-    shardings(make_mesh(config), _abstract_parameters(config), rules(config))
+    mesh = make_mesh(config)
+    shardings(mesh, _abstract_parameters(config), rules(config, mesh.shape))
   except UserError:
     return False
   return True
