@@ -239,7 +239,7 @@ def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
     if asked[axis] == 0 and wish == -1 and not free:
       free = [axis]
     elif asked[axis] == 0 and wish > 0:
-      able = math.gcd(left, _limit(config, axis))
+      able = math.gcd(left, _limit(config, axis, sizes))
       sizes[axis] = max(n for n in range(1, wish + 1) if n == 1 or (able % n == 0 and fits({**sizes, axis: n})))
       left //= sizes[axis]
   if not free:
@@ -268,11 +268,14 @@ def _widths(config: Config) -> tuple[int, ...]:
   return (model.width,) if "heads" in model else ()
 
 
-def _limit(config: Config, axis: str) -> int:
-  """What a preset's wish for an axis has to divide besides the devices."""
+def _limit(config: Config, axis: str, sizes: Mapping[str, int]) -> int:
+  """What a preset's wish for an axis has to divide besides the devices, beside other axes of these sizes."""
   numbers = [_number(config, name) or 1 for name in DIVIDES[axis]]
   if axis == "tensor":
     numbers.append(config.model.get("feed_forward", 0))
+  if axis in ("sequence", "expert"):  # which the axes `embed` are spread over, together with `fsdp`
+    others = math.prod(sizes[other] for other in ("fsdp", "sequence", "expert") if other != axis)
+    numbers.append(math.gcd(*_widths(config)) // others)
   if axis == "sequence" and _number(config, "model.experts"):
     numbers.append(_groups(config))
   if axis == "pipeline" and config.model.get("dropout"):
