@@ -299,6 +299,11 @@ def notes(config: Config, sizes: Mapping[str, int]) -> list[str]:
   ]
 
 
+def notes_here(config: Config) -> list[str]:
+  """The notes of a run on the devices that are here."""
+  return notes(config, mesh_sizes(config, jax.device_count()))
+
+
 def microbatches(config: Config, stages: int) -> int:
   """The pieces of a batch that follow each other through a pipeline; 1 without one."""
   return 1 if stages == 1 else config.parallel.microbatches or 2 * stages
