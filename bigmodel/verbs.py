@@ -42,6 +42,13 @@ def _show(value: Any) -> str:
   return str(value)
 
 
+def _show_notes(arguments: Arguments, notes: Sequence[str]) -> None:
+  """What a preset wished for and did not get, a line each; nothing with --json."""
+  if not arguments.json:
+    for note in dict.fromkeys(notes):
+      plain_console().print(note, highlight=False, soft_wrap=True)
+
+
 def setup(arguments: Arguments | None = None) -> bool:
   """Prepares JAX and joins the other processes of the job; true in the process that talks and writes."""
   from bigmodel import hardware
@@ -103,6 +110,7 @@ def data(arguments: Arguments) -> dict[str, Any]:
 
 def plan(arguments: Arguments) -> dict[str, Any]:
   setup()
+  from bigmodel import parallel
   from bigmodel import study as studies
   from bigmodel.plan import price
   from bigmodel.sweep import folder
@@ -117,6 +125,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
     run, _ = studies.single_run(config, arguments.workdir or ".")
     cost = price.price(run, price.calibrate([run], {})[0])
     show_table(arguments, f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+    _show_notes(arguments, parallel.notes_here(run.config))
     return cost
   prepared = studies.prepare(config, study, arguments.workdir or ".")
   result = studies.plan(prepared, folder.read_plan(arguments.workdir) if arguments.workdir else None)
@@ -209,6 +218,7 @@ def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:
     title = f"{study.name} on {where.name}: {total['chip_hours']:.4g} chip-hours{cost};"
     title += f" critical path {total['critical_path_hours']:.4g} h"
     show_table(arguments, title, columns, rows)
+    _show_notes(arguments, [note for r in result["runs"] for note in r["notes"]])
     return result
   config = studies.resolve_for_plan(config, where.count)
   if arguments.search:
@@ -270,6 +280,7 @@ def _show_plan(arguments: Arguments, facts: dict[str, Any]) -> None:
     ("cost", None if facts["cost"] is None else f"{facts['cost']:,.0f} dollars"),
   ]  # fmt: skip
   show_table(arguments, f"one run on {facts['topology']}", ("what", "value"), rows)
+  _show_notes(arguments, facts["notes"])
   moved = [
     (c["kind"], c["group"], c["overlaps"], c["count"], f"{c['bytes'] / 1e9:.3f} GB", f"{c['seconds']:.3g} s")
     for c in source["collectives"]
@@ -281,7 +292,7 @@ def _show_plan(arguments: Arguments, facts: dict[str, Any]) -> None:
 
 def train(arguments: Arguments) -> dict[str, Any]:
   talks = setup(arguments)
-  from bigmodel import record
+  from bigmodel import parallel, record
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
   from bigmodel.train.display import Display
@@ -297,6 +308,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
     ended = hosts.first(lambda: record.read(run.folder))
     if ended is None:
       with Display(quiet=arguments.json or not talks) as display:
+        for note in parallel.notes_here(run.config):
+          display.say(note)
         (ended,) = train_runs([run], corpus, display, stop, profile=arguments.profile)
   names = (
     "run_id",

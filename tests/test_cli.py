@@ -65,6 +65,19 @@ def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, 
   assert json.loads(out)["flops_exact"] == pytest.approx(sealed["flops_exact"] * 6 / 8)
 
 
+def test_what_a_preset_did_not_get_is_said_in_one_line(config_file, tmp_path, inside):
+  note = "preset: ep is for expert=4, and expert=1 is what divides the devices, the model and the batch\n"  # dense
+  ep = "--config.parallel.preset=ep", "--config.parallel.data=0", "--config.parallel.fsdp=1"  # compiles faster
+  _, out, _ = inside("plan", f"--config={config_file}", "--topology=h100:8", *ep)
+  assert out.count(note) == 1
+  _, out, _ = inside("plan", f"--config={config_file}", *ep)
+  assert out.count(note) == 1
+  code, out, err = inside("train", f"--config={config_file}:8", f"--workdir={tmp_path / 'run'}", *ep)
+  assert code == 0, err
+  assert err.count(note) == 1
+  assert note not in out
+
+
 def test_an_interrupted_command_exits_75_and_resumes(config_file, tmp_path):
   import signal
 

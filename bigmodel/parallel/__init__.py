@@ -86,7 +86,9 @@ def fields() -> dict[str, Any]:
     "rules": (),  # 'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones
     "attention": "auto",
     "sequence_attention": "ring",  # how keys and values meet queries along `sequence`
-    "scan": False,  # scan over the layers: compiles once for all of them
+    # Layers as one loop, compiled once for all of them. With remat="none", layers whose weights are stored in pieces
+    # (fsdp) always are, so that the whole weights of no two layers are in memory together.
+    "scan": False,
     "remat": "none",  # what the backward pass computes again
     "microbatches": 0,  # of a pipeline; 0 is twice the stages
     "offload": "none",  # what lies in the host's memory between its uses
@@ -237,7 +239,7 @@ def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
     if asked[axis] == 0 and wish == -1 and not free:
       free = [axis]
     elif asked[axis] == 0 and wish > 0:
-      able = math.gcd(left, _limit(config, axis))
+      able = math.gcd(left, _limit(config, axis, sizes))
       sizes[axis] = max(n for n in range(1, wish + 1) if n == 1 or (able % n == 0 and fits({**sizes, axis: n})))
       left //= sizes[axis]
   if not free:
@@ -266,11 +268,14 @@ def _widths(config: Config) -> tuple[int, ...]:
   return (model.width,) if "heads" in model else ()
 
 
-def _limit(config: Config, axis: str) -> int:
-  """What a preset's wish for an axis has to divide besides the devices."""
+def _limit(config: Config, axis: str, sizes: Mapping[str, int]) -> int:
+  """What a preset's wish for an axis has to divide besides the devices, beside other axes of these sizes."""
   numbers = [_number(config, name) or 1 for name in DIVIDES[axis]]
   if axis == "tensor":
     numbers.append(config.model.get("feed_forward", 0))
+  if axis in ("sequence", "expert"):  # which the axes `embed` are spread over, together with `fsdp`
+    others = math.prod(sizes[other] for other in ("fsdp", "sequence", "expert") if other != axis)
+    numbers.append(math.gcd(*_widths(config)) // others)
   if axis == "sequence" and _number(config, "model.experts"):
     numbers.append(_groups(config))
   if axis == "pipeline" and config.model.get("dropout"):
@@ -292,6 +297,11 @@ def notes(config: Config, sizes: Mapping[str, int]) -> list[str]:
     for axis, wish in wishes
     if wish > sizes[axis] and not config.parallel[axis]
   ]
+
+
+def notes_here(config: Config) -> list[str]:
+  """The notes of a run on the devices that are here."""
+  return notes(config, mesh_sizes(config, jax.device_count()))
 
 
 def microbatches(config: Config, stages: int) -> int:

@@ -4,7 +4,7 @@ Each has the signature of `models.layers.block.RunBlocks` and computes the same.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from bigmodel.config import Config
 from bigmodel.models.layers.basic import gathering_again
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.models.layers.experts import PRODUCTS, Auxiliary
-from bigmodel.parallel import BATCH, microbatches, rules, rules_on
+from bigmodel.parallel import BATCH, microbatches, rules
 
 POLICIES = {
   "full": None,
@@ -36,21 +36,29 @@ POLICIES = {
 
 def choose(config: Config, mesh: Mesh) -> RunBlocks:
   """The way that `config.parallel` asks for on this mesh."""
-  parallel = config.parallel
-  run = scanned if parallel.scan else unrolled
+  policy, in_pieces = config.parallel.remat, stored_in_pieces(config, mesh.shape)
+  run = scanned if is_scanned(config, mesh.shape) else unrolled
   stages = mesh.shape["pipeline"]
   if stages > 1:
     run = pipelined(run, mesh, microbatches(config, stages))
-  # Layers that are not scanned have their gradients summed all together, so that whole ones are in memory anyway.
-  if parallel.scan and parallel.remat == "none" and stored_in_pieces(config, mesh):
+  if policy == "none" and in_pieces:
     return lambda block, stacked, x: run(gathered_twice(block), stacked, x)
-  return lambda block, stacked, x: run(remat(block, parallel.remat), stacked, x)
+  return lambda block, stacked, x: run(remat(block, policy), stacked, x)
 
 
-def stored_in_pieces(config: Config, mesh: Mesh) -> bool:
+def is_scanned(config: Config, sizes: Mapping[str, int]) -> bool:
+  """Whether layers are one loop on a mesh of these sizes: where asked, and where whole weights would pile up.
+
+  Layers that are not scanned have their gradients summed all together. Where weights are stored in pieces and nothing
+  is computed again, the whole ones of all layers would be in memory at once.
+  """
+  return config.parallel.scan or (config.parallel.remat == "none" and stored_in_pieces(config, sizes))
+
+
+def stored_in_pieces(config: Config, sizes: Mapping[str, int]) -> bool:
   """Whether weights are gathered before they are multiplied: their axis `embed` is spread over devices."""
-  along = [axes for name, axes in rules_on(mesh, rules(config)) if name == "embed"]
-  return any(along)
+  along = [axes or () for name, axes in rules(config, sizes) if name == "embed"]
+  return any(sizes[axis] > 1 for axes in along for axis in axes)
 
 
 def remat(block: BlockFunction, policy: str) -> BlockFunction:

@@ -31,14 +31,14 @@ def for_generation(config: Config) -> Config:
   Its devices go to `fsdp`. Where all parameters are whole on every device anyway, one device does it alone.
   """
   plain = config.copy_and_resolve_references()
-  if plain.parallel.preset == "pp" or plain.parallel.pipeline:
-    preset = "fsdp" if plain.parallel.preset == "pp" else plain.parallel.preset
-    plain.parallel.update(preset=preset, pipeline=0, microbatches=0)
-    if plain.parallel.fsdp > 0:
-      plain.parallel.fsdp = -1
+  given = plain.parallel
+  if given.preset == "pp" or given.pipeline not in (0, 1):
+    given.update(preset="fsdp" if given.preset == "pp" else given.preset, pipeline=0, microbatches=0)
+    if -1 not in (given.tensor, given.sequence, given.expert):  # an axis that takes what is left takes these as well
+      given.update(fsdp=-1, data=max(given.data, 1))
   plain = for_evaluation(plain)
   mesh, boxed = make_mesh(plain), _abstract_parameters(plain)
-  if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain)))):
+  if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain, mesh.shape)))):
     plain.parallel.update(_sizes(data=1))
   return plain
 
@@ -80,7 +80,8 @@ def _works(config: Config) -> bool:
   try:
     check(config)
     mesh_sizes(config, jax.device_count())
-    shardings(make_mesh(config), _abstract_parameters(config), rules(config))
+    mesh = make_mesh(config)
+    shardings(mesh, _abstract_parameters(config), rules(config, mesh.shape))
   except UserError:
     return False
   return True

@@ -213,7 +213,7 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
   else:
     attend = None
   policy = "full" if config.parallel.remat == "offload" else config.parallel.remat
-  run = blocks.scanned if config.parallel.scan else unrolled
+  run = blocks.scanned if blocks.is_scanned(config, sizes) else unrolled
   ways: dict[str, Any] = {"attend": attend} if attend else {}
   if "run_blocks" in supplied:
     ways["run_blocks"] = lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x)

@@ -25,7 +25,7 @@ SIZES = {
 }
 
 
-def scanned(family, experts, layers):
+def in_pieces(family, experts, layers):
   """A wide model on few tokens, so that its temporaries are weights and their gradients."""
   config = study.default_config(family)
   config.model.update(width=256, layers=layers, head_size=64, **SIZES[family])
@@ -35,7 +35,7 @@ def scanned(family, experts, layers):
     config.model.experts = 2
   config.train.update(batch_size=8, steps=10)
   config.eval.batch_size = 8
-  config.parallel.update(preset="fsdp", scan=True, remat="none")
+  config.parallel.preset = "fsdp"  # and all else as it is unless asked otherwise
   return study.resolve_without_data(config)
 
 
@@ -44,7 +44,7 @@ def scanned(family, experts, layers):
 )
 def test_whole_weights_of_all_layers_are_never_in_memory_together(family, experts):
   """Another layer adds pieces of its weights and gradients to the temporaries, but not the weights."""
-  few, many = (scanned(family, experts, layers) for layers in (2, 8))
+  few, many = (in_pieces(family, experts, layers) for layers in (2, 8))
   bytes_ = [compiled.compiled(config, topology.parse(""))["temporary_bytes"] for config in (few, many)]
   params = [4 * models.counts_of(config).params_total for config in (few, many)]
   # On 8 devices: an eighth each for the gradients and for the new parameters; and the layer's activations. Kept whole
@@ -73,10 +73,10 @@ def test_gathering_again_changes_neither_products_nor_gradients():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_one_device_computes_as_without_any_gathering(devices):
   """Nothing is wrapped where no weight is in pieces, so that its program and its speed are what they were."""
-  config = scanned("decoder", False, 2)
+  config = in_pieces("decoder", False, 2)
   mesh = parallel.make_mesh(config, devices=jax.devices()[:devices])
-  assert blocks.stored_in_pieces(config, mesh) == (devices > 1)
+  assert blocks.stored_in_pieces(config, mesh.shape) == (devices > 1)
   config.parallel.rules = ("embed=",)
-  assert not blocks.stored_in_pieces(config, mesh)
+  assert not blocks.stored_in_pieces(config, mesh.shape)
   config.parallel.update(preset="dp", rules=())
-  assert not blocks.stored_in_pieces(config, parallel.make_mesh(config))
+  assert not blocks.stored_in_pieces(config, parallel.make_mesh(config).shape)

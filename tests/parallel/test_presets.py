@@ -32,6 +32,12 @@ def config_of(name):
   return config
 
 
+def _abstract(sizes):
+  """A mesh of these sizes, of devices that need not be here."""
+  kinds = (AxisType.Auto,) * len(parallel.AXES)
+  return AbstractMesh(tuple(sizes.get(axis, 1) for axis in parallel.AXES), parallel.AXES, axis_types=kinds)
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_every_preset_plans_every_published_configuration(name):
   config, boxed = config_of(name), None
@@ -43,12 +49,29 @@ def test_every_preset_plans_every_published_configuration(name):
         build = models.build(resolved)
         boxed = jax.eval_shape(lambda: build.init(jax.random.key(0), *models.example(resolved))["params"])  # noqa: B023
       sizes = parallel.mesh_sizes(resolved, devices)
-      kinds = (AxisType.Auto,) * len(parallel.AXES)
-      mesh = AbstractMesh(tuple(sizes.get(axis, 1) for axis in parallel.AXES), parallel.AXES, axis_types=kinds)
-      placed = parallel.shardings(mesh, boxed, parallel.rules(resolved, sizes))
+      placed = parallel.shardings(_abstract(sizes), boxed, parallel.rules(resolved, sizes))
       assert devices // 2 <= np.prod(list(sizes.values())) <= devices or resolved.train.batch_size < devices
       if "embedding" in placed and sizes["tensor"] * sizes["pipeline"] > 1:  # a vocabulary is split where it can be
         assert placed["embedding"].spec[0] is not None
+
+
+@pytest.mark.parametrize("width", [30, 33, 36])
+def test_presets_shrink_to_what_divides_a_width(width):
+  """Beside what is asked for of other axes that weights are spread over."""
+  config = config_of("default")
+  config.model.update(width=width, heads=3, kv_heads=3, head_size=10, feed_forward=64, experts=8, expert_group=8)
+  config.data.context, config.train.batch_size, config.eval.batch_size = 48, 192, 192
+  config = study.resolve_for_plan(config, 1)
+  build = models.build(config)
+  boxed = jax.eval_shape(lambda: build.init(jax.random.key(0), *models.example(config))["params"])
+  for preset in parallel.PRESETS:
+    for asked in ({}, {"sequence": 3}, {"fsdp": 3}):
+      for devices in (8, 64):
+        own = config.copy_and_resolve_references()
+        own.parallel.update(preset=preset, **asked)
+        parallel.check(own, devices)
+        sizes = parallel.mesh_sizes(own, devices)
+        parallel.shardings(_abstract(sizes), boxed, parallel.rules(own, sizes))
 
 
 def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():

@@ -155,3 +155,31 @@ def test_the_mesh_of_a_large_run_shrinks_to_the_devices_that_are_here(
   assert evaluated.size == devices or devices == 3
   if preset != "dp":
     assert parallel.make_mesh(reuse.for_generation(config)).size >= min(devices, 2)
+
+
+@pytest.mark.parametrize("preset", parallel.PRESETS)
+@pytest.mark.parametrize("data", [-1, 0, 1, 2])
+def test_generation_spreads_the_weights_that_a_pipeline_had(resolved, preset, data):
+  config, _ = resolved
+  config.model.update(vocab=264, width=64, layers=4, heads=4, kv_heads=2, feed_forward=96)
+  config.train.batch_size = config.eval.batch_size = 64
+  config.parallel.update(preset=preset, data=data, pipeline=2)
+  parallel.check(config)
+  found = parallel.mesh_sizes(reuse.for_generation(config), 8)
+  assert found["pipeline"] == 1
+  assert found["data"] == max(data, 1)
+  assert found["fsdp"] * found["tensor"] * found["sequence"] == 8 // max(data, 1)
+
+
+def test_a_run_whose_vocabulary_stays_whole_is_evaluated_on_its_own_mesh(resolved, monkeypatch):
+  config, _ = resolved
+  config.model.update(vocab=264, width=64, layers=4, heads=4, kv_heads=4, feed_forward=96)
+  config.train.batch_size = config.eval.batch_size = 16
+  config.parallel.update(preset="dp", data=1, tensor=4, pipeline=4)
+  kinds = (jax.sharding.AxisType.Auto,) * len(parallel.AXES)
+  shape = lambda own: {"member": 1, **parallel.mesh_sizes(own, 16)}
+  abstract = lambda own: jax.sharding.AbstractMesh(tuple(shape(own).values()), parallel.AXES, axis_types=kinds)
+  monkeypatch.setattr(reuse, "make_mesh", abstract)  # 16 devices are not here
+  monkeypatch.setattr(jax, "device_count", lambda *_: 16)
+  assert parallel.vocabulary_axes(config, shape(config)) == ("tensor",)
+  assert shape(reuse.for_evaluation(config)) == shape(config)
