@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -74,14 +75,14 @@ def work(
   """
   by_name = {group_name(group): group for group in groups}
   leases = Leases(workdir / "leases", worker, patience)
-  # An idle worker looks for work at least once in a third of its patience.
-  failures = Failures(workdir, worker, patience / 3 + POLL_SECONDS)
+  failures = failures_of(workdir, worker, patience)
 
   def others_are_busy() -> bool:
     return bool(leases.alive & turns.left)
 
   def is_ready(name: str) -> bool:
-    return _trunk_is_done(by_name[name], runs) and not failures.waits_for_others(name, others_are_busy)
+    not_ended = functools.partial(execute.not_ended, by_name[name], runs)
+    return _trunk_is_done(by_name[name], runs) and not failures.waits_for_others(name, not_ended)
 
   turns = Turns(
     leases,
@@ -97,7 +98,7 @@ def work(
     nonlocal lease, stale_since
     if stop["stop"]:
       return "stop", 0.0
-    failures.require_fit(lambda name: execute.succeeded(by_name[name], runs) if name in by_name else False)
+    failures.require_fit()
     name, lease, wait = turns.next()
     if leave_to_others and not name and others_are_busy():
       return "leave", 0.0
@@ -140,6 +141,11 @@ def work(
           if hosts.several() or held():
             raise
           display.say(f"{name}: {LOST}; this worker goes on with other runs")
+
+
+def failures_of(workdir: epath.Path, worker: str, patience: float = PATIENCE) -> Failures:
+  """The failed attempts of a study as this worker sees them. Several commands in a folder are told apart."""
+  return Failures(workdir, f"{PARENT}-{os.getpid()}" if worker == PARENT else worker, patience)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,60 @@ def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepare
   assert len(tries) >= 2
 
 
+def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long(prepared, monkeypatch):
+  """It has failed with all else by then; each run's second attempt waits for the other worker."""
+  began, idle = threading.Event(), threading.Event()
+
+  def fault(runs, worker):
+    if worker != "w0":
+      began.set()
+      idle.wait(30)
+      return None
+    began.wait(30)
+    return RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
+
+  training = Training(fault)
+  monkeypatch.setattr(execute, "train_runs", training)
+  groups = groups_of(prepared, 1)[:4]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    other = pool.submit(work, prepared, groups, "w1", 0.6)
+    began.wait(30)
+    bad = pool.submit(work, prepared, groups, "w0", 0.6)
+    time.sleep(2.5)  # several times as long as a worker that says nothing is believed to be alive
+    idle.set()
+    with pytest.raises(UnfitWorker):
+      bad.result()
+    other.result()
+  assert [*statuses(prepared).values()] == ["finished"] * 4
+  tried = [ids for worker, ids in training.calls if worker == "w0"]
+  assert len(tried) == 3 == len({*map(tuple, tried)})
+
+
+def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
+  now = [0.0]
+  one, other = (failures.Failures(tmp_path, name, 100.0, lambda: now[0]) for name in ("one", "other"))
+  other.__enter__()
+  with one:
+    one.add("group", ["a", "b"], OSError(), lambda: False)
+    waits = lambda *run_ids: one.waits_for_others("group", lambda: run_ids)
+    assert waits("a", "b")
+    assert not waits("a", "c")  # c was not tried here
+    now[0] += 99.0
+    other._beat()
+    assert waits("a", "b")
+    now[0] += 99.0
+    assert waits("a", "b")
+    now[0] += 2.0
+    assert not waits("a", "b")
+    other._beat()
+    assert waits("a", "b")
+    other.add("group", ["a"], OSError(), lambda: False)
+    assert not waits("a", "b")
+    assert waits("b")
+    other.__exit__()
+    assert not waits("b")
+
+
 def test_a_node_that_fails_for_a_moment_costs_one_more_try(prepared, monkeypatch):
   """Also where there is no other worker."""
   errors = [OSError(errno.ESTALE, "Stale file handle")]
@@ -181,6 +235,7 @@ def test_a_worker_whose_self_check_fails_stops_without_a_record(prepared, monkey
   else:
     monkeypatch.setattr(failures, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
     monkeypatch.setattr(failures.Failures, "__enter__", lambda self: self)
+    monkeypatch.setattr(failures.Failures, "__exit__", lambda *_: None)
   says = "multiplies two matrices wrongly" if broken == "device" else "cannot be written and read .*I/O error"
   with pytest.raises(UnfitWorker, match=rf"{says}.*NCCL"):
     work(prepared, groups_of(prepared, 4))
