@@ -98,6 +98,11 @@ class Failures:
     last = {run_id: attempt.worker for attempt in self.of(group) for run_id in attempt.run_ids}
     return all(last.get(run_id) == self.worker for run_id in run_ids()) and bool(self._others())
 
+  def can_be_spared(self) -> bool:
+    """Whether two workers that stay are there: one to train the only group left, one in case that fails there."""
+    alive = [name for name, changed in self._others().items() if changed]
+    return sum(name < self._presence.name for name in alive) >= 2
+
   def require_fit(self) -> None:
     """Raises `UnfitWorker` where the last groups that failed here in a row have succeeded elsewhere."""
     elsewhere = [group for group, has_succeeded in self._in_a_row.items() if has_succeeded()]

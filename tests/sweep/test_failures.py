@@ -131,6 +131,25 @@ def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long
   assert len(tried) == 3 == len({*map(tuple, tried)})
 
 
+def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeypatch):
+  """One group fails here in each; that its runs fail for good here is no success."""
+  training = Training(lambda runs, worker: RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE"))
+  monkeypatch.setattr(execute, "train_runs", training)
+  groups = groups_of(prepared, 1)
+  one_round = lambda noted, part: workers.work(
+    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, {"stop": False}, 1.0, failures=noted
+  )
+  with Display(0, True) as display, workers.failures_of(prepared.workdir, "w0", 1.0) as noted:
+    for group in groups[:2]:
+      one_round(noted, [group])
+      assert [*statuses(prepared).values()][-1] == "failed"
+    execute.set_failed_aside(prepared.workdir)
+    for group in groups[:2]:
+      end(prepared.runs[group["run_ids"][0]])  # as another worker would
+    with pytest.raises(UnfitWorker):
+      one_round(noted, groups[2:3])
+
+
 def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
   now = [0.0]
   one, other = (failures.Failures(tmp_path, name, 100.0, lambda: now[0]) for name in ("one", "other"))
@@ -305,6 +324,29 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   assert provenance["forecast_sha256"] == report["forecast"]["sha256"]
   smallest = min(prepared.runs.values(), key=study.priced.pricing.flops_per_step).run_id
   assert (timed == [(smallest, 1)]) == (kind == "slurm")
+
+
+def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, monkeypatch):
+  """The first that takes it has a bad machine; one of the others stays for that, and does not leave."""
+  monkeypatch.setattr(study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  tries = []
+
+  def fault(runs, worker):
+    if not any(run.provenance for run in runs):
+      return None
+    tries.append(worker)
+    if worker != tries[0]:
+      return None
+    time.sleep(2.5)  # the others have seen by then that they are not needed
+    return RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
+
+  monkeypatch.setattr(execute, "train_runs", Training(fault))
+  worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
+  places = [worker(i) for i in range(4)]
+  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  report = study.run_study(with_target("study"), True, {"stop": False}, workers=Workers("slurm", 4))
+  assert report["forecast"]["actual"] is not None
+  assert len(tries) == 2 == len({*tries})
 
 
 def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkeypatch):
