@@ -294,8 +294,12 @@ def run_study(
     here = functools.partial(trains, data=prepared.data, workdir=workdir, display=display, stop=stop)
     if left:
       display.say(f"{prepared.study.name}: {len(the_plan['runs'])} runs, {duration(left)} expected")
-    with workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext() as pool:
-      train_them = pool.train if pool else here
+    noted = contextlib.nullcontext()  # what failed here, from round to round; where others train, this is no worker
+    if not workers and leases.can_be_in(workdir):
+      noted = workers_.failures_of(workdir, workers_.PARENT)
+    workers_in = workers_.Pool(workers, command, workdir, display, stop) if workers else contextlib.nullcontext()
+    with noted as failures, workers_in as pool:
+      train_them = pool.train if pool else functools.partial(here, failures=failures) if failures else here
       if isinstance(prepared.study.design, Search):
         _search(prepared, train_them, split, stop)
       elif isinstance(prepared.study.design, Halving):
@@ -392,7 +396,18 @@ def work(
   On a cluster that includes the run that tests the forecast.
   """
   workdir, before, looks = prepared.workdir, None, isinstance(prepared.study.design, LOOKING)
-  with Display(0.0, quiet) as display:
+  hosts.first(functools.partial(rounds.next_plan, workdir, None, stop))  # refuses a folder that has no plan
+  with Display(0.0, quiet) as display, workers_.failures_of(workdir, worker, patience) as failures:
+    train_them = functools.partial(
+      workers_.work,
+      worker,
+      data=prepared.data,
+      workdir=workdir,
+      display=display,
+      stop=stop,
+      patience=patience,
+      failures=failures,
+    )
     while True:
       the_plan = hosts.first(functools.partial(rounds.next_plan, workdir, before, stop))
       if the_plan is None:
@@ -400,7 +415,7 @@ def work(
       groups = the_plan.get("round", []) if looks else the_plan["groups"]
       if groups == before:
         return  # nothing was asked for any more
-      workers_.work(worker, groups, _all_runs(prepared, the_plan), prepared.data, workdir, display, stop, patience)
+      train_them(groups, _all_runs(prepared, the_plan))
       if not looks or not groups:
         break
       before = groups
@@ -410,9 +425,8 @@ def work(
     if hosts.first(lambda: rounds.wait_for(path, stop)):
       sealed = hosts.first(lambda: forecast.verify(read_json(path), str(path)))
       run, group = _target_run(prepared, sealed, the_plan)
-      # One worker trains it; the others leave, and the command starts another where that one dies.
-      runs = {run.run_id: run}
-      workers_.work(worker, [group], runs, prepared.data, workdir, display, stop, patience, leave_to_others=True)
+      # One worker trains it, and one stays in case it fails there; the others leave.
+      train_them([group], {run.run_id: run}, leave_to_others=True)
 
 
 def run_listed(

@@ -36,7 +36,7 @@ def run_groups(
 
   For the only worker of a study, which repeats itself what fails.
   """
-  failures = Failures(workdir, "alone", 0.0)
+  failures = Failures(workdir, "alone")
   for group in groups:
     while not hosts.first(functools.partial(ended, group, runs)):
       try_group(group, runs, data, display, stop, failures)
@@ -60,10 +60,12 @@ def try_group(
 
   What is wrong with this machine (a full disk, a signal, a device that computes wrongly) or with the input is raised.
   """
-  name, attempts = group_name(group), failures.of(group_name(group))
+  name, attempts, trained = group_name(group), failures.of(group_name(group)), False
   for part in _parts(group, runs, alone(attempts, group["run_ids"])):
     members = [runs[run_id] for run_id in part["run_ids"]]
     if hosts.first(functools.partial(ended, part, runs)):
+      continue
+    if not hosts.several() and failures.waits_for_others(name, functools.partial(not_ended, part, runs)):
       continue
     if not hosts.several() and stop["stop"]:
       raise Interrupted("stopped between runs")
@@ -72,6 +74,7 @@ def try_group(
     try:
       until = part.get("until", 0)
       train_runs(members, data, display, stop, part["expected_seconds"], branches=leaving, until=until)
+      trained = True
     except (CheckpointError, Interrupted, Lost, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
@@ -80,19 +83,26 @@ def try_group(
       log.debug("a group failed", exc_info=True)
       if getattr(stop, "lost", bool)():  # what failed may be what its successor removed
         raise Lost(f"{name}: {LOST}") from error
-      _note(name, members, error, display, failures)
+      _note(group, runs, members, error, display, failures)
       if (problem := self_check(failures.folder.parent)) is not None:
         raise UnfitWorker(
           f"{failures.worker} stops: {problem}; before that a run failed with {describe(error)}"
         ) from error
-  if ended(group, runs):
+  if trained and succeeded(group, runs):
     failures.succeeded(name)
 
 
-def _note(name: str, members: Sequence[Run], error: Exception, display: Display, failures: Failures) -> None:
-  """Notes a failed attempt at these runs, which were trained together."""
-  tried = [run for run in members if record.read(run.folder) is None]
-  failures.add(name, [run.run_id for run in tried], error)
+def _note(
+  group: Mapping[str, Any],
+  runs: Mapping[str, Run],
+  members: Sequence[Run],
+  error: Exception,
+  display: Display,
+  failures: Failures,
+) -> None:
+  """Notes a failed attempt at these runs of a group, which were trained together."""
+  name, tried = group_name(group), [run for run in members if record.read(run.folder) is None]
+  failures.add(name, [run.run_id for run in tried], error, functools.partial(succeeded, group, runs))
   attempts = failures.of(name)
   for run in tried:
     if has_failed(attempts, run.run_id):
@@ -126,8 +136,16 @@ def waits(run: Run) -> bool:
 
 def ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
   """Have all runs of a group a record, or come to where they pause?"""
-  there = lambda run: str(group.get("until", 0)) in read_rungs(run) or record.read(run.folder) is not None
-  return all(there(runs[run_id]) for run_id in group["run_ids"])
+  return all(_has_ended(runs[run_id], group) for run_id in group["run_ids"])
+
+
+def not_ended(group: Mapping[str, Any], runs: Mapping[str, Run]) -> list[str]:
+  """The runs of a group that have neither a record nor come to where they pause."""
+  return [run_id for run_id in group["run_ids"] if not _has_ended(runs[run_id], group)]
+
+
+def _has_ended(run: Run, group: Mapping[str, Any]) -> bool:
+  return str(group.get("until", 0)) in read_rungs(run) or record.read(run.folder) is not None
 
 
 def succeeded(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
@@ -148,7 +166,7 @@ def seconds_left(plan: dict[str, Any], workdir: epath.PathLike) -> float:
 
 def set_failed_aside(workdir: epath.PathLike) -> None:
   """Moves the records of failed and diverged runs to `attempts/`, so that they run again."""
-  Failures(workdir, "", 0.0).forget()
+  Failures(workdir, "").forget()
   runs = epath.Path(workdir) / "runs"
   for folder in sorted(runs.iterdir()) if runs.exists() else ():
     known = record.read(folder)

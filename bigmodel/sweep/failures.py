@@ -5,9 +5,11 @@ of the group's lease writes it. A group is tried twice, the second time by anoth
 runs are tried one by one, as what fails together may fit or work alone, and a run that fails alone twice has failed.
 """
 
+import contextlib
 import dataclasses
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -17,7 +19,8 @@ import numpy as np
 from etils import epath
 
 from bigmodel import processes
-from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
+from bigmodel.files import UserError, read_json, remove, sha256_text, write_json, write_text
+from bigmodel.sweep.leases import PATIENCE
 
 TRIES = 2  # of a group, and then of each of its runs alone
 IN_A_ROW = 2  # failures of groups that succeed elsewhere, after which a worker stops
@@ -48,44 +51,61 @@ def describe(error: BaseException) -> str:
 
 
 class Failures:
-  """The failed attempts of one study, as one worker sees them.
+  """The failed attempts of one study, as one worker sees them, and which other workers are alive.
 
-  `wait` is how long a group that failed here is left to workers that may be idle.
+  Within `with` a thread rewrites a file that tells the others that this worker is there; one whose file did not change
+  for `patience` seconds of this worker's clock is taken for dead.
   """
 
-  def __init__(self, workdir: epath.PathLike, worker: str, wait: float, clock: Callable[[], float] = time.monotonic):
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    worker: str,
+    patience: float = PATIENCE,
+    clock: Callable[[], float] = time.monotonic,
+  ):
     self.folder = epath.Path(workdir) / "failures"
     self.worker = f"{worker}@{socket.gethostname()}"
-    self._wait, self._clock = wait, clock
-    self._failed_here: dict[str, float] = {}  # group -> when
-    self._in_a_row: list[str] = []  # groups that failed here since the last that succeeded
+    self._patience, self._clock = patience, clock
+    self._failed_here: set[str] = set()  # groups
+    # Groups that failed here since the last that succeeded, and whether they have succeeded elsewhere.
+    self._in_a_row: dict[str, Callable[[], bool]] = {}
+    self._seen: dict[str, tuple[str, float, bool]] = {}  # file of a worker -> (its text, since when, did it change)
+    self._beats, self._closed, self._lock = 0, threading.Event(), threading.Lock()
+    self._thread = threading.Thread(target=self._keep_beating, name="presence", daemon=True)
 
   def of(self, group: str) -> list[Attempt]:
     path = self.folder / f"{group}.json"
     rows = read_json(path) if path.exists() else []
     return [Attempt(tuple(row["run_ids"]), row["worker"], row["error"]) for row in rows]
 
-  def add(self, group: str, run_ids: Sequence[str], error: BaseException) -> None:
+  def add(self, group: str, run_ids: Sequence[str], error: BaseException, has_succeeded: Callable[[], bool]) -> None:
+    """Notes a failed attempt; `has_succeeded` tells later whether the group has succeeded after all."""
     attempts = [*self.of(group), Attempt(tuple(run_ids), self.worker, describe(error))]
     write_json(self.folder / f"{group}.json", [dataclasses.asdict(one) for one in attempts])
-    self._failed_here[group] = self._clock()
-    if group not in self._in_a_row:
-      self._in_a_row.append(group)
+    self._failed_here.add(group)
+    self._in_a_row.setdefault(group, has_succeeded)
 
   def succeeded(self, group: str) -> None:
-    """Notes that this worker trained a group to its end."""
-    self._failed_here.pop(group, None)
+    """Notes that this worker trained a group to its end, and none of its runs failed."""
+    self._failed_here.discard(group)
     self._in_a_row.clear()
 
-  def waits_for_others(self, group: str, others_are_busy: Callable[[], bool]) -> bool:
-    """Whether a group that failed here is left to other workers: to idle ones for a while, to busy ones until then."""
-    if group not in self._failed_here or not self._others() or self.of(group)[-1].worker != self.worker:
+  def waits_for_others(self, group: str, run_ids: Callable[[], Collection[str]]) -> bool:
+    """Whether these runs of a group are left to other workers: as long as one is alive, if all failed here last."""
+    if group not in self._failed_here or not self._beats:
       return False
-    return self._clock() - self._failed_here[group] < self._wait or others_are_busy()
+    last = {run_id: attempt.worker for attempt in self.of(group) for run_id in attempt.run_ids}
+    return all(last.get(run_id) == self.worker for run_id in run_ids()) and bool(self._others())
 
-  def require_fit(self, has_succeeded: Callable[[str], bool]) -> None:
+  def can_be_spared(self) -> bool:
+    """Whether two workers that stay are there: one to train the only group left, one in case that fails there."""
+    alive = [name for name, changed in self._others().items() if changed]
+    return sum(name < self._presence.name for name in alive) >= 2
+
+  def require_fit(self) -> None:
     """Raises `UnfitWorker` where the last groups that failed here in a row have succeeded elsewhere."""
-    elsewhere = [group for group in self._in_a_row if group in self._failed_here and has_succeeded(group)]
+    elsewhere = [group for group, has_succeeded in self._in_a_row.items() if has_succeeded()]
     if len(elsewhere) >= IN_A_ROW:
       raise UnfitWorker(
         f"{self.worker} stops: {', '.join(elsewhere)} failed here one after another and succeeded on other workers"
@@ -97,24 +117,48 @@ class Failures:
 
   def __enter__(self) -> "Failures":
     """Tells other workers of the study that this one is there."""
-    write_text(self._presence, self.worker)
+    self._beat()
+    self._others()
+    self._thread.start()
     return self
 
   def __exit__(self, *_: object) -> None:
+    self._closed.set()
+    self._thread.join()
     remove(self._presence)
+
+  def _keep_beating(self) -> None:
+    while not self._closed.wait(self._patience / 6):
+      with contextlib.suppress(OSError, UserError):  # a slow or full disk: the next time may do
+        self._beat()
+        self._others()
+
+  def _beat(self) -> None:
+    self._beats += 1
+    write_text(self._presence, f"{self.worker} {self._beats}")
 
   @property
   def _presence(self) -> epath.Path:
     return self.folder.parent / "workers" / f"{processes.this_process()}.{sha256_text(self.worker)[:12]}"
 
-  def _others(self) -> bool:
-    """Whether the folder names workers that have not certainly ended."""
-    folder = self._presence.parent
+  def _others(self) -> dict[str, bool]:
+    """The files of other workers that are alive, as far as is known here, and whether they were seen to change."""
+    folder, now = self._presence.parent, self._clock()
     names = {*os.listdir(folder)} if folder.exists() else set()
-    return any(
-      not name.startswith(".") and not processes.has_certainly_ended(name.partition(".")[0])
-      for name in names - {self._presence.name}
-    )
+    with self._lock:
+      before, self._seen = self._seen, {}
+      for name in names - {self._presence.name}:
+        if name.startswith(".") or processes.has_certainly_ended(name.partition(".")[0]):
+          continue
+        try:
+          text = (folder / name).read_text()
+        except FileNotFoundError:  # it has just ended
+          continue
+        known = before.get(name)
+        if known is None or known[0] != text:
+          known = (text, now, known is not None)
+        self._seen[name] = known
+      return {name: changed for name, (_, since, changed) in self._seen.items() if now - since < self._patience}
 
   def forget(self) -> None:
     """Removes what is known of failed attempts, so that all runs have all their tries again."""

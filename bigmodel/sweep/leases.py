@@ -202,11 +202,6 @@ class Turns:
     self._wait, self._last = POLL_SECONDS, ""
     self._claimed: set[str] = set()  # what was; claims do not vanish
 
-  @property
-  def left(self) -> set[str]:
-    """What has not ended, as far as is known here."""
-    return {*self._left}
-
   def again(self, names: Sequence[str]) -> None:
     """Forgets that these have ended."""
     self._leases.forget_ended(names)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -66,22 +67,22 @@ def work(
   stop: dict[str, bool],
   patience: float = PATIENCE,
   leave_to_others: bool = False,
+  failures: Failures | None = None,
 ) -> None:
-  """Trains groups of runs that no other worker holds, until all have ended, or with `leave_to_others` are held.
+  """Trains groups of runs that no other worker holds, until all have ended.
 
-  What fails is tried again, by another worker where there is one. Raises `UnfitWorker` where the machine is to blame.
-  A worker of several hosts holds a lease as one: what its first process finds, all do.
+  With `leave_to_others` it ends before, where there is nothing to do here and two other workers stay. Who calls this
+  for round after round gives `failures`, which is open. What fails is tried again, by another worker where there is
+  one. Raises `UnfitWorker` where the machine is to blame. A worker of several hosts holds a lease as one: what its
+  first process finds, all do.
   """
   by_name = {group_name(group): group for group in groups}
   leases = Leases(workdir / "leases", worker, patience)
-  # An idle worker looks for work at least once in a third of its patience.
-  failures = Failures(workdir, worker, patience / 3 + POLL_SECONDS)
-
-  def others_are_busy() -> bool:
-    return bool(leases.alive & turns.left)
+  noted = failures or failures_of(workdir, worker, patience)
 
   def is_ready(name: str) -> bool:
-    return _trunk_is_done(by_name[name], runs) and not failures.waits_for_others(name, others_are_busy)
+    not_ended = functools.partial(execute.not_ended, by_name[name], runs)
+    return _trunk_is_done(by_name[name], runs) and not noted.waits_for_others(name, not_ended)
 
   turns = Turns(
     leases,
@@ -97,9 +98,9 @@ def work(
     nonlocal lease, stale_since
     if stop["stop"]:
       return "stop", 0.0
-    failures.require_fit(lambda name: execute.succeeded(by_name[name], runs) if name in by_name else False)
+    noted.require_fit()
     name, lease, wait = turns.next()
-    if leave_to_others and not name and others_are_busy():
+    if leave_to_others and not name and wait and noted.can_be_spared():
       return "leave", 0.0
     if name or wait:
       stale_since = time.monotonic()
@@ -110,7 +111,7 @@ def work(
       return "", POLL_SECONDS
     return name, wait
 
-  with failures:
+  with contextlib.nullcontext() if failures else noted:
     while True:
       name, wait = hosts.first(look)
       if name == "stop":
@@ -128,7 +129,7 @@ def work(
       with lease or contextlib.nullcontext():
         flag = Flag(stop, lease) if lease else stop
         try:
-          execute.try_group(by_name[name], runs, data, display, flag, failures)
+          execute.try_group(by_name[name], runs, data, display, flag, noted)
         except Interrupted:
           if hosts.first(held):
             raise
@@ -140,6 +141,11 @@ def work(
           if hosts.several() or held():
             raise
           display.say(f"{name}: {LOST}; this worker goes on with other runs")
+
+
+def failures_of(workdir: epath.Path, worker: str, patience: float = PATIENCE) -> Failures:
+  """The failed attempts of a study as this worker sees them. Several commands in a folder are told apart."""
+  return Failures(workdir, f"{PARENT}-{os.getpid()}" if worker == PARENT else worker, patience)
 
 
 @contextlib.contextmanager

@@ -200,8 +200,10 @@ class Checkpoints:
       try:
         temporary.rename(target)  # fails where a checkpoint is there
         break
-      except OSError:
+      except OSError as error:
         if not target.exists():
+          if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer has removed it since
+            continue
           raise
       if _same_content(target, temporary):
         _discard(temporary)
@@ -502,8 +504,11 @@ def _is_complete(folder: epath.Path) -> bool:
 
 
 def _same_content(one: epath.Path, other: epath.Path) -> bool:
-  """Whether two checkpoints are complete and hold the same arrays."""
-  return _is_complete(one) and _is_complete(other) and read_seal(one)["arrays"] == read_seal(other)["arrays"]
+  """Whether two checkpoints are complete and hold the same arrays; not so if another writer removes one meanwhile."""
+  try:
+    return _is_complete(one) and _is_complete(other) and read_seal(one)["arrays"] == read_seal(other)["arrays"]
+  except (FileNotFoundError, ValueError):
+    return False
 
 
 def _is_abandoned(temporary: epath.Path) -> bool:

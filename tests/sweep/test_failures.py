@@ -102,6 +102,79 @@ def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepare
   assert len(tries) >= 2
 
 
+def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long(prepared, monkeypatch):
+  """It has failed with all else by then; each run's second attempt waits for the other worker."""
+  began, idle = threading.Event(), threading.Event()
+
+  def fault(runs, worker):
+    if worker != "w0":
+      began.set()
+      idle.wait(30)
+      return None
+    began.wait(30)
+    return RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
+
+  training = Training(fault)
+  monkeypatch.setattr(execute, "train_runs", training)
+  groups = groups_of(prepared, 1)[:4]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    other = pool.submit(work, prepared, groups, "w1", 0.6)
+    began.wait(30)
+    bad = pool.submit(work, prepared, groups, "w0", 0.6)
+    time.sleep(2.5)  # several times as long as a worker that says nothing is believed to be alive
+    idle.set()
+    with pytest.raises(UnfitWorker):
+      bad.result()
+    other.result()
+  assert [*statuses(prepared).values()] == ["finished"] * 4
+  tried = [ids for worker, ids in training.calls if worker == "w0"]
+  assert len(tried) == 3 == len({*map(tuple, tried)})
+
+
+def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeypatch):
+  """One group fails here in each; that its runs fail for good here is no success."""
+  training = Training(lambda runs, worker: RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE"))
+  monkeypatch.setattr(execute, "train_runs", training)
+  groups = groups_of(prepared, 1)
+  one_round = lambda noted, part: workers.work(
+    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, {"stop": False}, 1.0, failures=noted
+  )
+  with Display(0, True) as display, workers.failures_of(prepared.workdir, "w0", 1.0) as noted:
+    for group in groups[:2]:
+      one_round(noted, [group])
+      assert [*statuses(prepared).values()][-1] == "failed"
+    execute.set_failed_aside(prepared.workdir)
+    for group in groups[:2]:
+      end(prepared.runs[group["run_ids"][0]])  # as another worker would
+    with pytest.raises(UnfitWorker):
+      one_round(noted, groups[2:3])
+
+
+def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
+  now = [0.0]
+  one, other = (failures.Failures(tmp_path, name, 100.0, lambda: now[0]) for name in ("one", "other"))
+  other.__enter__()
+  with one:
+    one.add("group", ["a", "b"], OSError(), lambda: False)
+    waits = lambda *run_ids: one.waits_for_others("group", lambda: run_ids)
+    assert waits("a", "b")
+    assert not waits("a", "c")  # c was not tried here
+    now[0] += 99.0
+    other._beat()
+    assert waits("a", "b")
+    now[0] += 99.0
+    assert waits("a", "b")
+    now[0] += 2.0
+    assert not waits("a", "b")
+    other._beat()
+    assert waits("a", "b")
+    other.add("group", ["a"], OSError(), lambda: False)
+    assert not waits("a", "b")
+    assert waits("b")
+    other.__exit__()
+    assert not waits("b")
+
+
 def test_a_node_that_fails_for_a_moment_costs_one_more_try(prepared, monkeypatch):
   """Also where there is no other worker."""
   errors = [OSError(errno.ESTALE, "Stale file handle")]
@@ -181,6 +254,7 @@ def test_a_worker_whose_self_check_fails_stops_without_a_record(prepared, monkey
   else:
     monkeypatch.setattr(failures, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
     monkeypatch.setattr(failures.Failures, "__enter__", lambda self: self)
+    monkeypatch.setattr(failures.Failures, "__exit__", lambda *_: None)
   says = "multiplies two matrices wrongly" if broken == "device" else "cannot be written and read .*I/O error"
   with pytest.raises(UnfitWorker, match=rf"{says}.*NCCL"):
     work(prepared, groups_of(prepared, 4))
@@ -250,6 +324,29 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   assert provenance["forecast_sha256"] == report["forecast"]["sha256"]
   smallest = min(prepared.runs.values(), key=study.priced.pricing.flops_per_step).run_id
   assert (timed == [(smallest, 1)]) == (kind == "slurm")
+
+
+def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, monkeypatch):
+  """The first that takes it has a bad machine; one of the others stays for that, and does not leave."""
+  monkeypatch.setattr(study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  tries = []
+
+  def fault(runs, worker):
+    if not any(run.provenance for run in runs):
+      return None
+    tries.append(worker)
+    if worker != tries[0]:
+      return None
+    time.sleep(2.5)  # the others have seen by then that they are not needed
+    return RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
+
+  monkeypatch.setattr(execute, "train_runs", Training(fault))
+  worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
+  places = [worker(i) for i in range(4)]
+  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  report = study.run_study(with_target("study"), True, {"stop": False}, workers=Workers("slurm", 4))
+  assert report["forecast"]["actual"] is not None
+  assert len(tries) == 2 == len({*tries})
 
 
 def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkeypatch):

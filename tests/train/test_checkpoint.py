@@ -209,6 +209,24 @@ def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypat
     assert not list(folder.glob(".*")), trial
 
 
+@pytest.mark.parametrize("removed", ["seal", "all"])
+def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two_are_compared(
+  store, monkeypatch, removed
+):
+  real, target = checkpoint._is_complete, store.folder / "30"
+
+  def remove_after(folder):
+    complete = real(folder)
+    if folder == target:
+      (target / checkpoint.SEAL).unlink() if removed == "seal" else shutil.rmtree(target)
+    return complete
+
+  monkeypatch.setattr(checkpoint, "_is_complete", remove_after)
+  store.save(30, state(31))
+  store.wait()
+  assert same(store.restore(30, state(0)), state(31))
+
+
 def test_a_writer_that_was_replaced_commits_nothing(store):
   """It learns it while it writes: nothing appears or goes, and the reason is said in one line."""
   store.ours = lambda: False
