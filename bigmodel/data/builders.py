@@ -33,12 +33,18 @@ class Documents(tfds.core.GeneratorBasedBuilder):
   name = "documents"
 
   def __init__(
-    self, *, files: list[sources.Source], text_key: str, heldout_fraction: float, divides: bool, **kwargs: Any
+    self,
+    *,
+    files: list[sources.Source],
+    text_key: str,
+    heldout_fraction: float,
+    divides: sources.Source | None,
+    **kwargs: Any,
   ):
     self._files = files
     self._text_key = text_key
     self._heldout_fraction = heldout_fraction
-    self._divides = divides  # a corpus of one document
+    self._divides = divides  # the file of a corpus of one document
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -51,7 +57,7 @@ class Documents(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str):  # pyright: ignore[reportIncompatibleMethodOverride]
     if self._divides:
-      for heldout, name, text in sources.divided(self._files[0], self._heldout_fraction):
+      for heldout, name, text in sources.divided(self._divides, self._heldout_fraction):
         if heldout == (split == "validation") and text.strip():
           yield name, {"name": name, "text": text, IDENTITIES: sources.identity([text])}
       return
@@ -78,13 +84,13 @@ def manifest(data: Config) -> tuple[str, list[sources.Source]]:
     files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
     return sources.manifest_sha256(files, data.name), files
   files = sources.text_sources(data.path)
-  settings = (data.name, data.heldout_fraction, data.text_key, _divides(data, files))
+  settings = (data.name, data.heldout_fraction, data.text_key, _divides(data, files) is not None)
   return sources.manifest_sha256(files, *settings), files
 
 
-def _divides(data: Config, files: list[sources.Source]) -> bool:
-  """Whether the corpus is one document, whose end is held out. In a mixture other parts may hold that document, too."""
-  return not data.mixture and sources.is_one_text(files)
+def _divides(data: Config, files: list[sources.Source]) -> sources.Source | None:
+  """The file of a corpus of one document, whose end is held out; in a mixture other parts may hold that document."""
+  return None if data.mixture else sources.one_text(files)
 
 
 def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:

@@ -139,7 +139,7 @@ def _prepare_table(config: Config) -> Examples:
     return _prepare_series(config, table, targets, time, classes)
   source = Source(np.zeros((len(targets), 1)), targets, group, time)
   train, heldout = _split(config, source)
-  encoded = tables.encode(table, train, data, data.encode)
+  encoded = tables.encode(table, train, heldout, data, data.encode)
   train = train & encoded.keep
   source = dataclasses.replace(source, inputs=encoded.inputs)
   mean, deviation = (np.full(encoded.inputs.shape[1], x, np.float32) for x in (0, 1))
@@ -164,7 +164,10 @@ def _prepare_series(
   train, heldout = series.split(time[order], data.window, data.horizon, data.folds, data.fold)
   seen = np.zeros(len(time), bool)  # rows that a training window or its target touches
   seen[order[: series.rows_seen(train, data.window, data.horizon)]] = True
-  encoded = tables.encode(table, seen, data, "one_hot")
+  asked = np.zeros(len(time), bool)  # rows that a held-out window or its target touches
+  asked[order[np.flatnonzero(heldout)[:, None] + np.arange(data.window)]] = True
+  asked[order[np.flatnonzero(heldout) + data.window - 1 + data.horizon]] = True
+  encoded = tables.encode(table, seen, asked, data, "one_hot")
   require(bool(encoded.keep.all()), "config.data.steps: drop_outliers would tear windows; clip them")
   own = targets[order][:, None].astype(np.float32)  # what was is known when what comes is asked for
   rows = np.concatenate([own, encoded.inputs[order]], axis=1)

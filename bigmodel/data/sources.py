@@ -151,20 +151,40 @@ def _lines(source: Source, text_key: str) -> Iterator[Document]:
       yield Document(identity([text]), iter([(f"{source.name}#{number}", text)]))
 
 
-def is_one_text(sources: list[Source]) -> bool:
-  """Whether these files are a single document, which has to be divided to have something to evaluate."""
-  return len(sources) == 1 and not sources[0].split and _suffix(Path(sources[0].path)) != ".jsonl"
+def one_text(sources: list[Source]) -> Source | None:
+  """The only text where these files have no other, but for copies and empty files: its end has to be held out."""
+  paths = [Path(source.path) for source in sources]
+  if any(source.split for source in sources) or any(_suffix(path) == ".jsonl" for path in paths):
+    return None
+  found: dict[str, Source] = {}
+  for source in sources:
+    for document in documents(source, ""):
+      if document.identity != identity([]):
+        found.setdefault(document.identity, source)
+    if len(found) > 1:
+      return None
+  return next(iter(found.values()), None)
 
 
 def divided(source: Source, heldout_fraction: float) -> Iterator[tuple[bool, str, str]]:
-  """`(held out, name, text)` of each piece of one document. Its end is held out, from the start of a line on."""
+  """`(held out, name, text)` of each piece of one document, whose end is held out from the start of a line on.
+
+  That is the first line that begins after the part to train on, or the last line with any text if that begins before.
+  """
   path = Path(source.path)
   with _decoding(path):
     with _open(path) as file:
-      kept = (1 - heldout_fraction) * sum(map(len, file))
+      read = last = end = 0  # where the last line with text begins, and where it ends
+      for line in file:
+        read += len(line)
+        if line.strip():
+          last, end = read - len(line), read
+      kept = min((1 - heldout_fraction) * end, last)
     with _open(path) as file:
       piece, size, read, number = [], 0, 0, 0
       for line in file:
+        if read >= end:
+          break  # the rest is blank
         ends_training = read < kept <= read + len(line)
         piece.append(line)
         size += len(line)

@@ -300,8 +300,8 @@ def check_steps(steps: tuple[str, ...]) -> None:
     learned = name if name not in ROW_STEPS and name != "bad_cells" else learned
 
 
-def encode(table: Table, train: np.ndarray, data: Config, encoding: str) -> Encoded:
-  """The features as numbers; `train` are the rows to learn from, the others are held out."""
+def encode(table: Table, train: np.ndarray, heldout: np.ndarray, data: Config, encoding: str) -> Encoded:
+  """The features as numbers; `train` are the rows to learn from. A row may be neither that nor held out."""
   steps = tuple(data.steps)
   numbers, texts = _parts(table.features)
   for name, column in {**numbers, **texts}.items():
@@ -351,7 +351,7 @@ def encode(table: Table, train: np.ndarray, data: Config, encoding: str) -> Enco
       "categories": len(values),
       "texts in training": known.n_unique(),
       "training rows": int((codes[train & keep] == 0).sum()),
-      "held-out rows": int((codes[~train] == 0).sum()),
+      "held-out rows": int((codes[heldout] == 0).sum()),
     }
     if encoding == "codes":
       columns.append((name, codes))
@@ -360,7 +360,7 @@ def encode(table: Table, train: np.ndarray, data: Config, encoding: str) -> Enco
       columns += [(f"{name}={v}", codes == i) for i, v in enumerate([OTHERS, *values])]
   counts[OTHER_STEP] = {n: found["training rows"] + found["held-out rows"] for n, found in other.items()}
   counts[OTHER_STEP] = {n: rows for n, rows in counts[OTHER_STEP].items() if rows}
-  _warn_of_other(other, int((train & keep).sum()), int((~train).sum()))
+  _warn_of_other(other, int((train & keep).sum()), int(heldout.sum()))
   _refuse_too_much(len(train), len(columns))
   inputs = np.empty((len(train), len(columns)), np.float32)
   for i, (_, x) in enumerate(columns):

@@ -1,5 +1,6 @@
 """The runs of a sweep by what they came to: means over seeds, and which differences between them are significant."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,8 +11,10 @@ from bigmodel.sweep import comparisons
 
 Row = dict[str, Any]
 SEEDS = ("seed", "data.seed")
-CUBIC = 4  # coefficients of the curve through the losses of a learning-rate scan
-PLACES = 801  # between two rates, at which its slope is looked at
+FITTED = 5  # rates around the best to which a parabola is fitted: two more than it has coefficients show a lack of fit
+PLACES = 801  # between two rates, at which the slope of the curve is looked at
+FITS = 0.8  # how often losses that do lie on a parabola are taken to do so
+SKEWED = 0.2  # the most that the third-order term of the curve may be, as a share of the second-order term
 
 
 def board(planned: list[Row], records: list[Row]) -> Row | None:
@@ -103,12 +106,13 @@ def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise
   """Of every setting of the other axes: the best learning rate with its interval, and how much a wrong one costs.
 
   Where the noise between seeds is `known`, the rates that may be the best are those that multiple comparisons leave
-  (`comparisons.compare`), and the optimum lies between the rates next to them. A parabola in the log of the rate is
-  fitted to all these. Where it is sharp, `best` is its minimum and `interval90` is Fieller's interval of the minimum.
-  Where it is `flat` (the interval has no end within these rates, or the points do not lie on a parabola), there is no
-  `best`, and `interval90` says that the optimum is anywhere between two of the rates that were tried, or beyond them
-  where the least or the largest rate may be the best (`edge`). Without repeated seeds `best` is the minimum of a
-  parabola through the best rate and its neighbours.
+  (`comparisons.compare`), and the optimum lies between the rates next to them if the loss falls up to it and rises
+  beyond it. That is `interval90`, whatever the curve. It is narrower only where the five rates around the best lie on
+  a parabola in the log of the rate up to the noise: then it spans Fieller's intervals of the minima of a parabola and of
+  a cubic. `best` is the minimum of
+  that parabola, else of the parabola through the best rate and its neighbours. Where noise leaves the minimum open
+  (`flat`) there is no `best`, and the optimum is anywhere between two of the rates that were tried, or beyond them
+  where the least or the largest rate may be the best (`edge`). Without repeated seeds there is no interval.
 
   The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
   diverged counts as the worst of the others.
@@ -144,8 +148,7 @@ def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise
     }
     if known is None:
       if not row["edge"]:
-        bend, slope, _ = np.polyfit(np.log(rates[least - 1 : least + 2]), losses[least - 1 : least + 2], 2)
-        row["best"] = float(np.exp(-slope / (2 * bend))) if bend > 0 else None
+        row["best"] = _lowest(np.log(rates), losses)
     else:
       places = [next(i for i, cell in enumerate(complete) if cell is one) for one in tried]
       row |= _best_rate(rates, losses, np.array([c["finished"] for c in tried]), known.of(places))
@@ -160,54 +163,77 @@ def _best_rate(rates: np.ndarray, losses: np.ndarray, seeds: np.ndarray, known: 
   first, end = max(int(candidates[0]) - 1, 0), min(int(candidates[-1]) + 1, last)
   if candidates[0] == candidates[-1] and candidates[0] in (0, last):
     return {}  # the loss falls up to an edge: the optimum may lie beyond it
-  found = None
-  if candidates[0] > 0 and candidates[-1] < last:
-    low, high = first, end
-    while high - low + 1 < min(CUBIC, len(rates)):  # the lower side is nearer to the minimum
-      below = losses[low - 1] if low else math.inf
-      above = losses[high + 1] if high < last else math.inf
-      low, high = (low - 1, high) if below < above else (low, high + 1)
-    near = slice(low, high + 1)
-    squared = known.variance[near] / seeds[near]
-    within = np.log(rates[[first, end]])
-    found = _minimum(np.log(rates[near]), losses[near], squared, float(known.freedom[near].min()), within)
-  if found is None:
-    edge = bool(candidates[0] == 0 or candidates[-1] == last)
-    return {"flat": True, "edge": edge, "interval90": [float(rates[first]), float(rates[end])]}
-  best, low, high = np.exp(found)
-  return {"best": float(best), "interval90": [float(low), float(high)]}
+  flat: Row = {"flat": True, "edge": bool(candidates[0] == 0 or candidates[-1] == last)}
+  flat["interval90"] = [float(rates[first]), float(rates[end])]
+  if flat["edge"]:
+    return flat
+  low, high = first, end
+  while high - low + 1 < min(FITTED, len(rates)):  # the lower side is nearer to the minimum
+    below = losses[low - 1] if low else math.inf
+    above = losses[high + 1] if high < last else math.inf
+    low, high = (low - 1, high) if below < above else (low, high + 1)
+  x, near = np.log(rates), slice(low, high + 1)
+  squared = known.variance[near] / seeds[near]
+  fitted = _minimum(x[near], losses[near], squared, float(known.freedom[near].min()), x[[first, end]])
+  if (fitted is None and len(candidates) > 1) or (len(candidates) > 2 and not (fitted and fitted.fits)):
+    return flat
+  if fitted is not None and fitted.fits:
+    return {"best": math.exp(fitted.best), "interval90": [math.exp(fitted.low), math.exp(fitted.high)]}
+  return {"best": _lowest(x, losses), "interval90": flat["interval90"]}
 
 
-def _minimum(
-  x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float, within: np.ndarray
-) -> tuple[float, float, float] | None:
-  """The minimum of a cubic through points with squared standard errors, with its 90% interval (after Fieller 1954).
+def _lowest(x: np.ndarray, losses: np.ndarray) -> float | None:
+  """The rate at the minimum of the parabola through the least loss and those next to it; `x` are logs of rates."""
+  least = int(np.argmin(losses))
+  bend, slope, _ = np.polyfit(x[least - 1 : least + 2], losses[least - 1 : least + 2], 2)
+  return float(np.exp(-slope / (2 * bend))) if bend > 0 else None
 
-  Losses rise faster above the best rate than below it, so a parabola would be biased; of three points it is a parabola
-  nevertheless. The interval has the places at which the slope is not significantly different from 0. None where these
-  are not one interval inside of `within`, or where the points lie farther from the curve than noise explains.
+
+@dataclasses.dataclass(frozen=True)
+class Minimum:
+  """Of a parabola, with an interval of at least 90%; `fits` where nothing but noise parts it from the points."""
+
+  best: float
+  low: float
+  high: float
+  fits: bool
+
+
+def _minimum(x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float, within: np.ndarray) -> Minimum | None:
+  """The minimum of a parabola through points with squared standard errors (its interval after Fieller 1954).
+
+  The interval has the places at which the slope of the parabola, or of a cubic, is not significantly different from 0.
+  None where those of the parabola are not one interval inside of `within`. Where losses rise faster on one side, the
+  minimum is off by what the noise does not say. So the parabola `fits` only if there are `FITTED` points, the distance
+  of the points is one that noise leaves in a share `FITS` of cases, and the cubic's third-order term is surely small.
   """
   center, scale = float(x.mean()), float(np.ptp(x)) / 2
-  terms = min(len(x), CUBIC)
   root = 1 / np.sqrt(np.maximum(squared, 1e-300))
-  scaled, target = np.vander((x - center) / scale, terms, increasing=True) * root[:, None], y * root
-  coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
-  covariance = np.linalg.pinv(scaled.T @ scaled)
-  left = len(x) - terms
-  if left and np.sum((target - scaled @ coefficients) ** 2) / left > special.fdtri(left, freedom, 0.95):
-    return None
   places = np.linspace(within[0], within[1], PLACES)
-  powers = np.arange(1, terms)
-  slopes = powers * ((places[:, None] - center) / scale) ** (powers - 1)  # of each term
-  slope = slopes @ coefficients[1:]
-  error = np.sqrt(np.einsum("pi,ij,pj->p", slopes, covariance[1:, 1:], slopes))
-  if slope[0] >= 0 or slope[-1] <= 0:
-    return None
-  k = int(np.flatnonzero(slope < 0)[-1])  # the slope passes 0 between this place and the next
-  level = np.abs(slope) <= special.stdtrit(freedom, 0.95) * error
-  level[k : k + 2] = True  # where there is next to no noise, these are all
-  first, last = np.flatnonzero(level)[[0, -1]]
-  if first == 0 or last == PLACES - 1 or not level[first : last + 1].all():
-    return None
-  best = places[k] + (places[k + 1] - places[k]) * slope[k] / (slope[k] - slope[k + 1])
-  return float(best), float(places[first]), float(places[last])
+  best, ends, lack = math.nan, [], math.inf
+  for terms in (3, 4) if len(x) == FITTED else (3,):
+    scaled, target = np.vander((x - center) / scale, terms, increasing=True) * root[:, None], y * root
+    coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
+    covariance = np.linalg.pinv(scaled.T @ scaled)
+    powers = np.arange(1, terms)
+    slopes = powers * ((places[:, None] - center) / scale) ** (powers - 1)  # of each term
+    slope = slopes @ coefficients[1:]
+    error = np.sqrt(np.einsum("pi,ij,pj->p", slopes, covariance[1:, 1:], slopes))
+    open_ = slope[0] >= 0 or slope[-1] <= 0
+    k = 0 if open_ else int(np.flatnonzero(slope < 0)[-1])  # the slope passes 0 between this place and the next
+    level = np.abs(slope) <= special.stdtrit(freedom, 0.95) * error
+    level[k : k + 2] = True  # where there is next to no noise, these are all
+    first, last = np.flatnonzero(level)[[0, -1]]
+    bounded = not open_ and first > 0 and last < PLACES - 1 and bool(level[first : last + 1].all())
+    if terms == 3:
+      if not bounded:
+        return None
+      best = float(places[k] + (places[k + 1] - places[k]) * slope[k] / (slope[k] - slope[k + 1]))
+      left = max(len(x) - terms, 1)
+      lack = float(np.sum((target - scaled @ coefficients) ** 2)) / left / float(special.fdtri(left, freedom, FITS))
+    else:
+      skew = abs(coefficients[3]) + special.stdtrit(freedom, 0.95) * math.sqrt(covariance[3, 3])
+      if not bounded or skew > SKEWED * coefficients[2]:
+        lack = math.inf
+    ends += [float(places[first]), float(places[last])]
+  return Minimum(best, min(ends), max(ends), len(x) == FITTED and lack <= 1)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,25 @@ def loss_and_metrics(config: Config, rows: EvalRows, measured: list[dict[str, np
   `loss_eval` and `metrics`, as a record has them.
   """
   values, weight = _joined(rows, measured)
-  metrics = {name: float(x) for name, x in tasks.build(config).measure(values)(weight).items()}
+  metrics = _finite(tasks.build(config).measure(values)(weight))
   return {
     "loss_eval": float(np.sum(values["loss"] * weight) / np.sum(weight)),
-    "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+    "metrics": metrics | {name: part for name, (part, _) in _losses_of_parts(rows, values["loss"], weight).items()},
   }
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+  return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _losses_of_parts(rows: EvalRows, loss: np.ndarray, weight: np.ndarray) -> dict[str, tuple[float, float]]:
+  """`loss_PART` of each part of a mixture that was evaluated, with its standard error."""
+  clusters, found = np.broadcast_to(rows.clusters, loss.shape), {}
+  for name, mask in rows.parts.items():
+    own = np.where(mask, weight, 0)
+    if own.any():
+      found[f"loss_{name}"] = clustered_mean(loss.ravel(), clusters.ravel(), own.ravel())
+  return found
 
 
 def _joined(rows: EvalRows, measured: list[dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -88,21 +102,17 @@ def judge(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]])
     bits = float(np.sum(loss * weight)) / math.log(2) / max(float(np.sum(rows.bytes * weight)), 1)
   task = tasks.build(config)
   metric = task.measure(values)
-  metrics = {name: float(value) for name, value in metric(weight).items()}
-  metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+  metrics = _finite(metric(weight))
   again = functools.partial(bootstrap, metric, clusters, weight)
   if task.measure in OF_MEANS:  # each draw looks at documents in place of tokens
     means, names, whole = of_clusters(values, clusters, weight)
     again = functools.partial(bootstrap, task.measure(means), names, whole)
   intervals = again(config.eval.resamples) if metrics else {}
   intervals = {name: pair for name, pair in intervals.items() if name in metrics}
-  for name, mask in rows.parts.items():
-    own = np.where(mask, weight, 0)
-    if own.any():
-      part, error = clustered_mean(loss.ravel(), clusters.ravel(), own.ravel())
-      metrics[f"loss_{name}"] = part
-      if math.isfinite(error):
-        intervals[f"loss_{name}"] = (part - Z90 * error, part + Z90 * error)
+  for name, (part, error) in _losses_of_parts(rows, loss, weight).items():
+    metrics[name] = part
+    if math.isfinite(error):
+      intervals[name] = (part - Z90 * error, part + Z90 * error)
   return Evaluation(mean, stderr, bits, metrics, intervals, task.details(values))
 
 

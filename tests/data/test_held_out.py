@@ -273,3 +273,20 @@ def test_datasets_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path):
     for split in ("train", "validation"):
       manifests.add(corpus._manifest(config_of(name="letters", dir=folder, train_split=split).data))
   assert len(manifests) == 4
+
+
+def test_of_one_text_the_last_line_with_words_is_held_out_whatever_is_beside_it(tmp_path):
+  """Long last lines, blank ends, copies and empty files do not hide that there is one text."""
+  paragraphs = [text(i).replace("\n", " ") for i in range(40)]
+  content = "\n".join(paragraphs) + "\n"
+  corpora = {
+    "long lines": [content],
+    "blank end": [content + "\n" * 50_000],
+    "copies": [content, content + "\n"],
+    "beside empty files": ["", content, " \n"],
+  }
+  for name, files in corpora.items():
+    data = pipeline.prepare(config_of(path=str(write(tmp_path / name, ".txt", "", files)), heldout_fraction=0.001))
+    assert names_in(data, "validation") == {"doc39"}, name
+    assert names_in(data, "train") == {f"doc{i}" for i in range(39)}, name
+    assert data.card["splits"]["validation"]["documents"] == 1

@@ -321,6 +321,22 @@ def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
   assert much == any(f"'city': {others['train']} of {len(rows['train'])} training" in text for text in caplog.messages)
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, caplog, window):
+  """A split by time leaves rows over; those that became `other` are counted in the held-out rows alone."""
+  table = cities(4, rows=500).with_columns(day=pl.arange(0, 500), city=pl.Series([f"p{i // 100}" for i in range(500)]))
+  changes = {"drop": (), "split": "time", "time": "day", "folds": 5, "fold": 0}
+  if window:
+    changes |= {"window": window, "horizon": 1, "split": "time"}
+  found = pipeline.prepare(config_of(tmp_path, table, **changes))
+  count = found.card["splits"]["validation"]["examples"]
+  held = found.card["other"]["city"]["held-out rows"]
+  assert 0 < held <= count + window
+  assert f"{held} of {count + window} held-out rows" in caplog.text
+  if not window:
+    assert held == sum(table["city"][int(i)] != "p0" for i in found.places["validation"])
+
+
 def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
   refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")

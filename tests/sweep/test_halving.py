@@ -1,5 +1,6 @@
 """Halving and Hyperband go by held-out data: what they keep, what an evaluation at a rung is, and when they warn."""
 
+import json
 import logging
 import math
 
@@ -165,3 +166,19 @@ def test_a_study_says_the_warning_when_it_begins(config, tmp_path, caplog):
     study.run_study(study.prepare(config, the_study, tmp_path), True, {"stop": False})
   (said,) = [one.message for one in caplog.records if "of its peak" in one.message]
   assert said.startswith("Halving compares runs at step 3 of 6, where the learning rate (optim.schedule cosine)")
+
+
+def test_the_loss_of_a_part_of_a_mixture_is_measured_at_a_rung(config, tmp_path):
+  for part in range(2):
+    lines = [json.dumps({"text": f"{part}-{i}: " + "the model reads " * 40}) for i in range(20)]
+    (tmp_path / f"part{part}.jsonl").write_text("\n".join(lines) + "\n")
+  config.data.update(name="text_files", path=str(tmp_path / "part0.jsonl"), heldout_fraction=0.3, repeat=True)
+  config.data.mixture = (f"1 path={tmp_path / 'part1.jsonl'}",)
+  config.train.update(steps=6, log_every=6)
+  the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=(), measure="loss_part1")
+  prepared = study.prepare(config, the_study, tmp_path / "study")
+  report = study.run_study(prepared, True, {"stop": False})
+  assert sorted(one["status"] for one in report["runs"]) == ["finished", "stopped"]
+  for run in prepared.runs.values():
+    rung = read_rungs(run)["3"]
+    assert rung["metrics"].keys() >= {"loss_part0", "loss_part1"}
