@@ -157,7 +157,7 @@ def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
   from bigmodel import optim
   from bigmodel import study as studies
   from bigmodel.files import UserError
-  from bigmodel.optim.parametrization import PARAMETRIZATIONS
+  from bigmodel.optim.parametrization import PARAMETRIZATIONS, multiples
   from bigmodel.plan import coordinates
 
   for name in ("width", "layers"):
@@ -175,22 +175,36 @@ def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
     studies.check(own)
     return studies.resolve_without_data(own)
 
-  found, rows = [], []
+  sizes_of = {axis: [config.model[axis] * factor for factor in (1, 2, 4)] for axis in ("width", "layers")}
+  models, refused = {}, {}  # everything is checked before anything is measured
   for kind in PARAMETRIZATIONS:
-    for axis in ("width", "layers"):
-      sizes = [config.model[axis] * factor for factor in (1, 2, 4)]
-      checked = coordinates.check([resolved(kind, axis, size) for size in sizes], sizes, steps=5, seeds=1)
+    try:
+      models[kind] = {axis: [resolved(kind, axis, size) for size in sizes] for axis, sizes in sizes_of.items()}
+      for own in models[kind]["width"] + models[kind]["layers"]:
+        multiples(own)
+    except UserError as error:
+      if kind in ("standard", config.optim.parametrization):
+        raise
+      models.pop(kind, None)
+      refused[kind] = str(error)
+  found, rows = [], []
+  for kind, by_axis in models.items():
+    for axis, sizes in sizes_of.items():
+      checked = coordinates.check(by_axis[axis], sizes, steps=5, seeds=1)
       facts = {"parametrization": kind, "axis": axis, "sizes": sizes, "steepest": checked.steepest}
       found.append(facts | {"change": {k: v.tolist() for k, v in checked.change.items()},
                             "slopes": {k: v.tolist() for k, v in checked.slopes.items()}})  # fmt: skip
       rows.append((kind, axis, f"{sizes[0]} to {sizes[-1]}", checked.steepest))
   columns = ("parametrization", "axis", "sizes", "steepest slope")
   show_table(arguments, "changes of activations over 5 steps, as powers of the size", columns, rows)
+  for kind, reason in refused.items():
+    if not arguments.json:
+      plain_console().print(f"not measured: {kind}: {reason}", highlight=False, markup=False)
   if arguments.coordinate_check:
     from bigmodel.report import coordinates as drawing
 
-    drawing.write(arguments.coordinate_check, found, rows)
-  return {"checks": found}
+    drawing.write(arguments.coordinate_check, found, rows, refused)
+  return {"checks": found, "refused": refused}
 
 
 def _plan_for(arguments: Arguments, config: Any, study: Any) -> dict[str, Any]:

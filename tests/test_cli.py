@@ -6,7 +6,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from bigmodel import optim
+from bigmodel.plan import coordinates
 
 CONFIG = """
 from bigmodel.study import default_config
@@ -173,3 +177,31 @@ def test_fit_takes_anybodys_points(tmp_path, inside):
     assert code == 2
     assert says in err
     assert json.loads(out)["code"] == 2
+
+
+REFUSED = [name for name, one in optim.optimizers.known().items() if not optim.parametrization.transfers(one)]
+
+
+@pytest.mark.parametrize("name", ["adamw", *REFUSED])
+def test_a_coordinate_check_measures_what_the_optimizer_can_be_checked_under(name, config_file, inside, monkeypatch):
+  """And says why not the rest, before anything is measured. Measuring, which takes long, is only noted here."""
+  measured = []
+
+  def check(configs, sizes, steps, seeds):
+    measured.extend(config.optim.parametrization for config in configs)
+    return coordinates.Check(tuple(sizes), {"block": np.ones((3, 5))}, {"block": np.zeros(5)})
+
+  monkeypatch.setattr(coordinates, "check", check)
+  call = ("plan", f"--config={config_file}", "--coordinate-check", f"--config.optim.name={name}")
+  code, out, err = inside(*call, "--json")
+  assert code == 0, err
+  kinds = ("standard",) if name in REFUSED else optim.parametrization.PARAMETRIZATIONS
+  assert tuple(dict.fromkeys(measured)) == kinds
+  refused = json.loads(out)["refused"]
+  assert set(refused) == set(optim.parametrization.PARAMETRIZATIONS) - set(kinds)
+  assert all(f"no rule for {name}" in reason for reason in refused.values())
+  if name in REFUSED:  # a config that asks for what is refused is wrong
+    measured.clear()
+    code, _, err = inside(*call, "--config.optim.parametrization=mup", "--config.optim.base=('model.width=8',)")
+    assert (code, measured) == (2, [])
+    assert f"mup has no rule for {name}" in err

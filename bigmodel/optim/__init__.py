@@ -88,6 +88,13 @@ def check(config: Config) -> None:
   )
 
 
+def reset_without_effect(optim: Config, keep: set[str]) -> None:
+  """Sets the fields that have no effect beside the others to their defaults, in place, but for those in `keep`."""
+  if optim.name in NAMES and optim.schedule in SCHEDULES:  # otherwise `check` refuses it
+    defaults = fields()
+    optim.update({field: defaults[field] for field in _without_effect(optim) if field not in keep})
+
+
 def _without_effect(optim: Config) -> dict[str, str]:
   """The fields that change nothing beside the others, and why: set, they would only give equal runs different ids."""
   optimizer = optimizers.known()[optim.name]

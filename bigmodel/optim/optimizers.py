@@ -134,8 +134,9 @@ def update_size(scale: str, shape: tuple[int, ...]) -> float:
 def _muon(scale: str) -> Callable[[Any], Any]:
   """Muon (Jordan et al. 2024) with Nesterov's momentum, its orthogonal steps made as large as `scale` says.
 
-  The products of its Newton-Schulz iteration have the default precision, which is bfloat16 on accelerators: the
-  iteration was designed for that, and only needs singular values between about 0.7 and 1.2.
+  The products of its Newton-Schulz iteration have the precision that the step is traced with: the highest in float32
+  runs (`models.layers.basic.exact_products`), otherwise the default, which is bfloat16 on accelerators. The iteration
+  was designed for bfloat16, and only needs singular values between about 0.7 and 1.2.
 
   `match_rms_adamw` is .2 sqrt(max(in, out)), the size of AdamW's (Liu et al. 2025); `spectral` sqrt(out / in), for
   which rates carry over between widths (Bernstein 2025); `original` sqrt(max(1, out / in)).

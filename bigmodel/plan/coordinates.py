@@ -17,6 +17,7 @@ import numpy as np
 
 from bigmodel import models, optim, tasks
 from bigmodel.config import Config
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.train.statistics import activations
 
 LAST = ("final_norm", "transform_norm")
@@ -103,7 +104,8 @@ def _measure(config: Config, steps: int, seeds: int) -> np.ndarray:
 
     return jax.lax.scan(step, (params, optim.initial_state(how, params)), jnp.arange(steps))[1]
 
-  return np.mean([np.asarray(run(jax.random.key(seed), _rows(config, seed))).T for seed in range(seeds)], axis=0)
+  with exact_products(model.dtype):  # as runs are traced
+    return np.mean([np.asarray(run(jax.random.key(seed), _rows(config, seed))).T for seed in range(seeds)], axis=0)
 
 
 def _rows(config: Config, seed: int) -> Any:

@@ -1,12 +1,15 @@
 """The page of a coordinate check: how much a step moves each layer's output, by size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigmodel.report import figures, page
 
 
-def write(path: str, checks: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
+def write(
+  path: str, checks: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]], refused: Mapping[str, str]
+) -> None:
+  """`refused` says of each parametrization that was not measured why."""
   plots = []
   for one in checks:
     figure = figures.blank(f"model.{one['axis']}", "change (root of the mean square)", log_y=True, height=320)
@@ -18,6 +21,7 @@ def write(path: str, checks: Sequence[dict[str, Any]], rows: Sequence[Sequence[A
     plots.append((f"{one['parametrization']}, by {one['axis']}", f"Steepest slope {one['steepest']:.2f}.", figure))
   columns = ("parametrization", "axis", "sizes", "steepest slope")
   what = "After five steps on one batch. Where lines are flat, one learning rate serves all sizes."
+  what += "".join(f" Not measured: {kind}: {reason}." for kind, reason in refused.items())
   page.tables(
     path, "Coordinate check", "Does a learning rate carry over?", what, [("Slopes", "", columns, rows)], plots
   )

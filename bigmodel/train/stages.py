@@ -9,7 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from bigmodel import config as configs
-from bigmodel import tasks, train
+from bigmodel import optim, tasks, train
 from bigmodel.config import Config, require
 
 ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "data.examples")
@@ -49,7 +49,7 @@ def of(config: Config) -> list[Stage]:
 
 
 def _changed(base: Config, text: str) -> Config:
-  changed, horizon = base.copy_and_resolve_references(), False
+  changed, horizon, given = base.copy_and_resolve_references(), False, set[str]()
   for item in text.split():
     name, equals, value = item.partition("=")
     require(bool(equals), f"config.train.stages: {item!r} is not field=value")
@@ -61,6 +61,9 @@ def _changed(base: Config, text: str) -> Config:
       horizon = True
       changed.train.update(tokens=0, steps=0)
     configs.override(changed, name, parsed)
+    given.add(name)
+  # Such as the beta1 that a stage inherits, where its own optimizer has none.
+  optim.reset_without_effect(changed.optim, keep={name.removeprefix("optim.") for name in given})
   where = f"config.train.stages: {text!r}"
   require(
     horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"

@@ -211,6 +211,19 @@ def test_what_cannot_be_carried_over_is_refused():
       optim.check(config_of("completep", family=family))
 
 
+def test_a_check_is_traced_at_the_precision_of_float32_runs(monkeypatch):
+  precisions, plain = [], optim.update
+
+  def update(*arguments):
+    precisions.append(jax.config.jax_default_matmul_precision)
+    return plain(*arguments)
+
+  monkeypatch.setattr(optim, "update", update)
+  coordinates._measure(resolved(config_of("standard", width=16, layers=1)), 1, 1)
+  assert precisions
+  assert set(precisions) == {"highest"}
+
+
 HOW = dict(schedule="constant", weight_decay=0.0, clip=1e9)
 # At this base tables are of unit size, so that the stream does not begin as the branches' noise, which depth averages.
 UNIT_TABLES = ("model.width=1", "model.layers=2", "model.head_size=16")

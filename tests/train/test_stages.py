@@ -150,6 +150,30 @@ def test_bad_stages_are_refused(dbn, tmp_path):
       study.single_run(dbn, tmp_path / "bad")
 
 
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_a_stage_drops_inherited_fields_that_its_optimizer_does_not_read(config, name):
+  """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
+  defaults = optim.fields()
+  for own, optimizer in optim.optimizers.known().items():
+    config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
+    changed = {"update_scale": "spectral", "momentum": 0.8, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-6, "gamma": 0.1}
+    config.optim.update({field: changed[field] for field in optimizer.reads})
+    if optimizer.own_rate:
+      config.optim.decays = ()
+    config.train.stages = (f"optim.name={name} optim.schedule=constant optim.weight_decay=0.0 train.steps=2",)
+    study.check(config)
+    stage, last = (found.config.optim for found in stages.of(config))
+    both = set(optimizer.reads) & set(optim.optimizers.known()[name].reads)
+    for field in optimizer.reads:
+      assert last[field] == changed[field]
+      assert stage[field] == (changed[field] if field in both else defaults[field]), field
+    assert (stage.final, stage.decays) == (defaults["final"], ())
+  config.optim.update(defaults)
+  config.train.stages = ("optim.name=sgd optim.beta1=0.8 train.steps=2",)
+  with pytest.raises(UserError, match=r"beta1: 0\.8 has no effect on sgd"):
+    study.check(config)
+
+
 def ramped(config):
   config.train.update(ramp=("2@640", "4@1920"), batch_size=8, steps=0, tokens=6016, checkpoint_every=7, log_every=1)
   return config
