@@ -242,7 +242,7 @@ def _pause(program: Program, members: list[Member], state: Any, step: int, secon
       if values is not None:
         found = loss_and_metrics(member.run.config, rows, values)
         if math.isfinite(found["loss_eval"]):
-          loss_train = finite(steps.loss_train(own, member.stages[-1].begin))
+          loss_train = finite(steps.loss_train(own, stages.at(member.run.config, int(own.step)).begin))
           rung = {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
       member.checkpoints.wait()
       write_status(member.run, "paused", step, member.seconds + seconds + spent)
@@ -275,7 +275,8 @@ def _measured(
   `state` is on the host.
   """
   configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
-  params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
+  in_force = [stages.at(c, int(one.step)).config for c, one in zip(configs, own, strict=True)]
+  params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(in_force, own, strict=True)]
   sound = [not _has_diverged(one) for one in own]
   values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
   return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]

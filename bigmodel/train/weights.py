@@ -24,6 +24,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.models import huggingface
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts
+from bigmodel.train import stages
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
@@ -258,7 +259,11 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
 def judged(
   config: Config, store: Checkpoints, step: int, shardings: dict[str, jax.sharding.Sharding] | None = None
 ) -> dict[str, Any]:
-  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings."""
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings.
+
+  The optimizer is that of the stage in which the run was at that step.
+  """
+  config = stages.at(config, step).config
   read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
   params = read(PREFIX)
   if config.optim.name == "schedule_free":
