@@ -83,6 +83,7 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
       states.append(dataclasses.replace(program.init(member.run.config.seed), step=np.int32(member.run.steps)))
       continue
     if start:
+      weights.require_padding(member.run.config, member.checkpoints, start, program.shapes.params)
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed), program.optimizer_state)
