@@ -136,6 +136,6 @@ def undecayed(design: Halving, runs: Sequence[Run]) -> str:
 
 def _share_of_peak(one: Run, step: int) -> float:
   """The learning rate of the step before a rung, as a share of its peak."""
-  stage = next(stage for stage in stages.of(one.config) if stage.first < step <= stage.stop)
+  stage = stages.at(one.config, step)
   h = optim.hyperparameters(stage.config, stage.horizon, stage.begin)
   return float(optim.schedules.factor(stage.config.optim.schedule, jnp.int32(step - 1), h))

@@ -268,13 +268,18 @@ class Checkpoints:
     arrays = self._read(step, sealed, wanted)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted])
 
+  def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a step, as its seal says it."""
+    marks = read_seal(self.folder / str(step))["arrays"]
+    return {name: ast.literal_eval(mark.rsplit(" ", 2)[0]) for name, mark in marks.items()}
+
   def arrays(
-    self, step: int, prefix: str, shardings: Mapping[str, jax.sharding.Sharding] | None = None
+    self, step: int, prefix: str, shardings: Mapping[str, jax.sharding.Sharding | None] | None = None
   ) -> dict[str, Any]:
     """Arrays of a verified step whose names begin with `prefix`; no config is needed to read them, nor the others read.
 
     On the host; or, with `shardings` by name without the prefix, those that are named there, and what has one name,
-    the prefix: each process then reads the parts that its devices hold.
+    the prefix: each process then reads the parts that its devices hold. Where a sharding is None: on the host.
     """
     sealed, wanted = read_seal(self.folder / str(step)), {}
     for name, mark in sealed["arrays"].items():

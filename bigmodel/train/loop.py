@@ -83,6 +83,7 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
       states.append(dataclasses.replace(program.init(member.run.config.seed), step=np.int32(member.run.steps)))
       continue
     if start:
+      weights.require_padding(member.run.config, member.checkpoints, start, program.shapes.params)
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed), program.optimizer_state)
@@ -242,7 +243,7 @@ def _pause(program: Program, members: list[Member], state: Any, step: int, secon
       if values is not None:
         found = loss_and_metrics(member.run.config, rows, values)
         if math.isfinite(found["loss_eval"]):
-          loss_train = finite(steps.loss_train(own, member.stages[-1].begin))
+          loss_train = finite(steps.loss_train(own, stages.at(member.run.config, int(own.step)).begin))
           rung = {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
       member.checkpoints.wait()
       write_status(member.run, "paused", step, member.seconds + seconds + spent)
@@ -275,7 +276,8 @@ def _measured(
   `state` is on the host.
   """
   configs, own = [members[i].run.config for i in places], [program.member(state, i) for i in places]
-  params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(configs, own, strict=True)]
+  in_force = [stages.at(c, int(one.step)).config for c, one in zip(configs, own, strict=True)]
+  params = [optim.evaluated(c, one.params, one.opt_state) for c, one in zip(in_force, own, strict=True)]
   sound = [not _has_diverged(one) for one in own]
   values = iter(measure(program, list(itertools.compress(params, sound)), configs[0], rows, beat))
   return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
@@ -380,7 +382,8 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   """Writes the record of a member that was evaluated while it was saved, last of all and once."""
   run, config, diverged_at = member.run, member.run.config, int(own.diverged_at)
   began = time.monotonic()
-  status = "finished" if diverged_at < 0 and math.isfinite(result.loss) else "diverged"
+  why = _why_diverged(member, own, result)
+  status, result = ("diverged", NOTHING) if why else ("finished", result)
   done = run.steps if diverged_at < 0 else diverged_at
   member.metrics.finish()
   member.checkpoints.wait()
@@ -388,7 +391,7 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
   facts = results.facts_of(run) | {
     "status": status,
-    "error": "" if status == "finished" else _why_diverged(member, diverged_at),
+    "error": why,
     "tokens": train.tokens_at(config, done),
     "epochs_seen": member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
     "steps": done,
@@ -397,7 +400,7 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}),
+    "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}) | _skipped(own),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
     "seconds": seconds,
@@ -407,14 +410,32 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
   return results.end(run, facts)
 
 
-def _why_diverged(member: Member, step: int) -> str:
-  """What a record says of a run that diverged at a step, or (-1) when it was evaluated."""
-  if step < 0:
+def _why_diverged(member: Member, own: steps.State, result: Evaluation) -> str:
+  """What a record says of a run that diverged, in training or when it was evaluated; empty of one that did not.
+
+  One that skipped its last steps, or most of its last stage, has not learned what its horizon says.
+  """
+  step = int(own.diverged_at)
+  if step >= 0:
+    stage = next((stage for stage in member.stages if step < stage.stop), member.stages[-1])
+    if optim.How.of(stage.config).skips:
+      return f"{optim.MOST_SKIPPED} steps in a row, from step {step} on, were skipped (config.optim.skip_above)"
+    return f"the loss or a parameter was not finite at step {step}"
+  if not math.isfinite(result.loss):
     return "the loss of held-out data is not finite"
-  stage = next((stage for stage in member.stages if step < stage.stop), member.stages[-1])
-  if optim.How.of(stage.config).skips:
-    return f"{optim.MOST_SKIPPED} steps in a row, from step {step} on, were skipped (config.optim.skip_above)"
-  return f"the loss or a parameter was not finite at step {step}"
+  if counts := _skipped(own):
+    skipped, in_a_row = int(counts["skipped_steps"]), int(own.opt_state.skipped_in_a_row)
+    made = int(own.step) - stages.at(member.run.config, int(own.step)).begin
+    if in_a_row > 1 or 2 * skipped > made:
+      to_the_end = f", the last {in_a_row} among them" if in_a_row > 1 else ""
+      return f"{skipped} of {made} steps were skipped{to_the_end} (config.optim.skip_above)"
+  return ""
+
+
+def _skipped(state: steps.State) -> dict[str, float]:
+  """The steps of the last stage that were skipped, where steps can be."""
+  skipped = state.opt_state.skipped
+  return {} if isinstance(skipped, tuple) else {"skipped_steps": float(skipped)}
 
 
 def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:

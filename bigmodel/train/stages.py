@@ -48,6 +48,12 @@ def of(config: Config) -> list[Stage]:
   return stages
 
 
+def at(config: Config, step: int) -> Stage:
+  """The stage whose optimizer a run's state of `step` steps is of: where one stage ends, still that one."""
+  known = of(config)
+  return next((stage for stage in known if step <= stage.stop), known[-1])
+
+
 def _changed(base: Config, text: str) -> Config:
   changed, horizon, given = base.copy_and_resolve_references(), False, set[str]()
   for item in text.split():

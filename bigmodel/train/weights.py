@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from bigmodel.files import UserError, absolute, read_json, write_json
 from bigmodel.models import huggingface
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts
+from bigmodel.train import stages
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
@@ -48,6 +49,25 @@ def _padded(array: Any, shape: tuple[int, ...]) -> Any:
   """A table without padding, or any other parameter, as an array of this shape."""
   missing = [(0, wanted - have) for wanted, have in zip(shape, array.shape, strict=True)]
   return np.pad(array, missing) if array.shape != shape else array
+
+
+def _without_padding(
+  config: Config, there: Mapping[str, tuple[int, ...]], prefix: str, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Those of `wanted` that are tables which an earlier version saved without padding; `there` are the shapes saved."""
+  others = {name: x for name, x in wanted.items() if there.get(f"{prefix}{name}", x.shape) != x.shape}
+  rows = models.real_rows(config) if others else {}
+  return {name: x for name, x in others.items() if there[f"{prefix}{name}"] == (rows.get(name), *x.shape[1:])}
+
+
+def require_padding(config: Config, store: Checkpoints, step: int, shapes: Any) -> None:
+  """Refuses to resume a run whose tables an earlier version saved without padding."""
+  there = store.shapes(step)
+  for name, x in _without_padding(config, there, PREFIX, flat(shapes)).items():
+    raise UserError(
+      f"--workdir: {store.folder.parent}: the checkpoint of step {step} is of an earlier version ({name!r} has the"
+      f" shape {there[PREFIX + name]}, not {x.shape}) and cannot be resumed; begin another run with train.init_from"
+    )
 
 
 def flat(params: Any) -> dict[str, Any]:
@@ -187,14 +207,14 @@ def start(config: Config, state: State, optimizer_state: Callable[[Any], Any]) -
     return state
   store = Checkpoints(absolute(config.train.init_from) / "checkpoints")
   step = _found(config)[0]
-  shardings = {name: x.sharding for name, x in flat(state.params).items() if not _fresh(config, name)}
-  theirs = judged(read_config(config.train.init_from), store, step, shardings)
+  wanted = {name: x for name, x in flat(state.params).items() if not _fresh(config, name)}
+  theirs = judged(read_config(config.train.init_from), store, step, wanted)
   store.close()
   require_finite(theirs, f"config.train.init_from: {config.train.init_from}: checkpoint of step {step}")
 
   def take(path: Any, mine: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return mine if _fresh(config, name) else jax.device_put(_padded(theirs[name], mine.shape), mine.sharding)
+    return mine if _fresh(config, name) else jax.device_put(theirs[name], mine.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
   return dataclasses.replace(state, params=params, opt_state=optimizer_state(params))
@@ -255,11 +275,23 @@ def _tree(flat_params: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def judged(
-  config: Config, store: Checkpoints, step: int, shardings: dict[str, jax.sharding.Sharding] | None = None
-) -> dict[str, Any]:
-  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or with these shardings."""
-  read = lambda prefix: {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
+def judged(config: Config, store: Checkpoints, step: int, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Parameters of a checkpoint by name, as `optim.evaluated` gives them; on the host, or in the shapes and with the
+  shardings of `wanted`, in which tables of earlier versions get the padding that they lack.
+
+  The optimizer is that of the stage in which the run was at that step.
+  """
+  config = stages.at(config, step).config
+
+  def read(prefix: str) -> dict[str, Any]:
+    tables, shardings = {}, None
+    if wanted is not None:
+      tables = _without_padding(config, store.shapes(step), prefix, wanted)
+      # Tables without padding need not divide by the mesh: they come by the host.
+      shardings = {name: None if name in tables else x.sharding for name, x in wanted.items()}
+    found = {name.removeprefix(prefix): x for name, x in store.arrays(step, prefix, shardings).items()}
+    return found | {name: hosts.put(_padded(found[name], x.shape), x.sharding) for name, x in tables.items()}
+
   params = read(PREFIX)
   if config.optim.name == "schedule_free":
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
@@ -297,8 +329,7 @@ def read_evaluated(config: Config, store: Checkpoints, step: int, shapes: Any) -
 
   Each device gets its part and nothing else. Of the optimizer's state that alone is read from which they follow.
   """
-  shardings = {name: x.sharding for name, x in flat(shapes).items()}
-  params = judged(config, store, step, shardings)
+  params = judged(config, store, step, flat(shapes))
   for name, x in flat(shapes).items():
     there = f"{params[name].shape} {params[name].dtype}" if name in params else "missing"
     if there != f"{x.shape} {x.dtype}":

@@ -1,6 +1,7 @@
 """Steps that are skipped change nothing, and a run that diverges leaves no checkpoint of what it became."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ BAD = 250  # a byte that the corpus does not have
 @pytest.fixture
 def broken(monkeypatch):
   """`{data.seed: steps}`: in batches of these steps the loss is infinite, as one that overflows is."""
-  chosen: dict[int, range] = {}
+  chosen: dict[int, Sequence[int]] = {}
   build, batch = tasks.build, Pipeline.batch
 
   def built(config):
@@ -135,6 +136,7 @@ def test_a_run_survives_bad_batches_and_skips_the_same_when_it_resumes(resolved,
   (ended,) = train([whole], corpus)
   assert ended["status"] == "finished"
   assert ended["loss_train"] == pytest.approx(ended["loss_eval"], rel=0.5)
+  assert ended["metrics"]["skipped_steps"] == 3
   assert [row["skipped"] for row in metrics.read(whole.folder)] == [0] * 8 + [1, 2] + [3] * 20
   assert [row["step"] for row in metrics.read(whole.folder) if row["loss"] is None] == [9, 10, 11]
   cut = run_of(config, tmp_path / "cut")
@@ -160,6 +162,27 @@ def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes
   assert first["loss_train"] == pytest.approx(alone["loss_train"], rel=1e-4)
   assert second["result_sha256"] == plain["result_sha256"]
   assert [metrics.read(run.folder)[-1]["skipped"] for run in runs] == [6, 0]
+
+
+@pytest.mark.parametrize(
+  ("bad", "error"),
+  [
+    (range(30), "30 of 30 steps were skipped, the last 30 among them"),
+    (range(28, 30), "2 of 30 steps were skipped, the last 2 among them"),
+    ([*range(8), *range(9, 17)], "16 of 30 steps were skipped"),
+    ([*range(14), 29], ""),  # half, and the very last
+  ],
+  ids=["all", "the last", "most", "half"],
+)
+def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved, broken, tmp_path, bad, error):
+  config, corpus = resolved
+  config.optim.skip_above = 5.0
+  broken[0] = bad
+  (ended,) = train([run_of(config, tmp_path / "run")], corpus)
+  assert ended["error"] == (f"{error} (config.optim.skip_above)" if error else "")
+  assert ended["status"] == ("diverged" if error else "finished")
+  assert (ended["loss_eval"] is None) == (ended["loss_train"] is None) == bool(error)
+  assert ended["metrics"]["skipped_steps"] == len(bad)
 
 
 def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):

@@ -11,9 +11,10 @@ from bigmodel import optim, study, train
 from bigmodel.data import pipeline
 from bigmodel.files import UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import metrics, programs, stages, weights
+from bigmodel.train import metrics, programs, results, stages, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
+from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Interrupted
 
@@ -223,3 +224,56 @@ def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_pat
   assert (np.diff(rates[peak:]) <= 0).all()
   state = Checkpoints(run.folder / "checkpoints").restore(36, programs.program(run.config).shapes)
   assert int(state.opt_state.own.count) == 36
+
+
+KINDS = {
+  "plain": dict(name="adamw", average=0.0),
+  "average": dict(name="adamw", average=0.9),
+  "schedule_free": dict(name="schedule_free", average=0.0),
+}
+PAIRS = [(first, last) for first in KINDS for last in KINDS if first != last]
+
+
+def two_stages(config, first, last, **more):
+  """A copy whose first stage, of 4 steps, and whose own, of 3, have optimizers of these kinds."""
+  own = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
+  own.optim.update(lr=0.05, warmup=0.0)
+  own.train.steps = 3
+  settings = " ".join(f"optim.{name}={value}" for name, value in {**KINDS[first], **more}.items())
+  own.train.stages = (f"{settings} train.steps=4",)
+  return own
+
+
+@pytest.mark.parametrize(("first", "last"), PAIRS)
+def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(config, tmp_path, first, last):
+  """At rungs in it and at its end, and from its checkpoints there."""
+  own = two_stages(config, first, last)
+  run, data = study.single_run(own, tmp_path / "run")
+  in_force = stages.of(run.config)[0].config
+  program = programs.program(in_force)
+  for step in (3, 4):
+    with Display(0, True) as display:
+      assert train_runs([run], data, display, {"stop": False}, until=step) == []
+    store = Checkpoints(run.folder / "checkpoints")
+    state = store.restore(step, program.shapes)
+    expected = optim.evaluated(in_force, state.params, state.opt_state)
+    found = weights.judged(weights.read_config(run.folder), store, step)
+    store.close()
+    for name, x in weights.flat(expected).items():
+      np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)  # compiled or not: rounding
+    rung = results.read_rungs(run)[str(step)]
+    rows = pipeline.eval_rows(run.config, data)
+    assert rung["loss_eval"] == pytest.approx(evaluate(program, expected, run.config, rows).loss, rel=1e-5)
+    assert rung["loss_train"] is not None
+
+
+@pytest.mark.parametrize("last", KINDS)
+def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finish(config, tmp_path, last):
+  runs = []
+  for i, lr in enumerate((3e38, 0.01)):
+    own = two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0)
+    run, data = study.single_run(own, tmp_path / str(i))
+    runs.append(run)
+  with Display(0, True) as display:
+    ended = train_runs(runs, data, display, {"stop": False})
+  assert [one["status"] for one in ended] == ["diverged", "finished"]
