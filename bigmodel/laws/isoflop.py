@@ -4,12 +4,15 @@ Hoffmann et al. 2022, section 3.2 (their approach 2).
 """
 
 import dataclasses
+import logging
 import math
 
 import numpy as np
 
 from bigmodel.laws.points import Points
 
+log = logging.getLogger("bigmodel")
+WIDE = 16  # sizes of one budget that span more are not on a parabola, and intervals are too narrow
 LEAST = 4  # points a budget needs: one more than a parabola has coefficients
 
 
@@ -87,6 +90,16 @@ def fit(points: Points, draws: int = 2000, seed: int = 0) -> Fit:
   """
   rng = np.random.default_rng(seed)
   budgets = points.budgets()
+  spans = [float(np.ptp(np.log(points[budgets == budget].N))) for budget in np.unique(budgets)]
+  if wide := sum(span > math.log(WIDE) for span in spans):
+    log.warning(
+      "law isoflop: the sizes of %d of %d budgets span a factor of more than %d (up to %.3g): a parabola does not fit"
+      " so wide, and its 90%% intervals are too narrow",
+      wide,
+      len(spans),
+      WIDE,
+      math.exp(max(spans)),
+    )
   grouped = [(float(budget), points[budgets == budget]) for budget in np.unique(budgets)]
   parabolas = [_parabola(own, budget) for budget, own in grouped if len(own) >= LEAST]
   freedom = sum(len(own) - 3 for _, own in grouped if len(own) >= LEAST)

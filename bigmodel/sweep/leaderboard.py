@@ -108,9 +108,9 @@ def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise
   Where the noise between seeds is `known`, the rates that may be the best are those that multiple comparisons leave
   (`comparisons.compare`), and the optimum lies between the rates next to them if the loss falls up to it and rises
   beyond it. That is `interval90`, whatever the curve. It is narrower only where the five rates around the best lie on
-  a parabola in the log of the rate up to the noise: then it spans Fieller's intervals of the minima of a parabola and of
-  a cubic. `best` is the minimum of
-  that parabola, else of the parabola through the best rate and its neighbours. Where noise leaves the minimum open
+  a parabola in the log of the rate up to the noise: then it spans Fieller's intervals of the minima of a parabola and
+  of a cubic. `best` is the minimum of that parabola, else of the parabola through the best rate and its
+  neighbours. Where noise leaves the minimum open
   (`flat`) there is no `best`, and the optimum is anywhere between two of the rates that were tried, or beyond them
   where the least or the largest rate may be the best (`edge`). Without repeated seeds there is no interval.
 

@@ -246,3 +246,11 @@ def test_wrong_tables_are_refused_by_column_and_row(tmp_path, row, columns, says
 def test_budgets_are_groups_in_compute():
   C = np.array([1e18, 1.05e18, 3e18, 2.9e18, 0.99e18])
   assert len(np.unique(Points(C, C, C, C).budgets())) == 2
+
+
+def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola(caplog):
+  for width, said in ((15, False), (17, True)):
+    caplog.clear()
+    n = np.geomspace(1e6, width * 1e6, 5)
+    isoflop.fit(Points(n, 1e18 / 6 / n, np.full(5, 1e18), 2 + np.log(n / 4e6) ** 2), draws=10)
+    assert ("1 of 1 budgets span a factor of more than 16" in caplog.text) == said
