@@ -142,8 +142,11 @@ def _compared(config: Config, base: Config) -> Multiples:
     if (QUERY_NORM if normed else QUERY).search(name) or DISTANCE_QUERY.search(name):
       factor *= scores
     rate = _rate(optimizer, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
+    layers = ratio[0] if depth and "blocks." in name else 1.0  # gradients of a block shrink as what it adds does
+    if optimizer.step is Step.GRADIENT:
+      rate *= layers
     decays = names.is_matrix(path, x) and not config.optim.independent_decay
-    gradient = 1 / out / (ratio[0] if depth and "blocks." in name else 1.0)
+    gradient = 1 / out / layers
     numbers = functools.partial(_numbers, init, rate, optimizer.step is Step.GRADIENT, decays, gradient)
     row: tuple[Any, ...] = numbers(factor)
     if last and of_stack and factor != 1:  # of a stack's norms, the last layer's

@@ -129,6 +129,16 @@ def test_multiples_of_other_optimizers_and_heads():
   assert matched[1] == pytest.approx(0.5)  # match_rms_adamw grows with the root of the width
 
 
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if optimizers.known()[name].step is Step.GRADIENT])
+def test_gradient_steps_make_up_for_gradients_that_shrink_with_the_layers(name):
+  """Eight times as deep: a block's gradients are an eighth, and what ends a branch counts an eighth of its values."""
+  found = multiples(layers=16, optimizer=name)
+  for inner in ("attention.query", "feed_forward.up", "attention_norm.scale", "feed_forward_norm.scale"):
+    assert found[f"blocks.{inner}"][1] == 8.0
+  assert found["blocks.attention.out"][1] == found["blocks.feed_forward.down"][1] == 8 / 8**2
+  assert not {"embedding", "final_norm.scale"} & set(found)
+
+
 def test_scores_of_larger_heads_are_divided_by_their_size():
   """1 / head_size in place of its root: queries begin smaller, and learn slower, by the root of the ratio."""
   config = config_of("mup", base=("model.head_size=16",))
@@ -285,6 +295,24 @@ def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every
   found = checked(kind, "width", widths, 4, 3, lr=SMALL_RATES[step], optimizer=name, layers=layers)
   assert {"attention", "feed_forward", "block", "decoder"} <= set(found.slopes)
   assert found.steepest <= 0.1, found.slopes
+
+
+def depths_of_blocks(name, depths, steps, seeds):
+  """How steeply the last norm's output changes with the depth where blocks alone learn: others would hide them.
+
+  The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
+  """
+  how = {"lr": SMALL_RATES[optimizers.known()[name].step], "frozen": ("^embedding", "^final_norm"), **HOW}
+  configs = [resolved(config_of("completep", layers=n, optimizer=name, base=UNIT_TABLES, **how)) for n in depths]
+  for config in configs:
+    config.model.vocab = 4
+  return float(np.abs(coordinates.check(configs, depths, steps, seeds).slopes["final_norm"]).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_blocks_change_activations_as_much_at_every_depth_by_every_accepted_optimizer(name):
+  assert depths_of_blocks(name, (2, 4, 8, 16), 2, 2) <= 0.1
 
 
 @pytest.mark.slow
