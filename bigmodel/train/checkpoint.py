@@ -249,10 +249,6 @@ class Checkpoints:
     """The newest step whose files are all as they were written; older ones are not read. For all processes."""
     return newest_common([self])
 
-  def verified_steps(self) -> list[int]:
-    """Every step whose files are all as they were written, newest first; it reads all of them."""
-    return [step for step in reversed(self.steps()) if self.is_sound(step)]
-
   def restore(self, step: int, shapes: Any) -> Any:
     """The state of a verified step, in the structure and with the shardings of `shapes`.
 

@@ -23,7 +23,7 @@ def trained(config, folder, **changes):
   with Display(0, True) as display:
     train_runs([run], data, display, {"stop": False})
   store = Checkpoints(run.folder / "checkpoints")
-  params = store.arrays(store.verified_steps()[0], weights.PREFIX)
+  params = store.arrays(store.newest_sound(), weights.PREFIX)
   store.close()
   return run, {name.removeprefix(weights.PREFIX): x for name, x in params.items()}
 
