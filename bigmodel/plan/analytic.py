@@ -103,7 +103,7 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   how = {n: config.parallel[n] for n in ("attention", "sequence_attention", "remat", "scan")}
   key = (piece, how, sizes["sequence"], chip)
   whole = _once("trace", part, *key, make=lambda: _trace(part, config, sizes, chip, piece))
-  working = liveness.peak(whole, size_of)
+  working = liveness.peak(whole, size_of, fuses_scatters=chip is not None)
   half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, data.unit(config) // sizes["sequence"] * rows
   if stages > 1:
     working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)

@@ -20,9 +20,13 @@ READERS = {"dot_general", "scan", "gather", "conv_general_dilated"}  # need thei
 FREE = {"reshape", "broadcast_in_dim", "convert_element_type", "transpose", "squeeze", "expand_dims", "copy"}
 
 
-def peak(jaxpr: Any, size_of: Callable[[Any], float]) -> float:
-  """The largest sum of live arrays but the inputs; `size_of(aval)` is an array's bytes."""
-  return _Walk(size_of).run(jaxpr, {})[0]
+def peak(jaxpr: Any, size_of: Callable[[Any], float], fuses_scatters: bool = False) -> float:
+  """The largest sum of live arrays but the inputs; `size_of(aval)` is an array's bytes.
+
+  With `fuses_scatters`, as compilers for accelerators do it, a scatter onto zeros that is then added to another array
+  is written into that one: the gradient of picking each token's logit takes no array of its own.
+  """
+  return _Walk(size_of, fuses_scatters).run(jaxpr, {})[0]
 
 
 def stacked(jaxpr: Any, size_of: Callable[[Any], float]) -> float:
@@ -45,8 +49,9 @@ def _inner(eqn: Any) -> list[Any]:
 
 
 class _Walk:
-  def __init__(self, size_of: Callable[[Any], float]):
+  def __init__(self, size_of: Callable[[Any], float], fuses_scatters: bool):
     self.size_of = size_of
+    self.fuses_scatters = fuses_scatters
 
   def run(self, jaxpr: Any, roots: dict[Any, frozenset]) -> tuple[float, None]:
     """Peak of a jaxpr whose inputs are held by the caller."""
@@ -94,6 +99,12 @@ class _Walk:
       if var in makers and makers[var] not in FREE and READERS & set(names):
         chosen.add(var)
     chosen.update(v for v in outvars if v in makers and makers[v] not in FREE)
+    if self.fuses_scatters:
+      for eqn in eqns:
+        if eqn.primitive.name == "scatter-add" and not isinstance(eqn.invars[0], core.Literal):
+          onto_zeros = makers.get(eqn.invars[0]) in FREE
+          if onto_zeros and set(readers.get(eqn.outvars[0], ())) == {"add_any"}:
+            chosen.discard(eqn.outvars[0])
     return chosen
 
 
