@@ -92,7 +92,7 @@ def work(
     shuffled=worker != PARENT,
   )
   lease: Lease | None = None
-  waits, stale_since = False, 0.0
+  waits, stale_since = False, time.monotonic()
 
   def look() -> tuple[str, float]:
     nonlocal lease, stale_since

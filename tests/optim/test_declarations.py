@@ -11,6 +11,7 @@ import pytest
 from bigmodel import optim
 from bigmodel.config import with_overrides
 from bigmodel.files import UserError
+from bigmodel.models.layers.basic import exact_products
 from bigmodel.optim import optimizers, schedules, shampoo
 from bigmodel.optim.optimizers import Step
 from bigmodel.study import default_config
@@ -193,7 +194,7 @@ def test_a_field_without_effect_is_named_with_the_reason_and_its_default(fields,
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_products_have_the_highest_precision(name):
-  """Only Muon's may have the default, as its docstring says: Newton-Schulz was designed for bfloat16."""
+  """Only those of Muon's Newton-Schulz have that of the run, as its docstring says: the highest in float32."""
   config = config_of(name)
   how, h = optim.How.of(config), optim.hyperparameters(config, 10)
   params = {"blocks": {"w": jnp.ones((2, 6, 4))}, "embedding": jnp.ones((5, 4))}
@@ -204,9 +205,10 @@ def test_products_have_the_highest_precision(name):
     assert len(products) >= 5  # two statistics, two sides and what gives a root or a basis
   if name == "muon":
     assert products
-    assert "default precision" in (optimizers._muon.__doc__ or "")
-  else:
-    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
+    with exact_products(jnp.float32):
+      text = jax.jit(lambda *arguments: update(*arguments)).lower(params, optim.initial_state(how, params)).as_text()
+    products = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)]
+  assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
 
 
 def test_a_sweep_over_all_optimizers_can_set_the_fields_that_each_reads():
