@@ -68,7 +68,7 @@ def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
 
 
 def _has_libtpu_for_nothing() -> bool:
-  """Whether libtpu is installed, there is no accelerator, and nobody has said which platform to use.
+  """Whether libtpu is installed, there is no accelerator, and no platform was chosen.
 
   JAX would then try the TPU first, and libtpu would print five lines about not finding one.
   """

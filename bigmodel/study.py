@@ -339,7 +339,7 @@ def _forecast_and_test(
 
 
 def _why_not_sealed(prepared: Prepared) -> str:
-  """Why no forecast can be sealed now: fitted runs have failed, and nobody said to go without them. Else empty."""
+  """Why no forecast can be sealed now: fitted runs have failed and `accept_failed` is not set. Empty if one can."""
   fitted = folder.of_role(prepared.workdir, "fit")
   failed = [one for one in fitted if one["status"] == "failed"]
   if not failed or prepared.study.accept_failed or _forecast_path(prepared).exists():

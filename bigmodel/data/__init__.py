@@ -196,7 +196,9 @@ def _check_examples(data: Config) -> None:
   for name in ("min_category_rows", "max_categories"):
     require(data[name] >= 1, f"config.data.{name}: {data[name]}; at least 1")
     unused = not table and data[name] != fields("examples")[name]
-    require(not unused, f"config.data.{name}: {data[name]}; it is for tables, and {data.name} is none")
+    require(
+      not unused, f"config.data.{name}: {data[name]}; only tables have this field, and {data.name} is not a table"
+    )
   require(data.window >= 0, f"config.data.window: {data.window} is negative; 0 is none")
   require(data.horizon >= 1, f"config.data.horizon: {data.horizon}; at least 1")
   require(

@@ -169,7 +169,7 @@ def _profile(parabola: Parabola, drawn: np.ndarray) -> Profile:
     N=float(np.exp(parabola.log_n(np.array(x)))),
     D=float(np.exp(parabola.log_d(np.array(x)))),
     loss=c0 - c1**2 / (4 * c2),
-    # A minimum that one draw in ten does not have is none.
+    # A minimum counts only if at least nine draws in ten have one.
     inside=parabola.low < x < parabola.high and float(np.mean(drawn[:, 2] > 0)) >= 0.9,
     N_interval90=_interval(np.exp(parabola.log_n(drawn_x))),
     D_interval90=_interval(np.exp(parabola.log_d(drawn_x))),

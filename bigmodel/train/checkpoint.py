@@ -527,7 +527,7 @@ def _is_abandoned(temporary: epath.Path) -> bool:
 
 
 def _discard(folder: epath.Path) -> None:
-  """Removes a checkpoint or a temporary folder, whoever else does, too; nobody sees half of a checkpoint meanwhile."""
+  """Removes a checkpoint or temporary folder; others may do the same, and readers never see half of a checkpoint."""
   if not is_writer():
     return
   hidden = folder
