@@ -1,48 +1,23 @@
 """A config of all rooms: its fields, its checks, what follows from the data, and the run that it says."""
 
-import functools
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from bigmodel import data, models, optim, parallel, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import UserError, absolute
-from bigmodel.train import stages, weights
+from bigmodel.train import stages, weights, whole
 from bigmodel.train.run import Run
-
-
-def default_config(family: str = "decoder", task: str = "") -> Config:
-  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
-  task = task or models.family(family).TASKS[0]
-  kind = tasks.task(task).DATA
-  groups = {
-    "seed": 0,
-    "model": models.fields(family),
-    "task": tasks.fields(task),
-    "data": data.fields(kind),
-    "optim": optim.fields(),
-    "parallel": parallel.fields(),
-    **train.fields(),
-  }
-  if kind == "examples":
-    groups["eval"].update(tokens=10_000, batch_size=256)
-    groups["train"]["batch_size"] = 64
-  return ConfigDict(groups)
-
-
-@functools.cache
-def _known(family: str, task: str) -> tuple[str, ...]:
-  return tuple(flatten(default_config(family, task)))
+from bigmodel.train.whole import default_config as default_config
 
 
 def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
   family, task = config.model.family, config.task.name
-  known, given = _known(family, task), flatten(config)
+  known, given = whole.declared(family, task), flatten(config)
   start = f"default_config({family!r}, {task!r})"
   for name in given:
     if name not in known:  # the nearest is looked for only then: a study asks this thousands of times

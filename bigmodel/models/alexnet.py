@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.basic import dropout, projection
 from bigmodel.models.layers.images import convolution, convolved, max_pool
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification",)
 SUPPLIED = ()
@@ -32,19 +34,12 @@ FORMS = {
 NORMALISED = ("grouped", "ungrouped")
 
 
-def fields() -> dict[str, Any]:
-  return {"form": "grouped", "hidden": 4096, "dropout": 0.5}
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
 
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.form", model.form, FORMS)
-  require(model.hidden > 0, f"config.model.hidden: {model.hidden} is not positive")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
   if model.inputs:
     require(len(model.inputs) == 3, f"config.model.inputs: {model.inputs} is not (height, width, channels)")
     small = min(shape_of(config).sides(side)[-1] for side in model.inputs[:2])
@@ -54,8 +49,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  model = config.model
-  return Shape(tuple(model.inputs), model.outputs, model.form, model.hidden, model.dropout)
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any) -> "AlexNet":
@@ -63,12 +57,12 @@ def build(config: Config, dtype: Any) -> "AlexNet":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  inputs: tuple[int, ...]
-  outputs: int
-  form: str = "grouped"
-  hidden: int = 4096
-  dropout: float = 0.5
+class Shape(ExampleShape):
+  """Everything that decides the parameters."""
+
+  form: str = field("grouped", "which of the networks of this name", OneOf(FORMS))
+  hidden: int = field(4096, "units of each of the two hidden dense layers", POSITIVE)
+  dropout: float = field(0.5, "share of activations that are dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, Any]:
     return {"family": "alexnet", **dataclasses.asdict(self), "inputs": list(self.inputs)}

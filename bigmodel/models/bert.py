@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -28,24 +29,6 @@ SUPPLIED = ("run_blocks",)
 HEADS = ("masked_lm", "pooler", "none")
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`. Zero means: derived, see `resolve`."""
-  return {
-    "vocab": 0,  # 0: the tokenizer's, and one more that masks
-    "width": 64,
-    "layers": 4,
-    "heads": 0,  # 0: width // head_size
-    "head_size": 32,
-    "feed_forward": 0,  # 0: 4 * width
-    "activation": "gelu_erf",
-    "positions": 0,  # 0: data.context
-    "types": 2,  # of segments; rows of a corpus are all of the first
-    "epsilon": 1e-12,
-    "dropout": 0.0,  # the paper's is 0.1
-    "head": "masked_lm",  # what stands on the encoder: guesses of tokens, the pooler of whole sequences, or nothing
-  }
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
   model.vocab = model.vocab or facts["vocab"] + 1
   model.heads = model.heads or max(1, model.width // model.head_size)
@@ -55,13 +38,6 @@ def resolve(model: Config, facts: dict[str, Any]) -> None:
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
-  require_choice("model.head", model.head, HEADS)
-  for name in ("width", "layers", "head_size", "types", "epsilon"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
-  for name in ("vocab", "heads", "feed_forward", "positions"):
-    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
   require(
     not model.positions or config.data.context <= model.positions,
     f"config.data.context: {config.data.context} is more than config.model.positions = {model.positions}",
@@ -69,7 +45,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  return Shape(**{name: config.model[name] for name in fields()})
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any, **arguments: Any) -> "Bert":
@@ -78,18 +54,20 @@ def build(config: Config, dtype: Any, **arguments: Any) -> "Bert":
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  vocab: int
-  width: int
-  layers: int
-  heads: int
-  head_size: int
-  feed_forward: int
-  activation: str = "gelu_erf"
-  positions: int = 512
-  types: int = 2
-  epsilon: float = 1e-12
-  dropout: float = 0.0
-  head: str = "masked_lm"
+  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+
+  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's, and one more that masks", NOT_NEGATIVE)
+  width: int = field(64, "size of a token's vector between the layers", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
+  head_size: int = field(32, "size of each head", POSITIVE)
+  feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
+  activation: str = field("gelu_erf", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  positions: int = field(0, "learned positions; 0: data.context", NOT_NEGATIVE)
+  types: int = field(2, "kinds of segments; rows of a corpus are all of the first", POSITIVE)
+  epsilon: float = field(1e-12, "added under the root of the norms", POSITIVE)
+  dropout: float = field(0.0, "share of activations that are dropped in training; 0.1 in the paper", BELOW_ONE)
+  head: str = field("masked_lm", "on top of the encoder: predicts tokens, pools a sequence, or none", OneOf(HEADS))
 
   def describe(self) -> dict[str, Any]:
     return {"family": "bert", **dataclasses.asdict(self)}

@@ -15,18 +15,16 @@ import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
+from bigmodel.declarations import field, read
 from bigmodel.models.layers.basic import einsum_float32, gathered, normal, projection, repeated, zeros
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "contrastive_divergence")
 SUPPLIED = ()
 
 
-def fields() -> dict[str, Any]:
-  return {"hidden": (500, 500, 2000)}
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
 
 
 def check(config: Config) -> None:
@@ -41,8 +39,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  model = config.model
-  return Shape(tuple(model.inputs), model.outputs, tuple(model.hidden))
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any) -> "DBN":
@@ -50,10 +47,10 @@ def build(config: Config, dtype: Any) -> "DBN":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  inputs: tuple[int, ...]
-  outputs: int
-  hidden: tuple[int, ...]
+class Shape(ExampleShape):
+  """Everything that decides the parameters."""
+
+  hidden: tuple[int, ...] = field((500, 500, 2000), "units of each hidden layer")
 
   def describe(self) -> dict[str, Any]:
     return {"family": "dbn", "inputs": list(self.inputs), "outputs": self.outputs, "hidden": list(self.hidden)}

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, Cache, attend
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -32,33 +33,6 @@ SUPPLIED = ("attend", "run_blocks")
 POSITIONS = ("rotary", "learned", "relative", "none")
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`. Zero means: derived, see `resolve`."""
-  return {
-    "vocab": 0,  # 0: the tokenizer's
-    "width": 64,
-    "layers": 4,
-    "heads": 0,  # 0: width // head_size
-    "kv_heads": 0,  # 0: heads
-    "head_size": 32,
-    "feed_forward": 0,  # 0: 4 * width, or 8/3 * width rounded up to a multiple of 8 for swiglu
-    "activation": "swiglu",
-    "norm": "rms",
-    "norm_first": True,
-    "epsilon": 1e-6,  # of the norms
-    "bias": False,
-    "positions": "rotary",
-    "rotary_base": 10_000.0,
-    "qk_norm": False,
-    "tie_embeddings": True,
-    "dropout": 0.0,
-    "experts": 0,  # feed-forward blocks a layer, of which each token meets some; 0: one, met by all
-    "experts_per_token": 2,
-    "expert_group": 0,  # tokens of a row that are routed together; 0: the row
-    "expert_capacity": 1.25,  # in training: an expert's slots over its even share of a group; 0: no choice is dropped
-  }
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
   """Replaces the zeros of `config.model` by what they stand for, in place."""
   model.vocab = model.vocab or facts["vocab"]
@@ -72,16 +46,8 @@ def default_feed_forward(model: Config) -> int:
 
 
 def check(config: Config) -> None:
-  """Refuses a `config.model` that cannot be built."""
+  """Refuses fields of `config.model` that do not fit together."""
   model = config.model
-  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
-  require_choice("model.norm", model.norm, NORMS)
-  require_choice("model.positions", model.positions, POSITIONS)
-  for name in ("width", "layers", "head_size", "epsilon", "rotary_base"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
-  for name in ("vocab", "heads", "kv_heads", "feed_forward"):
-    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
   require(
     model.positions != "rotary" or model.head_size % 2 == 0,
     f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs",
@@ -94,10 +60,9 @@ def check(config: Config) -> None:
       f"config.model.experts_per_token: {chosen} is not between 1 and experts = {model.experts}",
     )
     require(
-      group >= 0 and config.data.context % (group or 1) == 0,
+      config.data.context % (group or 1) == 0,
       f"config.model.expert_group: {group} does not divide data.context = {config.data.context}",
     )
-    require(model.expert_capacity >= 0, f"config.model.expert_capacity: {model.expert_capacity} is negative")
   heads = model.heads or max(1, model.width // model.head_size)
   groups = model.kv_heads or heads
   require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")
@@ -109,36 +74,42 @@ def build(config: Config, dtype: Any, **arguments: Any) -> "Decoder":
 
 def shape_of(config: Config) -> "Shape":
   """The shape of a resolved config."""
-  own = {field.name: config.model[field.name] for field in dataclasses.fields(Shape) if field.name in config.model}
-  return Shape(**own, context=config.data.context if config.model.positions == "learned" else 0)
+  return read(Shape, config.model, context=config.data.context if config.model.positions == "learned" else 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Everything that decides the parameters of a decoder, and how its tokens are routed."""
+  """Everything that decides the parameters of a decoder, and how its tokens are routed.
 
-  vocab: int
-  width: int
-  layers: int
-  heads: int
-  kv_heads: int
-  head_size: int
-  feed_forward: int
-  activation: str
-  qk_norm: bool = False
-  tie_embeddings: bool = True
-  experts: int = 0  # 0: one dense feed-forward block
-  experts_per_token: int = 2
-  expert_group: int = 0
-  expert_capacity: float = 1.25
-  norm: str = "rms"
-  norm_first: bool = True
-  epsilon: float = 1e-6
-  bias: bool = False
-  positions: str = "rotary"
-  rotary_base: float = 10_000.0
-  dropout: float = 0.0
-  context: int = 0  # of learned positions
+  In a config, 0 leaves a size to `resolve`.
+  """
+
+  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's", NOT_NEGATIVE)
+  width: int = field(64, "size of a token's vector between the layers", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
+  kv_heads: int = field(0, "heads of keys and values, each shared by as many queries; 0: heads", NOT_NEGATIVE)
+  head_size: int = field(32, "size of each head", POSITIVE)
+  feed_forward: int = field(
+    0, "hidden units; 0: 4 * width, or 8/3 * width rounded up to a multiple of 8 for gated activations", NOT_NEGATIVE
+  )
+  activation: str = field("swiglu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  qk_norm: bool = field(False, "normalise queries and keys")
+  tie_embeddings: bool = field(True, "the table of tokens gives the logits, too")
+  experts: int = field(0, "feed-forward blocks a layer, of which a token meets some; 0: one, met by all", NOT_NEGATIVE)
+  experts_per_token: int = field(2, "experts that each token meets", POSITIVE)
+  expert_group: int = field(0, "tokens of a row that are routed together; 0: the whole row", NOT_NEGATIVE)
+  expert_capacity: float = field(
+    1.25, "in training, an expert's slots over its even share of a group; 0: no choice is dropped", NOT_NEGATIVE
+  )
+  norm: str = field("rms", "RMSNorm or LayerNorm", OneOf(NORMS))
+  norm_first: bool = field(True, "norms before attention and feed-forward, as opposed to after the sums")
+  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
+  bias: bool = field(False, "biases of the projections")
+  positions: str = field("rotary", "how positions enter", OneOf(POSITIONS))
+  rotary_base: float = field(10_000.0, "longest wavelength of rotary positions over 2 pi", POSITIVE)
+  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  context: int = 0  # number of learned positions; not a field of the config
 
   def describe(self) -> dict[str, Any]:
     facts = {"family": "decoder", **dataclasses.asdict(self)}

@@ -1,4 +1,4 @@
-"""Linear and softmax regression, and the multilayer perceptron."""
+"""The multilayer perceptron."""
 
 import dataclasses
 import itertools
@@ -10,34 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, OneOf, field, read
 from bigmodel.models.layers.basic import ACTIVATIONS, dropout, projection
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "regression")
 SUPPLIED = ()
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`; the family `linear` has none of them, for it has no hidden layers."""
-  return {"hidden": (256,), "activation": "relu", "dropout": 0.0}
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
 
 
 def check(config: Config) -> None:
-  model = config.model
-  if model.family == "mlp":
-    require_choice("model.activation", model.activation, ACTIVATIONS)
-    require(all(width > 0 for width in model.hidden), f"config.model.hidden: {model.hidden} are not all positive")
-    require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
+  hidden = config.model.hidden
+  require(all(width > 0 for width in hidden), f"config.model.hidden: {hidden} are not all positive")
 
 
 def shape_of(config: Config) -> "Shape":
-  model = config.model
-  own = {} if model.family == "linear" else {name: model[name] for name in fields()}
-  return Shape(tuple(model.inputs), model.outputs, **own)
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any) -> "MLP":
@@ -45,14 +37,12 @@ def build(config: Config, dtype: Any) -> "MLP":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  """Everything that decides the parameters; no hidden widths make a linear model."""
+class Shape(ExampleShape):
+  """Everything that decides the parameters; no hidden layers make a linear model."""
 
-  inputs: tuple[int, ...]
-  outputs: int
-  hidden: tuple[int, ...] = ()
-  activation: str = "relu"
-  dropout: float = 0.0
+  hidden: tuple[int, ...] = field((256,), "units of each hidden layer")
+  activation: str = field("relu", "of the hidden layers", OneOf(ACTIVATIONS))
+  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, Any]:
     facts = {"family": "mlp" if self.hidden else "linear", **dataclasses.asdict(self)}

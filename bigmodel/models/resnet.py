@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import POSITIVE, OneOf, field, read
 from bigmodel.models.layers.basic import projection
 from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification",)
 SUPPLIED = ()
@@ -22,20 +24,12 @@ BLOCKS = {"basic": 1, "bottleneck": 4}  # how many times wider a block's output 
 STEMS = ("large", "small")  # 7 x 7 with stride 2 and pooling; 3 x 3
 
 
-def fields() -> dict[str, Any]:
-  return {"block": "basic", "stages": (2, 2, 2), "width": 32, "stem": "small", "groups": 32}
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
 
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.block", model.block, BLOCKS)
-  require_choice("model.stem", model.stem, STEMS)
-  for name in ("width", "groups"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
   require(
     bool(model.stages) and all(depth > 0 for depth in model.stages),
     f"config.model.stages: {model.stages} are not numbers of blocks",
@@ -47,10 +41,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  model = config.model
-  return Shape(
-    tuple(model.inputs), model.outputs, model.block, tuple(model.stages), model.width, model.stem, model.groups
-  )
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any) -> "ResNet":
@@ -58,14 +49,14 @@ def build(config: Config, dtype: Any) -> "ResNet":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  inputs: tuple[int, ...]
-  outputs: int
-  block: str = "bottleneck"
-  stages: tuple[int, ...] = (3, 4, 6, 3)
-  width: int = 64
-  stem: str = "large"
-  groups: int = 32
+class Shape(ExampleShape):
+  """Everything that decides the parameters."""
+
+  block: str = field("basic", "two 3 x 3 convolutions, or a bottleneck", OneOf(BLOCKS))
+  stages: tuple[int, ...] = field((2, 2, 2), "blocks of each stage; each stage halves the sides and doubles the width")
+  width: int = field(32, "channels of the first stage's 3 x 3 convolutions", POSITIVE)
+  stem: str = field("small", "first convolution: large (7 x 7, stride 2, pooled) or small (3 x 3)", OneOf(STEMS))
+  groups: int = field(32, "most groups of channels that are normalised together", POSITIVE)
 
   def describe(self) -> dict[str, Any]:
     facts = {"family": "resnet", **dataclasses.asdict(self)}

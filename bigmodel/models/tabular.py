@@ -12,32 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection, repeated
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.embedding import lookup
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "regression")
 SUPPLIED = ("run_blocks",)
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`. Zero means: derived, see `resolve`."""
-  return {
-    "width": 64,
-    "layers": 3,
-    "heads": 0,  # 0: width // head_size
-    "head_size": 8,
-    "feed_forward": 0,  # 0: 4/3 * width rounded up to a multiple of 8
-    "activation": "reglu",
-    "dropout": 0.0,
-    "categories": (),  # of the last features, which are codes: how many each has; (): the data's
-  }
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
   model.categories = model.categories or facts.get("categories", ())
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or -(-4 * model.width // 24) * 8
@@ -45,12 +33,6 @@ def resolve(model: Config, facts: dict[str, Any]) -> None:
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
-  for name in ("width", "layers", "head_size"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
-  for name in ("heads", "feed_forward"):
-    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
   require(
     len(model.inputs) <= 1,
     f"config.model.inputs: {model.inputs} is not a row of features; images are for other families",
@@ -62,9 +44,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  own: dict[str, Any] = {name: config.model[name] for name in fields()}
-  own["categories"] = tuple(config.model.categories)
-  return Shape(tuple(config.model.inputs), config.model.outputs, **own)
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any, **arguments: Any) -> "FTTransformer":
@@ -72,17 +52,19 @@ def build(config: Config, dtype: Any, **arguments: Any) -> "FTTransformer":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  inputs: tuple[int, ...]
-  outputs: int
-  width: int
-  layers: int
-  heads: int
-  head_size: int
-  feed_forward: int
-  activation: str = "reglu"
-  dropout: float = 0.0
-  categories: tuple[int, ...] = ()
+class Shape(ExampleShape):
+  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+
+  width: int = field(64, "size of a feature's vector between the layers", POSITIVE)
+  layers: int = field(3, "blocks of attention and feed-forward", POSITIVE)
+  heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
+  head_size: int = field(8, "size of each head", POSITIVE)
+  feed_forward: int = field(0, "hidden units; 0: 4/3 * width rounded up to a multiple of 8", NOT_NEGATIVE)
+  activation: str = field("reglu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  categories: tuple[int, ...] = field(
+    (), "of the last features, which are codes of categories: how many each has; (): those of the data"
+  )
 
   def describe(self) -> dict[str, Any]:
     lists = {"inputs": list(self.inputs), "categories": list(self.categories)}

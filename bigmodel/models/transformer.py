@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.accounting import Counts, Recomputed, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend, attend_to_all
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -25,21 +26,6 @@ TASKS = ("seq2seq",)
 SUPPLIED = ("run_blocks",)
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`. Zero means: derived, see `resolve`."""
-  return {
-    "vocab": 0,  # 0: the tokenizer's
-    "width": 64,
-    "layers": 2,  # of the encoder, and of the decoder
-    "heads": 0,  # 0: width // head_size
-    "head_size": 32,
-    "feed_forward": 0,  # 0: 4 * width
-    "activation": "relu",
-    "epsilon": 1e-6,
-    "dropout": 0.0,  # the paper's is 0.1, or 0.3 for big
-  }
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
   model.vocab = model.vocab or facts["vocab"]
   model.heads = model.heads or max(1, model.width // model.head_size)
@@ -48,17 +34,11 @@ def resolve(model: Config, facts: dict[str, Any]) -> None:
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
-  for name in ("width", "layers", "head_size", "epsilon"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
-  for name in ("vocab", "heads", "feed_forward"):
-    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
   require(model.width % 2 == 0, f"config.model.width: {model.width} is odd; sines and cosines need pairs")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
 
 
 def shape_of(config: Config) -> "Shape":
-  return Shape(**{name: config.model[name] for name in fields()})
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any, **arguments: Any) -> "Transformer":
@@ -67,15 +47,19 @@ def build(config: Config, dtype: Any, **arguments: Any) -> "Transformer":
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  vocab: int
-  width: int
-  layers: int
-  heads: int
-  head_size: int
-  feed_forward: int
-  activation: str = "relu"
-  epsilon: float = 1e-6
-  dropout: float = 0.0
+  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+
+  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's", NOT_NEGATIVE)
+  width: int = field(64, "size of a token's vector between the layers", POSITIVE)
+  layers: int = field(2, "blocks of the encoder, and as many of the decoder", POSITIVE)
+  heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
+  head_size: int = field(32, "size of each head", POSITIVE)
+  feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
+  activation: str = field("relu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
+  dropout: float = field(
+    0.0, "share of activations that are dropped in training; 0.1 in the paper, or 0.3 for its big model", BELOW_ONE
+  )
 
   def describe(self) -> dict[str, Any]:
     return {"family": "transformer", **dataclasses.asdict(self)}

@@ -8,44 +8,25 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts, plain_counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, dropout, normal, projection, repeated
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification",)
 SUPPLIED = ("run_blocks",)
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.model`. Zero means: derived, see `resolve`."""
-  return {
-    "patch": 4,  # side of a patch, in pixels
-    "width": 64,
-    "layers": 4,
-    "heads": 0,  # 0: width // head_size
-    "head_size": 32,
-    "feed_forward": 0,  # 0: 4 * width
-    "activation": "gelu_erf",
-    "epsilon": 1e-6,
-    "dropout": 0.0,
-  }
-
-
 def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]
+  resolve_examples(model, facts)
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
 
 
 def check(config: Config) -> None:
   model = config.model
-  require_choice("model.activation", model.activation, (*GATED, *ACTIVATIONS))
-  for name in ("patch", "width", "layers", "head_size", "epsilon"):
-    require(model[name] > 0, f"config.model.{name}: {model[name]} is not positive")
-  for name in ("heads", "feed_forward"):
-    require(model[name] >= 0, f"config.model.{name}: {model[name]} is negative")
-  require(0 <= model.dropout < 1, f"config.model.dropout: {model.dropout} is not in [0, 1)")
   if model.inputs:
     require(len(model.inputs) == 3, f"config.model.inputs: {model.inputs} is not (height, width, channels)")
     height, width = model.inputs[:2]
@@ -56,8 +37,7 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> "Shape":
-  own = {name: config.model[name] for name in fields()}
-  return Shape(tuple(config.model.inputs), config.model.outputs, **own)
+  return read(Shape, config.model)
 
 
 def build(config: Config, dtype: Any, **arguments: Any) -> "ViT":
@@ -65,18 +45,18 @@ def build(config: Config, dtype: Any, **arguments: Any) -> "ViT":
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  inputs: tuple[int, ...]
-  outputs: int
-  patch: int
-  width: int
-  layers: int
-  heads: int
-  head_size: int
-  feed_forward: int
-  activation: str = "gelu_erf"
-  epsilon: float = 1e-6
-  dropout: float = 0.0
+class Shape(ExampleShape):
+  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+
+  patch: int = field(4, "side of a patch, in pixels", POSITIVE)
+  width: int = field(64, "size of a patch's vector between the layers", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
+  head_size: int = field(32, "size of each head", POSITIVE)
+  feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
+  activation: str = field("gelu_erf", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
+  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, Any]:
     return {"family": "vit", **dataclasses.asdict(self), "inputs": list(self.inputs)}

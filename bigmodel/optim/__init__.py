@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from bigmodel import tasks
-from bigmodel.config import Config, require, require_choice
+from bigmodel import declarations, tasks
+from bigmodel.config import Config, require
+from bigmodel.declarations import Value
 from bigmodel.optim import names, optimizers, parametrization, schedules
+from bigmodel.optim.fields import Optim
 from bigmodel.optim.names import parse
-from bigmodel.optim.optimizers import NAMES, UPDATE_SCALES
+from bigmodel.optim.optimizers import NAMES
+from bigmodel.optim.optimizers import UPDATE_SCALES as UPDATE_SCALES
 from bigmodel.optim.schedules import SCHEDULES
 
 NORM_DECAY = 0.95  # of the running average of gradient norms that spikes are told by
@@ -22,49 +25,14 @@ SETTLED = 20  # steps before a spike can be told
 MOST_SKIPPED = 50  # steps in a row, with which a run has diverged: about as long as the training loss is averaged over
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.optim`, with defaults."""
-  return {
-    "name": "adamw",  # see `optim.optimizers`
-    "lr": 3e-3,  # prodigy: 1
-    "schedule": "cosine",  # see `optim.schedules`
-    "warmup": 0.1,  # share of the run's steps
-    "decay": 0.2,  # wsd: share of the run's steps
-    "final": 0.1,  # learning rate at the end, as a share of `lr`
-    "beta1": 0.9,
-    "beta2": 0.95,
-    "epsilon": 1e-8,
-    "momentum": 0.95,  # of momentum and muon
-    "gamma": 0.01,  # of sophia: what the curvature is multiplied by
-    "update_scale": UPDATE_SCALES[0],  # of muon: match_rms_adamw | spectral | original
-    "weight_decay": 0.1,  # of matrices, times the learning rate
-    "independent_decay": False,  # times the schedule alone, whatever the learning rate (Wortsman et al. 2023)
-    "rates": (),  # 'PATTERN=NUMBER': the learning rate of parameters with such names, in units of `lr`
-    "decays": (),  # the same for their weight decay, vectors too, in units of `weight_decay`
-    "clip": 1.0,  # global gradient norm
-    # Steps with a gradient norm of so many times the usual one are skipped, and those with a loss, a gradient or new
-    # parameters that are not finite; MOST_SKIPPED in a row end the run as diverged. 0: none are skipped.
-    "skip_above": 0.0,
-    "average": 0.0,  # decay of an average of the parameters, which is evaluated in their place; 0: none
-    "parametrization": "standard",  # standard | mup | completep: see `optim.parametrization`
-    "base": (),  # 'model.FIELD=VALUE': the size at which mup and completep are the standard one
-    "frozen": (),  # patterns of parameters that stay as they begin
-  }
+def defaults() -> dict[str, Value]:
+  """The fields of `config.optim` with their defaults."""
+  return declarations.defaults(Optim)
 
 
 def check(config: Config) -> None:
   optim = config.optim
-  require_choice("optim.name", optim.name, NAMES)
-  require_choice("optim.schedule", optim.schedule, SCHEDULES)
-  require_choice("optim.update_scale", optim.update_scale, UPDATE_SCALES)
-  require(optim.lr > 0, f"config.optim.lr: {optim.lr} is not positive")
-  require(optim.clip > 0, f"config.optim.clip: {optim.clip} is not positive")
-  for name in ("weight_decay", "gamma"):
-    require(optim[name] >= 0, f"config.optim.{name}: {optim[name]} is negative")
-  for name in ("warmup", "decay", "final"):
-    require(0 <= optim[name] <= 1, f"config.optim.{name}: {optim[name]} is not a share between 0 and 1")
-  for name in ("beta1", "beta2", "momentum", "average"):
-    require(0 <= optim[name] < 1, f"config.optim.{name}: {optim[name]} is not in [0, 1)")
+  declarations.check("optim", Optim, optim)
   require(
     optim.skip_above == 0 or optim.skip_above > 1, f"config.optim.skip_above: {optim.skip_above}; 0 or more than 1"
   )
@@ -74,9 +42,8 @@ def check(config: Config) -> None:
   )
   for field in ("rates", "decays"):
     parse(field, optim[field])
-  require_choice("optim.parametrization", optim.parametrization, parametrization.PARAMETRIZATIONS)
   parametrization.check(config)
-  defaults = fields()
+  defaults = declarations.defaults(Optim)
   for field, reason in _without_effect(optim).items():
     require(
       optim[field] == defaults[field],
@@ -91,7 +58,7 @@ def check(config: Config) -> None:
 def reset_without_effect(optim: Config, keep: set[str]) -> None:
   """Sets the fields that have no effect beside the others to their defaults, in place, but for those in `keep`."""
   if optim.name in NAMES and optim.schedule in SCHEDULES:  # otherwise `check` refuses it
-    defaults = fields()
+    defaults = declarations.defaults(Optim)
     optim.update({field: defaults[field] for field in _without_effect(optim) if field not in keep})
 
 
@@ -140,8 +107,12 @@ class Hyperparameters(NamedTuple):
   rate: Any = 0.0  # the learning rate of this step
 
 
-TRACED = ("lr", "final", "beta1", "beta2", "epsilon", "momentum", "gamma", "weight_decay", "clip", "skip_above",
-          "average")  # fmt: skip
+# The traced numbers of `config.optim` but those that become steps.
+NUMBERS = tuple(
+  name
+  for name, one in declarations.declared_in(Optim).items()
+  if one.use is declarations.TRACED and isinstance(one.default, float) and name not in ("warmup", "decay")
+)
 
 
 def hyperparameters(config: Config, steps: int, first: int = 0) -> Hyperparameters:
@@ -149,7 +120,7 @@ def hyperparameters(config: Config, steps: int, first: int = 0) -> Hyperparamete
   optim = config.optim
   warmup = max(1, round(optim.warmup * steps)) if optim.warmup else 0
   decay = schedules.decay_steps(optim.schedule, steps, warmup, optim.decay)
-  values = {"warmup": warmup, "decay": decay, "steps": steps, "first": first, **{name: optim[name] for name in TRACED}}
+  values = {"warmup": warmup, "decay": decay, "steps": steps, "first": first, **{name: optim[name] for name in NUMBERS}}
   of_rules = lambda field: tuple(jnp.float32(value) for _, value in parse(field, optim[field]))
   return Hyperparameters(
     **{name: jnp.float32(value) for name, value in values.items()},
@@ -179,11 +150,19 @@ class How:
   @classmethod
   def of(cls, config: Config) -> "How":
     optim = config.optim
-    patterns = lambda field: tuple(pattern for pattern, _ in parse(field, optim[field]))
+    compiled = {name: one.compiled(optim[name]) for name, one in declarations.declared_in(Optim).items()}
     return cls(
-      optim.name, optim.schedule, optim.update_scale, optim.independent_decay, patterns("rates"), patterns("decays"),
-      optim.skip_above > 0, optim.average > 0, tuple(optim.frozen), parametrization.multiples(config),
-    )  # fmt: skip
+      name=optim.name,
+      schedule=optim.schedule,
+      update_scale=optim.update_scale,
+      independent_decay=optim.independent_decay,
+      rates=compiled["rates"],
+      decays=compiled["decays"],
+      skips=compiled["skip_above"],
+      averages=compiled["average"],
+      frozen=tuple(optim.frozen),
+      multiples=parametrization.multiples(config),
+    )
 
   @property
   def keeps_average(self) -> bool:

@@ -14,27 +14,15 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigmodel import models
-from bigmodel.config import Config, nearest, require, require_choice
+from bigmodel import declarations, models
+from bigmodel.config import Config, nearest, require
 from bigmodel.files import UserError
 from bigmodel.models.layers.embedding import padded
+from bigmodel.parallel.fields import PRESETS, Parallel
+from bigmodel.parallel.fields import REMAT as REMAT
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
 BATCH = ("data", "fsdp", "expert")  # the axes that rows of a batch are spread over
-
-# Sizes that a preset wishes for: -1 takes what is left, others shrink until they divide the devices.
-PRESETS: dict[str, dict[str, int]] = {
-  "dp": {"data": -1},
-  "fsdp": {"fsdp": -1},
-  "fsdp_tp": {"fsdp": -1, "tensor": 2},
-  "fsdp_tp_sp": {"fsdp": -1, "tensor": 2, "sequence": 2},
-  "ep": {"fsdp": -1, "expert": 4},
-  "pp": {"fsdp": -1, "pipeline": 2},
-}
-ATTENTION = ("auto", "plain", "blockwise", "cudnn", "splash")
-SEQUENCE_ATTENTION = ("ring", "gather")
-REMAT = ("none", "dots", "full", "offload")
-OFFLOAD = ("none", "optimizer")
 
 # logical axis -> mesh axes. The first rule of a name applies whose mesh axes the array does not use yet;
 # an axis of the mesh that has size 1 does nothing.
@@ -72,38 +60,10 @@ DIVIDES = {
 }
 
 
-def fields() -> dict[str, Any]:
-  """The fields of `config.parallel`."""
-  return {
-    "preset": "dp",
-    # Sizes of the mesh's axes: 0 is the preset's, -1 takes the devices left over.
-    "data": 0,
-    "fsdp": 0,
-    "tensor": 0,
-    "sequence": 0,
-    "expert": 0,
-    "pipeline": 0,
-    "rules": (),  # 'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones
-    "attention": "auto",
-    "sequence_attention": "ring",  # how keys and values meet queries along `sequence`
-    # Layers as one loop, compiled once for all of them. With remat="none", layers whose weights are stored in pieces
-    # (fsdp) always are, so that the whole weights of no two layers are in memory together.
-    "scan": False,
-    "remat": "none",  # what the backward pass computes again
-    "microbatches": 0,  # of a pipeline; 0 is twice the stages
-    "offload": "none",  # what lies in the host's memory between its uses
-  }
-
-
 def check(config: Config, devices: int | None = None) -> None:
   """Refuses a mesh that the devices (those here, unless told) or this batch and model cannot fill."""
   parallel, model = config.parallel, config.model
-  require_choice("parallel.preset", parallel.preset, PRESETS)
-  require_choice("parallel.attention", parallel.attention, ATTENTION)
-  require_choice("parallel.sequence_attention", parallel.sequence_attention, SEQUENCE_ATTENTION)
-  require_choice("parallel.remat", parallel.remat, REMAT)
-  require_choice("parallel.offload", parallel.offload, OFFLOAD)
-  require(parallel.microbatches >= 0, f"config.parallel.microbatches: {parallel.microbatches} is negative")
+  declarations.check("parallel", Parallel, parallel)
   rules(config)
   sizes = mesh_sizes(config, jax.device_count() if devices is None else devices)
   if devices is None and jax.process_count() > 1:

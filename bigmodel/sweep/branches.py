@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from bigmodel import optim
 from bigmodel.config import digest, flatten, require
 from bigmodel.sweep.designs import CountsOf, Design, Overrides, Planned, Settings, no_settings
-from bigmodel.train.run import NOT_IDENTITY, Branch, Run
+from bigmodel.train.run import Branch, Run
+from bigmodel.train.whole import identity
 
 # Schedules that do not know their horizon before they decay, and what of a config says the horizon and the decay.
 STEADY = ("wsd", "constant", "inverse_sqrt")
@@ -58,7 +59,7 @@ def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
     steady = run.steps - int(h.decay) if run.config.optim.schedule == "wsd" else run.steps
     if steady <= int(h.warmup):
       continue
-    key = digest(flatten(run.config), without=(*NOT_IDENTITY, *HORIZON)) + str(int(h.warmup))
+    key = digest(identity(flatten(run.config)), without=HORIZON) + str(int(h.warmup))
     groups.setdefault(key, []).append((steady, run))
   found = {}
   for group in groups.values():

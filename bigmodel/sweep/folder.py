@@ -9,7 +9,8 @@ from bigmodel import record
 from bigmodel.config import difference, nearest, require
 from bigmodel.files import UserError, read_json
 from bigmodel.tasks.metrics import as_loss
-from bigmodel.train.run import NOT_IDENTITY, read_status
+from bigmodel.train.run import read_status
+from bigmodel.train.whole import identity
 
 
 def check_study(folder: epath.PathLike, study: dict[str, Any]) -> None:
@@ -21,10 +22,7 @@ def check_study(folder: epath.PathLike, study: dict[str, Any]) -> None:
     return
   known = read_json(folder / "study.json")
   fixed = ("name", "convention", "target_flops", "measure")
-  same = lambda s: (
-    {name: s[name] for name in fixed}
-    | {name: value for name, value in s["config"].items() if not name.startswith(NOT_IDENTITY)}
-  )
+  same = lambda s: {name: s[name] for name in fixed} | identity(s["config"])
   changed = difference(same(known), same(study))
   if changed:
     raise UserError(f"{folder} holds another study ({changed}); choose another --workdir")

@@ -4,21 +4,14 @@ from collections.abc import Sequence
 
 import jax
 
-from bigmodel import hardware, parallel, tasks
+from bigmodel import hardware, parallel
 from bigmodel.config import Config, flatten
-from bigmodel.optim.names import parse
 from bigmodel.parallel import hosts
 from bigmodel.plan import analytic
+from bigmodel.train import whole
 from bigmodel.train.run import Run
 
-# What a run may differ in from the others of its program: traced inputs, and the rows it reads.
-TRACED = (
-  "seed", "data.seed", "data.tokens", "data.examples", "data.fold", "data.split_seed",
-  "data.sha256", "train.init_from", "train.init_sha256",
-  "optim.lr", "optim.final", "optim.beta1", "optim.beta2", "optim.epsilon", "optim.momentum", "optim.gamma",
-  "optim.weight_decay", "optim.clip", "optim.warmup", "optim.decay",
-)  # fmt: skip
-HORIZON = ("train.tokens", "train.steps")  # may differ, too, where a run has one stage and one batch size
+HORIZON = ("train.tokens", "train.steps")  # may differ only where a run has one stage and one batch size
 SHARE = 0.75  # of the longest horizon that its companions have at least, so that little is left idle
 FREE = 0.8  # of a device's memory, for the members that it holds
 MOST = 1 << 20  # members
@@ -27,14 +20,10 @@ COPIES = 4  # of a member's state that a host holds when it fetches, saves and e
 
 def program_key(run: Run) -> str:
   """Runs of one key have the same shape and batch, and can be trained side by side."""
-  traced = {*TRACED, *(f"task.{name}" for name in tasks.traced(run.config))}
-  if not run.config.train.stages and not run.config.train.ramp:
-    traced |= {*HORIZON}
-  kept = {name: value for name, value in flatten(run.config).items() if name not in traced}
-  for field in ("rates", "decays"):  # of rules, the patterns
-    kept[f"optim.{field}"] = [pattern for pattern, _ in parse(field, run.config.optim[field])]
-  for field in ("average", "skip_above"):
-    kept[f"optim.{field}"] = run.config.optim[field] > 0
+  flat, declared = flatten(run.config), whole.declared_of(flatten(run.config))
+  kept = {name: declared[name].compiled(value) for name, value in flat.items()}
+  if run.config.train.stages or run.config.train.ramp:
+    kept |= {name: flat[name] for name in HORIZON}
   return repr(kept)
 
 

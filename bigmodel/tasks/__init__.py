@@ -1,7 +1,7 @@
 """Tasks: what a batch means, the loss, the metrics; a file each.
 
-A task's module has `fields()` and `check(config)` for its `config.task`, of which numbers with a
-point are traced; DATA, the kind of data that it needs; `build(config)`, its `Task`.
+A task's module declares the fields of its `config.task` in `Fields`, and has `check(config)` for what declarations
+cannot say; DATA, the kind of data that it needs; `build(config)`, its `Task`.
 """
 
 import importlib
@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bigmodel import declarations
 from bigmodel.config import Config, require, require_choice
+from bigmodel.declarations import TRACED, Field, OneOf, Value
 from bigmodel.tasks.task import Apply, Measured, Task
 
 __all__ = ["Apply", "Measured", "Task"]
@@ -24,15 +26,20 @@ def task(name: str) -> Any:
   return importlib.import_module(f"bigmodel.tasks.{name}")
 
 
-def fields(name: str) -> dict[str, Any]:
-  """The fields of `config.task`, with defaults."""
-  return {"name": name, **task(name).fields()}
+def declared(name: str) -> dict[str, Field]:
+  """The fields of `config.task` of a task."""
+  named = Field(name, "what the model is trained for: a file in the folder `tasks`", OneOf(TASKS))
+  return {"name": named, **declarations.declared_in(task(name).Fields)}
+
+
+def defaults(name: str) -> dict[str, Value]:
+  """The fields of `config.task` of a task with their defaults."""
+  return {field: one.default for field, one in declared(name).items()}
 
 
 def check(config: Config) -> None:
   module = task(config.task.name)
-  for name, value in traced(config).items():
-    require(value >= 0, f"config.task.{name}: {value} is negative")
+  declarations.check("task", module.Fields, config.task)
   kind = config.data.kind
   require(kind == module.DATA, f"config.data.kind: {config.task.name} needs {module.DATA}, not {kind}")
   module.check(config)
@@ -46,8 +53,9 @@ def resolve(task_: Config, facts: dict[str, Any]) -> None:
 
 
 def traced(config: Config) -> dict[str, float]:
-  """What of `config.task` may differ between runs of one program."""
-  return {name: value for name, value in sorted(config.task.items()) if isinstance(value, float)}
+  """The numbers of `config.task` that may differ between runs of one program."""
+  own = declared(config.task.name)
+  return {name: config.task[name] for name, one in sorted(own.items()) if one.use is TRACED}
 
 
 def build(config: Config) -> Task:

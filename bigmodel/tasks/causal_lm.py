@@ -6,8 +6,8 @@ import jax
 
 from bigmodel.config import Config
 from bigmodel.tasks.task import (
-  LANGUAGE_FIELDS,
   Apply,
+  LanguageFields,
   Measured,
   Task,
   Values,
@@ -17,10 +17,7 @@ from bigmodel.tasks.task import (
 )
 
 DATA = "text"
-
-
-def fields() -> dict[str, Any]:
-  return dict(LANGUAGE_FIELDS)
+Fields = LanguageFields
 
 
 def check(config: Config) -> None:

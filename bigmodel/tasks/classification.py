@@ -1,5 +1,6 @@
 """Classification: one of several classes for each example."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,27 +11,28 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import augment
+from bigmodel.declarations import BELOW_ONE, TRACED, field
 from bigmodel.tasks import metrics
 from bigmodel.tasks.task import Apply, Measured, Task, Values, cross_entropy
 
 DATA = "examples"
 
 
-def fields() -> dict[str, Any]:
-  return {
-    "label_smoothing": 0.0,
-    "class_weights": (),  # of each class's examples in what is minimised; evaluation weighs all alike
-    "balanced": False,  # all classes get the same share, by their class_weights
-    "augment": (),  # of training images, in this order; see `data.augment`
-    "black": (),  # in each channel of images that are augmented; (): the data's
-    "white": (),
-    "costs": (),  # of two classes: of a false positive and of a false negative, for the metric `cost`
-  }
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  label_smoothing: float = field(0.0, "share of the label that is spread over all classes", BELOW_ONE, TRACED)
+  class_weights: tuple[float, ...] = field(
+    (), "of each class's examples in the training loss; evaluation weighs all examples alike"
+  )
+  balanced: bool = field(False, "give all classes the same total weight, by their class_weights")
+  augment: tuple[str, ...] = field((), "changes of training images, in this order; see `data.augment`")
+  black: tuple[float, ...] = field((), "black in each channel of augmented images; (): that of the data")
+  white: tuple[float, ...] = field((), "white in each channel of augmented images; (): that of the data")
+  costs: tuple[float, ...] = field((), "of a false positive and of a false negative, for the metric `cost`")
 
 
 def check(config: Config) -> None:
   task = config.task
-  require(task.label_smoothing < 1, f"config.task.label_smoothing: {task.label_smoothing} is not less than 1")
   require(all(w >= 0 for w in task.class_weights), f"config.task.class_weights: {task.class_weights} has negative ones")
   outputs = config.model.outputs
   require(

@@ -1,5 +1,6 @@
 """Contrastive divergence: one layer of a deep belief net learns to reconstruct the activations below it."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require
+from bigmodel.declarations import NOT_NEGATIVE, field
 from bigmodel.tasks.task import Apply, Measured, Task, Values
 
 DATA = "examples"
 
 
-def fields() -> dict[str, Any]:
-  return {"layer": 0}
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  layer: int = field(0, "the hidden layer that is trained", NOT_NEGATIVE)
 
 
 def check(config: Config) -> None:

@@ -4,6 +4,7 @@ Of every row the same number of positions is chosen, anew in each step. Of these
 replaced by the mask, 10% by a random token, 10% stay.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require
+from bigmodel.declarations import Range, field
 from bigmodel.tasks.task import (
-  LANGUAGE_FIELDS,
   Apply,
+  LanguageFields,
   Measured,
   Task,
   Values,
@@ -26,11 +28,10 @@ from bigmodel.tasks.task import (
 DATA = "text"
 
 
-def fields() -> dict[str, Any]:
-  return LANGUAGE_FIELDS | {
-    "masked_percent": 15,  # of a row's tokens, which are to be guessed
-    "mask_token": -1,  # -1: the last of the vocabulary
-  }
+@dataclasses.dataclass(frozen=True)
+class Fields(LanguageFields):
+  masked_percent: int = field(15, "of a row's tokens, which are to be predicted", Range(0, 100))
+  mask_token: int = field(-1, "the token that stands for a masked one; -1: the last of the vocabulary")
 
 
 def check(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Regression: a number for each example, in units of its deviation over the training examples."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.config import Config, require
+from bigmodel.declarations import field
 from bigmodel.tasks import metrics
 from bigmodel.tasks.task import Apply, Measured, Task, Values
 
 DATA = "examples"
 
 
-def fields() -> dict[str, Any]:
-  return {"quantiles": ()}  # of the target, an output each; (): its mean
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  quantiles: tuple[float, ...] = field((), "of the target, one output each; (): its mean")
 
 
 def check(config: Config) -> None:

@@ -1,15 +1,17 @@
 """Sequence to sequence: half of a row is the source, the target is what follows it, or it backwards."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, require
+from bigmodel.declarations import OneOf, field
 from bigmodel.tasks.task import (
-  LANGUAGE_FIELDS,
   Apply,
+  LanguageFields,
   Measured,
   Task,
   Values,
@@ -24,12 +26,12 @@ TARGETS = ("next", "reversed")
 BEGIN = 0  # the token that a reversed target begins with
 
 
-def fields() -> dict[str, Any]:
-  return LANGUAGE_FIELDS | {"target": "next"}
+@dataclasses.dataclass(frozen=True)
+class Fields(LanguageFields):
+  target: str = field("next", "what follows the source in the text, or the source reversed", OneOf(TARGETS))
 
 
 def check(config: Config) -> None:
-  require_choice("task.target", config.task.target, TARGETS)
   require(config.data.context % 2 == 0, f"config.data.context: {config.data.context} is odd; half of it is the source")
 
 

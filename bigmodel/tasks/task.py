@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigmodel.declarations import NOT_NEGATIVE, TRACED, field
 from bigmodel.models.layers.experts import Auxiliary
 
 # The model with its parameters: inputs -> (outputs, auxiliary numbers)
@@ -70,8 +71,10 @@ def language_objective(
   return mean(loss) + h["z_loss"] * mean(jnp.square(log_z)) + router, {"loss": mean(loss), **auxiliary}
 
 
-LANGUAGE_FIELDS = {
-  "z_loss": 0.0,
-  "balance_loss": 0.01,  # of a mixture of experts: spreads tokens over them
-  "router_z_loss": 0.0,  # of a mixture of experts: keeps the router's logits small
-}
+@dataclasses.dataclass(frozen=True)
+class LanguageFields:
+  """What `config.task` holds for every language model."""
+
+  z_loss: float = field(0.0, "weight of the squared log-partition, which keeps logits near 0", NOT_NEGATIVE, TRACED)
+  balance_loss: float = field(0.01, "of a mixture of experts: spreads tokens over them", NOT_NEGATIVE, TRACED)
+  router_z_loss: float = field(0.0, "of a mixture of experts: keeps the router's logits small", NOT_NEGATIVE, TRACED)

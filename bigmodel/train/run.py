@@ -15,8 +15,7 @@ from etils import epath
 from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.files import UserError, read_json, write_json
-
-NOT_IDENTITY = ("parallel", *train.PROVENANCE)
+from bigmodel.train.whole import carried_out, identity
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -52,7 +51,7 @@ class Run:
 
 def run_id(config: Config) -> str:
   """The same id is the same run, on whatever mesh and with whatever logging."""
-  return digest(flatten(config), without=NOT_IDENTITY)[:12]
+  return digest(identity(flatten(config)))[:12]
 
 
 def now() -> str:
@@ -63,7 +62,6 @@ def open_folder(run: Run) -> None:
   """Claims the folder for this run; refuses one that holds another config, with the difference."""
   path = run.folder / "config.json"
   mine = flatten(run.config)
-  identity = lambda flat: {k: v for k, v in flat.items() if not k.startswith(NOT_IDENTITY)}
   if path.exists():
     changed = difference(identity(read_json(path)), identity(mine))
     if changed:
@@ -78,12 +76,10 @@ def write_provenance(run: Run) -> None:
   """What is true of this carrying-out of the run, and not of the run."""
   path = run.folder / "provenance.json"
   started = read_json(path)["started_at"] if path.exists() else now()
-  flat = flatten(run.config)
-  cadence = {name: value for name, value in flat.items() if name.startswith(NOT_IDENTITY)}
   facts = {
     "run_id": run.run_id,
     "started_at": started,
-    "config": cadence,
+    "config": carried_out(flatten(run.config)),
     "command": sys.argv,
     "versions": record.versions(),
     "devices": hardware.describe(),

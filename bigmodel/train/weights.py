@@ -18,13 +18,15 @@ from etils import epath
 from flax import linen as nn
 
 from bigmodel import config as configs
-from bigmodel import models, optim, parallel
+from bigmodel import models, optim
 from bigmodel.config import Config, require
+from bigmodel.declarations import defaults
 from bigmodel.files import UserError, absolute, read_json, write_json
-from bigmodel.models import huggingface
+from bigmodel.models.imported import huggingface
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts
-from bigmodel.train import stages
+from bigmodel.parallel.fields import Parallel
+from bigmodel.train import stages, whole
 from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
@@ -343,7 +345,7 @@ def read_config_with_mesh(workdir: epath.PathLike) -> Config:
   facts = read_json(folder / "config.json")
   if (folder / "provenance.json").exists():
     facts |= read_json(folder / "provenance.json").get("config", {})
-  used = {name: facts.get(f"parallel.{name}", default) for name, default in parallel.fields().items()}
+  used = {name: facts.get(f"parallel.{name}", default) for name, default in defaults(Parallel).items()}
   return configs.with_overrides(config, {f"parallel.{name}": value for name, value in used.items()})
 
 
@@ -353,5 +355,5 @@ def read_config(workdir: epath.PathLike) -> Config:
   if not (folder / "config.json").exists():
     raise UserError(f"--workdir: {folder} holds no run (no config.json)")
   known = read_json(folder / "config.json")
-  before = {f"optim.{name}": value for name, value in optim.fields().items()}  # there were fewer once
-  return configs.unflatten(before | known | {f"parallel.{name}": value for name, value in parallel.fields().items()})
+  before = {name: one.default for name, one in whole.declared_of(known).items()}  # there were fewer once
+  return configs.unflatten(before | known | {f"parallel.{name}": value for name, value in defaults(Parallel).items()})

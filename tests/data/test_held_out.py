@@ -228,7 +228,7 @@ def test_prepared_corpora_are_named_by_everything_that_they_are_made_of(tmp_path
     "vocab_size": ({"tokenizer": "bpe", "vocab_size": 300}, {"tokenizer": "bpe", "vocab_size": 301}),
   }
   ignored = {*room.FREE, "kind", "sha256", "dir", "train_split", "eval_split"}  # the splits are of TFDS, below
-  assert set(changes) == set(room.fields("text")) - ignored
+  assert set(changes) == set(room.declared("text")) - ignored
   for name, pair in changes.items():
     folders = []
     for changed in pair:

@@ -290,7 +290,7 @@ def cities(levels, rows=3000, rare=0):
   return pl.DataFrame({"city": names, "x": rng.normal(size=rows), "sold": [("no", "yes")[i % 2] for i in range(rows)]})
 
 
-@pytest.mark.parametrize("encode", data.ENCODINGS)
+@pytest.mark.parametrize("encode", data.fields.ENCODINGS)
 @pytest.mark.parametrize(("levels", "rare", "most", "least"), [(300, 0, 1000, 2), (40, 100, 1000, 2), (40, 9, 30, 1)])
 def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
   tmp_path, caplog, encode, levels, rare, most, least
@@ -369,7 +369,7 @@ def test_prepared_tables_are_named_by_everything_that_they_are_made_of(tmp_path)
     "horizon": (windows, windows | {"horizon": 2}),
   }
   ignored = {*data.FREE, "kind", "name", "sha256", "image_size"} - {"path"}
-  assert set(changes) == set(data.fields("examples")) - ignored
+  assert set(changes) == set(data.declared("examples")) - ignored
   filled = frame(colour=[("red", "green", "blue", "red")[i % 4] for i in range(ROWS)])
   other = filled.with_columns(age=1.0 + pl.col("day").dt.day())
   for name, pair in changes.items():

@@ -14,7 +14,7 @@ from bigmodel.models.layers.embedding import padded
 from bigmodel.optim.optimizers import NAMES
 from bigmodel.train import step
 
-PADDED = [name for name, (family, _) in CASES.items() if "vocab" in models.fields(family)]
+PADDED = [name for name, (family, _) in CASES.items() if "vocab" in models.declared(family)]
 
 
 def test_padding_is_small_and_divides():

@@ -64,7 +64,7 @@ def task_of(config, name):
   """The config for another of its family's tasks."""
   own = config.copy_and_resolve_references()
   if own.task.name != name:
-    own.task = {**tasks.fields(name)}
+    own.task = {**tasks.defaults(name)}
     own.model.outputs = 1 if name == "regression" else own.model.outputs
   return own
 

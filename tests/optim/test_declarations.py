@@ -121,7 +121,7 @@ def others(value):
 
 
 def numeric_fields():
-  return [name for name, value in optim.fields().items() if isinstance(value, bool | int | float)]
+  return [name for name, value in optim.defaults().items() if isinstance(value, bool | int | float)]
 
 
 def refusal(config):

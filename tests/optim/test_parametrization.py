@@ -155,7 +155,7 @@ def attentions():
   """Every family with heads, and the decoder with each kind of positions, norms of queries and biases."""
   options = itertools.product(decoder.POSITIONS, (False, True), (False, True))
   of_decoder = [{"positions": positions, "qk_norm": norm, "bias": bias} for positions, norm, bias in options]
-  others = [name for name in models.FAMILIES if "head_size" in models.fields(name) and name != "decoder"]
+  others = [name for name in models.FAMILIES if "head_size" in models.declared(name) and name != "decoder"]
   return [("decoder", fields) for fields in of_decoder] + [(name, {}) for name in others]
 
 

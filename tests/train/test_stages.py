@@ -154,7 +154,7 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_a_stage_drops_inherited_fields_that_its_optimizer_does_not_read(config, name):
   """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
-  defaults = optim.fields()
+  defaults = optim.defaults()
   for own, optimizer in optim.optimizers.known().items():
     config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
     changed = {"update_scale": "spectral", "momentum": 0.8, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-6, "gamma": 0.1}

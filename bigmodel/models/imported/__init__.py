@@ -1,0 +1,1 @@
+"""Weights of other libraries: their names and layouts, translated."""

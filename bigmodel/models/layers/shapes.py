@@ -1,0 +1,19 @@
+"""What the shapes of several families have in common."""
+
+import dataclasses
+
+from bigmodel.config import Config
+from bigmodel.declarations import NOT_NEGATIVE, field
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleShape:
+  """Models whose input is one example (a row of features or an image), and not text."""
+
+  inputs: tuple[int, ...] = field((), "shape of one example; (): that of the data")
+  outputs: int = field(0, "classes, or numbers to predict; 0: those of the data", NOT_NEGATIVE)
+
+
+def resolve_examples(model: Config, facts: dict) -> None:
+  """Fills in the shape of the examples, in place."""
+  model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]

@@ -1,0 +1,46 @@
+"""The fields of `config.parallel`: how a run is carried out, and never what it computes."""
+
+import dataclasses
+
+from bigmodel.declarations import NOT_NEGATIVE, PROVENANCE, OneOf, Range, field
+
+# Sizes that a preset wishes for: -1 takes what is left, others shrink until they divide the devices.
+PRESETS: dict[str, dict[str, int]] = {
+  "dp": {"data": -1},
+  "fsdp": {"fsdp": -1},
+  "fsdp_tp": {"fsdp": -1, "tensor": 2},
+  "fsdp_tp_sp": {"fsdp": -1, "tensor": 2, "sequence": 2},
+  "ep": {"fsdp": -1, "expert": 4},
+  "pp": {"fsdp": -1, "pipeline": 2},
+}
+ATTENTION = ("auto", "plain", "blockwise", "cudnn", "splash")
+SEQUENCE_ATTENTION = ("ring", "gather")
+REMAT = ("none", "dots", "full", "offload")
+OFFLOAD = ("none", "optimizer")
+SIZE = Range(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Sizes of the mesh's axes are 0 for the preset's, or -1 for the devices that are left over."""
+
+  preset: str = field("dp", "sizes and rules to begin with", OneOf(PRESETS), PROVENANCE)
+  data: int = field(0, "copies of the model, each with rows of its own", SIZE, PROVENANCE)
+  fsdp: int = field(0, "devices with rows of their own that share one copy of the weights", SIZE, PROVENANCE)
+  tensor: int = field(0, "devices that split heads and hidden units", SIZE, PROVENANCE)
+  sequence: int = field(0, "devices that split the positions of a row", SIZE, PROVENANCE)
+  expert: int = field(0, "devices that split the experts", SIZE, PROVENANCE)
+  pipeline: int = field(0, "devices that split the layers", SIZE, PROVENANCE)
+  rules: tuple[str, ...] = field(
+    (), "'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones", None, PROVENANCE
+  )
+  attention: str = field("auto", "kernel of the attention", OneOf(ATTENTION), PROVENANCE)
+  sequence_attention: str = field(
+    "ring", "how keys and values meet queries along `sequence`", OneOf(SEQUENCE_ATTENTION), PROVENANCE
+  )
+  # With remat="none", layers whose weights are stored in pieces (fsdp) always are one loop, so that the whole weights
+  # of no two layers are in memory together.
+  scan: bool = field(False, "layers as one loop, compiled once for all of them", None, PROVENANCE)
+  remat: str = field("none", "what the backward pass computes again", OneOf(REMAT), PROVENANCE)
+  microbatches: int = field(0, "of a pipeline; 0: twice its stages", NOT_NEGATIVE, PROVENANCE)
+  offload: str = field("none", "what lies in the host's memory between its uses", OneOf(OFFLOAD), PROVENANCE)

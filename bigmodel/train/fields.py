@@ -1,0 +1,52 @@
+"""The fields of `config.train` and `config.eval`."""
+
+import dataclasses
+from typing import Any
+
+from bigmodel.declarations import NOT_NEGATIVE, POSITIVE, PROVENANCE, TRACED, OneOf, Range, field
+
+DTYPES = ("float32", "bfloat16")
+
+
+def nothing(value: Any) -> None:
+  """What is compiled of a field that only says where a run begins."""
+  del value
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  tokens: int = field(0, "the horizon, in tokens or examples; set this or steps", NOT_NEGATIVE, TRACED)
+  steps: int = field(0, "the horizon, in steps; set this or tokens", NOT_NEGATIVE, TRACED)
+  init_from: str = field(
+    "", "folder of a run, trained or imported, whose weights to begin with", None, PROVENANCE, nothing
+  )
+  init_sha256: str = field("", "of those weights; filled in when empty, refused when they differ", None, TRACED)
+  init_fresh: tuple[str, ...] = field((), "patterns of parameters that get new initial values all the same")
+  batch_size: int = field(16, "rows of data.context tokens, or examples", POSITIVE)
+  ramp: tuple[str, ...] = field(
+    (), "'ROWS@TOKENS': smaller batches until this many tokens or examples were seen, one after another"
+  )
+  stages: tuple[str, ...] = field((), "what is trained for before the config's own task; see `train.stages`")
+  accumulate: int = field(1, "microbatches a step", POSITIVE)
+  compute_dtype: str = field("float32", "of activations; parameters and optimizer state are float32", OneOf(DTYPES))
+  noise_scale: bool = field(
+    False, "measure from the microbatches up to which batch size more rows are worth their compute"
+  )
+  log_every: int = field(20, "steps between rows of metrics", POSITIVE, PROVENANCE)
+  layers_every: int = field(
+    0, "steps between statistics of every layer, a multiple of log_every; 0: none", None, PROVENANCE
+  )
+  checkpoint_every: int = field(1000, "steps between checkpoints", POSITIVE, PROVENANCE)
+  keep: int = field(2, "checkpoints that are kept; the second is there if the first is damaged", Range(2), PROVENANCE)
+  step_timeout: float = field(
+    1800.0, "seconds without a step after which the process is ended; 0: never", NOT_NEGATIVE, PROVENANCE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  tokens: int = field(1 << 17, "held-out tokens, or examples, that are evaluated", POSITIVE)
+  batch_size: int = field(16, "rows that are evaluated together", POSITIVE)
+  resamples: int = field(
+    100, "resamples of the held-out documents or examples, for the intervals of the metrics", NOT_NEGATIVE
+  )

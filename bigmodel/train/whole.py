@@ -1,0 +1,65 @@
+"""The config of a run as a whole: the fields of all rooms, and which of them make the run what it is."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from bigmodel import data, models, tasks
+from bigmodel.config import Config, unflatten
+from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
+from bigmodel.optim.fields import Optim
+from bigmodel.parallel.fields import Parallel
+from bigmodel.train.fields import Eval, Train
+
+# Fields whose defaults are other ones where a row is one example.
+OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size": 64}
+
+
+@functools.cache
+def declared(family: str, task: str) -> dict[str, Field]:
+  """Every field of a config by its dotted name, for a family of models and a task."""
+  groups = {
+    "model": models.declared(family),
+    "task": tasks.declared(task),
+    "data": data.declared(tasks.task(task).DATA),
+    "optim": declared_in(Optim),
+    "parallel": declared_in(Parallel),
+    "train": declared_in(Train),
+    "eval": declared_in(Eval),
+  }
+  found = {"seed": Field(0, "of initial values, dropout and what a task draws", use=TRACED)}
+  return found | {f"{group}.{name}": one for group, own in groups.items() for name, one in own.items()}
+
+
+def default_config(family: str = "decoder", task: str = "") -> Config:
+  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
+  task = task or models.family(family).TASKS[0]
+  config = unflatten({name: one.default for name, one in declared(family, task).items()})
+  if config.data.kind == "examples":
+    config.update_from_flattened_dict(OF_EXAMPLES)
+  return config
+
+
+def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
+  """Every field of the config whose flat form this is."""
+  return declared(flat["model.family"], flat["task.name"])
+
+
+def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a flat config that make a run what it is: its id is their hash.
+
+  Left out are those that say how a run is carried out, and later additions that are at their defaults.
+  """
+  known = declared_of(flat)
+  own = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
+  return {name: value for name, value in own.items() if name not in known or _identifies(known[name], value)}
+
+
+def carried_out(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a flat config that say how a run is carried out."""
+  known = declared_of(flat)
+  return {name: value for name, value in flat.items() if name in known and known[name].use is PROVENANCE}
+
+
+def _identifies(field: Field, value: Any) -> bool:
+  return field.use is not PROVENANCE and not (field.added_later and value == field.default)

@@ -1,0 +1,186 @@
+"""Config fields are declared once; what is derived from the declarations holds for every field of every family."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from bigmodel import declarations, models, optim, study, tasks
+from bigmodel.config import flatten, unflatten
+from bigmodel.declarations import COMPILED, PROVENANCE, TRACED, OneOf, Range, field
+from bigmodel.files import UserError
+from bigmodel.sweep import packs
+from bigmodel.train import programs, whole
+from bigmodel.train.run import Run, run_id
+from bigmodel.train.step import State, train_step
+
+PAIRS = [(family, task) for family in models.FAMILIES for task in models.family(family).TASKS]
+CHOOSE_THE_FIELDS = {"model.family", "task.name", "data.kind"}  # other values of these come with other fields
+# Values that mean something, where any value would not.
+OTHER_VALUES = {
+  "optim.rates": ("w=2",),
+  "optim.decays": ("w=2",),
+  "optim.name": "lion",
+  "optim.average": 0.75,
+  "optim.skip_above": 7.0,
+  "data.mixture": ("1 path=x",),
+  "train.ramp": ("1@1",),
+}
+
+
+def small(family, task):
+  """A resolved config of tiny sizes."""
+  config = study.default_config(family, task)
+  config.model.update(
+    {name: value for name, value in {"width": 16, "layers": 1, "head_size": 8}.items() if name in config.model}
+  )
+  if config.data.kind == "text":
+    config.data.context = 8
+  else:
+    images = family in ("alexnet", "resnet", "vit")
+    config.model.update(inputs=(64, 64, 1) if images else (4,), outputs=3 if task == "classification" else 1)
+    config.data.normalise = "unit" if family == "dbn" else "standard"
+  if "hidden" in config.model:
+    config.model.hidden = 8 if family == "alexnet" else (4,)
+  if "stages" in config.model:
+    config.model.update(stages=(1,), width=4, groups=2)
+  return study.resolve_without_data(config)
+
+
+def other(name, one, value):
+  """Another value than `value` of a field."""
+  if name in OTHER_VALUES:
+    return OTHER_VALUES[name]
+  if isinstance(one.allowed, OneOf):
+    return next(choice for choice in one.allowed.choices if choice != value)
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, int):
+    return value + 1
+  if isinstance(value, float):
+    return 0.75 * value + 0.0625
+  return f"{value}x" if isinstance(value, str) else (*value, 2 if value and isinstance(value[0], int) else "x")
+
+
+def changed(config, changes):
+  return unflatten(flatten(config) | changes)
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_defaults_are_what_their_fields_allow_and_every_field_has_a_meaning(family, task):
+  config = study.default_config(family, task)
+  known = whole.declared(family, task)
+  assert set(flatten(config)) == set(known)
+  for name, value in flatten(config).items():
+    assert known[name].meaning, name
+    assert known[name].allowed is None or not known[name].allowed.problem(value), name
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_traced_fields_pack_and_compiled_fields_separate_programs(family, task, tmp_path):
+  config = small(family, task)
+  known, flat = whole.declared(family, task), flatten(config)
+  key = packs.program_key(Run(config, tmp_path))
+  for name, one in known.items():
+    if name in CHOOSE_THE_FIELDS:
+      continue
+    own = changed(config, {name: other(name, one, flat[name])})
+    compiled = one.compiled(own.get(name) if "." not in name else flatten(own)[name]) != one.compiled(flat[name])
+    assert (packs.program_key(Run(own, tmp_path)) != key) == compiled, name
+    assert compiled or one.use is TRACED or name == "train.init_from", name
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_compiled_fields_of_the_step_have_programs_of_their_own(family, task):
+  config = small(family, task)
+  key = programs.key(config)
+  for name, one in whole.declared(family, task).items():
+    if name.startswith(("model.", "task.", "optim.")) and name not in CHOOSE_THE_FIELDS and one.use is COMPILED:
+      reads_base = {"parametrization", "base"} & {name.removeprefix("optim.")}
+      if not reads_base:  # compiled as the multiples that follow from them
+        assert programs.key(changed(config, {name: other(name, one, flatten(config)[name])})) != key, name
+
+
+def traced_step(config):
+  """The step of a config as it is traced, with values of all hyperparameters as inputs."""
+  how, dtype, count = optim.How.of(config), jnp.dtype(config.train.compute_dtype), config.train.accumulate
+  model, task = models.build(config, dtype), tasks.build(config)
+  params = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), *models.example(config)))["params"])
+  state = jax.eval_shape(
+    lambda p: State(jnp.int32(0), p, optim.initial_state(how, p), jnp.float32(0), jnp.int32(-1)), params
+  )
+  rows = tasks.batch_shape(config, config.train.batch_size)
+  step = functools.partial(train_step, model.apply, task, how, count)
+  return str(jax.make_jaxpr(step)(state, rows, optim.hyperparameters(config, 10)))
+
+
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_no_traced_field_of_an_optimizer_is_compiled_in(name):
+  """A step that is traced for other values of all traced fields is the same, to the letter."""
+  config = small("linear", "classification")
+  config.optim.update(name=name, skip_above=5.0, average=0.0 if name == "schedule_free" else 0.5, rates=("w=3",))
+  assert traced_fields_are_inputs(config)
+
+
+@pytest.mark.parametrize(
+  ("family", "task"), [("decoder", "causal_lm"), ("bert", "masked_lm"), ("mlp", "classification")]
+)
+def test_no_traced_field_of_a_model_or_task_is_compiled_in(family, task):
+  assert traced_fields_are_inputs(small(family, task))
+
+
+def traced_fields_are_inputs(config):
+  known, flat = whole.declared_of(flatten(config)), flatten(config)
+  values = {name: other(name, one, flat[name]) for name, one in known.items() if one.use is TRACED}
+  assert {"optim.lr", "optim.beta2", "optim.warmup", "seed", "data.seed"} <= set(values)
+  assert all(values[name] != flat[name] for name in values)
+  # But those that would switch something on.
+  kept = {name: x for name, x in values.items() if known[name].compiled(x) == known[name].compiled(flat[name])}
+  return traced_step(config) == traced_step(changed(config, kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  old: float = field(0.5, "share of something", Range(0, 1))
+  new: int = field(3, "number of things", Range(1), added_later=True)
+  name: str = field("a", "one of two", OneOf(("a", "b")))
+
+
+def test_values_that_are_not_allowed_are_named_with_what_is():
+  for changes, message in (
+    ({"old": 1.5}, r"config.group.old: 1.5 is not in \[0, 1\]"),
+    ({"new": 0}, "config.group.new: 0; at least 1"),
+    ({"name": "bb"}, "config.group.name: no 'bb' .did you mean 'b'.*; known: a, b"),
+  ):
+    with pytest.raises(UserError, match=message):
+      declarations.check("group", Group, declarations.defaults(Group) | changes)
+  declarations.check("group", Group, declarations.defaults(Group))
+
+
+@pytest.mark.parametrize("low_open", [False, True])
+@pytest.mark.parametrize("high_open", [False, True])
+def test_open_bounds_are_excluded(low_open, high_open):
+  allowed = Range(0, 1, low_open, high_open)
+  assert [not allowed.problem(x) for x in (-0.1, 0, 0.5, 1, 1.1)] == [False, not low_open, True, not high_open, False]
+  assert all(Range(0, 1).problem(x) for x in (np.nan, np.inf))
+
+
+def test_a_field_that_is_added_later_leaves_ids_alone_until_it_is_set(monkeypatch):
+  config = study.default_config()
+  before = run_id(config)
+  known = whole.declared("decoder", "causal_lm")
+  added = dataclasses.replace(known["optim.gamma"], default=7, added_later=True, use=COMPILED)
+  monkeypatch.setattr(whole, "declared", lambda family, task: known | {"optim.later": added})
+  assert run_id(changed(config, {"optim.later": 7})) == before
+  assert run_id(changed(config, {"optim.later": 8})) != before
+
+
+def test_how_a_run_is_carried_out_is_not_in_its_id():
+  config = study.default_config()
+  for name, one in whole.declared("decoder", "causal_lm").items():
+    own = changed(config, {name: other(name, one, flatten(config)[name])}) if name not in CHOOSE_THE_FIELDS else config
+    assert name in CHOOSE_THE_FIELDS or (run_id(own) == run_id(config)) == (one.use is PROVENANCE), name
