@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
   from bigmodel import ahead, lab, studies, use, verbs
-  from bigmodel.files import UserError
+  from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 
   rooms = {
     **dict.fromkeys(LAB, lab),
@@ -55,15 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     return _fail(arguments, str(error), 2)
   except KeyboardInterrupt:
     return _fail(arguments, "interrupted", INTERRUPTED)
+  except Interrupted as error:
+    return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
+  except UnfitWorker as error:
+    return _fail(arguments, str(error), UNFIT if arguments.worker else 1)
   except Exception as error:
-    if type(error).__name__ == "Interrupted":  # raised where heavy imports are
-      return _fail(arguments, f"interrupted: {error}; the same command resumes", INTERRUPTED)
-    if type(error).__name__ == "UnfitWorker":
-      return _fail(arguments, str(error), UNFIT if arguments.worker else 1)
     first = (str(error).strip().splitlines() or [""])[0]
-    return _fail(
-      arguments, first if type(error).__name__ == "CheckpointError" else f"{type(error).__name__}: {first}", 1
-    )
+    return _fail(arguments, first if isinstance(error, CheckpointError) else f"{type(error).__name__}: {first}", 1)
   if arguments.json:
     print(document)
   return 0
