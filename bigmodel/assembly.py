@@ -109,6 +109,14 @@ def resolve_for_plan(config: Config, devices: int) -> Config:
   return resolved
 
 
+def held_out_rows(config: Config) -> pipeline.EvalRows:
+  """The held-out rows of a resolved config; refuses data that its model cannot read."""
+  data.check(config)
+  corpus = pipeline.prepare(config)
+  resolve(config, corpus)
+  return pipeline.eval_rows(config, corpus)
+
+
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   """A checked run of one config, in `workdir` itself."""
   check(config)
