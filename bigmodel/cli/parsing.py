@@ -1,6 +1,7 @@
 """The words of a command become the arguments of a verb; invalid words raise `UserError`."""
 
 import argparse
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
@@ -63,32 +64,41 @@ def parse(name: str, verb: Verb, words: Sequence[str]) -> argparse.Namespace:
   Beside the verb's own there are `verb`, `argv` (all words) and `overrides` ('group.field=value' of --config...).
   """
   parser = parser_of(name, verb)
+  known = list(parser.options())
   try:
     arguments, rest = parser.parse_known_args(words)
   except UserError:
     # A mistyped option also leaves the right one missing; the typo is the better message.
-    if not parser.passes_words_on():
-      _refuse_unknown_options(parser, words)
+    for word in _own_words(parser, words):
+      option = word.partition("=")[0]
+      if word.startswith("--") and option not in known and not option.startswith("--config."):
+        raise _unexpected(word, known) from None
     raise
-  takes_config = bool(getattr(arguments, "config", None))
-  is_override = [takes_config and word.startswith("--config.") for word in rest]
-  unknown = [word for word, is_one in zip(rest, is_override, strict=True) if not is_one]
-  _refuse_unknown_options(parser, unknown)
-  if unknown:
-    raise UserError(f"{unknown[0]!r}: unexpected word")
+  takes_overrides = bool(getattr(arguments, "config", None))
+  overrides = [word for word in rest if takes_overrides and word.startswith("--config.")]
+  for word in rest:
+    if word not in overrides:
+      raise _unexpected(word, known)
   arguments.verb, arguments.argv = name, [name, *words]
-  arguments.overrides = [word.removeprefix("--config.") for word in rest]
+  arguments.overrides = [word.removeprefix("--config.") for word in overrides]
   return arguments
 
 
-def _refuse_unknown_options(parser: Parser, words: Iterable[str]) -> None:
-  known = list(parser.options())
-  for word in words:
-    option = word.partition("=")[0]
-    is_override = option.startswith("--config.") and "--config" in known
-    if option.startswith("--") and len(option) > 2 and option not in known and not is_override:
-      near = nearest(option, known)
-      raise UserError(f"{option}: no such option{near or '; see --help'}")
+def _own_words(parser: Parser, words: Sequence[str]) -> Iterable[str]:
+  """The words that surely do not belong to a command that the verb passes on."""
+  if parser.passes_words_on():
+    return itertools.takewhile(lambda word: word.startswith("-") and word != "--", words)
+  return itertools.takewhile(lambda word: word != "--", words)
+
+
+def _unexpected(word: str, known: Sequence[str]) -> UserError:
+  """Why a word cannot be used, where the options are `known`."""
+  option = word.partition("=")[0]
+  if option.startswith("--config.") and "--config" in known:
+    return UserError(f"{word}: needs --config=FILE[:arg]")
+  if option.startswith("-"):
+    return UserError(f"{option}: no such option{nearest(option, known) or '; see --help'}")
+  return UserError(f"{word!r}: unexpected word")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
