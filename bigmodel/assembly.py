@@ -8,7 +8,8 @@ from bigmodel import data, models, optim, parallel, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
-from bigmodel.files import UserError, absolute
+from bigmodel.errors import UserError
+from bigmodel.files import absolute
 from bigmodel.train import stages, weights, whole
 from bigmodel.train.run import Run
 from bigmodel.train.whole import default_config as default_config
@@ -81,6 +82,14 @@ def resolve_for_plan(config: Config, devices: int) -> Config:
     room.check(resolved)
   parallel.check(resolved, devices)
   return resolved
+
+
+def held_out_rows(config: Config) -> pipeline.EvalRows:
+  """The held-out rows of a resolved config; refuses data that its model cannot read."""
+  data.check(config)
+  corpus = pipeline.prepare(config)
+  resolve(config, corpus)
+  return pipeline.eval_rows(config, corpus)
 
 
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from bigmodel.config import Config, nearest
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 # The plain values that a config holds.
 Value = bool | int | float | str | tuple["Value", ...]

@@ -12,7 +12,7 @@ from flax import linen as nn
 from bigmodel import declarations, models, optim, study, tasks
 from bigmodel.config import flatten, unflatten
 from bigmodel.declarations import COMPILED, PROVENANCE, TRACED, OneOf, Range, field
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.sweep import packs
 from bigmodel.train import programs, whole
 from bigmodel.train.run import Run, run_id

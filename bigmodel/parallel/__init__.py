@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import declarations, models
 from bigmodel.config import Config, nearest, require
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel.fields import PRESETS, Parallel
 from bigmodel.parallel.fields import REMAT as REMAT

@@ -20,7 +20,8 @@ from etils import epath
 
 from bigmodel import processes
 from bigmodel.config import require
-from bigmodel.files import UserError, refused, write_text
+from bigmodel.errors import Lost, UserError
+from bigmodel.files import refused, write_text
 from bigmodel.parallel import hosts
 
 RELEASED = "released"
@@ -28,10 +29,6 @@ ENDED = "ended"  # the folder beside the leases with a mark for each thing that 
 PATIENCE = 30.0  # seconds that a worker may be silent
 POLL_SECONDS = 0.5
 WINDOW = 20  # leases of others that a worker without work looks at; as many look as there are workers
-
-
-class Lost(Exception):  # noqa: N818
-  """Another worker has taken over; what this one was doing is no longer its business."""
 
 
 class Leases:

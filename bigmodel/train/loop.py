@@ -17,6 +17,7 @@ import numpy as np
 from bigmodel import hardware, models, optim, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
+from bigmodel.errors import Interrupted
 from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
 from bigmodel.train import programs, results, stages, weights
@@ -27,7 +28,7 @@ from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, loss_and_metrics, measure
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
-from bigmodel.train.run import Interrupted, Run, now, open_folder, write_status
+from bigmodel.train.run import Run, now, open_folder, write_status
 from bigmodel.train.supervise import Watchdog
 from bigmodel.train.watch import Clock, Watch, finite, unit_of
 

@@ -14,12 +14,9 @@ from etils import epath
 
 from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.train.whole import carried_out, identity
-
-
-class Interrupted(Exception):  # noqa: N818
-  """SIGTERM or Ctrl-C: everything is saved, the same command resumes."""
 
 
 @dataclasses.dataclass(frozen=True)

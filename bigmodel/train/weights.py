@@ -21,7 +21,8 @@ from bigmodel import config as configs
 from bigmodel import models, optim
 from bigmodel.config import Config, require
 from bigmodel.declarations import defaults
-from bigmodel.files import UserError, absolute, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import absolute, read_json, write_json
 from bigmodel.models.imported import huggingface
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts

@@ -8,7 +8,7 @@ import pytest
 
 from bigmodel import data, study
 from bigmodel.data import pipeline, splits, tables
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 ROWS = 60

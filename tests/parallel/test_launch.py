@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from bigmodel.cli import main
+from bigmodel.cli.main import main
 
 COMMAND = ["--", "study", "--config=configs/quickstart.py", "--workdir=gs://bucket/it's here", "--restarts=5"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bigmodel import processes
-from bigmodel.files import UserError
-from bigmodel.sweep.leases import PATIENCE, WINDOW, Flag, Leases, Lost, Turns
+from bigmodel.errors import Lost, UserError
+from bigmodel.sweep.leases import PATIENCE, WINDOW, Flag, Leases, Turns
 
 
 def holder(folder):

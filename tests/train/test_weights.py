@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bigmodel import models, optim, study
-from bigmodel.cli import main
-from bigmodel.files import UserError
+from bigmodel.cli.main import main
+from bigmodel.errors import UserError
 from bigmodel.models.imported import huggingface
 from bigmodel.train import programs, weights
 from bigmodel.train.checkpoint import Checkpoints

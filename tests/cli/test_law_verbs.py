@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from bigmodel import cli
-from bigmodel.files import UserError
+from bigmodel.cli import main
+from bigmodel.errors import UserError
 from bigmodel.laws import table
 
 X = np.geomspace(1e6, 1e9, 16)
@@ -21,7 +21,7 @@ def csv(path, header, *columns):
 
 
 def run(capsys, *arguments):
-  code = cli.main([*map(str, arguments), "--json"])
+  code = main.main([*map(str, arguments), "--json"])
   captured = capsys.readouterr()
   return code, json.loads(captured.out), captured.err
 
