@@ -39,6 +39,8 @@ def fit(arguments: Arguments) -> dict[str, Any]:
       exponent = lambda p: p["beta"] / (p["alpha"] + p["beta"])
       say(arguments, f"with N as {name}: alpha {params['alpha']:.4g}, beta {params['beta']:.4g}, so N* ~ C^"
           f"{exponent(params):.3f} instead of C^{exponent(law['params']):.3f}")  # fmt: skip
+    if law.get("caution"):
+      say(arguments, f"note: {law['caution']}")
     for name in law.get("ridges", ()):
       say(arguments, f"{name} is on a ridge: three times as much or as little fits nearly as well")
   best = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in result["optimum"]]

@@ -108,6 +108,8 @@ def _show_report(arguments: Arguments, result: dict[str, Any]) -> None:
   for law in result["laws"]:
     rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
     show_table(arguments, f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
+    if law.get("caution") and not arguments.json:
+      plain_console().print(f"note: {law['caution']}", highlight=False)
   forecast = result["forecast"]
   if forecast:
     outcome = (
