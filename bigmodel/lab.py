@@ -162,9 +162,9 @@ def points_of(arguments: Arguments, path: str, n: str | None) -> Any:
 
 def reproduce(arguments: Arguments) -> dict[str, Any]:
   setup()
-  from bigmodel.laws import reproduce as papers
+  from bigmodel import experiments
 
-  claim, results = papers.run(arguments.name, arguments.data, arguments.workdir, arguments.json)
+  claim, results = experiments.run(arguments.name, arguments.data, arguments.workdir, arguments.json)
   say(arguments, claim.rsplit("\n\n", 1)[0])
   show = lambda value: None if value is None else f"{value:.6g}"
   rows = [(r.what, show(r.published), show(r.ours), r.verdict) for r in results]
