@@ -16,7 +16,7 @@ from bigmodel.laws.points import Points, from_records
 Record = dict[str, Any]
 FAR = 10.0  # times beyond the sizes that were run, where a law's optimum says no more than that it lies there
 MANY, FEW = 10, 5  # budgets whose optimum is told
-VERSION = 6  # of this summary: a new one fits anew
+VERSION = 7  # of this summary: a new one fits anew
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -152,6 +152,7 @@ def isoflop_facts(fit_: isoflop.Fit, convention: str) -> dict[str, Any]:
     "params": fit_.params,
     "intervals": fit_.intervals,
     "points": fit_.points,
+    "caution": fit_.caution,
     "profiles": [{"C": p.C, "coefficients": p.coefficients, "inside": p.inside} for p in fit_.profiles],
   }
 

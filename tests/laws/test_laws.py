@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, forecast, isoflop, points, uncertainty
+from bigmodel.laws import chinchilla, forecast, isoflop, points, summary, uncertainty
 from bigmodel.laws.points import Points
 
 THETA = np.array([math.log(400.0), math.log(1500.0), math.log(1.7), 0.34, 0.36])
@@ -248,9 +248,27 @@ def test_budgets_are_groups_in_compute():
   assert len(np.unique(Points(C, C, C, C).budgets())) == 2
 
 
-def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola(caplog):
+def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola():
   for width, said in ((15, False), (17, True)):
-    caplog.clear()
     n = np.geomspace(1e6, width * 1e6, 5)
-    isoflop.fit(Points(n, 1e18 / 6 / n, np.full(5, 1e18), 2 + np.log(n / 4e6) ** 2), draws=10)
-    assert ("1 of 1 budgets span a factor of more than 16" in caplog.text) == said
+    fit = isoflop.fit(Points(n, 1e18 / 6 / n, np.full(5, 1e18), 2 + np.log(n / 4e6) ** 2), draws=10)
+    assert ("1 of 1 budgets span a factor of 16 or more" in (fit.caution or "")) == said
+    assert (summary.isoflop_facts(fit, "flops_6nd")["caution"] is not None) == said
+
+
+@pytest.mark.parametrize(
+  ("times_steeper", "least", "most"),
+  [(1, 0.0, 0.19), (3, 0.9, 1.0)],  # a test at 10%; three standard errors of 100 studies are 9%
+)
+def test_isoflop_says_where_losses_do_not_lie_on_parabolas(times_steeper, least, most):
+  """Five budgets of sizes that span a factor of 4, where losses rise faster below the best size than above it."""
+  C = np.repeat(np.geomspace(1e17, 8e18, 5), 7)
+  best = 0.1 * C**0.5
+  N = best * np.tile(np.geomspace(0.5, 2, 7), 5)
+  u = np.log(N / best)
+  loss = 2 + 1e3 * C**-0.2 + 0.04 * u**2 * np.where(u < 0, times_steeper, 1)
+  cautions = []
+  for seed in range(100):
+    noisy = loss * np.exp(0.002 * np.random.default_rng(seed).normal(size=len(N)))
+    cautions.append(isoflop.fit(Points(N, C / 6 / N, C, noisy), draws=10).caution)
+  assert least <= np.mean(["third and fourth order" in (caution or "") for caution in cautions]) <= most
