@@ -171,10 +171,15 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
     known = record.read(folder)
     if known is None or known["status"] in ("finished", "stopped"):
       continue
-    attempts = folder / "attempts"
-    attempts.mkdir(exist_ok=True)
-    number = len(list(attempts.iterdir()))
     (folder / "rungs.json").unlink(missing_ok=True)
     if (folder / "checkpoints").exists():
       (folder / "checkpoints").rmtree()
-    (folder / "record.json").rename(attempts / f"{number:03d}.json")  # from now on it is somebody's to train
+    set_record_aside(folder)
+
+
+def set_record_aside(folder: epath.Path) -> None:
+  """Moves the record of a run to `attempts/`: from now on the run has not ended, and any worker may train it."""
+  attempts = folder / "attempts"
+  attempts.mkdir(exist_ok=True)
+  number = len(list(attempts.iterdir()))
+  (folder / "record.json").rename(attempts / f"{number:03d}.json")

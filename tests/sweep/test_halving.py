@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from bigmodel import study
+from bigmodel import record, study
 from bigmodel.errors import UserError
-from bigmodel.files import write_json
+from bigmodel.files import read_json, write_json
 from bigmodel.optim.schedules import SCHEDULES
 from bigmodel.study import Grid, Halving, Hyperband, Study
 from bigmodel.sweep import halving
 from bigmodel.tasks.metrics import LARGER
-from bigmodel.train import loop
+from bigmodel.train import loop, results
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import read_rungs
@@ -141,6 +141,49 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   assert read_rungs(single) == {}
   go_on([single])
   assert read_rungs(single)["10"] == alone
+
+
+def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tmp_path):
+  config.train.update(steps=3, log_every=3)
+
+  def train(*rates):
+    the_study = Study("s", "?", Halving(Grid({"optim.lr": rates}), first=1 / 3), laws=())
+    prepared = study.prepare(config, the_study, tmp_path)
+    return {one["learning_rate"]: one for one in study.run_study(prepared, True, {"stop": False})["runs"]}
+
+  before = train(1e-2, 1e-3, 1e-4)
+  assert {rate: one["status"] for rate, one in before.items()} == {1e-2: "finished", 1e-3: "stopped", 1e-4: "stopped"}
+  after = train(1e-2, 1e-3, 1e-4, 1e-5)
+  assert {rate for rate, one in after.items() if one["status"] == "finished"} == {1e-2, 1e-3}
+  assert after[1e-3]["steps"] == 3
+  assert after[1e-4] == before[1e-4]
+  aside = tmp_path / "runs" / after[1e-3]["run_id"] / "attempts" / "000.json"
+  assert before[1e-3].items() >= read_json(aside).items()
+
+
+@pytest.mark.parametrize("count", [3, 8])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, config, tmp_path):
+  """Also where runs of Hyperband move to another bracket. Losses are made up: the rate itself."""
+  config.train.steps = 18
+
+  def train(alive, until):
+    for one in alive.values():
+      if record.read(one.folder) is None and until:
+        loss = {"loss_train": 0.5, "loss_eval": one.config.optim.lr, "metrics": {}}
+        write_json(one.folder / "rungs.json", read_rungs(one) | {str(until): loss})
+      elif record.read(one.folder) is None:
+        results.end(one, results._nothing(one) | {"status": "finished", "steps": one.steps})
+
+  def finished(folder, *counts):
+    for many in counts:
+      members = fake_runs(config, tmp_path / folder, many)
+      halving.run(design(Grid({}), first=1 / 9), members, "loss", train)
+    return {one.run_id for one in members if record.read(one.folder)["status"] == "finished"}
+
+  whole = finished("whole", count * 3)
+  assert len(whole) < count * 3
+  assert finished("grown", count, count + 1, count * 3) >= whole
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
