@@ -86,8 +86,8 @@ def fields() -> dict[str, Any]:
     "rules": (),  # 'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones
     "attention": "auto",
     "sequence_attention": "ring",  # how keys and values meet queries along `sequence`
-    # Layers as one loop, compiled once for all of them. With remat="none", layers whose weights are stored in pieces
-    # (fsdp) always are, so that the whole weights of no two layers are in memory together.
+    # Run the layers as one loop, which compiles once for all of them. Layers whose weights are stored in pieces (fsdp)
+    # always run as one loop, so that the whole weights of all layers are never in memory together.
     "scan": False,
     "remat": "none",  # what the backward pass computes again
     "microbatches": 0,  # of a pipeline; 0 is twice the stages
