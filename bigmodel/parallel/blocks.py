@@ -47,12 +47,12 @@ def choose(config: Config, mesh: Mesh) -> RunBlocks:
 
 
 def is_scanned(config: Config, sizes: Mapping[str, int]) -> bool:
-  """Whether layers are one loop on a mesh of these sizes: where asked, and where whole weights would pile up.
+  """Whether the layers run as one loop on a mesh of these sizes: where asked, and where weights are stored in pieces.
 
-  Layers that are not scanned have their gradients summed all together. Where weights are stored in pieces and nothing
-  is computed again, the whole ones of all layers would be in memory at once.
+  Without a loop the compiler may gather the weights of all layers, and reduce their gradients, at the same time. Then
+  the whole arrays of all layers are in memory together, whatever the backward pass computes again.
   """
-  return config.parallel.scan or (config.parallel.remat == "none" and stored_in_pieces(config, sizes))
+  return config.parallel.scan or stored_in_pieces(config, sizes)
 
 
 def stored_in_pieces(config: Config, sizes: Mapping[str, int]) -> bool:

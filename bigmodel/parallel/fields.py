@@ -38,8 +38,8 @@ class Parallel:
   sequence_attention: str = field(
     "ring", "how keys and values meet queries along `sequence`", OneOf(SEQUENCE_ATTENTION), PROVENANCE
   )
-  # With remat="none", layers whose weights are stored in pieces (fsdp) always are one loop, so that the whole weights
-  # of no two layers are in memory together.
+  # Layers whose weights are stored in pieces (fsdp) always run as one loop, so that the whole weights of all layers
+  # are never in memory together.
   scan: bool = field(False, "layers as one loop, compiled once for all of them", None, PROVENANCE)
   remat: str = field("none", "what the backward pass computes again", OneOf(REMAT), PROVENANCE)
   microbatches: int = field(0, "of a pipeline; 0: twice its stages", NOT_NEGATIVE, PROVENANCE)

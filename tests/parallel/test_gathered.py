@@ -39,12 +39,23 @@ def in_pieces(family, experts, layers):
   return study.resolve_without_data(config)
 
 
-@pytest.mark.parametrize(
-  ("family", "experts"), [pytest.param(*case, marks=() if case == CASES[0] else pytest.mark.slow) for case in CASES]
-)
-def test_whole_weights_of_all_layers_are_never_in_memory_together(family, experts):
+QUICK = {("decoder", False, "none", False), ("decoder", False, "full", False)}
+SETTINGS = [
+  pytest.param(family, experts, remat, scan, marks=() if (family, experts, remat, scan) in QUICK else pytest.mark.slow)
+  for family, experts in CASES
+  for remat in parallel.REMAT
+  for scan in (False, True)
+  # Weights in pieces always run as one loop, so `scan` makes a difference nowhere: one family shows it.
+  if not scan or (family, experts) == ("decoder", False)
+]
+
+
+@pytest.mark.parametrize(("family", "experts", "remat", "scan"), SETTINGS)
+def test_whole_weights_of_all_layers_are_never_in_memory_together(family, experts, remat, scan):
   """Another layer adds pieces of its weights and gradients to the temporaries, but not the weights."""
   few, many = (in_pieces(family, experts, layers) for layers in (2, 8))
+  for config in (few, many):
+    config.parallel.update(remat=remat, scan=scan)
   bytes_ = [compiled.compiled(config, topology.parse(""))["temporary_bytes"] for config in (few, many)]
   params = [4 * models.counts_of(config).params_total for config in (few, many)]
   # On 8 devices: an eighth each for the gradients and for the new parameters; and the layer's activations. Kept whole

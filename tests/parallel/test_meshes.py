@@ -14,13 +14,13 @@ STEPS = 20
 BETA1 = 0.9
 VARIANTS = {
   "dp": {},
-  "fsdp": dict(preset="fsdp", scan=False),  # scanned all the same
+  "fsdp": dict(preset="fsdp", scan=False),  # one loop all the same
   "fsdp_tp": {},
   "fsdp_tp_sp": {},
   "ep": {},
   "pp": {},
   "pp of 4": dict(preset="pp", pipeline=4, remat="full", microbatches=4),
-  "fsdp unrolled": dict(preset="fsdp", scan=False, remat="dots"),
+  "fsdp with dots": dict(preset="fsdp", scan=False, remat="dots"),
   "gathered": dict(preset="fsdp_tp_sp", sequence=4, tensor=1, sequence_attention="gather"),
   "blockwise": dict(preset="dp", attention="blockwise"),
   "everything": dict(preset="fsdp_tp_sp", fsdp=1, pipeline=2, remat="full"),
