@@ -116,8 +116,12 @@ def _stop(run: Run, rung: int) -> None:
 
 
 def _value_at(run: Run, step: int, measure: str) -> float | None:
-  """What is compared at a rung, the less the better; None where a run diverged or failed before it."""
-  rung = read_rungs(run).get(str(step))
+  """What is compared at a rung, the less the better; None where a run diverged or failed before it.
+
+  A run that passed this step in another bracket, without a rung there, is compared by its next rung.
+  """
+  rungs = {int(at): rung for at, rung in read_rungs(run).items() if int(at) >= step}
+  rung = rungs[min(rungs)] if rungs else None
   if rung is None or rung["loss_eval"] is None:
     return None
   return measured_value(rung["loss_eval"], rung["metrics"], measure)

@@ -186,6 +186,14 @@ def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, co
   assert finished("grown", count, count + 1, count * 3) >= whole
 
 
+def test_a_run_that_passed_a_step_without_a_rung_is_compared_by_its_next_rung(config, tmp_path):
+  config.train.steps = 18
+  (one,) = fake_runs(config, tmp_path, 1)
+  rung = {"loss_train": 0.5, "metrics": {}}
+  write_json(one.folder / "rungs.json", {"2": {**rung, "loss_eval": 3.0}, "6": {**rung, "loss_eval": 2.0}})
+  assert [halving._value_at(one, step, "loss") for step in (2, 4, 6, 8)] == [3.0, 2.0, 2.0, None]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("design", DESIGNS)
 def test_rungs_before_the_decay_are_warned_of(design, schedule, config, tmp_path):
