@@ -19,7 +19,11 @@ class Output:
   """Standard output for people; prints nothing when quiet, as with --json."""
 
   def __init__(self, quiet: bool = False):
-    self.quiet = quiet
+    self.quiet, self.failed = quiet, False
+
+  def fail(self) -> None:
+    """Makes the command exit with 1 although it ran to its end, such as for a run that diverged."""
+    self.failed = True
 
   def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table whose first column is aligned to the left and all others to the right."""

@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: parsing.Verb, arguments: argparse.Namespace) -> int:
   """Runs a verb; with --json, prints its document and sends everything else to standard error."""
   is_worker = bool(getattr(arguments, "worker", ""))
-  report = Failure(arguments.verb, arguments.json, arguments.debug, is_worker)
+  report, output = Failure(arguments.verb, arguments.json, arguments.debug, is_worker), Output(arguments.json)
   try:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-      document = json.dumps(verb.run(arguments, Output(quiet=arguments.json)), allow_nan=False)
+      document = json.dumps(verb.run(arguments, output), allow_nan=False)
   except (Exception, KeyboardInterrupt) as error:
     return report.show(error)
   if arguments.json:
     print(document)
-  return SUCCESS
+  return FAILED if output.failed else SUCCESS
 
 
 class Failure:

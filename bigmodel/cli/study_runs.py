@@ -118,7 +118,8 @@ def _show_leaderboard(board: Facts, output: Output) -> None:
   if board["noise"] is not None:
     compared = sum(cell["worse"] is not None for cell in board["cells"])
     output.say(
-      f"noise between seeds {board['noise']:.2g}; differences below {board['resolution']:.2g} are not significant. With"
+      f"noise between seeds {board['noise']:.2g}; between two settings of that noise, differences below"
+      f" {board['resolution']:.2g} are not significant. With"
       f" 90% confidence the best setting is among {board['candidates']} of {compared}, and"
       f" {compared - board['alike']} are worse than others."
     )
@@ -126,7 +127,10 @@ def _show_leaderboard(board: Facts, output: Output) -> None:
 
 def _runs_of(cell: Facts) -> str:
   """How many runs of a setting finished, and what became of the others."""
-  ends = [f"{cell[name]} {name}" for name in ("diverged", "stopped") if cell[name]]
+  ends = [f"{cell['diverged']} diverged"] if cell["diverged"] else []
+  if cell["stopped"]:
+    loss = "" if cell["loss_at_stop"] is None else f" with {cell['loss_at_stop']:.4g}"
+    ends.append(f"{cell['stopped']} stopped at step {cell['stopped_at']:,}{loss}")
   whole = f"{cell['finished']} of {cell['runs']}" if cell["finished"] < cell["runs"] else str(cell["finished"])
   return f"{whole} ({', '.join(ends)})" if ends else whole
 
@@ -134,7 +138,9 @@ def _runs_of(cell: Facts) -> str:
 def _verdict_of(cell: Facts) -> str:
   if cell["worse"]:
     return "worse"
-  return "may be the best" if cell["may_be_best"] else ""
+  if cell["may_be_best"] is None:
+    return ""
+  return "may be the best" if cell["may_be_best"] else "unlikely the best"
 
 
 def _best_rate_of(row: Facts) -> str | float:

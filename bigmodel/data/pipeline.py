@@ -83,7 +83,7 @@ def train_pipeline(config: Config, data: Data, steps: int, before: int = 0) -> P
   what = f"{config.train.batch_size} x {each} tokens" if each > 1 else f"{config.train.batch_size} examples"
   require(
     seen <= 1 or config.data.repeat,
-    f"config.train: {steps} steps of {what} are {seen:.2f} epochs of"
+    f"config.train: {steps} steps of {what} are {seen:.4g} epochs of"
     f" {rows * each} {'tokens' if each > 1 else 'examples'}; set data.repeat=true to allow repeats",
   )
   return pipeline

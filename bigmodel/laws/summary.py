@@ -184,7 +184,7 @@ def noise_floor(records: Sequence[Record]) -> dict[str, Any] | None:
 
 def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
   """One learning-rate scan: losses by rate, the best, and whether rule and best lie at an edge."""
-  rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["loss_eval"] is not None)
+  rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["status"] == "finished")
   rates = [rate for rate, _ in rows]
   best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
   return plain(

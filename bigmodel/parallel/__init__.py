@@ -248,10 +248,14 @@ def _groups(config: Config) -> int:
   return config.data.context // (config.model.expert_group or config.data.context)
 
 
-def notes(config: Config, sizes: Mapping[str, int]) -> list[str]:
-  """What a preset wished for and did not get."""
-  wishes = PRESETS[config.parallel.preset].items()
-  return [
+def notes(config: Config, sizes: Mapping[str, int], devices: int) -> list[str]:
+  """What a preset wished for and did not get, and whether devices are idle."""
+  wishes, used = PRESETS[config.parallel.preset].items(), math.prod(sizes.values())
+  idle = [
+    f"{devices - used} of {devices} devices are idle: the batch of {config.train.batch_size} and the model can be split"
+    f" over {used}; other batch sizes or config.parallel may use more"
+  ]
+  return (idle if used < devices else []) + [
     f"config.parallel.preset: {config.parallel.preset} is for {axis}={wish}, and {axis}={sizes[axis]} is what divides"
     " the devices, the model and the batch"
     for axis, wish in wishes
@@ -261,7 +265,7 @@ def notes(config: Config, sizes: Mapping[str, int]) -> list[str]:
 
 def notes_here(config: Config) -> list[str]:
   """The notes of a run on the devices that are here."""
-  return notes(config, mesh_sizes(config, jax.device_count()))
+  return notes(config, mesh_sizes(config, jax.device_count()), jax.device_count())
 
 
 def microbatches(config: Config, stages: int) -> int:

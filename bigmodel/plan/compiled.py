@@ -33,7 +33,7 @@ def plan(
     "devices": used,
     "compute_dtype": config.train.compute_dtype,
     "mesh": {axis: size for axis, size in sizes.items() if size > 1},
-    "notes": parallel.notes(config, sizes),
+    "notes": parallel.notes(config, sizes, topology.count),
     "tokens_per_step": tokens,
     "steps": train.steps_of(config),
     "full_steps": train.tokens_at(config, train.steps_of(config)) / tokens,  # fewer where batches grow
@@ -92,7 +92,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
     "compute_seconds": compute,
     "collective_seconds": sum(c["seconds"] for c in source["collectives"]),
     "step_seconds": seconds,
-    "mfu": flops["flops_exact"] / seconds / peak,
+    "mfu": flops["flops_exact"] / seconds / (peak * topology.count / used),  # idle devices are paid for, too
     "tokens_per_second": facts["tokens_per_step"] / seconds,
     "hours": hours,
     "chip_hours": hours * topology.chips,

@@ -65,12 +65,13 @@ def trials(workdir: epath.PathLike, plan: dict[str, Any], measure: str) -> list[
   """What a plan's runs were and came to, in its order."""
   ended = [(row, record.read(epath.Path(workdir) / "runs" / row["run_id"])) for row in plan["runs"]]
   own = lambda row: {name: tuple(x) if isinstance(x, list) else x for name, x in row["overrides"].items()}
-  return [(own(row), as_measured(one, measure)["loss_eval"] if one else None) for row, one in ended]
+  value = lambda one: as_measured(one, measure)["loss_eval"] if one and one["status"] == "finished" else None
+  return [(own(row), value(one)) for row, one in ended]
 
 
 def as_measured(one: dict[str, Any], measure: str) -> dict[str, Any]:
   """The record with what the study measures in the place of the loss: a metric, or 1 less it where more is better."""
-  if measure == "loss" or one["status"] != "finished":
+  if measure == "loss" or one["loss_eval"] is None:
     return one
   return {**one, "loss_eval": measured_value(one["loss_eval"], one["metrics"], measure), "loss_eval_stderr": None}
 

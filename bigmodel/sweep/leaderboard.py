@@ -24,7 +24,8 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   all runs finished, whatever the mean of the runs that are left: those survived because they had luck. Only cells whose
   runs all finished are compared (see `comparisons`): `may_be_best` and `worse` are None for the others, and for all
   cells where no setting has two seeds. `candidates` cells may be the best, `alike` are not worse than any other, and
-  differences below `resolution` are not significant.
+  between two settings of the usual noise differences below `resolution` are not significant. Where all runs of a cell
+  were stopped, it ranks by how far they came, and then by the held-out loss there.
   """
   by_id = {one["run_id"]: one for one in records}
   cells: dict[str, Row] = {}
@@ -57,8 +58,11 @@ def board(planned: list[Row], records: list[Row]) -> Row | None:
   return {"axes": varied, "cells": found, **facts, "learning_rates": learning_rates(found, varied, known)}
 
 
-def _rank(cell: Row) -> tuple[int, float]:
-  return (0 if _is_complete(cell) else 1 if cell["loss"] is not None else 2), cell["loss"] or 0.0
+def _rank(cell: Row) -> tuple[int, int, float]:
+  if cell["loss"] is not None:
+    return (0 if _is_complete(cell) else 1), 0, cell["loss"]
+  loss = cell["loss_at_stop"]
+  return 2, -(cell["stopped_at"] or 0), math.inf if loss is None else loss
 
 
 def _is_complete(cell: Row) -> bool:
@@ -85,6 +89,9 @@ def _axes(cells: list[Row]) -> list[str]:
 def _cell(cell: Row) -> Row:
   records = cell["records"]
   losses = [one["loss_eval"] for one in records if one["status"] == "finished"]
+  stopped = [one for one in records if one["status"] == "stopped"]
+  last = max((one["steps"] for one in stopped), default=None)
+  losses_there = [one["loss_eval"] for one in stopped if one["steps"] == last and one["loss_eval"] is not None]
   return {
     "overrides": cell["overrides"],
     "runs": len(records),
@@ -95,7 +102,9 @@ def _cell(cell: Row) -> Row:
     "tokens": max(one["tokens"] for one in records),
     "seconds": sum(one["seconds"] for one in records),
     "diverged": sum(one["status"] == "diverged" for one in records),
-    "stopped": sum(one["status"] == "stopped" for one in records),
+    "stopped": len(stopped),
+    "stopped_at": last,
+    "loss_at_stop": float(np.mean(losses_there)) if losses_there else None,
     "may_be_best": None,
     "worse": None,
     "run_ids": [one["run_id"] for one in records],

@@ -33,6 +33,8 @@ def stopped_record(run: Run, step: int) -> dict[str, Any]:
     "steps": step,
     **flops_of(run, step),
     "loss_train": rung["loss_train"],
+    "loss_eval": rung["loss_eval"],
+    "metrics": rung["metrics"],
     "seconds": seconds,
   }
   return end(run, facts)

@@ -50,6 +50,13 @@ def test_help_answers_in_under_half_a_second():
   assert min(times) < 0.5
 
 
+def test_a_run_that_diverges_exits_with_1_and_prints_its_record(config_file, tmp_path, inside):
+  common = (f"--config={config_file}:8", f"--workdir={tmp_path / 'run'}", "--config.optim.lr=1e30", "--json")
+  for _ in range(2):  # and when it is asked for again
+    code, out, _ = inside("train", *common)
+    assert (code, json.loads(out)["status"]) == (1, "diverged")
+
+
 def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, inside):
   work = tmp_path / "run"
   code, out, err = inside("train", f"--config={config_file}:8", f"--workdir={work}", "--json", "--profile=2")

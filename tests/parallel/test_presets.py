@@ -86,10 +86,12 @@ def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():
 def test_a_preset_says_what_it_did_not_get():
   config = study.resolve_without_data(config_of("default"))
   config.parallel.preset = "ep"
-  (note,) = parallel.notes(config, parallel.mesh_sizes(config, 8))
+  (note,) = parallel.notes(config, parallel.mesh_sizes(config, 8), 8)
   assert "ep is for expert=4, and expert=1 is what divides" in note
   config.parallel.preset = "fsdp_tp"
-  assert parallel.notes(config, parallel.mesh_sizes(config, 8)) == []
+  assert parallel.notes(config, parallel.mesh_sizes(config, 8), 8) == []
+  (note,) = parallel.notes(config, parallel.mesh_sizes(config, 24), 24)
+  assert note.startswith("8 of 24 devices are idle: the batch of 16")
 
 
 def test_what_a_user_asks_for_is_not_shrunk():

@@ -110,6 +110,16 @@ def test_a_plan_adds_up():
   assert 1.25 < facts["flops_per_step"]["flops_hardware"] / facts["flops_per_step"]["flops_exact"] < 4 / 3
 
 
+def test_idle_devices_are_noted_and_paid_for():
+  config, _ = configs.load("configs/published.py:llama2_7b")
+  facts = compiled.plan(study.resolve_for_plan(config, 24), topology.parse("h100:24"), {"h100": 2.0})
+  assert facts["devices"] == 16
+  assert any(note.startswith("8 of 24 devices are idle") for note in facts["notes"])
+  assert facts["cost"] == pytest.approx(2 * 24 * facts["hours"])
+  used = facts["mfu"] * 24 * 989e12 * facts["step_seconds"]
+  assert used == pytest.approx(facts["flops_per_step"]["flops_exact"])
+
+
 def test_what_does_not_fit_is_said():
   config, _ = configs.load("configs/published.py:llama2_70b")
   facts = compiled.plan(study.resolve_for_plan(config, 8), topology.parse("h100:8"), {})

@@ -153,6 +153,7 @@ def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tm
 
   before = train(1e-2, 1e-3, 1e-4)
   assert {rate: one["status"] for rate, one in before.items()} == {1e-2: "finished", 1e-3: "stopped", 1e-4: "stopped"}
+  assert all(one["loss_eval"] > 0 and one["metrics"]["perplexity"] > 1 for one in before.values())  # at the rung, too
   after = train(1e-2, 1e-3, 1e-4, 1e-5)
   assert {rate for rate, one in after.items() if one["status"] == "finished"} == {1e-2, 1e-3}
   assert after[1e-3]["steps"] == 3

@@ -134,6 +134,17 @@ def test_a_setting_of_which_seeds_diverged_ranks_below_those_that_all_finished()
   assert row is None  # two rates are left
 
 
+def test_settings_that_were_stopped_rank_by_how_far_they_came_and_then_by_their_loss_there():
+  planned, records = fake_sweep({0.1: 2.0, 0.2: 4.0, 0.4: 3.0, 0.8: 5.0}, seeds=2)
+  for one, steps in zip(records[2:], (40, 40, 40, 40, 80, 80), strict=True):
+    one |= {"status": "stopped", "steps": steps}
+  board = leaderboard.board(planned, records)
+  assert [cell["overrides"]["optim.lr"] for cell in board["cells"]] == [0.1, 0.8, 0.4, 0.2]
+  assert [cell["stopped_at"] for cell in board["cells"]] == [None, 80, 40, 40]
+  assert board["cells"][1]["loss_at_stop"] == pytest.approx(5.0, abs=0.05)
+  assert board["cells"][1]["loss"] is None  # it is not compared with runs that finished
+
+
 def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
   """How often the interval has the optimum, which is anywhere but in the outer gaps, and how often a sweep is flat.
 

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
         (ended,) = loop.train_runs([planned], data, progress, stop, profile=arguments.profile)
   if is_first:
     _show(str(planned.folder), ended, output)
+  if ended["status"] != "finished":
+    output.fail()
   return ended
 
 
