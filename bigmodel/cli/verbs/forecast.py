@@ -26,7 +26,8 @@ EXAMPLES = (
   f"bigmodel forecast {RUNS} --at=1e15 --seal=forecast.json",
   f"bigmodel forecast {RUNS} --at=2e5,1e8 --at=1e15 --served=1e9 --max-params=1e6",
   f"bigmodel forecast {RUNS} --reach=1.7",
-  f"bigmodel forecast {RUNS} --score forecast.json",
+  "bigmodel forecast points.csv --n=params --d=tokens --at=truth.csv --seal=sealed.json",
+  "bigmodel forecast truth.csv --n=params --d=tokens --score sealed.json",
   "bigmodel forecast curves.csv --x=examples --loss=error --group=model --at=1e9",
 )
 LIMITS = {"params": "--max-params", "tokens": "--max-tokens", "served": "--served"}

@@ -10,7 +10,7 @@ from bigmodel.cli.console import Facts, Output
 
 EXAMPLES = (
   "bigmodel reproduce chinchilla_refit",
-  "bigmodel reproduce ladder --data=scaling_data",
+  "bigmodel reproduce ladder --data=published_points",
   "bigmodel reproduce mup_transfer --workdir=runs/mup_transfer",
 )
 
