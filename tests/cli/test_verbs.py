@@ -147,6 +147,8 @@ def test_with_json_a_mistake_is_one_document_too(verb, inside):
     (["models", "--config.model.width=8"], "bigmodel models: --config.model.width=8: needs --config=FILE"),
     (["export", "--workdir=x", "--to=y", "--type=gpt"], "bigmodel export: --type: invalid choice: 'gpt' (choose from"),
     (["generate", "--workdir=x", "--tokens=0"], "bigmodel generate: --tokens: 0 is less than 1"),
+    (["generate", "--workdir=x", "--top-p=1.5"], "bigmodel generate: --top-p: 1.5 is not in (0, 1]"),
+    (["generate", "--workdir=x", "--temperature=-1"], "bigmodel generate: --temperature: -1 is not a number from 0 up"),
     (["generate", "--workdir=x", "--tokens=many"], "bigmodel generate: --tokens: 'many' is not a whole number"),
   ],
 )

@@ -214,7 +214,9 @@ def _predictions(
   ]
   mixture = forecast.mixture(*fits)
   if not mixture.spread.origins:
-    output.say("note: too few points below half of the largest C to tell how errors grow: intervals hold near them")
+    output.say(
+      "note: too few points lie below half of the largest C to tell how errors grow, so intervals hold near them only"
+    )
   where = list(np.array(places).T)
   if arguments.intervals == "nuts":
     if len(fits) > 1:

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.axis:
     study = _study_of_axes(arguments)
   elif arguments.points or arguments.seeds > 1:
-    raise UserError("--points, --seeds: are of --axis; a get_study has a design, such as Repeated(design, seeds)")
+    raise UserError("--points, --seeds: need --axis; in get_study use a design such as Repeated(design, seeds)")
   if study is None or study.laws:
     raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
   return study_runs.run(arguments, config, study, output if is_first else None)
