@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigmodel.cli import columns, session
+from bigmodel.cli import columns, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
@@ -30,12 +30,12 @@ EXAMPLES = (
   "bigmodel forecast truth.csv --n=params --d=tokens --score sealed.json",
   "bigmodel forecast curves.csv --x=examples --loss=error --group=model --at=1e9",
 )
-LIMITS = {"params": "--max-params", "tokens": "--max-tokens", "served": "--served"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run; with --score, the truth")
   columns.add(parser)
+  columns.add_curves(parser)
   parser.add_argument(
     "--at",
     action="append",
@@ -45,16 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--reach",
-    type=float,
+    type=options.positive_number,
     action="append",
     default=[],
     metavar="LOSS",
     help="the least compute that reaches a loss (repeatable)",
   )
-  parser.add_argument("--max-params", type=float, metavar="N", help="the largest model that fits into memory")
-  parser.add_argument("--max-tokens", type=float, metavar="D", help="the most tokens that there are to train on")
   parser.add_argument(
-    "--served", type=float, metavar="TOKENS", help="tokens that the model will serve, at 2 N FLOPs each of the budget"
+    "--max-params", type=options.positive_number, metavar="N", help="the largest model that fits into memory"
+  )
+  parser.add_argument(
+    "--max-tokens", type=options.positive_number, metavar="D", help="the most tokens that there are to train on"
+  )
+  parser.add_argument(
+    "--served",
+    type=options.positive_number,
+    metavar="TOKENS",
+    help="tokens that the model will serve, at 2 N FLOPs each of the budget",
   )
   parser.add_argument(
     "--law", default="", metavar="NAME,...", help="laws of N and D, weighted by their backtests (default: three laws)"
@@ -131,6 +138,8 @@ def _asked_of_groups(arguments: argparse.Namespace, source: "Source", wanted: Se
 def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output) -> list[Facts]:
   if source.drop_largest:
     raise UserError("--drop-largest: is for --n, --d, --c")
+  if source.stderr:
+    raise UserError("--stderr: is for --n, --d, --c")
   from bigmodel.laws import curves, table
 
   data = {
@@ -159,9 +168,6 @@ def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output)
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float]:
   given = {"params": arguments.max_params, "tokens": arguments.max_tokens, "served": arguments.served}
-  for name, value in given.items():
-    if value is not None and not 0 < value < math.inf:
-      raise UserError(f"{LIMITS[name]}: {value:g} is not a positive number")
   return {name: value for name, value in given.items() if value is not None}
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   from bigmodel.laws import reproduce
 
-  claim, results = reproduce.run(arguments.name, arguments.data, arguments.workdir, arguments.json)
+  claim, results = reproduce.run(arguments.name, arguments.data, arguments.workdir, output.quiet)
   output.say(claim.rsplit("\n\n", 1)[0])
   rows = [(one.what, _digits(one.published), _digits(one.ours), one.verdict) for one in results]
   output.table(arguments.name, ("what", "published", "ours", "verdict"), rows)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_workdir(parser)
   parser.add_argument(
     "--watch",
-    type=float,
+    type=options.positive_number,
     nargs="?",
     const=5.0,
     default=0.0,

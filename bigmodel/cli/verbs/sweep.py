@@ -35,12 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="values of a field, or FIELD=log:LOW:HIGH:COUNT or FIELD=lin:LOW:HIGH:COUNT (repeatable)",
   )
   parser.add_argument(
-    "--points", type=int, default=0, metavar="N", help="points in the space of the axes (default: their full grid)"
+    "--points",
+    type=options.whole_number(1),
+    default=0,
+    metavar="N",
+    help="points in the space of the axes (default: their full grid)",
   )
   parser.add_argument(
     "--method", choices=("sobol", "random"), default="sobol", help="how --points are chosen (default: sobol)"
   )
-  parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeats of every point with other seeds")
+  parser.add_argument(
+    "--seeds", type=options.whole_number(1), default=1, metavar="N", help="repeats of every point with other seeds"
+  )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
