@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # Until the words are parsed, this is what is known of the options. Those after -- belong to another command.
   mine = words[: words.index("--")] if "--" in words else words
   verb = words[0] if words else ""
-  report = Failure(verb if verb in verbs() else "", json="--json" in mine, debug="--debug" in mine)
+  report = Failure(verb if verb in verbs() else "", as_json="--json" in mine, debug="--debug" in mine)
   try:
     module = find(verb)
     arguments = parsing.parse(verb, module, words[1:])
@@ -74,9 +74,9 @@ def _run(verb: parsing.Verb, arguments: argparse.Namespace) -> int:
 class Failure:
   """Tells the user in one line why a verb ended, and the shell in an exit code."""
 
-  def __init__(self, verb: str, json: bool, debug: bool, is_worker: bool = False):
+  def __init__(self, verb: str, as_json: bool, debug: bool, is_worker: bool = False):
     self.command = f"bigmodel {verb}".rstrip()
-    self.json, self.debug, self.is_worker = json, debug, is_worker
+    self.as_json, self.debug, self.is_worker = as_json, debug, is_worker
 
   def show(self, error: BaseException) -> int:
     """Prints the message and returns the exit code."""
@@ -86,7 +86,7 @@ class Failure:
 
       traceback.print_exception(error)
     print(f"{self.command}: {message}", file=sys.stderr)
-    if self.json:
+    if self.as_json:
       print(json.dumps({"error": message, "code": code}))
     return code
 
@@ -165,7 +165,3 @@ def _collect_less_garbage() -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
   raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -1,6 +1,7 @@
 """Options that several verbs share."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 
@@ -17,6 +18,17 @@ def whole_number(least: int) -> Callable[[str], int]:
     return value
 
   return parse_number
+
+
+def positive_number(text: str) -> float:
+  """A type for argparse: a finite number above 0."""
+  try:
+    value = float(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+  return value
 
 
 def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -47,5 +59,7 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     metavar="HOST:PORT",
     help="address of process 0, where the launcher does not provide it",
   )
-  parser.add_argument("--processes", type=int, default=0, metavar="N", help="processes of this job, one per host")
-  parser.add_argument("--process", type=int, default=-1, metavar="I", help="index of this process, from 0")
+  parser.add_argument(
+    "--processes", type=whole_number(0), default=0, metavar="N", help="processes of this job, one per host"
+  )
+  parser.add_argument("--process", type=whole_number(0), default=-1, metavar="I", help="index of this process, from 0")

@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
 
   pool = workers.Workers.parse(arguments.workers, arguments.worker_options) if arguments.workers else None
   if pool and hosts.several():
-    raise UserError("--workers: a job of several processes starts none; it can be one, with --worker=NAME")
+    raise UserError(
+      "--workers: a job of several processes cannot start workers; it can be a worker, with --worker=NAME"
+    )
   quiet = output is None or output.quiet
   with interruptible() as stop:
     prepared = studies.prepare(config, study, arguments.workdir)

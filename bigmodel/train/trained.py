@@ -16,7 +16,6 @@ from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
 from bigmodel.train import programs, weights
-from bigmodel.train.alone import Program
 from bigmodel.train.checkpoint import Checkpoints
 
 
@@ -26,7 +25,7 @@ class Trained:
 
   workdir: str
   config: Config
-  program: Program
+  program: programs.Program
   params: optax.Params
   step: int
 

@@ -60,7 +60,7 @@ def _show(facts: Facts, recipes: str, output: Output) -> None:
   output.table(title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
   crossing = facts["crossing"]
   if crossing["interval90"]:
-    at = "they cross nowhere near" if crossing["C"] is None else f"they cross at {crossing['C']:.3g} FLOPs"
+    at = "they do not cross near these scales" if crossing["C"] is None else f"they cross at {crossing['C']:.3g} FLOPs"
     low, high = crossing["interval90"]
     share = crossing["share_of_draws"]
     output.say(f"{at} ({low:.3g} to {high:.3g} in the {share:.0%} of the resamples that cross)")

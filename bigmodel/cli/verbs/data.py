@@ -11,7 +11,7 @@ from bigmodel.cli.console import Facts, Output
 EXAMPLES = (
   "bigmodel data --config=configs/quickstart.py",
   "bigmodel data --config=configs/quickstart.py --card=card.html",
-  "bigmodel data --config=configs/mlp.py --config.data.fold=1 --config.data.folds=5",
+  "bigmodel data --config=configs/quickstart.py --config.data.name=text_files --config.data.path='corpus/*.jsonl'",
 )
 
 

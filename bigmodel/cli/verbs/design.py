@@ -1,11 +1,9 @@
 """Propose the next run: the one that reduces the variance of a forecast most for its compute."""
 
 import argparse
-import math
 
-from bigmodel.cli import columns, session
+from bigmodel.cli import columns, options, session
 from bigmodel.cli.console import Facts, Output
-from bigmodel.errors import UserError
 
 EXAMPLES = (
   "bigmodel design runs.csv --n=params_total --d=tokens --loss=loss_eval --target=1e14",
@@ -16,9 +14,14 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run")
   columns.add(parser)
-  parser.add_argument("--target", type=float, required=True, metavar="FLOPS", help="the budget of the forecast")
   parser.add_argument(
-    "--cap", type=float, metavar="FLOPS", help="compute of the next run, at most (default: a tenth of the target)"
+    "--target", type=options.positive_number, required=True, metavar="FLOPS", help="the budget of the forecast"
+  )
+  parser.add_argument(
+    "--cap",
+    type=options.positive_number,
+    metavar="FLOPS",
+    help="compute of the next run, at most (default: a tenth of the target)",
   )
 
 
@@ -27,9 +30,6 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   from bigmodel.laws import chinchilla, design, forecast
 
   cap = arguments.cap or arguments.target / 10
-  for flag, value in (("--target", arguments.target), ("--cap", cap)):
-    if not 0 < value < math.inf:
-      raise UserError(f"{flag}: {value:g} is not a positive number of FLOPs")
   fitted = chinchilla.fit(columns.source(arguments, arguments.points).points())
   facts = design.design(fitted, forecast.spread(fitted.known), arguments.target, cap)
   _show(facts, arguments.target, output)

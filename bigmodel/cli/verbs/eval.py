@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   from bigmodel.train import trained
 
   if arguments.choices and arguments.completions:
-    raise UserError("--choices, --completions: one of them, please")
+    raise UserError("--choices, --completions: use one of them")
   model = trained.load(arguments.workdir, generating=bool(arguments.completions))
   if arguments.completions:
     scores = Scores(*trained.score_completions(model, arguments.completions))

@@ -5,10 +5,7 @@ import argparse
 from bigmodel.cli import options, session
 from bigmodel.cli.console import Facts, Output
 
-EXAMPLES = (
-  "bigmodel export --workdir=runs/gpt2 --to=exported --type=gpt2",
-  "bigmodel export --workdir=runs/one --to=exported --type=llama",
-)
+EXAMPLES = ("bigmodel export --workdir=runs/gpt2 --to=exported --type=gpt2",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

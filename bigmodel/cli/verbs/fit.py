@@ -6,7 +6,7 @@ A CSV needs columns for two of the parameters N, the tokens D and the FLOPs C, o
 import argparse
 from pathlib import Path
 
-from bigmodel.cli import columns, session
+from bigmodel.cli import columns, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
@@ -22,6 +22,8 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row per run, or a study's folder")
   columns.add(parser)
+  columns.add_curves(parser)
+  columns.add_others(parser)
   parser.add_argument(
     "--law",
     default="",
@@ -29,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto, which tries several (see laws/forms.py)",
   )
   parser.add_argument(
-    "--at", type=float, action="append", default=[], metavar="FLOPS", help="print the optimum at a budget (repeatable)"
+    "--at",
+    type=options.positive_number,
+    action="append",
+    default=[],
+    metavar="FLOPS",
+    help="print the optimum at a budget (repeatable)",
   )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigmodel.cli import columns, session
+from bigmodel.cli import columns, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
@@ -26,15 +26,16 @@ EXAMPLES = (
   f"bigmodel forecast {RUNS} --at=1e15 --seal=forecast.json",
   f"bigmodel forecast {RUNS} --at=2e5,1e8 --at=1e15 --served=1e9 --max-params=1e6",
   f"bigmodel forecast {RUNS} --reach=1.7",
-  f"bigmodel forecast {RUNS} --score forecast.json",
+  "bigmodel forecast points.csv --n=params --d=tokens --at=truth.csv --seal=sealed.json",
+  "bigmodel forecast truth.csv --n=params --d=tokens --score sealed.json",
   "bigmodel forecast curves.csv --x=examples --loss=error --group=model --at=1e9",
 )
-LIMITS = {"params": "--max-params", "tokens": "--max-tokens", "served": "--served"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run; with --score, the truth")
   columns.add(parser)
+  columns.add_curves(parser)
   parser.add_argument(
     "--at",
     action="append",
@@ -44,16 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--reach",
-    type=float,
+    type=options.positive_number,
     action="append",
     default=[],
     metavar="LOSS",
     help="the least compute that reaches a loss (repeatable)",
   )
-  parser.add_argument("--max-params", type=float, metavar="N", help="the largest model that fits into memory")
-  parser.add_argument("--max-tokens", type=float, metavar="D", help="the most tokens that there are to train on")
   parser.add_argument(
-    "--served", type=float, metavar="TOKENS", help="tokens that the model will serve, at 2 N FLOPs each of the budget"
+    "--max-params", type=options.positive_number, metavar="N", help="the largest model that fits into memory"
+  )
+  parser.add_argument(
+    "--max-tokens", type=options.positive_number, metavar="D", help="the most tokens that there are to train on"
+  )
+  parser.add_argument(
+    "--served",
+    type=options.positive_number,
+    metavar="TOKENS",
+    help="tokens that the model will serve, at 2 N FLOPs each of the budget",
   )
   parser.add_argument(
     "--law", default="", metavar="NAME,...", help="laws of N and D, weighted by their backtests (default: three laws)"
@@ -130,6 +138,8 @@ def _asked_of_groups(arguments: argparse.Namespace, source: "Source", wanted: Se
 def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output) -> list[Facts]:
   if source.drop_largest:
     raise UserError("--drop-largest: is for --n, --d, --c")
+  if source.stderr:
+    raise UserError("--stderr: is for --n, --d, --c")
   from bigmodel.laws import curves, table
 
   data = {
@@ -158,9 +168,6 @@ def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output)
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float]:
   given = {"params": arguments.max_params, "tokens": arguments.max_tokens, "served": arguments.served}
-  for name, value in given.items():
-    if value is not None and not 0 < value < math.inf:
-      raise UserError(f"{LIMITS[name]}: {value:g} is not a positive number")
   return {name: value for name, value in given.items() if value is not None}
 
 
@@ -213,7 +220,9 @@ def _predictions(
   ]
   mixture = forecast.mixture(*fits)
   if not mixture.spread.origins:
-    output.say("note: too few points below half of the largest C to tell how errors grow: intervals hold near them")
+    output.say(
+      "note: too few points lie below half of the largest C to tell how errors grow, so intervals hold near them only"
+    )
   where = list(np.array(places).T)
   if arguments.intervals == "nuts":
     if len(fits) > 1:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 
 from bigmodel.cli import options, session
 from bigmodel.cli.console import Facts, Output
@@ -36,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
-  if not 0 < arguments.top_p <= 1 or arguments.temperature < 0:
-    raise UserError("--top-p is in (0, 1], --temperature not negative")
+  if not 0 < arguments.top_p <= 1:
+    raise UserError(f"--top-p: {arguments.top_p:g} is not in (0, 1]")
+  if not 0 <= arguments.temperature < math.inf:
+    raise UserError(f"--temperature: {arguments.temperature:g} is not a number from 0 up")
   session.start()
   from bigmodel.train import trained
 

@@ -5,10 +5,7 @@ import argparse
 from bigmodel.cli import options, session
 from bigmodel.cli.console import Facts, Output
 
-EXAMPLES = (
-  "bigmodel import downloads/gpt2 --workdir=runs/gpt2",
-  "bigmodel import exported --workdir=runs/imported",
-)
+EXAMPLES = ("bigmodel import downloads/gpt2 --workdir=runs/gpt2",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ The words after -- are the command that every host there runs.
 """
 
 import argparse
+import sys
 
 from bigmodel.cli import parsing
 from bigmodel.cli.console import Facts, Output
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.dry_run:
     output.write(recipe)
     return {"on": arguments.on, "recipe": recipe, "started": False}
-  code = launch.start(arguments.on, recipe)
+  # A launcher writes to this process's standard output, which --json keeps for its document.
+  code = launch.start(arguments.on, recipe, sys.stderr if arguments.json else None)
   if code:
     raise UserError(f"launch: {launch.NEEDS[arguments.on]} ended with code {code}")
   return {"on": arguments.on, "recipe": recipe, "started": True}

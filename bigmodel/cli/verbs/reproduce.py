@@ -10,7 +10,7 @@ from bigmodel.cli.console import Facts, Output
 
 EXAMPLES = (
   "bigmodel reproduce chinchilla_refit",
-  "bigmodel reproduce ladder --data=scaling_data",
+  "bigmodel reproduce ladder --data=published_points",
   "bigmodel reproduce mup_transfer --workdir=runs/mup_transfer",
 )
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   from bigmodel import experiments
 
-  claim, results = experiments.run(arguments.name, arguments.data, arguments.workdir, arguments.json)
+  claim, results = experiments.run(arguments.name, arguments.data, arguments.workdir, output.quiet)
   output.say(claim.rsplit("\n\n", 1)[0])
   rows = [(one.what, _digits(one.published), _digits(one.ours), one.verdict) for one in results]
   output.table(arguments.name, ("what", "published", "ours", "verdict"), rows)

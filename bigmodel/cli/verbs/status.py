@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_workdir(parser)
   parser.add_argument(
     "--watch",
-    type=float,
+    type=options.positive_number,
     nargs="?",
     const=5.0,
     default=0.0,
@@ -56,4 +56,4 @@ def _show(workdir: str, rows: Sequence[Facts], progress: Facts, output: Output) 
   if progress["expected_seconds"]:
     spent, planned = duration(progress["seconds"]), duration(progress["expected_seconds_of_done"])
     left = duration(progress["seconds_left"])
-    output.say(f"{spent} of training, {planned} by the plan for as much; about {left} left")
+    output.say(f"{spent} of training so far, for which the plan expected {planned}; about {left} left")

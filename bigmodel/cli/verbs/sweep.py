@@ -35,12 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="values of a field, or FIELD=log:LOW:HIGH:COUNT or FIELD=lin:LOW:HIGH:COUNT (repeatable)",
   )
   parser.add_argument(
-    "--points", type=int, default=0, metavar="N", help="points in the space of the axes (default: their full grid)"
+    "--points",
+    type=options.whole_number(1),
+    default=0,
+    metavar="N",
+    help="points in the space of the axes (default: their full grid)",
   )
   parser.add_argument(
     "--method", choices=("sobol", "random"), default="sobol", help="how --points are chosen (default: sobol)"
   )
-  parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeats of every point with other seeds")
+  parser.add_argument(
+    "--seeds", type=options.whole_number(1), default=1, metavar="N", help="repeats of every point with other seeds"
+  )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
@@ -49,7 +55,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.axis:
     study = _study_of_axes(arguments)
   elif arguments.points or arguments.seeds > 1:
-    raise UserError("--points, --seeds: are of --axis; a get_study has a design, such as Repeated(design, seeds)")
+    raise UserError("--points, --seeds: need --axis; in get_study use a design such as Repeated(design, seeds)")
   if study is None or study.laws:
     raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
   return study_runs.run(arguments, config, study, output if is_first else None)

@@ -42,28 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   is_first = session.join(arguments)
-  from bigmodel import assembly, config, parallel, record
-  from bigmodel.parallel import hosts
-  from bigmodel.train import display, loop
-  from bigmodel.train import run as runs
+  from bigmodel import assembly
 
-  settings, _ = session.load(arguments)
-  with runs.interruptible() as stop:
-    planned, data = assembly.single_run(settings, arguments.workdir)
-    hosts.require_same([config.flatten(planned.config), str(planned.folder), arguments.profile], "config")
-    hosts.require_shared(planned.folder)
-    hosts.first(lambda: runs.open_folder(planned))
-    ended = hosts.first(lambda: record.read(planned.folder))
-    if ended is None:
-      with display.Display(quiet=arguments.json or not is_first) as progress:
-        for note in parallel.notes_here(planned.config):
-          progress.say(note)
-        (ended,) = loop.train_runs([planned], data, progress, stop, profile=arguments.profile)
+  config, _ = session.load(arguments)
+  quiet = output.quiet or not is_first
+  record = assembly.train_single_run(config, arguments.workdir, quiet, arguments.profile)
   if is_first:
-    _show(str(planned.folder), ended, output)
-  if ended["status"] != "finished":
+    _show(arguments.workdir, record, output)
+  if record["status"] != "finished":
     output.fail()
-  return ended
+  return record
 
 
 def _show(title: str, record: Facts, output: Output) -> None:
