@@ -304,7 +304,7 @@ def get_config(arg=None):
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus_dir, tmp_path, times):
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus_dir, tmp_path, times, inside):
   (tmp_path / "config.py").write_text(SCRIPT.format(path=str(corpus_dir / "*.jsonl")))
   rng = random.Random(0)
 
@@ -319,10 +319,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
     ]
     return subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
 
-  process = start("whole")
-  whole = json.loads(process.communicate()[0])
-  assert process.returncode == 0
-  kills = 0
+  code, out, err = inside("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'whole'}", "--json")
+  assert code == 0, err
+  whole, kills = json.loads(out), 0
   provenance = tmp_path / "killed" / "provenance.json"
   while kills < times:
     before = provenance.stat().st_mtime_ns if provenance.exists() else 0
