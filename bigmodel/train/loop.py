@@ -400,7 +400,9 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}) | _skipped(own),
+    "metrics": result.metrics
+    | (_noise_scale(config, own) if status == "finished" else {})
+    | hosts.first(lambda: _from_metrics(member, own, status)),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
     "seconds": seconds,
@@ -430,6 +432,21 @@ def _why_diverged(member: Member, own: steps.State, result: Evaluation) -> str:
       to_the_end = f", the last {in_a_row} among them" if in_a_row > 1 else ""
       return f"{skipped} of {made} steps were skipped{to_the_end} (config.optim.skip_above)"
   return ""
+
+
+def _from_metrics(member: Member, own: steps.State, status: str) -> dict[str, float]:
+  """What a record has from the rows of metrics: the steps that were skipped in all stages, where they can be.
+
+  And of a finished run the share of the experts' choices that its last step dropped.
+  """
+  rows = {row["step"]: row for row in read_metrics(member.run.folder)}
+  counts, last = _skipped(own), stages.at(member.run.config, int(own.step))
+  ends = {stage.begin for stage in member.stages if 0 < stage.begin <= last.begin}  # of stages that are over
+  before = [rows[step]["skipped"] for step in ends if "skipped" in rows.get(step, {})]
+  if before:
+    counts = {"skipped_steps": float(sum(before)) + counts.get("skipped_steps", 0.0)}
+  dropped = rows.get(int(own.step), {}).get("dropped_choices")
+  return counts | ({"dropped_choices": dropped} if dropped is not None and status == "finished" else {})
 
 
 def _skipped(state: steps.State) -> dict[str, float]:

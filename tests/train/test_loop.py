@@ -50,13 +50,14 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
   assert record.read(tmp_path) == sealed
 
 
-def test_the_share_of_choices_that_experts_drop_is_logged(resolved, tmp_path):
+def test_the_share_of_choices_that_experts_drop_is_logged_and_recorded(resolved, tmp_path):
   """Half the slots of an even share leave half of the choices without one, at least."""
   config, corpus = resolved
   config.model.update(experts=4, experts_per_token=2, expert_capacity=0.5)
   config.train.update(steps=4, accumulate=2, log_every=2)
-  train(config, corpus, tmp_path)
+  sealed = train(config, corpus, tmp_path)
   rows = metrics.read(tmp_path)
+  assert sealed["metrics"]["dropped_choices"] == rows[-1]["dropped_choices"]
   assert all(0.5 <= row["dropped_choices"] < 1 <= row["balance_loss"] for row in rows)
   assert all(row["router_z_loss"] > 0 for row in rows)
 
