@@ -121,18 +121,20 @@ def resolved(config):
 
 @pytest.fixture
 def stop_at():
-  """Flags that are set after so many looks at them, as a signal would."""
+  """`stop_at(looks)`: a stop that is requested, as by a signal, after so many looks at it: one a step."""
 
-  class Flag(dict):
+  class StopAt:
     def __init__(self, looks):
-      super().__init__(stop=False)
       self.looks = looks
 
-    def __getitem__(self, name):
+    def requested(self):
       self.looks -= 1
       return self.looks < 0
 
-  return Flag
+    def lost(self):
+      return False
+
+  return StopAt
 
 
 @pytest.fixture

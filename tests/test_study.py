@@ -18,6 +18,7 @@ import pytest
 from bigmodel import cli, record, study
 from bigmodel.files import UserError, read_json, write_json
 from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
+from bigmodel.train.stop import StopRequest
 
 CONFIG = """
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
@@ -207,7 +208,7 @@ def small_study(config, design, **fields):
 
 def run(config, the_study, workdir):
   prepared = study.prepare(config, the_study, workdir)
-  return study.run_study(prepared, True, {"stop": False})
+  return study.run_study(prepared, True, StopRequest())
 
 
 def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_path, monkeypatch):
@@ -233,7 +234,7 @@ def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_p
   assert by_rate[0.02]["error"] == "RuntimeError: the device fell over"
   monkeypatch.setattr(execute, "train_runs", real)
   prepared = study.prepare(config, Study(name="s", question="?", design=design, laws=()), tmp_path)
-  again = study.run_study(prepared, True, {"stop": False}, retry=True)
+  again = study.run_study(prepared, True, StopRequest(), retry=True)
   by_rate = {r["learning_rate"]: r for r in again["runs"]}
   assert by_rate[0.02]["status"] == "finished"
   assert len(list(Path(tmp_path).glob("runs/*/attempts/000.json"))) == 2

@@ -19,6 +19,7 @@ from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Branch, Interrupted, Run
+from bigmodel.train.stop import StopRequest
 
 BAD = 250  # a byte that the corpus does not have
 
@@ -57,7 +58,7 @@ def run_of(config, folder, **changes):
 
 
 def train(runs, corpus, stop=None, **more):
-  return train_runs(runs, corpus, Display(quiet=True), stop or {"stop": False}, **more)
+  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), **more)
 
 
 def newest(run):
