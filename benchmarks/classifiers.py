@@ -58,6 +58,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
   from bigmodel.data.examples import Examples
   from bigmodel.train.display import Display
   from bigmodel.train.loop import train_runs
+  from bigmodel.train.stop import StopRequest
 
   config = study.default_config(family)
   if family == "mlp":
@@ -68,7 +69,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
   with tempfile.TemporaryDirectory() as folder:
     run, data = study.single_run(config, folder)
     with Display(0, True) as display:
-      (record,) = train_runs([run], data, display, {"stop": False})
+      (record,) = train_runs([run], data, display, StopRequest())
   assert isinstance(data, Examples)
   rows = {split: data.rows(split, np.arange(data.count(split))) for split in ("train", "validation")}
   theirs = LogisticRegression(max_iter=5000) if family == "linear" else MLPClassifier((100,), max_iter=500)

@@ -50,6 +50,7 @@ from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Branch, Run, interruptible, now
+from bigmodel.train.stop import Stop
 
 # What a config file imports; and a config of all rooms, which studies are made of.
 __all__ = [
@@ -261,7 +262,7 @@ def _target_overrides(prepared: Prepared, size: Overrides) -> Overrides:
 def run_study(
   prepared: Prepared,
   display_quiet: bool,
-  stop: dict[str, bool],
+  stop: Stop,
   retry: bool = False,
   workers: workers_.Workers | None = None,
   command: Sequence[str] = (),
@@ -317,9 +318,7 @@ def run_study(
   return hosts.first(lambda: page.write(workdir, score_study(workdir)))
 
 
-def _forecast_and_test(
-  prepared: Prepared, the_plan: dict[str, Any], train_them: rounds.Train, stop: dict[str, bool]
-) -> None:
+def _forecast_and_test(prepared: Prepared, the_plan: dict[str, Any], train_them: rounds.Train, stop: Stop) -> None:
   """Fits the study's laws, seals the forecast of its target, and trains that."""
   from bigmodel.report import page
 
@@ -358,7 +357,7 @@ def _forecast_path(prepared: Prepared) -> epath.Path:
   return prepared.workdir / "forecasts" / "target.json"
 
 
-def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int, bool], stop: dict[str, bool]) -> None:
+def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int, bool], stop: Stop) -> None:
   """Trains what a search asks for, until it asks for nothing more."""
   design, workdir, added = prepared.study.design, prepared.workdir, prepared
   assert isinstance(design, Search)
@@ -389,9 +388,7 @@ def _all_runs(prepared: Prepared, the_plan: dict[str, Any]) -> dict[str, Run]:
   return {run_id: dataclasses.replace(run, branch=leaving.get(run_id)) for run_id, run in runs.items()}
 
 
-def work(
-  prepared: Prepared, worker: str, quiet: bool, stop: dict[str, bool], patience: float = leases.PATIENCE
-) -> None:
+def work(prepared: Prepared, worker: str, quiet: bool, stop: Stop, patience: float = leases.PATIENCE) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended.
 
   On a cluster that includes the run that tests the forecast.

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 # Before the first JAX computation: meshes need devices. Little is computed and much compiled here, so the compiler
-# optimises nothing and emits the plainer code (a choice that later versions do not have); make test-slow compiles as
-# users do.
+# optimises nothing, emits the plainer code and leaves each program in one piece: pieces that are compiled in parallel
+# take a third more CPU time (choices that later versions may not have). make test-slow compiles as users do.
 FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith("0.10."):
-  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+  FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands of tests need not compile all sources anew
@@ -121,18 +121,20 @@ def resolved(config):
 
 @pytest.fixture
 def stop_at():
-  """Flags that are set after so many looks at them, as a signal would."""
+  """`stop_at(looks)`: a stop that is requested, as by a signal, after so many looks at it: one a step."""
 
-  class Flag(dict):
+  class StopAt:
     def __init__(self, looks):
-      super().__init__(stop=False)
       self.looks = looks
 
-    def __getitem__(self, name):
+    def requested(self):
       self.looks -= 1
       return self.looks < 0
 
-  return Flag
+    def lost(self):
+      return False
+
+  return StopAt
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from bigmodel.plan import compiled
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance
+from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
 
@@ -71,7 +72,7 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
   config.train.log_every = 1
   now = [0.0]
   monkeypatch.setattr("bigmodel.train.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
-  member = open_member(Run(config, absolute(tmp_path)), corpus)
+  member = open_member(Run(config, absolute(tmp_path)), corpus, StopRequest())
   peak = hardware.peak_flops(devices_of("TPU v5 lite", hosts, 4), "float32")
   watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), peak)
   rows = []

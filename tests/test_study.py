@@ -1,5 +1,7 @@
 """A whole study, small: priced, sealed before it is tested, never run twice, the same after being killed."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -13,15 +15,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from bigmodel import record, study
+from bigmodel import cli, record, study
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
+from bigmodel.train.stop import StopRequest
 
 CONFIG = """
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
 SIZES = [{{"model.width": w, "model.head_size": w // 2}} for w in (8, 12, 16)]
-BUDGETS = (2e8, 4e8, 8e8)
+BUDGETS = (1e8, 2e8, 4e8)
 
 def get_config(arg=None):
   config = default_config()
@@ -37,7 +40,7 @@ def settings(params, tokens):
 
 def get_study(config):
   return Study(
-    name="small", question="Does it work?", design=IsoFlop(BUDGETS, SIZES, ratios=(0.5, 30)), settings=settings,
+    name="small", question="Does it work?", design=IsoFlop(BUDGETS, SIZES, ratios=(0.1, 30)), settings=settings,
     seeds=3, scan=Scan((0.5, 2.0), ((BUDGETS[0], 1),)), target=Target(8 * BUDGETS[-1], SIZES[1:]),
   )
 """
@@ -58,10 +61,21 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def finished(corpus_dir, tmp_path_factory):
+def folder(corpus_dir, tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
   (folder / "config.py").write_text(CONFIG.format(path=str(corpus_dir / "*.jsonl")))
-  return folder, finish(command(folder, "study", f"--workdir={folder / 'whole'}"))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+  """The folder with a finished study in `whole`, and its report; from then on this process counts two devices."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "device_count", lambda: 2)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+      code = cli.main(["study", f"--workdir={folder / 'whole'}", f"--config={folder / 'config.py'}", "--json"])
+    assert code == 0
+    yield folder, json.loads(out.getvalue())
 
 
 def results(workdir):
@@ -135,8 +149,9 @@ def test_the_same_command_trains_nothing(finished, inside):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 5])
-def test_a_study_that_was_killed_is_the_study_left_alone(finished, times):
-  folder, _ = finished
+def test_a_study_that_was_killed_is_the_study_left_alone(folder, times):
+  if not (folder / "calm").exists():
+    finish(command(folder, "study", f"--workdir={folder / 'calm'}"))
   rng, kills = random.Random(1), 0
   workdir = folder / f"killed{times}"
   while True:
@@ -155,9 +170,9 @@ def test_a_study_that_was_killed_is_the_study_left_alone(finished, times):
     kills += 1
   finish(process)
   assert kills >= min(times, 3)
-  assert results(workdir) == results(folder / "whole")
+  assert results(workdir) == results(folder / "calm")
   groups = lambda name: [g["run_ids"] for g in read_json(folder / name / "plan.json")["groups"]]
-  assert groups(workdir.name) == groups("whole")
+  assert groups(workdir.name) == groups("calm")
 
 
 def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path, inside):
@@ -167,14 +182,16 @@ def test_added_runs_are_accepted_and_changed_ones_refused(finished, tmp_path, in
   shutil.copytree(folder / "whole", tmp_path / "work")
   text = (folder / "config.py").read_text()
   (tmp_path / "config.py").write_text(
-    text.replace("BUDGETS = (2e8, 4e8", "BUDGETS = (1e8, 2e8, 4e8").replace("((BUDGETS[0]", "((BUDGETS[1]")
+    text.replace("BUDGETS = (1e8, 2e8", "BUDGETS = (5e7, 1e8, 2e8").replace("((BUDGETS[0]", "((BUDGETS[1]")
   )
   before = results(tmp_path / "work")
-  grown = finish(command(tmp_path, "study", f"--workdir={tmp_path / 'work'}"))
+  code, out, err = inside("study", f"--workdir={tmp_path / 'work'}", f"--config={tmp_path / 'config.py'}", "--json")
+  assert code == 0, err
+  grown = json.loads(out)
   after = results(tmp_path / "work")
   assert before.items() < after.items()
   assert grown["forecast"]["sealed_at"] < max(r["started_at"] for r in grown["runs"])
-  for change in (("(2e8, 4e8, 8e8)", "(4e8, 8e8)"), ("heads, config", "heads, config.optim.beta1, config")):
+  for change in (("(1e8, 2e8, 4e8)", "(2e8, 4e8)"), ("heads, config", "heads, config.optim.beta1, config")):
     changed = text.replace(*change).replace(
       '= 1, 2, "relu2"', '= 1, 2, 0.8, "relu2"' if "beta1" in change[1] else '= 1, 2, "relu2"'
     )
@@ -192,7 +209,7 @@ def small_study(config, design, **fields):
 
 def run(config, the_study, workdir):
   prepared = study.prepare(config, the_study, workdir)
-  return study.run_study(prepared, True, {"stop": False})
+  return study.run_study(prepared, True, StopRequest())
 
 
 def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_path, monkeypatch):
@@ -218,7 +235,7 @@ def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_p
   assert by_rate[0.02]["error"] == "RuntimeError: the device fell over"
   monkeypatch.setattr(execute, "train_runs", real)
   prepared = study.prepare(config, Study(name="s", question="?", design=design, laws=()), tmp_path)
-  again = study.run_study(prepared, True, {"stop": False}, retry=True)
+  again = study.run_study(prepared, True, StopRequest(), retry=True)
   by_rate = {r["learning_rate"]: r for r in again["runs"]}
   assert by_rate[0.02]["status"] == "finished"
   assert len(list(Path(tmp_path).glob("runs/*/attempts/000.json"))) == 2

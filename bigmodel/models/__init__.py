@@ -19,8 +19,11 @@ import jax.numpy as jnp
 
 from bigmodel import declarations
 from bigmodel.accounting import Counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, flatten, require, require_choice
 from bigmodel.declarations import Field, OneOf
+
+MOST_ABSTRACT = 256  # models whose shapes are remembered: tracing one takes longer than most of what asks for them
+_ABSTRACT: dict[tuple[Any, str], Any] = {}
 
 
 def _families() -> tuple[str, ...]:
@@ -80,10 +83,22 @@ def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
   if "vocab" not in config.model:
     return {}
   if boxed is None:
-    boxed = jax.eval_shape(lambda: build(config).init(jax.random.key(0), *example(config))["params"])
+    boxed = abstract_parameters(config)
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
   tables = [path for path, leaf in leaves if leaf.names[0] == "vocab"]
   return {jax.tree_util.keystr(path, simple=True, separator="."): config.model.vocab for path in tables}
+
+
+def abstract_parameters(config: Config) -> Any:
+  """Shapes of the parameters of a resolved config's model, boxed with the names of their axes."""
+  groups = ("model.", "task.", "data.context")
+  read = {name: value for name, value in flatten(config).items() if name.startswith(groups)}
+  key = family(config.model.family), repr(read)
+  if key not in _ABSTRACT:
+    if len(_ABSTRACT) >= MOST_ABSTRACT:
+      _ABSTRACT.clear()
+    _ABSTRACT[key] = jax.eval_shape(lambda: build(config).init(jax.random.key(0), *example(config))["params"])
+  return _ABSTRACT[key]
 
 
 def example(config: Config) -> tuple[Any, ...]:

@@ -184,8 +184,7 @@ def _rate(
 
 
 def _shapes(config: Config) -> dict[str, tuple[names.Path, Any]]:
-  made = jax.eval_shape(lambda key: models.build(config).init(key, *models.example(config)), jax.random.key(0))
-  leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(made)["params"])
+  leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(models.abstract_parameters(config)))
   return {names.dotted(path): (path, x) for path, x in leaves}
 
 

@@ -147,8 +147,9 @@ class Agreement:
   every thread tells which step its process has not begun; all go on to the largest of these.
   """
 
-  def __init__(self, stop: dict[str, bool]):
-    self._stop = stop
+  def __init__(self, requested: Callable[[], bool]):
+    """`requested` says whether this process has been asked to stop."""
+    self._requested = requested
     self._next = 0  # the first step that this process has not begun
     self._told: int | None = None
     self._target: int | None = None
@@ -168,7 +169,7 @@ class Agreement:
   def stop_before(self, step: int) -> bool:
     """Call before each step: true where the run has to stop without beginning it."""
     if not several():
-      return self._stop["stop"]
+      return self._requested()
     with self._lock:
       if self._told is None or step < self._told:
         self._next = step + 1
@@ -199,7 +200,7 @@ class Agreement:
 
   def _wanted(self) -> bool:
     try:
-      if self._stop["stop"]:
+      if self._requested():
         _client().key_value_set(f"bigmodel/stop/{self._number}", "1", allow_overwrite=True)
         return True
       return bool(_client().key_value_try_get(f"bigmodel/stop/{self._number}"))

@@ -37,7 +37,7 @@ def for_generation(config: Config) -> Config:
     if -1 not in (given.tensor, given.sequence, given.expert):  # an axis that takes what is left takes these as well
       given.update(fsdp=-1, data=max(given.data, 1))
   plain = for_evaluation(plain)
-  mesh, boxed = make_mesh(plain), _abstract_parameters(plain)
+  mesh, boxed = make_mesh(plain), models.abstract_parameters(plain)
   if all(x.is_fully_replicated for x in jax.tree.leaves(shardings(mesh, boxed, rules(plain, mesh.shape)))):
     plain.parallel.update(_sizes(data=1))
   return plain
@@ -81,13 +81,7 @@ def _works(config: Config) -> bool:
     check(config)
     mesh_sizes(config, jax.device_count())
     mesh = make_mesh(config)
-    shardings(mesh, _abstract_parameters(config), rules(config, mesh.shape))
+    shardings(mesh, models.abstract_parameters(config), rules(config, mesh.shape))
   except UserError:
     return False
   return True
-
-
-def _abstract_parameters(config: Config) -> Any:
-  """Shapes of the parameters with the names of their axes."""
-  model = models.build(config)
-  return jax.eval_shape(lambda key: model.init(key, *models.example(config))["params"], jax.random.key(0))

@@ -81,13 +81,9 @@ def _once(what: str, config: Config, *more: Any, make: Callable[[], Any]) -> Any
 
 def _initial(config: Config) -> Any:
   """Boxed abstract (parameters, optimizer state)."""
-
-  def initial(key: jax.Array) -> tuple[Any, Any]:
-    params = models.build(config).init(key, *models.example(config))["params"]
-    return params, optim.initial_state(how, params)
-
-  how = optim.How.of(config)
-  return _once("initial", config, how, make=lambda: jax.eval_shape(initial, jax.random.key(0)))
+  how, params = optim.How.of(config), models.abstract_parameters(config)
+  initial = functools.partial(optim.initial_state, how)
+  return _once("initial", config, how, make=lambda: (params, jax.eval_shape(initial, params)))
 
 
 def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -> dict[str, float]:

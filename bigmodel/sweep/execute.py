@@ -10,15 +10,15 @@ from etils import epath
 
 from bigmodel import record
 from bigmodel.data.pipeline import Datasets
-from bigmodel.errors import CheckpointError, Interrupted, Lost, UnfitWorker, UserError
+from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import packs
 from bigmodel.sweep.failures import Failures, alone, describe, has_failed, self_check
-from bigmodel.train.checkpoint import LOST
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import failed_record, read_rungs
 from bigmodel.train.run import Run, open_folder, write_provenance
+from bigmodel.train.stop import LOST, Stop
 
 log = logging.getLogger("bigmodel")
 
@@ -28,7 +28,7 @@ def run_groups(
   runs: Mapping[str, Run],
   data: Datasets,
   display: Display,
-  stop: dict[str, bool],
+  stop: Stop,
   workdir: epath.PathLike,
 ) -> None:
   """Trains every group of which a run has no record yet, to its end or to the step that it names as `until`.
@@ -52,7 +52,7 @@ def try_group(
   runs: Mapping[str, Run],
   data: Datasets,
   display: Display,
-  stop: dict[str, bool],
+  stop: Stop,
   failures: Failures,
 ) -> None:
   """Trains what has not ended of a group. An exception is noted, and the run's record once it has failed for good.
@@ -66,7 +66,7 @@ def try_group(
       continue
     if not hosts.several() and failures.waits_for_others(name, functools.partial(not_ended, part, runs)):
       continue
-    if not hosts.several() and stop["stop"]:
+    if not hosts.several() and stop.requested():
       raise Interrupted("stopped between runs")
     trunks = {run.run_id for run in members if record.read(run.folder) is None}  # one that has ended does not train
     leaving = [run for run in runs.values() if run.branch and run.branch.trunk in trunks and waits(run)]
@@ -74,14 +74,14 @@ def try_group(
       until = part.get("until", 0)
       train_runs(members, data, display, stop, part["expected_seconds"], branches=leaving, until=until)
       trained = True
-    except (CheckpointError, Interrupted, Lost, UserError, KeyboardInterrupt):
+    except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
       if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         raise  # of several hosts the others may not have met it: all start again
       log.debug("a group failed", exc_info=True)
-      if getattr(stop, "lost", bool)():  # what failed may be what its successor removed
-        raise Lost(f"{name}: {LOST}") from error
+      if stop.lost():  # what failed may be what its successor removed
+        raise Interrupted(f"{name}: {LOST}") from error
       _note(group, runs, members, error, display, failures)
       if (problem := self_check(failures.folder.parent)) is not None:
         raise UnfitWorker(

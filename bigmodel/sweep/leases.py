@@ -20,9 +20,9 @@ from etils import epath
 
 from bigmodel import processes
 from bigmodel.config import require
-from bigmodel.errors import Lost, UserError
+from bigmodel.errors import UserError
 from bigmodel.files import refused, write_text
-from bigmodel.parallel import hosts
+from bigmodel.train.stop import Stop
 
 RELEASED = "released"
 ENDED = "ended"  # the folder beside the leases with a mark for each thing that has
@@ -140,10 +140,10 @@ class Lease:
         self._lost = self._leases._newest(self._name)[0] != self.number
       return not self._lost
 
-  def require(self) -> None:
-    """Raises `Lost` where the lease is lost; looks at the disk where it may be, so call it often."""
-    if self._lost or (self._leases.clock() - self._renewed > self._leases.patience / 3 and not self.held()):
-      raise Lost(f"{self._name}: another worker has taken over")
+  def seems_lost(self) -> bool:
+    """Whether it is lost as far as is known here; looks at the disk only where it was not renewed for a while."""
+    late = self._leases.clock() - self._renewed > self._leases.patience / 3
+    return self._lost or (late and not self.held())
 
   def __enter__(self) -> "Lease":
     self._thread.start()
@@ -233,22 +233,17 @@ class Turns:
     return "", None, self._wait
 
 
-class Flag(dict):
-  """A stop flag, looked at before every step, that also ends the work of a worker that has lost its lease.
+class WhileHeld:
+  """A `Stop` for the runs of one lease: also requested where the lease is lost.
 
-  Of several hosts, where the others have to be told, as a stop that was asked for; else by an exception.
+  Then the training loop stops as for a signal, in all processes of a job, and saves nothing.
   """
 
-  def __init__(self, stop: dict[str, bool], lease: Lease):
-    super().__init__()
+  def __init__(self, stop: Stop, lease: Lease):
     self._stop, self._lease = stop, lease
 
-  def __getitem__(self, name: str) -> bool:
-    if hosts.several():
-      return self.lost() or self._stop[name]
-    self._lease.require()
-    return self._stop[name]
+  def requested(self) -> bool:
+    return self._stop.requested() or self._lease.seems_lost()
 
   def lost(self) -> bool:
-    """Whether another worker has taken over; looks at the disk."""
     return not self._lease.held()

@@ -15,6 +15,7 @@ from bigmodel.sweep import execute, folder, halving, packs
 from bigmodel.sweep.leases import POLL_SECONDS
 from bigmodel.sweep.workers import alone
 from bigmodel.train.run import Run
+from bigmodel.train.stop import Stop
 
 log = logging.getLogger("bigmodel")
 
@@ -27,7 +28,7 @@ def write(workdir: epath.Path, plan: dict[str, Any], groups: list[dict[str, Any]
   write_json(workdir / "plan.json", plan | {"round": groups})
 
 
-def end(workdir: epath.Path, runs: Mapping[str, Run], stop: dict[str, bool]) -> None:
+def end(workdir: epath.Path, runs: Mapping[str, Run], stop: Stop) -> None:
   """Tells workers that nothing more is to come, but where another command is at it: of a design that has grown."""
   with alone(workdir, "plan", stop):
     plan = folder.read_plan(workdir) or {}
@@ -36,7 +37,7 @@ def end(workdir: epath.Path, runs: Mapping[str, Run], stop: dict[str, bool]) -> 
       write(workdir, plan, [])
 
 
-def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: dict[str, bool]) -> dict[str, Any] | None:
+def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: Stop) -> dict[str, Any] | None:
   """The plan as it is now, or after a round once it asks for another, if it does before long; None for a stop."""
   began = time.monotonic()
   while True:
@@ -45,16 +46,16 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: di
     assert plan is not None
     if before is None or plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
       return plan
-    if stop["stop"]:
+    if stop.requested():
       return None
     time.sleep(POLL_SECONDS)
 
 
-def wait_for(path: epath.Path, stop: dict[str, bool]) -> bool:
+def wait_for(path: epath.Path, stop: Stop) -> bool:
   """Waits for a file that the command writes between rounds; returns whether it came before long. Stops on a signal."""
   began = time.monotonic()
   while not path.exists():
-    if stop["stop"]:
+    if stop.requested():
       raise Interrupted("stopped between runs")
     if time.monotonic() - began > NEXT_ROUND_SECONDS:
       return False
@@ -70,7 +71,7 @@ def halve(
   workdir: epath.Path,
   train_them: Train,
   split: tuple[int, int, bool],
-  stop: dict[str, bool],
+  stop: Stop,
 ) -> None:
   """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
   if warning := halving.undecayed(design, members):

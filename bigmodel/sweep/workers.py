@@ -17,15 +17,15 @@ from etils import epath
 from bigmodel import record
 from bigmodel.config import require
 from bigmodel.data.pipeline import Datasets
-from bigmodel.errors import CheckpointError, Interrupted, Lost, UserError
+from bigmodel.errors import CheckpointError, Interrupted, UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import clusters, execute
 from bigmodel.sweep.execute import group_name
 from bigmodel.sweep.failures import Failures
-from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Flag, Lease, Leases, Turns, can_be_in
-from bigmodel.train.checkpoint import LOST
+from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, read_status
+from bigmodel.train.stop import LOST, Stop
 
 log = logging.getLogger("bigmodel")
 KINDS = ("local", "ray", "slurm")
@@ -64,7 +64,7 @@ def work(
   data: Datasets,
   workdir: epath.Path,
   display: Display,
-  stop: dict[str, bool],
+  stop: Stop,
   patience: float = PATIENCE,
   leave_to_others: bool = False,
   failures: Failures | None = None,
@@ -96,7 +96,7 @@ def work(
 
   def look() -> tuple[str, float]:
     nonlocal lease, stale_since
-    if stop["stop"]:
+    if stop.requested():
       return "stop", 0.0
     noted.require_fit()
     name, lease, wait = turns.next()
@@ -127,15 +127,13 @@ def work(
       waits = False
       held = lambda: lease is not None and lease.held()
       with lease or contextlib.nullcontext():
-        flag = Flag(stop, lease) if lease else stop
+        own_stop = WhileHeld(stop, lease) if lease else stop
         try:
-          execute.try_group(by_name[name], runs, data, display, flag, noted)
+          execute.try_group(by_name[name], runs, data, display, own_stop, noted)
         except Interrupted:
           if hosts.first(held):
             raise
           display.say(f"{name}: {LOST}; this worker goes on with other runs")
-        except Lost as error:
-          display.say(f"{error}; this worker goes on with other runs")
         except CheckpointError:
           # One that was replaced while it wrote may have met what its successor removed.
           if hosts.several() or held():
@@ -149,14 +147,14 @@ def failures_of(workdir: epath.Path, worker: str, patience: float = PATIENCE) ->
 
 
 @contextlib.contextmanager
-def alone(workdir: epath.Path, what: str, stop: dict[str, bool]) -> Iterator[None]:
+def alone(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
   """One of the commands in a folder at a time does `what`; a job of several hosts, or in an object store, is alone."""
   if hosts.several() or not can_be_in(workdir):
     yield
     return
   leases, waits = Leases(workdir / "leases", PARENT), False
   while (lease := leases.claim(what)) is None:
-    if stop["stop"]:
+    if stop.requested():
       raise Interrupted(f"stopped while another command was at the {what}")
     if not waits:
       log.warning("%s: waits for another command, which is at the %s or was when it was last seen", workdir, what)
@@ -179,9 +177,7 @@ def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
 class Pool:
   """Workers that train group after group: started with the first, again where they die, and ended at the end."""
 
-  def __init__(
-    self, workers: Workers, command: Sequence[str], workdir: epath.Path, display: Display, stop: dict[str, bool]
-  ):
+  def __init__(self, workers: Workers, command: Sequence[str], workdir: epath.Path, display: Display, stop: Stop):
     self._start = lambda: [_Slot(place) for place in _places(workers, command, workdir)]
     self._workdir, self._display, self._stop = workdir, display, stop
     self._slots: list[_Slot] = []
@@ -193,7 +189,7 @@ class Pool:
     for slot in self._slots:
       slot.forgive()
     while watch.look():
-      if self._stop["stop"]:
+      if self._stop.requested():
         raise Interrupted("stopped; what was trained is saved")
       self._keep_going(watch)
       time.sleep(POLL_SECONDS)

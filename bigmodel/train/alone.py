@@ -86,14 +86,16 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     noise = (jnp.float32(0),) * 2 if config.train.noise_scale else ()
     return State(jnp.int32(0), params, optim.initial_state(how, params), jnp.float32(0), jnp.int32(-1), noise)
 
-  boxed = jax.eval_shape(initial, jax.random.key(0))
+  active = parallel.rules_on(mesh, rules)
+  on_mesh = functools.partial(_on_mesh, mesh, active, dtype)
+  initial = jax.jit(initial)  # traced once, for the shapes and for `init`
+  boxed = on_mesh(jax.eval_shape)(initial, jax.random.key(0))
   state_shardings = parallel.shardings(mesh, boxed, rules)
   on_device = state_shardings.opt_state
   if config.parallel.offload == "optimizer":
     host = lambda x: x.with_memory_kind("pinned_host")
     state_shardings = dataclasses.replace(state_shardings, opt_state=jax.tree.map(host, on_device))
   rows_sharding, one = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-  active = parallel.rules_on(mesh, rules)
   options = hardware.compiler_options(platform)
 
   def one_step(state: State, rows: jax.Array, h: optim.Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
@@ -124,7 +126,6 @@ def lone_run(config: Config, mesh: Mesh, packed: bool = False) -> Lone:
     out_shardings=one,
   )
   shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  on_mesh = functools.partial(_on_mesh, mesh, active, dtype)
   return Lone(
     mesh=mesh,
     init=on_mesh(init),

@@ -37,6 +37,7 @@ from bigmodel import processes
 from bigmodel.errors import CheckpointError, Interrupted
 from bigmodel.files import is_writer, remove, write_text
 from bigmodel.parallel import hosts
+from bigmodel.train.stop import LOST
 
 T = TypeVar("T")
 SEAL = "SEAL"
@@ -47,7 +48,6 @@ MOST_CUTS = 256  # the largest prime factor of an axis that is cut
 CHUNK = 4 << 20  # bytes: arrays are stored in pieces, of which a process that restores a part of an array reads a few
 BLOCK = 64 << 20  # bytes of a file that are hashed as one, so that processes and threads share a large file
 COMMIT_TRIES = 10
-LOST = "another worker has taken over"
 ABANDONED_SECONDS = 24 * 3600.0  # since a writer on another machine changed a file, after which it is taken for dead
 # For all runs of a pack. On a disk more would compete for the interpreter, with each other and with who evaluates.
 _WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
@@ -58,11 +58,11 @@ log = logging.getLogger("bigmodel")
 class Checkpoints:
   """The checkpoints of one run. One save is in flight at most, in a thread."""
 
-  def __init__(self, folder: epath.PathLike, keep: int = 2, ours: Callable[[], bool] = lambda: True):
-    """`ours` tells whether this process may still write to the run's folder; without that nothing is committed."""
+  def __init__(self, folder: epath.PathLike, keep: int = 2, lost: Callable[[], bool] = lambda: False):
+    """`lost` tells whether another worker has taken over the run: then nothing is committed any more."""
     self.folder = epath.Path(folder)
     self.keep = keep
-    self.ours = ours
+    self.lost = lost
     self._pending: concurrent.futures.Future | None = None
     self._threads = _REMOTE_WRITERS if "://" in str(folder) else _WRITERS
     # Several processes write together; orbax then lets them meet through the coordination service.
@@ -188,7 +188,7 @@ class Checkpoints:
 
   def _commit(self, step: int, temporary: epath.Path) -> None:
     """Gives a complete checkpoint its name. One of that name keeps it until then, or for good if it is the same."""
-    if not self.ours():
+    if self.lost():
       _discard(temporary)
       raise Interrupted(LOST)
     target = self.folder / str(step)

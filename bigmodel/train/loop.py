@@ -23,12 +23,13 @@ from bigmodel.parallel import hosts
 from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.alone import Program
-from bigmodel.train.checkpoint import LOST, Checkpoints, newest_common
+from bigmodel.train.checkpoint import Checkpoints, newest_common
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, loss_and_metrics, measure
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.run import Run, now, open_folder, write_status
+from bigmodel.train.stop import LOST, Stop
 from bigmodel.train.supervise import Watchdog
 from bigmodel.train.watch import Clock, Watch, finite, unit_of
 
@@ -39,7 +40,7 @@ def train_runs(
   runs: list[Run],
   data: Data | Datasets,
   display: Display,
-  stop: dict[str, bool],
+  stop: Stop,
   expected: float = 0.0,
   profile: int = 0,
   branches: Sequence[Run] = (),
@@ -55,11 +56,10 @@ def train_runs(
   Raises `Interrupted` once all is saved after a signal, `CheckpointError` when a
   checkpoint cannot be written. The bits of each member do not depend on the others.
   """
-  members = [open_member(run, data(run.config) if isinstance(data, Datasets) else data) for run in runs]
+  members = [open_member(run, data(run.config) if isinstance(data, Datasets) else data, stop) for run in runs]
   watchdog = Watchdog(runs[0].config.train.step_timeout)
   with contextlib.ExitStack() as at_the_end:
     for member in members:
-      member.checkpoints.ours = functools.partial(_is_ours, stop)
       at_the_end.callback(member.checkpoints.close)
     at_the_end.callback(watchdog.close)
     return _train(members, display, stop, expected, profile, watchdog, branches, until)
@@ -96,21 +96,16 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
   return program.place(states)
 
 
-def _is_ours(stop: dict[str, bool]) -> bool:
-  """Whether no other worker has taken over: a worker's stop flag knows."""
-  return not getattr(stop, "lost", bool)()
-
-
-def _require_ours(stop: dict[str, bool]) -> None:
-  """Ends the work of all hosts where the first has lost its lease: what would be written now is another's to write."""
-  if not hosts.first(lambda: _is_ours(stop)):
+def _require_held(stop: Stop) -> None:
+  """Ends the work of all processes of a job where another worker has taken over: this one owns these files no more."""
+  if hosts.first(stop.lost):
     raise Interrupted(LOST)
 
 
 def _train(
   members: list[Member],
   display: Display,
-  stop: dict[str, bool],
+  stop: Stop,
   expected: float,
   profile: int,
   watchdog: Watchdog,
@@ -132,7 +127,7 @@ def _train(
   pending: tuple[int, int, Callable[[], dict[str, np.ndarray]], list[Any] | None] | None = None
   look_every = config.train.layers_every
   done = start
-  with hosts.Agreement(stop) as agreement:
+  with hosts.Agreement(stop.requested) as agreement:
     while done < end and under_way(members):
       step = done
       if profile and step == start + 2:  # the first steps compile
@@ -173,7 +168,7 @@ def _train(
         before, pending = pending, None
         if watch.read(*before):
           break
-        _require_ours(stop)
+        _require_held(stop)
         _leave(program, members, leaving, state, stop)
         watchdog.beat()
       ending = [m for m in members if m.run.steps == done < total and m.ended is None]
@@ -181,7 +176,7 @@ def _train(
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
-        _require_ours(stop)
+        _require_held(stop)
         host, spent = program.fetch(state), watch.clock.spent()
         _end(program, members, ending, host, done, spent, watchdog)
         del host  # as large as the whole pack
@@ -194,7 +189,7 @@ def _train(
         before, pending = pending, None
         if before is not None and watch.read(*before):
           break
-        _require_ours(stop)
+        _require_held(stop)
         _end_diverged(program, members, state, done, watch.clock, watchdog)
         _save(program, members, under_way(members), state, done)
         watchdog.beat()
@@ -210,7 +205,7 @@ def _train(
   if pending is not None:
     watch.read(*pending)
   watchdog.close()
-  _require_ours(stop)
+  _require_held(stop)
   state, seconds = program.fetch(state), watch.clock.spent()
   places = [i for i, member in enumerate(members) if member.ended is None]
   last = max((int(program.member(state, i).step) for i in places), default=done)
@@ -316,7 +311,7 @@ def _save(program: Program, members: list[Member], some: list[Member], state: An
     members[index].checkpoints.save(step, own, marks[index])
 
 
-def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any, stop: dict[str, bool]) -> None:
+def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any, stop: Stop) -> None:
   """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
   state = program.fetch(state)
   for run in leaving:
@@ -330,8 +325,7 @@ def _leave(program: Program, members: list[Member], leaving: list[Run], state: A
     hosts.first(lambda run=run, rows=rows: write_jsonl(run.folder / "metrics.jsonl", rows))
     branch = dataclasses.asdict(run.branch)
     hosts.first(lambda run=run, branch=branch: write_json(run.folder / "trunk.json", branch))
-    ours = functools.partial(_is_ours, stop)
-    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep, ours)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost)
     checkpoints.save(run.branch.step, program.member(state, index))
     checkpoints.close()
 
@@ -401,7 +395,9 @@ def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, s
     "loss_eval": result.loss,
     "loss_eval_stderr": result.loss_stderr,
     "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics | (_noise_scale(config, own) if status == "finished" else {}) | _skipped(own),
+    "metrics": result.metrics
+    | (_noise_scale(config, own) if status == "finished" else {})
+    | hosts.first(lambda: _from_metrics(member, own, status)),
     "intervals": {name: list(pair) for name, pair in result.intervals.items()},
     "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
     "seconds": seconds,
@@ -431,6 +427,21 @@ def _why_diverged(member: Member, own: steps.State, result: Evaluation) -> str:
       to_the_end = f", the last {in_a_row} among them" if in_a_row > 1 else ""
       return f"{skipped} of {made} steps were skipped{to_the_end} (config.optim.skip_above)"
   return ""
+
+
+def _from_metrics(member: Member, own: steps.State, status: str) -> dict[str, float]:
+  """What a record has from the rows of metrics: the steps that were skipped in all stages, where they can be.
+
+  And of a finished run the share of the experts' choices that its last step dropped.
+  """
+  rows = {row["step"]: row for row in read_metrics(member.run.folder)}
+  counts, last = _skipped(own), stages.at(member.run.config, int(own.step))
+  ends = {stage.begin for stage in member.stages if 0 < stage.begin <= last.begin}  # of stages that are over
+  before = [rows[step]["skipped"] for step in ends if "skipped" in rows.get(step, {})]
+  if before:
+    counts = {"skipped_steps": float(sum(before)) + counts.get("skipped_steps", 0.0)}
+  dropped = rows.get(int(own.step), {}).get("dropped_choices")
+  return counts | ({"dropped_choices": dropped} if dropped is not None and status == "finished" else {})
 
 
 def _skipped(state: steps.State) -> dict[str, float]:

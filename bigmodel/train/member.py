@@ -13,6 +13,7 @@ from bigmodel.train import stages
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.metrics import Metrics
 from bigmodel.train.run import Run, open_folder, read_status, write_provenance
+from bigmodel.train.stop import Stop
 
 
 @dataclasses.dataclass(eq=False)  # none is another, and to find one compares no arrays
@@ -29,7 +30,7 @@ class Member:
   ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
 
 
-def open_member(run: Run, data: Data) -> Member:
+def open_member(run: Run, data: Data, stop: Stop) -> Member:
   hosts.first(lambda: open_folder(run))
   hosts.first(lambda: write_provenance(run))
   hosts.first(lambda: _keep_card(run, data))
@@ -39,7 +40,7 @@ def open_member(run: Run, data: Data) -> Member:
     rows=pipeline.train_pipeline(run.config, data, 0),
     stages=stages.of(run.config),
     metrics=Metrics(run.folder),
-    checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep),
+    checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost),
     seconds=read_status(run.folder)["seconds"],
     ended=record.read(run.folder),
   )

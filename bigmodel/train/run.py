@@ -16,6 +16,7 @@ from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
+from bigmodel.train.stop import StopRequest
 from bigmodel.train.whole import carried_out, identity
 
 
@@ -100,21 +101,21 @@ def read_status(folder: epath.PathLike) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[dict[str, bool]]:
-  """Within it SIGTERM, SIGUSR2 (a batch system's warning) and Ctrl-C set `flag['stop']`.
+def interruptible() -> Iterator[StopRequest]:
+  """Within it SIGTERM, SIGUSR2 (a batch system's warning) and Ctrl-C request a stop.
 
   A second Ctrl-C stops at once.
   """
-  flag = {"stop": False}
+  stop = StopRequest()
 
-  def stop(signum: int, frame: object) -> None:
-    if flag["stop"] and signum == signal.SIGINT:
+  def handle(signum: int, frame: object) -> None:
+    if stop.requested() and signum == signal.SIGINT:
       raise KeyboardInterrupt
-    flag["stop"] = True
+    stop.request()
 
-  old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+  old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
   try:
-    yield flag
+    yield stop
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)

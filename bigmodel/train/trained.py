@@ -44,6 +44,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
     ended = record.read(workdir)
     why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
+  weights.warn_of_divergence(workdir, step)
   program = programs.program(config)
   params = weights.read_evaluated(config, store, step, program.shapes.params)
   weights.require_finite(params, f"{workdir}: checkpoint of step {step}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodel import models, train
+from bigmodel import models, optim, train
 from bigmodel.train.display import Display
 from bigmodel.train.member import Member
 from bigmodel.train.run import write_status
@@ -54,7 +54,9 @@ class Watch:
     self.pace = math.inf  # seconds a step, as long as nothing has been read
     self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
     self.every = config.train.log_every
-    self.ends = {member.run.steps for member in self.members}
+    self.ends = {member.run.steps for member in self.members}  # steps that are logged whatever `log_every` says
+    for member in self.members:  # the next stage counts its skipped steps anew
+      self.ends |= {stage.stop for stage in member.stages if optim.How.of(stage.config).skips}
     self.of_row = train.batch_tokens(config) // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token

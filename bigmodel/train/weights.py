@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ from etils import epath
 from flax import linen as nn
 
 from bigmodel import config as configs
-from bigmodel import models, optim
+from bigmodel import models, optim, record
 from bigmodel.config import Config, require
 from bigmodel.declarations import defaults
 from bigmodel.errors import UserError
@@ -32,14 +34,14 @@ from bigmodel.train.checkpoint import Checkpoints, read_seal
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
 
+log = logging.getLogger("bigmodel")
 PREFIX = "params."
 IMPORTED = "imported.json"
 
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
   """Every parameter of a resolved config's model, by dotted name."""
-  init = lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"]
-  return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(jax.eval_shape(init))).items()}
+  return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(models.abstract_parameters(config))).items()}
 
 
 def real_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -124,7 +126,20 @@ def require_finite(params: Any, where: str) -> None:
 def resolve(config: Config) -> None:
   """Fills in, in place, which weights `train.init_from` stands for."""
   if config.train.init_from:
-    config.train.init_sha256 = _found(config)[1]
+    step, config.train.init_sha256, _ = _found(config)
+    warn_of_divergence(config.train.init_from, step)
+
+
+def warn_of_divergence(workdir: epath.PathLike, step: int) -> None:
+  """Warns, once, where a checkpoint is sound and its run ended as diverged all the same."""
+  ended = record.read(absolute(workdir))
+  if ended is not None and ended["status"] == "diverged":
+    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended['error']}")
+
+
+@functools.cache  # each run of a study comes by
+def _warn(text: str) -> None:
+  log.warning("%s", text)
 
 
 def check(config: Config) -> None:
@@ -313,6 +328,7 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> dict[str,
   step = store.newest_sound()
   if step is None:
     raise UserError(f"export: {workdir} has no sound checkpoint")
+  warn_of_divergence(workdir, step)
   params, rows = judged(config, store, step), models.real_rows(config)
   params = {name: x[: rows[name]] if name in rows else x for name, x in params.items()}
   store.close()

@@ -11,6 +11,7 @@ from bigmodel.data import augment
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 KEY = jax.random.key(0)
 LEVELS = np.random.default_rng(0).integers(20, 200, (12, 10, 3)).astype(np.uint8)
@@ -122,7 +123,7 @@ def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
       for at in stops:
         with pytest.raises(Interrupted):
           train_runs([run], examples, display, stop_at(at))
-      (sealed[name],) = train_runs([run], examples, display, {"stop": False})
+      (sealed[name],) = train_runs([run], examples, display, StopRequest())
   assert sealed["whole"]["result_sha256"] == sealed["cut"]["result_sha256"]
   assert sealed["mesh"]["loss_eval"] == pytest.approx(sealed["whole"]["loss_eval"], rel=1e-5)
   assert run.config.task.black[0] == pytest.approx((0 - examples.mean[0]) / examples.deviation[0])

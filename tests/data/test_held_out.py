@@ -289,4 +289,6 @@ def test_of_one_text_the_last_line_with_words_is_held_out_whatever_is_beside_it(
     data = pipeline.prepare(config_of(path=str(write(tmp_path / name, ".txt", "", files)), heldout_fraction=0.001))
     assert names_in(data, "validation") == {"doc39"}, name
     assert names_in(data, "train") == {f"doc{i}" for i in range(39)}, name
-    assert data.card["splits"]["validation"]["documents"] == 1
+    validation = data.card["splits"]["validation"]
+    assert validation["documents"] == 1
+    assert validation["bytes"] == len(paragraphs[-1]) + 1  # without the blank end

@@ -146,12 +146,14 @@ def test_groups_are_not_torn_and_times_are_in_order():
     assert len(set(fold[group == name])) == 1
   assert np.bincount(fold).min() > 30
   time = np.random.default_rng(0).integers(0, 50, 200)
-  last = -1
+  last, seen = -1, np.zeros(200, int)
   for k in range(4):
     train, held = splits.by_time(time, 4, k)
+    seen += held
     assert time[train].max() < time[held].min()
     assert train.sum() > last
     last = train.sum()
+  assert seen.max() == 1  # later rows wait for their own fold
 
 
 def test_windows_share_no_row_with_what_is_asked(tmp_path):

@@ -63,7 +63,7 @@ def inputs_of(config, rows=2):
 
 def abstract(config):
   """Shapes of the parameters, boxed and not."""
-  boxed = jax.eval_shape(lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"])
+  boxed = models.abstract_parameters(config)
   return boxed, nn.meta.unbox(boxed)
 
 

@@ -56,9 +56,7 @@ def uncounted(name, config, units, remat):
 def test_flops_of_hardware_are_the_products_of_a_training_step(name, remat):
   config = make(name)
   inputs = inputs_of(config)
-  params = nn.meta.unbox(
-    jax.eval_shape(models.build(config).init, jax.random.key(0), *models.example(config))["params"]
-  )
+  params = nn.meta.unbox(models.abstract_parameters(config))
   units = sum(np.size(x) for x in inputs) if config.data.kind == "text" else len(inputs[0])
   claim = models.counts_of(config).flops(units, remat)["flops_hardware"] + uncounted(name, config, units, remat)
   for run in (unrolled, blocks.scanned):

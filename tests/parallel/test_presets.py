@@ -40,15 +40,12 @@ def _abstract(sizes):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_every_preset_plans_every_published_configuration(name):
-  config, boxed = config_of(name), None
+  config = config_of(name)
   for preset in parallel.PRESETS:
     for devices in (8, 64):
       config.parallel.preset = preset
       resolved = study.resolve_for_plan(config, devices)
-      if boxed is None:
-        build = models.build(resolved)
-        boxed = jax.eval_shape(lambda: build.init(jax.random.key(0), *models.example(resolved))["params"])  # noqa: B023
-      sizes = parallel.mesh_sizes(resolved, devices)
+      sizes, boxed = parallel.mesh_sizes(resolved, devices), models.abstract_parameters(resolved)
       placed = parallel.shardings(_abstract(sizes), boxed, parallel.rules(resolved, sizes))
       assert devices // 2 <= np.prod(list(sizes.values())) <= devices or resolved.train.batch_size < devices
       if "embedding" in placed and sizes["tensor"] * sizes["pipeline"] > 1:  # a vocabulary is split where it can be
@@ -62,8 +59,7 @@ def test_presets_shrink_to_what_divides_a_width(width):
   config.model.update(width=width, heads=3, kv_heads=3, head_size=10, feed_forward=64, experts=8, expert_group=8)
   config.data.context, config.train.batch_size, config.eval.batch_size = 48, 192, 192
   config = study.resolve_for_plan(config, 1)
-  build = models.build(config)
-  boxed = jax.eval_shape(lambda: build.init(jax.random.key(0), *models.example(config))["params"])
+  boxed = models.abstract_parameters(config)
   for preset in parallel.PRESETS:
     for asked in ({}, {"sequence": 3}, {"fsdp": 3}):
       for devices in (8, 64):

@@ -13,6 +13,7 @@ from bigmodel.sweep import branches, execute, folder
 from bigmodel.train import loop, metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 HORIZONS = (5120, 10240, 15360)  # 20, 40 and 60 steps
 
@@ -62,8 +63,8 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, w
     assert not record.collect(tmp_path / "study")
   if worker:
     write_json(tmp_path / "study" / "plan.json", study.plan(prepared, workers=2))
-    study.work(prepared, "w", True, {"stop": False}, patience=1.0)
-  report = study.run_study(prepared, True, {"stop": False})
+    study.work(prepared, "w", True, StopRequest(), patience=1.0)
+  report = study.run_study(prepared, True, StopRequest())
   by_steps = {one["steps"]: one for one in report["runs"]}
   trunk = by_steps[60]["run_id"]
   assert [by_steps[n]["trunk"] for n in (20, 40, 60)] == [
@@ -76,7 +77,7 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, w
     alone = dataclasses.replace(run, folder=tmp_path / run.run_id)
     data = prepared.data(run.config)
     with Display(0, True) as display:
-      (one,) = train_runs([alone], data, display, {"stop": False})
+      (one,) = train_runs([alone], data, display, StopRequest())
     branch = record.read(run.folder)
     assert branch["result_sha256"] == one["result_sha256"]
     rows = [[(r["step"], r["loss"]) for r in metrics.read(f)] for f in (run.folder, alone.folder)]
@@ -108,11 +109,11 @@ def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_pa
 def test_a_trunk_that_has_ended_leaves_nothing_beside_one_that_trains_again(config, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 2)
   prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
-  before = study.run_study(prepared, True, {"stop": False})["runs"]
+  before = study.run_study(prepared, True, StopRequest())["runs"]
   of = {(one["seed"], one["steps"]): one["run_id"] for one in before}
   for lost in ((0, 40), (1, 60)):
     shutil.rmtree(tmp_path / "runs" / of[lost])
-  after = study.run_study(prepared, True, {"stop": False})["runs"]
+  after = study.run_study(prepared, True, StopRequest())["runs"]
   sums = lambda runs: {one["run_id"]: one["result_sha256"] for one in runs}
   assert sums(after) == sums(before)
 
@@ -151,12 +152,12 @@ def test_who_dies_while_a_run_leaves_lets_it_leave_again(config, tmp_path, monke
     with monkeypatch.context() as patch:
       patch.setattr(place, name, dying(getattr(place, name), path_of))
       with pytest.raises(KeyboardInterrupt):
-        study.run_study(prepared, True, {"stop": False})
+        study.run_study(prepared, True, StopRequest())
     assert execute.waits(run)
   assert died == ["metrics.jsonl", "trunk.json", "checkpoints"]
-  study.run_study(prepared, True, {"stop": False})
+  study.run_study(prepared, True, StopRequest())
   with Display(0, True) as display:
     alone = dataclasses.replace(run, folder=tmp_path / "alone")
-    (one,) = train_runs([alone], prepared.data(run.config), display, {"stop": False})
+    (one,) = train_runs([alone], prepared.data(run.config), display, StopRequest())
   assert record.read(run.folder)["result_sha256"] == one["result_sha256"]
   assert len(metrics.read(run.folder)) == len(metrics.read(alone.folder))

@@ -21,6 +21,7 @@ from bigmodel.sweep.workers import Workers
 from bigmodel.train import results
 from bigmodel.train.display import Display
 from bigmodel.train.run import open_folder, write_provenance
+from bigmodel.train.stop import StopRequest
 
 
 def end(run, status="finished"):
@@ -69,7 +70,7 @@ def groups_of(prepared, size):
 def work(prepared, groups, name="parent", patience=1.0):
   threading.current_thread().name = name
   with Display(0, True) as display:
-    workers.work(name, groups, prepared.runs, prepared.data, prepared.workdir, display, {"stop": False}, patience)
+    workers.work(name, groups, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), patience)
 
 
 def statuses(prepared):
@@ -137,7 +138,7 @@ def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeyp
   monkeypatch.setattr(execute, "train_runs", training)
   groups = groups_of(prepared, 1)
   one_round = lambda noted, part: workers.work(
-    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, {"stop": False}, 1.0, failures=noted
+    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), 1.0, failures=noted
   )
   with Display(0, True) as display, workers.failures_of(prepared.workdir, "w0", 1.0) as noted:
     for group in groups[:2]:
@@ -202,7 +203,7 @@ def test_a_run_that_fails_by_itself_fails_and_its_companions_do_not(prepared, mo
   groups = groups_of(prepared, 4)
   work(prepared, groups[:2])
   with Display(0, True) as display:
-    execute.run_groups(groups, prepared.runs, prepared.data, display, {"stop": False}, prepared.workdir)
+    execute.run_groups(groups, prepared.runs, prepared.data, display, StopRequest(), prepared.workdir)
   found = statuses(prepared)
   assert len(found) == 12
   assert [run_id for run_id, status in found.items() if status == "failed"] == [bad]
@@ -269,7 +270,7 @@ class InThread:
   said = "here"
 
   def __init__(self, name, work):
-    self._name, self._work, self._thread, self._asked, self._code = name, work, None, {"stop": False}, None
+    self._name, self._work, self._thread, self._asked, self._code = name, work, None, StopRequest(), None
 
   def start(self):
     self._code = None
@@ -288,7 +289,7 @@ class InThread:
     return None if self._thread.is_alive() else self._code
 
   def stop(self):
-    self._asked["stop"] = True
+    self._asked.request()
 
 
 @pytest.fixture
@@ -314,7 +315,7 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
   monkeypatch.setattr(workers, "_places", lambda *_: [worker(i) for i in range(2)])
   here = threading.current_thread().name = "command"
-  report = study.run_study(prepared, True, {"stop": False}, workers=Workers(kind, 2))
+  report = study.run_study(prepared, True, StopRequest(), workers=Workers(kind, 2))
   target = report["forecast"]["target"]["run_id"]
   by = {run_id: worker for worker, ids in training.calls for run_id in ids}
   assert len(by) == sum(len(ids) for _, ids in training.calls) == 10
@@ -344,7 +345,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
   places = [worker(i) for i in range(4)]
   monkeypatch.setattr(workers, "_places", lambda *_: places)
-  report = study.run_study(with_target("study"), True, {"stop": False}, workers=Workers("slurm", 4))
+  report = study.run_study(with_target("study"), True, StopRequest(), workers=Workers("slurm", 4))
   assert report["forecast"]["actual"] is not None
   assert len(tries) == 2 == len({*tries})
 
@@ -362,7 +363,7 @@ def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkey
     return MemoryError("host") if failed in [run.run_id for run in runs] else None
 
   monkeypatch.setattr(execute, "train_runs", Training(fault))
-  go = lambda retry=False, **fields: study.run_study(with_target("study", **fields), True, {"stop": False}, retry)
+  go = lambda retry=False, **fields: study.run_study(with_target("study", **fields), True, StopRequest(), retry)
   says = rf"not sealed: 1 of 9 fitted runs have failed: {failed} \(MemoryError: host\).*--retry-failed.*accept_failed"
   with pytest.raises(UserError, match=says):
     go()
@@ -395,7 +396,7 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
   monkeypatch.setattr(workers, "_Process", Place)
   told = []
   display = type("Told", (), {"say": lambda self, text: told.append(text)})()
-  pool = workers.Pool(Workers("local", 4), [], tmp_path, display, {"stop": False})
+  pool = workers.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
   places = [Place(workers.UNFIT), Place(1), Place(None), Place(None)]
   monkeypatch.setattr(workers, "_places", lambda *_: places)
   watch = type("Watch", (), {"progress": (0, 0), "left": 3})()
@@ -407,7 +408,7 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
     "a worker found this machine unfit to train",
     "a worker died 10 times in a row, the last time with code 1",
   ]
-  lost = workers.Pool(Workers("local", 1), [], tmp_path, display, {"stop": False})
+  lost = workers.Pool(Workers("local", 1), [], tmp_path, display, StopRequest())
   monkeypatch.setattr(workers, "_places", lambda *_: [Place(workers.UNFIT)])
   lost._keep_going(watch)
   with pytest.raises(RuntimeError, match="unfit to train"):

@@ -7,6 +7,7 @@ from bigmodel import study
 from bigmodel.data import splits
 from bigmodel.files import read_json
 from bigmodel.sweep import folds
+from bigmodel.train.stop import StopRequest
 
 
 def test_intervals_of_cross_validated_means_cover():
@@ -46,7 +47,7 @@ def test_folds_are_an_axis_of_a_study(tmp_path):
   prepared = study.prepare(config, the_study, tmp_path / "study")
   assert len(prepared.runs) == 12
   assert len({run.config.data.sha256 for run in prepared.runs.values()}) == 6
-  study.run_study(prepared, True, {"stop": False})
+  study.run_study(prepared, True, StopRequest())
   facts = read_json(tmp_path / "study" / "report.json")
   good, bad = facts["cross_validation"]
   assert (good["runs"], good["overrides"]) == (6, {"optim.lr": 0.05})
@@ -67,7 +68,7 @@ def test_laws_are_of_the_metric_that_a_study_names(tmp_path):
   design = study.Fractions(sizes, (50, 150, 450), axis="data.examples", epochs=2)
   the_study = study.Study("error", "Fewer mistakes?", design, laws=("chinchilla",), measure="accuracy")
   prepared = study.prepare(config, the_study, tmp_path)
-  study.run_study(prepared, True, {"stop": False})
+  study.run_study(prepared, True, StopRequest())
   facts = read_json(tmp_path / "report.json")
   assert facts["loss"] == "1 - accuracy"
   for one in facts["runs"]:

@@ -18,6 +18,7 @@ from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import read_rungs
 from bigmodel.train.run import Run, write_provenance
+from bigmodel.train.stop import StopRequest
 
 DESIGNS = (Halving, Hyperband)
 
@@ -40,12 +41,12 @@ def test_the_best_regularisation_is_kept(axes, tmp_path):
   config.optim.update(lr=0.01, weight_decay=0.0)
   config.train.update(batch_size=50, steps=120, log_every=120, checkpoint_every=1000)
   every = study.prepare(config, Study("all", "?", Grid(axes), laws=()), tmp_path / "all")
-  ended = {one["run_id"]: one for one in study.run_study(every, True, {"stop": False})["runs"]}
+  ended = {one["run_id"]: one for one in study.run_study(every, True, StopRequest())["runs"]}
   best = min(ended, key=lambda run_id: ended[run_id]["loss_eval"])
   plain = min(ended, key=lambda run_id: ended[run_id]["loss_train"])
   assert ended[plain]["loss_eval"] > ended[best]["loss_eval"] + 0.05
   halved = study.prepare(config, Study("halved", "?", Halving(Grid(axes), 1 / 2, 2), laws=()), tmp_path / "halved")
-  report = study.run_study(halved, True, {"stop": False})
+  report = study.run_study(halved, True, StopRequest())
   kept = {one["run_id"] for one in report["runs"] if one["status"] == "finished"}
   assert report["sweep"]["cells"][0]["run_ids"] == [best]
   assert plain not in kept
@@ -120,7 +121,7 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   monkeypatch.setattr(loop, "measure", counting)
   configs = [study.with_overrides(config, {"seed": seed}) for seed in range(3)]
   pack = [Run(one, tmp_path / f"pack{i}") for i, one in enumerate(configs)]
-  go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), {"stop": False}, until=10)
+  go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), StopRequest(), until=10)
   assert go_on(pack) == []
   assert sum(evaluated) == 3
   together = [read_rungs(one) for one in pack]
@@ -149,7 +150,7 @@ def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tm
   def train(*rates):
     the_study = Study("s", "?", Halving(Grid({"optim.lr": rates}), first=1 / 3), laws=())
     prepared = study.prepare(config, the_study, tmp_path)
-    return {one["learning_rate"]: one for one in study.run_study(prepared, True, {"stop": False})["runs"]}
+    return {one["learning_rate"]: one for one in study.run_study(prepared, True, StopRequest())["runs"]}
 
   before = train(1e-2, 1e-3, 1e-4)
   assert {rate: one["status"] for rate, one in before.items()} == {1e-2: "finished", 1e-3: "stopped", 1e-4: "stopped"}
@@ -216,7 +217,7 @@ def test_a_study_says_the_warning_when_it_begins(config, tmp_path, caplog):
   config.train.update(steps=6, log_every=6)
   the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=())
   with caplog.at_level(logging.WARNING, "bigmodel"):
-    study.run_study(study.prepare(config, the_study, tmp_path), True, {"stop": False})
+    study.run_study(study.prepare(config, the_study, tmp_path), True, StopRequest())
   (said,) = [one.message for one in caplog.records if "of its peak" in one.message]
   assert said.startswith("Halving compares runs at step 3 of 6, where the learning rate (optim.schedule cosine)")
 
@@ -230,8 +231,11 @@ def test_the_loss_of_a_part_of_a_mixture_is_measured_at_a_rung(config, tmp_path)
   config.train.update(steps=6, log_every=6)
   the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=(), measure="loss_part1")
   prepared = study.prepare(config, the_study, tmp_path / "study")
-  report = study.run_study(prepared, True, {"stop": False})
+  report = study.run_study(prepared, True, StopRequest())
   assert sorted(one["status"] for one in report["runs"]) == ["finished", "stopped"]
   for run in prepared.runs.values():
     rung = read_rungs(run)["3"]
-    assert rung["metrics"].keys() >= {"loss_part0", "loss_part1"}
+    low, high = sorted(rung["metrics"][f"loss_part{part}"] for part in range(2))
+    assert low < rung["loss_eval"] < high  # the loss of all is between those of the parts, which differ
+  best = min(prepared.runs, key=lambda run_id: read_rungs(prepared.runs[run_id])["3"]["metrics"]["loss_part1"])
+  assert [one["run_id"] for one in report["runs"] if one["status"] == "finished"] == [best]

@@ -19,6 +19,7 @@ from bigmodel.train import step as steps
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
+from bigmodel.train.stop import StopRequest
 
 
 def members_of(config, folder, horizons, **changes):
@@ -34,7 +35,7 @@ def members_of(config, folder, horizons, **changes):
 
 
 def train(runs, corpus, stop=None):
-  return train_runs(runs, corpus, Display(quiet=True), stop or {"stop": False})
+  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest())
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2}], ids=str)
@@ -96,12 +97,12 @@ def test_all_steps_of_a_call_are_logged_at_times_of_their_own(resolved, tmp_path
   runs = members_of(config, tmp_path, (30, 20))
   calls = []
 
-  class Counts(dict):
-    def __getitem__(self, name):
-      calls.append(name)
+  class Counts(StopRequest):
+    def requested(self):
+      calls.append(1)
       return False
 
-  train(runs, corpus, Counts(stop=False))
+  train(runs, corpus, Counts())
   assert len(calls) < 20  # of 30 steps
   for run in runs:
     rows = metrics.read(run.folder)

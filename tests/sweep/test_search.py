@@ -12,6 +12,7 @@ from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, Whe
 from bigmodel.sweep import folder, rounds
 from bigmodel.train.results import read_rungs
 from bigmodel.train.run import write_provenance
+from bigmodel.train.stop import StopRequest
 
 pytest.importorskip("optuna")
 AXES = {
@@ -99,7 +100,7 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   for looks in (2, 6):
     with pytest.raises(Interrupted, match="saved at step"):
       study.run_study(prepared, True, stop_at(looks))
-  report = study.run_study(prepared, True, {"stop": False})
+  report = study.run_study(prepared, True, StopRequest())
   whole = {one["run_id"]: one for one in report["runs"]}
   assert sorted(one["steps"] for one in whole.values()) == [2] * 5 + [6] * 2 + [18]
   assert [one["status"] for one in whole.values()].count("finished") == 1
@@ -141,7 +142,7 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
       rounds.write(tmp_path, plan, [{"run_ids": [b], "until": 6}])
 
   members = list(prepared.runs.values())
-  rounds.halve(the_study.design, "loss", members, plan, tmp_path, train, (1, 1), {"stop": False})
+  rounds.halve(the_study.design, "loss", members, plan, tmp_path, train, (1, 1), StopRequest())
   assert seen[0][0] == ([b, c], 2)
   assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
   assert seen[1] == [([b], 6), ([a], 6)]
@@ -157,7 +158,7 @@ def test_a_search_goes_on_with_what_it_had_asked_for(config, tmp_path, stop_at):
     for looks, says in stops:
       with pytest.raises(Interrupted, match=says):
         study.run_study(prepared, True, stop_at(looks))
-    study.run_study(prepared, True, {"stop": False})
+    study.run_study(prepared, True, StopRequest())
     plan = folder.read_plan(tmp_path / name)
     rates.append([row["overrides"]["optim.lr"] for row in plan["runs"]])
     assert len(record.collect(tmp_path / name)) == 4

@@ -20,6 +20,7 @@ from bigmodel.sweep import execute, leases, workers
 from bigmodel.sweep.workers import Workers
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 
 def planned(config, folder, count=1):
@@ -41,11 +42,11 @@ def test_a_worker_trains_what_another_left(config, tmp_path):
   groups = [{"run_ids": [row for row in list(prepared.runs)[i : i + 2]]} for i in (0, 2)]
   dead = leases.Leases(tmp_path / "shared" / "leases", "dead").claim(workers.group_name(groups[0]))
   began = time.monotonic()
-  study.work(prepared, "alive", True, {"stop": False}, patience=1.0)
+  study.work(prepared, "alive", True, StopRequest(), patience=1.0)
   assert time.monotonic() - began >= 1.0
   assert not dead.held()
   alone = planned(config, tmp_path / "alone", 2)
-  study.run_study(alone, True, {"stop": False})
+  study.run_study(alone, True, StopRequest())
   assert results(tmp_path / "shared") == results(tmp_path / "alone")
   assert len(results(tmp_path / "alone")) == 4
 
@@ -57,8 +58,8 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   held = leases.Leases(tmp_path / "leases", "orphan").claim(workers.group_name(first))
   looks = []
 
-  class Stop(dict):
-    def __getitem__(self, name):
+  class Stop(StopRequest):
+    def requested(self):
       looks.append(held.held())
       return len(record.collect(tmp_path)) == 2  # all that nobody holds
 
@@ -80,7 +81,7 @@ def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monke
   monkeypatch.setattr(execute, "train_runs", train)
   prepared = [planned(config, tmp_path, 2) for _ in range(2)]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    reports = list(pool.map(lambda one: study.run_study(one, True, {"stop": False}), prepared))
+    reports = list(pool.map(lambda one: study.run_study(one, True, StopRequest()), prepared))
   assert reports[0]["runs"] == reports[1]["runs"]
   assert {one["status"] for one in reports[0]["runs"]} == {"finished"}
   assert sorted(trained) == sorted(prepared[0].runs)
@@ -93,7 +94,7 @@ def test_a_mark_without_a_record_is_not_believed_for_long(config, tmp_path):
   for group in plan["groups"]:
     leases.Leases(tmp_path / "leases", "other").mark_ended(workers.group_name(group))
   began = time.monotonic()
-  study.work(prepared, "w", True, {"stop": False}, patience=1.0)
+  study.work(prepared, "w", True, StopRequest(), patience=1.0)
   assert time.monotonic() - began >= 1.0
   assert len(results(tmp_path)) == 4
 
@@ -102,7 +103,7 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
   inside, leave, order = threading.Event(), threading.Event(), []
 
   def first():
-    with workers.alone(tmp_path, "plan", {"stop": False}):
+    with workers.alone(tmp_path, "plan", StopRequest()):
       inside.set()
       leave.wait(60)
       order.append("first")
@@ -115,33 +116,33 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
       "waits for another command, which is at the plan or was when it was last seen"
     ]
-    with workers.alone(tmp_path, "forecast", {"stop": False}):  # is another thing
+    with workers.alone(tmp_path, "forecast", StopRequest()):  # is another thing
       leave.set()
-    with workers.alone(tmp_path, "plan", {"stop": False}):
+    with workers.alone(tmp_path, "plan", StopRequest()):
       order.append("second")
     done.result()
   assert order == ["first", "second"]
 
 
-class Asked(dict):
-  """A stop flag that is set at this look."""
+class Asked(StopRequest):
+  """A stop that is requested at this look."""
 
   def __init__(self, look):
     super().__init__()
     self._left = look
 
-  def __getitem__(self, name):
+  def requested(self):
     self._left -= 1
     return self._left <= 0
 
 
 def test_a_run_that_was_set_aside_runs_again_though_it_was_marked_as_ended(config, tmp_path):
   prepared = planned(config, tmp_path, 2)
-  study.work(prepared, "one", True, {"stop": False}, patience=1.0)
+  study.work(prepared, "one", True, StopRequest(), patience=1.0)
   before = results(tmp_path)
   run = next(iter(prepared.runs.values()))
   (run.folder / "record.json").unlink()
-  study.run_study(prepared, True, {"stop": False})
+  study.run_study(prepared, True, StopRequest())
   assert results(tmp_path) == before
 
 
@@ -149,12 +150,12 @@ def test_a_run_whose_lease_is_lost_at_its_end_writes_no_record(config, tmp_path)
   prepared = planned(config, tmp_path)
   run = next(iter(prepared.runs.values()))
 
-  class LostAtTheEnd(dict):
+  class LostAtTheEnd(StopRequest):
     def lost(self):
       return True
 
   with Display(0, True) as display, pytest.raises(Interrupted, match="another worker"):
-    train_runs([run], prepared.data, display, LostAtTheEnd(stop=False))
+    train_runs([run], prepared.data, display, LostAtTheEnd())
   assert record.read(run.folder) is None
   assert not list((run.folder / "checkpoints").glob("10"))
 
@@ -163,7 +164,7 @@ class InThread:
   """A place whose worker is a thread of this process."""
 
   def __init__(self, work):
-    self._work, self._thread, self._asked = work, None, {"stop": False}
+    self._work, self._thread, self._asked = work, None, StopRequest()
 
   def start(self):
     self._thread = threading.Thread(target=self._run)
@@ -177,7 +178,7 @@ class InThread:
     return None if self._thread.is_alive() else 0
 
   def stop(self):
-    self._asked["stop"] = True
+    self._asked.request()
 
 
 LOOKS = {
@@ -193,7 +194,7 @@ def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_pa
     pytest.importorskip("optuna")
   config.train.update(steps=18, log_every=2)
   of = lambda folder: study.prepare(config, Study("looks", "?", LOOKS[name], laws=()), tmp_path / folder)
-  study.run_study(of("alone"), True, {"stop": False})
+  study.run_study(of("alone"), True, StopRequest())
   trained = []
 
   def train(runs, *rest, **named):
@@ -204,8 +205,8 @@ def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_pa
   worker = lambda i: InThread(lambda asked: study.work(of("shared"), f"w{i}", True, asked))
   places = [worker(i) for i in range(2)]
   monkeypatch.setattr(workers, "_places", lambda *_: places)
-  study.run_study(of("shared"), True, {"stop": False}, workers=Workers("local", 2))
-  assert not any(place._asked["stop"] for place in places)
+  study.run_study(of("shared"), True, StopRequest(), workers=Workers("local", 2))
+  assert not any(place._asked.requested() for place in places)
   alone, shared = ({one["run_id"]: one for one in record.collect(tmp_path / name)} for name in ("alone", "shared"))
   assert alone.keys() == shared.keys()
   for run_id, one in alone.items():  # packs are others, so sums have another order
@@ -226,7 +227,7 @@ def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):
 def test_a_worker_of_no_study_is_refused(config, tmp_path):
   prepared = study.prepare(config, Study("s", "?", Grid({"optim.lr": (0.1,)}), laws=()), tmp_path)
   with pytest.raises(UserError, match="has no plan yet"):
-    study.work(prepared, "w", True, {"stop": False})
+    study.work(prepared, "w", True, StopRequest())
   for text in ("slurmy", "local:0", "local:x"):
     with pytest.raises(UserError, match="--workers"):
       Workers.parse(text)

@@ -234,7 +234,7 @@ def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two
 
 def test_a_writer_that_was_replaced_commits_nothing(store):
   """It learns it while it writes: nothing appears or goes, and the reason is said in one line."""
-  store.ours = lambda: False
+  store.lost = lambda: True
   before = {step: (store.folder / str(step) / checkpoint.SEAL).read_text() for step in store.steps()}
   store.save(40, state(40))
   with pytest.raises(Interrupted, match=r"^another worker has taken over$"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodel import optim, record, study, tasks
+from bigmodel import optim, record, study, tasks, use
 from bigmodel.config import flatten
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Pipeline
@@ -20,6 +20,7 @@ from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Branch, Run
+from bigmodel.train.stop import StopRequest
 
 BAD = 250  # a byte that the corpus does not have
 
@@ -58,7 +59,7 @@ def run_of(config, folder, **changes):
 
 
 def train(runs, corpus, stop=None, **more):
-  return train_runs(runs, corpus, Display(quiet=True), stop or {"stop": False}, **more)
+  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), **more)
 
 
 def newest(run):
@@ -184,6 +185,43 @@ def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved,
   assert ended["status"] == ("diverged" if error else "finished")
   assert (ended["loss_eval"] is None) == (ended["loss_train"] is None) == bool(error)
   assert ended["metrics"]["skipped_steps"] == len(bad)
+
+
+def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, stop_at):
+  """Also where the last stage skips none, and where a run was interrupted in its second stage."""
+  config, corpus = resolved
+  config.train.steps = 6
+  config.train.stages = ("optim.lr=0.02 optim.skip_above=5 train.steps=7",)
+  broken[0] = (1, 3)  # of each stage
+  config.optim.skip_above = 5.0
+  whole, cut = run_of(config, tmp_path / "whole"), run_of(config, tmp_path / "cut")
+  (ended,) = train([whole], corpus)
+  assert ended["metrics"]["skipped_steps"] == 4
+  with pytest.raises(Interrupted):
+    train([cut], corpus, stop_at(9))
+  assert train([cut], corpus)[0]["result_sha256"] == ended["result_sha256"]
+  broken[0] = (1,)
+  config.optim.skip_above = 0.0
+  (ended,) = train([run_of(config, tmp_path / "other")], corpus)
+  assert ended["status"] == "diverged"  # the last stage does not skip the bad batch
+  assert ended["metrics"]["skipped_steps"] == 1
+
+
+def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken, tmp_path, caplog):
+  config, corpus = resolved
+  config.optim.skip_above, config.train.steps = 5.0, 6
+  broken[0] = (4, 5)
+  run = run_of(config, tmp_path / "run")
+  (ended,) = train([run], corpus)
+  assert ended["status"] == "diverged"
+  own = config.copy_and_resolve_references()
+  own.train.init_from = str(run.folder)
+  for use_it in (lambda: weights.resolve(own), lambda: use._restored(str(run.folder))):
+    weights._warn.cache_clear()
+    caplog.clear()
+    use_it()
+    (said,) = [one.message for one in caplog.records if "diverged" in one.message]
+    assert said.startswith(f"{run.folder}: the checkpoint of step 6 is of a run that ended as diverged: 2 of 6 steps")
 
 
 def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):

@@ -11,6 +11,7 @@ from bigmodel.train import programs
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 SMALL = {
   "linear": {},
@@ -108,7 +109,7 @@ def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path
       for at in stops:
         with pytest.raises(Interrupted):
           train_runs([run], data, display, stop_at(at))
-      sealed += train_runs([run], data, display, {"stop": False})
+      sealed += train_runs([run], data, display, StopRequest())
   assert sealed[0]["result_sha256"] == sealed[1]["result_sha256"]
   assert sealed[0]["metrics"].keys() == {"accuracy", "perplexity"}
 

@@ -15,6 +15,7 @@ from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
+from bigmodel.train.stop import StopRequest
 
 STEPS = 20
 FROZEN = ("attention", "^embedding$")
@@ -36,7 +37,7 @@ def source(corpus_dir, tmp_path_factory):
   data = corpora.prepare(config)
   config, folder = study.resolve(config, data), tmp_path_factory.mktemp("source")
   with Display(quiet=True) as display:
-    (record,) = train_runs([Run(config, folder)], data, display, {"stop": False})
+    (record,) = train_runs([Run(config, folder)], data, display, StopRequest())
   return config, data, record, folder
 
 
@@ -158,7 +159,7 @@ def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, me
     own.seed = seed
     runs.append(Run(own, tmp_path / str(seed)))
   with Display(quiet=True) as display:
-    ended = train_runs(runs, data, display, {"stop": False})
+    ended = train_runs(runs, data, display, StopRequest())
   for one in ended:
     assert one["loss_eval"] == pytest.approx(record["loss_eval"], rel=1e-5)
 

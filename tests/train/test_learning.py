@@ -10,6 +10,7 @@ from bigmodel import study
 from bigmodel.data import pipeline
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -25,7 +26,7 @@ def trained(config, folder):
   """The record of a run, and the loss of guessing by the frequencies of the training tokens."""
   run, data = study.single_run(config, folder)
   with Display(0, True) as display:
-    (record,) = train_runs([run], data, display, {"stop": False})
+    (record,) = train_runs([run], data, display, StopRequest())
   counts = np.bincount(data.tokens["train"], minlength=data.vocab) + 1
   held_out = pipeline.eval_rows(run.config, data).rows[:, 1:]
   return record, float(-np.log(counts / counts.sum())[held_out].mean())
@@ -67,4 +68,4 @@ def test_a_small_resnet_reaches_93_percent_on_fashion_mnist(tmp_path):
 def train_on_images(config, folder):
   run, data = study.single_run(config, folder)
   with Display(0, True) as display:
-    return train_runs([run], data, display, {"stop": False})[0], data
+    return train_runs([run], data, display, StopRequest())[0], data

@@ -24,13 +24,14 @@ from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, interruptible, run_id
+from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
 QUIET = dict(quiet=True)
 
 
 def train(config, corpus, folder, stop=None):
-  (sealed,) = train_runs([Run(config, absolute(folder))], corpus, Display(quiet=True), stop or {"stop": False})
+  (sealed,) = train_runs([Run(config, absolute(folder))], corpus, Display(quiet=True), stop or StopRequest())
   return sealed
 
 
@@ -51,35 +52,24 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
   assert record.read(tmp_path) == sealed
 
 
-def test_the_share_of_choices_that_experts_drop_is_logged(resolved, tmp_path):
+def test_the_share_of_choices_that_experts_drop_is_logged_and_recorded(resolved, tmp_path):
   """Half the slots of an even share leave half of the choices without one, at least."""
   config, corpus = resolved
   config.model.update(experts=4, experts_per_token=2, expert_capacity=0.5)
   config.train.update(steps=4, accumulate=2, log_every=2)
-  train(config, corpus, tmp_path)
+  sealed = train(config, corpus, tmp_path)
   rows = metrics.read(tmp_path)
+  assert sealed["metrics"]["dropped_choices"] == rows[-1]["dropped_choices"]
   assert all(0.5 <= row["dropped_choices"] < 1 <= row["balance_loss"] for row in rows)
   assert all(row["router_z_loss"] > 0 for row in rows)
 
 
-class StopAt(dict):
-  """A stop flag that is set after some looks at it: one a step."""
-
-  def __init__(self, step):
-    super().__init__(stop=False)
-    self.left = step
-
-  def __getitem__(self, name):
-    self.left -= 1
-    return self.left < 0
-
-
 @pytest.mark.parametrize("looks", [0, 7, 25])
-def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path, looks):
+def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path, looks, stop_at):
   config, corpus = resolved
   whole = train(config, corpus, tmp_path / "whole")
   with pytest.raises(Interrupted, match="saved at step"):
-    train(config, corpus, tmp_path / "cut", StopAt(looks))
+    train(config, corpus, tmp_path / "cut", stop_at(looks))
   saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())
   assert saved == looks + 1
   assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "interrupted"
@@ -130,19 +120,19 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
   monkeypatch.setattr(loop, "_save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
   with pytest.raises(errors.CheckpointError, match="the disk is full"):
-    train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+    train_runs(runs, corpus, Display(quiet=True), StopRequest())
   assert gave_up.wait(10)
   assert not any(record.read(run.folder) for run in runs)
 
 
-def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path):
+def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path, stop_at):
   """A rung may come to be when a run has gone further: where it was added to the design."""
   config, corpus = resolved
   runs = [Run(config, absolute(tmp_path / name)) for name in ("fresh", "past")]
   with pytest.raises(Interrupted):
-    train(config, corpus, tmp_path / "past", StopAt(25))
+    train(config, corpus, tmp_path / "past", stop_at(25))
   for run in runs:
-    assert train_runs([run], corpus, Display(quiet=True), {"stop": False}, until=10) == []
+    assert train_runs([run], corpus, Display(quiet=True), StopRequest(), until=10) == []
     assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
   fresh, past = map(results.read_rungs, runs)
   assert fresh == past
@@ -154,7 +144,7 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
   found = []
   for timeout in (0.0, 8.0):
     config.train.step_timeout = timeout
-    member = open_member(Run(config, absolute(tmp_path)), corpus)
+    member = open_member(Run(config, absolute(tmp_path)), corpus, StopRequest())
     watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), 1e12)
     strides = [watch.stride()]  # of which nothing is known yet
     for watch.pace in (0.01, 0.5, 60.0):
@@ -181,7 +171,7 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
 
   monkeypatch.setattr("bigmodel.train.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
   monkeypatch.setattr("bigmodel.train.watch.write_status", write)
-  member = open_member(Run(config, absolute(tmp_path)), corpus)
+  member = open_member(Run(config, absolute(tmp_path)), corpus, StopRequest())
   watch = Watch([member], 0, 100, Display(quiet=True), Clock(1), 1e12)
   values = {name: np.full((1, 1), x) for name, x in (("loss", 1.0), ("diverged_at", -1))}
   for step in range(expected[-1] + 5):  # of a second each
@@ -195,9 +185,9 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
 def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
   before = signal.getsignal(number)
   with interruptible() as stop:
-    assert not stop["stop"]
+    assert not stop.requested()
     os.kill(os.getpid(), number)
-    assert stop["stop"]
+    assert stop.requested()
   assert signal.getsignal(number) == before
 
 
@@ -220,11 +210,11 @@ def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
   assert len(hashes) == 3
 
 
-def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path):
+def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path, stop_at):
   config, corpus = resolved
   whole = train(config, corpus, tmp_path / "whole")
   with pytest.raises(Interrupted):
-    train(config, corpus, tmp_path / "cut", StopAt(25))
+    train(config, corpus, tmp_path / "cut", stop_at(25))
   newest = max((tmp_path / "cut" / "checkpoints").iterdir(), key=lambda p: int(p.name))
   victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
   content = bytearray(victim.read_bytes())
@@ -272,10 +262,10 @@ def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_p
   other = config.copy_and_resolve_references()
   other.data.seed = 1
   runs = [Run(c, absolute(tmp_path / name)) for c, name in ((config, "a"), (other, "b"))]
-  first = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+  first = train_runs(runs, corpus, Display(quiet=True), StopRequest())
   (tmp_path / "b" / "record.json").unlink()
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").glob("*.json*") if p.name != "provenance.json"}
-  again = train_runs(runs, corpus, Display(quiet=True), {"stop": False})
+  again = train_runs(runs, corpus, Display(quiet=True), StopRequest())
   assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
   assert {p: p.stat().st_mtime_ns for p in before} == before
   state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, programs.program(config).shapes)
@@ -305,7 +295,7 @@ def get_config(arg=None):
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus_dir, tmp_path, times):
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus_dir, tmp_path, times, inside):
   (tmp_path / "config.py").write_text(SCRIPT.format(path=str(corpus_dir / "*.jsonl")))
   rng = random.Random(0)
 
@@ -320,10 +310,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
     ]
     return subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
 
-  process = start("whole")
-  whole = json.loads(process.communicate()[0])
-  assert process.returncode == 0
-  kills = 0
+  code, out, err = inside("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'whole'}", "--json")
+  assert code == 0, err
+  whole, kills = json.loads(out), 0
   provenance = tmp_path / "killed" / "provenance.json"
   while kills < times:
     before = provenance.stat().st_mtime_ns if provenance.exists() else 0

@@ -16,6 +16,7 @@ from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight_decay=0.0 train.steps={}"
 
@@ -51,7 +52,7 @@ def run_to_its_end(config, folder, stop_at=None, stops=()):
     for at in stops:
       with pytest.raises(Interrupted):
         train_runs([run], data, display, stop_at(at))
-    (record,) = train_runs([run], data, display, {"stop": False})
+    (record,) = train_runs([run], data, display, StopRequest())
   return run, record
 
 
@@ -111,7 +112,7 @@ def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
     run, data = study.single_run(config, tmp_path / str(i))
     runs.append(run)
   with Display(0, True) as display:
-    packed = train_runs(runs, data, display, {"stop": False})
+    packed = train_runs(runs, data, display, StopRequest())
   for i in (0, members - 1):
     _, alone = run_to_its_end(runs[i].config, tmp_path / f"alone-{i}")
     assert packed[i]["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-4)
@@ -206,12 +207,12 @@ def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_pat
   np.testing.assert_array_equal(rows[:184], [row for step in range(23) for row in plain.batch(step)])
   assert len(rows) == 188
   with Display(0, True) as display:
-    (whole,) = train_runs([run], data, display, {"stop": False})
+    (whole,) = train_runs([run], data, display, StopRequest())
     for looks in (4, 5, 9, 12):
       cut = dataclasses.replace(run, folder=tmp_path / "cut")
       with pytest.raises(Interrupted):
         train_runs([cut], data, display, stop_at(looks))
-    (again,) = train_runs([cut], data, display, {"stop": False})
+    (again,) = train_runs([cut], data, display, StopRequest())
   assert whole["result_sha256"] == again["result_sha256"]
   assert (whole["steps"], whole["tokens"], whole["epochs_seen"]) == (36, 6016, pytest.approx(188 / plain.rows))
   history = metrics.read(run.folder)
@@ -252,7 +253,7 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
   program = programs.program(in_force)
   for step in (3, 4):
     with Display(0, True) as display:
-      assert train_runs([run], data, display, {"stop": False}, until=step) == []
+      assert train_runs([run], data, display, StopRequest(), until=step) == []
     store = Checkpoints(run.folder / "checkpoints")
     state = store.restore(step, program.shapes)
     expected = optim.evaluated(in_force, state.params, state.opt_state)
@@ -274,5 +275,7 @@ def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finis
     run, data = study.single_run(own, tmp_path / str(i))
     runs.append(run)
   with Display(0, True) as display:
-    ended = train_runs(runs, data, display, {"stop": False})
+    ended = train_runs(runs, data, display, StopRequest())
+    (alone,) = train_runs([dataclasses.replace(runs[1], folder=tmp_path / "alone")], data, display, StopRequest())
   assert [one["status"] for one in ended] == ["diverged", "finished"]
+  assert ended[1]["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-5)  # sums have another order

@@ -11,6 +11,7 @@ from bigmodel.train import metrics, programs, weights
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
+from bigmodel.train.stop import StopRequest
 
 
 def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
@@ -62,7 +63,7 @@ def test_noise_scale_needs_microbatches_and_is_recorded_in_tokens(config, tmp_pa
   config.train.accumulate = 4
   run, data = study.single_run(config, tmp_path)
   with Display(0, True) as display:
-    (record,) = train_runs([run], data, display, {"stop": False})
+    (record,) = train_runs([run], data, display, StopRequest())
   last = metrics.read(tmp_path)[-1]
   assert record["metrics"]["noise_scale"] == pytest.approx(last["noise_scale"])
   assert last["noise_scale"] > 0
@@ -158,10 +159,10 @@ def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolv
     own.train.update(steps=10, layers_every=5)
     runs.append(Run(own, tmp_path / str(seed)))
   with Display(0, True) as display:
-    packed = train_runs(runs, data, display, {"stop": False})
+    packed = train_runs(runs, data, display, StopRequest())
   own.train.layers_every = 0
   with Display(0, True) as display:
-    (plain,) = train_runs([Run(own, tmp_path / "plain")], data, display, {"stop": False})
+    (plain,) = train_runs([Run(own, tmp_path / "plain")], data, display, StopRequest())
   assert plain["run_id"] == packed[1]["run_id"]
   layers = [{row["step"]: row["layers"] for row in metrics.read(run.folder) if "layers" in row} for run in runs]
   assert [set(one) for one in layers] == [{5, 10}] * 2

@@ -14,6 +14,7 @@ from bigmodel.train import programs, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.stop import StopRequest
 
 
 def trained(config, folder, **changes):
@@ -21,7 +22,7 @@ def trained(config, folder, **changes):
   config = study.with_overrides(config, changes)
   run, data = study.single_run(config, folder)
   with Display(0, True) as display:
-    train_runs([run], data, display, {"stop": False})
+    train_runs([run], data, display, StopRequest())
   store = Checkpoints(run.folder / "checkpoints")
   params = store.arrays(store.newest_sound(), weights.PREFIX)
   store.close()
@@ -93,7 +94,7 @@ def test_tables_of_an_earlier_version_without_padding_are_padded(config, tmp_pat
   store.close()
   (run.folder / "record.json").unlink()
   with Display(0, True) as display, pytest.raises(UserError, match=r"of step 2 is of an earlier version \('embedding'"):
-    train_runs([run], data, display, {"stop": False})
+    train_runs([run], data, display, StopRequest())
 
 
 SHAPES = {
