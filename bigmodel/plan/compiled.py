@@ -13,7 +13,7 @@ from bigmodel import hardware, models, optim, parallel, tasks, train
 from bigmodel.config import Config
 from bigmodel.parallel.topology import Topology
 from bigmodel.plan import analytic, hlo
-from bigmodel.train import alone
+from bigmodel.train.programs.single import Single
 
 Facts = dict[str, Any]
 
@@ -105,7 +105,6 @@ def compiled(config: Config, topology: Topology) -> Facts:
   """Compiles the training step and reads what the compiler says of it."""
   began = time.perf_counter()
   mesh = parallel.make_mesh(config, devices=topology.devices)
-  lone = alone.lone_run(config, mesh)
   rows = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh)),
     tasks.batch_shape(config, config.train.batch_size),
@@ -113,13 +112,15 @@ def compiled(config: Config, topology: Topology) -> Facts:
   one = parallel.replicated(mesh)
   h = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype, sharding=one), optim.hyperparameters(config, 1))
   try:
-    program = lone.lower(lone.shapes, rows, h).compile()
+    program = Single(config, mesh).lower(rows, h).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return _too_large(str(error), time.perf_counter() - began)
-  memory = program.memory_analysis()
-  read = hlo.read(program.as_text())
+  memory, text = program.memory_analysis(), program.as_text()
+  assert memory is not None, "the compilers for CPUs, GPUs and TPUs tell it"
+  assert text is not None, "the compilers for CPUs, GPUs and TPUs give it"
+  read = hlo.read(text)
   chip = topology.chip
   places = [tuple(getattr(d, "coords", None) or (d.id,)) for d in mesh.devices.flat]
   host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes

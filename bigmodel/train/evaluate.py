@@ -13,7 +13,7 @@ from bigmodel.config import Config
 from bigmodel.data.pipeline import EvalRows
 from bigmodel.tasks.metrics import bootstrap, of_clusters
 from bigmodel.tasks.task import OF_MEANS
-from bigmodel.train.alone import Program
+from bigmodel.train.programs import Program
 
 Z90 = 1.645  # standard errors
 
@@ -50,9 +50,9 @@ def measure(
   """The values of all batches for each of up to `program.at_once` members; `beat` is called after each batch."""
   if not params:
     return []
-  values_of, measured = program.values_of(params), [[] for _ in params]
+  evaluate_batch, measured = program.evaluator(params), [[] for _ in params]
   for key, batch in enumerate(rows.batches(config.eval.batch_size)):
-    for own, values in zip(measured, values_of(batch, key), strict=True):
+    for own, values in zip(measured, evaluate_batch(batch, key), strict=True):
       own.append(values)
     beat()
   return measured

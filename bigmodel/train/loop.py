@@ -22,12 +22,12 @@ from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
 from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
-from bigmodel.train.alone import Program
 from bigmodel.train.checkpoint import Checkpoints, newest_common
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import NOTHING, Evaluation, judge, loss_and_metrics, measure
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
+from bigmodel.train.programs import Program
 from bigmodel.train.run import Run, now, open_folder, write_status
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.train.supervise import Watchdog
@@ -153,9 +153,9 @@ def _train(
       done = step + count
       rows = program.put_rows(*([m.rows.part(k - ahead[0].first) for m in members] for k in range(step, done)))
       look = look_every and done % look_every == 0
-      layers = program.layers(state, rows, hyperparameters) if look else None
+      layers = program.layer_statistics(state, rows, hyperparameters) if look else None
       state, metrics = program.step(state, rows, hyperparameters)
-      before, pending = pending, (step, count, functools.partial(program.told, metrics), layers)
+      before, pending = pending, (step, count, functools.partial(program.fetch_metrics, metrics), layers)
       if before is not None and watch.read(*before):
         pending = None
         break  # every member has diverged

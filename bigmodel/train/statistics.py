@@ -16,6 +16,9 @@ from bigmodel.optim import names
 from bigmodel.tasks import Task
 from bigmodel.train import step as steps
 
+# Root mean squares: of each of "activation", "parameter", "gradient" and "update", by name, one for each layer.
+LayerStatistics = dict[str, dict[str, list[jax.Array]]]
+
 
 def activations(forward: Callable[[], Any]) -> list[tuple[str, jax.Array]]:
   """The output of every module with what it is called, in the order of the calls that `forward` makes.
@@ -45,7 +48,7 @@ def of_step(
   state: Any,
   rows: Any,
   h: optim.Hyperparameters,
-) -> dict[str, dict[str, list[jax.Array]]]:
+) -> LayerStatistics:
   """Root mean squares by layer, of the step that `state` is about to take; activations of its first microbatch.
 
   Frozen parameters have no gradient. Of padded tables only the `real_rows` count, and of logits those that are not

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import flax.struct
 import jax
@@ -18,28 +18,39 @@ from bigmodel.tasks import Apply, Measured, Task
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 
+Params: TypeAlias = "dict[str, jax.Array | Params]"
+# Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
+Batch: TypeAlias = "jax.Array | dict[str, jax.Array]"
+Metrics: TypeAlias = "dict[str, jax.Array]"
+# Averages of the squared norm of the gradient and of its variance over rows; () where they are not measured.
+Noise: TypeAlias = "tuple[jax.Array, ...]"
+Sums: TypeAlias = "tuple[Measured, Params]"  # over microbatches, of what is logged and of gradients
+
 
 @flax.struct.dataclass
 class State:
-  """Everything that a run is at one step."""
+  """Everything that a run is at one step.
+
+  The leaves are arrays on devices or on the host; in descriptions of a state, abstract arrays or shardings.
+  """
 
   step: jax.Array  # int32, steps done
-  params: Any
-  opt_state: Any
+  params: Params
+  opt_state: optim.State
   loss_ema: jax.Array  # exponential average of the loss, not yet divided by 1 - EMA^step
   # int32: the first step at which the loss or a parameter is not finite; where steps are skipped, the first of
   # `optim.MOST_SKIPPED` that were skipped in a row; -1 as long as there is none.
   diverged_at: jax.Array
-  noise: Any = ()  # averages of the squared norm of the gradient and of its variance over rows, where asked for
+  noise: Noise = ()
 
 
-def applied(apply: Callable, params: Any, key: jax.Array | None = None) -> Apply:
+def applied(apply: Callable, params: Params, key: jax.Array | None = None) -> Apply:
   """The model as a task calls it; with a key, as in training: some units drop out."""
   return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
 
 
 def objective(
-  apply: Callable, task: Task, h: optim.Hyperparameters, params: Any, rows: Any, key: jax.Array
+  apply: Callable, task: Task, h: optim.Hyperparameters, params: Params, rows: Batch, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
   """`(what is minimised, what to log)` in training; from `key` come the masks of dropout and what the task draws."""
   for_task, for_dropout = jax.random.split(key)
@@ -51,17 +62,17 @@ class Gradients:
   """What a step learns from its batch."""
 
   measured: Measured  # means over the batch, the loss among them
-  of_params: Any  # but of those that are frozen
-  squares: Any  # the squared norm of each microbatch's gradient, where asked for
-  first: tuple[Any, jax.Array]  # the rows of the first microbatch, and the key that its objective gets
+  of_params: Params  # without those that are frozen
+  squares: jax.Array | None  # [K]: the squared norm of each microbatch's gradient, where asked for
+  first: tuple[Batch, jax.Array]  # the rows of the first microbatch, and the key that its objective gets
 
 
 def gradients(
-  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
+  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Batch, h: optim.Hyperparameters
 ) -> Gradients:
   """The gradients of the step that `state` is about to take, over all of its microbatches."""
 
-  def of_part(part: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, Measured]:
+  def of_part(part: Params, rows: Batch, key: jax.Array) -> tuple[jax.Array, Measured]:
     return objective(apply, task, h, optim.merged(state.params, part), rows, key)
 
   gradient = jax.value_and_grad(of_part, has_aux=True)
@@ -73,8 +84,8 @@ def gradients(
   # Row b goes to microbatch b % accumulate, so that no row leaves its device.
   micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
-  def add(total: Any, given: tuple[Any, jax.Array]) -> tuple[Any, Any]:
-    (_, measured), grads = gradient(part, *given)
+  def add(total: Sums, microbatch: tuple[Batch, jax.Array]) -> tuple[Sums, jax.Array | None]:
+    (_, measured), grads = gradient(part, *microbatch)
     square = optax.tree.norm(grads, squared=True) if state.noise else None
     return jax.tree.map(jnp.add, total, (measured, grads)), square
 
@@ -88,8 +99,8 @@ def gradients(
 
 
 def train_step(
-  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Any, h: optim.Hyperparameters
-) -> tuple[State, dict[str, jax.Array]]:
+  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Batch, h: optim.Hyperparameters
+) -> tuple[State, Metrics]:
   """One step of one run: pure, and the same for every mesh."""
   found = gradients(apply, task, how, accumulate, state, rows, h)
   loss, noise = found.measured["loss"], state.noise
@@ -117,7 +128,7 @@ def train_step(
   return new, metrics
 
 
-def _noise(squares_K: jax.Array, grads: Any, rows: int) -> tuple[jax.Array, jax.Array]:
+def _noise(squares_K: jax.Array, grads: Params, rows: int) -> tuple[jax.Array, jax.Array]:
   """Estimates without bias of the squared norm of the true gradient, and of the variance of one row's gradient.
 
   From the squared norms of microbatches' gradients and that of their mean (McCandlish et al. 2018, appendix A.1).
@@ -126,7 +137,7 @@ def _noise(squares_K: jax.Array, grads: Any, rows: int) -> tuple[jax.Array, jax.
   return (K * large - small) / (K - 1), rows * (small - large) / (K - 1)
 
 
-def noise_scale(noise: Any) -> Any:
+def noise_scale(noise: Noise) -> jax.Array:
   """The rows of a batch at which noise and gradient are as large: of more rows each is worth less.
 
   Not a number where the noise hides the gradient's size.
@@ -141,7 +152,7 @@ def loss_train(state: State, first: int = 0) -> float:
   return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
 
 
-def params_sha256(params: Any, marks: dict[str, str] | None = None) -> str:
+def params_sha256(params: Params, marks: dict[str, str] | None = None) -> str:
   """sha256 over names, shapes and fingerprints of all parameters; the same on every mesh.
 
   `marks` are the fingerprints of a state that has these parameters, where they are known.

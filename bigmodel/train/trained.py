@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bigmodel import models, record
 from bigmodel.config import Config, require
@@ -17,6 +16,7 @@ from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
 from bigmodel.train import programs, weights
 from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.step import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Trained:
   workdir: str
   config: Config
   program: programs.Program
-  params: optax.Params
+  params: Params
   step: int
 
 

@@ -13,7 +13,8 @@ from bigmodel import models, optim, parallel, tasks
 from bigmodel.models.layers.attention import attend
 from bigmodel.parallel import kernels
 from bigmodel.tasks import generation
-from bigmodel.train import alone, step
+from bigmodel.train import step
+from bigmodel.train.programs.single import Single
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 SOFTMAX = ("exp", "exp2", "log", "log1p", "argmax", "top_k", "sort", "reduce_max")
@@ -120,8 +121,8 @@ def program_text(config, dtype):
   """The lowered training step of a config, as text."""
   own = config.copy_and_resolve_references()
   own.train.compute_dtype, own.train.batch_size = dtype, 2
-  run = alone.lone_run(own, parallel.make_mesh_of({}, jax.devices()[:1]))
-  return run.lower(run.shapes, tasks.batch_shape(own, 2), optim.hyperparameters(own, 10)).as_text()
+  run = Single(own, parallel.make_mesh_of({}, jax.devices()[:1]))
+  return run.lower(tasks.batch_shape(own, 2), optim.hyperparameters(own, 10)).as_text()
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)

@@ -10,7 +10,8 @@ from test_families import CASES, T, init, make  # its folder is on the path of p
 
 from bigmodel import models, optim, parallel, tasks
 from bigmodel.models.layers.embedding import lookup
-from bigmodel.train import alone, step
+from bigmodel.train import step
+from bigmodel.train.programs.single import Single
 
 TOKENS = 65_536
 FEW = 16  # numbers whose sum bfloat16 holds: each rounding is at most 1 in 256, and they fall either way
@@ -122,10 +123,10 @@ def test_tables_are_gathered_in_bfloat16_and_their_gradients_scattered_in_float3
   config = make("gpt", vocab=4096, tie_embeddings=False)
   config.train.update(compute_dtype="bfloat16", batch_size=8)
   config.parallel.preset = "fsdp"
-  run = alone.lone_run(config, parallel.make_mesh_of(dict(fsdp=8)))
-  shapes = (run.shapes, tasks.batch_shape(config, 8), optim.hyperparameters(config, 10))
+  run = Single(config, parallel.make_mesh_of(dict(fsdp=8)))
+  inputs = (tasks.batch_shape(config, 8), optim.hyperparameters(config, 10))
   # A CPU multiplies in float32 and would widen operands before they travel: the text before that is read.
-  text = run.lower(*shapes).as_text()
+  text = run.lower(*inputs).as_text()
   constrained = [line for line in text.splitlines() if "sharding_constraint" in line and "tensor<4096x16x" in line]
   assert constrained
   gathered = [line for line in constrained if '"fsdp"' not in line]

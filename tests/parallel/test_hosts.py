@@ -15,9 +15,10 @@ import pytest
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
 from bigmodel.parallel import hosts
-from bigmodel.train import alone, metrics
+from bigmodel.train import metrics
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.programs.single import Single
 
 CONFIG = """
 from bigmodel.study import default_config
@@ -154,24 +155,23 @@ def test_a_checkpoint_restores_on_any_other_mesh(resolved, tmp_path):
     own.parallel.update(sizes)
     mesh = parallel.make_mesh(own, devices=jax.devices()[:count])
     assert mesh.size == count
-    lone = alone.lone_run(own, mesh)
-    h = jax.tree.map(lambda x, mesh=mesh: hosts.put(x, parallel.replicated(mesh)), optim.hyperparameters(own, 30))
-    put = lambda step, mesh=mesh: hosts.put_rows(rows.batch(step), parallel.batch_sharding(mesh))
+    program = Single(own, mesh)
+    h = program.put_hyperparameters([optim.hyperparameters(own, 30)])
     store = Checkpoints(tmp_path / "checkpoints")
     if count == 8:
-      state = lone.init(jax.random.key(0))
+      state = program.init(0)
       for step in range(10):
-        state, _ = lone.step(state, put(step), h)
+        state, _ = program.step(state, program.put_rows([rows.batch(step)]), h)
       store.save(10, state)
       expected = steps.params_sha256(state.params)
     else:
-      state = store.restore(10, lone.shapes)
+      state = store.restore(10, program.shapes)
       assert jax.tree.leaves(state.params)[0].sharding.mesh.size == count
       assert steps.params_sha256(state.params) == expected
     store.close()
     found = []
     for step in range(10, 20):
-      state, values = lone.step(state, put(step), h)
+      state, values = program.step(state, program.put_rows([rows.batch(step)]), h)
       found.append(float(values["loss"]))
     runs[count] = found
   for count in (1, 2, 4):

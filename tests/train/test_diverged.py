@@ -19,6 +19,7 @@ from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
+from bigmodel.train.programs import choose
 from bigmodel.train.run import Branch, Run
 from bigmodel.train.stop import StopRequest
 
@@ -49,8 +50,8 @@ def broken(monkeypatch):
 
   monkeypatch.setattr(tasks, "build", built)
   monkeypatch.setattr(Pipeline, "batch", with_bad_tokens)
-  for name in ("_PROGRAMS", "_LANES", "_LONE"):
-    monkeypatch.setattr(programs, name, {})  # others' losses do not break
+  for name in ("_SINGLE", "_COMPILED_LANES", "_PACKS"):
+    monkeypatch.setattr(choose, name, {})  # others' losses do not break
   return chosen
 
 

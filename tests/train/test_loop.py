@@ -23,6 +23,7 @@ from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.member import open_member
+from bigmodel.train.programs import lanes
 from bigmodel.train.run import Run, interruptible, run_id
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
@@ -152,9 +153,9 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
     found.append(strides)
     member.checkpoints.close()
   assert found == [[1, 400, 8, 1], [1, 200, 4, 1]]
-  assert programs._stride(config) == programs.STRIDE
+  assert lanes.stride_of(config) == lanes.STRIDE
   config.train.batch_size = 1 << 14  # of rows of 132 bytes
-  assert programs._stride(config) == 1
+  assert lanes.stride_of(config) == 1
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.0, [11, 22, 33]), (0.5, [11, 62])])

@@ -80,7 +80,7 @@ def _one_step(config, data, count=1):
     batch = program.put_rows([rows.batch(step)])
     if step == count - 1:
       before = jax.tree.map(np.array, state.params)
-      (layers,) = program.layers(state, batch, h)
+      (layers,) = program.layer_statistics(state, batch, h)
     state, told = program.step(state, batch, h)
   return state, told, (before, layers)
 

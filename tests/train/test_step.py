@@ -8,8 +8,9 @@ from bigmodel import optim, parallel
 from bigmodel.config import with_overrides
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
-from bigmodel.train import alone, programs
+from bigmodel.train import programs
 from bigmodel.train import step as steps
+from bigmodel.train.programs import choose, lanes
 
 
 def run_steps(config, corpus, count=3, **sizes):
@@ -119,23 +120,23 @@ def test_lanes_hold_several_members(resolved):
 def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
   config, corpus = resolved
   config.model.width = 24  # of no other test
-  lone, step, calls = alone.lone_run, programs.train_step, []
-  monkeypatch.setattr(alone, "lone_run", lambda *given: (calls.append("lone"), lone(*given))[1])
-  monkeypatch.setattr(programs, "train_step", lambda *given: (calls.append("step"), step(*given))[1])
-  lanes = jax.device_count()
-  for count in (2 * lanes - 3, 3 * lanes):
+  single, step, calls = choose.Single, lanes.train_step, []
+  monkeypatch.setattr(choose, "Single", lambda *given: (calls.append("single"), single(*given))[1])
+  monkeypatch.setattr(lanes, "train_step", lambda *given: (calls.append("step"), step(*given))[1])
+  cores = jax.device_count()
+  for count in (2 * cores - 3, 3 * cores):
     program = programs.program(config, count)
     state = program.place([program.init(seed) for seed in range(count)])
     horizons = [1 + i % 2 for i in range(count)]
     h = program.put_hyperparameters([optim.hyperparameters(config, horizon) for horizon in horizons])
     rows = pipeline.train_pipeline(config, corpus, 30)
     state, metrics = program.step(state, program.put_rows(*[[rows.batch(k)] * count for k in range(2)]), h)
-    host, told = program.fetch(state), program.told(metrics)
+    host, values = program.fetch(state), program.fetch_metrics(metrics)
     assert [int(program.member(host, i).step) for i in range(count)] == horizons
     assert (host.step[count:] == np.iinfo(np.int32).max).all()  # who fills up the lanes trains nothing
-    assert told["loss"].shape == (count, program.stride)
-    assert [int(np.count_nonzero(own)) for own in told["loss"]] == horizons
-  assert calls == ["lone", "step"]
+    assert values["loss"].shape == (count, program.stride)
+    assert [int(np.count_nonzero(own)) for own in values["loss"]] == horizons
+  assert calls == ["single", "step"]
 
 
 def test_a_key_tells_apart_what_is_compiled_and_nothing_else(resolved):
