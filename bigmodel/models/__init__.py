@@ -4,7 +4,10 @@ A family's module has `fields()`, `check(config)` and `resolve(model, facts)` fo
 `config.model`; `shape_of(config)`, a frozen shape with `describe()` and `counts(context)`;
 `build(config, dtype)`, a Linen module that gives `(outputs, auxiliary numbers by name)`; `example(shape)`,
 inputs of the least size; TASKS, what it can be trained for; and SUPPLIED, the arguments of
-`build` by which a mesh may have it computed in another way.
+`build` by which a mesh may have it computed in another way. It may have IN_PIECES, the
+fields along which a mesh can split its rows and layers, and NORM_FIRST, whether its blocks
+begin with their norms (by default the field `norm_first`, or else True). Each parameter has
+a role and named axes: see `layers.roles`.
 
 A model that is applied with a key named 'dropout' is in training; without that key it is evaluated.
 """
@@ -17,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel.accounting import Counts
-from bigmodel.config import Config, require, require_choice
+from bigmodel.config import Config, digest, flatten, require, require_choice
+from bigmodel.models.layers.roles import Labels, dotted, labels_of
 
 # family -> file
 FAMILIES = {
@@ -75,6 +79,33 @@ def build(config: Config, dtype: Any = jnp.float32, **arguments: Any) -> Any:
   return family(config.model.family).build(config, dtype, **arguments)
 
 
+def abstract(config: Config) -> Any:
+  """The boxed parameters of the model of a resolved config, without values."""
+  read = digest({name: value for name, value in flatten(config).items() if name.startswith(("model.", "data."))})
+  key = (family(config.model.family).build, read)
+  if key not in _ABSTRACT:
+    _ABSTRACT[key] = jax.eval_shape(lambda: build(config).init(jax.random.key(0), *example(config))["params"])
+  return _ABSTRACT[key]
+
+
+_ABSTRACT: dict[tuple[Any, str], Any] = {}  # runs ask for theirs many times, and a trace takes a while
+
+
+def labels(config: Config) -> Labels:
+  """The axes and the role of each parameter of the model of a resolved config."""
+  return labels_of(abstract(config))
+
+
+def in_pieces(model: Config) -> tuple[str, ...]:
+  """The fields of a config, `data.context` or `model.layers`, along which a mesh can split this model's work."""
+  return getattr(family(model.family), "IN_PIECES", ())
+
+
+def begins_blocks_with_norms(model: Config) -> bool:
+  """Whether blocks normalise what they read, and not the stream itself; True where there are no blocks."""
+  return getattr(family(model.family), "NORM_FIRST", model.get("norm_first", True))
+
+
 def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
   """By the dotted name of each padded table, how many of its rows are real; the rest are zeros that nothing reads.
 
@@ -82,11 +113,9 @@ def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
   """
   if "vocab" not in config.model:
     return {}
-  if boxed is None:
-    boxed = jax.eval_shape(lambda: build(config).init(jax.random.key(0), *example(config))["params"])
+  boxed = abstract(config) if boxed is None else boxed
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-  tables = [path for path, leaf in leaves if leaf.names[0] == "vocab"]
-  return {jax.tree_util.keystr(path, simple=True, separator="."): config.model.vocab for path in tables}
+  return {dotted(path): config.model.vocab for path, leaf in leaves if leaf.names[0] == "vocab"}
 
 
 def example(config: Config) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ learning rate that is right for one size is wrong for another.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ import numpy as np
 from bigmodel import models, optim, tasks
 from bigmodel.config import Config, require
 from bigmodel.models.layers.basic import exact_products
+from bigmodel.models.layers.roles import Role
 from bigmodel.train.statistics import activations
 
-LAST = ("final_norm", "transform_norm")
 ROUNDING = 1e-5  # changes below this share of an output's size are taken for errors of float32 rounding
 ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
 
@@ -51,11 +50,14 @@ def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, se
   found = [_measure(config, steps, seeds) for config in configs]
   kinds = [each.layers for each in found]
   same_depth = len({len(own) for own in kinds}) == 1
-  change, slopes, divided = {}, {}, optim.parametrization.last_norm_of(configs[0])
+  change, slopes, labels = {}, {}, models.labels(configs[0])
+  last_norms = {name.split(".")[-2]: label for name, label in labels if label.role is Role.LAST_NORM}
+  # What comes out of a last norm that is divided falls with the width by intent; in a stack it comes out of the block.
+  divided = set(last_norms) if optim.parametrization.divides_last_norm(labels) else set()
+  divided |= {"block" for norm in divided if last_norms[norm].in_stack}
+  compared = {norm for norm, label in last_norms.items() if not label.in_stack} | {kinds[0][-1]}  # between depths
   for kind in dict.fromkeys(kinds[0]):
-    # What comes out of the norm before the logits falls with the width by intent.
-    scaled = divided.endswith(f"{kind}.") or ("blocks." in divided and kind == "block")
-    if scaled if same_depth else kind not in (*LAST, kinds[0][-1]):
+    if kind in divided if same_depth else kind not in compared:
       continue
     last = [len(own) - 1 - own[::-1].index(kind) for own in kinds]
     change[kind] = np.stack([own.change[i] for own, i in zip(found, last, strict=True)])
@@ -100,7 +102,9 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
   def run(key: jax.Array, rows: Any) -> tuple[jax.Array, jax.Array]:
     params = nn.meta.unbox(model.init(key, *models.example(config)))["params"]
     params = optim.parametrization.scaled(params, how.multiples)
-    params = {name: jnp.zeros_like(x) if re.fullmatch(r"output(_bias)?", name) else x for name, x in params.items()}
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.zeros_like(x) if how.labels.at(path).role in (Role.OUTPUT, Role.OUTPUT_TABLE) else x, params
+    )
 
     def loss_and_outputs(params: Any) -> tuple[jax.Array, list[jax.Array]]:
       losses: list[jax.Array] = []

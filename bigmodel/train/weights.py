@@ -35,8 +35,7 @@ IMPORTED = "imported.json"
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
   """Every parameter of a resolved config's model, by dotted name."""
-  init = lambda: models.build(config).init(jax.random.key(0), *models.example(config))["params"]
-  return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(jax.eval_shape(init))).items()}
+  return {name: leaf.shape for name, leaf in flat(nn.meta.unbox(models.abstract(config))).items()}
 
 
 def real_shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from bigmodel import models, optim, study
 from bigmodel.files import UserError
 from bigmodel.models import decoder
 from bigmodel.models.layers import attention
+from bigmodel.models.layers.roles import dotted
 from bigmodel.optim import optimizers, parametrization
 from bigmodel.optim.optimizers import Step
 from bigmodel.plan import coordinates
@@ -79,7 +80,7 @@ def test_gradients_fall_as_epsilon_does():
     made = jax.jit(models.build(config).init)(key, *models.example(config))
     params = parametrization.scaled(nn.meta.unbox(made)["params"], parametrization.multiples(config))
     grads = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params, coordinates._rows(config, 0), key))
-    sizes.append({optim.names.dotted(path): float(np.sqrt(np.mean(g**2))) for path, g in grads})
+    sizes.append({dotted(path): float(np.sqrt(np.mean(g**2))) for path, g in grads})
   epsilon = {name: rest[-1] for name, *rest in parametrization.multiples(config)}
   # What is initialised at random adds to the signal; it falls by the root.
   for name in ("blocks.attention.out", "blocks.feed_forward.down", "embedding", "final_norm.scale"):
@@ -207,7 +208,7 @@ def test_scaled_initial_values_are_the_models_own_times_the_multiple():
     own = scaled
     for key in path:
       own = own[key.key]
-    np.testing.assert_allclose(own, x * times.get(optim.names.dotted(path), 1.0), rtol=1e-6)
+    np.testing.assert_allclose(own, x * times.get(dotted(path), 1.0), rtol=1e-6)
 
 
 def test_what_cannot_be_carried_over_is_refused():
