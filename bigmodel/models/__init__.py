@@ -4,7 +4,10 @@ A family's module declares the fields of its `config.model` in `Shape`, a frozen
 `counts(context)`; it has `check(config)` for what declarations cannot say, `resolve(model, facts)`, `shape_of(config)`;
 `build(config, dtype)`, a Linen module that gives `(outputs, auxiliary numbers by name)`; `example(shape)`,
 inputs of the least size; TASKS, what it can be trained for; and SUPPLIED, the arguments of
-`build` by which a mesh may have it computed in another way.
+`build` by which a mesh may have it computed in another way. It may have IN_PIECES, the
+fields along which a mesh can split its rows and layers, and NORM_FIRST, whether its blocks
+begin with their norms (by default the field `norm_first`, or else True). Each parameter has
+a role and named axes: see `layers.roles`.
 
 A model that is applied with a key named 'dropout' is in training; without that key it is evaluated.
 """
@@ -21,6 +24,7 @@ from bigmodel import declarations
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, flatten, require, require_choice
 from bigmodel.declarations import Field, OneOf
+from bigmodel.models.layers.roles import Labels, dotted, labels_of
 
 MOST_ABSTRACT = 256  # models whose shapes are remembered: tracing one takes longer than most of what asks for them
 _ABSTRACT: dict[tuple[Any, str], Any] = {}
@@ -75,6 +79,21 @@ def build(config: Config, dtype: Any = jnp.float32, **arguments: Any) -> Any:
   return family(config.model.family).build(config, dtype, **arguments)
 
 
+def labels(config: Config) -> Labels:
+  """The axes and the role of each parameter of the model of a resolved config."""
+  return labels_of(abstract_parameters(config))
+
+
+def in_pieces(model: Config) -> tuple[str, ...]:
+  """The fields of a config, `data.context` or `model.layers`, along which a mesh can split this model's work."""
+  return getattr(family(model.family), "IN_PIECES", ())
+
+
+def begins_blocks_with_norms(model: Config) -> bool:
+  """Whether blocks normalise what they read, and not the stream itself; True where there are no blocks."""
+  return getattr(family(model.family), "NORM_FIRST", model.get("norm_first", True))
+
+
 def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
   """By the dotted name of each padded table, how many of its rows are real; the rest are zeros that nothing reads.
 
@@ -82,18 +101,16 @@ def real_rows(config: Config, boxed: Any = None) -> dict[str, int]:
   """
   if "vocab" not in config.model:
     return {}
-  if boxed is None:
-    boxed = abstract_parameters(config)
+  boxed = abstract_parameters(config) if boxed is None else boxed
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-  tables = [path for path, leaf in leaves if leaf.names[0] == "vocab"]
-  return {jax.tree_util.keystr(path, simple=True, separator="."): config.model.vocab for path in tables}
+  return {dotted(path): config.model.vocab for path, leaf in leaves if leaf.names[0] == "vocab"}
 
 
 def abstract_parameters(config: Config) -> Any:
   """Shapes of the parameters of a resolved config's model, boxed with the names of their axes."""
   groups = ("model.", "task.", "data.context")
   read = {name: value for name, value in flatten(config).items() if name.startswith(groups)}
-  key = family(config.model.family), repr(read)
+  key = family(config.model.family).build, repr(read)
   if key not in _ABSTRACT:
     if len(_ABSTRACT) >= MOST_ABSTRACT:
       _ABSTRACT.clear()

@@ -18,6 +18,7 @@ from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.basic import dropout, projection
 from bigmodel.models.layers.images import convolution, convolved, max_pool
+from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification",)
@@ -106,15 +107,19 @@ class AlexNet(nn.Module):
     shape = self.shape
     x = x.astype(self.dtype)
     for layer, (channels, size, stride, padding, groups, pooled) in enumerate(FORMS[shape.form]):
-      x = jax.nn.relu(convolution(self, f"conv_{layer}", x, channels, size, stride, padding, groups, bias=True))
+      role = Role.HIDDEN if layer else Role.INPUT
+      x = jax.nn.relu(convolution(self, f"conv_{layer}", x, channels, size, role, stride, padding, groups, bias=True))
       if shape.form in NORMALISED and layer < 2:
         x = _respond(x)
       x = max_pool(x, 3, 2) if pooled else x
     x_BxF = x.reshape(x.shape[0], -1)
-    for layer, axis in enumerate(("inputs", "embed")):
+    for layer, (axis, role) in enumerate((("inputs", Role.INPUT), ("embed", Role.HIDDEN))):
       x_BxF = dropout(self, x_BxF, shape.dropout)
-      x_BxF = jax.nn.relu(projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), 2**0.5, bias=True))
-    out = projection(self, "output", x_BxF, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+      x_BxF = projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), role, 2**0.5, bias=True)
+      x_BxF = jax.nn.relu(x_BxF)
+    out = projection(
+      self, "output", x_BxF, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
+    )
     return out, {}
 
 

@@ -23,9 +23,11 @@ from bigmodel.models.layers.basic import (
 )
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
+from bigmodel.models.layers.roles import Role
 
 TASKS = ("masked_lm",)
 SUPPLIED = ("run_blocks",)
+NORM_FIRST = False
 HEADS = ("masked_lm", "pooler", "none")
 
 
@@ -108,9 +110,8 @@ class Bert(nn.Module):
     self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
-    norm = lambda name: LayerNorm(epsilon=shape.epsilon, name=name)
-    table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), 0.02)
-    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, 0.02)
+    table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), Role.TABLE, 0.02)
+    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, Role.TABLE, 0.02)
     positions_PxD = table("positions", shape.positions, "positions")
     types_2xD = table("types", shape.types, "types")
     types = jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
@@ -118,14 +119,16 @@ class Bert(nn.Module):
     x_BxTxD = x_BxTxD + repeated(positions_PxD[:T], x_BxTxD.shape, ("positions", "embed"), self.dtype)
     x_BxTxD = x_BxTxD + lookup(types_2xD, types, ("types", "embed"), self.dtype)
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
-    x_BxTxD = dropout(self, norm("embedding_norm")(x_BxTxD), shape.dropout)
+    x_BxTxD = dropout(self, LayerNorm(epsilon=shape.epsilon, name="embedding_norm")(x_BxTxD), shape.dropout)
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
     if shape.head == "none":
       return x_BxTxD, auxiliary
     if shape.head == "pooler":
-      return jnp.tanh(projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), bias=True)), auxiliary
-    x_BxTxD = ACTIVATIONS["gelu_erf"](projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), bias=True))
-    x_BxTxD = norm("transform_norm")(x_BxTxD)
+      pooled_BxD = projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), Role.OUTPUT, bias=True)
+      return jnp.tanh(pooled_BxD), auxiliary
+    x_BxTxD = projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), Role.HIDDEN, bias=True)
+    last_norm = LayerNorm(epsilon=shape.epsilon, role=Role.LAST_NORM, name="transform_norm")
+    x_BxTxD = last_norm(ACTIVATIONS["gelu_erf"](x_BxTxD))
     return logits(self, x_BxTxD, embedding_VxD, shape.vocab, bias="output_bias"), auxiliary
 
 

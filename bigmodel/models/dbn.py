@@ -17,6 +17,7 @@ from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import field, read
 from bigmodel.models.layers.basic import einsum_float32, gathered, normal, projection, repeated, zeros
+from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "contrastive_divergence")
@@ -81,16 +82,18 @@ class DBN(nn.Module):
     v_BxV = x.reshape(x.shape[0], -1).astype(self.dtype)
     for i, (below, width) in enumerate(itertools.pairwise(shape.widths)):
       axes = ("inputs" if not i else "embed", "mlp")
-      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, below**-0.5)
+      weight_VxH = normal(self, f"layer_{i}", (below, width), axes, Role.HIDDEN if i else Role.INPUT, below**-0.5)
       weight_VxH = gathered(weight_VxH.astype(self.dtype), axes)
-      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",))
-      visible_V = gathered(zeros(self, f"layer_{i}_visible", (below,), axes[:1]), axes[:1])
+      hidden_H = zeros(self, f"layer_{i}_bias", (width,), ("mlp",), Role.BIAS)
+      visible_V = gathered(zeros(self, f"layer_{i}_visible", (below,), axes[:1], Role.BIAS), axes[:1])
       if i == layer:
         assert key is not None
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
       inputs_BxH = v_BxV @ weight_VxH
       v_BxV = jax.nn.sigmoid(inputs_BxH + repeated(hidden_H, inputs_BxH.shape, ("mlp",), self.dtype))
-    out = projection(self, "output", v_BxV, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    out = projection(
+      self, "output", v_BxV, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
+    )
     return out, none
 
 

@@ -27,9 +27,11 @@ from bigmodel.models.layers.basic import (
 )
 from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
+from bigmodel.models.layers.roles import Role
 
 TASKS = ("causal_lm",)
 SUPPLIED = ("attend", "run_blocks")
+IN_PIECES = ("data.context", "model.layers")
 POSITIONS = ("rotary", "learned", "relative", "none")
 
 
@@ -120,7 +122,7 @@ class Shape:
     names = {field.name for field in dataclasses.fields(BlockShape)}
     same = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
     rotary = self.rotary_base if self.positions == "rotary" else 0.0
-    return BlockShape(**same, rotary=rotary, relative=self.positions == "relative")
+    return BlockShape(**same, rotary=rotary, relative=self.positions == "relative", gives_outputs=not self.norm_first)
 
   def params(self) -> dict[str, int]:
     """Exact parameter counts, by what they are for; `active` are those that one token meets."""
@@ -172,12 +174,12 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Any = 0) -> tuple[jax.Array, Any]:
     shape = self.shape
-    table = lambda name: vocabulary(self, name, shape.vocab, shape.width, shape.width**-0.5)
-    embedding_VxD = table("embedding")
+    deviation = shape.width**-0.5
+    embedding_VxD = vocabulary(self, "embedding", shape.vocab, shape.width, Role.SHRINKING_TABLE, deviation)
     x_BxTxD = lookup(embedding_VxD, tokens_BxT, VOCABULARY, self.dtype)
     if shape.positions == "learned":
       named = ("positions", "embed")
-      learned_CxD = normal(self, "positions", (shape.context, shape.width), named, shape.width**-0.5)
+      learned_CxD = normal(self, "positions", (shape.context, shape.width), named, Role.SHRINKING_TABLE, deviation)
       learned_TxD = jax.lax.dynamic_slice_in_dim(learned_CxD, start, tokens_BxT.shape[1])
       x_BxTxD = x_BxTxD + repeated(learned_TxD, x_BxTxD.shape, named, self.dtype)
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", "length", "activation_embed"))
@@ -194,8 +196,10 @@ class Decoder(nn.Module):
         auxiliary.append(cache)
 
     if shape.norm_first:
-      x_BxTxD = NORMS[shape.norm](epsilon=shape.epsilon, name="final_norm")(x_BxTxD)
-    output_VxD = embedding_VxD if shape.tie_embeddings else table("output")
+      x_BxTxD = NORMS[shape.norm](epsilon=shape.epsilon, role=Role.LAST_NORM, name="final_norm")(x_BxTxD)
+    output_VxD = embedding_VxD
+    if not shape.tie_embeddings:
+      output_VxD = vocabulary(self, "output", shape.vocab, shape.width, Role.OUTPUT_TABLE, deviation)
     logits_BxTxV = logits(self, x_BxTxD, output_VxD, shape.vocab)
     return logits_BxTxV if caches is None else logits_BxTxV[..., : shape.vocab], auxiliary
 

@@ -13,6 +13,7 @@ from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, OneOf, field, read
 from bigmodel.models.layers.basic import ACTIVATIONS, dropout, projection
+from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "regression")
@@ -68,12 +69,14 @@ class MLP(nn.Module):
     x_BxF = x.reshape(x.shape[0], -1).astype(self.dtype)
     # A rectifier halves the variance (He et al. 2015).
     scale = 2**0.5 if shape.activation in ("relu", "gelu", "gelu_erf") else 1.0
-    axis = "inputs"
+    axis, role = "inputs", Role.INPUT
     for layer, width in enumerate(shape.hidden):
-      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, (axis, "mlp"), scale, bias=True)
+      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, (axis, "mlp"), role, scale, bias=True)
       x_BxF = dropout(self, ACTIVATIONS[shape.activation](x_BxF), shape.dropout)
-      axis = "embed"
-    out = projection(self, "output", x_BxF, shape.outputs, (axis, "outputs"), bias=True, result=jnp.float32)
+      axis, role = "embed", Role.HIDDEN
+    out = projection(
+      self, "output", x_BxF, shape.outputs, (axis, "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
+    )
     return out, {}
 
 

@@ -16,6 +16,7 @@ from bigmodel.config import Config, require
 from bigmodel.declarations import POSITIVE, OneOf, field, read
 from bigmodel.models.layers.basic import projection
 from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
+from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification",)
@@ -113,14 +114,15 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
 
-    def conv(x: jax.Array, name: str, channels: int, size: int, stride: int) -> jax.Array:
-      return GroupNorm(shape.groups, name=f"{name}_norm")(convolution(self, name, x, channels, size, stride, size // 2))
+    def conv(x: jax.Array, name: str, channels: int, size: int, stride: int, role: Role = Role.HIDDEN) -> jax.Array:
+      x = convolution(self, name, x, channels, size, role, stride, size // 2)
+      return GroupNorm(shape.groups, name=f"{name}_norm")(x)
 
     x = x.astype(self.dtype)
     if shape.stem == "large":
-      x = max_pool(jax.nn.relu(conv(x, "stem", shape.width, 7, 2)), 3, 2, 1)
+      x = max_pool(jax.nn.relu(conv(x, "stem", shape.width, 7, 2, Role.INPUT)), 3, 2, 1)
     else:
-      x = jax.nn.relu(conv(x, "stem", shape.width, 3, 1))
+      x = jax.nn.relu(conv(x, "stem", shape.width, 3, 1, Role.INPUT))
     layers, entering = shape.convolutions(), x
     for i, (name, channels, size, stride, begins) in enumerate(layers):
       if begins >= 0:
@@ -135,7 +137,9 @@ class ResNet(nn.Module):
       elif not layers[i + 1][0].endswith("shortcut"):
         x = jax.nn.relu(x)
     pooled_BxC = jnp.mean(x, axis=(1, 2))
-    out = projection(self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), bias=True, result=jnp.float32)
+    out = projection(
+      self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
+    )
     return out, {}
 
 

@@ -18,6 +18,7 @@ from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection, repeated
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.embedding import lookup
+from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 
 TASKS = ("classification", "regression")
@@ -105,7 +106,10 @@ class FTTransformer(nn.Module):
   def __call__(self, x_BxF: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
     axes, B = ("inputs", "embed"), len(x_BxF)
-    vectors = lambda name, count: normal(self, name, (count, D), axes, D**-0.5)
+
+    def vectors(name: str, count: int, role: Role = Role.SHRINKING_TABLE) -> jax.Array:
+      return normal(self, name, (count, D), axes, role, D**-0.5)
+
     for_all = lambda vectors_FxD: repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
     parts = []
     if shape.numbers:
@@ -113,14 +117,16 @@ class FTTransformer(nn.Module):
     if shape.categories:
       begins = np.cumsum((0, *shape.categories[:-1]))
       codes_BxC = x_BxF[:, shape.numbers :].astype(jnp.int32) + begins
-      parts.append(lookup(vectors("categories", sum(shape.categories)), codes_BxC, axes, self.dtype))
+      parts.append(lookup(vectors("categories", sum(shape.categories), Role.HIDDEN), codes_BxC, axes, self.dtype))
     tokens_BxFxD = jnp.concatenate(parts, axis=1) + for_all(vectors("bias", F))
-    token_D = normal(self, "token", (D,), ("embed",), D**-0.5)
+    token_D = normal(self, "token", (D,), ("embed",), Role.SHRINKING_TABLE, D**-0.5)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
     x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
-    read_BxD = jax.nn.relu(LayerNorm(name="final_norm")(x_BxTxD[:, 0]))
-    out = projection(self, "output", read_BxD, shape.outputs, ("embed", "outputs"), bias=True, result=jnp.float32)
+    read_BxD = jax.nn.relu(LayerNorm(role=Role.LAST_NORM, name="final_norm")(x_BxTxD[:, 0]))
+    out = projection(
+      self, "output", read_BxD, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
+    )
     return out, auxiliary
 
 

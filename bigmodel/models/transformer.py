@@ -21,9 +21,11 @@ from bigmodel.models.layers.basic import (
 )
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
+from bigmodel.models.layers.roles import Role
 
 TASKS = ("seq2seq",)
 SUPPLIED = ("run_blocks",)
+NORM_FIRST = False
 
 
 def resolve(model: Config, facts: dict[str, Any]) -> None:
@@ -67,7 +69,8 @@ class Shape:
   def block(self, decoder: bool) -> BlockShape:
     return BlockShape(
       self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      norm_first=False, epsilon=self.epsilon, causal=decoder, cross=decoder, dropout=self.dropout,
+      norm_first=False, gives_outputs=decoder, epsilon=self.epsilon, causal=decoder, cross=decoder,
+      dropout=self.dropout,
     )  # fmt: skip
 
   def counts(self, context: int) -> Counts:
@@ -98,7 +101,7 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, source_BxS: jax.Array, target_BxT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D = self.shape, self.shape.width
-    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, D**-0.5)
+    embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, Role.SCALED_TABLE, D**-0.5)
 
     def embedded(tokens_BxT: jax.Array) -> jax.Array:
       positions_TxD = sinusoids(np.arange(tokens_BxT.shape[1]), D).astype(self.dtype)

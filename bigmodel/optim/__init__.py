@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from bigmodel import declarations, tasks
+from bigmodel import declarations, models, tasks
 from bigmodel.config import Config, require
 from bigmodel.declarations import Value
+from bigmodel.models.layers import roles
 from bigmodel.optim import names, optimizers, parametrization, schedules
 from bigmodel.optim.fields import Optim
 from bigmodel.optim.names import parse
@@ -146,9 +147,11 @@ class How:
   averages: bool
   frozen: tuple[str, ...]
   multiples: parametrization.Multiples
+  labels: roles.Labels  # of the model's parameters
 
   @classmethod
-  def of(cls, config: Config) -> "How":
+  def of(cls, config: Config, labels: roles.Labels | None = None) -> "How":
+    """Of a resolved config; `labels` are for parameters that are not those of its model."""
     optim = config.optim
     compiled = {name: one.compiled(optim[name]) for name, one in declarations.declared_in(Optim).items()}
     return cls(
@@ -162,6 +165,7 @@ class How:
       averages=compiled["average"],
       frozen=tuple(optim.frozen),
       multiples=parametrization.multiples(config),
+      labels=models.labels(config) if labels is None else labels,
     )
 
   @property
@@ -193,7 +197,7 @@ def initial_state(how: How, params: Any) -> State:
   """
   raw = trainable(nn.meta.unbox(params), how.frozen)
   zero = Hyperparameters(*(0.0,) * len(Hyperparameters._fields))
-  state = State(how.optimizer.direction(zero).init(raw))
+  state = State(how.optimizer.direction(zero, how.labels).init(raw))
   if how.averages:
     state = state._replace(average=jax.tree.map(jnp.zeros_like, raw), steps=jnp.int32(0))
   if how.skips:
@@ -204,14 +208,14 @@ def initial_state(how: How, params: Any) -> State:
   return _named(state, {path: x for path, x in boxes})
 
 
-def _named(state: State, params: dict[names.Path, Any]) -> State:
+def _named(state: State, params: dict[roles.Path, Any]) -> State:
   """Names the axes of each array by those of its parameter that are as long, in their order.
 
   The second axis of a square factor gets the parameter's `embed`, where the first does not have it and it divides:
   factors are as large as parameters, and `embed` is what is spread everywhere.
   """
 
-  def box(path: names.Path, x: Any) -> Any:
+  def box(path: roles.Path, x: Any) -> Any:
     found = [p for p in params if any(path[i : i + len(p)] == p for i in range(len(path)))]
     whole = params[max(found, key=len)] if found else None
     axes: list[str | None] = []
@@ -249,10 +253,11 @@ def update(
   optimizer = how.optimizer
   if how.multiples and optimizer.by_epsilon:  # g / (|g| + e c) is (g / c) / (|g / c| + e)
     sizes = {name: epsilon for name, _, _, _, epsilon in how.multiples}
-    own = lambda path, g: g / parametrization.over(sizes.get(names.dotted(path), 1.0), g)
+    own = lambda path, g: g / parametrization.over(sizes.get(roles.dotted(path), 1.0), g)
     clipped = jax.tree_util.tree_map_with_path(own, clipped)
   extra = {"obj_fn": _of_trainable(loss, whole)} if optimizer.second_order else {}
-  direction, own = optax.with_extra_args_support(optimizer.direction(h)).update(clipped, state.own, params, **extra)
+  transformation = optax.with_extra_args_support(optimizer.direction(h, how.labels))
+  direction, own = transformation.update(clipped, state.own, params, **extra)
   rate, decay = _multiples(how, params, h)
   updates = direction
   if not optimizer.own_rate:
@@ -284,11 +289,11 @@ def _multiples(how: How, params: Any, h: Hyperparameters) -> tuple[Any, Any]:
   """Of each parameter, what multiplies the learning rate and the weight decay."""
   pick = lambda values, default: lambda place: values[place] if place >= 0 else default
   rate = jax.tree.map(pick(h.rates, 1.0), names.which(params, how.rates))
-  matrices = jax.tree_util.tree_map_with_path(lambda path, x: float(names.is_matrix(path, x)), params)
+  matrices = jax.tree_util.tree_map_with_path(lambda path, _: float(how.labels.at(path).is_matrix), params)
   decay = jax.tree.map(lambda place, plain: pick(h.decays, plain)(place), names.which(params, how.decays), matrices)
   if how.multiples:
     sizes = {name: (own_rate, own_decay) for name, _, own_rate, own_decay, _ in how.multiples}
-    times = lambda i: lambda path, x, p: x * parametrization.over(sizes.get(names.dotted(path), (1.0, 1.0))[i], p)
+    times = lambda i: lambda path, x, p: x * parametrization.over(sizes.get(roles.dotted(path), (1.0, 1.0))[i], p)
     rate, decay = (jax.tree_util.tree_map_with_path(times(i), tree, params) for i, tree in enumerate((rate, decay)))
   return rate, decay
 

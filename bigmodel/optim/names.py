@@ -1,4 +1,4 @@
-"""What a parameter is, by its dotted name: stacked over layers or experts, a hidden matrix or not; rules over names."""
+"""Rules that users write over the dotted names of parameters."""
 
 import re
 from collections.abc import Sequence
@@ -7,29 +7,7 @@ from typing import Any
 import jax
 
 from bigmodel.config import require
-
-# Matrices that meet the data or the outputs, and no others: tables, heads, first layers.
-OUTER = re.compile(r"^(embedding|positions|types|token|output|head|pooler|patches|stem|layer_0|conv_0|weight|bias)\b")
-Path = tuple[Any, ...]
-
-
-def dotted(path: Path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def leading(path: Path) -> int:
-  """Axes in front of a parameter's own: layers of a stack, experts."""
-  name = dotted(path)
-  return bool(re.search(r"blocks\.", name)) + bool(re.search(r"experts\.(up|down|gate)$", name))
-
-
-def is_matrix(path: Path, x: Any) -> bool:
-  return x.ndim - leading(path) > 1
-
-
-def is_hidden(path: Path, x: Any) -> bool:
-  """A matrix or convolution between layers: what Muon, Shampoo and SOAP are for."""
-  return is_matrix(path, x) and not OUTER.search(dotted(path))
+from bigmodel.models.layers.roles import dotted
 
 
 def parse(field: str, rules: Sequence[str]) -> list[tuple[str, float]]:

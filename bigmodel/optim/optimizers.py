@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from bigmodel.optim import names, shampoo
+from bigmodel.models.layers.roles import Labels, Path
+from bigmodel.optim import shampoo
 
 INTERVAL = 10  # steps between curvatures of Sophia, roots of Shampoo and bases of SOAP
 Transformation: Any = optax.GradientTransformation  # whose types say less than they could
@@ -41,9 +42,12 @@ ADAM = ("beta1", "beta2", "epsilon")  # the fields that Adam reads, which many o
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """`direction(h)` is what the learning rate multiplies; its state does not depend on `h`."""
+  """`direction(h, labels)` is what the learning rate multiplies, for parameters with these labels.
 
-  direction: Callable[[Any], Any]
+  Its state does not depend on the hyperparameters `h`.
+  """
+
+  direction: Callable[[Any, Labels], Any]
   reads: tuple[str, ...]  # of SPECIFIC, the fields of `config.optim` that change its steps
   step: Step = Step.ENTRY
   spectral_size: Callable[[tuple[int, ...]], float] | None = None  # of SPECTRAL steps
@@ -52,12 +56,29 @@ class Optimizer:
   own_rate: bool = False  # sets the size of its steps itself: `direction` is a whole update
 
 
-def _adam(h: Any) -> Any:
+def _adam(h: Any, labels: Labels) -> Any:
+  del labels
   return optax.scale_by_adam(h.beta1, h.beta2, h.epsilon)
 
 
-def _sophia(h: Any) -> Any:
+def _sgd(h: Any, labels: Labels) -> Any:
+  del h, labels
+  return optax.identity()
+
+
+def _momentum(h: Any, labels: Labels) -> Any:
+  del labels
+  return optax.trace(h.momentum)
+
+
+def _lion(h: Any, labels: Labels) -> Any:
+  del labels
+  return optax.scale_by_lion(h.beta1, h.beta2)
+
+
+def _sophia(h: Any, labels: Labels) -> Any:
   """Sophia-H (Liu et al. 2023): Hutchinson's estimate of the Hessian's diagonal every INTERVAL steps."""
+  del labels
   downhill = contrib.sophia(1.0, h.beta1, h.beta2, h.epsilon, 0.0, None, h.gamma, 1.0, INTERVAL, _curvature())
   return optax.chain(downhill, optax.scale(-1.0))
 
@@ -76,20 +97,19 @@ def _curvature() -> Any:
   return make(contrib.hutchinson_estimator_diag_hessian().init, update)
 
 
-def _adafactor(h: Any) -> Any:
+def _adafactor(h: Any, labels: Labels) -> Any:
   """As optax.adafactor: factored second moments, clipped by block, and in proportion to each parameter's scale."""
   del h
-  return layerwise(
-    optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-  )
+  inner = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+  return layerwise(inner, labels.stacks)
 
 
-def layerwise(inner: Any) -> Any:
-  """`inner` for each layer of a stack as if it were alone, and for all other parameters together."""
-  is_stack = lambda name: name.endswith("blocks")
+def layerwise(inner: Any, stacks: set[str]) -> Any:
+  """`inner` for each layer of a stack, named by its outermost name, and for all other parameters together."""
 
   def parts(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {n: x for n, x in tree.items() if not is_stack(n)}, {n: {n: x} for n, x in tree.items() if is_stack(n)}
+    rest = {name: x for name, x in tree.items() if name not in stacks}
+    return rest, {name: {name: x} for name, x in tree.items() if name in stacks}
 
   def init(params: Any) -> Any:
     rest, stacks = parts(params)
@@ -104,21 +124,21 @@ def layerwise(inner: Any) -> Any:
   return Transformation(init, update)
 
 
-def _hidden(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _for_hidden(inner: Any, h: Any, labels: Labels) -> Any:
   """`inner` for hidden matrices, Adam for all other parameters."""
 
-  def make(h: Any) -> Any:
-    label = lambda path, x: "hidden" if names.is_hidden(path, x) else "adam"
-    return optax.partition(
-      {"hidden": inner(h), "adam": _adam(h)}, lambda params: jax.tree_util.tree_map_with_path(label, params)
-    )
+  def choose(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: "hidden" if labels.at(path).is_hidden else "adam", params)
 
-  return make
+  return optax.partition({"hidden": inner, "adam": _adam(h, labels)}, choose)
 
 
-def _dimensions(path: names.Path, x: Any) -> contrib.MuonDimensionNumbers:
-  """All own axes of a kernel but the last come in; layers and experts are side by side."""
-  return contrib.MuonDimensionNumbers(tuple(range(names.leading(path), x.ndim - 1)), x.ndim - 1)
+def _shampoo(h: Any, labels: Labels) -> Any:
+  return _for_hidden(shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL), h, labels)
+
+
+def _soap(h: Any, labels: Labels) -> Any:
+  return _for_hidden(shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL), h, labels)
 
 
 def update_size(scale: str, shape: tuple[int, ...]) -> float:
@@ -131,7 +151,7 @@ def update_size(scale: str, shape: tuple[int, ...]) -> float:
   }[scale]
 
 
-def _muon(scale: str) -> Callable[[Any], Any]:
+def _muon(scale: str) -> Callable[[Any, Labels], Any]:
   """Muon (Jordan et al. 2024) with Nesterov's momentum, its orthogonal steps made as large as `scale` says.
 
   The products of its Newton-Schulz iteration have the precision that the step is traced with: the highest in float32
@@ -142,23 +162,33 @@ def _muon(scale: str) -> Callable[[Any], Any]:
   which rates carry over between widths (Bernstein 2025); `original` sqrt(max(1, out / in)).
   """
 
-  def make(h: Any) -> Any:
-    dimensions = lambda tree: jax.tree_util.tree_map_with_path(_dimensions, tree)
-    orthogonal = contrib.scale_by_muon(beta=h.momentum, weight_dimension_numbers=dimensions)
-    scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
-      lambda path, x: update_size(scale, x.shape[names.leading(path) :]) * x, updates))  # fmt: skip
-    return optax.chain(orthogonal, scaled)
+  def make(h: Any, labels: Labels) -> Any:
+    def dimensions(path: Path, x: Any) -> contrib.MuonDimensionNumbers:
+      """All axes of a kernel but the last come in; layers and experts are side by side."""
+      return contrib.MuonDimensionNumbers(tuple(range(labels.at(path).stacked, x.ndim - 1)), x.ndim - 1)
 
-  return _hidden(make)
+    def scaled(path: Path, x: Any) -> Any:
+      return update_size(scale, x.shape[labels.at(path).stacked :]) * x
+
+    by_path = jax.tree_util.tree_map_with_path
+    orthogonal = contrib.scale_by_muon(
+      beta=h.momentum, weight_dimension_numbers=lambda params: by_path(dimensions, params)
+    )
+    sized = optax.stateless(lambda updates, _: by_path(scaled, updates))
+    return _for_hidden(optax.chain(orthogonal, sized), h, labels)
+
+  return make
 
 
-def _schedule_free(h: Any) -> Any:
+def _schedule_free(h: Any, labels: Labels) -> Any:
   """AdamW without momentum, averaged as Defazio et al. 2024 say; evaluated are the averages."""
-  inner = optax.chain(optax.scale_by_adam(0.0, h.beta2, h.epsilon), _decayed(h.weight_decay), optax.scale(-h.rate))
+  matrices = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: labels.at(path).is_matrix, params)
+  decayed = optax.add_decayed_weights(h.weight_decay, mask=matrices)
+  inner = optax.chain(optax.scale_by_adam(0.0, h.beta2, h.epsilon), decayed, optax.scale(-h.rate))
   return contrib.schedule_free(inner, h.rate, h.beta1)
 
 
-def _prodigy(h: Any) -> Any:
+def _prodigy(h: Any, labels: Labels) -> Any:
   """Prodigy (Mishchenko and Defazio 2023) finds the size of its steps; `lr` multiplies it, and is 1."""
   inner: Any = contrib.prodigy(h.rate, (h.beta1, h.beta2), eps=h.epsilon)
 
@@ -166,15 +196,10 @@ def _prodigy(h: Any) -> Any:
     updates, new = inner.update(grads, state, params)
     corrected = jnp.sqrt(1 - h.beta2**new.count) / (1 - h.beta1**new.count)
     decay = h.weight_decay * state.estim_lr * h.rate * corrected
-    shrunk = lambda path, u, p: u - decay * p if names.is_matrix(path, p) else u
+    shrunk = lambda path, u, p: u - decay * p if labels.at(path).is_matrix else u
     return jax.tree_util.tree_map_with_path(shrunk, updates, params), new
 
   return Transformation(inner.init, update)
-
-
-def _decayed(weight_decay: Any) -> Any:
-  matrices = lambda params: jax.tree_util.tree_map_with_path(names.is_matrix, params)
-  return optax.add_decayed_weights(weight_decay, mask=matrices)
 
 
 def known(update_scale: str = UPDATE_SCALES[0]) -> dict[str, Optimizer]:
@@ -182,24 +207,16 @@ def known(update_scale: str = UPDATE_SCALES[0]) -> dict[str, Optimizer]:
   spectral_size = functools.partial(update_size, update_scale)
   return {
     "adamw": Optimizer(_adam, ADAM, by_epsilon=True),
-    "sgd": Optimizer(lambda h: optax.identity(), (), Step.GRADIENT),
-    "momentum": Optimizer(lambda h: optax.trace(h.momentum), ("momentum",), Step.GRADIENT),
+    "sgd": Optimizer(_sgd, (), Step.GRADIENT),
+    "momentum": Optimizer(_momentum, ("momentum",), Step.GRADIENT),
     "adafactor": Optimizer(_adafactor, (), Step.PARAMETER),
-    "lion": Optimizer(lambda h: optax.scale_by_lion(h.beta1, h.beta2), ("beta1", "beta2")),
+    "lion": Optimizer(_lion, ("beta1", "beta2")),
     "sophia": Optimizer(_sophia, (*ADAM, "gamma"), second_order=True),
     "muon": Optimizer(
       _muon(update_scale), (*ADAM, "momentum", "update_scale"), Step.SPECTRAL, spectral_size, by_epsilon=True
     ),
-    "shampoo": Optimizer(
-      _hidden(lambda h: shampoo.scale_by_shampoo(h.beta1, h.beta2, h.epsilon, INTERVAL)),
-      ADAM,
-      by_epsilon=True,
-    ),
-    "soap": Optimizer(
-      _hidden(lambda h: shampoo.scale_by_soap(h.beta1, h.beta2, h.epsilon, INTERVAL)),
-      ADAM,
-      by_epsilon=True,
-    ),
+    "shampoo": Optimizer(_shampoo, ADAM, by_epsilon=True),
+    "soap": Optimizer(_soap, ADAM, by_epsilon=True),
     "schedule_free": Optimizer(_schedule_free, ADAM, own_rate=True),
     "prodigy": Optimizer(_prodigy, ADAM, own_rate=True),
   }

@@ -9,6 +9,7 @@ A multiplier of activations is never needed: scaling a parameter's initial value
 Adam's epsilon follows the size of gradients, which fall with the axis that a parameter leads to, and with the layers.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -20,19 +21,11 @@ from flax import linen as nn
 
 from bigmodel import models
 from bigmodel.config import Config, digest, flatten, override, parse_value, require
-from bigmodel.optim import names, optimizers
+from bigmodel.models.layers.roles import Label, Labels, Parameter, Path, Role, dotted
+from bigmodel.optim import optimizers
 from bigmodel.optim.optimizers import Step
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
-SHRINKING = ("decoder", "tabular")  # families whose tables begin with values of the size of width^-1/2
-# Where blocks end in a norm, those of the stack that gives the logits.
-POST_NORM = {"decoder": "blocks.feed_forward_norm.", "transformer": "decoder_blocks.feed_forward_norm."}
-TABLE = re.compile(r"^(embedding|positions|output|weight|bias|token)$")
-LAST_NORM = {"decoder": "final_norm.", "bert": "transform_norm."}  # before a table that gives the logits
-BRANCH_ENDS = re.compile(r"blocks\.(attention|cross|feed_forward|experts)\.(out|down)(_bias)?$")
-# What enters the scores in place of a query, and is smaller by the root of the ratio where heads are larger.
-QUERY, QUERY_NORM = re.compile(r"\bquery(_bias)?$"), re.compile(r"\bquery_norm\.scale$")
-DISTANCE_QUERY = re.compile(r"\battention\.[uv]$")  # of relative positions; added behind the norm of queries
 Number = float | tuple[float, ...]  # of all layers, or of each
 Multiples = tuple[tuple[str, Number, Number, Number, Number], ...]  # (name, init, rate, decay, epsilon), not all 1
 
@@ -67,7 +60,7 @@ def check(config: Config) -> None:
     known = re.fullmatch(r"model\.(\w+)=.+", text)
     require(known is not None and known[1] in model, f"config.optim.base: {text!r} is not model.FIELD=VALUE")
   require(
-    optim.parametrization != "completep" or not _post_norm(config),
+    optim.parametrization != "completep" or models.begins_blocks_with_norms(model),
     "config.optim.parametrization: completep is for blocks with their norms first; mup is for these, too",
   )
 
@@ -80,15 +73,9 @@ def transfers(optimizer: optimizers.Optimizer) -> bool:
   return not optimizer.own_rate and optimizer.step in (Step.ENTRY, Step.GRADIENT, Step.SPECTRAL)
 
 
-def _post_norm(config: Config) -> bool:
-  """Do blocks end in a norm, so that more of them don't make the stream larger?"""
-  return config.model.family in ("transformer", "bert") or not config.model.get("norm_first", True)
-
-
-def last_norm_of(config: Config) -> str:
-  """How the parameters begin of the norm before the logits that is divided as the width grows."""
-  family = config.model.family
-  return (POST_NORM if _post_norm(config) and family in POST_NORM else LAST_NORM).get(family, "\0")
+def divides_last_norm(labels: Labels) -> bool:
+  """Whether scales of the last norm are divided as the width grows: not where a matrix gives the outputs."""
+  return all(label.role is not Role.OUTPUT for _, label in labels)
 
 
 def multiples(config: Config) -> Multiples:
@@ -108,52 +95,102 @@ def multiples(config: Config) -> Multiples:
 _KNOWN: dict[str, Multiples] = {}  # of each config: runs ask for theirs many times
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+  """What the multiples of all parameters of a model depend on."""
+
+  optimizer: optimizers.Optimizer
+  depth: bool  # completep
+  independent_decay: bool
+  scores: float  # what multiplies attention's scores, where heads have another size than the base's
+  divides_last_norm: bool
+  has_scaled_table: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """A parameter beside that of the base: shapes without the axes of layers and experts, and ratios of sizes."""
+
+  shape: tuple[int, ...]
+  base_shape: tuple[int, ...]
+  layers: int  # of its stack; 1 outside of stacks
+  more_layers: float  # over those of the base
+
+  @property
+  def into(self) -> float:
+    """The ratio of the axes that are summed over; 1 for vectors."""
+    return self.shape[-2] / self.base_shape[-2] if len(self.shape) > 1 else 1.0
+
+  @property
+  def out(self) -> float:
+    """The ratio of the axes that the parameter leads to."""
+    return self.shape[-1] / self.base_shape[-1] if self.shape else 1.0
+
+
 def _compared(config: Config, base: Config) -> Multiples:
   """The multiples of a model beside its base."""
-  optimizer = optimizers.known(config.optim.update_scale)[config.optim.name]
-  own, its = _shapes(config), _shapes(base)
+  labels, shapes, base_shapes = models.labels(config), _shapes(config), _shapes(base)
   require(
-    own.keys() == its.keys(),
-    f"config.optim.base: it has other parameters ({', '.join(sorted(own.keys() ^ its.keys()))}); layers that are no"
-    " stack of blocks can't differ",
+    shapes.keys() == base_shapes.keys(),
+    f"config.optim.base: it has other parameters ({', '.join(sorted(shapes.keys() ^ base_shapes.keys()))}); layers that"
+    " are no stack of blocks can't differ",
   )
-  depth, family = config.optim.parametrization == "completep", config.model.family
-  last_norm, of_stack = last_norm_of(config), _post_norm(config) and family in POST_NORM
-  scores = math.sqrt(base.model.head_size / config.model.head_size) if "head_size" in config.model else 1.0
-  normed = any("query_norm" in name for name in own)
+  rules = _Rules(
+    optimizer=optimizers.known(config.optim.update_scale)[config.optim.name],
+    depth=config.optim.parametrization == "completep",
+    independent_decay=config.optim.independent_decay,
+    scores=math.sqrt(base.model.head_size / config.model.head_size) if "head_size" in config.model else 1.0,
+    divides_last_norm=divides_last_norm(labels),
+    has_scaled_table=any(label.role is Role.SCALED_TABLE for _, label in labels),
+  )
   found = []
-  for name, (path, x) in own.items():
-    lead = names.leading(path)
-    shape, ratio = x.shape[lead:], [a / b for a, b in zip(x.shape, its[name][1].shape, strict=True)]
-    into, out = (ratio[-2] if len(shape) > 1 else 1.0), (ratio[-1] if shape else 1.0)
-    init, factor = 1.0, 1.0  # `factor`: multiplies what the parameter does; initial values and rate follow from it
-    if family in SHRINKING and TABLE.search(name) and into == 1:
-      init *= math.sqrt(out)
-    if into != 1 and out == 1:
-      init /= math.sqrt(into)
-    if family == "transformer" and name == "embedding":  # whose rows are multiplied by the root of the width
-      init, factor = math.sqrt(out), 1 / math.sqrt(out)
-    last = name.startswith(last_norm)
-    if last:
-      factor /= math.sqrt(out) if family == "transformer" else out
-    if depth and BRANCH_ENDS.search(name):
-      factor /= ratio[0]
-      init *= math.sqrt(ratio[0]) if not name.endswith("_bias") else 1.0  # their own (2 L)^-1/2
-    if (QUERY_NORM if normed else QUERY).search(name) or DISTANCE_QUERY.search(name):
-      factor *= scores
-    rate = _rate(optimizer, names.is_hidden(path, x), into, out, shape, its[name][1].shape[lead:])
-    layers = ratio[0] if depth and "blocks." in name else 1.0  # gradients of a block shrink as what it adds does
-    if optimizer.step is Step.GRADIENT:
-      rate *= layers
-    decays = names.is_matrix(path, x) and not config.optim.independent_decay
-    gradient = 1 / out / layers
-    numbers = functools.partial(_numbers, init, rate, optimizer.step is Step.GRADIENT, decays, gradient)
-    row: tuple[Any, ...] = numbers(factor)
-    if last and of_stack and factor != 1:  # of a stack's norms, the last layer's
-      row = tuple(zip(*([numbers(1.0)] * (x.shape[0] - 1)), row, strict=True))
+  for name, label in labels:
+    shape, base_shape = shapes[name], base_shapes[name]
+    layers, more_layers = (shape[0], shape[0] / base_shape[0]) if label.in_stack else (1, 1.0)
+    sizes = _Sizes(shape[label.stacked :], base_shape[label.stacked :], layers, more_layers)
+    row = _multiples_of(label, sizes, rules)
     if row != (1.0, 1.0, 1.0, 1.0):
       found.append((name, *row))
   return tuple(found)
+
+
+def _multiples_of(label: Label, sizes: _Sizes, rules: _Rules) -> tuple[Number, Number, Number, Number]:
+  """(initial values, rate, decay, epsilon) of a parameter."""
+  init, factor = _initial_and_factor(label, sizes, rules)
+  more_layers = sizes.more_layers if rules.depth else 1.0  # gradients of a block shrink as what it adds does
+  linear = rules.optimizer.step is Step.GRADIENT
+  rate = _rate(rules.optimizer, label.is_hidden, sizes) * (more_layers if linear else 1.0)
+  decays = label.is_matrix and not rules.independent_decay
+  numbers = functools.partial(_numbers, init, rate, linear, decays, 1 / sizes.out / more_layers)
+  last = label.role is Role.LAST_NORM and rules.divides_last_norm
+  if last and label.in_stack and factor != 1:  # of a stack's norms, the last layer's
+    first, second, third, fourth = zip(*([numbers(1.0)] * (sizes.layers - 1)), numbers(factor), strict=True)
+    return first, second, third, fourth
+  return numbers(factor)
+
+
+def _initial_and_factor(label: Label, sizes: _Sizes, rules: _Rules) -> tuple[float, float]:
+  """What initial values are multiplied by beside their factor; and the factor, which multiplies what they do.
+
+  Initial values and rate both follow from the factor: see `_numbers`.
+  """
+  init, factor, into, out = 1.0, 1.0, sizes.into, sizes.out
+  if label.role in (Role.SHRINKING_TABLE, Role.OUTPUT_TABLE) and into == 1:
+    init *= math.sqrt(out)
+  if into != 1 and out == 1:
+    init /= math.sqrt(into)
+  if label.role is Role.SCALED_TABLE:
+    init, factor = math.sqrt(out), 1 / math.sqrt(out)
+  if label.role is Role.LAST_NORM and rules.divides_last_norm:
+    factor /= math.sqrt(out) if rules.has_scaled_table else out  # such a table already divides by the root
+  if label.role is Role.BRANCH_END and rules.depth:
+    factor /= sizes.more_layers
+    init *= (
+      math.sqrt(sizes.more_layers) if label.is_matrix else 1.0
+    )  # their initial size is in proportion to (2 L)^-1/2
+  if label.role is Role.QUERY:
+    factor *= rules.scores
+  return init, factor
 
 
 def _numbers(
@@ -164,28 +201,25 @@ def _numbers(
   return init * factor, own_rate, 1 / own_rate if decays else 1.0, gradient / factor
 
 
-def _rate(
-  optimizer: optimizers.Optimizer,
-  hidden: bool,
-  into: float,
-  out: float,
-  shape: tuple[int, ...],
-  base_shape: tuple[int, ...],
-) -> float:
+def _rate(optimizer: optimizers.Optimizer, hidden: bool, sizes: _Sizes) -> float:
   """What the rate of a parameter is multiplied by as its axes grow."""
+  into, out = sizes.into, sizes.out
   if optimizer.step is Step.GRADIENT:  # gradients shrink with the width
     return 1 / into if out == 1 else 1.0 if into != 1 else out
   if optimizer.step is Step.SPECTRAL and hidden:
     assert optimizer.spectral_size is not None
     # A step whose spectral norm is sqrt(out / in) moves activations as much at every size (Bernstein 2025).
-    sizes = [optimizer.spectral_size(each) / optimizers.update_size("spectral", each) for each in (shape, base_shape)]
-    return sizes[1] / sizes[0]
+    here, at_base = (
+      optimizer.spectral_size(each) / optimizers.update_size("spectral", each)
+      for each in (sizes.shape, sizes.base_shape)
+    )
+    return at_base / here
   return 1 / into
 
 
-def _shapes(config: Config) -> dict[str, tuple[names.Path, Any]]:
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
   leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(models.abstract_parameters(config)))
-  return {names.dotted(path): (path, x) for path, x in leaves}
+  return {dotted(path): x.shape for path, x in leaves}
 
 
 def over(number: Number, x: Any) -> Any:
@@ -198,10 +232,10 @@ def scaled(params: Any, found: Multiples) -> Any:
   by_name = {name: init for name, init, *_ in found}
   if not by_name:
     return params
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  is_box = lambda x: isinstance(x, Parameter)
 
-  def scale(path: names.Path, x: Any) -> Any:
-    times = by_name.get(names.dotted(path), 1.0)
+  def scale(path: Path, x: Any) -> Any:
+    times = by_name.get(dotted(path), 1.0)
     return x.replace_boxed(x.unbox() * over(times, x.unbox())) if is_box(x) else x * over(times, x)
 
   return jax.tree_util.tree_map_with_path(scale, params, is_leaf=is_box)

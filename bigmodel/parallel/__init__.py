@@ -129,8 +129,8 @@ def _number(config: Config, name: str) -> int | None:
   """What an axis of the mesh divides; None where the model or its data do not have it."""
   group, field = name.split(".")
   field = "heads" if field == "kv_heads" and field not in config.model else field
-  if field in ("context", "layers") and config.model.family != "decoder":
-    return None  # only a decoder's rows and layers can be computed in pieces
+  if name in ("data.context", "model.layers") and name not in models.in_pieces(config.model):
+    return None
   return config[group].get(field)
 
 

@@ -156,7 +156,7 @@ def _part(config: Config, sizes: dict[str, int]) -> Config:
   model = part.model
   for name in {"heads", "kv_heads", "feed_forward"} & set(model):
     model[name] = max(1, model[name] // sizes["tensor"])
-  if model.family != "decoder":
+  if not models.in_pieces(model):
     return part
   model.vocab = padded(model.vocab) // math.prod(sizes[axis] for axis in parallel.vocabulary_axes(config, sizes))
   model.layers = model.layers // sizes["pipeline"]

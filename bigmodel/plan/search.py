@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from bigmodel import parallel
+from bigmodel import models, parallel
 from bigmodel.config import Config, with_overrides
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
@@ -19,7 +19,7 @@ def search(config: Config, topology: Topology, prices: dict[str, float]) -> list
 
   Each has `overrides`, which make its config from the given one.
   """
-  if config.model.family != "decoder":
+  if not models.in_pieces(config.model):
     raise UserError(f"--search: knows layouts of decoders, not of a {config.model.family}")
   rows = []
   for overrides in candidates(config, topology):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bigmodel import optim
 from bigmodel.models.layers.attention import HIDDEN
-from bigmodel.optim import names
+from bigmodel.models.layers.roles import Labels, dotted
 from bigmodel.tasks import Task
 from bigmodel.train import step as steps
 
@@ -63,7 +63,7 @@ def of_step(
     outputs.setdefault(name, []).append(_visible(x))
   updates = jax.tree.map(jnp.subtract, new, state.params)
   trees = {"parameter": state.params, "gradient": found.of_params, "update": updates}
-  return {"activation": outputs, **{what: _by_layer(tree, real_rows) for what, tree in trees.items()}}
+  return {"activation": outputs, **{what: _by_layer(tree, how.labels, real_rows) for what, tree in trees.items()}}
 
 
 def _visible(x: jax.Array) -> jax.Array:
@@ -72,10 +72,10 @@ def _visible(x: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.sum(jnp.where(seen, x, 0) ** 2) / jnp.sum(seen))
 
 
-def _by_layer(tree: Any, real_rows: dict[str, int]) -> dict[str, list[jax.Array]]:
+def _by_layer(tree: Any, labels: Labels, real_rows: dict[str, int]) -> dict[str, list[jax.Array]]:
   found = {}
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    name = names.dotted(path)
-    layers = list(x) if "blocks." in name else [x[: real_rows[name]] if name in real_rows else x]
+    name = dotted(path)
+    layers = list(x) if labels.at(path).in_stack else [x[: real_rows[name]] if name in real_rows else x]
     found[name] = [jnp.sqrt(jnp.mean(one**2)) for one in layers]
   return found

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from handmade import labels_of  # its folder is on the path of pytest
 
 from bigmodel import optim
 from bigmodel.config import with_overrides
@@ -38,8 +39,8 @@ def step_sizes(name):
   """A function of the gradients' scale: the rms of each step of each matrix, [matrices, STEPS], over the rate."""
   small = {"epsilon": 1e-14} if "epsilon" in optimizers.known()[name].reads else {}  # beside all gradients
   config = config_of(name, **small)
-  how, h = optim.How.of(config), optim.hyperparameters(config, STEPS)
   begin = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(SHAPES.items())}
+  how, h = optim.How.of(config, labels_of(begin)), optim.hyperparameters(config, STEPS)
   begin = {k: x / jnp.sqrt(jnp.mean(x**2)) for k, x in begin.items()}  # Adafactor's steps are relative to this
 
   @jax.jit
@@ -87,11 +88,14 @@ def test_soap_does_not_magnify_rounding_errors():
 RUN_STEPS = 30  # more than the 20 after which a spike can be skipped
 
 
+def begin_of_runs():
+  return {"w": jax.random.normal(jax.random.key(1), (3, 3)), "scale": jnp.ones(3)}
+
+
 @functools.cache
 def compiled(how):
   """The parameters that are evaluated after RUN_STEPS steps, as a function of traced hyperparameters."""
-  keys = jax.random.split(jax.random.key(0), RUN_STEPS)
-  begin = {"w": jax.random.normal(jax.random.key(1), (3, 3)), "scale": jnp.ones(3)}
+  keys, begin = jax.random.split(jax.random.key(0), RUN_STEPS), begin_of_runs()
   size = jnp.where(jnp.arange(RUN_STEPS) == 25, 1e3, 0.3 + 3.0 * (jnp.arange(RUN_STEPS) % 3))
 
   @jax.jit
@@ -111,7 +115,7 @@ def compiled(how):
 
 
 def evaluated(config):
-  params, state = compiled(optim.How.of(config))(optim.hyperparameters(config, RUN_STEPS))
+  params, state = compiled(optim.How.of(config, labels_of(begin_of_runs())))(optim.hyperparameters(config, RUN_STEPS))
   return jax.tree.map(np.asarray, optim.evaluated(config, params, state))
 
 
@@ -196,8 +200,8 @@ def test_a_field_without_effect_is_named_with_the_reason_and_its_default(fields,
 def test_products_have_the_highest_precision(name):
   """Only those of Muon's Newton-Schulz have that of the run, as its docstring says: the highest in float32."""
   config = config_of(name)
-  how, h = optim.How.of(config), optim.hyperparameters(config, 10)
   params = {"blocks": {"w": jnp.ones((2, 6, 4))}, "embedding": jnp.ones((5, 4))}
+  how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, 10)
   update = lambda p, state: optim.update(how, p, state, p, jnp.int32(0), h, lambda p: jnp.sum(p["embedding"] ** 2))
   text = jax.jit(update).lower(params, optim.initial_state(how, params)).as_text()
   products = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)]

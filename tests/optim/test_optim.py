@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from handmade import labels_of  # its folder is on the path of pytest
 
 from bigmodel import models, optim
-from bigmodel.optim import names
 from bigmodel.study import default_config
 
 
@@ -48,7 +47,7 @@ def test_no_warmup_starts_at_the_rate():
 
 
 def one_update(config, grads, params):
-  how = optim.How.of(config)
+  how = optim.How.of(config, labels_of(params))
   return optim.update(
     how, grads, optim.initial_state(how, params), params, jnp.int32(0), optim.hyperparameters(config, 10)
   )[0]
@@ -78,9 +77,7 @@ def test_only_matrices_decay_however_they_are_stacked():
   config = default_config()
   models.resolve(config.model, {"vocab": 50})
   config.model.update(qk_norm=True, experts=2)
-  model = models.build(config)
-  params = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"])
-  decayed = jax.tree_util.tree_leaves_with_path(jax.tree_util.tree_map_with_path(names.is_matrix, params))
-  assert len(decayed) > 10
-  for path, decays in decayed:
-    assert decays == (path[-1].key != "scale"), path
+  labels = models.labels(config)
+  assert len(labels.rows) > 10
+  for name, label in labels:
+    assert label.is_matrix == (not name.endswith(".scale")), name

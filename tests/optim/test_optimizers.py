@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from handmade import labels_of  # its folder is on the path of pytest
 from optax import contrib
 
 from bigmodel import models, optim
 from bigmodel.errors import UserError
-from bigmodel.optim import names
 from bigmodel.study import default_config
 from bigmodel.train import weights
 
@@ -54,8 +54,8 @@ def config_of(name, **fields):
 
 
 def ours(config, params=None, steps=STEPS):
-  how, h = optim.How.of(config), optim.hyperparameters(config, steps)
   params = start() if params is None else params
+  how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, steps)
   state = optim.initial_state(how, params)
   step = jax.jit(lambda p, s, i: optim.update(how, jax.grad(loss)(p), s, p, i, h, loss))
   for i in range(steps):
@@ -223,7 +223,7 @@ def test_soap_is_its_equations():
 
 def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
   """With gradients of zero only decay is left: (1 - lr wd)^steps, or (1 - wd)^steps where it is independent."""
-  how = lambda config: optim.How.of(config)
+  how = lambda config: optim.How.of(config, labels_of(start()))
   for independent, share in ((False, 1 - 0.01 * 0.1), (True, 1 - 0.1)):
     config = config_of("adamw", weight_decay=0.1, independent_decay=independent)
     h = optim.hyperparameters(config, 5)
@@ -256,8 +256,8 @@ def test_rules_give_parameters_rates_and_decay_of_their_own():
 
 def test_an_average_of_the_parameters_is_what_is_evaluated():
   config = config_of("sgd", average=0.9)
-  how, h = optim.How.of(config), optim.hyperparameters(config, STEPS)
   params = start()
+  how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, STEPS)
   state, seen = optim.initial_state(how, params), []
   for i in range(STEPS):
     params, state, _ = optim.update(how, jax.grad(loss)(params), state, params, jnp.int32(i), h)
@@ -298,9 +298,7 @@ def test_hidden_matrices_are_those_between_layers():
   config = default_config()
   models.resolve(config.model, {"vocab": 50})
   config.model.update(experts=2)
-  params = jax.eval_shape(
-    lambda: nn.meta.unbox(models.build(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
-  )
-  hidden = {names.dotted(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if names.is_hidden(p, x)}
+  labels = models.labels(config)
+  hidden = {name for name, label in labels if label.is_hidden}
   assert {"blocks.attention.query", "blocks.experts.down", "blocks.experts.router"} <= hidden
   assert not any("norm" in name or name == "embedding" for name in hidden)

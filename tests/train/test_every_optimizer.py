@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from handmade import labels_of  # its folder is on the path of pytest
 
 from bigmodel import optim, study
 from bigmodel.data import corpus as corpora
@@ -115,8 +116,8 @@ def test_an_optimizer_whose_hidden_matrices_are_all_frozen_trains_the_rest(name)
   """Optimizers that treat hidden matrices apart then have none to treat."""
   config = study.default_config()
   config.optim.update(name=name, frozen=("blocks",), lr=1.0 if name == "prodigy" else 0.01)
-  how, h = optim.How.of(config), optim.hyperparameters(config, STEPS)
   params = {"blocks": {"w": np.ones((2, 6, 8), np.float32)}, "embedding": np.ones((10, 6), np.float32)}
+  how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, STEPS)
   state = optim.initial_state(how, params)
 
   def loss(params):

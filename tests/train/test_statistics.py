@@ -7,6 +7,7 @@ import pytest
 from bigmodel import models, optim, study, tasks, train
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
+from bigmodel.models.layers.roles import dotted
 from bigmodel.train import metrics, programs, weights
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -95,7 +96,7 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
   root = lambda x: float(np.sqrt(np.mean(np.square(x))))
   rows = models.real_rows(config)  # padding of tables does not count
   for path, x in jax.tree_util.tree_leaves_with_path(before):
-    name = optim.names.dotted(path)
+    name = dotted(path)
     after = state.params
     for key in path:
       after = after[key.key]

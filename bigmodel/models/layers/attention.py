@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.models.layers.basic import RMSNorm, constrain, einsum_float32, projection, repeated, sinusoids, zeros
+from bigmodel.models.layers.roles import Role
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -141,11 +142,13 @@ class Attention(nn.Module):
     H, G, K = self.heads, self.kv_heads, self.head_size
     source_BxSxD = x_BxTxD if memory_BxSxD is None else memory_BxSxD
     split = lambda x, heads: x.reshape(*x.shape[:2], heads, K)
-    q = split(projection(self, "query", x_BxTxD, H * K, ("embed", "heads"), bias=self.bias), H)
-    k = split(projection(self, "key", source_BxSxD, G * K, ("embed", "kv_heads"), bias=self.bias), G)
-    v = split(projection(self, "value", source_BxSxD, G * K, ("embed", "kv_heads"), bias=self.bias), G)
+    query = Role.HIDDEN if self.qk_norm else Role.QUERY
+    q = split(projection(self, "query", x_BxTxD, H * K, ("embed", "heads"), query, bias=self.bias), H)
+    k = split(projection(self, "key", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
+    v = split(projection(self, "value", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
     if self.qk_norm:
-      q, k = (RMSNorm("head_size", self.epsilon, name=f"{n}_norm")(x) for n, x in (("query", q), ("key", k)))
+      q = RMSNorm("head_size", self.epsilon, Role.QUERY, name="query_norm")(q)
+      k = RMSNorm("head_size", self.epsilon, name="key_norm")(k)
     if self.rotary:
       q, k = rotary(q, self.rotary, start), rotary(k, self.rotary, start)
     q = constrain(q, ("batch", "length", "heads", "head_size"))
@@ -161,19 +164,22 @@ class Attention(nn.Module):
       q, bias = self._distances(q, k.shape[1], start, D)
       attend_ = functools.partial(attend, start=start, bias_BxHxTxS=bias)
     out_BxTxHK = attend_(q, k, v).reshape(B, T, H * K)
-    out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), self.out_scale, self.bias)
+    end = Role.BRANCH_END
+    out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), end, self.out_scale, self.bias)
     return out_BxTxD if cache is None else (out_BxTxD, cache)
 
   def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Any, D: int) -> tuple[jax.Array, jax.Array]:
     """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
-    r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads")).reshape(S, H, K)
-    split = (*q_BxTxHxK.shape[:2], H * K)
-    u_BxTxHxK, v_BxTxHxK = (
-      repeated(zeros(self, name, (H * K,), ("heads",)), split, ("heads",), q_BxTxHxK.dtype).reshape(q_BxTxHxK.shape)
-      for name in ("u", "v")
-    )
+    r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads"), Role.HIDDEN).reshape(S, H, K)
+
+    def to_all_queries(name: str) -> jax.Array:
+      vector_HK = zeros(self, name, (H * K,), ("heads",), Role.QUERY)
+      all_BxTxHK = repeated(vector_HK, (*q_BxTxHxK.shape[:2], H * K), ("heads",), q_BxTxHxK.dtype)
+      return all_BxTxHK.reshape(q_BxTxHxK.shape)
+
+    u_BxTxHxK, v_BxTxHxK = to_all_queries("u"), to_all_queries("v")
     by_distance = einsum_float32("bthk,shk->bhts", (q_BxTxHxK + v_BxTxHxK) * K**-0.5, r_SxHxK)
     back_TxS = jnp.clip(start + np.arange(T)[:, None] - np.arange(S), 0, S - 1)
     return q_BxTxHxK + u_BxTxHxK, jnp.take_along_axis(by_distance, back_TxS[None, None], axis=-1)

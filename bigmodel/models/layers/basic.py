@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.models.layers import initial
+from bigmodel.models.layers.roles import Role, labelled
 
 ACTIVATIONS = {
   "gelu": jax.nn.gelu,  # by tanh, as GPT-2 has it
@@ -30,24 +31,26 @@ def projection(
   x: jax.Array,
   width: int,
   axes: tuple[str, str],
+  role: Role,
   scale: float = 1.0,
   bias: bool = False,
   result: Any = None,
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in), plus a bias that starts at zero if asked for.
+  """x @ W with W ~ N(0, scale^2 / fan_in) in this role, plus a bias that starts at zero if asked for.
 
   `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
   """
   fan_in, dtype = x.shape[-1], result or x.dtype
   init = initial.normal(scale * fan_in**-0.5)
-  weight: Any = module.param(name, nn.with_logical_partitioning(init, axes), (fan_in, width), jnp.float32)
+  weight: Any = module.param(name, labelled(init, axes, role), (fan_in, width), jnp.float32)
   out = with_gathered(functools.partial(times, result=dtype), x, weight, axes)
-  return plus_bias(module, f"{name}_bias", out, axes[1]) if bias else out
+  bias_role = role if role in (Role.QUERY, Role.BRANCH_END) else Role.BIAS
+  return plus_bias(module, f"{name}_bias", out, axes[1], bias_role) if bias else out
 
 
-def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str) -> jax.Array:
+def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str, role: Role = Role.BIAS) -> jax.Array:
   """x plus a vector that starts at zero, along the last axis."""
-  return x + repeated(zeros(module, name, x.shape[-1:], (axis,)), x.shape, (axis,), x.dtype)
+  return x + repeated(zeros(module, name, x.shape[-1:], (axis,), role), x.shape, (axis,), x.dtype)
 
 
 def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
@@ -116,16 +119,17 @@ def _einsum_backward(
 _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role) -> jax.Array:
   """A float32 parameter that starts at zero."""
-  parameter: Any = module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+  parameter: Any = module.param(name, labelled(nn.initializers.zeros, axes, role), shape, jnp.float32)
   return parameter
 
 
-def normal(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], deviation: float) -> jax.Array:
+def normal(
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role, deviation: float
+) -> jax.Array:
   """A float32 parameter ~ N(0, deviation^2)."""
-  init = nn.with_logical_partitioning(initial.normal(deviation), axes)
-  parameter: Any = module.param(name, init, shape, jnp.float32)
+  parameter: Any = module.param(name, labelled(initial.normal(deviation), axes, role), shape, jnp.float32)
   return parameter
 
 
@@ -261,10 +265,11 @@ class RMSNorm(nn.Module):
 
   axis_name: str = "norm"
   epsilon: float = 1e-6
+  role: Role = Role.NORM
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
+    ones = labelled(nn.initializers.ones, (self.axis_name,), self.role)
     scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
@@ -276,12 +281,13 @@ class LayerNorm(nn.Module):
 
   axis_name: str = "norm"
   epsilon: float = 1e-6
+  role: Role = Role.NORM
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
+    ones = labelled(nn.initializers.ones, (self.axis_name,), self.role)
     scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
-    bias = zeros(self, "bias", (x.shape[-1],), (self.axis_name,))
+    bias = zeros(self, "bias", (x.shape[-1],), (self.axis_name,), self.role)
     x32 = x.astype(jnp.float32)
     centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + self.epsilon)
@@ -313,12 +319,14 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    up_BxTxF = projection(self, "up", x_BxTxD, self.feed_forward, ("embed", "mlp"), bias=self.bias)
+    inward, hidden, F = ("embed", "mlp"), Role.HIDDEN, self.feed_forward
+    up_BxTxF = projection(self, "up", x_BxTxD, F, inward, hidden, bias=self.bias)
     gate_BxTxF = None
     if self.activation in GATED:
-      gate_BxTxF = projection(self, "gate", x_BxTxD, self.feed_forward, ("embed", "mlp"), bias=self.bias)
+      gate_BxTxF = projection(self, "gate", x_BxTxD, F, inward, hidden, bias=self.bias)
     hidden_BxTxF = constrain(activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp"))
-    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], ("mlp", "embed"), self.out_scale, self.bias)
+    D, outward, end = x_BxTxD.shape[-1], ("mlp", "embed"), Role.BRANCH_END
+    return projection(self, "down", hidden_BxTxF, D, outward, end, self.out_scale, self.bias)
 
 
 def sinusoids(positions: Any, width: int) -> jax.Array:

@@ -12,6 +12,7 @@ from bigmodel.accounting import Recomputed
 from bigmodel.models.layers.attention import Attend, Attention, Cache, attend_to_all
 from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, in_training, norm_params
 from bigmodel.models.layers.experts import Auxiliary, Experts, slots
+from bigmodel.models.layers.roles import Role
 
 # block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary numbers of its experts)
 BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, Auxiliary]]
@@ -32,6 +33,7 @@ class BlockShape:
   activation: str
   norm: str = "layer"
   norm_first: bool = True  # before attention and feed-forward, or after their sums with the stream
+  gives_outputs: bool = False  # with norm_first=False: the outputs are computed from the results of the last block
   epsilon: float = 1e-6
   bias: bool = True
   qk_norm: bool = False
@@ -120,7 +122,10 @@ class Block(nn.Module):
     start: Any = 0,
   ) -> Any:
     shape = self.shape
-    norm = lambda name: NORMS[shape.norm](epsilon=shape.epsilon, name=name)
+
+    def norm(name: str, role: Role = Role.NORM) -> nn.Module:
+      return NORMS[shape.norm](epsilon=shape.epsilon, role=role, name=name)
+
     attention = self._attention("attention", self.attend, shape.rotary, shape.relative)
 
     def attend(x: jax.Array) -> jax.Array:
@@ -153,7 +158,9 @@ class Block(nn.Module):
       )(x)
       return x
 
-    x_BxTxD = self._add(x_BxTxD, feed_forward, norm("feed_forward_norm"))
+    x_BxTxD = self._add(
+      x_BxTxD, feed_forward, norm("feed_forward_norm", Role.LAST_NORM if shape.gives_outputs else Role.NORM)
+    )
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     return (x_BxTxD, auxiliary) if cache is None else (x_BxTxD, auxiliary, cache)
 

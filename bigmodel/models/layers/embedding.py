@@ -18,6 +18,7 @@ import numpy as np
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import HIDDEN
 from bigmodel.models.layers.basic import constrain, einsum_float32, gathered, is_spread, plus_bias
+from bigmodel.models.layers.roles import Role, labelled
 
 Axes = tuple[str, ...]
 VOCABULARY: Axes = ("vocab", "embed")  # of a table that is padded
@@ -30,9 +31,9 @@ def padded(rows: int) -> int:
   return -(-rows // multiple) * multiple
 
 
-def vocabulary(module: nn.Module, name: str, rows: int, width: int, deviation: float) -> jax.Array:
+def vocabulary(module: nn.Module, name: str, rows: int, width: int, role: Role, deviation: float) -> jax.Array:
   """A float32 table [padded(rows), width] ~ N(0, deviation^2), whose padding is zero."""
-  init = nn.with_logical_partitioning(initial.normal(deviation, rows), VOCABULARY)
+  init = labelled(initial.normal(deviation, rows), VOCABULARY, role)
   table: Any = module.param(name, init, (padded(rows), width), jnp.float32)
   return table
 

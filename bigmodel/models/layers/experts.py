@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.basic import GATED, activate, constrain, gathered, with_gathered
+from bigmodel.models.layers.roles import Role, labelled
 
 PRODUCTS = "expert_products"  # name of the results of the experts' matrix products, for rematerialization policies
 # Numbers beside a model's outputs, by name: losses of the router, and shares to be logged. Empty without experts.
@@ -123,7 +124,7 @@ class Experts(nn.Module):
       raise ValueError(f"a row of {T} tokens is not a whole number of groups of {S}")
     C = slots(S, E, k, self.capacity_factor if self.training else 1.0)
     x_BxnxSxD = x_BxTxD.reshape(B, T // S, S, D)
-    router = self._weight("router", (D, E), ("embed", "router"), D)
+    router = self._weight("router", (D, E), ("embed", "router"), Role.HIDDEN, D**-0.5)
     # Near ties decide where a token goes: an accelerator must not round these factors to bfloat16 or TF32.
     logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
     weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk = route(logits, k)
@@ -151,12 +152,14 @@ class Experts(nn.Module):
   def _products(self, D: int, F: int, dtype: Any) -> dict[str, Callable[[jax.Array], jax.Array]]:
     """By name, the product of each expert's slots with its matrix of that name."""
     inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-    shapes = {"up": (D, F, inward, 1.0), "gate": (D, F, inward, 1.0), "down": (F, D, outward, self.out_scale)}
+    into, out = (self.experts, D, F), (self.experts, F, D)
+    weights = {"up": (into, inward, Role.HIDDEN, D**-0.5), "gate": (into, inward, Role.HIDDEN, D**-0.5)}
     if self.activation not in GATED:
-      del shapes["gate"]
+      del weights["gate"]
+    weights["down"] = (out, outward, Role.BRANCH_END, self.out_scale * F**-0.5)
     return {
-      name: self._product(self._weight(name, (self.experts, rows, columns), axes, rows, scale), axes, dtype)
-      for name, (rows, columns, axes, scale) in shapes.items()
+      name: self._product(self._weight(name, shape, axes, role, deviation), axes, dtype)
+      for name, (shape, axes, role, deviation) in weights.items()
     }
 
   def _product(self, weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> Callable[[jax.Array], jax.Array]:
@@ -177,9 +180,8 @@ class Experts(nn.Module):
     hidden = constrain(activate(self.activation, up, gate), ("expert_batch", "length", "expert", None, "mlp"))
     return constrain(products["down"](hidden), axes)
 
-  def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> Any:
-    init = nn.with_logical_partitioning(initial.normal(scale * fan_in**-0.5), axes)
-    return self.param(name, init, shape, jnp.float32)
+  def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role, deviation: float) -> Any:
+    return self.param(name, labelled(initial.normal(deviation), axes, role), shape, jnp.float32)
 
 
 def in_rounds(work: Callable[[Any], jax.Array], S: int, C: int, last_place: jax.Array) -> jax.Array:

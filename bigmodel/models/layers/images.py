@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.basic import gathered, plus_bias, zeros
+from bigmodel.models.layers.roles import Role, labelled
 
 
 def convolution(
@@ -17,15 +18,16 @@ def convolution(
   x: jax.Array,
   channels: int,
   size: int,
+  role: Role,
   stride: int = 1,
   padding: int = 0,
   groups: int = 1,
   bias: bool = False,
 ) -> jax.Array:
-  """A square convolution with W ~ N(0, 2 / fan_in) (He et al. 2015)."""
+  """A square convolution with W ~ N(0, 2 / fan_in) (He et al. 2015) in this role."""
   fan_in = size * size * x.shape[-1] // groups
   axes = ("kernel_height", "kernel_width", "inputs", "mlp")
-  init = nn.with_logical_partitioning(initial.normal((2 / fan_in) ** 0.5), axes)
+  init = labelled(initial.normal((2 / fan_in) ** 0.5), axes, role)
   weight: Any = module.param(name, init, (size, size, x.shape[-1] // groups, channels), jnp.float32)
   out = jax.lax.conv_general_dilated(
     x,
@@ -59,9 +61,9 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     B, H, W, C = x.shape
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    ones = labelled(nn.initializers.ones, ("norm",), Role.NORM)
     scale: Any = self.param("scale", ones, (C,), jnp.float32)
-    bias = zeros(self, "bias", (C,), ("norm",))
+    bias = zeros(self, "bias", (C,), ("norm",), Role.NORM)
     G = math.gcd(self.groups, C)
     split = x.astype(jnp.float32).reshape(B, H * W, G, C // G)
     mean = jnp.mean(split, axis=(1, 3), keepdims=True)
