@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.lab import named_columns, points_of, say
 from bigmodel.verbs import Arguments, setup, show_table
 

@@ -10,7 +10,8 @@ from bigmodel import data, models, optim, parallel, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
-from bigmodel.files import UserError, absolute
+from bigmodel.errors import UserError
+from bigmodel.files import absolute
 from bigmodel.train import stages, weights
 from bigmodel.train.run import Run
 

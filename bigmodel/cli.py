@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own notes
   signal.signal(signal.SIGTERM, _interrupt)  # until a verb that saves first takes over
   from bigmodel import ahead, lab, studies, use, verbs
-  from bigmodel.files import UserError
+  from bigmodel.errors import UserError
 
   rooms = {
     **dict.fromkeys(LAB, lab),

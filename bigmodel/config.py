@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 # What is read from a ConfigDict has any type for a type checker; the rooms' checks see to it.
 if TYPE_CHECKING:

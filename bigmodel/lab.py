@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel.console import plain_console
-from bigmodel.files import UserError, read_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json
 from bigmodel.verbs import Arguments, setup, show_table
 
 CURVES = ("power", "power_offset", "power_shifted", "bnsl1")  # what --law=auto tries, by columns

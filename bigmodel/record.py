@@ -9,7 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.files import UserError, read_json, write_json, write_jsonl
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json, write_jsonl
 
 SCHEMA = 5
 STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, where others did better

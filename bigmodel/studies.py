@@ -6,7 +6,7 @@ from typing import Any
 
 from bigmodel import config as configs
 from bigmodel.console import plain_console
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.verbs import Arguments, load, setup, show_table
 
 

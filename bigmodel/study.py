@@ -21,7 +21,8 @@ from bigmodel.assembly import (
 )
 from bigmodel.config import Config, flatten, require, with_overrides
 from bigmodel.data.pipeline import Data, Datasets
-from bigmodel.files import UserError, absolute, read_json, write_json
+from bigmodel.errors import Interrupted, UserError
+from bigmodel.files import absolute, read_json, write_json
 from bigmodel.laws import forecast
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
@@ -48,7 +49,7 @@ from bigmodel.sweep.halving import Halving, Hyperband
 from bigmodel.sweep.search import Search
 from bigmodel.sweep.spaces import Between, Repeated, Space, When, Zipped
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Branch, Interrupted, Run, interruptible, now
+from bigmodel.train.run import Branch, Run, interruptible, now
 from bigmodel.train.stop import Stop
 
 # What a config file imports; and a config of all rooms, which studies are made of.

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel import config as configs
-from bigmodel.files import UserError, absolute
+from bigmodel.errors import UserError
+from bigmodel.files import absolute
 from bigmodel.verbs import Arguments, load, setup, show_table
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from bigmodel import config as configs
 from bigmodel.console import plain_console
-from bigmodel.files import UserError, absolute, is_writer
+from bigmodel.errors import UserError
+from bigmodel.files import absolute, is_writer
 
 Arguments = argparse.Namespace
 
@@ -156,7 +157,7 @@ def _coordinates(arguments: Arguments, config: Any) -> dict[str, Any]:
   """How much a step moves activations as the config's model grows, under each parametrization."""
   from bigmodel import optim
   from bigmodel import study as studies
-  from bigmodel.files import UserError
+  from bigmodel.errors import UserError
   from bigmodel.optim.parametrization import PARAMETRIZATIONS, multiples
   from bigmodel.plan import coordinates
 

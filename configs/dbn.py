@@ -4,7 +4,7 @@
 which `data.examples` have labels; `configs/dbn.py:plain` is the same net without that.
 """
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 EPOCHS = 5  # of pre-training each layer

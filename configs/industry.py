@@ -6,7 +6,7 @@ medicine: will a patient die within the study (7,874 rows)? Needs pip install 'b
 
 import math
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import Fractions, Study, default_config
 
 TABLES = {

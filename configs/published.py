@@ -5,7 +5,7 @@ whose vocabulary or images fit. Parameters are counted exactly; tests hold them 
 published numbers. Where a paper does not say, or contradicts itself, the choice is stated here.
 """
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 # width, layers, heads, key-value heads, feed-forward, context, vocabulary, rows a batch, tokens, learning rate

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bigmodel import config as configs
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 

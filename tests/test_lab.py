@@ -8,7 +8,7 @@ import pytest
 from markupsafe import escape
 
 from bigmodel import cli
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import table
 
 X = np.geomspace(1e6, 1e9, 16)

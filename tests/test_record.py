@@ -5,7 +5,8 @@ import json
 import pytest
 
 from bigmodel import record
-from bigmodel.files import UserError, read_jsonl, write_json, write_text
+from bigmodel.errors import UserError
+from bigmodel.files import read_jsonl, write_json, write_text
 
 
 def example(**changes):

@@ -16,7 +16,8 @@ import jax
 import pytest
 
 from bigmodel import cli, record, study
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
 from bigmodel.train.stop import StopRequest
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from bigmodel.config import nearest, require
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 Image = jax.Array  # [H, W, C]
 ARGUMENTS: dict[str, tuple[float, ...]] = {  # and what they are by default

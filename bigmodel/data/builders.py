@@ -16,7 +16,8 @@ from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
 from bigmodel.data import sources
-from bigmodel.files import UserError, cache_dir
+from bigmodel.errors import UserError
+from bigmodel.files import cache_dir
 
 SOURCES = ("python_source", "text_files")  # of documents that are read here; any other name is a TFDS dataset
 # Feature of prepared documents: the identity of the whole document and then, where the text is a piece, of the piece.

@@ -17,7 +17,8 @@ import polars as pl
 from bigmodel.config import Config, nearest, require
 from bigmodel.data import images, series, splits, tables
 from bigmodel.data.prepared import chunks, new_folder, open_array
-from bigmodel.files import UserError, cache_dir, only_one, sha256_file, sha256_text
+from bigmodel.errors import UserError
+from bigmodel.files import cache_dir, only_one, sha256_file, sha256_text
 
 SKLEARN = {"digits": "classification", "breast_cancer": "classification", "wine": "classification",
            "iris": "classification", "diabetes": "regression"}  # fmt: skip

@@ -23,7 +23,8 @@ import numpy as np
 from bigmodel.config import Config, require
 from bigmodel.data import builders
 from bigmodel.data.prepared import GrowingArray, chunks, new_folder, open_array
-from bigmodel.files import UserError, cache_dir, only_one, read_json, sha256_file, sha256_text, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import cache_dir, only_one, read_json, sha256_file, sha256_text, write_json
 
 NAMES = ("idx_images", "image_folder")  # and tfds/NAME
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"

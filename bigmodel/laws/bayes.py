@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import forecast, uncertainty
 from bigmodel.laws.fitting import Fit
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, summary
 from bigmodel.laws.points import Points
 

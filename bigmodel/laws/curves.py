@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import fitting
 from bigmodel.laws.forms import LAWS
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import solver
 from bigmodel.laws.forms import Law
 

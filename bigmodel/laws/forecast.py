@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, fitting
 from bigmodel.laws.points import Points
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodel.config import nearest
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 Bounds = tuple[float, float]
 POSITIVE: Bounds = (0.0, math.inf)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.accounting import params_in
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import table
 
 

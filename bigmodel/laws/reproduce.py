@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from bigmodel.config import load_module, nearest
-from bigmodel.files import UserError, cache_dir, write_bytes
+from bigmodel.errors import UserError
+from bigmodel.files import cache_dir, write_bytes
 
 HUB = "https://raw.githubusercontent.com"
 REVISITING = f"{HUB}/google-research/google-research/master/revisiting_neural_scaling_laws/data"

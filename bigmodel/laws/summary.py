@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bigmodel.accounting import params_of
-from bigmodel.files import UserError, sha256_text
+from bigmodel.errors import UserError
+from bigmodel.files import sha256_text
 from bigmodel.laws import chinchilla, fitting, forecast, isoflop, uncertainty
 from bigmodel.laws.forms import Law
 from bigmodel.laws.points import Points, from_records

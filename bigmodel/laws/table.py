@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from bigmodel.config import nearest
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 ROW = "\0row"  # of the file, for messages; whatever part of the table is looked at
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.config import Config, nearest
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 Tensors = Mapping[str, np.ndarray]
 # What their files may hold beside parameters, or twice.

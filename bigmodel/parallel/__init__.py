@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import models
 from bigmodel.config import Config, nearest, require, require_choice
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.models.layers.embedding import padded
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")

@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from bigmodel import files
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 # Rows of a batch: an array or a dictionary of arrays, or (how many, load) with load(start, stop) -> such.
 Rows = np.ndarray | dict[str, np.ndarray] | tuple[int, Callable[[int, int], Any]]

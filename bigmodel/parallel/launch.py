@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel.topology import Topology
 

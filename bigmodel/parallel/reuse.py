@@ -7,7 +7,7 @@ import jax
 
 from bigmodel import models
 from bigmodel.config import Config
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.parallel import AXES, PRESETS, check, make_mesh, mesh_sizes, rules, shardings
 
 Rules = tuple[tuple[str, Any], ...]

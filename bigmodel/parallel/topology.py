@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from bigmodel.config import nearest
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.hardware import CHIPS, Chip
 
 INSTALL = "pip install 'bigmodel[tpu]'"

@@ -5,7 +5,7 @@ from typing import Any
 
 from bigmodel import parallel
 from bigmodel.config import Config, with_overrides
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
 from bigmodel.plan import compiled
 

@@ -14,7 +14,8 @@ from etils import epath
 
 from bigmodel import record
 from bigmodel.accounting import params_in
-from bigmodel.files import UserError, absolute, read_json, write_bytes, write_json, write_text
+from bigmodel.errors import UserError
+from bigmodel.files import absolute, read_json, write_bytes, write_json, write_text
 from bigmodel.report import figures, sweeps
 from bigmodel.sweep import folder, folds, leaderboard
 from bigmodel.tasks.metrics import LARGER, main

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from bigmodel.config import parse_value, require
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the environment, to another machine
 LOOK_SECONDS = 5.0  # between questions to Slurm

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from bigmodel.accounting import CONVENTIONS, params_in
 from bigmodel.config import require_choice
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 Overrides = dict[str, Any]
 # (overrides of a size) -> its accounting.Counts

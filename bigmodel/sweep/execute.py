@@ -10,15 +10,14 @@ from etils import epath
 
 from bigmodel import record
 from bigmodel.data.pipeline import Datasets
-from bigmodel.files import UserError
+from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import packs
-from bigmodel.sweep.failures import Failures, UnfitWorker, alone, describe, has_failed, self_check
-from bigmodel.train.checkpoint import CheckpointError
+from bigmodel.sweep.failures import Failures, alone, describe, has_failed, self_check
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.results import failed_record, read_rungs
-from bigmodel.train.run import Interrupted, Run, open_folder, write_provenance
+from bigmodel.train.run import Run, open_folder, write_provenance
 from bigmodel.train.stop import LOST, Stop
 
 log = logging.getLogger("bigmodel")

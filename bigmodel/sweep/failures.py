@@ -19,7 +19,8 @@ import numpy as np
 from etils import epath
 
 from bigmodel import processes
-from bigmodel.files import UserError, read_json, remove, sha256_text, write_json, write_text
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
 from bigmodel.sweep.leases import PATIENCE
 
 TRIES = 2  # of a group, and then of each of its runs alone

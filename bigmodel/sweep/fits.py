@@ -4,7 +4,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.laws import summary as laws
 from bigmodel.sweep import folder
 from bigmodel.sweep.leaderboard import SEEDS

@@ -7,7 +7,8 @@ from etils import epath
 
 from bigmodel import record
 from bigmodel.config import difference, nearest, require
-from bigmodel.files import UserError, read_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json
 from bigmodel.tasks.metrics import as_loss
 from bigmodel.train.run import NOT_IDENTITY, read_status
 

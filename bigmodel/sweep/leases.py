@@ -20,7 +20,8 @@ from etils import epath
 
 from bigmodel import processes
 from bigmodel.config import require
-from bigmodel.files import UserError, refused, write_text
+from bigmodel.errors import UserError
+from bigmodel.files import refused, write_text
 from bigmodel.train.stop import Stop
 
 RELEASED = "released"

@@ -8,12 +8,13 @@ from typing import Any
 from etils import epath
 
 from bigmodel.config import require
+from bigmodel.errors import Interrupted
 from bigmodel.files import write_json
 from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, halving, packs
 from bigmodel.sweep.leases import POLL_SECONDS
 from bigmodel.sweep.workers import alone
-from bigmodel.train.run import Interrupted, Run
+from bigmodel.train.run import Run
 from bigmodel.train.stop import Stop
 
 log = logging.getLogger("bigmodel")

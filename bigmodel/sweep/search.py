@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigmodel.config import require
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.sweep.designs import CountsOf, Listed, Overrides, Planned, Settings, no_settings
 from bigmodel.sweep.spaces import Between, Domain, When
 

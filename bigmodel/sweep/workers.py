@@ -17,15 +17,14 @@ from etils import epath
 from bigmodel import record
 from bigmodel.config import require
 from bigmodel.data.pipeline import Datasets
-from bigmodel.files import UserError
+from bigmodel.errors import CheckpointError, Interrupted, UserError
 from bigmodel.parallel import hosts
 from bigmodel.sweep import clusters, execute
 from bigmodel.sweep.execute import group_name
 from bigmodel.sweep.failures import Failures
 from bigmodel.sweep.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
-from bigmodel.train.checkpoint import CheckpointError
 from bigmodel.train.display import Display, duration
-from bigmodel.train.run import Interrupted, Run, read_status
+from bigmodel.train.run import Run, read_status
 from bigmodel.train.stop import LOST, Stop
 
 log = logging.getLogger("bigmodel")

@@ -11,7 +11,7 @@ import numpy as np
 
 from bigmodel.config import require
 from bigmodel.data.tokenizer import Tokenizer
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bigmodel.config import require
 from bigmodel.data.tokenizer import Tokenizer
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.tasks import metrics
 
 

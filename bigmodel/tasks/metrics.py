@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 Array = Any  # numpy or jax
 Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples

@@ -34,9 +34,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bigmodel import processes
+from bigmodel.errors import Interrupted
 from bigmodel.files import is_writer, remove, write_text
 from bigmodel.parallel import hosts
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import LOST
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ import numpy as np
 from bigmodel import hardware, models, optim, train
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
+from bigmodel.errors import Interrupted
 from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
 from bigmodel.train import programs, results, stages, weights
@@ -28,7 +29,7 @@ from bigmodel.train.finish import finish
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.profiler import Profiler
-from bigmodel.train.run import Interrupted, Run, open_folder, write_status
+from bigmodel.train.run import Run, open_folder, write_status
 from bigmodel.train.schedule import Dispatched, Pending, Schedule
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.train.supervise import Watchdog

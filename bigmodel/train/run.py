@@ -14,7 +14,8 @@ from etils import epath
 
 from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.train.stop import StopRequest
 
 NOT_IDENTITY = ("parallel", *train.PROVENANCE)

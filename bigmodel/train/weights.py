@@ -22,7 +22,8 @@ from flax import linen as nn
 from bigmodel import config as configs
 from bigmodel import models, optim, parallel, record
 from bigmodel.config import Config, require
-from bigmodel.files import UserError, absolute, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import absolute, read_json, write_json
 from bigmodel.models import huggingface
 from bigmodel.models.layers.embedding import padded
 from bigmodel.parallel import hosts

@@ -8,10 +8,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from bigmodel import data, study, tasks
 from bigmodel.data import augment
-from bigmodel.files import UserError
+from bigmodel.errors import Interrupted, UserError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import StopRequest
 
 KEY = jax.random.key(0)

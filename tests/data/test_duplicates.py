@@ -5,7 +5,7 @@ import pytest
 
 from bigmodel import data as room
 from bigmodel.data import duplicates, pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.train import evaluate
 

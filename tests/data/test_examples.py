@@ -10,7 +10,7 @@ from bigmodel import data as room
 from bigmodel import study
 from bigmodel.data import pipeline
 from bigmodel.data.splits import folds_of
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 

@@ -11,7 +11,7 @@ import zstandard
 
 from bigmodel import data as room
 from bigmodel.data import builders, corpus, pipeline, sources
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}

@@ -6,7 +6,7 @@ from PIL import Image
 
 from bigmodel import study
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 RNG = np.random.default_rng(0)

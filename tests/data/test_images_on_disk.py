@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bigmodel.data import builders, images, pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 SOURCES = (*images.NAMES, "tfds", "arrays")

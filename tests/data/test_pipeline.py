@@ -10,7 +10,7 @@ import pytest
 from bigmodel import study
 from bigmodel.data import builders, pipeline, sources
 from bigmodel.data import corpus as corpora
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 
 
 def rows_of(resolved, steps=10):

@@ -8,7 +8,7 @@ import pytest
 
 from bigmodel import data, study
 from bigmodel.data import pipeline, splits, tables
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 ROWS = 60
@@ -343,7 +343,8 @@ def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
   refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")
   refused(
-    config_of(tmp_path, frame(), name="arrays", target="", drop=(), max_categories=9), "only tables have this field, and arrays is not a table"
+    config_of(tmp_path, frame(), name="arrays", target="", drop=(), max_categories=9),
+    "only tables have this field, and arrays is not a table",
   )
   monkeypatch.setattr("os.sysconf", lambda name: 1000)
   refused(config_of(tmp_path, cities(300), drop=()), "config.data.max_categories: 3000 rows of 302 features are 0.0 GB")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import curves
 
 RNG = np.random.default_rng(0)

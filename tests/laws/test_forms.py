@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import fitting, forms, uncertainty
 from bigmodel.laws.fitting import Loss
 

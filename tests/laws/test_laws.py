@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, forecast, isoflop, points, uncertainty
 from bigmodel.laws.points import Points
 

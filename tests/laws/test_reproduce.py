@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.laws import reproduce
 
 NAMES = ("chinchilla_refit", "kaplan_conventions", "isoflop_exponents", "overtraining", "ladder", "routing")

@@ -223,7 +223,7 @@ def test_relative_positions_are_those_of_transformer_xl():
 
 
 def test_bad_models_are_refused_with_their_field():
-  from bigmodel.files import UserError
+  from bigmodel.errors import UserError
 
   for name, changes, field in (
     ("alexnet", dict(inputs=(28, 28, 1)), "28 x 28 are too small"),

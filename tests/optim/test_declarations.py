@@ -10,7 +10,7 @@ import pytest
 
 from bigmodel import optim
 from bigmodel.config import with_overrides
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.optim import optimizers, schedules, shampoo
 from bigmodel.optim.optimizers import Step

@@ -9,7 +9,7 @@ from flax import linen as nn
 from optax import contrib
 
 from bigmodel import models, optim
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.optim import names
 from bigmodel.study import default_config
 from bigmodel.train import weights

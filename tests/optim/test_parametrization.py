@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from bigmodel import models, optim, study
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.models import decoder
 from bigmodel.models.layers import attention
 from bigmodel.optim import optimizers, parametrization

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.train import programs
 
 STEPS = 20

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from bigmodel import models, optim, parallel, study
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.train import programs
 
 spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[2] / "configs" / "published.py")

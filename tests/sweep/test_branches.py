@@ -6,13 +6,13 @@ import shutil
 import pytest
 
 from bigmodel import record, study
+from bigmodel.errors import Interrupted
 from bigmodel.files import write_json
 from bigmodel.study import Branches, Grid, Study
 from bigmodel.sweep import branches, execute, folder
 from bigmodel.train import loop, metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import StopRequest
 
 HORIZONS = (5120, 10240, 15360)  # 20, 40 and 60 steps

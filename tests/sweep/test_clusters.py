@@ -13,7 +13,8 @@ import pytest
 
 from bigmodel import record, study
 from bigmodel.config import load
-from bigmodel.files import UserError, read_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json
 from bigmodel.sweep import clusters, workers
 from bigmodel.sweep.workers import Workers
 

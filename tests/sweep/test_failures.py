@@ -13,14 +13,14 @@ import jax
 import pytest
 
 from bigmodel import record, study
-from bigmodel.files import UserError, read_json
+from bigmodel.errors import Interrupted, UnfitWorker, UserError
+from bigmodel.files import read_json
 from bigmodel.study import Grid, IsoFlop, Study, Target
 from bigmodel.sweep import execute, failures, workers
-from bigmodel.sweep.failures import UnfitWorker
 from bigmodel.sweep.workers import Workers
 from bigmodel.train import results
 from bigmodel.train.display import Display
-from bigmodel.train.run import Interrupted, open_folder, write_provenance
+from bigmodel.train.run import open_folder, write_provenance
 from bigmodel.train.stop import StopRequest
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from bigmodel import record, study
-from bigmodel.files import UserError, read_json, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.optim.schedules import SCHEDULES
 from bigmodel.study import Grid, Halving, Hyperband, Study
 from bigmodel.sweep import halving

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bigmodel import processes
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.sweep.leases import PATIENCE, WINDOW, Leases, Turns, WhileHeld
 from bigmodel.train.stop import StopRequest
 

@@ -9,6 +9,7 @@ import pytest
 
 from bigmodel import optim, record, study
 from bigmodel.data import pipeline
+from bigmodel.errors import Interrupted
 from bigmodel.files import absolute
 from bigmodel.plan import price
 from bigmodel.study import Listed, Study
@@ -17,7 +18,7 @@ from bigmodel.train import metrics, programs, watch
 from bigmodel.train import step as steps
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted, Run
+from bigmodel.train.run import Run
 from bigmodel.train.stop import StopRequest
 
 

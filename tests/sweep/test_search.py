@@ -6,11 +6,12 @@ import pytest
 
 from bigmodel import record, study
 from bigmodel.accounting import plain_counts
+from bigmodel.errors import Interrupted
 from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, When
 from bigmodel.sweep import folder, rounds
 from bigmodel.train.results import read_rungs
-from bigmodel.train.run import Interrupted, write_provenance
+from bigmodel.train.run import write_provenance
 from bigmodel.train.stop import StopRequest
 
 pytest.importorskip("optuna")

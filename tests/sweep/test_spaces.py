@@ -8,7 +8,7 @@ import pytest
 
 from bigmodel import cli
 from bigmodel.accounting import plain_counts
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.sweep import packs, spaces
 from bigmodel.sweep.designs import Grid

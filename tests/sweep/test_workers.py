@@ -13,13 +13,13 @@ import time
 import pytest
 
 from bigmodel import record, study
-from bigmodel.files import UserError, write_json
+from bigmodel.errors import Interrupted, UserError
+from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Search, Study
 from bigmodel.sweep import execute, leases, workers
 from bigmodel.sweep.workers import Workers
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import StopRequest
 
 

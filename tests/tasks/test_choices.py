@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodel.data.tokenizer import bytes_tokenizer
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.tasks import choices
 
 CONTEXT = 24

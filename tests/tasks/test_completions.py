@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodel.data.tokenizer import bytes_tokenizer
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.tasks import completions, metrics
 
 PAIRS = [("the cat", "sat on the mat today"), ("a", "dog ran over there again"), ("the dog", "slept in the warm sun")]

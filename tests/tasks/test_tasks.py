@@ -99,7 +99,7 @@ def test_a_regression_of_quantiles_finds_them():
 
 def test_tasks_and_models_that_do_not_fit_are_refused():
   from bigmodel import models
-  from bigmodel.files import UserError
+  from bigmodel.errors import UserError
 
   config = default_config("vit")
   config.task = default_config("decoder").task

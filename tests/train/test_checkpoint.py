@@ -22,9 +22,9 @@ import tensorstore
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigmodel import processes
+from bigmodel.errors import CheckpointError, Interrupted
 from bigmodel.train import checkpoint
-from bigmodel.train.checkpoint import CheckpointError, Checkpoints
-from bigmodel.train.run import Interrupted
+from bigmodel.train.checkpoint import Checkpoints
 
 
 def sound_steps(store):

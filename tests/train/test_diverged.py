@@ -12,13 +12,14 @@ from bigmodel import optim, record, study, tasks, use
 from bigmodel.config import flatten
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Pipeline
-from bigmodel.files import UserError, absolute, write_json
+from bigmodel.errors import Interrupted, UserError
+from bigmodel.files import absolute, write_json
 from bigmodel.train import metrics, programs, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Branch, Interrupted, Run
+from bigmodel.train.run import Branch, Run
 from bigmodel.train.stop import StopRequest
 
 BAD = 250  # a byte that the corpus does not have

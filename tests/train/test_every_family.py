@@ -6,12 +6,11 @@ import pytest
 
 from bigmodel import models, optim, study, tasks
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import Interrupted, UserError
 from bigmodel.train import programs
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import StopRequest
 
 SMALL = {

@@ -7,7 +7,7 @@ import pytest
 from bigmodel import optim, study
 from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.plan import analytic
 from bigmodel.sweep import packs
 from bigmodel.train import programs, stages, weights

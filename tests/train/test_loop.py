@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from bigmodel import optim, record, study
-from bigmodel.files import UserError, absolute, read_json
+from bigmodel.errors import Interrupted, UserError
+from bigmodel.files import absolute, read_json
 from bigmodel.train import checkpoint, loop, metrics, programs, results
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.member import open_member
-from bigmodel.train.run import Interrupted, Run, interruptible, run_id
+from bigmodel.train.run import Run, interruptible, run_id
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 

@@ -9,14 +9,13 @@ import pytest
 
 from bigmodel import optim, study, train
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import Interrupted, UserError
 from bigmodel.models.dbn import divergence
 from bigmodel.train import metrics, programs, results, stages, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
-from bigmodel.train.run import Interrupted
 from bigmodel.train.stop import StopRequest
 
 PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight_decay=0.0 train.steps={}"

@@ -6,7 +6,7 @@ import pytest
 
 from bigmodel import models, optim, study, tasks, train
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.train import metrics, programs, weights
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs

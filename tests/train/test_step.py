@@ -7,7 +7,7 @@ import pytest
 from bigmodel import optim, parallel
 from bigmodel.config import with_overrides
 from bigmodel.data import pipeline
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.train import alone, programs
 from bigmodel.train import step as steps
 

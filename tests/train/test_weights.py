@@ -8,7 +8,7 @@ import pytest
 
 from bigmodel import models, optim, study
 from bigmodel.cli import main
-from bigmodel.files import UserError
+from bigmodel.errors import UserError
 from bigmodel.models import huggingface
 from bigmodel.train import programs, weights
 from bigmodel.train.checkpoint import Checkpoints

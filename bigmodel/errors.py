@@ -1,0 +1,25 @@
+"""The errors that the package raises and tells apart by class.
+
+`UserError` and `Interrupted` decide the exit code of the command (see `bigmodel/cli/main.py`). This file imports
+nothing, so that every room can use it and the command can name these classes without loading a room.
+"""
+
+
+class UserError(Exception):
+  """The input is invalid. The message is one line: what is wrong (with the value), where, and what is allowed."""
+
+
+class Interrupted(Exception):  # noqa: N818
+  """SIGTERM or Ctrl-C arrived. Everything is saved, and rerunning the command resumes."""
+
+
+class CheckpointError(Exception):
+  """A checkpoint could not be written or does not match its checksums. The message names the last good step."""
+
+
+class Lost(Exception):  # noqa: N818
+  """Another worker has taken over this worker's lease; this worker must leave those runs alone."""
+
+
+class UnfitWorker(Exception):  # noqa: N818
+  """The worker's machine is at fault and the runs are not; other workers should train them."""
