@@ -34,7 +34,7 @@ def test_published_points_are_where_the_user_says_or_in_the_cache(tmp_path, monk
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path))
   assert reproduce.where() == tmp_path
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path / "missing"))
-  with pytest.raises(UserError, match="no published points at .*missing"):
+  with pytest.raises(UserError, match=r"no published points at .*missing"):
     reproduce.where()
   assert reproduce.where(str(tmp_path)) == tmp_path
 
