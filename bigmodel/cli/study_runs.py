@@ -66,6 +66,8 @@ def _show(report: Facts, workdir: str, output: Output) -> None:
   for law in report["laws"]:
     rows = [(name, value, law["intervals"].get(name)) for name, value in law["params"].items()]
     output.table(f"{law['name']} ({law['convention']})", ("parameter", "value", "90% interval"), rows)
+    if law.get("caution"):
+      output.say(f"note: {law['caution']}")
   if report["forecast"]:
     _show_forecast(report["forecast"], report["noise_floor"], output)
   if report["sweep"]:

@@ -82,6 +82,8 @@ def _show_law(law: Facts, laws: int, output: Output) -> None:
       f"with N as {name}: alpha {params['alpha']:.4g}, beta {params['beta']:.4g}, so N* ~ C^"
       f"{_exponent(params):.3f} instead of C^{_exponent(law['params']):.3f}"
     )
+  if law.get("caution"):
+    output.say(f"note: {law['caution']}")
   for name in law.get("ridges", ()):
     output.say(f"{name} is on a ridge: three times as much or as little fits nearly as well")
 

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.laws import reproduce
+  from bigmodel import experiments
 
-  claim, results = reproduce.run(arguments.name, arguments.data, arguments.workdir, output.quiet)
+  claim, results = experiments.run(arguments.name, arguments.data, arguments.workdir, output.quiet)
   output.say(claim.rsplit("\n\n", 1)[0])
   rows = [(one.what, _digits(one.published), _digits(one.ours), one.verdict) for one in results]
   output.table(arguments.name, ("what", "published", "ours", "verdict"), rows)
