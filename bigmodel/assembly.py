@@ -6,14 +6,16 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel import data, models, optim, parallel, tasks, train
+from bigmodel import data, models, optim, parallel, record, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.errors import UserError
 from bigmodel.files import absolute
-from bigmodel.train import stages, weights
-from bigmodel.train.run import Run
+from bigmodel.parallel import hosts
+from bigmodel.train import loop, stages, weights
+from bigmodel.train.display import Display
+from bigmodel.train.run import Run, interruptible, open_folder
 
 
 def default_config(family: str = "decoder", task: str = "") -> Config:
@@ -109,6 +111,14 @@ def resolve_for_plan(config: Config, devices: int) -> Config:
   return resolved
 
 
+def held_out_rows(config: Config) -> pipeline.EvalRows:
+  """The held-out rows of a resolved config; refuses data that its model cannot read."""
+  data.check(config)
+  corpus = pipeline.prepare(config)
+  resolve(config, corpus)
+  return pipeline.eval_rows(config, corpus)
+
+
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   """A checked run of one config, in `workdir` itself."""
   check(config)
@@ -116,6 +126,26 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   run = Run(resolve(config, corpus), absolute(workdir))
   check_resolved(run.config, corpus)
   return run, corpus
+
+
+def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> dict[str, Any]:
+  """Trains the run of one config, or what is missing of it, and returns its record.
+
+  `profile` is the number of steps of which a trace is written. Several processes that call this train one run together.
+  Raises `Interrupted` after a signal, when everything is saved.
+  """
+  with interruptible() as stop:
+    run, corpus = single_run(config, workdir)
+    hosts.require_same([flatten(run.config), str(run.folder), profile], "config")
+    hosts.require_shared(run.folder)
+    hosts.first(lambda: open_folder(run))
+    ended = hosts.first(lambda: record.read(run.folder))
+    if ended is None:
+      with Display(quiet=quiet) as display:
+        for note in parallel.notes_here(run.config):
+          display.say(note)
+        (ended,) = loop.train_runs([run], corpus, display, stop, profile=profile)
+  return ended
 
 
 def check_resolved(config: Config, corpus: Data) -> None:

@@ -12,10 +12,7 @@ from typing import Any
 
 from etils import epath
 
-
-class UserError(Exception):
-  """The user's input is wrong: one line that says what, where and what would be right."""
-
+from bigmodel.errors import UserError
 
 _writer = True
 

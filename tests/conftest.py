@@ -140,11 +140,11 @@ def stop_at():
 @pytest.fixture
 def inside(capsys):
   """`inside("train", ...)`: the command in this process, which imports nothing anew; its code and what it wrote."""
-  from bigmodel import cli
+  from bigmodel.cli import main
 
   def run(*arguments):
     try:
-      code = cli.main(list(map(str, arguments)))
+      code = main.main(list(map(str, arguments)))
     finally:
       told = capsys.readouterr()
     return code, told.out, told.err

@@ -1,7 +1,4 @@
-"""Published numbers beside ours: what a file of `experiments/` returns.
-
-From `reproduce(data)`, which reads published points, or from `measure(workdir, quiet)`, which trains.
-"""
+"""Published numbers beside ours, and the published points that they are computed from."""
 
 import dataclasses
 import hashlib
@@ -10,7 +7,6 @@ import os
 import urllib.request
 from pathlib import Path
 
-from bigmodel.config import load_module, nearest
 from bigmodel.errors import UserError
 from bigmodel.files import cache_dir, write_bytes
 
@@ -53,37 +49,12 @@ class Result:
     return "the same" if abs(self.ours - self.published) <= self.within else "differs"
 
 
-def find(name: str) -> Path:
-  """The experiment of that name, beside the package."""
-  folder = Path(__file__).parents[2] / "experiments"
-  ours = lambda path: any(f"def {name}(" in path.read_text() for name in ("reproduce", "measure"))
-  known = sorted(path.stem for path in folder.glob("*.py") if ours(path))
-  if name not in known:
-    raise UserError(f"reproduce: no experiment {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}")
-  return folder / f"{name}.py"
-
-
-def run(name: str, data: str = "", workdir: str = "", quiet: bool = True) -> tuple[str, list[Result]]:
-  """`(claim, results)` of an experiment; `data` is where the published points are, `workdir` where it trains."""
-  module, _ = load_module(str(find(name)))
-  if hasattr(module, "measure"):
-    return (module.__doc__ or "").strip(), module.measure(Path(workdir or f"runs/{name}"), quiet)
-  try:
-    return (module.__doc__ or "").strip(), module.reproduce(where(data))
-  except FileNotFoundError as error:
-    raise UserError(
-      f"reproduce: no {error.filename or error}: these points are derived from their authors' runs; --data=DIR or"
-      " $BIGMODEL_SCALING_DATA says where they are"
-    ) from error
-
-
 def where(data: str = "") -> Path:
-  """The folder of published points: as said, or $BIGMODEL_SCALING_DATA, or one beside the repository, or downloaded."""
-  beside = Path(__file__).parents[3] / "shared" / "scaling_data"
-  said = data or os.environ.get("BIGMODEL_SCALING_DATA")
-  if said and not Path(said).is_dir():
-    raise UserError(f"reproduce: no published points at {said}; --data=DIR or $BIGMODEL_SCALING_DATA says where")
-  return Path(said) if said else beside if beside.is_dir() else download(cache_dir() / "scaling_data")
+  """The folder of published points: `data`, or $BIGMODEL_SCALING_DATA, or the cache, into which they are downloaded."""
+  folder = data or os.environ.get("BIGMODEL_SCALING_DATA")
+  if folder and not Path(folder).is_dir():
+    raise UserError(f"reproduce: no published points at {folder}; --data=DIR or $BIGMODEL_SCALING_DATA says where")
+  return Path(folder) if folder else download(cache_dir() / "scaling_data")
 
 
 def download(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jinja2
 
@@ -71,11 +71,11 @@ def recipe(place: str, command: list[str], topology: Topology, settings: Mapping
   return environment.get_template(PLACES[place][0]).render(values)
 
 
-def start(place: str, text: str) -> int:
-  """Gives a recipe to its launcher; returns the launcher's exit code."""
+def start(place: str, text: str, stdout: TextIO | None = None) -> int:
+  """Gives a recipe to its launcher, which prints to `stdout`; returns the launcher's exit code."""
   if shutil.which(NEEDS[place]) is None:
     raise UserError(f"--on={place}: no {NEEDS[place]} here; --dry-run prints the recipe")
   suffix = "." + PLACES[place][0].removesuffix(".j2").split(".")[-1]
   with tempfile.NamedTemporaryFile("w", suffix=suffix, delete=False) as file:
     file.write(text)
-  return subprocess.run([*PLACES[place][1], file.name], check=False).returncode
+  return subprocess.run([*PLACES[place][1], file.name], stdout=stdout, check=False).returncode

@@ -213,7 +213,12 @@ def forecast(
     N = G * (C / k) ** (p["beta"] / (p["alpha"] + p["beta"]))
     best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / k / N) ** p["beta"]
     figure.add_scatter(
-      x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip"
+      x=C,
+      y=best,
+      mode="lines",
+      line={"color": FORECAST, "dash": "dot"},
+      name="Chinchilla's law at its optimum",
+      hoverinfo="skip",
     )
   low, high = sealed["interval90"]
   figure.add_scatter(

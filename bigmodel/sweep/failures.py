@@ -19,17 +19,13 @@ import numpy as np
 from etils import epath
 
 from bigmodel import processes
-from bigmodel.errors import UserError
+from bigmodel.errors import UnfitWorker, UserError
 from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
 from bigmodel.sweep.leases import PATIENCE
 
 TRIES = 2  # of a group, and then of each of its runs alone
 IN_A_ROW = 2  # failures of groups that succeed elsewhere, after which a worker stops
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "MemoryError")
-
-
-class UnfitWorker(Exception):  # noqa: N818
-  """Something is wrong with the machine of this worker, and not with the runs."""
 
 
 @dataclasses.dataclass(frozen=True)

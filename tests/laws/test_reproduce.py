@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from bigmodel import experiments
 from bigmodel.errors import UserError
 from bigmodel.laws import reproduce
 
@@ -12,7 +13,7 @@ NAMES = ("chinchilla_refit", "kaplan_conventions", "isoflop_exponents", "overtra
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_paper_is_reproduced(scaling_data, name):
-  claim, results = reproduce.run(name, str(scaling_data))
+  claim, results = experiments.run(name, str(scaling_data))
   assert "Claim (" in claim
   compared = [result for result in results if result.published is not None]
   assert compared
@@ -21,7 +22,21 @@ def test_a_paper_is_reproduced(scaling_data, name):
 
 def test_an_unknown_name_is_refused():
   with pytest.raises(UserError, match=r"no experiment 'laddr' .did you mean 'ladder'"):
-    reproduce.run("laddr")
+    experiments.run("laddr")
+
+
+def test_published_points_are_where_the_user_says_or_in_the_cache(tmp_path, monkeypatch):
+  """Not in a folder that happens to be beside the repository."""
+  monkeypatch.setattr(reproduce, "SOURCES", {})
+  monkeypatch.delenv("BIGMODEL_SCALING_DATA", raising=False)
+  monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+  assert reproduce.where() == tmp_path / "cache" / "scaling_data"
+  monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path))
+  assert reproduce.where() == tmp_path
+  monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path / "missing"))
+  with pytest.raises(UserError, match=r"no published points at .*missing"):
+    reproduce.where()
+  assert reproduce.where(str(tmp_path)) == tmp_path
 
 
 def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):

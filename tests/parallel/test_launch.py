@@ -1,12 +1,13 @@
 """Launch recipes are valid in the languages of their launchers, and say the command whole."""
 
 import ast
+import json
 import subprocess
 
 import pytest
 import yaml
 
-from bigmodel.cli import main
+from bigmodel.cli.main import main
 
 COMMAND = ["--", "study", "--config=configs/quickstart.py", "--workdir=gs://bucket/it's here", "--restarts=5"]
 
@@ -61,6 +62,18 @@ def test_ray_recipe_is_python_with_the_command_in_it(capsys, topology, hosts):
   values = {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
   assert ast.literal_eval(values["ARGUMENTS"]) == COMMAND[1:]
   assert ast.literal_eval(values["HOSTS"]) == hosts
+
+
+def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, tmp_path):
+  (tmp_path / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
+  (tmp_path / "sbatch").chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+  assert main(["launch", "--on=slurm", "--topology=h100:8", *COMMAND]) == 0
+  assert capfd.readouterr().out == "Submitted batch job 7\n"
+  assert main(["launch", "--on=slurm", "--topology=h100:8", "--json", *COMMAND]) == 0
+  said = capfd.readouterr()
+  assert json.loads(said.out)["started"]
+  assert said.err == "Submitted batch job 7\n"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bigmodel import config as configs
-from bigmodel import optim, parallel, use
+from bigmodel import optim, parallel
 from bigmodel.data import pipeline
 from bigmodel.files import write_json
 from bigmodel.parallel import reuse
 from bigmodel.tasks import generation
-from bigmodel.train import checkpoint, programs
+from bigmodel.train import checkpoint, programs, trained
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.evaluate import evaluate
 
@@ -69,7 +69,8 @@ def test_every_preset_evaluates_and_generates_as_one_device_with_the_parameters_
   single, _, _ = saved("single", experts, preset="dp", data=1)
   # Whatever else is on the device stays there.
   device, before = jax.devices()[DEVICE], bytes_here(jax.devices()[DEVICE])
-  here, program, params, step = use._restored(str(folder))
+  model = trained.load(str(folder))
+  here, program, params, step = model.config, model.program, model.params, model.step
   assert step == 2
   shapes = programs.program(config).shapes.params
   assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, shapes)
@@ -79,7 +80,8 @@ def test_every_preset_evaluates_and_generates_as_one_device_with_the_parameters_
   assert local == whole if preset == "dp" else local < 0.6 * whole
 
   rows = pipeline.eval_rows(here, corpus)
-  alone, program1, params1, _ = use._restored(str(single))
+  model = trained.load(str(single))
+  alone, program1, params1 = model.config, model.program, model.params
   for one, other in zip(jax.tree.leaves(params1), jax.tree.leaves(params), strict=True):
     np.testing.assert_array_equal(one, other)
   found, expected = evaluate(program, params, here, rows), evaluate(program1, params1, alone, rows)
@@ -87,7 +89,8 @@ def test_every_preset_evaluates_and_generates_as_one_device_with_the_parameters_
 
   said = []
   for path in (folder, single):
-    config, program, params, _ = use._restored(str(path), generating=True)
+    model = trained.load(str(path), generating=True)
+    config, program, params = model.config, model.program, model.params
     if path == folder:
       largest = max(np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(params) if x.ndim > 2)
       assert largest == 1 if preset == "dp" else largest <= 0.5
@@ -117,7 +120,8 @@ def test_of_the_optimizers_state_only_what_the_evaluated_parameters_follow_from_
     return found
 
   monkeypatch.setattr(ocp.Checkpointer, "restore", spy)
-  here, _, params, step = use._restored(str(folder))
+  model = trained.load(str(folder))
+  here, params, step = model.config, model.params, model.step
   monkeypatch.undo()
   separately = {name for name in read if not name.startswith("joined.")}
   needed = ("opt_state.own.z.",) if optimizer == "schedule_free" else ("opt_state.average.",) * ("+" in optimizer)

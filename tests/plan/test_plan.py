@@ -10,7 +10,7 @@ import pytest
 
 from bigmodel import config as configs
 from bigmodel import models, parallel, study
-from bigmodel.cli import main
+from bigmodel.cli.main import main
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
 from bigmodel.plan import analytic, compiled, search

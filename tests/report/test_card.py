@@ -5,7 +5,7 @@ import json
 import numpy as np
 import polars as pl
 
-from bigmodel import cli
+from bigmodel.cli import main
 
 CONFIG = """from bigmodel.study import default_config
 def get_config(arg=None):
@@ -18,7 +18,7 @@ def get_config(arg=None):
 def card_of(folder, capsys, **data):
   (folder / "config.py").write_text(CONFIG.format(data=", ".join(f"{n}={v!r}" for n, v in data.items())))
   page = folder / "card.html"
-  assert cli.main(["data", f"--config={folder / 'config.py'}", f"--card={page}", "--json"]) == 0
+  assert main.main(["data", f"--config={folder / 'config.py'}", f"--card={page}", "--json"]) == 0
   return json.loads(capsys.readouterr().out), page.read_text()
 
 

@@ -164,12 +164,14 @@ def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("bend", [0.1, 0.01, 0.0])  # what a factor e off the best costs, where noise is 0.01
 def test_intervals_of_the_best_rate_hold_as_often_as_they_say(bend, seeds):
+  """At a bend of 0.1 the best rate is sharp, and 92% are expected: the parabola is used in 80% of sweeps and holds in
+  90% of those, and intervals between rates always hold. The standard error of 150 sweeps is 2.4%."""
   hit, flat = intervals_of_the_best_rate(0.01 * 2.0 ** np.arange(6), lambda x: bend * x**2, seeds, 0.01)
-  assert hit >= 0.85  # the standard error of 150 is 2.4%
+  assert hit >= 0.85
   if bend == 0.1:
-    assert hit <= 0.985  # measured .98: the hull of a parabola's and a cubic's interval holds more often than either
+    assert hit <= 0.95
     assert flat <= 0.1
-  elif bend == 0:
+  else:
     assert flat >= 0.7
 
 
@@ -192,8 +194,8 @@ CURVES = {
 @pytest.mark.parametrize("noise", [0.01, 0.005, 0.002, 0.0005])
 @pytest.mark.parametrize("curve", CURVES)
 def test_intervals_of_the_best_rate_hold_for_curves_that_are_no_parabola(curve, noise):
-  """What a curve is farther from a parabola than noise shows must not be lost. Intervals that reach from rate to rate,
-  as these mostly do, hold more often than 90%."""
+  """A curve that noise hardly tells from a parabola moves its minimum. Intervals between rates, as these mostly are,
+  hold more often than 90%."""
   for rates in (np.geomspace(1e-3, 1e-1, 7), 0.01 * 2.0 ** np.arange(5), np.geomspace(1e-3, 1e-1, 13)):
     hit, _ = intervals_of_the_best_rate(rates, CURVES[curve], seeds=3, noise=noise, sweeps=30)
     assert hit >= 0.85, rates  # measured: at least 0.9

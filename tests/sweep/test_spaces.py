@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bigmodel import cli
 from bigmodel.accounting import plain_counts
+from bigmodel.cli import main
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.sweep import packs, spaces
@@ -110,7 +110,7 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   )
   workdir = str(tmp_path / "sweep")
   axes = ["--axis", "optim.lr=0.001,0.01,0.1", "--axis", "model.width=8,16"]
-  assert cli.main(["sweep", f"--config={path}", "--workdir", workdir, *axes, "--json"]) == 0
+  assert main.main(["sweep", f"--config={path}", "--workdir", workdir, *axes, "--json"]) == 0
   board = json.loads(capsys.readouterr().out)["sweep"]
   assert len(board["cells"]) == 6
   assert {tuple(r["others"].items()) for r in board["learning_rates"]} == {
@@ -118,7 +118,7 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
     (("model.width", 16),),
   }
   table = tmp_path / "runs.parquet"
-  assert cli.main(["report", "--workdir", workdir, f"--table={table}", "--json"]) == 0
+  assert main.main(["report", "--workdir", workdir, f"--table={table}", "--json"]) == 0
   capsys.readouterr()
   rows = pl.read_parquet(table)
   assert rows.shape[0] == 6
@@ -127,5 +127,5 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   assert "Leaderboard" in page
   assert 'id="plot-rates"' in page
   assert 'id="plot-axes"' in page
-  assert cli.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
+  assert main.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
   assert "say what to vary" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bigmodel import optim, record, study
+from bigmodel import errors, optim, record, study
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json
 from bigmodel.train import checkpoint, loop, metrics, programs, results
@@ -91,7 +91,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
     raise OSError("broken")
 
   monkeypatch.setattr(checkpoint, "seal", fails)
-  with pytest.raises(checkpoint.CheckpointError, match="broken"):
+  with pytest.raises(errors.CheckpointError, match="broken"):
     train(config, corpus, tmp_path)
   assert record.read(tmp_path) is None
 
@@ -114,12 +114,12 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
 
   def full(*_):
     assert began.wait(60)
-    raise checkpoint.CheckpointError("the disk is full")
+    raise errors.CheckpointError("the disk is full")
 
   monkeypatch.setattr(loop, "measure", endless)
   monkeypatch.setattr(loop, "_save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
-  with pytest.raises(checkpoint.CheckpointError, match="the disk is full"):
+  with pytest.raises(errors.CheckpointError, match="the disk is full"):
     train_runs(runs, corpus, Display(quiet=True), StopRequest())
   assert gave_up.wait(10)
   assert not any(record.read(run.folder) for run in runs)

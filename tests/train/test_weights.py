@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodel import models, optim, study
-from bigmodel.cli import main
+from bigmodel.cli.main import main
 from bigmodel.errors import UserError
 from bigmodel.models import huggingface
 from bigmodel.train import programs, weights

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from bigmodel import cli
+from bigmodel.cli import main
 from bigmodel.errors import UserError
 from bigmodel.laws import table
 
@@ -21,7 +21,7 @@ def csv(path, header, *columns):
 
 
 def run(capsys, *arguments):
-  code = cli.main([*map(str, arguments), "--json"])
+  code = main.main([*map(str, arguments), "--json"])
   captured = capsys.readouterr()
   return code, json.loads(captured.out), captured.err
 
@@ -183,6 +183,7 @@ def test_bad_rows_of_a_group_are_named_by_their_row_in_the_file(tmp_path, capsys
     ("size,ce\n1,2\n", ("--n=size", "--loss=ce"), "name the columns of at least two"),
     ("size,ce\n1,2\n", ("--x=size", "--loss=ce", "--law=powr"), "no law 'powr' .did you mean 'power'"),
     ("size,ce\n1,2\n", ("--x=size", "--loss=ce", "--law=routed"), "which column is N and E"),
+    ("size,ce\n1,2\n", ("--x=size", "--loss=ce", "--at=0"), "--at: 0 is not a positive number"),
   ],
 )
 def test_bad_points_are_refused_in_one_line(tmp_path, capsys, text, flags, message):

@@ -1,6 +1,5 @@
 """Text is printed as it is: extras in brackets, paths and config values with brackets, codes of emoji."""
 
-import argparse
 import io
 import re
 import sys
@@ -9,23 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from bigmodel import hardware, lab, verbs
-from bigmodel.console import plain_console
-from bigmodel.train.display import Display
+from bigmodel import hardware
+from bigmodel.cli.console import Output
+from bigmodel.train.display import Display, plain_console
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "bigmodel").rglob("*.py"))}
 HARD = ["/data/[old]/x[/old]", "model[bold]", ":smile: :100:", "[red]", "[/]", "a\\[b]"]
 HARD += [f"pip install 'bigmodel[{extra}]'" for extra in EXTRAS]
-PEOPLE = argparse.Namespace(json=False)
 
 
 @pytest.mark.parametrize("text", HARD)
 def test_every_way_of_printing_keeps_the_text(text, capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "200")
-  verbs.show_table(PEOPLE, f"title {text}", (f"column {text}",), [(f"cell {text}",)])
-  lab.say(PEOPLE, f"said {text}")
+  Output().table(f"title {text}", (f"column {text}",), [(f"cell {text}",)])
+  Output().say(f"said {text}")
   Display().say(f"shown {text}")
   out, err = capsys.readouterr()
   for where in ("title", "column", "cell", "said"):
@@ -51,7 +49,7 @@ def test_messages_name_extras_that_exist_and_all_go_through_one_console():
   assert named <= set(EXTRAS)
   assert "tpu" in named
   consoles = [path.name for path, text in SOURCES.items() if re.search(r"\bConsole\(|rich import print", text)]
-  assert consoles == ["console.py"]
+  assert consoles == ["display.py"]
 
 
 @pytest.mark.parametrize(

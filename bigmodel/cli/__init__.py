@@ -1,0 +1,1 @@
+"""The command `bigmodel`: `main.py` dispatches, `verbs/` has one file per verb."""

@@ -1,0 +1,167 @@
+"""The command: `bigmodel VERB --config=FILE[:arg] --workdir=DIR [--config.group.field=value ...]`.
+
+This file finds the verb, runs it, and turns errors into one line and an exit code: 0 success, 2 invalid input,
+75 interrupted but resumable, 1 anything else; 69 tells the command that started a worker that the worker's machine is
+at fault. A verb is a file in `verbs/`. Only the chosen one is imported, and it imports rooms when it runs, so that
+`--help` answers at once.
+"""
+
+import argparse
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import cast
+
+import bigmodel
+from bigmodel.cli import parsing
+from bigmodel.cli.console import Output
+from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
+
+SUCCESS, FAILED, INVALID, UNFIT, INTERRUPTED = 0, 1, 2, 69, 75
+FOLDER = Path(__file__).with_name("verbs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one verb and returns the exit code."""
+  from_shell = argv is None
+  words = list(sys.argv[1:] if argv is None else argv)
+  if words[:1] in (["-h"], ["--help"]):
+    print(overview(), end="")
+    return SUCCESS
+  if words[:1] == ["--version"]:
+    print(bigmodel.__version__)
+    return SUCCESS
+  # Until the words are parsed, this is what is known of the options. Those after -- belong to another command.
+  mine = words[: words.index("--")] if "--" in words else words
+  verb = words[0] if words else ""
+  report = Failure(verb if verb in verbs() else "", as_json="--json" in mine, debug="--debug" in mine)
+  try:
+    module = find(verb)
+    arguments = parsing.parse(verb, module, words[1:])
+  except UserError as error:
+    return report.show(error)
+  if getattr(arguments, "restarts", 0) > 0:
+    return _supervise(words, arguments)
+  if from_shell:
+    _collect_less_garbage()
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # silences XLA's notes
+  signal.signal(signal.SIGTERM, _interrupt)  # verbs that save before they stop replace this
+  return _run(module, arguments)
+
+
+def _run(verb: parsing.Verb, arguments: argparse.Namespace) -> int:
+  """Runs a verb; with --json, prints its document and sends everything else to standard error."""
+  is_worker = bool(getattr(arguments, "worker", ""))
+  report = Failure(arguments.verb, arguments.json, arguments.debug, is_worker)
+  try:
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+      document = json.dumps(verb.run(arguments, Output(quiet=arguments.json)), allow_nan=False)
+  except (Exception, KeyboardInterrupt) as error:
+    return report.show(error)
+  if arguments.json:
+    print(document)
+  return SUCCESS
+
+
+class Failure:
+  """Tells the user in one line why a verb ended, and the shell in an exit code."""
+
+  def __init__(self, verb: str, as_json: bool, debug: bool, is_worker: bool = False):
+    self.command = f"bigmodel {verb}".rstrip()
+    self.as_json, self.debug, self.is_worker = as_json, debug, is_worker
+
+  def show(self, error: BaseException) -> int:
+    """Prints the message and returns the exit code."""
+    message, code = self.describe(error)
+    if self.debug:
+      import traceback
+
+      traceback.print_exception(error)
+    print(f"{self.command}: {message}", file=sys.stderr)
+    if self.as_json:
+      print(json.dumps({"error": message, "code": code}))
+    return code
+
+  def describe(self, error: BaseException) -> tuple[str, int]:
+    """The message and exit code of an error, by its class."""
+    match error:
+      case UserError():
+        return str(error), INVALID
+      case KeyboardInterrupt():
+        return "interrupted", INTERRUPTED
+      case Interrupted():
+        return f"interrupted: {error}; the same command resumes", INTERRUPTED
+      case UnfitWorker():
+        return str(error), UNFIT if self.is_worker else FAILED
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return first_line if isinstance(error, CheckpointError) else f"{type(error).__name__}: {first_line}", FAILED
+
+
+def verbs() -> dict[str, Path]:
+  """The file of every verb, by the name of the verb."""
+  return {path.stem.rstrip("_"): path for path in sorted(FOLDER.glob("[!_]*.py"))}
+
+
+def find(name: str) -> parsing.Verb:
+  """Imports a verb; raises `UserError` for an unknown one."""
+  known = verbs()
+  if name in known:
+    return cast(parsing.Verb, importlib.import_module(f"bigmodel.cli.verbs.{known[name].stem}"))
+  if not name:
+    raise UserError(f"a verb is missing; use one of {', '.join(known)}")
+  raise UserError(f"no verb {name!r}{parsing.nearest(name, known)}; use one of {', '.join(known)}")
+
+
+def summary(path: Path) -> str:
+  """What a verb does, in one line: the first line of its file, which is read and not imported."""
+  with path.open(encoding="utf-8") as file:
+    return file.readline().strip().removeprefix('"""').removesuffix('"""')
+
+
+def overview() -> str:
+  """The text of `bigmodel --help`."""
+  known = verbs()
+  width = max(map(len, known)) + 2
+  lines = [f"  {name:{width}}{summary(path)}" for name, path in known.items()]
+  return "\n".join(
+    [
+      "usage: bigmodel VERB [options]",
+      "",
+      "Scaling experiments, from one config file to a decision.",
+      "",
+      "verbs:",
+      *lines,
+      "",
+      "`bigmodel VERB --help` lists a verb's options and ends with examples.",
+      "Every verb accepts --json (print one JSON document and nothing else on standard output) and --debug (show the",
+      "traceback of an error). `bigmodel --version` prints the version.",
+      "Exit codes: 0 success, 2 invalid input, 75 interrupted (rerunning the command resumes), 1 anything else.",
+      "",
+    ]
+  )
+
+
+def _supervise(words: Sequence[str], arguments: argparse.Namespace) -> int:
+  """Runs the command, without --restarts, in a child process that is restarted when it dies."""
+  from bigmodel.train import supervise
+
+  command = [sys.executable, "-m", "bigmodel.cli", *parsing.without_option(words, "--restarts")]
+  return supervise.supervise(command, arguments.restarts, lambda: supervise.progress(arguments.workdir))
+
+
+def _collect_less_garbage() -> None:
+  """Most objects that imports and tracing make live on. Searching them for garbage took a third of a short command."""
+  gc.set_threshold(100_000, 10, 10)
+  atexit.register(gc.freeze)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+  raise KeyboardInterrupt

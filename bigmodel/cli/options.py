@@ -1,0 +1,65 @@
+"""Options that several verbs share."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+  """A type for argparse: a whole number that is not less than `least`."""
+
+  def parse_number(text: str) -> int:
+    try:
+      value = int(text)
+    except ValueError as error:
+      raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+    if value < least:
+      raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value
+
+  return parse_number
+
+
+def positive_number(text: str) -> float:
+  """A type for argparse: a finite number above 0."""
+  try:
+    value = float(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+  return value
+
+
+def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+  parser.add_argument(
+    "--config",
+    required=required,
+    metavar="FILE[:arg]",
+    help="a config file; --config.group.field=VALUE changes a field",
+  )
+
+
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run or study")
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+  """Options of verbs that train: supervision, and several processes that work as one job."""
+  parser.add_argument(
+    "--restarts",
+    type=whole_number(0),
+    default=0,
+    metavar="N",
+    help="restart the process when it dies, up to N times in a row without progress",
+  )
+  parser.add_argument(
+    "--coordinator",
+    default="",
+    metavar="HOST:PORT",
+    help="address of process 0, where the launcher does not provide it",
+  )
+  parser.add_argument(
+    "--processes", type=whole_number(0), default=0, metavar="N", help="processes of this job, one per host"
+  )
+  parser.add_argument("--process", type=whole_number(0), default=-1, metavar="I", help="index of this process, from 0")

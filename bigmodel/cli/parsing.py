@@ -1,0 +1,120 @@
+"""The words of a command become the arguments of a verb; invalid words raise `UserError`."""
+
+import argparse
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn, Protocol
+
+from bigmodel.cli.console import Json, Output
+from bigmodel.errors import UserError
+
+
+class Verb(Protocol):
+  """A file in `verbs/`. The first line of its docstring is its help in `bigmodel --help`."""
+
+  __doc__: str | None
+
+  @property
+  def EXAMPLES(self) -> Sequence[str]:
+    """Whole commands, shown at the end of the verb's --help."""
+    ...
+
+  def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+  def run(self, arguments: argparse.Namespace, output: Output) -> Json:
+    """Does the work with one call into a room; returns the document of --json."""
+    ...
+
+
+class Parser(argparse.ArgumentParser):
+  """Raises `UserError` for invalid words, where argparse prints its usage and exits."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message.removeprefix("argument "))
+
+  def options(self) -> Iterator[str]:
+    """The names of all options, such as '--config'."""
+    for action in self._actions:
+      yield from action.option_strings
+
+  def passes_words_on(self) -> bool:
+    """Whether the last words belong to another command."""
+    return any(action.nargs == argparse.REMAINDER for action in self._actions)
+
+
+def parser_of(name: str, verb: Verb) -> Parser:
+  """The parser of a verb; its help ends with the verb's examples."""
+  examples = "\n".join(f"  {example}" for example in verb.EXAMPLES)
+  parser = Parser(
+    f"bigmodel {name}",
+    description=verb.__doc__,
+    epilog=f"examples:\n{examples}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verb.add_arguments(parser)
+  parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on standard output")
+  parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  return parser
+
+
+def parse(name: str, verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+  """The arguments of a verb; raises `UserError` with the nearest option for a typo.
+
+  Beside the verb's own there are `verb`, `argv` (all words) and `overrides` ('group.field=value' of --config...).
+  """
+  parser = parser_of(name, verb)
+  known = list(parser.options())
+  try:
+    arguments, rest = parser.parse_known_args(words)
+  except UserError:
+    # A mistyped option also leaves the right one missing; the typo is the better message.
+    for word in _own_words(parser, words):
+      option = word.partition("=")[0]
+      if word.startswith("--") and option not in known and not option.startswith("--config."):
+        raise _unexpected(word, known) from None
+    raise
+  takes_overrides = bool(getattr(arguments, "config", None))
+  overrides = [word for word in rest if takes_overrides and word.startswith("--config.")]
+  for word in rest:
+    if word not in overrides:
+      raise _unexpected(word, known)
+  arguments.verb, arguments.argv = name, [name, *words]
+  arguments.overrides = [word.removeprefix("--config.") for word in overrides]
+  return arguments
+
+
+def _own_words(parser: Parser, words: Sequence[str]) -> Iterable[str]:
+  """The words that surely do not belong to a command that the verb passes on."""
+  if parser.passes_words_on():
+    return itertools.takewhile(lambda word: word.startswith("-") and word != "--", words)
+  return itertools.takewhile(lambda word: word != "--", words)
+
+
+def _unexpected(word: str, known: Sequence[str]) -> UserError:
+  """Why a word cannot be used, where the options are `known`."""
+  option = word.partition("=")[0]
+  if option.startswith("--config.") and "--config" in known:
+    return UserError(f"{word}: needs --config=FILE[:arg]")
+  if option.startswith("-"):
+    return UserError(f"{option}: no such option{nearest(option, known) or '; see --help'}")
+  return UserError(f"{word!r}: unexpected word")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """As `config.nearest`, which is slow to import and is needed for errors only."""
+  from bigmodel import config
+
+  return config.nearest(name, known)
+
+
+def without_option(words: Sequence[str], option: str) -> list[str]:
+  """The words without an option that has a value, given as `--option=value` or as `--option value`."""
+  kept: list[str] = []
+  rest = iter(words)
+  for word in rest:
+    if word == option:
+      next(rest)
+    elif not word.startswith(f"{option}="):
+      kept.append(word)
+  return kept

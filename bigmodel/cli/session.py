@@ -1,0 +1,59 @@
+"""What verbs do before their work: prepare JAX, join the other processes of a job, load the config."""
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from bigmodel.errors import UserError
+
+if TYPE_CHECKING:  # slow to import
+  from bigmodel.config import Config
+  from bigmodel.study import Study
+
+
+def start() -> None:
+  """Prepares JAX and the log of a verb that runs in one process."""
+  from bigmodel import hardware
+
+  hardware.setup()
+  _log_to_standard_error()
+
+
+def join(arguments: argparse.Namespace) -> bool:
+  """Prepares JAX and joins the other processes of the job (see `options.add_hosts`).
+
+  Returns whether this process is the one that prints and writes.
+  """
+  from bigmodel import files, hardware
+  from bigmodel.parallel import hosts
+
+  if getattr(arguments, "worker", ""):
+    from bigmodel.sweep import workers
+
+    arguments.worker = workers.settle(arguments.worker)
+  hardware.setup()
+  hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
+  _log_to_standard_error()
+  if hosts.several():
+    hosts.log_to(files.absolute(arguments.workdir) / "logs")
+  return files.is_writer()
+
+
+def _log_to_standard_error() -> None:
+  logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(message)s")
+  logging.getLogger("bigmodel").setLevel(logging.INFO)
+  logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # orbax logs the tracebacks of errors that it also raises
+
+
+def load(arguments: argparse.Namespace) -> tuple["Config", "Study | None"]:
+  """The config of --config with its overrides, and the study that its file defines."""
+  from bigmodel import config as configs
+
+  config, module = configs.load(arguments.config, arguments.overrides)
+  if not hasattr(module, "get_study"):
+    return config, None
+  try:
+    return config, module.get_study(config)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"--config: {arguments.config}: get_study: {error}") from error

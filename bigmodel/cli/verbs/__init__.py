@@ -1,0 +1,1 @@
+"""One file per verb. The file name is the verb (with an underscore where Python reserves the word)."""

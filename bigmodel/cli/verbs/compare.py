@@ -1,0 +1,67 @@
+"""Say what one recipe's compute is worth in another's terms, by scale, and where the two cross."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigmodel.cli import columns, session
+from bigmodel.cli.console import Facts, Output
+from bigmodel.errors import UserError
+
+if TYPE_CHECKING:
+  from bigmodel.laws.points import Points
+
+EXAMPLES = (
+  "bigmodel compare runs/plain runs/gated --report=page.html",
+  "bigmodel compare plain.csv gated.csv --n=params_total --d=tokens --loss=loss_eval",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("a", metavar="A", help="a study's folder, or a CSV with one row per run")
+  parser.add_argument("b", metavar="B", help="the other recipe; its compute is expressed in A's terms")
+  columns.add(parser)
+  parser.add_argument("--report", default="", metavar="FILE.html", help="write a page with plots")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> Facts:
+  session.start()
+  from bigmodel.laws import compare
+
+  facts = compare.compare(_points(arguments, arguments.a), _points(arguments, arguments.b))
+  _show(facts, f"A {arguments.a}, B {arguments.b}", output)
+  if arguments.report:
+    from bigmodel.report import recipes
+
+    recipes.write(arguments.report, arguments.a, arguments.b, facts)
+    output.say(f"page: {arguments.report}")
+  return facts
+
+
+def _points(arguments: argparse.Namespace, path: str) -> "Points":
+  """The runs of a CSV, or the fitted runs of a study's folder."""
+  from bigmodel import files
+  from bigmodel.laws import points
+  from bigmodel.sweep import folder
+
+  if not Path(path).is_dir():
+    return columns.source(arguments, path).points()
+  if not (Path(path) / "study.json").exists():
+    raise UserError(f"{path} holds no study (no study.json)")
+  return points.from_records(folder.of_role(path, "fit"), files.read_json(Path(path) / "study.json")["convention"])
+
+
+def _show(facts: Facts, recipes: str, output: Output) -> None:
+  rows = [
+    (row["C"], row["loss_a"], row["loss_b"], row["multiplier"], row["interval90"], "yes" if row["beyond"] else "")
+    for row in facts["rows"]
+  ]
+  title = f"{recipes}: loss at the best size, and B's compute in A's terms"
+  output.table(title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
+  crossing = facts["crossing"]
+  if crossing["interval90"]:
+    at = "they do not cross near these scales" if crossing["C"] is None else f"they cross at {crossing['C']:.3g} FLOPs"
+    low, high = crossing["interval90"]
+    share = crossing["share_of_draws"]
+    output.say(f"{at} ({low:.3g} to {high:.3g} in the {share:.0%} of the resamples that cross)")
+  output.say(facts["verdict"])

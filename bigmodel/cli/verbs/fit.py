@@ -1,0 +1,97 @@
+"""Fit laws to a study, or to any CSV with one row per run.
+
+A CSV needs columns for two of the parameters N, the tokens D and the FLOPs C, or one column for the only scale x.
+"""
+
+import argparse
+from pathlib import Path
+
+from bigmodel.cli import columns, options, session
+from bigmodel.cli.console import Facts, Output
+from bigmodel.errors import UserError
+
+EXAMPLES = (
+  "bigmodel fit runs/quickstart",
+  "bigmodel fit runs.csv --n=params_total --d=tokens --loss=loss_eval --at=1e15",
+  "bigmodel fit runs.csv --n=params_total,params_non_embedding --d=tokens --loss=loss_eval",
+  "bigmodel fit curves.csv --x=examples --loss=error --group=model --law=auto",
+  "bigmodel fit runs.csv --n=params_total --d=tokens --loss=loss_eval --law=mine.py:my_law",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row per run, or a study's folder")
+  columns.add(parser)
+  columns.add_curves(parser)
+  columns.add_others(parser)
+  parser.add_argument(
+    "--law",
+    default="",
+    metavar="NAME,...",
+    help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto, which tries several (see laws/forms.py)",
+  )
+  parser.add_argument(
+    "--at",
+    type=options.positive_number,
+    action="append",
+    default=[],
+    metavar="FLOPS",
+    help="print the optimum at a budget (repeatable)",
+  )
+
+
+def run(arguments: argparse.Namespace, output: Output) -> Facts:
+  session.start()
+  if Path(arguments.points).is_dir():
+    from bigmodel.sweep import fits
+
+    if not (Path(arguments.points) / "study.json").exists():
+      raise UserError(f"{arguments.points} holds no study (no study.json)")
+    facts = fits.fit_study(arguments.points)
+  else:
+    from bigmodel.laws import choice
+
+    facts = choice.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
+  _show(facts, output)
+  return facts
+
+
+def _show(facts: Facts, output: Output) -> None:
+  for law in facts["laws"]:
+    _show_law(law, len(facts["laws"]), output)
+  optima = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in facts["optimum"]]
+  if optima:
+    output.table("compute-optimal", ("law", "C", "N", "90%", "D", "90%"), optima)
+  for warning in facts.get("warnings", ()):
+    output.say(f"note: {warning}")
+
+
+def _show_law(law: Facts, laws: int, output: Output) -> None:
+  title = f"{law['name']}, {law.get('points', laws)} points"
+  title = f"{law['group']}: {title}" if law.get("group") else title
+  rows = [(name, _digits(value), law["intervals"].get(name)) for name, value in law["params"].items()]
+  if "objective" in law:
+    rows.append(("objective", _digits(law["objective"]), None))
+    rows.append(("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None))
+  if law.get("backtest"):
+    text = f"error on {law['backtest']['points']} points of the largest scales, hidden"
+    rows.append((text, f"{law['backtest']['rms_log_error']:.2%}", None))
+  output.table(title, ("parameter", "value", "90% interval"), rows)
+  for name, params in law.get("other_conventions", {}).items():
+    output.say(
+      f"with N as {name}: alpha {params['alpha']:.4g}, beta {params['beta']:.4g}, so N* ~ C^"
+      f"{_exponent(params):.3f} instead of C^{_exponent(law['params']):.3f}"
+    )
+  if law.get("caution"):
+    output.say(f"note: {law['caution']}")
+  for name in law.get("ridges", ()):
+    output.say(f"{name} is on a ridge: three times as much or as little fits nearly as well")
+
+
+def _exponent(params: Facts) -> float:
+  """The exponent with which Chinchilla's optimal N grows with C."""
+  return params["beta"] / (params["alpha"] + params["beta"])
+
+
+def _digits(value: float | None) -> str | None:
+  return None if value is None else f"{value:.6g}"

@@ -1,0 +1,32 @@
+"""A CSV of runs, and which of its columns hold what laws need."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from bigmodel.laws import points
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A CSV with one row per run.
+
+  `columns` maps what a law calls a quantity (N, D, C, x, ...) to the column that holds it. `stderr` names the column
+  with standard errors of the losses, `group` the column that separates curves or fits; empty means none.
+  `drop_largest` leaves out the points with that many largest losses.
+  """
+
+  path: str
+  columns: Mapping[str, str]
+  loss: str = "loss"
+  stderr: str = ""
+  group: str = ""
+  drop_largest: int = 0
+
+  def points(self) -> points.Points:
+    """N, D, C and loss of every run."""
+    n, d, c = (self.columns.get(name) for name in ("N", "D", "C"))
+    return points.from_csv(self.path, n, d, c, self.loss, self.drop_largest, self.stderr or None)
+
+  def with_column(self, name: str, column: str) -> "Source":
+    """The same CSV with another column for one quantity."""
+    return dataclasses.replace(self, columns={**self.columns, name: column})

@@ -1,0 +1,169 @@
+"""A trained model in use: its evaluated parameters on its run's mesh, its tokenizer, and the text that it generates."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bigmodel import models, record
+from bigmodel.config import Config, require
+from bigmodel.data import corpus, tokenizer
+from bigmodel.errors import UserError
+from bigmodel.files import absolute
+from bigmodel.parallel import reuse
+from bigmodel.tasks import choices, completions, generation
+from bigmodel.train import programs, weights
+from bigmodel.train.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A run's newest sound checkpoint, ready to evaluate or to generate."""
+
+  workdir: str
+  config: Config
+  program: programs.Program
+  params: optax.Params
+  step: int
+
+
+def load(workdir: str, generating: bool = False) -> Trained:
+  """Loads the newest sound checkpoint of a run on the run's mesh, or on the most similar mesh that fits the devices.
+
+  Only the parameters are read, each device its own shards. Raises `UserError` where there is no sound checkpoint or
+  parameters are not finite.
+  """
+  config = weights.read_config_with_mesh(workdir)
+  config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
+  store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
+  step = store.newest_sound()
+  if step is None:
+    ended = record.read(workdir)
+    why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
+    raise UserError(f"{workdir}: no sound checkpoint{why}")
+  weights.warn_of_divergence(workdir, step)
+  program = programs.program(config)
+  params = weights.read_evaluated(config, store, step, program.shapes.params)
+  weights.require_finite(params, f"{workdir}: checkpoint of step {step}")
+  return Trained(workdir, config, program, params, step)
+
+
+def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
+  """The tokenizer that came with imported weights, or that of the run's corpus."""
+  marks = weights.imported(trained.workdir)
+  if marks is None:
+    return corpus.tokenizer_of(trained.config)
+  path = absolute(trained.workdir) / "tokenizer.json"
+  if not path.exists() or marks["end"] is None:
+    raise UserError(
+      f"{trained.workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights"
+    )
+  return tokenizer.from_text(path.read_text(), marks["begin"], marks["end"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a text is continued.
+
+  A temperature of 0 takes the likeliest token each time. `top_k` samples among that many tokens (0: all) and `top_p`
+  among the fewest tokens that have this probability together. `beams` above 1 searches that many sequences at once
+  and samples nothing.
+  """
+
+  tokens: int = 64
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  beams: int = 1
+  samples: int = 1
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+  text: str
+  log_probability: float  # of the new tokens, under the model
+
+
+def generate(trained: Trained, prompt: str, sampling: Sampling) -> list[Continuation]:
+  """Continues `prompt` with a decoder, `sampling.samples` or `sampling.beams` times."""
+  _require_decoder(trained, "generate")
+  tokens = tokenizer_of(trained)
+  prompt_P = np.concatenate([[tokens.begin], tokens.encode(prompt)]).astype(np.int32)
+  limit = trained.config.data.context
+  if len(prompt_P) + sampling.tokens > limit + 1:
+    raise UserError(
+      f"--prompt: {len(prompt_P) - 1} tokens and {sampling.tokens} new ones are more than the context of {limit}"
+    )
+  new_BxT, log_probabilities = _generated(trained, prompt_P, sampling, tokens.separator)
+  texts = [tokens.decode(_before(row, tokens.separator)) for row in new_BxT]
+  return [Continuation(text, float(chance)) for text, chance in zip(texts, log_probabilities, strict=True)]
+
+
+def _generated(
+  trained: Trained, prompt_P: np.ndarray, sampling: Sampling, separator: int
+) -> tuple[np.ndarray, Sequence[float]]:
+  """New tokens of each continuation, and their log-probability up to the first separator."""
+  model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
+  if sampling.beams > 1:
+    new_BxT, chances = trained.program.generating(generation.beam_search)(
+      model, trained.params, prompt_P[None], sampling.tokens, sampling.beams, jnp.int32(separator)
+    )
+    return np.asarray(new_BxT), chances
+  prompts_BxP = np.repeat(prompt_P[None], sampling.samples, axis=0)
+  key, temperature, top_p = (
+    jax.random.key(sampling.seed),
+    jnp.float32(sampling.temperature),
+    jnp.float32(sampling.top_p),
+  )
+  sample = trained.program.generating(generation.sample)
+  new_BxT, each_BxT = sample(
+    model, trained.params, prompts_BxP, sampling.tokens, key, temperature, top_p, sampling.top_k
+  )
+  lengths = [len(_before(row, separator)) + 1 for row in np.asarray(new_BxT)]
+  chances = [row[:length].sum() for row, length in zip(np.asarray(each_BxT), lengths, strict=True)]
+  return np.asarray(new_BxT), chances
+
+
+def score_completions(trained: Trained, path: str) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+  """BLEU, chrF and exact matches of the likeliest tokens after each prompt of a JSONL file, and their 90% intervals."""
+  _require_decoder(trained, "--completions")
+  tokens, context = tokenizer_of(trained), trained.config.data.context
+  asked = completions.read(path, tokens, context)
+  longest = max(len(tokens.encode(text)) for _, text in asked) + 1
+  model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
+  sample = trained.program.generating(generation.sample)
+
+  def complete(rows_BxP: np.ndarray) -> list[str]:
+    new = min(longest, context + 1 - rows_BxP.shape[1])
+    greedy = jnp.float32(0), jnp.float32(1), 0
+    new_BxT, _ = sample(model, trained.params, rows_BxP, new, jax.random.key(0), *greedy)
+    return [tokens.decode(_before(row, tokens.separator)) for row in np.asarray(new_BxT)]
+
+  return completions.score(asked, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
+
+
+def score_choices(trained: Trained, path: str) -> dict[str, float]:
+  """The accuracy of a causal language model on the multiple-choice questions of a JSONL file."""
+  config = trained.config
+  require(config.task.name == "causal_lm", f"--choices: is for causal language models, not {config.task.name}")
+  questions = choices.read(path, tokenizer_of(trained), config.data.context)
+
+  def losses(rows_BxT: np.ndarray) -> np.ndarray:
+    return trained.program.values(trained.params, rows_BxT, 0)["loss"]
+
+  return choices.score(questions, losses, config.data.context, config.eval.batch_size)
+
+
+def _require_decoder(trained: Trained, where: str) -> None:
+  family = trained.config.model.family
+  require(family == "decoder", f"{where}: is for decoders, not a {family}")
+
+
+def _before(row_T: np.ndarray, separator: int) -> np.ndarray:
+  """The tokens of a row before its first separator."""
+  ends = np.flatnonzero(row_T == separator)
+  return row_T[: ends[0]] if len(ends) else row_T

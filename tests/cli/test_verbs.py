@@ -1,0 +1,205 @@
+"""The verbs of the command: their help and examples, and what a file in `verbs/` has to have."""
+
+import argparse
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bigmodel.cli.verbs
+from bigmodel import config as configs
+from bigmodel.cli import main, parsing
+from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
+
+ROOT = Path(__file__).parents[2]
+VERBS = list(main.verbs())
+EXAMPLES = [(verb, example) for verb in VERBS for example in main.find(verb).EXAMPLES]
+# These would make the help slow. numpy and rich stand for all that import them.
+SLOW = ("flax", "jax", "ml_collections", "numpy", "polars", "rich")
+
+
+def arguments_of(command: str) -> argparse.Namespace:
+  """The arguments of a whole command, as a shell would pass it."""
+  program, verb, *words = shlex.split(command, comments=True)
+  assert program == "bigmodel"
+  return parsing.parse(verb, main.find(verb), words)
+
+
+def test_the_files_are_the_verbs():
+  files = {path.name for path in (ROOT / "bigmodel" / "cli" / "verbs").glob("*.py")} - {"__init__.py"}
+  assert files == {"import_.py" if verb == "import" else f"{verb}.py" for verb in VERBS}
+  listed = re.findall(r"^  ([a-z]+)  +\S", main.overview(), re.MULTILINE)
+  assert listed == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_a_verb_does_and_ends_with_its_examples(verb, capsys):
+  with pytest.raises(SystemExit) as ended:
+    main.main([verb, "--help"])
+  assert ended.value.code == 0
+  said = capsys.readouterr().out
+  module = main.find(verb)
+  summary = main.summary(main.verbs()[verb])
+  assert module.__doc__.splitlines()[0] == summary
+  assert summary.endswith(".")
+  assert said.startswith(f"usage: bigmodel {verb} ")
+  assert summary in said
+  assert module.EXAMPLES
+  assert said.endswith("examples:\n" + "".join(f"  {example}\n" for example in module.EXAMPLES))
+  for option in ("--json", "--debug"):
+    assert option in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_explained(verb):
+  for action in parsing.parser_of(verb, main.find(verb))._actions:
+    assert action.help, action.option_strings or action.dest
+
+
+@pytest.mark.parametrize(("verb", "example"), EXAMPLES)
+def test_every_example_parses_and_its_config_has_the_fields_that_it_sets(verb, example, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  arguments = arguments_of(example)
+  assert arguments.verb == verb
+  if getattr(arguments, "config", None):
+    configs.load(arguments.config, arguments.overrides)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs", "configs", "experiments"])
+def test_every_command_of_the_pages_and_docstrings_parses(path):
+  files = [ROOT / path] if path.endswith(".md") else [*(ROOT / path).glob("*.md"), *(ROOT / path).glob("*.py")]
+  text = "\n".join(file.read_text() for file in files).replace("\\\n", " ")
+  commands = [line.strip() for line in text.splitlines() if re.match(r" {4}bigmodel [a-z]+ ", line)]
+  for command in commands:
+    if "..." not in command.partition("#")[0]:  # which stands for what was said before
+      arguments_of(command)
+  assert commands or path == "docs"
+
+
+def test_help_and_mistakes_are_answered_without_slow_imports():
+  code = f"""
+import sys
+from bigmodel.cli import main, parsing
+main.overview()
+for verb in main.verbs():
+  parsing.parser_of(verb, main.find(verb)).format_help()
+print(*[name for name in {SLOW} if name in sys.modules])
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.split() == []
+
+
+def test_verbs_and_what_they_share_do_not_import_main():
+  for path in (ROOT / "bigmodel" / "cli").rglob("*.py"):
+    imported = {
+      f"{node.module}.{alias.name}"
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.ImportFrom)
+      for alias in node.names
+    }
+    assert "bigmodel.cli.main" not in imported or path.name == "__main__.py", path
+
+
+def test_a_new_file_is_a_new_verb(tmp_path, monkeypatch, capsys):
+  (tmp_path / "greet.py").write_text(
+    '"""Greet someone."""\n'
+    'EXAMPLES = ("bigmodel greet World",)\n'
+    'def add_arguments(parser): parser.add_argument("name")\n'
+    "def run(arguments, output):\n"
+    '  print("chatter")\n'
+    '  output.say(f"Hello, {arguments.name}")\n'
+    '  return {"greeted": arguments.name}\n'
+  )
+  monkeypatch.setattr(main, "FOLDER", tmp_path)
+  monkeypatch.setattr(bigmodel.cli.verbs, "__path__", [str(tmp_path)])
+  assert "  greet  Greet someone.\n" in main.overview()
+  assert main.main(["greet", "World"]) == 0
+  assert capsys.readouterr().out == "chatter\nHello, World\n"
+  assert main.main(["greet", "World", "--json"]) == 0
+  said = capsys.readouterr()
+  assert json.loads(said.out) == {"greeted": "World"}
+  assert said.err == "chatter\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_with_json_a_mistake_is_one_document_too(verb, inside):
+  code, out, err = inside(verb, "--jsn", "--json")
+  assert code == 2
+  assert len(err.splitlines()) == 1
+  assert json.loads(out) == {"error": "--jsn: no such option (did you mean '--json'?)", "code": 2}
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["trian"], "bigmodel: no verb 'trian' (did you mean 'train'?); use one of compare, "),
+    (["--config=x"], "bigmodel: no verb '--config=x'; use one of compare, "),
+    ([], "bigmodel: a verb is missing; use one of compare, "),
+    (["train", "--confg=x", "--workdir=y"], "bigmodel train: --confg: no such option (did you mean '--config'?)"),
+    (["train", "--config=x"], "bigmodel train: the following arguments are required: --workdir"),
+    (["train", "--config=x", "--workdir=y", "z"], "bigmodel train: 'z': unexpected word"),
+    (["status", "--workdir=x", "--config.model.width=8"], "bigmodel status: --config.model.width: no such option"),
+    (["models", "--config.model.width=8"], "bigmodel models: --config.model.width=8: needs --config=FILE"),
+    (["export", "--workdir=x", "--to=y", "--type=gpt"], "bigmodel export: --type: invalid choice: 'gpt' (choose from"),
+    (["status", "--workdir=x", "--watch=-1"], "bigmodel status: --watch: -1 is not a positive number"),
+    (["design", "p.csv", "--target=inf"], "bigmodel design: --target: inf is not a positive number"),
+    (["design", "p.csv", "--target=1e20", "--group=model"], "bigmodel design: --group: no such option"),
+    (["generate", "--workdir=x", "--tokens=0"], "bigmodel generate: --tokens: 0 is less than 1"),
+    (["generate", "--workdir=x", "--top-p=1.5"], "bigmodel generate: --top-p: 1.5 is not in (0, 1]"),
+    (["generate", "--workdir=x", "--temperature=-1"], "bigmodel generate: --temperature: -1 is not a number from 0 up"),
+    (["generate", "--workdir=x", "--tokens=many"], "bigmodel generate: --tokens: 'many' is not a whole number"),
+  ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_allowed(words, message, inside):
+  code, out, err = inside(*words)
+  assert (code, out) == (2, "")
+  assert len(err.splitlines()) == 1
+  assert err.startswith(message)
+
+
+class SurpriseError(UserError):
+  """A kind of invalid input that has a class of its own."""
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "message"),
+  [
+    (UserError("config.optim.lr: -1 is not positive"), 2, "config.optim.lr: -1 is not positive"),
+    (SurpriseError("odd"), 2, "odd"),
+    (KeyboardInterrupt(), 75, "interrupted"),
+    (Interrupted("step 5 is saved"), 75, "interrupted: step 5 is saved; the same command resumes"),
+    (CheckpointError("step 4 is good\nand more"), 1, "step 4 is good"),
+    (UnfitWorker("the GPU has errors"), 1, "the GPU has errors"),
+    (type("UserError", (Exception,), {})("only its name is the same"), 1, "UserError: only its name is the same"),
+    (ValueError("odd\nsecond line"), 1, "ValueError: odd"),
+    (ValueError(), 1, "ValueError: "),
+  ],
+)
+def test_the_class_of_an_error_decides_the_exit_code(error, code, message, tmp_path, monkeypatch, capsys):
+  def run(arguments, output):
+    raise error
+
+  monkeypatch.setattr(main.find("status"), "run", run)
+  assert main.main(["status", "--workdir=x"]) == code
+  said = capsys.readouterr()
+  assert (said.out, said.err) == ("", f"bigmodel status: {message}\n")
+  assert main.main(["status", "--workdir=x", "--json", "--debug"]) == code
+  said = capsys.readouterr()
+  assert json.loads(said.out) == {"error": message, "code": code}
+  assert "Traceback" in said.err
+
+
+def test_the_command_that_started_a_worker_learns_that_the_worker_is_unfit(monkeypatch, capsys):
+  def run(arguments, output):
+    raise UnfitWorker("the GPU has errors")
+
+  monkeypatch.setattr(main.find("study"), "run", run)
+  assert main.main(["study", "--config=x", "--workdir=y", "--worker=one"]) == main.UNFIT
+  from bigmodel.sweep import workers
+
+  assert main.UNFIT == workers.UNFIT
