@@ -7,9 +7,6 @@ from bigmodel.console import plain_console
 from bigmodel.files import UserError, read_json
 from bigmodel.verbs import Arguments, setup, show_table
 
-CURVES = ("power", "power_offset", "power_shifted", "bnsl1")  # what --law=auto tries, by columns
-SURFACES = ("chinchilla", "kaplan_nd", "overtraining")
-
 
 def fit(arguments: Arguments) -> dict[str, Any]:
   setup()
@@ -68,48 +65,25 @@ def named_columns(arguments: Arguments) -> dict[str, str]:
 
 
 def _fit_points(arguments: Arguments) -> dict[str, Any]:
-  from bigmodel.laws import forms, summary, table
+  from bigmodel.laws import choice, forms, summary, table
 
-  named = named_columns(arguments)
-  names = arguments.law.split(",") if arguments.law else ["power_offset" if "x" in named else "chinchilla"]
-  if names == ["auto"]:
-    names = list(CURVES if "x" in named else SURFACES)
-  laws = [forms.find(name) for name in names if name != "isoflop"]
+  columns = choice.Columns(
+    arguments.points, named_columns(arguments), arguments.loss, arguments.stderr or "", arguments.group
+  )
+  names = arguments.law.split(",") if arguments.law else ["power_offset" if "x" in columns.named else "chinchilla"]
   if not arguments.group and names in (["chinchilla"], ["isoflop"]):
     counts = arguments.n.split(",") if arguments.n else [None]  # the first is fitted, the others are beside it
     given, *rest = (points_of(arguments, arguments.points, count) for count in counts)
     others = {str(count): own for count, own in zip(counts[1:], rest, strict=True)}
     facts = summary.fit_points(given, arguments.at, others) if names == ["chinchilla"] else summary.fit_profiles(given)
     return facts | {"warnings": table.warnings((given.N, given.D), given.loss, given.rows)}
-  if len(laws) < len(names):
+  if "isoflop" in names:
     raise UserError("--law: isoflop is fitted alone and without --group")
   if arguments.at or arguments.drop_largest:
     raise UserError("--at, --drop-largest: are for --law=chinchilla or isoflop alone")
-  whole = table.read(arguments.points)
-  found, warnings = [], []
-  for group, part in table.groups(whole, arguments.points, arguments.group).items():
-    own = []
-    for law in laws:
-      prefix = f"{group}: " if group else ""
-      columns = table.columns(part, arguments.points, law.columns, named)
-      loss = table.column(part, arguments.points, arguments.loss, "--loss")
-      stderr = arguments.stderr and table.column(part, arguments.points, arguments.stderr, "--stderr")
-      weights = table.weights(loss, stderr) if arguments.stderr else None
-      try:
-        own.append(summary.law_facts(law, [columns[name] for name in law.columns], loss, weights) | {"group": group})
-      except UserError as error:
-        if arguments.law != "auto":
-          raise
-        warnings.append(f"{prefix}{error}")
-      if law is laws[0]:
-        warnings += [
-          prefix + w for w in table.warnings([columns[name] for name in law.columns], loss, part[table.ROW].to_list())
-        ]
-    hidden = lambda facts: (facts["backtest"] or {"rms_log_error": float("inf")})["rms_log_error"]
-    found += sorted(own, key=hidden)  # the best forecaster first
-  if not found:
-    raise UserError(f"--law=auto: {warnings[0]}")
-  return {"laws": found, "optimum": [], "warnings": warnings}
+  if names == ["auto"]:
+    return choice.fit(columns, choice.usual_laws(columns), skip_unfit=True)
+  return choice.fit(columns, [forms.find(name) for name in names])
 
 
 def compare(arguments: Arguments) -> dict[str, Any]:
