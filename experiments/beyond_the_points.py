@@ -26,6 +26,7 @@ from bigmodel.laws.reproduce import Result
 CUTS = (1e20, 3e20, 1e21)
 FACTORS = (4, 16)
 DRAWS = 100
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 def reproduce(data: Path) -> list[Result]:
@@ -40,7 +41,8 @@ def reproduce(data: Path) -> list[Result]:
     alone = _covered(_predict(nothing, above), above.loss)
     results.append(Result(f"coverage at 90% by the bootstrap alone, {where}", None, alone))
     results += _said(_predict(chinchilla, above), above.loss, f"Chinchilla's law, {where}")
-    results += _said(_all(below, above)["combined"], above.loss, f"combined, {where}")
+    combined = _predict(forecast.fit(below, bootstraps=DRAWS), above)
+    results += _said(combined, above.loss, f"combined, {where}")
   return results + _elsewhere(data)
 
 
@@ -63,10 +65,9 @@ def _covered(said: forecast.Prediction, loss: np.ndarray) -> float:
   return float(np.mean((said.low <= loss) & (loss <= said.high)))
 
 
-def _all(below: Points, above: Points) -> dict[str, forecast.Prediction]:
+def _all(combined: forecast.Forecaster, above: Points) -> dict[str, forecast.Prediction]:
   """Forecasts by each law, and by all of them."""
-  combined = forecast.fit(below, bootstraps=DRAWS)
-  each = {fit.law.name: _predict(forecast.combine(below, [fit]), above) for fit in combined.fits}
+  each = {fit.law.name: _predict(forecast.combine(combined.points, [fit]), above) for fit in combined.fits}
   return each | {"combined": _predict(combined, above)}
 
 
@@ -89,21 +90,28 @@ def _sets(data: Path) -> dict[str, Points]:
 def _elsewhere(data: Path) -> list[Result]:
   errors: dict[str, list[float]] = {}
   covered: dict[str, list[float]] = {}
-  splits = 0
+  discrepancies: list[float] = []
   for runs in _sets(data).values():
     for factor in FACTORS:
       hidden = runs.C.max() / factor < runs.C
       if (~hidden).sum() < forecast.FEWEST or hidden.sum() < 2:
         continue
-      splits += 1
-      for name, said in _all(runs[~hidden], runs[hidden]).items():
+      combined = forecast.fit(runs[~hidden], bootstraps=DRAWS)
+      if combined.spread.origins:
+        discrepancies.append(combined.spread.discrepancy)
+      for name, said in _all(combined, runs[hidden]).items():
         errors.setdefault(name, []).append(_rmsle(said, runs.loss[hidden]))
         covered.setdefault(name, []).append(_covered(said, runs.loss[hidden]))
-  where = f"{splits} splits of other runs"
+  where = f"{len(errors['combined'])} splits of other runs"
+  measured = f"{len(discrepancies)} splits of other runs"
   return [
     *(
       Result(f"geometric mean of RMSLE, {n}, {where}", None, float(np.exp(np.mean(np.log(e)))))
       for n, e in errors.items()
     ),
     *(Result(f"mean coverage at 90%, {name}, {where}", None, float(np.mean(c))) for name, c in covered.items()),
+    *(
+      Result(f"discrepancy for each unit of ln C, {share:.0%} quantile of {measured}", None, value)
+      for share, value in zip(QUANTILES, np.quantile(discrepancies, QUANTILES).tolist(), strict=True)
+    ),
   ]

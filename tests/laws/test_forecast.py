@@ -43,7 +43,7 @@ def test_weights_follow_from_errors_at_larger_runs():
   """Of a law that bends otherwise (in N alone) little is left, and the mean is not far from the law that is true."""
   points = runs(40)
   laws = [forms.LAWS[name] for name in ("chinchilla", "kaplan_n")]
-  forecaster = forecast.fit(points, laws, bootstraps=20)
+  forecaster = forecast.fit(points, laws)
   assert forecaster.spread.origins > 0
   assert forecaster.weights.sum() == pytest.approx(1)
   assert forecaster.weights[0] > 0.9
@@ -51,17 +51,10 @@ def test_weights_follow_from_errors_at_larger_runs():
   assert predicted == pytest.approx(loss_at(1e10, 1e11), rel=0.02)
 
 
-def test_few_points_have_equal_weights_and_the_growth_of_errors_on_published_runs():
-  forecaster = forecast.fit(runs(10), bootstraps=20)
-  assert forecaster.spread.origins == 0
-  assert forecaster.spread.discrepancy == forecast.DISCREPANCY
-  assert forecaster.weights.tolist() == [1 / 3] * 3
-
-
 def test_the_noise_between_seeds_widens_intervals_that_residuals_make_too_narrow():
   points = runs(7, noise=0.0)
   N, D, C = (x[-1:] for x in (points.N, points.D, points.C))
-  quiet, noisy = (forecast.fit(points, seed_noise=noise, bootstraps=20).predict(N, D, C) for noise in (0.0, 0.05))
+  quiet, noisy = (forecast.fit(points, [chinchilla.LAW], noise).predict(N, D, C) for noise in (0.0, 0.05))
   assert noisy.noise == 0.05
   assert noisy.high[0] / noisy.low[0] > 1.1 > quiet.high[0] / quiet.low[0]
 
@@ -94,10 +87,12 @@ def test_a_seal_names_the_forecaster_its_version_and_its_weights():
   assert math.log(high / low) == pytest.approx(2 * 1.6449 * sd, rel=1e-4)
 
 
-def test_isoflop_alone_is_forecast_by_the_usual_laws():
+def test_few_runs_and_no_law_have_the_usual_laws_at_equal_weights_and_the_growth_of_errors_on_published_runs():
+  """As in a study whose laws are isoflop alone."""
   target = forecast.Scale(1e9, 1e11, 6e20)
-  facts = summary.make_forecast(records_of(runs(12)), ["isoflop"], "flops_6nd", target, None)
-  assert tuple(facts["forecaster"]["weights"]) == forecast.LAWS
+  facts = summary.make_forecast(records_of(runs(12)), ["isoflop"], "flops_6nd", target, None)["forecaster"]
+  assert facts["weights"] == pytest.approx(dict.fromkeys(forecast.LAWS, 1 / 3))
+  assert (facts["origins"], facts["discrepancy"]) == (0, forecast.DISCREPANCY)
 
 
 @pytest.mark.parametrize("name", [name for name, law in forms.LAWS.items() if set(law.columns) <= set("NDC")])
