@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bigmodel import config as configs
 from bigmodel.console import plain_console
-from bigmodel.files import UserError, absolute, is_writer
+from bigmodel.files import UserError, absolute
 
 Arguments = argparse.Namespace
 
@@ -66,7 +66,7 @@ def setup(arguments: Arguments | None = None) -> bool:
   logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # orbax logs tracebacks of what it raises anyway
   if arguments is not None and hosts.several():
     hosts.log_to(absolute(arguments.workdir) / "logs")
-  return is_writer()
+  return hosts.is_first()
 
 
 def load(arguments: Arguments) -> tuple[Any, Any]:
