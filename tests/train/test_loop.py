@@ -116,7 +116,7 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
     raise checkpoint.CheckpointError("the disk is full")
 
   monkeypatch.setattr(loop, "measure", endless)
-  monkeypatch.setattr(loop, "_save", full)
+  monkeypatch.setattr(loop._Loop, "_save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
   with pytest.raises(checkpoint.CheckpointError, match="the disk is full"):
     train_runs(runs, corpus, Display(quiet=True), StopRequest())
