@@ -10,7 +10,7 @@ DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
 PROVENANCE = (
   "train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout", "train.init_from",
-  "train.layers_every",
+  "train.layers_every", "eval.every",
 )  # fmt: skip
 
 
@@ -35,8 +35,12 @@ def fields() -> dict[str, dict[str, Any]]:
       "keep": 2,  # checkpoints
       "step_timeout": 1800.0,  # seconds without a step after which the process is ended; 0: never
     },
-    # `resamples`: of the held-out documents or examples, for the intervals of the metrics.
-    "eval": {"tokens": 1 << 17, "batch_size": 16, "resamples": 100},
+    "eval": {
+      "every": 0,  # steps between evaluations on held-out data during training; 0: only at the end
+      "tokens": 1 << 17,
+      "batch_size": 16,
+      "resamples": 100,  # of the held-out documents or examples, for the intervals of the metrics
+    },
   }
 
 
@@ -63,7 +67,8 @@ def check(config: Config) -> None:
   require_choice("train.compute_dtype", train.compute_dtype, DTYPES)
   for name in ("tokens", "batch_size"):
     require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
-  require(config.eval.resamples >= 0, f"config.eval.resamples: {config.eval.resamples} is negative")
+  for name in ("every", "resamples"):
+    require(config.eval[name] >= 0, f"config.eval.{name}: {config.eval[name]} is negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,14 @@ class _Loop:
 
   def make_steps(self) -> None:
     """Makes steps until the end, and between them what is due. Raises `Interrupted` once all is saved for a stop."""
-    events = (self._begin_stage, self._dispatch, self._leave_branches, self._end_some, self._save_or_stop)
+    events = (
+      self._begin_stage,
+      self._dispatch,
+      self._evaluate,
+      self._leave_branches,
+      self._end_some,
+      self._save_or_stop,
+    )
     with hosts.Agreement(self.stop.requested) as self.agreement:
       while self.done < self.schedule.end and under_way(self.members) and not self.pending.all_diverged:
         for event in events:
@@ -168,6 +175,23 @@ class _Loop:
     self._end(ending, host, self.done, spent)
     del host  # as large as the whole pack
     self.watch.clock.go_on(len(under_way(self.members)))
+
+  def _evaluate(self) -> None:
+    """Evaluates the members on held-out data where that is due; it changes nothing but what is logged and shown.
+
+    Before anything that writes the rows of this step, so that they are whole.
+    """
+    if not self.schedule.evaluates(self.done) or self.pending.drain():
+      return
+    began, found = time.monotonic(), {}
+    state = self.program.fetch(self.state)
+    going_on = [member for member in under_way(self.members) if member.run.steps > self.done]
+    for rows, places in _parts(self.program, self.members, going_on):
+      evaluated = _measured(self.program, self.members, state, rows, places, self.watchdog.beat)
+      for i, (_, _, values) in zip(places, evaluated, strict=True):
+        if values is not None:
+          found[self.members[i]] = loss_and_metrics(self.members[i].run.config, rows, values)
+    self.watch.evaluated(self.done, found, time.monotonic() - began)
 
   def _save_or_stop(self) -> None:
     """Saves where a checkpoint is due or a stop was requested; `Interrupted` then tells that all is saved."""

@@ -20,7 +20,11 @@ class Metrics:
     return self.folder / "metrics"
 
   def add(self, row: dict[str, Any]) -> None:
-    self._rows.append(row)
+    """Adds a row of a step, or more facts to the last row if that is of the same step."""
+    if self._rows and self._rows[-1]["step"] == row["step"]:
+      self._rows[-1] |= row
+    else:
+      self._rows.append(row)
 
   def flush(self) -> None:
     if self._rows and hosts.is_first():

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from bigmodel import optim, record, study
+from bigmodel.data import pipeline
 from bigmodel.files import UserError, absolute, read_json
 from bigmodel.train import checkpoint, loop, metrics, programs, results
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
+from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Interrupted, Run, interruptible, run_id
@@ -188,6 +190,36 @@ def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
     os.kill(os.getpid(), number)
     assert stop.requested()
   assert signal.getsignal(number) == before
+
+
+def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_path, stop_at):
+  """They are those of the checkpoints of their steps, whether a run is whole, interrupted or a member of a pack."""
+  config, corpus = resolved
+  plain = train(config, corpus, tmp_path / "plain")
+  config.eval.every = 4
+  whole = train(config, corpus, tmp_path / "whole")
+  assert (whole["run_id"], whole["result_sha256"]) == (plain["run_id"], plain["result_sha256"])
+  found = {row["step"]: row for row in metrics.read(tmp_path / "whole") if "loss_eval" in row}
+  assert list(found) == [4, 8, 12, 16, 20, 24, 28]
+  assert all(row["loss"] > 0 and row["metrics"]["perplexity"] > 1 for row in found.values())
+  run, program = Run(config, absolute(tmp_path / "whole")), programs.program(config)
+  store = Checkpoints(run.folder / "checkpoints")
+  params = store.restore(20, program.shapes).params
+  store.close()
+  rows = pipeline.eval_rows(config, corpus)
+  assert found[20]["loss_eval"] == pytest.approx(evaluate(program, params, config, rows).loss, rel=1e-6)
+  for looks in (7, 11):  # where an evaluation is due, and where a checkpoint is, too
+    with pytest.raises(Interrupted):
+      train(config, corpus, tmp_path / "cut", stop_at(looks))
+  assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
+  facts = lambda folder: [(r["step"], r["loss"], r.get("loss_eval"), r.get("metrics")) for r in metrics.read(folder)]
+  assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+  other = study.with_overrides(config, {"seed": 1, "train.steps": 8})
+  pack = [Run(one, absolute(tmp_path / f"pack{i}")) for i, one in enumerate((config, other))]
+  train_runs(pack, corpus, Display(quiet=True), StopRequest())
+  packed = {row["step"]: row["loss_eval"] for row in metrics.read(pack[0].folder) if "loss_eval" in row}
+  assert packed == pytest.approx({step: row["loss_eval"] for step, row in found.items()}, rel=1e-4)  # sums differ
+  assert [row["step"] for row in metrics.read(pack[1].folder) if "loss_eval" in row] == [4]  # 8 is its end
 
 
 def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
