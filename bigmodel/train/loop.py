@@ -62,6 +62,8 @@ def train_runs(
   with contextlib.ExitStack() as at_the_end:
     for member in members:
       at_the_end.callback(member.checkpoints.close)
+      if member.best is not None:
+        at_the_end.callback(member.best.close)
     at_the_end.callback(watchdog.close)
     if not (waiting := under_way(members)):
       return [member.ended for member in members if member.ended]
@@ -188,9 +190,13 @@ class _Loop:
     going_on = [member for member in under_way(self.members) if member.run.steps > self.done]
     for rows, places in _parts(self.program, self.members, going_on):
       evaluated = _measured(self.program, self.members, state, rows, places, self.watchdog.beat)
-      for i, (_, _, values) in zip(places, evaluated, strict=True):
+      for i, (own, _, values) in zip(places, evaluated, strict=True):
         if values is not None:
-          found[self.members[i]] = loss_and_metrics(self.members[i].run.config, rows, values)
+          member = self.members[i]
+          found[member] = loss_and_metrics(member.run.config, rows, values)
+          if member.best is not None:
+            _require_held(self.stop)
+            member.best.offer(self.done, own, found[member]["loss_eval"])
     self.watch.evaluated(self.done, found, time.monotonic() - began)
 
   def _save_or_stop(self) -> None:
@@ -301,6 +307,8 @@ class _Loop:
         for i, (own, params, values) in zip(places, found, strict=True):
           began, member = time.monotonic(), self.members[i]
           result = judge(member.run.config, rows, values) if values is not None else NOTHING
+          if member.best is not None:
+            member.best.offer(int(own.step), own, result.loss)
           member.ended = finish(member, own, params, result, seconds + spent + time.monotonic() - began)
           self.watchdog.beat()
     finally:
@@ -337,6 +345,8 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
     member.metrics.cut(start)
+    if member.best is not None:
+      member.best.resume(start)
   return program.place(states)
 
 

@@ -17,7 +17,7 @@ import pytest
 from bigmodel import optim, record, study
 from bigmodel.data import pipeline
 from bigmodel.files import UserError, absolute, read_json
-from bigmodel.train import checkpoint, loop, metrics, programs, results
+from bigmodel.train import best, checkpoint, loop, metrics, programs, results, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
@@ -220,6 +220,46 @@ def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_pat
   packed = {row["step"]: row["loss_eval"] for row in metrics.read(pack[0].folder) if "loss_eval" in row}
   assert packed == pytest.approx({step: row["loss_eval"] for step, row in found.items()}, rel=1e-4)  # sums differ
   assert [row["step"] for row in metrics.read(pack[1].folder) if "loss_eval" in row] == [4]  # 8 is its end
+
+
+@pytest.mark.parametrize("least", [12, 30])
+def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path, stop_at, monkeypatch, least):
+  """Of made-up losses, at step 12 or at the end, also where the run was interrupted before, at and after it."""
+  config, corpus = resolved
+  plain = train(config, corpus, tmp_path / "plain")
+  config.eval.every, config.train.keep_best = 4, True
+  offer = best.Best.offer
+  offered = lambda self, step, state, loss: offer(self, step, state, 1.0 + abs(step - least))
+  monkeypatch.setattr(best.Best, "offer", offered)
+  for name, stops in (("whole", ()), ("cut", (9, 1, 4))):
+    for looks in stops:
+      with pytest.raises(Interrupted):
+        train(config, corpus, tmp_path / name, stop_at(looks))
+    assert train(config, corpus, tmp_path / name)["result_sha256"] == plain["result_sha256"]
+    folder = tmp_path / name / "best"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(least)]
+    assert read_json(folder / "best.json") == {"step": least, "loss_eval": 1.0}
+  config.train.init_from = str(folder)
+  weights.resolve(config)
+  assert config.train.init_sha256
+
+
+def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(resolved, tmp_path):
+  config, _ = resolved
+  run, state = Run(config, absolute(tmp_path)), {"params": {"w": np.arange(3.0)}}
+  one = best.Best(run, lambda: False)
+  for step, loss in ((4, 3.0), (8, 4.0), (12, 2.0)):
+    one.offer(step, state, loss)
+  one.close()
+  again = best.Best(run, lambda: False)
+  again.resume(10)  # the one of step 4 was replaced by that of step 12
+  for step, loss in ((12, 2.0), (16, 2.0)):
+    again.offer(step, state, loss)
+  assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["12"]
+  again.resume(12)
+  again.offer(20, state, 2.5)
+  assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["12"]
+  again.close()
 
 
 def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
