@@ -279,13 +279,13 @@ def run_study(
   workdir = prepared.workdir
   on_cluster = workers is not None and workers.kind != "local"
   split = (workers.count, workers.machines, on_cluster) if workers else (1, 1, False)
-  write_json(workdir / "study.json", _about(prepared))
+  hosts.first(lambda: write_json(workdir / "study.json", _about(prepared)))
   with workers_.alone(workdir, "plan", stop):
     known = hosts.first(lambda: folder.read_plan(workdir))
     the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
     the_plan["workers_train_target"] = on_cluster
     if the_plan != known:
-      rounds.write(workdir, the_plan, (known or {}).get("round", []))
+      hosts.first(lambda: rounds.write(workdir, the_plan, (known or {}).get("round", [])))
     if retry:
       hosts.first(lambda: execute.set_failed_aside(workdir))
   if leases.can_be_in(workdir):
@@ -368,7 +368,7 @@ def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int,
     with workers_.alone(workdir, "plan", stop):
       before = hosts.first(lambda: folder.read_plan(workdir))
       the_plan = hosts.share(plan(added, before, *split))
-      rounds.write(workdir, the_plan, the_plan["groups"])
+      hosts.first(functools.partial(rounds.write, workdir, the_plan, the_plan["groups"]))
     runs = _all_runs(added, the_plan)
     train_them(the_plan["groups"], runs)
     known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))

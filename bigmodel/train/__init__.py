@@ -10,7 +10,7 @@ DTYPES = ("float32", "bfloat16")
 # Says how a run was carried out, not what it is: left out of the run's id.
 PROVENANCE = (
   "train.log_every", "train.checkpoint_every", "train.keep", "train.step_timeout", "train.init_from",
-  "train.layers_every",
+  "train.layers_every", "train.keep_best", "eval.every",
 )  # fmt: skip
 
 
@@ -33,10 +33,15 @@ def fields() -> dict[str, dict[str, Any]]:
       "layers_every": 0,  # steps between statistics of every layer, a multiple of log_every; 0: none
       "checkpoint_every": 1000,
       "keep": 2,  # checkpoints
+      "keep_best": False,  # also the one with the least held-out loss of all evaluations, in the run's folder best/
       "step_timeout": 1800.0,  # seconds without a step after which the process is ended; 0: never
     },
-    # `resamples`: of the held-out documents or examples, for the intervals of the metrics.
-    "eval": {"tokens": 1 << 17, "batch_size": 16, "resamples": 100},
+    "eval": {
+      "every": 0,  # steps between evaluations on held-out data during training; 0: only at the end
+      "tokens": 1 << 17,
+      "batch_size": 16,
+      "resamples": 100,  # of the held-out documents or examples, for the intervals of the metrics
+    },
   }
 
 
@@ -60,10 +65,12 @@ def check(config: Config) -> None:
   )
   require(train.step_timeout >= 0, f"config.train.step_timeout: {train.step_timeout} is negative; 0 is never")
   require(train.keep >= 2, f"config.train.keep: {train.keep}; at least 2, the second is there if the first is damaged")
+  require(not train.keep_best or config.eval.every > 0, "config.train.keep_best: needs evaluations; set eval.every")
   require_choice("train.compute_dtype", train.compute_dtype, DTYPES)
   for name in ("tokens", "batch_size"):
     require(config.eval[name] > 0, f"config.eval.{name}: {config.eval[name]} is not positive")
-  require(config.eval.resamples >= 0, f"config.eval.resamples: {config.eval.resamples} is negative")
+  for name in ("every", "resamples"):
+    require(config.eval[name] >= 0, f"config.eval.{name}: {config.eval[name]} is negative")
 
 
 @dataclasses.dataclass(frozen=True)

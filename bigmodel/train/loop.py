@@ -63,6 +63,8 @@ def train_runs(
   with contextlib.ExitStack() as at_the_end:
     for member in members:
       at_the_end.callback(member.checkpoints.close)
+      if member.best is not None:
+        at_the_end.callback(member.best.close)
     at_the_end.callback(watchdog.close)
     if not (waiting := under_way(members)):
       return [member.ended for member in members if member.ended]
@@ -108,7 +110,14 @@ class _Loop:
 
   def make_steps(self) -> None:
     """Makes steps until the end, and between them what is due. Raises `Interrupted` once all is saved for a stop."""
-    events = (self._begin_stage, self._dispatch, self._leave_branches, self._end_some, self._save_or_stop)
+    events = (
+      self._begin_stage,
+      self._dispatch,
+      self._evaluate,
+      self._leave_branches,
+      self._end_some,
+      self._save_or_stop,
+    )
     with hosts.Agreement(self.stop.requested) as self.agreement:
       while self.done < self.schedule.end and under_way(self.members) and not self.pending.all_diverged:
         for event in events:
@@ -169,6 +178,27 @@ class _Loop:
     self._end(ending, host, self.done, spent)
     del host  # as large as the whole pack
     self.watch.clock.go_on(len(under_way(self.members)))
+
+  def _evaluate(self) -> None:
+    """Evaluates the members on held-out data where that is due; it changes nothing but what is logged and shown.
+
+    Before anything that writes the rows of this step, so that they are whole.
+    """
+    if not self.schedule.evaluates(self.done) or self.pending.drain():
+      return
+    began, found = time.monotonic(), {}
+    state = self.program.fetch(self.state)
+    going_on = [member for member in under_way(self.members) if member.run.steps > self.done]
+    for rows, places in _parts(self.program, self.members, going_on):
+      evaluated = _measured(self.program, self.members, state, rows, places, self.watchdog.beat)
+      for i, (own, _, values) in zip(places, evaluated, strict=True):
+        if values is not None:
+          member = self.members[i]
+          found[member] = loss_and_metrics(member.run.config, rows, values)
+          if member.best is not None:
+            _require_held(self.stop)
+            member.best.offer(self.done, own, found[member]["loss_eval"])
+    self.watch.evaluated(self.done, found, time.monotonic() - began)
 
   def _save_or_stop(self) -> None:
     """Saves where a checkpoint is due or a stop was requested; `Interrupted` then tells that all is saved."""
@@ -278,6 +308,8 @@ class _Loop:
         for i, (own, params, values) in zip(places, found, strict=True):
           began, member = time.monotonic(), self.members[i]
           result = judge(member.run.config, rows, values) if values is not None else NOTHING
+          if member.best is not None:
+            member.best.offer(int(own.step), own, result.loss)
           member.ended = finish(member, own, params, result, seconds + spent + time.monotonic() - began)
           self.watchdog.beat()
     finally:
@@ -314,6 +346,8 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
     member.metrics.cut(start)
+    if member.best is not None:
+      member.best.resume(start)
   return program.place(states)
 
 

@@ -20,6 +20,7 @@ class Schedule:
   branches: frozenset[int]  # where other runs get a checkpoint to begin from
   horizons: frozenset[int]  # where a member ends and its companions go on
   checkpoint_every: int
+  evaluate_every: int  # 0: only at the end
   longest: int  # the longest horizon, at which the last checkpoint is written with the record
 
   @classmethod
@@ -32,18 +33,23 @@ class Schedule:
       branches=frozenset(run.branch.step for run in branches if run.branch is not None),
       horizons=frozenset(member.run.steps for member in members) - {longest.steps},
       checkpoint_every=longest.config.train.checkpoint_every,
+      evaluate_every=longest.config.eval.every,
       longest=longest.steps,
     )
 
   def next(self, step: int) -> int:
     """The first step after `step` at which something happens."""
-    checkpoint = step + self.checkpoint_every - step % self.checkpoint_every
-    events = {self.end, checkpoint, *self.stages, *self.branches, *self.horizons}
+    cadences = [every for every in (self.checkpoint_every, self.evaluate_every) if every]
+    events = {self.end, *self.stages, *self.branches, *self.horizons, *(step + n - step % n for n in cadences)}
     return min(event for event in events if event > step)
 
   def saves(self, step: int) -> bool:
     """Whether a checkpoint is due."""
     return step % self.checkpoint_every == 0 and step < self.longest
+
+  def evaluates(self, step: int) -> bool:
+    """Whether members are evaluated though none has ended."""
+    return self.evaluate_every > 0 and step % self.evaluate_every == 0 and step < self.longest
 
 
 @dataclasses.dataclass(frozen=True)

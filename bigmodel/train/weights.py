@@ -370,5 +370,8 @@ def read_config(workdir: epath.PathLike) -> Config:
   if not (folder / "config.json").exists():
     raise UserError(f"--workdir: {folder} holds no run (no config.json)")
   known = read_json(folder / "config.json")
-  before = {f"optim.{name}": value for name, value in optim.fields().items()}  # there were fewer once
+  before = {f"optim.{name}": value for name, value in optim.fields().items()} | {
+    "eval.every": 0,
+    "train.keep_best": False,
+  }
   return configs.unflatten(before | known | {f"parallel.{name}": value for name, value in parallel.fields().items()})

@@ -6,7 +6,10 @@ from bigmodel.train.schedule import Dispatched, Pending, Schedule
 
 
 def schedule(**changes):
-  given = dict(end=30, stages=(7, 30), branches=(12,), horizons=(20,), checkpoint_every=10, longest=30) | changes
+  given = (
+    dict(end=30, stages=(7, 30), branches=(12,), horizons=(20,), checkpoint_every=10, evaluate_every=0, longest=30)
+    | changes
+  )
   return Schedule(**{name: frozenset(x) if isinstance(x, tuple) else x for name, x in given.items()})
 
 
@@ -25,6 +28,13 @@ def test_every_event_comes_at_the_end_of_a_call_whatever_a_call_takes(most, star
 def test_a_checkpoint_is_due_at_its_steps_but_not_with_the_record():
   assert [step for step in range(1, 31) if schedule().saves(step)] == [10, 20]
   assert [step for step in range(1, 26) if schedule(end=25).saves(step)] == [10, 20]
+
+
+def test_evaluations_are_events_but_not_at_the_end_where_the_record_has_one():
+  one = schedule(evaluate_every=4)
+  assert [step for step in range(1, 31) if one.evaluates(step)] == [4, 8, 12, 16, 20, 24, 28]
+  assert [one.next(step) for step in (0, 4, 7, 8, 16)] == [4, 7, 8, 10, 20]
+  assert not any(schedule().evaluates(step) for step in range(31))
 
 
 def test_metrics_are_read_one_call_late_and_once():
