@@ -14,23 +14,11 @@ from etils import epath
 
 from bigmodel.errors import UserError
 
-_writer = True
-
-
-def set_writer(writes: bool) -> None:
-  """Whether this process writes outside the cache: of the processes of a job one does, others' writes do nothing."""
-  global _writer
-  _writer = writes
-
-
-def is_writer() -> bool:
-  return _writer
-
 
 def remove(path: epath.PathLike) -> None:
-  """Removes a file or a folder with all in it, if this process writes and if it is there."""
+  """Removes a file or a folder with all in it, if it is there."""
   path = epath.Path(path)
-  if _writer and path.exists():
+  if path.exists():
     path.rmtree() if path.is_dir() else path.unlink()
 
 
@@ -47,8 +35,6 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
   """As `write_text`."""
-  if not _writer and not epath.Path(path).is_relative_to(cache_dir()):
-    return
   path = epath.Path(path)
   with refused(path):
     path.parent.mkdir(parents=True, exist_ok=True)

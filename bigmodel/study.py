@@ -23,7 +23,7 @@ from bigmodel.config import Config, flatten, require, with_overrides
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json, write_json
-from bigmodel.laws import forecast
+from bigmodel.laws import forecast, forms, seals
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
 from bigmodel.sweep import execute, folder, leases, priced, rounds
@@ -59,7 +59,7 @@ __all__ = [
   "resolve_without_data", "single_run", "with_overrides",
 ]  # fmt: skip
 
-LAWS = ("chinchilla", "isoflop")
+LAWS = (*forecast.LAWS, "isoflop")
 LOOKING = (Search, Halving)  # designs that see results before they go on
 
 
@@ -79,7 +79,7 @@ class Study:
   question: str
   design: Design
   settings: Settings = lambda params, tokens: {}
-  laws: Sequence[str] = LAWS
+  laws: Sequence[str] = LAWS  # of N, D and C, or FILE.py:NAME: all are fitted, and all but isoflop forecast the target
   measure: str = "loss"  # what laws are of: the held-out loss, or the name of a metric
   seeds: int = 1  # of one run in the middle of the largest budget: the noise floor
   scan: Scan | None = None
@@ -136,8 +136,7 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     not isinstance(inner, LOOKING),
     f"get_study: {type(inner).__name__} is a design of its own; {type(study.design).__name__} cannot have it inside",
   )
-  for law in study.laws:
-    require(law in LAWS, f"get_study: no law {law!r}; known: {', '.join(LAWS)}")
+  laws_of_runs = forecast.find_laws([name for name in study.laws if name != "isoflop"], "get_study: laws")
   _check_base(config)
   datasets = Datasets(config)
   workdir = absolute(workdir)
@@ -151,7 +150,11 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     roles.setdefault(run.run_id, []).append(one)
   if study.laws:
     fitted = sum(any(one.role == "fit" for one in ones) for ones in roles.values())
-    require(fitted > 5, f"get_study: law chinchilla has 5 parameters and {fitted} fitted runs; add runs or sizes")
+    for law in laws_of_runs or [forms.LAWS["chinchilla"]]:
+      require(
+        fitted > len(law.names),
+        f"get_study: law {law.name} has {len(law.names)} parameters and {fitted} fitted runs; add runs or sizes",
+      )
   prepared = Prepared(study, config, datasets, workdir, runs, roles)
   if study.target is not None:
     largest = max(one.budget for one in planned)
@@ -174,7 +177,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
   return {
     "name": study.name,
     "question": study.question,
-    "laws": list(study.laws),
+    "laws": [forms.absolute(name) for name in study.laws],
     "measure": study.measure,
     "convention": study.design.convention,
     "target_flops": study.target.flops if study.target else None,
@@ -276,13 +279,13 @@ def run_study(
   workdir = prepared.workdir
   on_cluster = workers is not None and workers.kind != "local"
   split = (workers.count, workers.machines, on_cluster) if workers else (1, 1, False)
-  write_json(workdir / "study.json", _about(prepared))
+  hosts.first(lambda: write_json(workdir / "study.json", _about(prepared)))
   with workers_.alone(workdir, "plan", stop):
     known = hosts.first(lambda: folder.read_plan(workdir))
     the_plan = hosts.share(plan(prepared, known, *split))  # times differ between processes
     the_plan["workers_train_target"] = on_cluster
     if the_plan != known:
-      rounds.write(workdir, the_plan, (known or {}).get("round", []))
+      hosts.first(lambda: rounds.write(workdir, the_plan, (known or {}).get("round", [])))
     if retry:
       hosts.first(lambda: execute.set_failed_aside(workdir))
   if leases.can_be_in(workdir):
@@ -365,7 +368,7 @@ def _search(prepared: Prepared, train_them: rounds.Train, split: tuple[int, int,
     with workers_.alone(workdir, "plan", stop):
       before = hosts.first(lambda: folder.read_plan(workdir))
       the_plan = hosts.share(plan(added, before, *split))
-      rounds.write(workdir, the_plan, the_plan["groups"])
+      hosts.first(functools.partial(rounds.write, workdir, the_plan, the_plan["groups"]))
     runs = _all_runs(added, the_plan)
     train_them(the_plan["groups"], runs)
     known = hosts.first(lambda the_plan=the_plan: folder.trials(workdir, the_plan, prepared.study.measure))
@@ -421,7 +424,7 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: Stop, patience: flo
       return
     path = _forecast_path(prepared)
     if hosts.first(lambda: rounds.wait_for(path, stop)):
-      sealed = hosts.first(lambda: forecast.verify(read_json(path), str(path)))
+      sealed = hosts.first(lambda: seals.verify(read_json(path), str(path)))
       run, group = _target_run(prepared, sealed, the_plan)
       # One worker trains it, and one stays in case it fails there; the others leave.
       train_them([group], {run.run_id: run}, leave_to_others=True)
@@ -458,7 +461,7 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   """Seals a forecast of the target before it is run; a sealed one stays as it is."""
   path = _forecast_path(prepared)
   if path.exists():
-    return forecast.verify(read_json(path), str(path))
+    return seals.verify(read_json(path), str(path))
   target, convention = prepared.study.target, prepared.study.design.convention
   assert target is not None
   best = laws.optimum_at(fits, target.flops)
@@ -471,12 +474,13 @@ def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
   N = params_in(counts.params(), convention)
   every = folder.of_role(prepared.workdir, "fit")
   fitted = [one for one in every if one["status"] == "finished"]
-  facts = laws.make_forecast(fitted, convention, N, tokens, flops[convention], fits["noise_floor"]) | {
-    "target": {"N": N, "D": tokens, "C": flops[convention], "run_id": run.run_id, "overrides": overrides},
+  scale = forecast.Scale(N, tokens, flops[convention])
+  facts = laws.make_forecast(fitted, prepared.study.laws, convention, scale, fits["noise_floor"]) | {
+    "target": {**dataclasses.asdict(scale), "run_id": run.run_id, "overrides": overrides},
     "fitted": sorted(one["result_sha256"] for one in fitted),
     **failed_and_diverged(every),
   }
-  sealed = forecast.seal(facts, now())
+  sealed = seals.seal(facts, now())
   write_json(path, sealed)
   return sealed
 
@@ -487,14 +491,14 @@ def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
   path = workdir / "forecasts" / "target.json"
   if not path.exists():
     return None
-  sealed = forecast.verify(read_json(path), str(path))
+  sealed = seals.verify(read_json(path), str(path))
   run = workdir / "runs" / sealed["target"]["run_id"]
   ended = record.read(run)
   if ended is not None:
     ended = folder.as_measured(ended, read_json(workdir / "study.json")["measure"])
   if ended is None:
     return sealed | {"actual": None, "inside": None, "log_error": None}
-  return sealed | forecast.score(sealed, ended, read_json(run / "provenance.json"))
+  return sealed | seals.score(sealed, ended, read_json(run / "provenance.json"))
 
 
 def _target_run(prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any]) -> tuple[Run, dict[str, Any]]:

@@ -25,5 +25,5 @@ def get_study(config):
     name="bert",
     question="Does a larger BERT, or more text, pay off in guessing masked bytes of Python source?",
     design=Fractions(SIZES, AMOUNTS),
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
   )

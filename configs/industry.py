@@ -58,6 +58,6 @@ def get_study(config):
     question=QUESTIONS[name],
     design=Fractions(SIZES, amounts, epochs=15, axis="data.examples"),
     settings=settings,
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
     seeds=3,
   )

@@ -23,5 +23,5 @@ def get_study(config):
     name="mlp",
     question="Does a wider MLP, or more data, pay off on Fashion-MNIST?",
     design=Fractions(SIZES, AMOUNTS, epochs=5, axis="data.examples"),
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
   )

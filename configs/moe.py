@@ -29,5 +29,5 @@ def get_study(config):
     name="moe",
     question="Does a larger mixture of experts, or more text, pay off on Python source?",
     design=Fractions(SIZES, AMOUNTS),
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
   )

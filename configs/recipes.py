@@ -46,5 +46,5 @@ def get_study(config):
     question="How much compute do rotary positions, RMSNorm and SwiGLU save over GPT-2's recipe?",
     design=IsoFlop(budgets=BUDGETS, sizes=SIZES, ratios=(6, 160)),
     settings=settings,
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
   )

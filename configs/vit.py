@@ -24,5 +24,5 @@ def get_study(config):
     name="vit",
     question="Does a larger Vision Transformer, or more data, pay off on Fashion-MNIST?",
     design=Fractions(SIZES, AMOUNTS, epochs=3, axis="data.examples"),
-    laws=("chinchilla",),
+    laws=("chinchilla", "overtraining", "kaplan_nd"),
   )

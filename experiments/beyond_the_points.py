@@ -12,19 +12,21 @@ laws, weighted by their own errors at such forecasts, is wrong by less than any 
     bigmodel reproduce beyond_the_points
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from bigmodel.laws import chinchilla, fitting, forecast, points, uncertainty
+from bigmodel.laws import forecast, points
 from bigmodel.laws.forms import LAWS
+from bigmodel.laws.points import Points
 from bigmodel.laws.reproduce import Result
 
 CUTS = (1e20, 3e20, 1e21)
 FACTORS = (4, 16)
 DRAWS = 100
-Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # N, D, loss
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 def reproduce(data: Path) -> list[Result]:
@@ -32,72 +34,84 @@ def reproduce(data: Path) -> list[Result]:
   known = points.from_csv(csv, "Model Size", None, "Training FLOP", "loss", 5)
   results = []
   for cut in CUTS:
-    fit = chinchilla.fit(known[cut >= known.C]).known
-    above = known[cut < known.C]
-    nothing = forecast.Mixture((fit,), np.ones(1), forecast.Spread(0.0, 0.0, 0))
-    alone = nothing.at((above.N, above.D))
+    below, above = known[cut >= known.C], known[cut < known.C]
+    chinchilla = forecast.fit(below, [LAWS["chinchilla"]])
+    nothing = dataclasses.replace(chinchilla, spread=forecast.Spread(0.0, 0.0, 0))
     where = f"{len(above)} points above {cut:.0e}"
-    results.append(Result(f"coverage at 90% by the bootstrap alone, {where}", None, _covered(alone, above.loss)))
-    said = forecast.mixture(fit).at((above.N, above.D))
-    results += _said(said, above.loss, f"Chinchilla's law, {where}")
-    below = (known.N[cut >= known.C], known.D[cut >= known.C], known.loss[cut >= known.C])
-    results += _said(_all(below, (above.N, above.D))["combined"], above.loss, f"combined, {where}")
+    alone = _covered(_predict(nothing, above), above.loss)
+    results.append(Result(f"coverage at 90% by the bootstrap alone, {where}", None, alone))
+    results += _said(_predict(chinchilla, above), above.loss, f"Chinchilla's law, {where}")
+    combined = _predict(forecast.fit(below, bootstraps=DRAWS), above)
+    results += _said(combined, above.loss, f"combined, {where}")
   return results + _elsewhere(data)
 
 
-def _said(said: dict, loss: np.ndarray, what: str) -> list[Result]:
+def _predict(forecaster: forecast.Forecaster, runs: Points) -> forecast.Prediction:
+  return forecaster.predict(runs.N, runs.D, runs.C)
+
+
+def _said(said: forecast.Prediction, loss: np.ndarray, what: str) -> list[Result]:
   return [
     Result(f"RMSLE, {what}", None, _rmsle(said, loss)),
     Result(f"coverage at 90%, {what}", 0.9, _covered(said, loss), 0.1),
   ]
 
 
-def _rmsle(said: dict, loss: np.ndarray) -> float:
-  return float(np.sqrt(np.mean(np.log(said["predicted"] / loss) ** 2)))
+def _rmsle(said: forecast.Prediction, loss: np.ndarray) -> float:
+  return float(np.sqrt(np.mean(np.log(said.predicted / loss) ** 2)))
 
 
-def _covered(said: dict, loss: np.ndarray) -> float:
-  return float(np.mean((said["low"] <= loss) & (loss <= said["high"])))
+def _covered(said: forecast.Prediction, loss: np.ndarray) -> float:
+  return float(np.mean((said.low <= loss) & (loss <= said.high)))
 
 
-def _all(below: Runs, columns: tuple[np.ndarray, np.ndarray]) -> dict[str, dict]:
+def _all(combined: forecast.Forecaster, above: Points) -> dict[str, forecast.Prediction]:
   """Forecasts by each law, and by all of them."""
-  laws = [LAWS[name] for name in forecast.MIXED]
-  fits = [uncertainty.bootstrap(fitting.fit(law, below[:2], below[2]), DRAWS) for law in laws]
-  each = {law.name: forecast.mixture(fit).at(columns) for law, fit in zip(laws, fits, strict=True)}
-  return each | {"combined": forecast.mixture(*fits).at(columns)}
+  each = {fit.law.name: _predict(forecast.combine(combined.points, [fit]), above) for fit in combined.fits}
+  return each | {"combined": _predict(combined, above)}
 
 
-def _sets(data: Path) -> dict[str, Runs]:
+def _sets(data: Path) -> dict[str, Points]:
   """Other people's runs: of each training set, schedule and way of counting parameters."""
-  found: dict[str, Runs] = {}
-  take = lambda own, *names: tuple(own[name].to_numpy().astype(float) for name in names)
+  found: dict[str, Points] = {}
+
+  def take(table: pl.DataFrame, loss: str) -> Points:
+    N, D, losses = (table[name].to_numpy().astype(float) for name in ("N", "D", loss))
+    return Points(N, D, 6 * N * D, losses)
+
   for (name,), own in pl.read_csv(data / "gadre" / "overtraining_runs.csv").group_by("train_dataset"):
-    found[f"gadre {name}"] = take(own, "N", "D", "loss_c4_val")
+    found[f"gadre {name}"] = take(own, "loss_c4_val")
   keys = ["dataset", "hparams", "warmup", "decay", "param_count", "val"]
   for key, own in pl.read_csv(data / "porian" / "isoflop_points.csv").group_by(keys):
-    found[f"porian {' '.join(map(str, key))}"] = take(own, "N", "D", "loss")
+    found[f"porian {' '.join(map(str, key))}"] = take(own, "loss")
   return dict(sorted(found.items()))
 
 
 def _elsewhere(data: Path) -> list[Result]:
   errors: dict[str, list[float]] = {}
   covered: dict[str, list[float]] = {}
-  splits = 0
-  for N, D, loss in _sets(data).values():
+  discrepancies: list[float] = []
+  for runs in _sets(data).values():
     for factor in FACTORS:
-      hidden = (N * D).max() / factor < N * D
+      hidden = runs.C.max() / factor < runs.C
       if (~hidden).sum() < forecast.FEWEST or hidden.sum() < 2:
         continue
-      splits += 1
-      for name, said in _all((N[~hidden], D[~hidden], loss[~hidden]), (N[hidden], D[hidden])).items():
-        errors.setdefault(name, []).append(_rmsle(said, loss[hidden]))
-        covered.setdefault(name, []).append(_covered(said, loss[hidden]))
-  where = f"{splits} splits of other runs"
+      combined = forecast.fit(runs[~hidden], bootstraps=DRAWS)
+      if combined.spread.origins:
+        discrepancies.append(combined.spread.discrepancy)
+      for name, said in _all(combined, runs[hidden]).items():
+        errors.setdefault(name, []).append(_rmsle(said, runs.loss[hidden]))
+        covered.setdefault(name, []).append(_covered(said, runs.loss[hidden]))
+  where = f"{len(errors['combined'])} splits of other runs"
+  measured = f"{len(discrepancies)} splits of other runs"
   return [
     *(
       Result(f"geometric mean of RMSLE, {n}, {where}", None, float(np.exp(np.mean(np.log(e)))))
       for n, e in errors.items()
     ),
     *(Result(f"mean coverage at 90%, {name}, {where}", None, float(np.mean(c))) for name, c in covered.items()),
+    *(
+      Result(f"discrepancy for each unit of ln C, {share:.0%} quantile of {measured}", None, value)
+      for share, value in zip(QUANTILES, np.quantile(discrepancies, QUANTILES).tolist(), strict=True)
+    ),
   ]

@@ -1,11 +1,13 @@
 """A whole study, small: priced, sealed before it is tested, never run twice, the same after being killed."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from bigmodel import cli, record, study
+from bigmodel import record, study
+from bigmodel.cli import main
+from bigmodel.config import load_module
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
+from bigmodel.laws import forecast, seals
+from bigmodel.report import page
 from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
 from bigmodel.train.stop import StopRequest
 
@@ -73,7 +79,7 @@ def finished(folder):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, "device_count", lambda: 2)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-      code = cli.main(["study", f"--workdir={folder / 'whole'}", f"--config={folder / 'config.py'}", "--json"])
+      code = main.main(["study", f"--workdir={folder / 'whole'}", f"--config={folder / 'config.py'}", "--json"])
     assert code == 0
     yield folder, json.loads(out.getvalue())
 
@@ -114,9 +120,79 @@ def test_the_forecast_was_sealed_before_its_run_and_the_run_carries_the_seal(fin
   assert forecast["inside"] == (forecast["interval90"][0] <= forecast["actual"] <= forecast["interval90"][1])
 
 
-def test_a_run_that_carries_another_seal_is_not_scored(finished, tmp_path):
-  import shutil
+def test_the_study_and_the_command_forecast_alike(finished, tmp_path, capsys):
+  """From the same runs: the same laws with the same weights, and the same loss of the target."""
+  _, report = finished
+  sealed = report["forecast"]
+  assert set(sealed["forecaster"]["weights"]) == set(forecast.LAWS)
+  lines = [
+    f"{run['params_active']},{run['tokens']},{run['loss_eval']!r}"
+    for run in report["runs"]
+    if "fit" in run["roles"] and run["status"] == "finished"
+  ]
+  (tmp_path / "points.csv").write_text("\n".join(["n,d,loss", *lines]))
+  at = f"--at={sealed['target']['N']},{sealed['target']['D']}"
+  assert main.main(["forecast", str(tmp_path / "points.csv"), "--n=n", "--d=d", at, "--json"]) == 0
+  said = json.loads(capsys.readouterr().out)
+  assert said["forecaster"]["weights"] == pytest.approx(sealed["forecaster"]["weights"], rel=1e-6)
+  assert said["rows"][0]["predicted"] == pytest.approx(sealed["predicted"], rel=1e-6)
+  assert said["forecaster"]["version"] == sealed["forecaster"]["version"]
+  assert {law["name"] for law in report["laws"]} == {*forecast.LAWS, "isoflop"}
 
+
+def test_a_forecast_of_an_earlier_version_is_still_scored_and_reported(finished, tmp_path):
+  """Such seals name a law and no forecaster."""
+  folder, report = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(folder / "whole", copy)
+  path = copy / "forecasts" / "target.json"
+  old = {name: x for name, x in read_json(path).items() if name not in ("forecaster", "parts", "sha256", "sealed_at")}
+  old = seals.seal(
+    old | {"law": "chinchilla", "parts": {"bootstrap": 0.1, "quantile": 2.0}}, report["forecast"]["sealed_at"]
+  )
+  write_json(path, old)
+  run = copy / "runs" / old["target"]["run_id"] / "provenance.json"
+  write_json(run, read_json(run) | {"forecast_sha256": old["sha256"]})
+  scored = study.score_study(copy)
+  assert scored["actual"] == report["forecast"]["actual"]
+  page.write(copy, scored)
+  assert "by law chinchilla" in (copy / "report.html").read_text()
+
+
+def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
+  """A law of one's own is one function in a file; it is fitted, reported and forecasts the target."""
+  folder, _ = finished
+  (tmp_path / "mine.py").write_text(
+    "from bigmodel.laws.forms import POSITIVE, decay, law\n"
+    "@law('mine', 'here', grid={'k': (0.1, 0.3)}, linear=('low', 'a'), low=POSITIVE, a=POSITIVE, k=(0, 2))\n"
+    "def of_compute(p, C):\n"
+    "  return p.low + p.a * decay(C, p.k)\n"
+  )
+  copy, name = tmp_path / "copy", f"{tmp_path / 'mine.py'}:of_compute"
+  shutil.copytree(folder / "whole", copy)
+  (copy / "forecasts" / "target.json").unlink()
+  module, _ = load_module(str(folder / "config.py"))
+  config = module.get_config()
+  prepared = study.prepare(config, dataclasses.replace(module.get_study(config), laws=(name,)), copy)
+  write_json(copy / "study.json", study._about(prepared))
+  fits = study.fit_study(copy)
+  assert [law["name"] for law in fits["laws"]] == ["mine"]
+  sealed = study._seal_forecast(prepared, fits)
+  assert sealed["forecaster"]["weights"] == {"mine": 1.0}
+  assert 0 < sealed["interval90"][0] < sealed["predicted"] < sealed["interval90"][1]
+
+
+def test_a_law_that_a_study_cannot_have_is_refused_before_anything_runs(config, tmp_path):
+  design = IsoFlop((1e8, 2e8), [{"model.width": width} for width in (16, 32, 48)])
+  for name, message in (
+    ("power", "get_study: laws: law power is of x"),
+    ("chinchila", "no law 'chinchila' .did you mean 'chinchilla'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      study.prepare(config, Study("s", "?", design, laws=(name,)), tmp_path)
+
+
+def test_a_run_that_carries_another_seal_is_not_scored(finished, tmp_path):
   folder, report = finished
   copy = tmp_path / "copy"
   shutil.copytree(folder / "whole", copy)

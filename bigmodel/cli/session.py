@@ -37,7 +37,7 @@ def join(arguments: argparse.Namespace) -> bool:
   _log_to_standard_error()
   if hosts.several():
     hosts.log_to(files.absolute(arguments.workdir) / "logs")
-  return files.is_writer()
+  return hosts.is_first()
 
 
 def _log_to_standard_error() -> None:

@@ -30,17 +30,18 @@ class Posterior:
   divergences: int
   r_hat: float  # of the worst parameter; near 1 when chains agree
 
-  def predict(self, columns: Any, known: forecast.Spread, level: float = 0.9, seed: int = 0) -> dict[str, Any]:
-    """As `forecast.Mixture.at`: the median of one new run's loss at each of some points, and its interval."""
+  def predict(self, N: Any, D: Any, spread: forecast.Spread, level: float = 0.9, seed: int = 0) -> forecast.Prediction:
+    """As `forecast.Forecaster.predict`: the median of one new run's loss at each (N, D), and its interval."""
     rng = np.random.default_rng(seed)
-    log_loss = np.log(self.fit.predict(*columns, theta=self.fit.draws))  # [S, points]
-    own, scale = forecast.scale_of(self.fit.columns), forecast.scale_of(columns)
-    distance = np.maximum(scale - own.max(), 0)
-    bent = known.discrepancy * distance * rng.normal(size=(len(log_loss), 1))
-    sd = np.exp(self.noise[:, :1] + self.noise[:, 1:] * (scale - own.mean()))
+    log_loss = np.log(self.fit.predict(N, D, theta=self.fit.draws))  # [S, points]
+    scale_of_runs, scale = _scale(*self.fit.columns), _scale(N, D)
+    distance = np.maximum(scale - scale_of_runs.max(), 0)
+    bent = spread.discrepancy * distance * rng.normal(size=(len(log_loss), 1))
+    sd = np.exp(self.noise[:, :1] + self.noise[:, 1:] * (scale - scale_of_runs.mean()))
     drawn = log_loss + bent + sd * rng.standard_t(self.freedom[:, None], size=log_loss.shape)
     low, center, high = np.exp(np.nanquantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0))
-    return {"predicted": center, "low": low, "high": high, "distance": distance}
+    parameters, typical_noise = np.nanstd(log_loss, axis=0), float(np.median(sd))
+    return forecast.Prediction(center, low, high, parameters, spread.discrepancy * distance, typical_noise, distance)
 
 
 def sample(fit: Fit, draws: int = 500, warmup: int = 500, chains: int = 2, seed: int = 0) -> Posterior:
@@ -52,11 +53,11 @@ def sample(fit: Fit, draws: int = 500, warmup: int = 500, chains: int = 2, seed:
     from numpyro.infer import MCMC, NUTS
   except ImportError as error:
     raise UserError("--intervals=nuts: needs numpyro; pip install 'bigmodel[bayes]'") from error
-  if fit.plain:
-    raise UserError(f"--intervals=nuts: law {fit.law.name} has no residuals in logs")
+  if fit.law.columns != ("N", "D"):
+    raise UserError(f"--intervals=nuts: law {fit.law.name} is of {', '.join(fit.law.columns)}, not of N and D")
   known = uncertainty.bootstrap(fit, 200)
   center, spread = _directions(known)
-  scale = forecast.scale_of(fit.columns)
+  scale = _scale(*fit.columns)
   y, typical = np.log(fit.loss), float(np.std(fit.residuals())) + 1e-6
 
   before = dist.Normal(jnp.array([np.log(typical), 0.0]), jnp.array([1.5, 0.3]))
@@ -84,6 +85,11 @@ def sample(fit: Fit, draws: int = 500, warmup: int = 500, chains: int = 2, seed:
   flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in got.items()}
   drawn = dataclasses.replace(fit, draws=flat["theta"])
   return Posterior(drawn, flat["noise"], 1 + flat["freedom"], diverged, r_hat)
+
+
+def _scale(N: Any, D: Any) -> np.ndarray:
+  """ln C but for a constant."""
+  return np.log(np.asarray(N, np.float64)) + np.log(np.asarray(D, np.float64))
 
 
 def _directions(known: Fit) -> tuple[np.ndarray, np.ndarray]:

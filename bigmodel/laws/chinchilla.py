@@ -6,7 +6,7 @@ points of Huber's loss (delta 1e-3) on the log of the loss, from a grid of start
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,6 @@ def _logs(theta: np.ndarray) -> np.ndarray:
   return np.stack([np.log(A), np.log(B), np.log(E), alpha, beta], axis=-1)
 
 
-def rolling(sets: Sequence[Points]) -> np.ndarray:
-  """Parameters, as `Fit.theta`, of each of several sets of points."""
-  stacked = fitting.stack([((own.N, own.D), own.loss, own.weights) for own in sets])
-  return _logs(fitting.best(LAW, stacked, fitting.Loss())[0])
-
-
 def log_loss(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
   log_a, log_b, log_e, alpha, beta = theta
   return np.logaddexp(np.logaddexp(log_a - alpha * log_n, log_b - beta * log_d), log_e)
@@ -79,3 +73,16 @@ def fit(points: Points, bootstraps: int = 400, seed: int = 0, starts: np.ndarray
   """Fits the law; raises `UserError` with fewer points than parameters."""
   known = fitting.fit(LAW, (points.N, points.D), points.loss, points.weights, starts=starts)
   return Fit(points, uncertainty.bootstrap(known, bootstraps, seed))
+
+
+def r2_left_out(points: Points) -> float:
+  """R^2 on the largest budget of a fit that has not seen it; NaN where too little is left."""
+  budgets = points.budgets()
+  last = budgets == budgets.max()
+  rest = points[~last]
+  if len(rest) <= len(NAMES) or last.sum() < 2 or min(len(np.unique(rest.N)), len(np.unique(rest.D))) < 2:
+    return math.nan
+  fitted = fit(rest, bootstraps=0)
+  own = points[last]
+  residual = np.sum((own.loss - fitted.predict(own.N, own.D)) ** 2)
+  return float(1 - residual / np.sum((own.loss - own.loss.mean()) ** 2))

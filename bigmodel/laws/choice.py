@@ -1,85 +1,76 @@
-"""Laws fitted to a CSV of runs, and the choice between several laws by how well each forecasts hidden points."""
+"""Which law fits a table: several laws fitted to each of its groups, those that forecast best first."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from bigmodel.errors import UserError
-from bigmodel.laws import forms, summary, table
-from bigmodel.laws.source import Source
+from bigmodel.laws import summary, table
+from bigmodel.laws.forms import LAWS, Law
 
-# The laws that `auto` tries, for a CSV with one scale and for one with N and D.
-CURVES = ("power", "power_offset", "power_shifted", "bnsl1")
-SURFACES = ("chinchilla", "kaplan_nd", "overtraining")
-AUTO = "auto"
+CURVES = ("power", "power_offset", "power_shifted", "bnsl1")  # laws of one scale x
+SURFACES = ("chinchilla", "kaplan_nd", "overtraining")  # laws of N and D
+Facts = dict[str, Any]  # of one law, for JSON
 
 
-def fit(source: Source, law: str = "", at: Sequence[float] = ()) -> dict[str, Any]:
-  """Fits laws to a CSV; of each group the law that forecasts its hidden points best comes first.
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """What the columns of a CSV are: `named` by what laws call them ("N", "x", ...), and those of the loss."""
 
-  `law` is a list of names separated by commas, `auto`, or empty for the usual law of the given columns. `at` are
-  budgets in FLOPs whose optimum is wanted, for Chinchilla's law alone. Returns `laws`, `optimum` and `warnings`.
+  path: str
+  named: dict[str, str]
+  loss: str
+  stderr: str = ""
+  group: str = ""
+
+
+def usual_laws(columns: Columns) -> list[Law]:
+  """What is tried where the user leaves the choice to us."""
+  return [LAWS[name] for name in (CURVES if "x" in columns.named else SURFACES)]
+
+
+def fit(columns: Columns, laws: Sequence[Law], skip_unfit: bool = False) -> Facts:
+  """Fits every law to every group; within a group they come in the order of their errors on hidden points.
+
+  Points of the largest scales are hidden for that (`summary.backtest`). With `skip_unfit` laws that cannot be fitted
+  to a group become warnings; without it the first of them raises `UserError`.
   """
-  is_curve = "x" in source.columns
-  names = law.split(",") if law else ["power_offset" if is_curve else "chinchilla"]
-  if law == AUTO:
-    names = list(CURVES if is_curve else SURFACES)
-  laws = [forms.find(name) for name in names if name != "isoflop"]
-  if not source.group and names in (["chinchilla"], ["isoflop"]):
-    return _fit_compute(source, names[0], at)
-  if len(laws) < len(names):
-    raise UserError("--law: isoflop is fitted alone and without --group")
-  if at or source.drop_largest:
-    raise UserError("--at, --drop-largest: are for --law=chinchilla or isoflop alone")
-  fits: list[dict[str, Any]] = []
+  ranked: list[Facts] = []
   warnings: list[str] = []
-  for group, part in table.groups(table.read(source.path), source.path, source.group).items():
-    of_group, said = _fit_group(source, laws, part, skip_unsuited=law == AUTO)
-    fits += [facts | {"group": group} for facts in of_group]
-    warnings += [f"{group}: {text}" if group else text for text in said]
-  if not fits:
+  for group, rows in table.groups(table.read(columns.path), columns.path, columns.group).items():
+    prefix = f"{group}: " if group else ""
+    of_group = []
+    for law in laws:
+      try:
+        of_group.append(_fit_one(columns, law, rows) | {"group": group})
+      except UserError as error:
+        if not skip_unfit:
+          raise
+        warnings.append(f"{prefix}{error}")
+    warnings += [prefix + warning for warning in _warnings(columns, laws[0], rows)]
+    ranked += sorted(of_group, key=_error_on_hidden_points)
+  if not ranked:
     raise UserError(f"--law=auto: {warnings[0]}")
-  return {"laws": fits, "optimum": [], "warnings": warnings}
+  return {"laws": ranked, "optimum": [], "warnings": warnings}
 
 
-def _fit_compute(source: Source, law: str, at: Sequence[float]) -> dict[str, Any]:
-  """Chinchilla's law or parabolas. `N` may name several columns: the first is fitted, the others for comparison."""
-  names = source.columns["N"].split(",") if "N" in source.columns else []
-  points, *others = [source.with_column("N", name).points() for name in names] or [source.points()]
-  if law == "isoflop":
-    facts = summary.fit_profiles(points)
-  else:
-    facts = summary.fit_points(points, at, dict(zip(names[1:], others, strict=True)))
-  rows = [] if points.rows is None else points.rows.tolist()
-  return facts | {"warnings": table.warnings((points.N, points.D), points.loss, rows)}
-
-
-def _fit_group(
-  source: Source, laws: Sequence[forms.Law], part: pl.DataFrame, skip_unsuited: bool
-) -> tuple[list[dict[str, Any]], list[str]]:
-  """The laws of one group's rows, best forecaster first, and what a reader should know before believing them."""
-  fits: list[dict[str, Any]] = []
-  warnings: list[str] = []
-  loss = table.column(part, source.path, source.loss, "--loss")
+def _fit_one(columns: Columns, law: Law, rows: pl.DataFrame) -> Facts:
+  values = table.columns(rows, columns.path, law.columns, columns.named)
+  loss = table.column(rows, columns.path, columns.loss, "--loss")
   weights = None
-  if source.stderr:
-    weights = table.weights(loss, table.column(part, source.path, source.stderr, "--stderr"))
-  for law in laws:
-    columns = table.columns(part, source.path, law.columns, dict(source.columns))
-    values = [columns[name] for name in law.columns]
-    try:
-      fits.append(summary.law_facts(law, values, loss, weights))
-    except UserError as error:
-      if not skip_unsuited:
-        raise
-      warnings.append(str(error))
-    if law is laws[0]:
-      warnings += table.warnings(values, loss, part[table.ROW].to_list())
-  return sorted(fits, key=_hidden_error), warnings
+  if columns.stderr:
+    weights = table.weights(loss, table.column(rows, columns.path, columns.stderr, "--stderr"))
+  return summary.law_facts(law, [values[name] for name in law.columns], loss, weights)
 
 
-def _hidden_error(facts: dict[str, Any]) -> float:
-  """How wrong a law was about the points that were hidden from it; infinite where none could be hidden."""
-  return facts["backtest"]["rms_log_error"] if facts["backtest"] else np.inf
+def _warnings(columns: Columns, law: Law, rows: pl.DataFrame) -> list[str]:
+  values = table.columns(rows, columns.path, law.columns, columns.named)
+  loss = table.column(rows, columns.path, columns.loss, "--loss")
+  return table.warnings([values[name] for name in law.columns], loss, rows[table.ROW].to_list())
+
+
+def _error_on_hidden_points(facts: Facts) -> float:
+  return facts["backtest"]["rms_log_error"] if facts["backtest"] else math.inf

@@ -19,6 +19,7 @@ import numpy as np
 
 from bigmodel.errors import UserError
 from bigmodel.laws import fitting
+from bigmodel.laws.forecast import LEVELS
 from bigmodel.laws.forms import LAWS
 
 GRIDS = {
@@ -31,7 +32,8 @@ BACK = 3  # times that a curve's scale is halved, to see how wrong its forecasts
 NEAR = 2.2  # times the scale of its points, up to which a forecast is judged then
 FLOOR = 1e-4  # of the scale of errors, in logs
 ENOUGH = 20  # curves to take the multiples from, in place of the benchmark's
-LEVELS = (0.5, 0.8, 0.9, 0.95)
+NAME = "mean of a power law with an offset and one with a shift"
+VERSION = 1  # part of every seal; a change to how forecasts are made raises it
 # `experiments/extrapolation.py` prints these: multiples of the scale that cover as much of the benchmark.
 BENCHMARK = {0.5: 1.66, 0.8: 3.95, 0.9: 6.03, 0.95: 10.66}
 
@@ -139,3 +141,27 @@ def calibrated(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[float, 
     return BENCHMARK
   fitted = fit({name: (x[below], y[below]) for name, (x, y, below) in halves.items()})
   return multiples([scores(c, *(v[~halves[c.name][2]] for v in halves[c.name][:2])) for c in fitted])
+
+
+def facts() -> dict[str, Any]:
+  """What a seal says of how a forecast was made."""
+  return {"name": NAME, "version": VERSION, "weights": dict.fromkeys(GRIDS, 1 / len(GRIDS))}
+
+
+def rows(
+  curves: dict[str, tuple[np.ndarray, np.ndarray]], asked: Sequence[tuple[str | None, float]]
+) -> list[dict[str, Any]]:
+  """Forecasts of curves at each (name, x), of all curves where the name is None, with intervals at all levels."""
+  calibration = calibrated(curves)
+  fitted = {curve.name: curve for curve in fit(curves)}
+  said = []
+  for name, x in asked:
+    if name is not None and name not in fitted:
+      raise UserError(f"--at: no group {name!r} among the points; they have {', '.join(fitted)}")
+    for group in fitted if name is None else [name]:
+      prediction = fitted[group].predict(x, calibration)
+      row: dict[str, Any] = {"group": group, "x": x, "predicted": float(prediction["predicted"])}
+      for level, pair in prediction["intervals"].items():
+        row[f"interval{level * 100:.0f}"] = [float(value) for value in pair]
+      said.append(row)
+  return said

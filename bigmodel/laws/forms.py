@@ -12,6 +12,7 @@ takes such a function from a file.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -130,25 +131,47 @@ def law(
   return make
 
 
-def find(name: str) -> Law:
-  """A law by its name, or from a user's file as FILE.py:NAME."""
-  path, colon, own = name.rpartition(":")
+def find(name: str, where: str = "--law") -> Law:
+  """A law by its name, or from a user's file as FILE.py:NAME; `where` begins messages."""
+  path, colon, wanted = name.rpartition(":")
   if colon:
     if not Path(path).is_file():
-      raise UserError(f"--law: no file {path!r}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = [x for x in vars(module).values() if isinstance(x, Law)]
-    made = next((x for x in found if own in (x.name, x.value.__name__)), None)
-    if made is None:
-      raise UserError(f"--law: {path} makes no law {own!r}; it makes {', '.join(x.name for x in found) or 'none'}")
-    return made
+      raise UserError(f"{where}: no file {path!r}")
+    in_file = _laws_in(str(Path(path).resolve()), Path(path).read_text())
+    for law in in_file:
+      if wanted in (law.name, law.value.__name__):
+        return law
+    raise UserError(
+      f"{where}: {path} makes no law {wanted!r}; it makes {', '.join(law.name for law in in_file) or 'none'}"
+    )
   if name not in LAWS:
-    raise UserError(f"--law: no law {name!r}{nearest(name, LAWS)}; known: {', '.join(LAWS)}")
+    raise UserError(f"{where}: no law {name!r}{nearest(name, LAWS)}; known: {', '.join(LAWS)}")
   return LAWS[name]
+
+
+def absolute(name: str) -> str:
+  """The name of a law as it can be found from any folder."""
+  path, colon, wanted = name.rpartition(":")
+  return f"{Path(path).resolve()}:{wanted}" if colon else name
+
+
+@functools.cache
+def _laws_in(path: str, text: str) -> list[Law]:
+  """The laws that a file with this text makes: the same objects each time, so that programs compiled for them serve.
+
+  They do not enter `LAWS`, where they could replace laws of the same name.
+  """
+  spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  ours = dict(LAWS)
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    LAWS.clear()
+    LAWS.update(ours)
+  return [x for x in vars(module).values() if isinstance(x, Law)]
 
 
 def decay(x: Any, exponent: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ VERSION = 7  # of this summary: a new one fits anew
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
   """Identity of what a fit was made from."""
   results = sorted(record["result_sha256"] for record in records)
-  return sha256_text(f"{VERSION} {list(laws)} {convention} {results}")
+  files = [Path(path).read_text() for path, colon, _ in (name.rpartition(":") for name in laws) if colon]
+  return sha256_text(f"{VERSION} {list(laws)} {files or ''} {convention} {results}")
 
 
 def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_flops: float | None) -> dict[str, Any]:
@@ -38,6 +40,12 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
       budgets = np.geomspace(budgets[0], budgets[-1], FEW)
     budgets = {*budgets, *([target_flops] if target_flops else [])}
     optimum += [chinchilla_optimum(chinchilla_fit, float(C)) for C in sorted(budgets)]
+  elif target_flops and laws != ["isoflop"]:
+    optimum.append(chinchilla_optimum(chinchilla.fit(points), target_flops))  # whichever law forecasts the loss
+  others = [name for name in laws if name not in ("chinchilla", "isoflop")]
+  for law in forecast.find_laws(others, "get_study: laws"):
+    law_fit = uncertainty.bootstrap(fitting.fit(law, [getattr(points, name) for name in law.columns], points.loss))
+    fitted.append(fit_facts(law_fit) | {"convention": convention})
   if "isoflop" in laws:
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_facts(isoflop_fit, convention))
@@ -57,29 +65,31 @@ def chinchilla_facts(fit_: chinchilla.Fit) -> dict[str, Any]:
     "points": len(fit_.points),
     "payoff": payoff(fit_),
     "starts_at_optimum": [fit_.known.reached, fit_.known.starts],
-    "r2_largest_budget_left_out": forecast.r2_left_out(fit_.points),
+    "r2_largest_budget_left_out": chinchilla.r2_left_out(fit_.points),
   }
 
 
 def law_facts(
   law: Law, columns: Sequence[np.ndarray], loss: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, Any]:
-  """One entry of `laws` for any law: parameters, intervals, how well it converged, ridges and a backtest."""
+  """One entry of `laws` for any law of a CSV: `fit_facts`, ridges and a backtest."""
   how = fitting.Loss("squares", 1.0) if law.plain else fitting.Loss()
   fit_ = uncertainty.bootstrap(fitting.fit(law, columns, loss, weights, how))
-  return plain(
-    {
-      "name": law.name,
-      "source": law.source,
-      "params": fit_.params,
-      "intervals": fit_.intervals(),
-      "objective": fit_.objective,
-      "points": len(loss),
-      "starts_at_optimum": [fit_.reached, fit_.starts],
-      "ridges": uncertainty.ridges(fit_),
-      "backtest": backtest(law, columns, loss, how, weights),
-    }
-  )
+  ridges = uncertainty.ridges(fit_)
+  return plain(fit_facts(fit_) | {"ridges": ridges, "backtest": backtest(law, columns, loss, how, weights)})
+
+
+def fit_facts(fit_: fitting.Fit) -> dict[str, Any]:
+  """Parameters of a fit with draws, their intervals, and how well it converged."""
+  return {
+    "name": fit_.law.name,
+    "source": fit_.law.source,
+    "params": fit_.params,
+    "intervals": fit_.intervals(),
+    "objective": fit_.objective,
+    "points": len(fit_.loss),
+    "starts_at_optimum": [fit_.reached, fit_.starts],
+  }
 
 
 def backtest(
@@ -203,7 +213,7 @@ def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
 
 
 def optimum_at(fits: dict[str, Any], C: float) -> float:
-  """The compute-optimal N at C: by the isoFLOP minima where there are two inside, else by the law."""
+  """The compute-optimal N at C: by the isoFLOP minima where there are two inside, else by Chinchilla's law."""
   inside = [o for o in fits["optimum"] if o["law"] == "isoflop" and o["inside"]]
   if len(inside) >= 2:
     slope, intercept = np.polyfit(np.log([o["C"] for o in inside]), np.log([o["N"] for o in inside]), 1)
@@ -215,12 +225,36 @@ def optimum_at(fits: dict[str, Any], C: float) -> float:
 
 
 def make_forecast(
-  records: Sequence[Record], convention: str, N: float, D: float, C: float, noise: dict[str, Any] | None
+  records: Sequence[Record],
+  laws: Sequence[str],
+  convention: str,
+  target: forecast.Scale,
+  noise: dict[str, Any] | None,
 ) -> dict[str, Any]:
-  """The loss that the law expects at (N, D), with its interval."""
-  fit_ = chinchilla.fit(from_records(records, convention))
-  facts = forecast.predict(fit_, N, D, C, noise["std"] if noise else 0.0)
-  return plain({"law": "chinchilla", "convention": convention, **facts})
+  """The loss that the forecaster expects of the target, with its interval and what that is made of.
+
+  It combines those of a study's `laws` that have a value at any size and budget, or `forecast.LAWS` if there are none.
+  `noise` is the study's noise floor.
+  """
+  points = from_records(records, convention)
+  found = forecast.find_laws([name for name in laws if name != "isoflop"], "get_study: laws")
+  seed_noise = noise["std"] / float(np.mean(noise["losses"])) if noise else 0.0
+  forecaster = forecast.fit(points, found, seed_noise)
+  prediction = forecaster.predict([target.N], [target.D], [target.C])
+  return plain(
+    {
+      "forecaster": forecaster.facts(),
+      "convention": convention,
+      "predicted": prediction.predicted[0],
+      "interval90": [prediction.low[0], prediction.high[0]],
+      "parts": {
+        "parameters": prediction.parameters[0],
+        "discrepancy": prediction.discrepancy[0],
+        "noise": prediction.noise,
+        "distance": prediction.distance[0],
+      },
+    }
+  )
 
 
 def fit_points(points: Points, at: Sequence[float] = (), others: dict[str, Points] | None = None) -> dict[str, Any]:

@@ -48,7 +48,6 @@ def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> Non
     jax.distributed.initialize(coordinator, processes, process)
   elif _in_cluster():
     jax.distributed.initialize()
-  files.set_writer(jax.process_index() == 0 if jax.distributed.is_initialized() else True)
 
 
 def _in_cluster() -> bool:
@@ -86,6 +85,11 @@ def several() -> bool:
   return jax.process_count() > 1
 
 
+def is_first() -> bool:
+  """Whether this process writes the files that a job shares: of its processes the first does, all others must not."""
+  return jax.process_index() == 0
+
+
 def barrier(name: str) -> None:
   """Waits until every process is here; safe in any thread, given a name of its own."""
   if several():
@@ -108,7 +112,7 @@ def first(work: Callable[[], Any]) -> Any:
   if not several():
     return work()
   result, error = None, None
-  if files.is_writer():
+  if is_first():
     try:
       result = work()
     except Exception as caught:
@@ -134,7 +138,7 @@ def collect(value: Any, name: str) -> list[Any]:
     return [value]
   key, mine = f"bigmodel/collect/{name}", jax.process_index()
   _client().key_value_set(f"{key}/{mine}", json.dumps(value))
-  if not files.is_writer():
+  if not is_first():
     return []
   texts = [_client().blocking_key_value_get(f"{key}/{i}", TIMEOUT_MS) for i in range(jax.process_count())]
   return [json.loads(text) for text in texts]

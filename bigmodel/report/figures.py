@@ -70,7 +70,7 @@ def color(index: int, count: int) -> str:
 
 
 def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]], words: Words) -> go.Figure:
-  """Training loss over what was seen, a line a run, coloured by size."""
+  """Training loss over what was seen, a line for each run, coloured by size; diamonds are held-out losses."""
   figure = blank(f"{words.unit} seen", f"training {words.loss}")
   sizes = sorted({record["params_total"] for record, _ in curves})
   named = set()
@@ -89,6 +89,16 @@ def loss_curves(curves: Sequence[tuple[Record, list[dict[str, Any]]]], words: Wo
       hovertemplate=f"{record['run_id']}<br>%{{x:.3s}} {words.unit}, loss %{{y:.3f}}<extra></extra>",
     )
     named.add(size)
+    if held_out := [row for row in rows if row.get("loss_eval") is not None]:
+      figure.add_scatter(
+        x=[row["tokens"] for row in held_out],
+        y=[row["loss_eval"] for row in held_out],
+        mode="markers",
+        marker={"symbol": "diamond", "size": 7, "color": color(size, len(sizes))},
+        legendgroup=str(size),
+        showlegend=False,
+        hovertemplate=f"{record['run_id']}<br>%{{x:.3s}} {words.unit}, held-out loss %{{y:.3f}}<extra></extra>",
+      )
   return figure
 
 
@@ -213,7 +223,12 @@ def forecast(
     N = G * (C / k) ** (p["beta"] / (p["alpha"] + p["beta"]))
     best = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (C / k / N) ** p["beta"]
     figure.add_scatter(
-      x=C, y=best, mode="lines", line={"color": FORECAST, "dash": "dot"}, name="law at its optimum", hoverinfo="skip"
+      x=C,
+      y=best,
+      mode="lines",
+      line={"color": FORECAST, "dash": "dot"},
+      name="Chinchilla's law at its optimum",
+      hoverinfo="skip",
     )
   low, high = sealed["interval90"]
   figure.add_scatter(

@@ -21,6 +21,7 @@ from etils import epath
 from bigmodel import processes
 from bigmodel.errors import UnfitWorker, UserError
 from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
+from bigmodel.parallel import hosts
 from bigmodel.sweep.leases import PATIENCE
 
 TRIES = 2  # of a group, and then of each of its runs alone
@@ -122,7 +123,8 @@ class Failures:
   def __exit__(self, *_: object) -> None:
     self._closed.set()
     self._thread.join()
-    remove(self._presence)
+    if hosts.is_first():
+      remove(self._presence)
 
   def _keep_beating(self) -> None:
     while not self._closed.wait(self._patience / 6):
@@ -132,7 +134,8 @@ class Failures:
 
   def _beat(self) -> None:
     self._beats += 1
-    write_text(self._presence, f"{self.worker} {self._beats}")
+    if hosts.is_first():  # the processes of a job are one worker
+      write_text(self._presence, f"{self.worker} {self._beats}")
 
   @property
   def _presence(self) -> epath.Path:

@@ -6,6 +6,7 @@ from etils import epath
 
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
+from bigmodel.laws import chinchilla, forecast
 from bigmodel.laws import summary as laws
 from bigmodel.sweep import folder
 from bigmodel.sweep.leaderboard import SEEDS
@@ -22,8 +23,12 @@ def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
   if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
     return known
   finished = [one for one in fitted if one["status"] == "finished"]
-  if len(finished) < 6:
-    raise UserError(f"{workdir}: {len(finished)} of {len(fitted)} fitted runs finished; a law needs at least 6")
+  used = forecast.find_laws([name for name in about["laws"] if name != "isoflop"], "get_study: laws")
+  needed = 1 + max(len(law.names) for law in used or [chinchilla.LAW])
+  if len(finished) < needed:
+    raise UserError(
+      f"{workdir}: {len(finished)} of {len(fitted)} fitted runs finished; the study's laws need at least {needed}"
+    )
   facts = laws.fit(finished, about["laws"], about["convention"], about["target_flops"])
   facts |= {"noise_floor": _noise(workdir), "scans": _scans(workdir), "inputs_sha256": inputs}
   write_json(path, facts)

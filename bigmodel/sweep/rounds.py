@@ -30,11 +30,15 @@ def write(workdir: epath.Path, plan: dict[str, Any], groups: list[dict[str, Any]
 
 def end(workdir: epath.Path, runs: Mapping[str, Run], stop: Stop) -> None:
   """Tells workers that nothing more is to come, but where another command is at it: of a design that has grown."""
-  with alone(workdir, "plan", stop):
+
+  def clear() -> None:
     plan = folder.read_plan(workdir) or {}
     known = [one for one in plan.get("round", []) if runs.keys() >= {*one["run_ids"]}]
     if known == plan.get("round") and all(execute.ended(one, runs) for one in known):
       write(workdir, plan, [])
+
+  with alone(workdir, "plan", stop):
+    hosts.first(clear)
 
 
 def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: Stop) -> dict[str, Any] | None:
@@ -93,7 +97,7 @@ def halve(
         shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
         one["expected_seconds"] = sum(shares)
       if groups:
-        write(workdir, on_disk, groups)
+        hosts.first(lambda: write(workdir, on_disk, groups))
     train_them(groups, alive)
     reached.update(dict.fromkeys(alive, until))
 

@@ -25,6 +25,7 @@ def check(config: Config) -> None:
     train.accumulate > 1 or not train.noise_scale,
     "config.train.noise_scale: needs microbatches to compare; set accumulate to 2 or more",
   )
+  require(not train.keep_best or config.eval.every > 0, "config.train.keep_best: needs evaluations; set eval.every")
 
 
 @dataclasses.dataclass(frozen=True)

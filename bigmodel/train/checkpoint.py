@@ -35,7 +35,7 @@ from etils import epath
 
 from bigmodel import processes
 from bigmodel.errors import CheckpointError, Interrupted
-from bigmodel.files import is_writer, remove, write_text
+from bigmodel.files import remove, write_text
 from bigmodel.parallel import hosts
 from bigmodel.train.stop import LOST
 
@@ -100,7 +100,7 @@ class Checkpoints:
       whole, joined = _join(to_flat(state))
       self._pending = self._threads.submit(self._write, step, temporary, marks, whole, joined)
       return
-    if is_writer():
+    if hosts.is_first():
       self.folder.mkdir(parents=True, exist_ok=True)
     hosts.barrier(f"{name}/begin")
     # Returns once the arrays are copied to the host.
@@ -171,7 +171,7 @@ class Checkpoints:
       {"problem": str(problem) or repr(problem) if problem else "", "files": sums}, f"{name}/hashed"
     )
     problems, lost = [part["problem"] for part in parts if part["problem"]], False
-    if is_writer() and not problems:
+    if hosts.is_first() and not problems:
       try:
         seal(temporary, {file: facts for part in parts for file, facts in part["files"].items()}, marks, {})
         self._commit(step, temporary)
@@ -524,7 +524,7 @@ def _is_abandoned(temporary: epath.Path) -> bool:
 
 def _discard(folder: epath.Path) -> None:
   """Removes a checkpoint or temporary folder; others may do the same, and readers never see half of a checkpoint."""
-  if not is_writer():
+  if not hosts.is_first():
     return
   hidden = folder
   if folder.name.isdigit():

@@ -38,6 +38,9 @@ class Train:
   )
   checkpoint_every: int = field(1000, "steps between checkpoints", POSITIVE, PROVENANCE)
   keep: int = field(2, "checkpoints that are kept; the second is there if the first is damaged", Range(2), PROVENANCE)
+  keep_best: bool = field(
+    False, "keep the checkpoint with the least held-out loss of all evaluations, too, in best/", None, PROVENANCE
+  )
   step_timeout: float = field(
     1800.0, "seconds without a step after which the process is ended; 0: never", NOT_NEGATIVE, PROVENANCE
   )
@@ -45,6 +48,9 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+  every: int = field(
+    0, "steps between evaluations on held-out data during training; 0: only at the end", NOT_NEGATIVE, PROVENANCE
+  )
   tokens: int = field(1 << 17, "held-out tokens, or examples, that are evaluated", POSITIVE)
   batch_size: int = field(16, "rows that are evaluated together", POSITIVE)
   resamples: int = field(

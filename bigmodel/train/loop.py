@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from bigmodel import hardware, models, optim, train
@@ -24,11 +23,14 @@ from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, newest_common
 from bigmodel.train.display import Display
-from bigmodel.train.evaluate import NOTHING, Evaluation, judge, loss_and_metrics, measure
+from bigmodel.train.evaluate import NOTHING, judge, loss_and_metrics, measure
+from bigmodel.train.finish import finish
 from bigmodel.train.member import Member, open_member, under_way
 from bigmodel.train.metrics import read as read_metrics
+from bigmodel.train.profiler import Profiler
 from bigmodel.train.programs import Program
-from bigmodel.train.run import Run, now, open_folder, write_status
+from bigmodel.train.run import Run, open_folder, write_status
+from bigmodel.train.schedule import Dispatched, Pending, Schedule
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.train.supervise import Watchdog
 from bigmodel.train.watch import Clock, Watch, finite, unit_of
@@ -61,8 +63,259 @@ def train_runs(
   with contextlib.ExitStack() as at_the_end:
     for member in members:
       at_the_end.callback(member.checkpoints.close)
+      if member.best is not None:
+        at_the_end.callback(member.best.close)
     at_the_end.callback(watchdog.close)
-    return _train(members, display, stop, expected, profile, watchdog, branches, until)
+    if not (waiting := under_way(members)):
+      return [member.ended for member in members if member.ended]
+    longest = max(waiting, key=lambda member: member.run.steps)
+    display.begin(title(members), longest.run.steps, expected)
+    profiler = Profiler(longest.run.folder / "logs" / "profile", profile, longest.run.steps)
+    loop = _Loop(members, display, stop, watchdog, profiler, branches, until)
+    loop.make_steps()
+    records = loop.finish()
+    display.end("\n".join(results.summary(record) for record in records))
+    return records
+
+
+@dataclasses.dataclass
+class _Loop:
+  """The training of a pack of members in one program, from where they are to their ends or to the step `until`."""
+
+  members: list[Member]
+  display: Display
+  stop: Stop
+  watchdog: Watchdog
+  profiler: Profiler
+  branches: Sequence[Run]
+  until: int
+
+  def __post_init__(self) -> None:
+    """Restores the newest state that all members have, or makes the initial one."""
+    waiting = under_way(self.members)
+    longest = max(waiting, key=lambda member: member.run.steps)
+    self.longest, self.config = longest.run, longest.run.config
+    end = min(self.longest.steps, self.until or self.longest.steps)
+    self.done = newest_common([member.checkpoints for member in waiting], end) or 0
+    # What was saved where one stage ends is of that stage.
+    self.ahead = [stage for stage in longest.stages if stage.stop >= self.done]
+    self.schedule = Schedule.of(self.members, self.ahead, self.branches, self.until)
+    self.program, self.hyperparameters = _stage(self.members, self.ahead[0])
+    self.state = _restore(self.program, self.members, self.done)
+    # Where the peak has to be measured, it is before that would disturb a step.
+    peak, clock = _peak(self.program, self.config), Clock(len(waiting))
+    self.watch = Watch(self.members, self.done, self.longest.steps, self.display, clock, peak)
+    self.pending = Pending(lambda last: self.watch.read(last.first, last.count, last.metrics, last.layers))
+    self.profiler.start = self.done
+
+  def make_steps(self) -> None:
+    """Makes steps until the end, and between them what is due. Raises `Interrupted` once all is saved for a stop."""
+    events = (
+      self._begin_stage,
+      self._dispatch,
+      self._evaluate,
+      self._leave_branches,
+      self._end_some,
+      self._save_or_stop,
+    )
+    with hosts.Agreement(self.stop.requested) as self.agreement:
+      while self.done < self.schedule.end and under_way(self.members) and not self.pending.all_diverged:
+        for event in events:
+          event()
+          if self.pending.all_diverged:
+            break
+    self.pending.drain()
+
+  def _begin_stage(self) -> None:
+    """Goes on with the next stage, or with another batch size of the same one, where one has come to its end."""
+    if self.done != self.ahead[0].stop or self.pending.drain():
+      return
+    ended, of_ended = self.ahead.pop(0), self.hyperparameters
+    self.program, self.hyperparameters = _stage(self.members, self.ahead[0])
+    if self.done == self.ahead[0].begin:
+      self.state = self.program.next_stage(self.state, of_ended, ended.config, self.ahead[0].config)
+    # Batches may be larger, and so the mesh.
+    self.watch.pace, self.watch.peak = math.inf, _peak(self.program, self.config)
+
+  def _dispatch(self) -> None:
+    """Gives the device the next steps, up to the next event, and reads the metrics of those before meanwhile."""
+    first, look_every = self.done, self.config.train.layers_every
+    self.profiler.before(first)
+    most = 1 if look_every or self.profiler.steps else min(self.program.stride, self.watch.stride())
+    count = min(self.schedule.next(first) - first, most)
+    self.done = first + count
+    begin = self.ahead[0].first
+    rows = self.program.put_rows(*([m.rows.part(k - begin) for m in self.members] for k in range(first, self.done)))
+    looks = look_every and self.done % look_every == 0
+    layers = self.program.layer_statistics(self.state, rows, self.hyperparameters) if looks else None
+    self.state, metrics = self.program.step(self.state, rows, self.hyperparameters)
+    self.pending.put(Dispatched(first, count, functools.partial(self.program.fetch_metrics, metrics), layers))
+    if not self.pending.all_diverged:
+      self.profiler.after(first, self.state)
+      self.watchdog.beat()
+
+  def _leave_branches(self) -> None:
+    """Gives runs that begin as a member does a checkpoint and the metrics so far; each goes on by resuming."""
+    if self.done not in self.schedule.branches or self.pending.drain():
+      return
+    _require_held(self.stop)
+    state = self.program.fetch(self.state)
+    for run in self.branches:
+      if run.branch is not None and run.branch.step == self.done:
+        index = next(i for i, member in enumerate(self.members) if member.run.run_id == run.branch.trunk)
+        own = self.program.member(state, index)
+        if not _has_diverged(own):  # else it will find out by itself, from its first step on
+          _leave(self.members[index], run, own, self.stop)
+    self.watchdog.beat()
+
+  def _end_some(self) -> None:
+    """Ends the members whose horizon this is, while their companions wait."""
+    ending = [member for member in under_way(self.members) if member.run.steps == self.done]
+    if self.done not in self.schedule.horizons or not ending or self.pending.drain():
+      return
+    _require_held(self.stop)
+    host, spent = self.program.fetch(self.state), self.watch.clock.spent()
+    self._end(ending, host, self.done, spent)
+    del host  # as large as the whole pack
+    self.watch.clock.go_on(len(under_way(self.members)))
+
+  def _evaluate(self) -> None:
+    """Evaluates the members on held-out data where that is due; it changes nothing but what is logged and shown.
+
+    Before anything that writes the rows of this step, so that they are whole.
+    """
+    if not self.schedule.evaluates(self.done) or self.pending.drain():
+      return
+    began, found = time.monotonic(), {}
+    state = self.program.fetch(self.state)
+    going_on = [member for member in under_way(self.members) if member.run.steps > self.done]
+    for rows, places in _parts(self.program, self.members, going_on):
+      evaluated = _measured(self.program, self.members, state, rows, places, self.watchdog.beat)
+      for i, (own, _, values) in zip(places, evaluated, strict=True):
+        if values is not None:
+          member = self.members[i]
+          found[member] = loss_and_metrics(member.run.config, rows, values)
+          if member.best is not None:
+            _require_held(self.stop)
+            member.best.offer(self.done, own, found[member]["loss_eval"])
+    self.watch.evaluated(self.done, found, time.monotonic() - began)
+
+  def _save_or_stop(self) -> None:
+    """Saves where a checkpoint is due or a stop was requested; `Interrupted` then tells that all is saved."""
+    for member in self.members:
+      member.checkpoints.check()
+    stopping = self.agreement.stop_before(self.done)
+    if not (stopping or self.schedule.saves(self.done)) or self.pending.drain():
+      return
+    _require_held(self.stop)
+    self._end_diverged(self.state, self.done)
+    self._save(under_way(self.members), self.state, self.done)
+    self.watchdog.beat()
+    if not stopping:
+      return
+    spent = self.watch.clock.spent()
+    for member in self.members:
+      member.checkpoints.wait()
+      self.watchdog.beat()
+      if member.ended is None:
+        write_status(member.run, "interrupted", self.done, member.seconds + spent)
+    self.display.end()
+    raise Interrupted(f"{title(self.members)} saved at step {self.done} of {self.longest.steps}")
+
+  def finish(self) -> list[dict[str, Any]]:
+    """Evaluates the members where they are; returns their records, or nothing where they pause at a rung."""
+    self.watchdog.close()
+    _require_held(self.stop)
+    state, seconds = self.program.fetch(self.state), self.watch.clock.spent()
+    self.state = None  # as large as the whole pack, on the devices
+    places = [i for i, member in enumerate(self.members) if member.ended is None]
+    last = max((int(self.program.member(state, i).step) for i in places), default=self.done)
+    if self.until and self.until < self.longest.steps:
+      self._end_diverged(state, last)
+      self._save(under_way(self.members), state, last)
+      self._pause(state, self.watch.clock.spent())
+      return []
+    if under_way(self.members):
+      self._end(under_way(self.members), state, last, seconds)
+    hosts.barrier(f"{self.longest.run_id}/ended")
+    return [member.ended for member in self.members if member.ended]
+
+  def _pause(self, state: Any, seconds: float) -> None:
+    """Evaluates members that have come to a rung, once each, and writes down what they came to."""
+    step = self.until
+    has_been_here = lambda run: str(step) in results.read_rungs(run)
+    waiting = [m for m in under_way(self.members) if not hosts.first(functools.partial(has_been_here, m.run))]
+    for rows, places in _parts(self.program, self.members, waiting):
+      began = time.monotonic()
+      evaluated = _measured(self.program, self.members, state, rows, places, self.watchdog.beat)
+      spent = (time.monotonic() - began) / len(places)
+      for i, (own, _, values) in zip(places, evaluated, strict=True):
+        member = self.members[i]
+        rung = _rung(member, own, rows, values)
+        member.checkpoints.wait()
+        write_status(member.run, "paused", step, member.seconds + seconds + spent)
+        rungs = {**results.read_rungs(member.run), str(step): rung}
+        path = member.run.folder / "rungs.json"
+        hosts.first(lambda path=path, rungs=rungs: write_json(path, rungs))  # last, so that what it tells of is saved
+
+  def _end_diverged(self, state: Any, step: int) -> None:
+    """Writes the records of members that have diverged, before the others are saved.
+
+    They have no checkpoint of this step, which resuming the others would look for.
+    """
+    state = self.program.fetch(state)
+    places = [i for i, member in enumerate(self.members) if member.ended is None]
+    if diverged := [self.members[i] for i in places if _has_diverged(self.program.member(state, i))]:
+      self._end(diverged, state, step, self.watch.clock.spent())
+      self.watch.clock.go_on(len(under_way(self.members)))
+
+  def _save(self, some: list[Member], state: Any, step: int) -> None:
+    """Saves those of `some` that have not diverged: the newest checkpoint of one that has is from before it did."""
+    state = self.program.fetch(state)
+    states = {index: self.program.member(state, index) for index, member in enumerate(self.members) if member in some}
+    for index in states:
+      self.members[index].metrics.flush()
+    states = {index: own for index, own in states.items() if not _has_diverged(own)}
+    # All of these before the threads that write compete with this one; copies one by one.
+    marks = {index: hosts.fingerprints(own) for index, own in states.items()}
+    for index, own in states.items():
+      self.members[index].checkpoints.save(step, own, marks[index])
+
+  def _end(self, some: list[Member], state: Any, step: int, seconds: float) -> None:
+    """Saves and evaluates some members, as many at once as the program can, and writes their records."""
+    parts = _parts(self.program, self.members, some)
+    given_up = threading.Event()
+
+    def beat() -> None:
+      self.watchdog.beat()
+      if given_up.is_set():
+        raise concurrent.futures.CancelledError
+
+    def measured(rows: pipeline.EvalRows, places: list[int]) -> list[tuple[steps.State, Any, Any]]:
+      return _measured(self.program, self.members, state, rows, places, beat)
+
+    # Of a pack on a CPU the first compute while all are saved, and the next while records are written.
+    pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if self.program.at_once > 1 else None
+    begin = lambda k: pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
+    try:
+      told, began = begin(0), time.monotonic()
+      self._save(some, state, step)
+      seconds += (time.monotonic() - began) / len(some)
+      for k, (rows, places) in enumerate(parts):
+        began, found = time.monotonic(), told()
+        spent = (time.monotonic() - began) / len(places)
+        told = begin(k + 1) if k + 1 < len(parts) else told
+        for i, (own, params, values) in zip(places, found, strict=True):
+          began, member = time.monotonic(), self.members[i]
+          result = judge(member.run.config, rows, values) if values is not None else NOTHING
+          if member.best is not None:
+            member.best.offer(int(own.step), own, result.loss)
+          member.ended = finish(member, own, params, result, seconds + spent + time.monotonic() - began)
+          self.watchdog.beat()
+    finally:
+      given_up.set()
+      if pool:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _stage(members: list[Member], stage: stages.Stage) -> tuple[Program, Any]:
@@ -93,6 +346,8 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
     hosts.barrier(f"{member.run.run_id}/restored")
     member.checkpoints.drop_after(start)  # damaged, or past a companion's
     member.metrics.cut(start)
+    if member.best is not None:
+      member.best.resume(start)
   return program.place(states)
 
 
@@ -102,150 +357,22 @@ def _require_held(stop: Stop) -> None:
     raise Interrupted(LOST)
 
 
-def _train(
-  members: list[Member],
-  display: Display,
-  stop: Stop,
-  expected: float,
-  profile: int,
-  watchdog: Watchdog,
-  branches: Sequence[Run],
-  until: int,
-) -> list[dict[str, Any]]:
-  if not (waiting := under_way(members)):
-    return [member.ended for member in members if member.ended]
-  longest = max(waiting, key=lambda member: member.run.steps)
-  first, config, total = longest.run, longest.run.config, longest.run.steps
-  display.begin(title(members), total, expected)
-  end = min(total, until or total)
-  start = newest_common([member.checkpoints for member in waiting], end) or 0
-  ahead = [stage for stage in longest.stages if stage.stop >= start]  # what was saved is of the first of these
-  program, hyperparameters = _stage(members, ahead[0])
-  state = _restore(program, members, start)
-  # Where it has to be measured, it is before that would disturb a step.
-  watch = Watch(members, start, total, display, Clock(len(waiting)), _peak(program, config))
-  pending: tuple[int, int, Callable[[], dict[str, np.ndarray]], list[Any] | None] | None = None
-  look_every = config.train.layers_every
-  done = start
-  with hosts.Agreement(stop.requested) as agreement:
-    while done < end and under_way(members):
-      step = done
-      if profile and step == start + 2:  # the first steps compile
-        jax.profiler.start_trace(str(first.folder / "logs" / "profile"))
-      if step == ahead[0].stop:
-        before, pending = pending, None
-        if before is not None and watch.read(*before):
-          break
-        ended, of_ended = ahead.pop(0), hyperparameters
-        program, hyperparameters = _stage(members, ahead[0])
-        if step == ahead[0].begin:  # a stage, and not another batch size of the same one
-          state = program.next_stage(state, of_ended, ended.config, ahead[0].config)
-        watch.pace, watch.peak = math.inf, _peak(program, config)  # its batches may be larger, and so its mesh
-      marks = [
-        end,
-        ahead[0].stop,
-        *(m.run.steps for m in members),
-        *(run.branch.step for run in branches if run.branch),
-      ]
-      marks.append(step + config.train.checkpoint_every - step % config.train.checkpoint_every)
-      most = 1 if look_every or profile else min(program.stride, watch.stride())
-      count = min(min(mark for mark in marks if mark > step) - step, most)
-      done = step + count
-      rows = program.put_rows(*([m.rows.part(k - ahead[0].first) for m in members] for k in range(step, done)))
-      look = look_every and done % look_every == 0
-      layers = program.layer_statistics(state, rows, hyperparameters) if look else None
-      state, metrics = program.step(state, rows, hyperparameters)
-      before, pending = pending, (step, count, functools.partial(program.fetch_metrics, metrics), layers)
-      if before is not None and watch.read(*before):
-        pending = None
-        break  # every member has diverged
-      if profile and start + 2 <= step == min(start + 1 + profile, total - 1):
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-      watchdog.beat()
-      leaving = [run for run in branches if run.branch is not None and run.branch.step == done]
-      if leaving:
-        before, pending = pending, None
-        if watch.read(*before):
-          break
-        _require_held(stop)
-        _leave(program, members, leaving, state, stop)
-        watchdog.beat()
-      ending = [m for m in members if m.run.steps == done < total and m.ended is None]
-      if ending:
-        before, pending = pending, None
-        if before is not None and watch.read(*before):
-          break
-        _require_held(stop)
-        host, spent = program.fetch(state), watch.clock.spent()
-        _end(program, members, ending, host, done, spent, watchdog)
-        del host  # as large as the whole pack
-        watch.clock.go_on(len(under_way(members)))
-      due = done % config.train.checkpoint_every == 0 and done < total
-      for member in members:
-        member.checkpoints.check()
-      stopping = agreement.stop_before(done)
-      if due or stopping:
-        before, pending = pending, None
-        if before is not None and watch.read(*before):
-          break
-        _require_held(stop)
-        _end_diverged(program, members, state, done, watch.clock, watchdog)
-        _save(program, members, under_way(members), state, done)
-        watchdog.beat()
-      if stopping:
-        spent = watch.clock.spent()
-        for member in members:
-          member.checkpoints.wait()
-          watchdog.beat()
-          if member.ended is None:
-            write_status(member.run, "interrupted", done, member.seconds + spent)
-        display.end()
-        raise Interrupted(f"{title(members)} saved at step {done} of {total}")
-  if pending is not None:
-    watch.read(*pending)
-  watchdog.close()
-  _require_held(stop)
-  state, seconds = program.fetch(state), watch.clock.spent()
-  places = [i for i, member in enumerate(members) if member.ended is None]
-  last = max((int(program.member(state, i).step) for i in places), default=done)
-  if until and until < total:
-    _end_diverged(program, members, state, last, watch.clock, watchdog)
-    _save(program, members, under_way(members), state, last)
-    _pause(program, members, state, until, watch.clock.spent(), watchdog)
-    display.end()
-    return []
-  if under_way(members):
-    _end(program, members, under_way(members), state, last, seconds, watchdog)
-  hosts.barrier(f"{first.run_id}/ended")
-  records = [member.ended for member in members if member.ended]
-  display.end("\n".join(results.summary(r) for r in records))
-  return records
+def _leave(trunk: Member, run: Run, state: steps.State, stop: Stop) -> None:
+  """Gives a run that begins as `trunk` does a checkpoint and the metrics so far."""
+  assert run.branch is not None
+  step, branch = run.branch.step, dataclasses.asdict(run.branch)
+  hosts.first(lambda: open_folder(run))
+  trunk.metrics.flush()
+  rows = [row for row in read_metrics(trunk.run.folder) if row["step"] <= step]
+  hosts.first(lambda: write_jsonl(run.folder / "metrics.jsonl", rows))
+  hosts.first(lambda: write_json(run.folder / "trunk.json", branch))
+  checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost)
+  checkpoints.save(step, state)
+  checkpoints.close()
 
 
 def _peak(program: Program, config: Any) -> float:
   return hardware.peak_flops(list(program.mesh.devices.flat), config.train.compute_dtype)
-
-
-def _pause(program: Program, members: list[Member], state: Any, step: int, seconds: float, watchdog: Watchdog) -> None:
-  """Evaluates members that have come to a rung, once each, and writes down what they came to."""
-  waiting = [m for m in under_way(members) if hosts.first(lambda m=m: str(step) not in results.read_rungs(m.run))]
-  for rows, places in _parts(program, members, waiting):
-    began, evaluated = time.monotonic(), _measured(program, members, state, rows, places, watchdog.beat)
-    spent = (time.monotonic() - began) / len(places)
-    for i, (own, _, values) in zip(places, evaluated, strict=True):
-      member = members[i]
-      rung: results.Rung = {"loss_train": None, "loss_eval": None, "metrics": {}}
-      if values is not None:
-        found = loss_and_metrics(member.run.config, rows, values)
-        if math.isfinite(found["loss_eval"]):
-          loss_train = finite(steps.loss_train(own, stages.at(member.run.config, int(own.step)).begin))
-          rung = {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
-      member.checkpoints.wait()
-      write_status(member.run, "paused", step, member.seconds + seconds + spent)
-      rungs = {**results.read_rungs(member.run), str(step): rung}
-      path = member.run.folder / "rungs.json"
-      hosts.first(lambda path=path, rungs=rungs: write_json(path, rungs))  # last, so that what it tells of is saved
 
 
 def _parts(program: Program, members: list[Member], some: list[Member]) -> list[tuple[pipeline.EvalRows, list[int]]]:
@@ -279,181 +406,19 @@ def _measured(
   return [(one, p, next(values) if s else None) for one, p, s in zip(own, params, sound, strict=True)]
 
 
+def _rung(member: Member, own: steps.State, rows: pipeline.EvalRows, values: Any) -> results.Rung:
+  """What a member has come to at a rung; `values` are those of the held-out rows, or None if it has diverged."""
+  if values is not None:
+    found = loss_and_metrics(member.run.config, rows, values)
+    if math.isfinite(found["loss_eval"]):
+      loss_train = finite(steps.loss_train(own, stages.at(member.run.config, int(own.step)).begin))
+      return {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
+  return {"loss_train": None, "loss_eval": None, "metrics": {}}
+
+
 def _has_diverged(state: steps.State) -> bool:
   """Of one member. The metrics of its last step have been read, so that there is nothing to wait for."""
   return int(state.diverged_at) >= 0
-
-
-def _end_diverged(
-  program: Program, members: list[Member], state: Any, step: int, clock: Clock, watchdog: Watchdog
-) -> None:
-  """Writes the records of members that have diverged, before the others are saved.
-
-  They have no checkpoint of this step, which resuming the others would look for.
-  """
-  state = program.fetch(state)
-  places = [i for i, member in enumerate(members) if member.ended is None]
-  if diverged := [members[i] for i in places if _has_diverged(program.member(state, i))]:
-    _end(program, members, diverged, state, step, clock.spent(), watchdog)
-    clock.go_on(len(under_way(members)))
-
-
-def _save(program: Program, members: list[Member], some: list[Member], state: Any, step: int) -> None:
-  """Saves those of `some` that have not diverged: the newest checkpoint of one that has is from before it did."""
-  state = program.fetch(state)
-  states = {index: program.member(state, index) for index, member in enumerate(members) if member in some}
-  for index in states:
-    members[index].metrics.flush()
-  states = {index: own for index, own in states.items() if not _has_diverged(own)}
-  # All of these before the threads that write compete with this one; copies one by one.
-  marks = {index: hosts.fingerprints(own) for index, own in states.items()}
-  for index, own in states.items():
-    members[index].checkpoints.save(step, own, marks[index])
-
-
-def _leave(program: Program, members: list[Member], leaving: list[Run], state: Any, stop: Stop) -> None:
-  """Gives runs that begin as members do a checkpoint and the metrics so far; each goes on by resuming."""
-  state = program.fetch(state)
-  for run in leaving:
-    assert run.branch is not None
-    index, member = next((i, m) for i, m in enumerate(members) if m.run.run_id == run.branch.trunk)
-    if _has_diverged(program.member(state, index)):
-      continue  # it will find out by itself, from its first step on
-    hosts.first(lambda run=run: open_folder(run))
-    member.metrics.flush()
-    rows = [row for row in read_metrics(member.run.folder) if row["step"] <= run.branch.step]
-    hosts.first(lambda run=run, rows=rows: write_jsonl(run.folder / "metrics.jsonl", rows))
-    branch = dataclasses.asdict(run.branch)
-    hosts.first(lambda run=run, branch=branch: write_json(run.folder / "trunk.json", branch))
-    checkpoints = Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost)
-    checkpoints.save(run.branch.step, program.member(state, index))
-    checkpoints.close()
-
-
-def _end(
-  program: Program,
-  members: list[Member],
-  some: list[Member],
-  state: Any,
-  step: int,
-  seconds: float,
-  watchdog: Watchdog,
-) -> None:
-  """Saves and evaluates some members, as many at once as the program can, and writes their records."""
-  parts = _parts(program, members, some)
-  given_up = threading.Event()
-
-  def beat() -> None:
-    watchdog.beat()
-    if given_up.is_set():
-      raise concurrent.futures.CancelledError
-
-  def measured(rows: pipeline.EvalRows, places: list[int]) -> list[tuple[steps.State, Any, Any]]:
-    return _measured(program, members, state, rows, places, beat)
-
-  # Of a pack on a CPU the first compute while all are saved, and the next while records are written.
-  pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if program.at_once > 1 else None
-  begin = lambda k: pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
-  try:
-    told, began = begin(0), time.monotonic()
-    _save(program, members, some, state, step)
-    seconds += (time.monotonic() - began) / len(some)
-    for k, (rows, places) in enumerate(parts):
-      began, found = time.monotonic(), told()
-      spent = (time.monotonic() - began) / len(places)
-      told = begin(k + 1) if k + 1 < len(parts) else told
-      for i, (own, params, values) in zip(places, found, strict=True):
-        began, member = time.monotonic(), members[i]
-        result = judge(member.run.config, rows, values) if values is not None else NOTHING
-        member.ended = _finish(member, own, params, result, seconds + spent + time.monotonic() - began)
-        watchdog.beat()
-  finally:
-    given_up.set()
-    if pool:
-      pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _finish(member: Member, own: steps.State, params: Any, result: Evaluation, seconds: float) -> dict[str, Any]:
-  """Writes the record of a member that was evaluated while it was saved, last of all and once."""
-  run, config, diverged_at = member.run, member.run.config, int(own.diverged_at)
-  began = time.monotonic()
-  why = _why_diverged(member, own, result)
-  status, result = ("diverged", NOTHING) if why else ("finished", result)
-  done = run.steps if diverged_at < 0 else diverged_at
-  member.metrics.finish()
-  member.checkpoints.wait()
-  seconds += member.seconds + time.monotonic() - began
-  marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
-  facts = results.facts_of(run) | {
-    "status": status,
-    "error": why,
-    "tokens": train.tokens_at(config, done),
-    "epochs_seen": member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
-    "steps": done,
-    **results.flops_of(run, done),
-    "loss_train": steps.loss_train(own, member.stages[-1].begin) if status == "finished" else None,
-    "loss_eval": result.loss,
-    "loss_eval_stderr": result.loss_stderr,
-    "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics
-    | (_noise_scale(config, own) if status == "finished" else {})
-    | hosts.first(lambda: _from_metrics(member, own, status)),
-    "intervals": {name: list(pair) for name, pair in result.intervals.items()},
-    "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
-    "seconds": seconds,
-    "tokens_per_second": train.tokens_at(config, done) / max(seconds, 1e-9),
-    "ended_at": now(),
-  }
-  return results.end(run, facts)
-
-
-def _why_diverged(member: Member, own: steps.State, result: Evaluation) -> str:
-  """What a record says of a run that diverged, in training or when it was evaluated; empty of one that did not.
-
-  One that skipped its last steps, or most of its last stage, has not learned what its horizon says.
-  """
-  step = int(own.diverged_at)
-  if step >= 0:
-    stage = next((stage for stage in member.stages if step < stage.stop), member.stages[-1])
-    if optim.How.of(stage.config).skips:
-      return f"{optim.MOST_SKIPPED} steps in a row, from step {step} on, were skipped (config.optim.skip_above)"
-    return f"the loss or a parameter was not finite at step {step}"
-  if not math.isfinite(result.loss):
-    return "the loss of held-out data is not finite"
-  if counts := _skipped(own):
-    skipped, in_a_row = int(counts["skipped_steps"]), int(own.opt_state.skipped_in_a_row)
-    made = int(own.step) - stages.at(member.run.config, int(own.step)).begin
-    if in_a_row > 1 or 2 * skipped > made:
-      to_the_end = f", the last {in_a_row} among them" if in_a_row > 1 else ""
-      return f"{skipped} of {made} steps were skipped{to_the_end} (config.optim.skip_above)"
-  return ""
-
-
-def _from_metrics(member: Member, own: steps.State, status: str) -> dict[str, float]:
-  """What a record has from the rows of metrics: the steps that were skipped in all stages, where they can be.
-
-  And of a finished run the share of the experts' choices that its last step dropped.
-  """
-  rows = {row["step"]: row for row in read_metrics(member.run.folder)}
-  counts, last = _skipped(own), stages.at(member.run.config, int(own.step))
-  ends = {stage.begin for stage in member.stages if 0 < stage.begin <= last.begin}  # of stages that are over
-  before = [rows[step]["skipped"] for step in ends if "skipped" in rows.get(step, {})]
-  if before:
-    counts = {"skipped_steps": float(sum(before)) + counts.get("skipped_steps", 0.0)}
-  dropped = rows.get(int(own.step), {}).get("dropped_choices")
-  return counts | ({"dropped_choices": dropped} if dropped is not None and status == "finished" else {})
-
-
-def _skipped(state: steps.State) -> dict[str, float]:
-  """The steps of the last stage that were skipped, where steps can be."""
-  skipped = state.opt_state.skipped
-  return {} if isinstance(skipped, tuple) else {"skipped_steps": float(skipped)}
-
-
-def _noise_scale(config: Any, state: steps.State) -> dict[str, float]:
-  """In tokens (or examples), where it was measured."""
-  rows = steps.noise_scale(state.noise) if config.train.noise_scale else math.nan
-  return {"noise_scale": float(rows) * train.batch_tokens(config) / config.train.batch_size} if rows > 0 else {}
 
 
 def title(members: list[Member]) -> str:

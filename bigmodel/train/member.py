@@ -10,6 +10,7 @@ from bigmodel.data.pipeline import Data
 from bigmodel.files import write_json
 from bigmodel.parallel import hosts
 from bigmodel.train import stages
+from bigmodel.train.best import Best
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.metrics import Metrics
 from bigmodel.train.run import Run, open_folder, read_status, write_provenance
@@ -27,6 +28,7 @@ class Member:
   metrics: Metrics
   checkpoints: Checkpoints
   seconds: float  # its share of earlier attempts
+  best: Best | None  # where `config.train.keep_best` asks for it
   ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
 
 
@@ -42,6 +44,7 @@ def open_member(run: Run, data: Data, stop: Stop) -> Member:
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost),
     seconds=read_status(run.folder)["seconds"],
+    best=Best(run, stop.lost) if run.config.train.keep_best else None,
     ended=record.read(run.folder),
   )
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.files import is_writer, read_jsonl, remove, write_jsonl
+from bigmodel.files import read_jsonl, remove, write_jsonl
+from bigmodel.parallel import hosts
 
 
 class Metrics:
@@ -19,19 +20,23 @@ class Metrics:
     return self.folder / "metrics"
 
   def add(self, row: dict[str, Any]) -> None:
-    self._rows.append(row)
+    """Adds a row of a step, or more facts to the last row if that is of the same step."""
+    if self._rows and self._rows[-1]["step"] == row["step"]:
+      self._rows[-1] |= row
+    else:
+      self._rows.append(row)
 
   def flush(self) -> None:
-    if self._rows:
+    if self._rows and hosts.is_first():
       write_jsonl(self._segments / f"{self._rows[0]['step']:010d}.jsonl", self._rows)
-      self._rows = []
+    self._rows = []
 
   def cut(self, step: int) -> None:
     """Drops all rows of steps past `step`, so that a resume writes each row once.
 
     What is kept is on disk before anything is removed, and cutting again changes nothing.
     """
-    known = read(self.folder) if is_writer() else []
+    known = read(self.folder) if hosts.is_first() else []
     kept = [row for row in known if row["step"] <= step]
     if len(kept) < len(known):
       self._join(kept)
@@ -39,7 +44,7 @@ class Metrics:
   def finish(self) -> None:
     """Joins the segments into `metrics.jsonl`."""
     self.flush()
-    if is_writer():
+    if hosts.is_first():
       self._join(read(self.folder))
 
   def _join(self, rows: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from typing import Any, TypedDict
 
 from bigmodel import hardware, models, record, train
 from bigmodel.files import read_json
+from bigmodel.parallel import hosts
 from bigmodel.tasks.metrics import main
 from bigmodel.train.run import Run, now, read_status, write_status
 
@@ -65,7 +66,8 @@ def _nothing(run: Run) -> dict[str, Any]:
 def end(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
   sealed = record.seal(facts)
   write_status(run, facts["status"], facts["steps"], facts["seconds"], 0.0)
-  record.write(run.folder, sealed)
+  if hosts.is_first():
+    record.write(run.folder, sealed)
   return sealed
 
 

@@ -16,6 +16,7 @@ from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
+from bigmodel.parallel import hosts
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.whole import carried_out, identity
 
@@ -88,11 +89,10 @@ def write_provenance(run: Run) -> None:
 
 
 def write_status(run: Run, state: str, step: int, seconds: float, left: float | None = None) -> None:
-  """`state` is running, interrupted, or how the run ended."""
-  write_json(
-    run.folder / "status.json",
-    {"state": state, "step": step, "steps": run.steps, "seconds": seconds, "seconds_left": left, "updated_at": now()},
-  )
+  """Of the processes of a job the first writes. `state` is running, interrupted, paused, or how the run ended."""
+  facts = {"state": state, "step": step, "steps": run.steps, "seconds": seconds, "seconds_left": left}
+  if hosts.is_first():
+    write_json(run.folder / "status.json", facts | {"updated_at": now()})
 
 
 def read_status(folder: epath.PathLike) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Watch:
     self.flush_at = self.read_at + FLUSH_SECONDS
     self.pace = math.inf  # seconds a step, as long as nothing has been read
     self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
-    self.every = config.train.log_every
+    self.every, self.evaluate_every = config.train.log_every, config.eval.every
+    self.held_out = ""  # what the last evaluation found, for the display
     self.ends = {member.run.steps for member in self.members}  # steps that are logged whatever `log_every` says
     for member in self.members:  # the next stage counts its skipped steps anew
       self.ends |= {stage.stop for stage in member.stages if optim.How.of(stage.config).skips}
@@ -64,6 +65,19 @@ class Watch:
   def stride(self) -> int:
     """The steps that can be made at once, so that a signal or a lost lease need not wait for long."""
     return int(max(1.0, min(self.at_once / self.pace, 1e6)))
+
+  def _evaluates(self, step: int) -> bool:
+    return self.evaluate_every > 0 and step % self.evaluate_every == 0
+
+  def evaluated(self, step: int, found: dict[Member, dict[str, Any]], seconds: float) -> None:
+    """Logs what members came to on held-out data, whose evaluation took `seconds`; no step took part of these."""
+    for member, facts in found.items():
+      loss, metrics_ = finite(facts["loss_eval"]), facts["metrics"]
+      member.metrics.add({"step": step, "loss_eval": loss, "metrics": metrics_})
+    if found:
+      self.held_out = f"  held-out loss {min(facts['loss_eval'] for facts in found.values()):.3f} at step {step}"
+    self.read_at += seconds
+    self.logged_at += seconds
 
   def read(
     self, step: int, count: int, told: Callable[[], dict[str, np.ndarray]], layers: list[Any] | None = None
@@ -78,7 +92,7 @@ class Watch:
     before, self.read_at = self.read_at, now_
     for k in range(count):
       done = step + k + 1
-      if done % self.every == 0 or done in self.ends:
+      if done % self.every == 0 or done in self.ends or self._evaluates(done):
         at = before + (k + 1) * self.pace
         self._log(done, at, {name: x[:, k] for name, x in values.items()}, layers, under_way)
       if (values["diverged_at"][under_way, k] >= 0).all():
@@ -105,8 +119,8 @@ class Watch:
     said = f"{speed * sum(under_way):,.0f} {self.unit}/s"
     if values.get("dropped_choices", np.zeros(1)).any():
       said += f"  {np.mean(values['dropped_choices'][under_way]):.1%} of the experts' choices dropped"
-    self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said, left)
-    if now_ > self.flush_at:
+    self.display.update(done, self.total, float(np.max(values["loss"][under_way])), said + self.held_out, left)
+    if now_ > self.flush_at and not self._evaluates(done):  # else more facts come to the rows of this step
       spent, began = self.clock.spent(), time.monotonic()
       for member in self.members:
         if member.ended is None:

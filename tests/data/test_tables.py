@@ -342,8 +342,10 @@ def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, capl
 def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
   refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")
-  arrays = config_of(tmp_path, frame(), name="arrays", target="", drop=(), max_categories=9)
-  refused(arrays, "only tables have this field, and arrays is not a table")
+  refused(
+    config_of(tmp_path, frame(), name="arrays", target="", drop=(), max_categories=9),
+    "only tables have this field, and arrays is not a table",
+  )
   monkeypatch.setattr("os.sysconf", lambda name: 1000)
   refused(config_of(tmp_path, cities(300), drop=()), "config.data.max_categories: 3000 rows of 302 features are 0.0 GB")
 

@@ -102,8 +102,8 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
   prepared = study.prepare(config, Study("s", "?", design, target=Target(flops, SIZES)), tmp_path)
   forecast_of = []
 
-  def make_forecast(records, convention, N, *rest):
-    forecast_of.append(N)
+  def make_forecast(records, laws, convention, target, noise):
+    forecast_of.append(target.N)
     return {"predicted": 2.0, "interval90": [1.9, 2.1]}
 
   monkeypatch.setattr(study.laws, "make_forecast", make_forecast)

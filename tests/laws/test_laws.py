@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, forecast, isoflop, points, summary, uncertainty
+from bigmodel.laws import chinchilla, forecast, isoflop, points, seals, summary, uncertainty
 from bigmodel.laws.points import Points
 
 THETA = np.array([math.log(400.0), math.log(1500.0), math.log(1.7), 0.34, 0.36])
@@ -168,50 +168,50 @@ def test_isoflop_intervals_cover_the_truth_as_often_as_they_say(profile, points_
 
 
 def test_forecast_intervals_widen_with_distance_and_hold_the_truth():
-  fit = chinchilla.fit(made(0.003))
+  points = made(0.003)
+  fit, forecaster = chinchilla.fit(points), forecast.fit(points, seed_noise=0.003)
   widths = []
   for C in (1e20, 1e21, 1e22):
     N, D = fit.optimum(C)
-    facts = forecast.predict(fit, N, D, C, noise=0.003)
-    low, high = facts["interval90"]
+    said = forecaster.predict([N], [D], [C])
     true = float(np.exp(chinchilla.log_loss(THETA, math.log(N), math.log(D))))
-    assert low < facts["predicted"] < high
-    assert low < true < high
-    widths.append(math.log(high / low))
+    assert said.low[0] < said.predicted[0] < said.high[0]
+    assert said.low[0] < true < said.high[0]
+    widths.append(math.log(said.high[0] / said.low[0]))
   assert widths == sorted(widths)
 
 
 def test_the_largest_budget_left_out_is_predicted_for_a_true_law():
-  assert forecast.r2_left_out(made(0.0005)) > 0.9
+  assert chinchilla.r2_left_out(made(0.0005)) > 0.9
   broken = made(0.0005)
   broken.loss[broken.C > 5e18] *= np.linspace(1.2, 0.9, 7)
-  assert forecast.r2_left_out(broken) < 0.5
+  assert chinchilla.r2_left_out(broken) < 0.5
 
 
-SEALED = forecast.seal({"predicted": 2.0, "interval90": [1.9, 2.1], "target": {"N": 1}}, "2026-01-01T00:00:00+00:00")
+SEALED = seals.seal({"predicted": 2.0, "interval90": [1.9, 2.1], "target": {"N": 1}}, "2026-01-01T00:00:00+00:00")
 RECORD = {"run_id": "x", "status": "finished", "loss_eval": 2.05}
 CARRIES = {"forecast_sha256": SEALED["sha256"], "started_at": "2026-01-01T00:00:01+00:00"}
 
 
 def test_a_score_says_whether_the_truth_is_inside():
-  assert forecast.score(SEALED, RECORD, CARRIES)["inside"] is True
-  assert forecast.score(SEALED, RECORD | {"loss_eval": 2.2}, CARRIES)["inside"] is False
-  assert forecast.score(SEALED, RECORD | {"status": "diverged", "loss_eval": None}, CARRIES)["inside"] is None
+  assert seals.score(SEALED, RECORD, CARRIES)["inside"] is True
+  assert seals.score(SEALED, RECORD | {"loss_eval": 2.2}, CARRIES)["inside"] is False
+  assert seals.score(SEALED, RECORD | {"status": "diverged", "loss_eval": None}, CARRIES)["inside"] is None
 
 
 def test_scores_without_the_seal_are_refused():
   with pytest.raises(UserError, match="does not carry the seal"):
-    forecast.score(SEALED, RECORD, {**CARRIES, "forecast_sha256": "0"})
+    seals.score(SEALED, RECORD, {**CARRIES, "forecast_sha256": "0"})
   with pytest.raises(UserError, match="does not carry the seal"):
-    forecast.score(SEALED, RECORD, {"started_at": CARRIES["started_at"]})
+    seals.score(SEALED, RECORD, {"started_at": CARRIES["started_at"]})
   with pytest.raises(UserError, match="before the forecast was sealed"):
-    forecast.score(SEALED, RECORD, {**CARRIES, "started_at": "2025-12-31T00:00:00+00:00"})
+    seals.score(SEALED, RECORD, {**CARRIES, "started_at": "2025-12-31T00:00:00+00:00"})
 
 
 @pytest.mark.parametrize("change", [{"predicted": 2.05}, {"interval90": [1.0, 3.0]}, {"sealed_at": "2025-01-01"}])
 def test_a_changed_forecast_is_not_what_was_sealed(change):
   with pytest.raises(UserError, match="not what was sealed"):
-    forecast.score(SEALED | change, RECORD, CARRIES)
+    seals.score(SEALED | change, RECORD, CARRIES)
 
 
 def write_csv(path, header, *rows):

@@ -89,7 +89,7 @@ def test_a_run_lowers_the_variance_as_was_foretold():
   """Of 100 data sets, with and without the run: how far their forecasts spread, against what one of them foretold."""
   noise, C = 1e-3, 1e22
   fit = chinchilla.fit(runs(noise=noise), 400)
-  known = forecast.Spread(noise, discrepancy=0.0, origins=1)
+  forecaster = forecast.Forecaster(fit.points, (fit.known,), np.ones(1), forecast.Spread(noise, 0.0, 1))
   N, D = (float(x[0]) for x in optimum.best(THETA[None], C, 6.0)[:2])
   before, after = [], []
   for seed in range(100):
@@ -102,18 +102,22 @@ def test_a_run_lowers_the_variance_as_was_foretold():
   thetas, _, _ = fitting.best(chinchilla.LAW, sets, fitting.Loss(), starts=fit.known.theta[None])
   errors = np.log(fit.known.predict(N, D, theta=thetas)) - np.log(loss(N, D))
   found = np.mean(np.square(errors[100:])) / np.mean(np.square(errors[:100]))
-  foretold = design.variance(fit, known, (N, D, C), (N, D, C))["parameters"]
-  foretold /= design.variance(fit, known, (N, D, C))["parameters"]
+  added = Points(*(np.array([x]) for x in (N, D, C, 1.0)))
+  (foretold,) = design.variance_with(forecaster, forecast.Scale(N, D, C), added)["parameters"]
+  foretold /= design.variance(forecaster, forecast.Scale(N, D, C))["parameters"]
   assert 0.2 < foretold < 0.8
   assert found == pytest.approx(foretold, abs=0.2)
 
 
 def test_the_next_run_is_large_when_the_discrepancy_rules_and_edges_are_told(fit):
-  wide = design.design(fit, forecast.Spread(2e-3, 0.02, 6), 1e22, 1e21)
+  def forecaster(discrepancy):
+    return forecast.Forecaster(fit.points, (fit.known,), np.ones(1), forecast.Spread(2e-3, discrepancy, 6))
+
+  wide = design.design(fit, forecaster(0.02), 1e22, 1e21)
   assert wide["next"]["C"] > fit.points.C.max()
   assert max(row["reduction"] for row in wide["candidates"]) == wide["candidates"][-1]["reduction"]
   assert all(edge["inside"] for edge in wide["edges"])
   small = dataclasses.replace(fit, points=fit.points[0.1 * np.sqrt(fit.points.C) > fit.points.N])
   assert not any(edge["inside"] for edge in design.edges(small.points))
-  none = design.design(fit, forecast.Spread(2e-3, 0.0, 6), 1e20, 1e17)
+  none = design.design(fit, forecaster(0.0), 1e20, 1e17)
   assert none["next"] is None or none["next"]["reduction"] >= design.WORTH

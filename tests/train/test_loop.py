@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from bigmodel import errors, optim, record, study
+from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json
-from bigmodel.train import checkpoint, loop, metrics, programs, results
+from bigmodel.train import best, checkpoint, loop, metrics, programs, results, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
+from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
 from bigmodel.train.member import open_member
 from bigmodel.train.programs import lanes
@@ -118,7 +120,7 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
     raise errors.CheckpointError("the disk is full")
 
   monkeypatch.setattr(loop, "measure", endless)
-  monkeypatch.setattr(loop, "_save", full)
+  monkeypatch.setattr(loop._Loop, "_save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
   with pytest.raises(errors.CheckpointError, match="the disk is full"):
     train_runs(runs, corpus, Display(quiet=True), StopRequest())
@@ -190,6 +192,76 @@ def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
     os.kill(os.getpid(), number)
     assert stop.requested()
   assert signal.getsignal(number) == before
+
+
+def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_path, stop_at):
+  """They are those of the checkpoints of their steps, whether a run is whole, interrupted or a member of a pack."""
+  config, corpus = resolved
+  plain = train(config, corpus, tmp_path / "plain")
+  config.eval.every = 4
+  whole = train(config, corpus, tmp_path / "whole")
+  assert (whole["run_id"], whole["result_sha256"]) == (plain["run_id"], plain["result_sha256"])
+  found = {row["step"]: row for row in metrics.read(tmp_path / "whole") if "loss_eval" in row}
+  assert list(found) == [4, 8, 12, 16, 20, 24, 28]
+  assert all(row["loss"] > 0 and row["metrics"]["perplexity"] > 1 for row in found.values())
+  run, program = Run(config, absolute(tmp_path / "whole")), programs.program(config)
+  store = Checkpoints(run.folder / "checkpoints")
+  params = store.restore(20, program.shapes).params
+  store.close()
+  rows = pipeline.eval_rows(config, corpus)
+  assert found[20]["loss_eval"] == pytest.approx(evaluate(program, params, config, rows).loss, rel=1e-6)
+  for looks in (7, 11):  # where an evaluation is due, and where a checkpoint is, too
+    with pytest.raises(Interrupted):
+      train(config, corpus, tmp_path / "cut", stop_at(looks))
+  assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
+  facts = lambda folder: [(r["step"], r["loss"], r.get("loss_eval"), r.get("metrics")) for r in metrics.read(folder)]
+  assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+  other = study.with_overrides(config, {"seed": 1, "train.steps": 8})
+  pack = [Run(one, absolute(tmp_path / f"pack{i}")) for i, one in enumerate((config, other))]
+  train_runs(pack, corpus, Display(quiet=True), StopRequest())
+  packed = {row["step"]: row["loss_eval"] for row in metrics.read(pack[0].folder) if "loss_eval" in row}
+  assert packed == pytest.approx({step: row["loss_eval"] for step, row in found.items()}, rel=1e-4)  # sums differ
+  assert [row["step"] for row in metrics.read(pack[1].folder) if "loss_eval" in row] == [4]  # 8 is its end
+
+
+@pytest.mark.parametrize("least", [12, 30])
+def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path, stop_at, monkeypatch, least):
+  """Of made-up losses, at step 12 or at the end, also where the run was interrupted before, at and after it."""
+  config, corpus = resolved
+  plain = train(config, corpus, tmp_path / "plain")
+  config.eval.every, config.train.keep_best = 4, True
+  offer = best.Best.offer
+  offered = lambda self, step, state, loss: offer(self, step, state, 1.0 + abs(step - least))
+  monkeypatch.setattr(best.Best, "offer", offered)
+  for name, stops in (("whole", ()), ("cut", (9, 1, 4))):
+    for looks in stops:
+      with pytest.raises(Interrupted):
+        train(config, corpus, tmp_path / name, stop_at(looks))
+    assert train(config, corpus, tmp_path / name)["result_sha256"] == plain["result_sha256"]
+    folder = tmp_path / name / "best"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(least)]
+    assert read_json(folder / "best.json") == {"step": least, "loss_eval": 1.0}
+  config.train.init_from = str(folder)
+  weights.resolve(config)
+  assert config.train.init_sha256
+
+
+def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(resolved, tmp_path):
+  config, _ = resolved
+  run, state = Run(config, absolute(tmp_path)), {"params": {"w": np.arange(3.0)}}
+  one = best.Best(run, lambda: False)
+  for step, loss in ((4, 3.0), (8, 4.0), (12, 2.0)):
+    one.offer(step, state, loss)
+  one.close()
+  again = best.Best(run, lambda: False)
+  again.resume(10)  # the one of step 4 was replaced by that of step 12
+  for step, loss in ((12, 2.0), (16, 2.0)):
+    again.offer(step, state, loss)
+  assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["12"]
+  again.resume(12)
+  again.offer(20, state, 2.5)
+  assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["12"]
+  again.close()
 
 
 def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from bigmodel.cli import columns, options, session
+from bigmodel.cli import columns, forecasters, options, session
 from bigmodel.cli.console import Facts, Output
 
 EXAMPLES = (
@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.laws import chinchilla, design, forecast
+  from bigmodel.laws import design
 
   cap = arguments.cap or arguments.target / 10
-  fitted = chinchilla.fit(columns.source(arguments, arguments.points).points())
-  facts = design.design(fitted, forecast.spread(fitted.known), arguments.target, cap)
+  forecaster, fitted = forecasters.fit(columns.source(arguments, arguments.points), (), output)
+  facts = design.design(fitted, forecaster, arguments.target, cap)
   _show(facts, arguments.target, output)
   if facts["next"] is None:
     output.say(f"no run of up to {cap:.3g} FLOPs takes {design.WORTH:.0%} off the variance: raise --cap")

@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
       raise UserError(f"{arguments.points} holds no study (no study.json)")
     facts = fits.fit_study(arguments.points)
   else:
-    from bigmodel.laws import choice
+    from bigmodel.laws import fit_csv
 
-    facts = choice.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
+    facts = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
   _show(facts, output)
   return facts
 

@@ -8,17 +8,16 @@ truth.
 import argparse
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigmodel.cli import columns, options, session
+from bigmodel.cli import columns, forecasters, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.chinchilla import Fit
-  from bigmodel.laws.points import Points
+  from bigmodel.laws.forecast import Forecaster, Prediction
   from bigmodel.laws.source import Source
 
 RUNS = "runs.csv --n=params_total --d=tokens --loss=loss_eval"
@@ -78,19 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   from bigmodel import files
-  from bigmodel.laws import coverage, forecast
+  from bigmodel.laws import curves, seals
 
   source = columns.source(arguments, arguments.points)
   if arguments.score:
-    facts = coverage.score(source, arguments.score)
-    _show_score(facts, output)
-    return facts
+    return _score(source, arguments.score, output)
   if not arguments.at and not arguments.reach:
     raise UserError("--at: say where: an x, N,D, a budget C, or a CSV of them (repeatable); or --reach=LOSS")
   if "x" in source.columns:
     if arguments.law or arguments.reach or _limits(arguments) or arguments.intervals != "bootstrap":
       raise UserError("--law, --reach, --max-params, --max-tokens, --served, --intervals: are for N and D, not for --x")
-    forecasts = {"rows": _curve_rows(arguments, source, output)}
+    forecasts = {"forecaster": curves.facts(), "rows": _curve_rows(arguments, source, output)}
   else:
     forecasts = _surface(arguments, source, output)
   sha256 = files.sha256_file(arguments.points)
@@ -98,9 +95,24 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.seal:
     if Path(arguments.seal).exists():
       raise UserError(f"--seal: {arguments.seal} is there already; a forecast is kept as it was made")
-    facts = forecast.seal(facts, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
+    facts = seals.seal(facts, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
     files.write_json(arguments.seal, facts)
     output.say(f"sealed: {arguments.seal}  sha256 {facts['sha256'][:16]}")
+  return facts
+
+
+def _score(source: "Source", paths: Sequence[str], output: Output) -> Facts:
+  """Sealed forecasts beside the truth of a CSV, and what their intervals cover."""
+  from bigmodel import files
+  from bigmodel.laws import seals
+
+  scales = ("x",) if "x" in source.columns else ("N", "D")
+  truth = seals.read_truth(source.path, scales, dict(source.columns), source.loss, source.group)
+  ledger = seals.ledger([seals.verify(files.read_json(path), path) for path in paths], truth, scales)
+  if not ledger:
+    raise UserError(f"--score: {source.path} has the truth of none of these forecasts (same columns and scales?)")
+  facts = {"rows": ledger, "coverage": seals.coverage(ledger)}
+  _show_score(facts, output)
   return facts
 
 
@@ -135,7 +147,7 @@ def _asked_of_groups(arguments: argparse.Namespace, source: "Source", wanted: Se
   return rows
 
 
-def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output) -> list[Facts]:
+def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output) -> Sequence[Facts]:
   if source.drop_largest:
     raise UserError("--drop-largest: is for --n, --d, --c")
   if source.stderr:
@@ -149,17 +161,8 @@ def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output)
     )
     for group, part in table.groups(table.read(source.path), source.path, source.group).items()
   }
-  multiples = curves.calibrated(data)
-  fitted = {curve.name: curve for curve in curves.fit(data)}
-  rows: list[Facts] = []
-  for asked in _asked_of_groups(arguments, source, ("x",)):
-    if asked["group"] is not None and asked["group"] not in fitted:
-      raise UserError(f"--at: no group {asked['group']!r} among the points; they have {', '.join(fitted)}")
-    for group in fitted if asked["group"] is None else [asked["group"]]:
-      x = asked["x"]
-      forecast = fitted[group].predict(x, multiples)
-      intervals = {f"interval{q * 100:.0f}": [float(v) for v in pair] for q, pair in forecast["intervals"].items()}
-      rows.append({"group": group, "x": x, "predicted": float(forecast["predicted"]), **intervals})
+  asked = [(one["group"], one["x"]) for one in _asked_of_groups(arguments, source, ("x",))]
+  rows = curves.rows(data, asked)
   keys = (*(("group",) if source.group else ()), "x")
   shown = [(*(row[key] for key in keys), row["predicted"], row["interval90"]) for row in rows]
   output.table("forecast", (*keys, "loss", "90% interval"), shown)
@@ -172,21 +175,22 @@ def _limits(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _surface(arguments: argparse.Namespace, source: "Source", output: Output) -> Facts:
-  from bigmodel.laws import chinchilla, optimum
+  from bigmodel.laws import forecast, optimum, summary
 
   if source.group:
     raise UserError("--group: is for curves (--x)")
-  points = source.points()
-  fitted = chinchilla.fit(points)
+  forecaster, fitted = forecasters.fit(source, _laws(arguments), output)
   limits = optimum.Limits(**_limits(arguments))
   asked = _asked(arguments, source, ("N", "D"))
-  # What a budget buys is a question to Chinchilla's law, whichever law forecasts the loss.
+  # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
   optima = [optimum.at(fitted, one["C"], limits) if "C" in one else None for one in asked]
-  places = [(best["N"], best["D"]) if best else (one["N"], one["D"]) for one, best in zip(asked, optima, strict=True)]
-  rows = _predictions(arguments, points, fitted, places, output) if places else []
+  sizes = [(best["N"], best["D"]) if best else (one["N"], one["D"]) for one, best in zip(asked, optima, strict=True)]
+  places = [forecast.Scale(N, D, summary.flops_per_nd(fitted) * N * D) for N, D in sizes]
+  rows = forecast.rows(places, _predictor(arguments.intervals, forecaster, output)) if places else []
   for row, best in zip(rows, optima, strict=True):
     row |= {name: best[name] for name in ("N_interval90", "D_interval90", "off")} if best else {}
   facts = {
+    "forecaster": forecaster.facts(),
     "rows": rows,
     "optimum": [best for best in optima if best],
     "reached": [optimum.least(fitted, loss, limits) for loss in arguments.reach],
@@ -195,55 +199,27 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
   return facts
 
 
-def _predictions(
-  arguments: argparse.Namespace,
-  points: "Points",
-  fitted: "Fit",
-  places: Sequence[tuple[float, float]],
-  output: Output,
-) -> list[dict]:
-  """Forecasts at each (N, D), with intervals at all levels."""
-  import numpy as np
+def _laws(arguments: argparse.Namespace) -> list[str]:
+  """The laws that --law names; nuts is for one."""
+  from bigmodel.laws import forecast
 
-  from bigmodel.laws import bayes, curves, fitting, forecast, forms, summary, uncertainty
+  names = arguments.law.split(",") if arguments.law else []
+  if arguments.intervals != "nuts":
+    return names
+  if len(names) > 1:
+    raise UserError("--intervals=nuts: is for one law")
+  return names or [forecast.LAWS[0]]
 
-  names = arguments.law.split(",") if arguments.law else list(forecast.MIXED)
-  laws = [forms.find(name) for name in (names[:1] if arguments.intervals == "nuts" and not arguments.law else names)]
-  for law in laws:
-    if law.columns != ("N", "D"):
-      raise UserError(f"--law: forecasts are of laws of N and D; {law.name} is one of {', '.join(law.columns)}")
-  fits = [
-    fitted.known
-    if law.name == "chinchilla"
-    else uncertainty.bootstrap(fitting.fit(law, (points.N, points.D), points.loss, points.weights))
-    for law in laws
-  ]
-  mixture = forecast.mixture(*fits)
-  if not mixture.spread.origins:
-    output.say(
-      "note: too few points lie below half of the largest C to tell how errors grow, so intervals hold near them only"
-    )
-  where = list(np.array(places).T)
-  if arguments.intervals == "nuts":
-    if len(fits) > 1:
-      raise UserError("--intervals=nuts: is for one law")
-    posterior = bayes.sample(fits[0])
-    output.say(f"NUTS: {posterior.divergences} divergences, R-hat {posterior.r_hat:.3f}")
-    at_level = {q: posterior.predict(where, mixture.spread, q) for q in curves.LEVELS}
-  else:
-    at_level = {q: mixture.at(where, q) for q in curves.LEVELS}
-  flops_per_nd = summary.flops_per_nd(fitted)
-  return [
-    {
-      "group": "",
-      "N": float(N),
-      "D": float(D),
-      "C": float(flops_per_nd * N * D),
-      "predicted": float(at_level[0.9]["predicted"][i]),
-      **{f"interval{q * 100:.0f}": [float(x["low"][i]), float(x["high"][i])] for q, x in at_level.items()},
-    }
-    for i, (N, D) in enumerate(places)
-  ]
+
+def _predictor(intervals: str, forecaster: "Forecaster", output: Output) -> "Callable[..., Prediction]":
+  """What predicts losses at each (N, D, C) and level: the forecaster, or a posterior of its law."""
+  if intervals != "nuts":
+    return forecaster.predict
+  from bigmodel.laws import bayes
+
+  posterior = bayes.sample(forecaster.fits[0])
+  output.say(f"NUTS: {posterior.divergences} divergences, R-hat {posterior.r_hat:.3f}")
+  return lambda N, D, C, level: posterior.predict(N, D, forecaster.spread, level)
 
 
 def _show_surface(facts: Facts, output: Output) -> None:

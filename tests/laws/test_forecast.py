@@ -1,0 +1,154 @@
+"""One forecaster: how it weighs laws, what it says of few points, what its seals hold, and which laws it takes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bigmodel.errors import UserError
+from bigmodel.laws import chinchilla, forecast, forms, seals, summary
+from bigmodel.laws.points import Points
+
+THETA = np.array([math.log(400.0), math.log(1500.0), math.log(1.7), 0.34, 0.36])
+
+
+def loss_at(N, D):
+  return np.exp(chinchilla.log_loss(THETA, np.log(N), np.log(D)))
+
+
+def runs(count, noise=0.003, seed=0):
+  """Runs of any size and length within a factor of 100 of compute."""
+  rng = np.random.default_rng(seed)
+  C = 1e18 * 100 ** np.sort(rng.uniform(size=count))
+  N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-1, 1, size=count))
+  D = C / (6 * N)
+  return Points(N, D, C, loss_at(N, D) * np.exp(noise * rng.normal(size=count)))
+
+
+def records_of(points):
+  each = zip(points.N, points.D, points.C, points.loss, strict=True)
+  return [
+    {
+      "status": "finished",
+      **dict.fromkeys(("params_total", "params_active", "params_non_embedding"), round(N)),
+      "tokens": D,
+      "flops_6nd": C,
+      "loss_eval": loss,
+    }
+    for N, D, C, loss in each
+  ]
+
+
+def test_weights_follow_from_errors_at_larger_runs():
+  """Of a law that bends otherwise (in N alone) little is left, and the mean is not far from the law that is true."""
+  points = runs(40)
+  laws = [forms.LAWS[name] for name in ("chinchilla", "kaplan_n")]
+  forecaster = forecast.fit(points, laws)
+  assert forecaster.spread.origins > 0
+  assert forecaster.weights.sum() == pytest.approx(1)
+  assert forecaster.weights[0] > 0.9
+  (predicted,) = forecaster.predict([1e10], [1e11], [6e21]).predicted
+  assert predicted == pytest.approx(loss_at(1e10, 1e11), rel=0.02)
+
+
+def test_the_noise_between_seeds_widens_intervals_that_residuals_make_too_narrow():
+  points = runs(7, noise=0.0)
+  N, D, C = (x[-1:] for x in (points.N, points.D, points.C))
+  quiet, noisy = (forecast.fit(points, [chinchilla.LAW], noise).predict(N, D, C) for noise in (0.0, 0.05))
+  assert noisy.noise == 0.05
+  assert noisy.high[0] / noisy.low[0] > 1.1 > quiet.high[0] / quiet.low[0]
+
+
+@pytest.mark.slow
+def test_intervals_from_few_points_hold_at_eight_times_the_compute():
+  """Forty small studies of Chinchilla's law: too wide rather than too narrow, for a law that does not bend."""
+  inside = []
+  for seed in range(40):
+    points = runs(8 + seed % 6, noise=0.01, seed=seed)
+    C = 8 * points.C.max()
+    N = 0.1 * math.sqrt(C)
+    said = forecast.fit(points, bootstraps=20).predict([N], [C / 6 / N], [C])
+    inside.append(said.low[0] <= loss_at(N, C / 6 / N) <= said.high[0])
+  assert np.mean(inside) >= 0.9
+
+
+def test_a_seal_names_the_forecaster_its_version_and_its_weights():
+  points = runs(30)
+  target = forecast.Scale(1e9, 1e11, 6e20)
+  facts = summary.make_forecast(
+    records_of(points), ["chinchilla", "overtraining", "isoflop"], "flops_6nd", target, None
+  )
+  assert (facts["forecaster"]["name"], facts["forecaster"]["version"]) == (forecast.NAME, forecast.VERSION)
+  assert list(facts["forecaster"]["weights"]) == ["chinchilla", "overtraining"]
+  assert sum(facts["forecaster"]["weights"].values()) == pytest.approx(1)
+  parts = facts["parts"]
+  sd = math.sqrt(parts["parameters"] ** 2 + parts["discrepancy"] ** 2 + parts["noise"] ** 2)
+  low, high = facts["interval90"]
+  assert math.log(high / low) == pytest.approx(2 * 1.6449 * sd, rel=1e-4)
+
+
+def test_few_runs_and_no_law_have_the_usual_laws_at_equal_weights_and_the_growth_of_errors_on_published_runs():
+  """As in a study whose laws are isoflop alone."""
+  target = forecast.Scale(1e9, 1e11, 6e20)
+  facts = summary.make_forecast(records_of(runs(12)), ["isoflop"], "flops_6nd", target, None)["forecaster"]
+  assert facts["weights"] == pytest.approx(dict.fromkeys(forecast.LAWS, 1 / 3))
+  assert (facts["origins"], facts["discrepancy"]) == (0, forecast.DISCREPANCY)
+
+
+@pytest.mark.parametrize("name", [name for name, law in forms.LAWS.items() if set(law.columns) <= set("NDC")])
+def test_every_law_of_sizes_and_budgets_forecasts(name):
+  """Any of the registry in a study: its summary and its forecast are finite."""
+  points = runs(30)
+  target = forecast.Scale(1e9, 1e11, 6e20)
+  facts = summary.make_forecast(records_of(points), [name], "flops_6nd", target, None)
+  assert facts["forecaster"]["weights"] == {name: 1.0}
+  low, high = facts["interval90"]
+  assert 0 < low < facts["predicted"] < high
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("power", "get_study: laws: law power is of x; a forecast knows N, D and C of a run only"),
+    ("data_constrained", "law data_constrained is of U"),
+    ("link", "law link is of L"),
+    ("chinchila", "get_study: laws: no law 'chinchila' .did you mean 'chinchilla'"),
+    ("missing.py:mine", "get_study: laws: no file 'missing.py'"),
+  ],
+)
+def test_laws_of_anything_else_are_refused(name, message):
+  with pytest.raises(UserError, match=message):
+    forecast.find_laws([name], "get_study: laws")
+
+
+# As they were sealed by the version that forecast from Chinchilla's law alone: one of a study, one of the command.
+OLD_OF_A_STUDY = {
+  "law": "chinchilla",
+  "convention": "flops_6nd",
+  "predicted": 1.857,
+  "interval90": [1.448, 2.383],
+  "parts": {"bootstrap": 0.02, "discrepancy": 0.1, "noise": 0.001, "quantile": 2.1, "distance": 2.1},
+  "target": {"N": 48960, "D": 27000000, "C": 8e12, "run_id": "x"},
+  "fitted": ["a", "b"],
+  "sealed_at": "2026-01-01T00:00:00.000+00:00",
+  "sha256": "f9a81fef1d089155b944701d8dca16922ef895b18a27247bbd454f692654eb6d",
+}
+OLD_OF_THE_COMMAND = {
+  "points": "points.csv",
+  "points_sha256": "0",
+  "rows": [{"group": "", "N": 1e9, "D": 2e10, "C": 1.2e20, "predicted": 2.5, "interval90": [2.4, 2.6]}],
+  "optimum": [],
+  "reached": [],
+  "sealed_at": "2026-01-01T00:00:00.000+00:00",
+  "sha256": "89e28c10ad4dd72a3e2a6ed6ede2028b0d522d099efd4b9ffc5441b2f5aaa431",
+}
+
+
+def test_forecasts_that_earlier_versions_sealed_are_still_scored():
+  provenance = {"forecast_sha256": OLD_OF_A_STUDY["sha256"], "started_at": "2026-01-02T00:00:00.000+00:00"}
+  ended = {"run_id": "x", "status": "finished", "loss_eval": 1.793}
+  assert seals.score(OLD_OF_A_STUDY, ended, provenance)["inside"] is True
+  truth = {("", "1e+09", "2e+10"): [2.55, 2.45]}
+  (row,) = seals.ledger([seals.verify(OLD_OF_THE_COMMAND)], truth, ("N", "D"))
+  assert row["actual"] == pytest.approx(2.5)
+  assert seals.coverage([row]) == {"interval90": 1.0}
