@@ -255,6 +255,7 @@ def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(r
   one.close()
   again = best.Best(run, lambda: False)
   again.resume(10)  # the one of step 4 was replaced by that of step 12
+  assert not list((tmp_path / "best" / "checkpoints").iterdir())
   for step, loss in ((12, 2.0), (16, 2.0)):
     again.offer(step, state, loss)
   assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["12"]
