@@ -107,8 +107,8 @@ class FTTransformer(nn.Module):
     shape, D, F = self.shape, self.shape.width, self.shape.inputs[0]
     axes, B = ("inputs", "embed"), len(x_BxF)
 
-    def vectors(name: str, count: int, role: Role = Role.SHRINKING_TABLE) -> jax.Array:
-      return normal(self, name, (count, D), axes, role, D**-0.5)
+    def vectors(name: str, count: int) -> jax.Array:
+      return normal(self, name, (count, D), axes, Role.SHRINKING_TABLE, D**-0.5)
 
     for_all = lambda vectors_FxD: repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
     parts = []
@@ -117,7 +117,7 @@ class FTTransformer(nn.Module):
     if shape.categories:
       begins = np.cumsum((0, *shape.categories[:-1]))
       codes_BxC = x_BxF[:, shape.numbers :].astype(jnp.int32) + begins
-      parts.append(lookup(vectors("categories", sum(shape.categories), Role.HIDDEN), codes_BxC, axes, self.dtype))
+      parts.append(lookup(vectors("categories", sum(shape.categories)), codes_BxC, axes, self.dtype))
     tokens_BxFxD = jnp.concatenate(parts, axis=1) + for_all(vectors("bias", F))
     token_D = normal(self, "token", (D,), ("embed",), Role.SHRINKING_TABLE, D**-0.5)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), tokens_BxFxD], axis=1)

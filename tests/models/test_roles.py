@@ -33,11 +33,23 @@ def test_every_parameter_of_every_family_has_a_role_that_fits_its_axes(name):
     assert not (label.role in VECTORS and label.is_matrix), path
     assert not (label.role in MATRICES and not label.is_matrix), path
     assert label.is_hidden == (label.is_matrix and label.role in (Role.HIDDEN, Role.QUERY, Role.BRANCH_END)), path
+    of_data = label.axes[label.stacked] in ("vocab", "positions", "types", "inputs")
+    assert not (of_data and len(label.axes) == 2 and label.is_hidden), path
     assert label.in_stack == (shapes[path][0] == config.model.get("layers") and "blocks" in path), path
   roles = {label.role for _, label in labels}
   assert roles & {Role.OUTPUT, Role.OUTPUT_TABLE, *TIED_TABLES}
   if "head_size" in config.model:
     assert {Role.QUERY, Role.BRANCH_END} <= roles
+
+
+def test_vectors_of_categories_are_a_table_like_those_of_numbers():
+  """They were once taken for a hidden matrix, which Muon moved and whose initial values shrank with the width."""
+  config = make("tabular", categories=(3, 4))
+  config.optim.update(parametrization="mup", base=("model.width=4", "model.heads=1"))
+  labels = models.labels(config).by_name
+  assert labels["categories"] == labels["weight"]
+  found = {name: rest for name, *rest in optim.parametrization.multiples(config)}
+  assert found["categories"] == found["weight"]
 
 
 def flat(tree):

@@ -317,8 +317,8 @@ def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every
   assert found.steepest <= 0.1, found.slopes
 
 
-def depths_of_blocks(name, depths, steps, seeds):
-  """How steeply the last norm's output changes with the depth where blocks alone learn: others would hide them.
+def slopes_of_blocks(name, depths, steps, seeds):
+  """The slope over depths of the last norm's change, at each step, where blocks alone learn: others would hide them.
 
   The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
   """
@@ -326,13 +326,20 @@ def depths_of_blocks(name, depths, steps, seeds):
   configs = [resolved(config_of("completep", layers=n, optimizer=name, base=UNIT_TABLES, **how)) for n in depths]
   for config in configs:
     config.model.vocab = 4
-  return float(np.abs(coordinates.check(configs, depths, steps, seeds).slopes["final_norm"]).max())
+  return coordinates.check(configs, depths, steps, seeds).slopes["final_norm"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_blocks_change_activations_as_much_at_every_depth_by_every_accepted_optimizer(name):
-  assert depths_of_blocks(name, (2, 4, 8, 16), 2, 2) <= 0.1
+  """The first step of SOAP does not count: its first gradient only gives bases, so that no matrix moves.
+
+  Only scales of norms do, which are of no interest to it: their slope was -.18 from 2 to 4 layers, -.1 from 4 to 8.
+  """
+  first = 1 if name == "soap" else 0
+  slopes = slopes_of_blocks(name, (2, 4, 8, 16), 2 + first, 2)[first:]
+  assert len(slopes) == 2
+  assert np.abs(slopes).max() <= 0.1, slopes
 
 
 @pytest.mark.slow
