@@ -49,7 +49,8 @@ def config_of(family, files, text, task=""):
     config.data = text.data
   if family == "dbn":
     config.data.normalise = "unit"
-  config.optim.lr = {"linear": 0.1, "alexnet": 0.001, "dbn": 0.2}.get(family, 0.01)
+  # At 0.001 an AlexNet's losses depend on the last bits: initial parameters that differ by 1e-6 change them by 1.7%.
+  config.optim.lr = {"linear": 0.1, "alexnet": 0.0001, "dbn": 0.2}.get(family, 0.01)
   config.train.update(steps=24, batch_size=8, checkpoint_every=8, log_every=8)
   config.eval.update(tokens=1024, batch_size=8)
   return config

@@ -23,6 +23,7 @@ class Batched(Pack):
     super().__init__(program, mesh, members)
     self._one_of_pack = single.Single(config, mesh, packed=True)
     self._by_member = parallel.member_sharding(mesh)
+    # With a leading axis of members in each array of the state.
     self._state_sharding: State = jax.tree.map(lambda x: _for_each_member(x.sharding), self._one_of_pack.shapes)
     self._rows_sharding = _for_each_member(parallel.batch_sharding(mesh))
     self._step = jax.jit(

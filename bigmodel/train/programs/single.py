@@ -57,8 +57,7 @@ class Single:
     if config.parallel.offload == "optimizer":
       self._state_sharding = _with_optimizer_on_host(self._state_on_device)
     self._rows_sharding, self._everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    self.shapes: State = jax.tree.map(shaped, nn.meta.unbox(boxed), self._state_sharding)
+    self.shapes: State = jax.tree.map(_abstract, nn.meta.unbox(boxed), self._state_sharding)
     self._jit(models.real_rows(config, boxed.params))
 
   def _jit(self, real_rows: dict[str, int]) -> None:
@@ -216,9 +215,16 @@ def begin_stage(
     evaluated = each(functools.partial(optim.evaluated_in_training, how_before))
     params = jax.jit(evaluated, out_shardings=of_params)(h, params, opt_state)
   opt_state = jax.jit(each(functools.partial(optim.initial_state, how)), out_shardings=of_optimizer)(params)
-  zero = lambda x: jax.device_put(jnp.zeros_like(x), x.sharding)
-  loss_ema, noise = jax.tree.map(zero, (state.loss_ema, state.noise))
+  loss_ema, noise = jax.tree.map(_zeros_in_place_of, (state.loss_ema, state.noise))
   return dataclasses.replace(state, params=params, opt_state=opt_state, loss_ema=loss_ema, noise=noise)
+
+
+def _abstract(x: jax.Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _zeros_in_place_of(x: jax.Array) -> jax.Array:
+  return jax.device_put(jnp.zeros_like(x), x.sharding)
 
 
 def _supplied(config: Config, mesh: Mesh, packed: bool) -> dict[str, Attend | RunBlocks]:
