@@ -19,8 +19,8 @@ def fit(source: "Source", laws: Sequence[str], output: Output) -> tuple["Forecas
   forecaster = forecast.fit(points, forecast.find_laws(laws, "--law"))
   if not forecaster.spread.origins:
     output.say(
-      "note: too few points below half of the largest C to measure how errors grow with distance: taken to be"
-      f" {forecast.DISCREPANCY:.0%} for each unit of ln C"
+      "note: too few points below half of the largest C to weigh the laws and to measure how errors grow with distance:"
+      f" laws weigh the same, and errors are taken to grow by {forecast.DISCREPANCY:.0%} for each unit of ln C"
     )
   fitted = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
   return forecaster, chinchilla.Fit(points, fitted) if fitted else chinchilla.fit(points)

@@ -227,7 +227,7 @@ class _Loop:
     self.watchdog.close()
     _require_held(self.stop)
     state, seconds = self.program.fetch(self.state), self.watch.clock.spent()
-    self.state = None  # as large as the whole pack, on the devices
+    del self.state  # as large as the whole pack, on the devices
     places = [i for i, member in enumerate(self.members) if member.ended is None]
     last = max((int(self.program.member(state, i).step) for i in places), default=self.done)
     if self.until and self.until < self.longest.steps:
