@@ -17,9 +17,5 @@ class CheckpointError(Exception):
   """A checkpoint could not be written or does not match its checksums. The message names the last good step."""
 
 
-class Lost(Exception):  # noqa: N818
-  """Another worker has taken over this worker's lease; this worker must leave those runs alone."""
-
-
 class UnfitWorker(Exception):  # noqa: N818
   """The worker's machine is at fault and the runs are not; other workers should train them."""

@@ -154,7 +154,12 @@ def _supervise(words: Sequence[str], arguments: argparse.Namespace) -> int:
   from bigmodel.train import supervise
 
   command = [sys.executable, "-m", "bigmodel.cli", *parsing.without_option(words, "--restarts")]
-  return supervise.supervise(command, arguments.restarts, lambda: supervise.progress(arguments.workdir))
+  return supervise.supervise(
+    command,
+    arguments.restarts,
+    lambda: supervise.progress(arguments.workdir),
+    is_over=lambda: supervise.has_record(arguments.workdir),
+  )
 
 
 def _collect_less_garbage() -> None:

@@ -1,5 +1,6 @@
 """Executes planned groups of runs in this process, skipping what has ended."""
 
+import contextlib
 import errno
 import functools
 import logging
@@ -182,4 +183,5 @@ def set_record_aside(folder: epath.Path) -> None:
   attempts = folder / "attempts"
   attempts.mkdir(exist_ok=True)
   number = len(list(attempts.iterdir()))
-  (folder / "record.json").rename(attempts / f"{number:03d}.json")
+  with contextlib.suppress(FileNotFoundError):  # another command has set it aside meanwhile
+    (folder / "record.json").rename(attempts / f"{number:03d}.json")

@@ -205,6 +205,8 @@ class _Loop:
     for member in self.members:
       member.checkpoints.check()
     stopping = self.agreement.stop_before(self.done)
+    if stopping:  # perhaps because another worker has taken over: then not even metrics may be written
+      _require_held(self.stop)
     if not (stopping or self.schedule.saves(self.done)) or self.pending.drain():
       return
     _require_held(self.stop)

@@ -31,11 +31,22 @@ def progress(workdir: epath.PathLike) -> list[str]:
   return sorted(found)
 
 
+def has_record(workdir: epath.PathLike) -> bool:
+  """Whether the folder is that of a single run that has ended."""
+  return (epath.Path(workdir) / "record.json").exists()
+
+
 def supervise(
-  command: list[str], restarts: int, done: Callable[[], Any], first_wait: float = 1.0, say: Callable = print
+  command: list[str],
+  restarts: int,
+  done: Callable[[], Any],
+  first_wait: float = 1.0,
+  say: Callable = print,
+  is_over: Callable[[], bool] = bool,
 ) -> int:
   """Runs `command` until it ends well, and again when it dies; returns its exit code.
 
+  Where `is_over()` the run has ended, however it ended: starting again would only print its record once more.
   Gives up after `restarts` restarts in a row that left `done()` as it was. Waits
   twice as long before each of them, up to a minute. Signals go to the child.
   """
@@ -56,7 +67,7 @@ def supervise(
     if stopped:
       child.send_signal(signal.SIGTERM)
     code = child.wait()
-    if code in FINAL:
+    if code in FINAL or (code == 1 and is_over()):
       return code
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     if stopped:

@@ -132,7 +132,10 @@ def resolve(config: Config) -> None:
 
 def warn_of_divergence(workdir: epath.PathLike, step: int) -> None:
   """Warns, once, where a checkpoint is sound and its run ended as diverged all the same."""
-  ended = record.read(absolute(workdir))
+  try:
+    ended = record.read(absolute(workdir))
+  except UserError:  # a record that cannot be read says nothing of a checkpoint that is sound
+    return
   if ended is not None and ended["status"] == "diverged":
     _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended['error']}")
 

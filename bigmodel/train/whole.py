@@ -62,4 +62,5 @@ def carried_out(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identifies(field: Field, value: Any) -> bool:
-  return field.use is not PROVENANCE and not (field.added_later and value == field.default)
+  plain = tuple(value) if isinstance(value, list) else value  # as JSON gives it
+  return field.use is not PROVENANCE and not (field.added_later and plain == field.default)

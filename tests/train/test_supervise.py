@@ -1,5 +1,6 @@
 """The supervisor restarts what died, as often as allowed; the watchdog ends what hangs."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from bigmodel.train.supervise import Watchdog, supervise
+from bigmodel.train.supervise import Watchdog, has_record, supervise
 
 SCRIPT = """
 import pathlib, sys, os, signal
@@ -50,6 +51,16 @@ def test_a_dead_process_is_started_again(tmp_path):
   assert (code, starts) == (0, 3)
   assert said[0] == "the process was killed by SIGKILL; restart 1 of 3 in 0.01 s"
   assert "restart 2 of 3 in 0.02 s" in said[1]
+
+
+def test_a_run_that_has_ended_is_not_started_again(tmp_path):
+  """Such as one that diverged, which ends with 1."""
+  (tmp_path / "record.json").write_text("{}")
+  started = tmp_path / "started"
+  command = [sys.executable, "-c", f"open({str(started)!r}, 'a').write('x'); raise SystemExit(1)"]
+  over = functools.partial(has_record, tmp_path)
+  assert supervise(command, 3, lambda: 0, first_wait=0.01, say=lambda *_, **__: None, is_over=over) == 1
+  assert started.read_text() == "x"
 
 
 def test_without_progress_it_gives_up(tmp_path):
