@@ -128,6 +128,8 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
   `seed_noise` is the standard deviation of ln loss between runs that differ in their seeds only, where that is known.
   """
   laws = laws or [forms.LAWS[name] for name in LAWS]
+  # Of points that cannot identify a law, the optimum that is found would depend on the order of the rows.
+  points = points[np.lexsort((points.loss, points.D, points.N))]
   fits = [fitting.fit(law, _columns(law, points.N, points.D, points.C), points.loss, points.weights) for law in laws]
   return combine(points, [uncertainty.bootstrap(fit, bootstraps) for fit in fits], seed_noise)
 

@@ -116,7 +116,7 @@ def test_smaller_data_are_part_of_larger_ones_and_every_example_comes_once_an_ep
   assert seen[10] < seen[20] < seen[0]
   assert len(seen[0]) == 40
   config.data.repeat = False
-  with pytest.raises(UserError, match=r"steps of 10 examples are 500.00 epochs of 20 examples"):
+  with pytest.raises(UserError, match=r"steps of 10 examples are 500 epochs of 20 examples"):
     pipeline.train_pipeline(config, pipeline.prepare(config), 1000)
 
 

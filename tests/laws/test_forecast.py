@@ -39,6 +39,19 @@ def records_of(points):
   ]
 
 
+def test_the_order_of_rows_changes_nothing():
+  """Nine points cannot identify five parameters, so that fits end at one of several optima."""
+  rng = np.random.default_rng(0)
+  C = np.repeat([1e18, 2e18, 4e18], 3)
+  N = 0.1 * np.sqrt(C) * np.tile([0.5, 1.0, 2.0], 3)
+  points = Points(N, C / (6 * N), C, loss_at(N, C / (6 * N)) * np.exp(0.05 * rng.normal(size=9)))
+  ask = (np.array([1e10]), np.array([1e12]), np.array([6e22]))
+  first, second = (
+    forecast.fit(points[order], bootstraps=20).predict(*ask) for order in (np.arange(9), np.arange(9)[::-1])
+  )
+  assert (first.predicted, first.low, first.high) == (second.predicted, second.low, second.high)
+
+
 def test_weights_follow_from_errors_at_larger_runs():
   """Of a law that bends otherwise (in N alone) little is left, and the mean is not far from the law that is true."""
   points = runs(40)

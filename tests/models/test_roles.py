@@ -78,8 +78,8 @@ def config_of_anything(monkeypatch, head, labelled=True):
     example=lambda shape: (jnp.zeros((1, 4)),),
   )
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setitem(models.FAMILIES, "anything", "anything")
-  return ConfigDict({"model": {"family": "anything"}, "data": {}, "optim": optim.fields()})
+  monkeypatch.setattr(models, "FAMILIES", (*models.FAMILIES, "anything"))
+  return ConfigDict({"model": {"family": "anything"}, "data": {}, "optim": optim.defaults()})
 
 
 @pytest.mark.parametrize("head", ["head", "readout", "blocks_of_answers", "layer_7", "w"])
