@@ -50,8 +50,9 @@ class Single:
     self._rules = parallel.rules_on(mesh, rules)
     self._generation_rules = parallel.rules_on(mesh, reuse.generation_rules(rules))
     self._initial_state = jax.jit(self._initial)  # traced once, for the shapes and for `init`
+    key = jax.random.key(0)  # made here and not on the mesh, whose devices need not be here
     with self.on_mesh():
-      boxed = jax.eval_shape(self._initial_state, jax.random.key(0))
+      boxed = jax.eval_shape(self._initial_state, key)
     self._state_on_device: State = parallel.shardings(mesh, boxed, rules)
     self._state_sharding = self._state_on_device
     if config.parallel.offload == "optimizer":
