@@ -121,8 +121,8 @@ def learning_rates(cells: list[Row], varied: list[str], known: comparisons.Noise
   the best (`edge`). Where it is sharp, `best` is the minimum of a parabola in the log of the rate. If that parabola
   fits the rates around the best one, `interval90` is the 90% interval of its minimum (see `_parabola`). Such an
   interval has the optimum in about 90% of sweeps if the curve is a parabola, and in fewer if it is skewed by less than
-  noise shows (in simulations, of all sharp intervals 81%); one between rates has it in nearly all. Without repeated
-  seeds there is none.
+  noise shows (in simulations, 81% of all sharp intervals); one between rates has it in nearly all. Without repeated
+  seeds there is no interval.
 
   The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
   diverged counts as the worst of the others.

@@ -142,7 +142,7 @@ def work(
 
 
 def failures_of(workdir: epath.Path, worker: str, patience: float = PATIENCE) -> Failures:
-  """The failed attempts of a study as this worker sees them. Several commands in a folder are told apart."""
+  """The failed attempts of a study as this worker sees them. Each of several commands in one folder has its own."""
   return Failures(workdir, f"{PARENT}-{os.getpid()}" if worker == PARENT else worker, patience)
 
 

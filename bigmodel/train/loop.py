@@ -298,15 +298,20 @@ class _Loop:
 
     # Of a pack on a CPU the first compute while all are saved, and the next while records are written.
     pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if self.program.at_once > 1 else None
-    begin = lambda k: pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
+
+    def begin(k: int) -> Callable[[], list[tuple[steps.State, Any, Any]]]:
+      """Begins to evaluate a part where another thread can; what it returns waits for the values."""
+      return pool.submit(measured, *parts[k]).result if pool else functools.partial(measured, *parts[k])
+
     try:
-      told, began = begin(0), time.monotonic()
+      wait_for_values, began = begin(0), time.monotonic()
       self._save(some, state, step)
       seconds += (time.monotonic() - began) / len(some)
       for k, (rows, places) in enumerate(parts):
-        began, found = time.monotonic(), told()
+        began, found = time.monotonic(), wait_for_values()
         spent = (time.monotonic() - began) / len(places)
-        told = begin(k + 1) if k + 1 < len(parts) else told
+        if k + 1 < len(parts):
+          wait_for_values = begin(k + 1)
         for i, (own, params, values) in zip(places, found, strict=True):
           began, member = time.monotonic(), self.members[i]
           result = judge(member.run.config, rows, values) if values is not None else NOTHING
