@@ -18,6 +18,7 @@ from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Search, Study
 from bigmodel.sweep import execute, leases, workers
 from bigmodel.sweep.workers import Workers
+from bigmodel.train import watch
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.stop import StopRequest
@@ -158,6 +159,35 @@ def test_a_run_whose_lease_is_lost_at_its_end_writes_no_record(config, tmp_path)
     train_runs([run], prepared.data, display, LostAtTheEnd())
   assert record.read(run.folder) is None
   assert not list((run.folder / "checkpoints").glob("10"))
+
+
+def test_a_run_whose_lease_is_lost_writes_nothing_when_it_stops(config, tmp_path, monkeypatch):
+  """Neither metrics nor status: its successor has begun to write there."""
+  monkeypatch.setattr(watch, "FLUSH_SECONDS", 0.0)
+  monkeypatch.setattr(watch, "FLUSH_SHARE", 1e9)
+  config.train.log_every = 1
+  prepared = planned(config, tmp_path)
+  run = next(iter(prepared.runs.values()))
+
+  class LostAfterTheFirstStep(StopRequest):
+    calls = 0
+    is_lost = False
+
+    def requested(self):
+      self.calls += 1
+      if self.calls == 4 and not self.is_lost:
+        self.is_lost = True
+        (run.folder / "status.json").write_text("of the successor")
+      return self.is_lost
+
+    def lost(self):
+      return self.is_lost
+
+  stop = LostAfterTheFirstStep()
+  with Display(0, True) as display, pytest.raises(Interrupted, match="another worker"):
+    train_runs([run], prepared.data, display, stop)
+  assert stop.is_lost
+  assert (run.folder / "status.json").read_text() == "of the successor"
 
 
 class InThread:
