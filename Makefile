@@ -44,7 +44,7 @@ $(VENV)-tpu/installed: $(TEST)
 	$(call on_top,tpu)
 
 test-tpu-compiler: $(VENV)-tpu/installed
-	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler tests/plan/test_tpu_compiler.py tests/cli/test_console.py
+	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler tests/planner/test_tpu_compiler.py tests/cli/test_console.py
 
 # torch and transformers, which a user does not need.
 $(VENV)-interop/installed: $(TEST)

@@ -180,7 +180,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   axes = [{"optim.lr": 1e-3 * (1 + i / count)} for i in range(count)]
   with TemporaryDirectory() as folder:
     prepared = study.prepare(config, study.Study("overhead", "", study.Listed(axes), laws=()), folder)
-    plan = study.plan(prepared)
+    plan = study.make_plan(prepared)
     members = max(len(group["run_ids"]) for group in plan["groups"])
     one = next(iter(prepared.runs.values()))
     data = prepared.data(one.config)

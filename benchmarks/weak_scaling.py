@@ -39,7 +39,7 @@ def main() -> None:
   arguments = parser.parse_args()
   from bigmodel import hardware, parallel
   from bigmodel.parallel import topology
-  from bigmodel.plan import compiled
+  from bigmodel.planner import compiled
 
   hardware.setup()
   rows = []

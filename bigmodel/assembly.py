@@ -37,6 +37,7 @@ def check(config: Config) -> None:
 def resolve(config: Config, corpus: Data) -> Config:
   """A copy with everything derived filled in: this is what a run's id hashes."""
   resolved = config.copy_and_resolve_references()
+  whole.complete_names(resolved)
   resolved.data.sha256 = corpus.sha256
   facts = corpus.facts | {"context": data.unit(resolved)}
   models.resolve(resolved.model, facts)
@@ -64,6 +65,7 @@ def resolve(config: Config, corpus: Data) -> Config:
 def resolve_without_data(config: Config) -> Config:
   """A copy with everything derived that needs no data: what their tokenizer would have stands for it."""
   resolved = config.copy_and_resolve_references()
+  whole.complete_names(resolved)
   facts: dict[str, Any] = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
   if resolved.data.kind == "text":
     facts["vocab"] = 257 if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size

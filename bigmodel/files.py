@@ -14,6 +14,8 @@ from etils import epath
 
 from bigmodel.errors import UserError
 
+JsonObject = dict[str, Any]  # a JSON document as it is read or written; inside the package facts are typed
+
 
 def remove(path: epath.PathLike) -> None:
   """Removes a file or a folder with all in it, if it is there."""

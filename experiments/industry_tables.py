@@ -77,7 +77,7 @@ def industry() -> Any:
 
 def compare(table: str, workdir: Path, quiet: bool) -> list[dict[str, Any]]:
   """A row for each model: means over the folds, and how far its ROC AUC is behind that of trees."""
-  from bigmodel.sweep import folds
+  from bigmodel.study import folds
 
   measured = {model: networks(table, model, workdir / model, quiet) for model in MODELS}
   measured["trees"] = trees(table)

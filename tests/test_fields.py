@@ -13,11 +13,11 @@ from bigmodel import declarations, models, optim, study, tasks
 from bigmodel.config import flatten, unflatten
 from bigmodel.declarations import COMPILED, PROVENANCE, TRACED, OneOf, Range, field
 from bigmodel.errors import UserError
-from bigmodel.sweep import packs
 from bigmodel.train import whole
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Run, run_id
 from bigmodel.train.step import State, train_step
+from bigmodel.workers import packs
 
 PAIRS = [(family, task) for family in models.FAMILIES for task in models.family(family).TASKS]
 CHOOSE_THE_FIELDS = {"model.family", "task.name", "data.kind"}  # other values of these come with other fields

@@ -14,7 +14,7 @@ from bigmodel import hardware, models, study, train
 from bigmodel.files import absolute, read_json
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
-from bigmodel.plan import compiled
+from bigmodel.planner import compiled
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance

@@ -29,7 +29,7 @@ def join(arguments: argparse.Namespace) -> bool:
   from bigmodel.parallel import hosts
 
   if getattr(arguments, "worker", ""):
-    from bigmodel.sweep import workers
+    from bigmodel.workers import workers
 
     arguments.worker = workers.settle(arguments.worker)
   hardware.setup()

@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
   from bigmodel import config as configs
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
-  from bigmodel.sweep import workers
   from bigmodel.train.run import interruptible
+  from bigmodel.workers import workers
 
   pool = workers.Workers.parse(arguments.workers, arguments.worker_options) if arguments.workers else None
   if pool and hosts.several():

@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
+from bigmodel import declarations
+from bigmodel.config import Config, require
 from bigmodel.declarations import NOT_NEGATIVE, POSITIVE, PROVENANCE, TRACED, OneOf, Range, field
+from bigmodel.train import horizon
 
 DTYPES = ("float32", "bfloat16")
 
@@ -56,3 +59,24 @@ class Eval:
   resamples: int = field(
     100, "resamples of the held-out documents or examples, for the intervals of the metrics", NOT_NEGATIVE
   )
+
+
+def check(config: Config) -> None:
+  train = config.train
+  require(
+    (train.tokens > 0) != (train.steps > 0),
+    f"config.train: set one of tokens (now {train.tokens}) and steps (now {train.steps})",
+  )
+  declarations.check("train", Train, train)
+  declarations.check("eval", Eval, config.eval)
+  require(not (train.ramp and train.stages), "config.train.ramp: not with stages")
+  horizon.phases(config)
+  require(
+    train.layers_every >= 0 and train.layers_every % train.log_every == 0,
+    f"config.train.layers_every: {train.layers_every} is not a multiple of log_every = {train.log_every}",
+  )
+  require(
+    train.accumulate > 1 or not train.noise_scale,
+    "config.train.noise_scale: needs microbatches to compare; set accumulate to 2 or more",
+  )
+  require(not train.keep_best or config.eval.every > 0, "config.train.keep_best: needs evaluations; set eval.every")

@@ -9,8 +9,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from bigmodel import config as configs
-from bigmodel import optim, tasks, train
+from bigmodel import optim, tasks
 from bigmodel.config import Config, require
+from bigmodel.train import horizon
 
 ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "data.examples")
 
@@ -37,9 +38,9 @@ def of(config: Config) -> list[Stage]:
   stages, first = [], 0
   for text in config.train.stages:
     changed = _changed(own, text)
-    stages.append(Stage(changed, first, first + train.own_steps(changed), first, train.own_steps(changed)))
+    stages.append(Stage(changed, first, first + horizon.own_steps(changed), first, horizon.own_steps(changed)))
     first = stages[-1].stop
-  phases = train.phases(own)
+  phases = horizon.phases(own)
   own.train.ramp = ()
   for phase in phases:
     with_rows = own.copy_and_resolve_references()
@@ -54,8 +55,14 @@ def at(config: Config, step: int) -> Stage:
   return next((stage for stage in known if step <= stage.stop), known[-1])
 
 
+def steps_of(config: Config) -> int:
+  """The number of steps of a run, all stages together."""
+  return of(config)[-1].stop if config.train.stages else horizon.own_steps(config)
+
+
 def _changed(base: Config, text: str) -> Config:
-  changed, horizon, given = base.copy_and_resolve_references(), False, set[str]()
+  changed = base.copy_and_resolve_references()
+  has_horizon, given = False, set[str]()
   for item in text.split():
     name, equals, value = item.partition("=")
     require(bool(equals), f"config.train.stages: {item!r} is not field=value")
@@ -64,7 +71,7 @@ def _changed(base: Config, text: str) -> Config:
     if name == "task.name":
       changed.task = ConfigDict(tasks.defaults(parsed))
     elif name in ("train.tokens", "train.steps"):
-      horizon = True
+      has_horizon = True
       changed.train.update(tokens=0, steps=0)
     configs.override(changed, name, parsed)
     given.add(name)
@@ -72,7 +79,7 @@ def _changed(base: Config, text: str) -> Config:
   optim.reset_without_effect(changed.optim, keep={name.removeprefix("optim.") for name in given})
   where = f"config.train.stages: {text!r}"
   require(
-    horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"
+    has_horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"
   )
   require(not changed.task.get("balanced"), f"{where}: say class_weights, balanced is for the last stage")
   numbers = changed.task.name == "regression", base.task.name == "regression"

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from bigmodel import data, models, tasks
+from bigmodel import data, models, tasks, user_files
 from bigmodel.config import Config, unflatten
 from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
 from bigmodel.optim.fields import Optim
@@ -15,9 +15,17 @@ from bigmodel.train.fields import Eval, Train
 OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size": 64}
 
 
-@functools.cache
+# Fields that may name a user's own as FILE.py:NAME.
+EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
+
+
 def declared(family: str, task: str) -> dict[str, Field]:
   """Every field of a config by its dotted name, for a family of models and a task."""
+  return _declared(user_files.complete(family, "config.model.family"), user_files.complete(task, "config.task.name"))
+
+
+@functools.cache
+def _declared(family: str, task: str) -> dict[str, Field]:
   groups = {
     "model": models.declared(family),
     "task": tasks.declared(task),
@@ -40,6 +48,13 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
   return config
 
 
+def complete_names(config: Config) -> None:
+  """Completes, in place, the names that refer to a user's file with its absolute path and the hash of its content."""
+  for name in EXTENSIBLE:
+    group, field = name.split(".")
+    config[group][field] = user_files.complete(config[group][field], f"config.{name}")
+
+
 def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
   """Every field of the config whose flat form this is."""
   return declared(flat["model.family"], flat["task.name"])
@@ -52,6 +67,7 @@ def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
   """
   known = declared_of(flat)
   own = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
+  own |= {name: user_files.without_path(own[name]) for name in EXTENSIBLE if name in own}
   return {name: value for name, value in own.items() if name not in known or _identifies(known[name], value)}
 
 

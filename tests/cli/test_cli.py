@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigmodel import optim
-from bigmodel.plan import coordinates
+from bigmodel.planner import coordinates
 
 CONFIG = """
 from bigmodel.study import default_config

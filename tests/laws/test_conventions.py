@@ -8,10 +8,10 @@ import pytest
 from bigmodel import models, study
 from bigmodel.accounting import CONVENTIONS, params_in
 from bigmodel.config import with_overrides
+from bigmodel.designs.design import closest_size
 from bigmodel.laws import summary
 from bigmodel.laws.points import from_records
 from bigmodel.study import IsoFlop, Ladder, Study, Target, default_config, resolve_without_data
-from bigmodel.sweep.designs import closest_size
 
 MIXTURES = {
   "dense": {},
@@ -106,11 +106,11 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
     forecast_of.append(target.N)
     return {"predicted": 2.0, "interval90": [1.9, 2.1]}
 
-  monkeypatch.setattr(study.laws, "make_forecast", make_forecast)
+  monkeypatch.setattr(study.study.laws, "make_forecast", make_forecast)
   for size in SIZES:
     N = params_in(prepared.counts_of(size).params(), convention)
     fits = {"optimum": [{"law": "chinchilla", "C": flops, "N": float(N), "inside": True}], "noise_floor": None}
-    sealed = study._seal_forecast(prepared, fits)
+    sealed = study.study._seal_forecast(prepared, fits)
     assert {name: sealed["target"]["overrides"][name] for name in size} == size
     assert sealed["target"]["N"] == forecast_of[-1] == N
     (tmp_path / "forecasts" / "target.json").unlink()

@@ -11,12 +11,12 @@ from handmade import labels_of  # its folder is on the path of pytest
 
 from bigmodel import optim
 from bigmodel.config import with_overrides
+from bigmodel.designs.spaces import Space, When
 from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.optim import optimizers, schedules, shampoo
 from bigmodel.optim.optimizers import Step
 from bigmodel.study import default_config
-from bigmodel.sweep.spaces import Space, When
 
 LONGEST = 6  # in place of 4096, so that sides beyond it can be tested with small matrices
 SHAPES = {

@@ -16,7 +16,7 @@ from bigmodel.models.layers import attention
 from bigmodel.models.layers.roles import dotted
 from bigmodel.optim import optimizers, parametrization
 from bigmodel.optim.optimizers import Step
-from bigmodel.plan import coordinates
+from bigmodel.planner import coordinates
 from bigmodel.study import default_config
 
 BASE = ("model.width=64", "model.layers=2")

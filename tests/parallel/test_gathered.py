@@ -12,7 +12,7 @@ from flax import linen as nn
 from bigmodel import models, parallel, study
 from bigmodel.models.layers.basic import gathering_again, times, with_gathered
 from bigmodel.parallel import blocks, topology
-from bigmodel.plan import compiled
+from bigmodel.planner import compiled
 
 WITH_A_STACK = [name for name in models.FAMILIES if "run_blocks" in models.family(name).SUPPLIED]
 CASES = [*((name, False) for name in WITH_A_STACK), ("decoder", True)]

@@ -207,7 +207,7 @@ def test_what_the_data_decide_is_checked_before_anything_compiles(files, config,
 @pytest.mark.parametrize("family", ["vit", "mlp", "bert", "transformer", "resnet"])
 def test_every_family_can_be_planned_for_chips(family, files, config):
   from bigmodel.parallel import topology
-  from bigmodel.plan import compiled
+  from bigmodel.planner import compiled
 
   own = config_of(family, files, config)
   if own.data.kind == "examples":

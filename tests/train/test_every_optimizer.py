@@ -9,14 +9,14 @@ from bigmodel import optim, study
 from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
-from bigmodel.plan import analytic
-from bigmodel.sweep import packs
+from bigmodel.planner import analytic
 from bigmodel.train import programs, stages, weights
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
 from bigmodel.train.stop import StopRequest
+from bigmodel.workers import packs
 
 STEPS = 20
 FROZEN = ("attention", "^embedding$")

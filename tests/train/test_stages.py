@@ -11,7 +11,7 @@ from bigmodel import optim, study, train
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import metrics, programs, results, stages, weights
+from bigmodel.train import horizon, metrics, programs, results, stages, weights
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
@@ -182,7 +182,7 @@ def ramped(config):
 
 def test_a_ramp_is_batches_that_grow(config):
   assert train.phases(ramped(config)) == [
-    train.Phase(2, 0, 10, 0), train.Phase(4, 10, 20, 20), train.Phase(8, 20, 36, 60)
+    horizon.Phase(2, 0, 10, 0), horizon.Phase(4, 10, 20, 20), horizon.Phase(8, 20, 36, 60)
   ]  # fmt: skip
   assert train.steps_of(config) == 36
   assert [train.tokens_at(config, step) for step in (0, 10, 20, 36)] == [0, 640, 1920, 6016]

@@ -42,7 +42,7 @@ def _points(arguments: argparse.Namespace, path: str) -> "Points":
   """The runs of a CSV, or the fitted runs of a study's folder."""
   from bigmodel import files
   from bigmodel.laws import points
-  from bigmodel.sweep import folder
+  from bigmodel.study import folder
 
   if not Path(path).is_dir():
     return columns.source(arguments, path).points()

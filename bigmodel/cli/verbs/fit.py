@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   if Path(arguments.points).is_dir():
-    from bigmodel.sweep import fits
+    from bigmodel.study import fits
 
     if not (Path(arguments.points) / "study.json").exists():
       raise UserError(f"{arguments.points} holds no study (no study.json)")

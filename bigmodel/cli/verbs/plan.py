@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
   """One run on this machine."""
   from bigmodel import assembly, parallel
-  from bigmodel.plan import price
+  from bigmodel.planner import price
   from bigmodel.train.display import duration
 
   planned, _ = assembly.single_run(config, workdir or ".")
@@ -75,10 +75,10 @@ def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
 def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) -> Facts:
   """A study on this machine."""
   from bigmodel import study as studies
-  from bigmodel.sweep import folder
+  from bigmodel.study import folder
 
   prepared = studies.prepare(config, study, workdir or ".")
-  facts = studies.plan(prepared, folder.read_plan(workdir) if workdir else None)
+  facts = studies.make_plan(prepared, folder.read_plan(workdir) if workdir else None)
   plan_tables.show_study_here(facts, study.name, output)
   return facts
 
@@ -88,7 +88,7 @@ def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "
   from bigmodel import assembly, files
   from bigmodel import study as studies
   from bigmodel.parallel import topology
-  from bigmodel.plan import compiled, search
+  from bigmodel.planner import compiled, search
 
   where = topology.parse(arguments.topology)
   if arguments.prices and not Path(arguments.prices).exists():
@@ -109,7 +109,7 @@ def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "
 
 
 def _search(config: "Config", where: "Topology", prices: dict[str, float], output: Output) -> Facts:
-  from bigmodel.plan import search
+  from bigmodel.planner import search
 
   layouts = search.search(config, where, prices)
   if not layouts:
@@ -121,7 +121,7 @@ def _search(config: "Config", where: "Topology", prices: dict[str, float], outpu
 def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
   """How much a step moves activations as the config's model grows, under each parametrization."""
   from bigmodel import assembly
-  from bigmodel.plan import parametrizations
+  from bigmodel.planner import parametrizations
 
   def resolve(resized: "Config") -> "Config":
     assembly.check(resized)

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     raise UserError(f"--workdir: {arguments.workdir} holds no study (no study.json)")
   if arguments.table and not arguments.table.endswith((".csv", ".parquet")):
     raise UserError(f"--table: {arguments.table} ends in neither .csv nor .parquet")
-  facts = page.write(arguments.workdir, study.score_study(arguments.workdir), arguments.figures)
+  facts = study.write_report(arguments.workdir, arguments.figures)
   if arguments.table:
     page.write_table(arguments.table, facts)
   output.say(f"report: {Path(arguments.workdir) / 'report.html'}")

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   from bigmodel import record
-  from bigmodel.sweep import folder
+  from bigmodel.study import folder
 
   while True:
     rows = folder.status(arguments.workdir)

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 def _study_of_axes(arguments: argparse.Namespace) -> "Study":
   from bigmodel import study as studies
-  from bigmodel.sweep import spaces
+  from bigmodel.designs import spaces
 
   design = spaces.of_arguments(arguments.axis, arguments.points, arguments.method, arguments.seeds)
   fields = ", ".join(axis.partition("=")[0] for axis in arguments.axis)

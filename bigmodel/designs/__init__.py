@@ -1,0 +1,1 @@
+"""Designs: which runs a study consists of."""

@@ -1,0 +1,53 @@
+"""What a design is: it returns the runs of a study, as overrides of the study's config."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from bigmodel.accounting import Counts, params_in
+from bigmodel.declarations import Value
+
+Overrides = Mapping[str, Value]  # {"group.field": value}
+CountsOf = Callable[[Overrides], Counts]  # the parameters and FLOPs of a size
+Settings = Callable[[int, int], Overrides]  # (params_total, tokens) -> the settings of that run, such as optim.lr
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """One run of a study: what it is for, and how its config differs from the base."""
+
+  role: str  # fit | scan | seed | target
+  overrides: Overrides
+  budget: float = 0.0
+
+
+def no_settings(params: int, tokens: int) -> Overrides:
+  del params, tokens
+  return {}
+
+
+class Design(Protocol):
+  """What a study's `design` is: anything that says its runs, counted by a convention."""
+
+  @property
+  def convention(self) -> str: ...
+
+  def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]: ...
+
+
+def tokens_of(overrides: Overrides) -> int:
+  """The tokens that a run trains on, as its overrides say; 0 where they do not."""
+  tokens = overrides.get("train.tokens", 0)
+  assert isinstance(tokens, int | float)
+  return int(tokens)
+
+
+def closest_size(sizes: Sequence[Overrides], counts_of: CountsOf, convention: str, N: float) -> Overrides:
+  """The size whose parameters are nearest to N in their logs, both counted by the convention of the law."""
+  return min(sizes, key=lambda size: abs(math.log(params_in(counts_of(size).params(), convention) / N)))
+
+
+def repeat_seeds(run: Planned, seeds: int) -> list[Planned]:
+  """The run again with other seeds of initialisation and data order."""
+  return [Planned("seed", {**run.overrides, "seed": seed, "data.seed": seed}, run.budget) for seed in range(1, seeds)]

@@ -1,1 +1,0 @@
-"""Plans: what a run or a study costs, before it starts."""

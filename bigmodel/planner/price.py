@@ -1,0 +1,135 @@
+"""The price of runs on this machine: FLOPs, bytes and seconds, from a short measured calibration."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigmodel import models, optim, parallel, tasks, train
+from bigmodel.config import Config
+from bigmodel.parallel import hosts
+from bigmodel.planner import analytic
+from bigmodel.train import programs
+from bigmodel.train.run import Run
+
+CALIBRATED = 4  # shapes that are measured alone, and as many in packs; of several families or optimizers two of each
+MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """Seconds a step over exact FLOPs a step, as points that were measured of each way to train."""
+
+  points: dict[str, list[tuple[float, float]]]
+  compile_seconds: float  # of one program
+
+  def step_seconds(self, run: Run, packed: bool) -> float:
+    """Interpolated in the logs; beyond the measured shapes at their rate, as for what was measured in no such way."""
+    x, y = np.log(self.points.get(_way(run, packed)) or next(iter(self.points.values()))).T
+    flops = np.log(flops_per_step(run))
+    outside = flops - np.clip(flops, x[0], x[-1])
+    return float(np.exp(np.interp(flops, x, y) + outside))
+
+
+def flops_per_step(run: Run) -> float:
+  counts = models.counts_of(run.config)
+  return counts.exact_per_token * train.batch_tokens(run.config)
+
+
+def _way(run: Run, packed: bool) -> str:
+  """What, beside the FLOPs, says how long a step takes."""
+  return f"{run.config.model.family}, {run.config.optim.name}, {'in a pack' if packed else 'alone'}"
+
+
+def calibrate(
+  runs: Sequence[Run], together: Mapping[str, int], smallest_only: bool = False
+) -> tuple[Calibration, set[str]]:
+  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest; and says of which.
+
+  `together` says by id how many members the packs have in which runs will train; the others train alone. Of packs of
+  one shape, one of the largest is timed. With `smallest_only`, for a machine that will not train, the smallest run.
+  """
+  if smallest_only:
+    runs, together = [min(runs, key=flops_per_step)], {}
+
+  members_of = lambda run: together.get(run.run_id, 1)
+  ways: dict[str, dict[tuple[float, int], Run]] = {}
+  for run in sorted(runs, key=members_of):
+    shape = flops_per_step(run), run.config.train.batch_size
+    ways.setdefault(_way(run, members_of(run) > 1), {})[shape] = run
+  points: dict[str, list[tuple[float, float]]] = {}
+  compiled: dict[str, float] = {}
+  most = max(2, CALIBRATED // len({(run.config.model.family, run.config.optim.name) for run in runs}))
+  for way, distinct in ways.items():
+    ordered = [distinct[shape] for shape in sorted(distinct)]
+    points[way] = []
+    for i in sorted({round(i) for i in np.linspace(0, len(ordered) - 1, most)}):
+      run, members = ordered[i], members_of(ordered[i])
+      compiled[programs.key(run.config, members)], seconds = _measure(run, members)
+      points[way].append((flops_per_step(run), seconds))
+  return Calibration(points, float(np.mean([*compiled.values()]))), {*compiled}
+
+
+def _measure(run: Run, members: int) -> tuple[float, float]:
+  """(seconds to compile, seconds a step of one member) of a run's program, on random rows.
+
+  On the lanes of a CPU, where members take turns, one a lane is stepped, and a call in which none is tells the rest.
+  """
+  config, began = run.config, time.perf_counter()
+  program = programs.program(config, members)
+  state = program.place([program.init(0)] * members)
+  rows = program.put_rows(*[[_random_rows(config)] * members] * program.stride)
+  lanes = members > 1 and parallel.mapped(config)
+  turns = -(-members // program.mesh.size) if lanes else 1
+  own = optim.hyperparameters(config, run.steps)
+  ended, going = own._replace(steps=np.float32(0)), own._replace(steps=np.float32(1e6))
+  resting = program.put_hyperparameters([ended] * members)
+  working = program.put_hyperparameters([ended if i % turns else going for i in range(members)])
+
+  def seconds(hyperparameters: Any) -> float:
+    nonlocal state
+    times: list[float] = []
+    # All hosts as often: they step together.
+    while hosts.first(lambda: len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS):
+      start = time.perf_counter()
+      state, _ = program.step(state, rows, hyperparameters)
+      jax.block_until_ready(state)
+      times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+  state, _ = program.step(state, rows, resting)
+  jax.block_until_ready(state)
+  first = time.perf_counter() - began
+  rest = seconds(resting) if lanes else 0.0
+  call = seconds(working)
+  whole = rest + turns * max(0.0, call - rest)
+  return max(0.0, first - (rest or call)), whole / (members * program.stride)
+
+
+def _random_rows(config: Config) -> Any:
+  rng, limit = np.random.default_rng(0), config.model.vocab if config.data.kind == "text" else config.model.outputs
+  draw = lambda x: rng.integers(0, limit, x.shape) if x.dtype == np.int32 else rng.standard_normal(x.shape)
+  shapes = tasks.batch_shape(config, config.train.batch_size)
+  return jax.tree.map(lambda x: draw(x).astype(x.dtype), shapes)
+
+
+def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str, Any]:
+  """What one run costs, alone or as a member of a pack: FLOPs under every convention, bytes and expected seconds."""
+  config = run.config
+  counts = models.counts_of(config)
+  tokens = train.tokens_at(config, run.steps)
+  steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
+  seconds = steps * calibration.step_seconds(run, packed)
+  state_bytes = analytic.run_bytes(config)
+  return {
+    **counts.params(),
+    "tokens": tokens,
+    "steps": run.steps,
+    **counts.flops(tokens),
+    "state_bytes": state_bytes,
+    "disk_bytes": state_bytes * config.train.keep,
+    "expected_seconds": seconds,
+  }

@@ -1,0 +1,72 @@
+"""Studies: what a config file and a script need to describe one, run it and read it."""
+
+from bigmodel.assembly import (
+  check,
+  default_config,
+  resolve,
+  resolve_for_plan,
+  resolve_without_data,
+  single_run,
+)
+from bigmodel.config import with_overrides
+from bigmodel.designs.branches import Branches
+from bigmodel.designs.fractions import Fractions
+from bigmodel.designs.grids import Grid, Listed
+from bigmodel.designs.halving import Halving, Hyperband
+from bigmodel.designs.isoflop import IsoFlop, Scan
+from bigmodel.designs.ladder import Ladder
+from bigmodel.designs.search import Search
+from bigmodel.designs.spaces import Between, Repeated, Space, When, Zipped
+from bigmodel.study.study import (
+  Prepared,
+  Study,
+  Target,
+  make_plan,
+  plan_for,
+  prepare,
+  run_all,
+  run_listed,
+  run_study,
+  run_to_end,
+  score_study,
+  work,
+  write_report,
+)
+
+__all__ = [
+  "Between",
+  "Branches",
+  "Fractions",
+  "Grid",
+  "Halving",
+  "Hyperband",
+  "IsoFlop",
+  "Ladder",
+  "Listed",
+  "Prepared",
+  "Repeated",
+  "Scan",
+  "Search",
+  "Space",
+  "Study",
+  "Target",
+  "When",
+  "Zipped",
+  "check",
+  "default_config",
+  "make_plan",
+  "plan_for",
+  "prepare",
+  "resolve",
+  "resolve_for_plan",
+  "resolve_without_data",
+  "run_all",
+  "run_listed",
+  "run_study",
+  "run_to_end",
+  "score_study",
+  "single_run",
+  "with_overrides",
+  "work",
+  "write_report",
+]

@@ -1,0 +1,65 @@
+"""Trains the runs of a halving from rung to rung, and stops those that others beat."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from bigmodel import record
+from bigmodel.config import require
+from bigmodel.designs.halving import Halving
+from bigmodel.parallel import hosts
+from bigmodel.study.folder import measured_value
+from bigmodel.train.results import read_rungs, stopped_record
+from bigmodel.train.run import Run
+from bigmodel.workers import execute
+
+
+def run(design: Halving, runs: Sequence[Run], measure: str, train_them: Callable[[dict[str, Run], int], None]) -> None:
+  """Trains runs from rung to rung, to a step or (0) to the end; what is known of rungs on disk is not done again.
+
+  At a rung the best go on by `measure`: the held-out loss, or a metric of held-out data. When the design has grown,
+  the runs are compared anew at each rung, and a run that was stopped there resumes if it is now among the best.
+  """
+  require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")
+  for halving, members in design.brackets(runs):
+    alive = {run.run_id: run for run in members}
+    for rung in halving.rungs(members[0].steps):
+      _resume_stopped(alive, rung)
+      train_them(alive, rung)
+      losses = hosts.first(
+        lambda rung=rung, alive=alive: {i: _value_at(run, rung, measure) for i, run in alive.items()}
+      )
+      stays = halving.stays({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
+      for run_id in sorted(alive.keys() - stays):
+        hosts.first(lambda run=alive[run_id], rung=rung: _stop(run, rung))
+      alive = {run_id: run for run_id, run in alive.items() if run_id in stays}
+    _resume_stopped(alive, 0)
+    train_them(alive, 0)
+
+
+def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
+  """Sets aside the records of runs that stopped before the step `until` (0: the end) and are now to reach it."""
+
+  def resume() -> None:
+    for run in alive.values():
+      ended = record.read(run.folder)
+      if ended is not None and ended["status"] == "stopped" and ended["steps"] < (until or run.steps):
+        execute.set_record_aside(run.folder)
+
+  hosts.first(resume)
+
+
+def _stop(run: Run, rung: int) -> None:
+  if record.read(run.folder) is None:
+    stopped_record(run, rung)
+
+
+def _value_at(run: Run, step: int, measure: str) -> float | None:
+  """What is compared at a rung, the less the better; None where a run diverged or failed before it.
+
+  A run that passed this step in another bracket, without a rung there, is compared by its next rung.
+  """
+  rungs = {int(at): rung for at, rung in read_rungs(run).items() if int(at) >= step}
+  rung = rungs[min(rungs)] if rungs else None
+  if rung is None or rung["loss_eval"] is None:
+    return None
+  return measured_value(rung["loss_eval"], rung["metrics"], measure)

@@ -1,1 +1,0 @@
-"""Sweeps: designs that make runs, packs of runs that share a program, and the study's folder."""

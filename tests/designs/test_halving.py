@@ -1,0 +1,241 @@
+"""Halving and Hyperband go by held-out data: what they keep, what an evaluation at a rung is, and when they warn."""
+
+import json
+import logging
+import math
+
+import pytest
+
+from bigmodel import record, study
+from bigmodel.designs import halving
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
+from bigmodel.optim.schedules import SCHEDULES
+from bigmodel.study import Grid, Halving, Hyperband, Study, rungs
+from bigmodel.tasks.metrics import LARGER
+from bigmodel.train import loop, results
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.results import read_rungs
+from bigmodel.train.run import Run, write_provenance
+from bigmodel.train.stop import StopRequest
+
+DESIGNS = (Halving, Hyperband)
+
+
+@pytest.mark.parametrize(
+  "axes",
+  [{"model.dropout": (0.0, 0.5, 0.8)}, {"task.label_smoothing": (0.0, 0.05, 0.1, 0.3)}],
+  ids=["dropout", "smooth"],
+)
+def test_the_best_regularisation_is_kept(axes, tmp_path):
+  """100 digits, learned by heart: held out, no regularisation is the worst but one or the worst of all (.750).
+
+  By the training loss it is the best at every step, and was all that halving kept. The best are dropout .8 (.672) and
+  label smoothing .05 (.612).
+  """
+  pytest.importorskip("sklearn")
+  config = study.default_config("mlp")
+  config.data.update(name="sklearn/digits", examples=100, repeat=True)
+  config.model.hidden = (128,)
+  config.optim.update(lr=0.01, weight_decay=0.0)
+  config.train.update(batch_size=50, steps=120, log_every=120, checkpoint_every=1000)
+  every = study.prepare(config, Study("all", "?", Grid(axes), laws=()), tmp_path / "all")
+  ended = {one["run_id"]: one for one in study.run_study(every, True, StopRequest())["runs"]}
+  best = min(ended, key=lambda run_id: ended[run_id]["loss_eval"])
+  plain = min(ended, key=lambda run_id: ended[run_id]["loss_train"])
+  assert ended[plain]["loss_eval"] > ended[best]["loss_eval"] + 0.05
+  halved = study.prepare(config, Study("halved", "?", Halving(Grid(axes), 1 / 2, 2), laws=()), tmp_path / "halved")
+  report = study.run_study(halved, True, StopRequest())
+  kept = {one["run_id"] for one in report["runs"] if one["status"] == "finished"}
+  assert report["sweep"]["cells"][0]["run_ids"] == [best]
+  assert plain not in kept
+  rungs = {run_id: read_rungs(run)["60"] for run_id, run in halved.runs.items()}
+  assert min(rungs, key=lambda run_id: rungs[run_id]["loss_train"]) == plain
+  assert max(rungs[i]["loss_eval"] for i in kept) < min(rungs[i]["loss_eval"] for i in rungs.keys() - kept)
+  assert "accuracy" in rungs[best]["metrics"]
+
+
+def fake_runs(config, tmp_path, count):
+  prepared = study.prepare(
+    config, Study("s", "?", Grid({"optim.lr": tuple(0.01 * (i + 1) for i in range(count))}), laws=()), tmp_path
+  )
+  for one in prepared.runs.values():
+    write_provenance(one)
+  return list(prepared.runs.values())
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("measure", ["loss", "mse", *LARGER])
+def test_what_a_study_measures_decides_whichever_way_is_better(design, measure, config, tmp_path):
+  """The order by the measure is the reverse of that by the loss, but for a run that diverged, which never goes on."""
+  config.train.steps = 18
+  members = fake_runs(config, tmp_path, 9)
+  halver = design(Grid({}), first=1 / 3)
+  went_on = []
+
+  def train(alive, until):
+    if not until:
+      return went_on.extend(alive)
+    for i, one in enumerate(members):
+      value = i / 10 if measure == "loss" or measure.startswith(LARGER) else 1 - i / 10
+      rung = {"loss_train": 0.5, "loss_eval": i / 10 if measure == "loss" else 1 - i / 10, "metrics": {measure: value}}
+      if i == 4:
+        rung = {"loss_train": None, "loss_eval": None, "metrics": {}}
+      if one.run_id in alive:
+        write_json(one.folder / "rungs.json", {str(until): rung})
+
+  rungs.run(halver, members, measure, train)
+  for bracket, part in halver.brackets(members):
+    if not bracket.rungs(18):
+      continue
+    order = sorted((i for i, one in enumerate(members) if one in part and i != 4), reverse=measure != "loss")
+    kept = {i for i, one in enumerate(members) if one in part and one.run_id in went_on}
+    assert kept == set(order[: math.ceil(len(part) / 3)])
+    assert (measure != "loss") or 4 not in kept
+
+
+def test_a_measure_that_the_task_does_not_have_is_refused_at_the_rung(config, tmp_path):
+  config.train.steps = 18
+  members = fake_runs(config, tmp_path, 3)
+
+  def train(alive, until):
+    for one in members:
+      rung = {"loss_train": 0.5, "loss_eval": 1.0, "metrics": {"accuracy": 0.5}}
+      write_json(one.folder / "rungs.json", {str(until): rung})
+
+  with pytest.raises(UserError, match=r"no 'acuracy' \(did you mean 'accuracy'"):
+    rungs.run(Halving(Grid({}), first=1 / 3), members, "acuracy", train)
+
+
+def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path, monkeypatch):
+  """Of a pack, and of one that was stopped when some of its members had been evaluated."""
+  config, corpus = resolved
+  evaluated = []
+  real = loop.measure
+
+  def counting(program, params, *rest):
+    evaluated.append(len(params))
+    return real(program, params, *rest)
+
+  monkeypatch.setattr(loop, "measure", counting)
+  configs = [study.with_overrides(config, {"seed": seed}) for seed in range(3)]
+  pack = [Run(one, tmp_path / f"pack{i}") for i, one in enumerate(configs)]
+  go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), StopRequest(), until=10)
+  assert go_on(pack) == []
+  assert sum(evaluated) == 3
+  together = [read_rungs(one) for one in pack]
+  assert all(list(rungs) == ["10"] and rungs["10"]["loss_eval"] > 0 for rungs in together)
+  evaluated.clear()
+  go_on(pack)
+  assert sum(evaluated) == 0
+  (pack[1].folder / "rungs.json").unlink()
+  go_on(pack)
+  assert sum(evaluated) == 1
+  assert [read_rungs(one) for one in pack] == together
+  single = Run(configs[2], tmp_path / "single")
+  go_on([single])
+  (alone,), (packed,) = read_rungs(single).values(), together[2].values()
+  assert alone["loss_eval"] == pytest.approx(packed["loss_eval"], rel=1e-5)  # sums have another order
+  # The rung of an earlier version is a training loss: the run is evaluated, and does not train again.
+  write_json(single.folder / "rungs.json", {"10": 3.0})
+  assert read_rungs(single) == {}
+  go_on([single])
+  assert read_rungs(single)["10"] == alone
+
+
+def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tmp_path):
+  config.train.update(steps=3, log_every=3)
+
+  def train(*rates):
+    the_study = Study("s", "?", Halving(Grid({"optim.lr": rates}), first=1 / 3), laws=())
+    prepared = study.prepare(config, the_study, tmp_path)
+    return {one["learning_rate"]: one for one in study.run_study(prepared, True, StopRequest())["runs"]}
+
+  before = train(1e-2, 1e-3, 1e-4)
+  assert {rate: one["status"] for rate, one in before.items()} == {1e-2: "finished", 1e-3: "stopped", 1e-4: "stopped"}
+  assert all(one["loss_eval"] > 0 and one["metrics"]["perplexity"] > 1 for one in before.values())  # at the rung, too
+  after = train(1e-2, 1e-3, 1e-4, 1e-5)
+  assert {rate for rate, one in after.items() if one["status"] == "finished"} == {1e-2, 1e-3}
+  assert after[1e-3]["steps"] == 3
+  assert after[1e-4] == before[1e-4]
+  aside = tmp_path / "runs" / after[1e-3]["run_id"] / "attempts" / "000.json"
+  assert before[1e-3].items() >= read_json(aside).items()
+
+
+@pytest.mark.parametrize("count", [3, 8])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, config, tmp_path):
+  """Also where runs of Hyperband move to another bracket. Losses are made up: the rate itself."""
+  config.train.steps = 18
+
+  def train(alive, until):
+    for one in alive.values():
+      if record.read(one.folder) is None and until:
+        loss = {"loss_train": 0.5, "loss_eval": one.config.optim.lr, "metrics": {}}
+        write_json(one.folder / "rungs.json", read_rungs(one) | {str(until): loss})
+      elif record.read(one.folder) is None:
+        results.end(one, results._nothing(one) | {"status": "finished", "steps": one.steps})
+
+  def finished(folder, *counts):
+    for many in counts:
+      members = fake_runs(config, tmp_path / folder, many)
+      rungs.run(design(Grid({}), first=1 / 9), members, "loss", train)
+    return {one.run_id for one in members if record.read(one.folder)["status"] == "finished"}
+
+  whole = finished("whole", count * 3)
+  assert len(whole) < count * 3
+  assert finished("grown", count, count + 1, count * 3) >= whole
+
+
+def test_a_run_that_passed_a_step_without_a_rung_is_compared_by_its_next_rung(config, tmp_path):
+  config.train.steps = 18
+  (one,) = fake_runs(config, tmp_path, 1)
+  rung = {"loss_train": 0.5, "metrics": {}}
+  write_json(one.folder / "rungs.json", {"2": {**rung, "loss_eval": 3.0}, "6": {**rung, "loss_eval": 2.0}})
+  assert [rungs._value_at(one, step, "loss") for step in (2, 4, 6, 8)] == [3.0, 2.0, 2.0, None]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_rungs_before_the_decay_are_warned_of(design, schedule, config, tmp_path):
+  config.train.steps = 18
+  config.optim.schedule = schedule
+  members = fake_runs(config, tmp_path, 4)
+  warning = halving.undecayed(design(Grid({}), first=1 / 9), members)
+  assert design.__name__ in warning
+  assert f"optim.schedule {schedule}" in warning
+  averaged = []
+  for one in members:
+    own = one.config.copy_and_resolve_references()
+    own.optim.average = 0.9
+    averaged.append(Run(own, one.folder))
+  assert halving.undecayed(design(Grid({}), first=1 / 9), averaged) == ""
+
+
+def test_a_study_says_the_warning_when_it_begins(config, tmp_path, caplog):
+  config.train.update(steps=6, log_every=6)
+  the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=())
+  with caplog.at_level(logging.WARNING, "bigmodel"):
+    study.run_study(study.prepare(config, the_study, tmp_path), True, StopRequest())
+  (said,) = [one.message for one in caplog.records if "of its peak" in one.message]
+  assert said.startswith("Halving compares runs at step 3 of 6, where the learning rate (optim.schedule cosine)")
+
+
+def test_the_loss_of_a_part_of_a_mixture_is_measured_at_a_rung(config, tmp_path):
+  for part in range(2):
+    lines = [json.dumps({"text": f"{part}-{i}: " + "the model reads " * 40}) for i in range(20)]
+    (tmp_path / f"part{part}.jsonl").write_text("\n".join(lines) + "\n")
+  config.data.update(name="text_files", path=str(tmp_path / "part0.jsonl"), heldout_fraction=0.3, repeat=True)
+  config.data.mixture = (f"1 path={tmp_path / 'part1.jsonl'}",)
+  config.train.update(steps=6, log_every=6)
+  the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=(), measure="loss_part1")
+  prepared = study.prepare(config, the_study, tmp_path / "study")
+  report = study.run_study(prepared, True, StopRequest())
+  assert sorted(one["status"] for one in report["runs"]) == ["finished", "stopped"]
+  for run in prepared.runs.values():
+    rung = read_rungs(run)["3"]
+    low, high = sorted(rung["metrics"][f"loss_part{part}"] for part in range(2))
+    assert low < rung["loss_eval"] < high  # the loss of all is between those of the parts, which differ
+  best = min(prepared.runs, key=lambda run_id: read_rungs(prepared.runs[run_id])["3"]["metrics"]["loss_part1"])
+  assert [one["run_id"] for one in report["runs"] if one["status"] == "finished"] == [best]

@@ -1,0 +1,52 @@
+"""Names of the form FILE.py:NAME, which refer to what a user defines in a file of their own."""
+
+import pytest
+
+from bigmodel import study, user_files
+from bigmodel.errors import UserError
+from bigmodel.train import whole
+
+
+def write(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  return path
+
+
+def test_the_same_content_is_one_object_wherever_it_lies_and_other_content_another(tmp_path):
+  first = write(tmp_path / "a" / "mine.py", "thing = object()\n")
+  name = f"{first}:thing"
+  assert user_files.load(name, "here") is user_files.load(name, "here")
+  second = write(tmp_path / "b" / "mine.py", "thing = object()\n")
+  short = [user_files.without_path(user_files.complete(f"{path}:thing", "here")) for path in (first, second)]
+  assert short[0] == short[1]
+  write(second, "thing = object()  # changed\n")
+  assert user_files.without_path(user_files.complete(f"{second}:thing", "here")) != short[0]
+
+
+def test_a_completed_name_refuses_a_file_that_has_changed(tmp_path):
+  path = write(tmp_path / "mine.py", "thing = 1\n")
+  completed = user_files.complete(f"{path}:thing", "config.model.family")
+  assert user_files.complete(completed, "config.model.family") == completed
+  write(path, "thing = 2\n")
+  with pytest.raises(UserError, match=r"config\.model\.family: .*mine\.py has changed"):
+    user_files.load(completed, "config.model.family")
+
+
+def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path):
+  with pytest.raises(UserError, match=r"here: no file '.*absent\.py'"):
+    user_files.load(f"{tmp_path / 'absent.py'}:thing", "here")
+  path = write(tmp_path / "mine.py", "def things(): ...\n")
+  with pytest.raises(UserError, match=r"defines no 'thing' \(did you mean 'things'\?\); it defines things"):
+    user_files.load(f"{path}:thing", "here")
+  write(path, "1 / 0\n")
+  with pytest.raises(UserError, match=r"mine\.py does not load: ZeroDivisionError"):
+    user_files.load(f"{path}:thing", "here")
+
+
+def test_other_names_are_left_alone():
+  assert user_files.complete("decoder", "here") == "decoder"
+  assert user_files.without_path("decoder") == "decoder"
+  config = study.default_config()
+  whole.complete_names(config)
+  assert config.model.family == "decoder"
