@@ -4,10 +4,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from bigmodel import data, models, tasks, user_files
+from bigmodel import config as configs
+from bigmodel import data, models, optim, tasks, user_files
 from bigmodel.config import Config, unflatten
 from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
-from bigmodel.optim.fields import Optim
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
 
@@ -19,18 +19,22 @@ OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size"
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
 
 
-def declared(family: str, task: str) -> dict[str, Field]:
-  """Every field of a config by its dotted name, for a family of models and a task."""
-  return _declared(user_files.complete(family, "config.model.family"), user_files.complete(task, "config.task.name"))
+def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
+  """Every field of a config by its dotted name, for a family of models, a task and an optimizer."""
+  return _declared(
+    user_files.complete(family, "config.model.family"),
+    user_files.complete(task, "config.task.name"),
+    user_files.complete(optimizer, "config.optim.name"),
+  )
 
 
 @functools.cache
-def _declared(family: str, task: str) -> dict[str, Field]:
+def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
   groups = {
     "model": models.declared(family),
     "task": tasks.declared(task),
     "data": data.declared(tasks.task(task).DATA),
-    "optim": declared_in(Optim),
+    "optim": optim.declared(optimizer),
     "parallel": declared_in(Parallel),
     "train": declared_in(Train),
     "eval": declared_in(Eval),
@@ -50,14 +54,37 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
 
 def complete_names(config: Config) -> None:
   """Completes, in place, the names that refer to a user's file with its absolute path and the hash of its content."""
+  add_fields(config)
   for name in EXTENSIBLE:
     group, field = name.split(".")
     config[group][field] = user_files.complete(config[group][field], f"config.{name}")
 
 
+def add_fields(config: Config) -> None:
+  """Adds, in place and with their defaults, the fields that the config lacks and a user's optimizer declares."""
+  for name, value in optim.defaults(config.optim.name).items() if user_files.is_reference(config.optim.name) else ():
+    if name not in config.optim:
+      config.optim[name] = value
+
+
+def override(config: Config, name: str, value: Any) -> None:
+  """As `config.override`. Where a name refers to a user's file, the fields that this brings are added."""
+  configs.override(config, name, value)
+  if name == "optim.name":
+    add_fields(config)
+
+
+def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+  """A copy of `config` with `{'group.field': value}` applied; see `override`."""
+  copy = config.copy_and_resolve_references()
+  for name, value in changes.items():
+    override(copy, name, value)
+  return copy
+
+
 def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
   """Every field of the config whose flat form this is."""
-  return declared(flat["model.family"], flat["task.name"])
+  return declared(flat["model.family"], flat["task.name"], flat["optim.name"])
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
