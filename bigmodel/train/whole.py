@@ -1,7 +1,7 @@
 """The config of a run as a whole: the fields of all rooms, and which of them make the run what it is."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bigmodel import config as configs
@@ -67,19 +67,35 @@ def add_fields(config: Config) -> None:
       config.optim[name] = value
 
 
-def override(config: Config, name: str, value: Any) -> None:
-  """As `config.override`. Where a name refers to a user's file, the fields that this brings are added."""
-  configs.override(config, name, value)
-  if name == "optim.name":
-    add_fields(config)
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+  """The config with `group.field=value` overrides applied, that of `optim.name` first: it may bring fields."""
+  add_fields(config)
+  items = list(overrides)
+  names = [item for item in items if item.startswith("optim.name=")]
+  for item in names:
+    _set_optimizer(config, item.partition("=")[2])
+  configs.apply(config, (item for item in items if item not in names))
+  return config
 
 
 def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
-  """A copy of `config` with `{'group.field': value}` applied; see `override`."""
+  """A copy of `config` with `{'group.field': value}` applied, `optim.name` first: it may bring fields."""
   copy = config.copy_and_resolve_references()
+  add_fields(copy)
+  if "optim.name" in changes:
+    _set_optimizer(copy, changes["optim.name"])
   for name, value in changes.items():
-    override(copy, name, value)
+    configs.override(copy, name, value)
   return copy
+
+
+def _set_optimizer(config: Config, name: str) -> None:
+  """Sets `optim.name` in place, with the fields of the new optimizer in place of those of the old one."""
+  old = optim.declared(config.optim.name)
+  configs.override(config, "optim.name", name)
+  for field in old.keys() - optim.declared(name).keys():
+    del config.optim[field]
+  add_fields(config)
 
 
 def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
