@@ -48,7 +48,7 @@ def reset_without_effect(optim: Config, keep: Set[str]) -> None:
 def _without_effect(optim: Config) -> dict[str, str]:
   """The fields that change nothing beside the others, and why: set, they would only give equal runs different ids."""
   optimizer = lookup.by_name(optim.name)
-  name = user_files.without_path(optim.name)
+  name = user_optimizers.title(optim.name)
   reasons = {field: f"on {name}" for field in optimizers.SPECIFIC if field not in optimizer.reads}
   for field in schedules.SPECIFIC:
     if field not in schedules.SCHEDULES[optim.schedule].reads:

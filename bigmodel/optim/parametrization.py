@@ -19,11 +19,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from bigmodel import models, user_files
+from bigmodel import models
 from bigmodel.config import Config, digest, flatten, override, parse_value, require
 from bigmodel.declarations import Value
 from bigmodel.models.layers.roles import Label, Labels, Parameter, Path, Role, dotted
-from bigmodel.optim import lookup, optimizers
+from bigmodel.optim import lookup, optimizers, user_optimizers
 from bigmodel.optim.definitions import Optimizer, Step
 from bigmodel.optim.fields import PARAMETRIZATIONS as PARAMETRIZATIONS
 from bigmodel.types import Params, PyTree
@@ -56,12 +56,12 @@ def check(config: Config) -> None:
   require(
     optimizer.step is not None,
     f"config.optim.parametrization: {optim.parametrization} needs to know how the steps of"
-    f" {user_files.without_path(optim.name)} scale: declare it with"
+    f" {user_optimizers.title(optim.name)} scale: declare it with"
     " @bigmodel.optim.optimizer(step=...), or use 'standard'",
   )
   require(
     transfers(optimizer),
-    f"config.optim.parametrization: {optim.parametrization} has no rule for {user_files.without_path(optim.name)},"
+    f"config.optim.parametrization: {optim.parametrization} has no rule for {user_optimizers.title(optim.name)},"
     f" whose steps it cannot scale with the model; use 'standard', or one of {', '.join(accepted)}",
   )
   require(bool(optim.base), "config.optim.base: empty; say a base size, such as ('model.width=64', 'model.layers=2')")

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 import jax
@@ -27,6 +28,11 @@ from bigmodel.types import Params, PyTree
 WHERE = "config.optim.name"
 
 
+def title(name: str) -> str:
+  """The name of an optimizer in messages: of a user's its file's name without folders, and its name."""
+  return Path(name).name.partition("@")[0]
+
+
 def load(name: str) -> Optimizer:
   """The optimizer that FILE.py:NAME refers to; refuses what is not the definition of one."""
   return _load(user_files.complete(name, WHERE))
@@ -35,7 +41,7 @@ def load(name: str) -> Optimizer:
 @functools.cache
 def _load(name: str) -> Optimizer:
   value = user_files.load(name, WHERE)
-  where = f"{WHERE}: {user_files.without_path(name)}"
+  where = f"{WHERE}: {title(name)}"
   if not isinstance(value, Optimizer):
     if not callable(value) or isinstance(value, type):
       raise UserError(f"{where} is {value!r}, and not a function that returns an optax.GradientTransformation")
@@ -133,7 +139,7 @@ def _fields(user_optimizer: Optimizer, traced: bool) -> dict[str, declarations.F
 @functools.cache
 def _try(name: str, compiled: tuple[tuple[str, Value], ...]) -> None:
   """Takes a few steps on a small quadratic loss, and refuses what could not train a model."""
-  where, user_optimizer = f"{WHERE}: {user_files.without_path(name)}", load(name)
+  where, user_optimizer = f"{WHERE}: {title(name)}", load(name)
   params = {"w": jnp.linspace(0.5, 1.5, 12).reshape(4, 3), "b": jnp.linspace(-1.5, -0.5, 3)}
   labels = Labels((("w", Label(("inputs", "outputs"), Role.HIDDEN)), ("b", Label(("outputs",), Role.BIAS))))
   extra = {"obj_fn": _quadratic} if user_optimizer.second_order else {}
@@ -146,9 +152,7 @@ def _try(name: str, compiled: tuple[tuple[str, Value], ...]) -> None:
     for _ in range(3):
       grads = jax.grad(_quadratic)(here)
       updates, after = transformation.update(grads, state, here, **extra)
-      require(
-        _shapes(updates) == _shapes(params), f"{where}: its updates have other shapes or types than the parameters"
-      )
+      require(_shapes(updates) == _shapes(params), f"{where}: its updates differ from parameters in shapes or types")
       require(_shapes(after) == _shapes(state), f"{where}: its state changes its shapes or types from step to step")
       state = after
       here = jax.tree.map(lambda p, u: p + (u if user_optimizer.sets_rate else -0.01 * u), here, updates)

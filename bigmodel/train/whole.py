@@ -62,8 +62,14 @@ def complete_names(config: Config) -> None:
 
 def add_fields(config: Config) -> None:
   """Adds, in place and with their defaults, the fields that the config lacks and a user's optimizer declares."""
-  for name, value in optim.defaults(config.optim.name).items() if user_files.is_reference(config.optim.name) else ():
+  if not user_files.is_reference(config.optim.name):
+    return
+  for name, default in optim.defaults(config.optim.name).items():
     if name not in config.optim:
+      config.optim[name] = default
+    elif isinstance(default, float) and type(config.optim[name]) is int:
+      value = float(config.optim[name])  # as ConfigDict does for the fields that it has
+      del config.optim[name]
       config.optim[name] = value
 
 
