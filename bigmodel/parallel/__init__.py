@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigmodel import declarations, models
+from bigmodel import declarations, models, user_files
 from bigmodel.config import Config, nearest, require
 from bigmodel.errors import UserError
 from bigmodel.models.layers.embedding import padded
@@ -128,6 +128,8 @@ def check(config: Config, devices: int | None = None) -> None:
 def _number(config: Config, name: str) -> int | None:
   """What an axis of the mesh divides; None where the model or its data do not have it."""
   group, field = name.split(".")
+  if user_files.is_reference(config.model.family):
+    return None
   field = "heads" if field == "kv_heads" and field not in config.model else field
   if name in ("data.context", "model.layers") and name not in models.in_pieces(config.model):
     return None
@@ -223,6 +225,8 @@ def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
 def _widths(config: Config) -> tuple[int, ...]:
   """Lengths of the axes named `embed` of a model's parameters."""
   model = config.model
+  if user_files.is_reference(model.family):  # of which nothing is spread unless it names axes itself
+    return ()
   if "hidden" in model:
     return (model.hidden,) if isinstance(model.hidden, int) else tuple(model.hidden)
   return (model.width,) if "heads" in model else ()

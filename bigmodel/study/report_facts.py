@@ -77,7 +77,7 @@ def _measured(about: Facts) -> str:
   """What the laws are of, and the axes of the figures."""
   name = about["measure"]
   if name == "loss":
-    return LOSSES[about["config"]["task.name"]]
+    return LOSSES.get(about["config"]["task.name"], "loss")
   return f"1 - {name}" if name.startswith(LARGER) else name
 
 

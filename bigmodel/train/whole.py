@@ -1,12 +1,14 @@
 """The config of a run as a whole: the fields of all rooms, and which of them make the run what it is."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bigmodel import config as configs
 from bigmodel import data, models, tasks, user_files
-from bigmodel.config import Config, unflatten
+from bigmodel.config import Config, flatten, nearest, unflatten
 from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
+from bigmodel.errors import UserError
 from bigmodel.optim.fields import Optim
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
@@ -26,10 +28,11 @@ def declared(family: str, task: str) -> dict[str, Field]:
 
 @functools.cache
 def _declared(family: str, task: str) -> dict[str, Field]:
+  kind = tasks.kind_of(task, models.family(family).TASKS)
   groups = {
     "model": models.declared(family),
-    "task": tasks.declared(task),
-    "data": data.declared(tasks.task(task).DATA),
+    "task": tasks.declared(task, kind),
+    "data": data.declared(kind),
     "optim": declared_in(Optim),
     "parallel": declared_in(Parallel),
     "train": declared_in(Train),
@@ -46,6 +49,38 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
   if config.data.kind == "examples":
     config.update_from_flattened_dict(OF_EXAMPLES)
   return config
+
+
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+  """The config with `group.field=value` overrides applied, those of `model.family` and `task.name` first."""
+  items = [item.partition("=") for item in overrides]
+  names: dict[str, str] = {n: value for n, equals, value in items if equals and n in ("model.family", "task.name")}
+  if names:
+    config = renamed(config, names.get("model.family") or config.model.family, names.get("task.name") or "")
+  configs.apply(config, ("".join(item) for item in items if item[0] not in names))
+  return config
+
+
+def renamed(config: Config, family: str, task: str = "") -> Config:
+  """The config with the fields of another family of models or task.
+
+  Fields that were not at their defaults keep their values where the new family and task have a field of the same name
+  and type. Without a `task` it stays the same if the family can be trained for it, otherwise it is the family's first.
+  """
+  tasks_of_family = models.family(family).TASKS
+  if not task:
+    task = config.task.name
+    kinds = (tasks.kind_of(tasks_of_family[0], ()), config.data.kind)
+    stays = kinds[0] == kinds[1] if user_files.is_reference(task) else task in tasks_of_family
+    task = task if stays else tasks_of_family[0]
+  old, new = (flatten(default_config(*names)) for names in ((config.model.family, config.task.name), (family, task)))
+  for name, value in flatten(config).items():
+    if name not in old:
+      raise UserError(f"config.{name}: no such field{nearest(name, old)}")
+    changed = name not in ("model.family", "task.name") and value != old[name]
+    if changed and name in new and type(value) is type(new[name]):
+      new[name] = value
+  return unflatten(new)
 
 
 def complete_names(config: Config) -> None:
