@@ -79,9 +79,18 @@ class Shape:
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      norm_first=False, epsilon=self.epsilon, causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      norm_first=False,
+      epsilon=self.epsilon,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per token; embeddings are those of tokens, positions and types."""
@@ -112,7 +121,10 @@ class Bert(nn.Module):
     self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
-    table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), Role.TABLE, 0.02)
+
+    def table(name: str, rows: int, axis: str) -> jax.Array:
+      return normal(self, name, (rows, D), (axis, "embed"), Role.TABLE, 0.02)
+
     embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, Role.TABLE, 0.02)
     positions_PxD = table("positions", shape.positions, "positions")
     types_2xD = table("types", shape.types, "types")

@@ -81,9 +81,16 @@ class Shape(ExampleShape):
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per row of a table."""
@@ -112,7 +119,9 @@ class FTTransformer(nn.Module):
     def vectors(name: str, count: int) -> jax.Array:
       return normal(self, name, (count, D), axes, Role.SHRINKING_TABLE, D**-0.5)
 
-    for_all = lambda vectors_FxD: repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
+    def for_all(vectors_FxD: jax.Array) -> jax.Array:
+      return repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
+
     parts = []
     if shape.numbers:
       parts.append(x_BxF[:, : shape.numbers].astype(self.dtype)[..., None] * for_all(vectors("weight", shape.numbers)))

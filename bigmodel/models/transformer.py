@@ -70,10 +70,20 @@ class Shape:
 
   def block(self, decoder: bool) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      norm_first=False, gives_outputs=decoder, epsilon=self.epsilon, causal=decoder, cross=decoder,
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      norm_first=False,
+      gives_outputs=decoder,
+      epsilon=self.epsilon,
+      causal=decoder,
+      cross=decoder,
       dropout=self.dropout,
-    )  # fmt: skip
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per token of source and target, which have half of `context` each."""

@@ -67,9 +67,17 @@ class Shape(ExampleShape):
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      epsilon=self.epsilon, causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      epsilon=self.epsilon,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   @property
   def patches(self) -> int:

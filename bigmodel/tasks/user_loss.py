@@ -148,13 +148,13 @@ class _Shapes:
 def _checked(task: UserLoss, shapes: _Shapes, fields: tuple[tuple[str, Value], ...]) -> None:
   """Refuses a loss that cannot be traced or has a wrong shape. Two rows are enough to see that."""
   tokens = task.DATA == "text"
-  like = lambda shape, dtype: jax.ShapeDtypeStruct((2, *shape), dtype)
   batch = {
-    "inputs": like(shapes.inputs, jnp.int32 if tokens else jnp.float32),
-    "targets": like(shapes.targets, jnp.float32 if shapes.numbers else jnp.int32),
+    "inputs": jax.ShapeDtypeStruct((2, *shapes.inputs), jnp.int32 if tokens else jnp.float32),
+    "targets": jax.ShapeDtypeStruct((2, *shapes.targets), jnp.float32 if shapes.numbers else jnp.int32),
   }
+  outputs = jax.ShapeDtypeStruct((2, *shapes.outputs), jnp.float32)
   try:
-    jax.eval_shape(functools.partial(task.losses, dict(fields)), like(shapes.outputs, jnp.float32), batch)
+    jax.eval_shape(functools.partial(task.losses, dict(fields)), outputs, batch)
   except UserError:
     raise
   except Exception as error:
