@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigmodel import models, parallel
-from bigmodel.config import Config, with_overrides
+from bigmodel.config import Config
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner import compiled
