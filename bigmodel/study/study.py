@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
+from msgspec import structs
 
 from bigmodel import data, models, record, train
 from bigmodel.accounting import params_in
@@ -20,8 +21,9 @@ from bigmodel.designs.isoflop import IsoFlop, Scan
 from bigmodel.designs.search import Search
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json, write_json
-from bigmodel.laws import forecast, forms, seals
+from bigmodel.laws import facts, forecast, forms, seals
 from bigmodel.laws import summary as laws
+from bigmodel.laws.facts import FailedRun, Fits, Forecast
 from bigmodel.parallel import hosts
 from bigmodel.study import folder, priced, report_facts, rounds
 from bigmodel.study.fits import fit_study
@@ -393,7 +395,7 @@ def work(prepared: Prepared, worker: str, quiet: bool, stop: Stop, patience: flo
       return
     path = _forecast_path(prepared)
     if hosts.first(lambda: rounds.wait_for(path, stop)):
-      sealed = hosts.first(lambda: seals.verify(read_json(path), str(path)))
+      sealed = hosts.first(lambda: seals.read(path, Forecast))
       run, group = _target_run(prepared, sealed, the_plan)
       # One worker trains it, and one stays in case it fails there; the others leave.
       train_them([group], {run.run_id: run}, leave_to_others=True)
@@ -426,31 +428,28 @@ def run_to_end(config: Config, study: Study, workdir: epath.PathLike, quiet: boo
     return run_study(prepare(config, study, workdir), quiet, stop)
 
 
-def _seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> dict[str, Any]:
+def _seal_forecast(prepared: Prepared, fits: Fits) -> seals.Sealed[Forecast]:
   """Seals a forecast of the target before it is run; a sealed one stays as it is."""
   path = _forecast_path(prepared)
   if path.exists():
-    return seals.verify(read_json(path), str(path))
+    return seals.read(path, Forecast)
   target, convention = prepared.study.target, prepared.study.design.convention
   assert target is not None
-  best = laws.optimum_at(fits, target.flops)
+  best = laws.optimum_at(fits.optimum, target.flops)
   size = closest_size(target.sizes, prepared.counts_of, convention, best)
   counts = prepared.counts_of(size)
   overrides = _target_overrides(prepared, size)
   run = prepared.make(overrides)
   tokens = train.tokens_at(run.config, run.steps)
-  flops = counts.flops(tokens)
-  N = params_in(counts.params(), convention)
+  N, C = params_in(counts.params(), convention), counts.flops(tokens)[convention]
   every = folder.of_role(prepared.workdir, "fit")
   fitted = [one for one in every if one["status"] == "finished"]
-  scale = forecast.Scale(N, tokens, flops[convention])
-  facts = laws.make_forecast(fitted, prepared.study.laws, convention, scale, fits["noise_floor"]) | {
-    "target": {**dataclasses.asdict(scale), "run_id": run.run_id, "overrides": overrides},
-    "fitted": sorted(one["result_sha256"] for one in fitted),
-    **failed_and_diverged(every),
-  }
-  sealed = seals.seal(facts, now())
-  write_json(path, sealed)
+  test_run = facts.Target(N=N, D=tokens, C=C, run_id=run.run_id, overrides=overrides)
+  forecast_ = laws.make_forecast(fitted, prepared.study.laws, convention, test_run, fits.noise_floor)
+  missing = {status: [FailedRun(**row) for row in rows] for status, rows in failed_and_diverged(every).items()}
+  forecast_ = structs.replace(forecast_, fitted=sorted(one["result_sha256"] for one in fitted), **missing)
+  sealed = seals.seal(forecast_, now())
+  seals.write(path, sealed)
   return sealed
 
 
@@ -460,14 +459,15 @@ def score_study(workdir: epath.PathLike) -> dict[str, Any] | None:
   path = workdir / "forecasts" / "target.json"
   if not path.exists():
     return None
-  sealed = seals.verify(read_json(path), str(path))
-  run = workdir / "runs" / sealed["target"]["run_id"]
+  sealed = seals.read(path, Forecast)
+  run = workdir / "runs" / sealed.forecast.target.run_id
   ended = record.read(run)
+  score = facts.Score()
   if ended is not None:
     ended = folder.as_measured(ended, read_json(workdir / "study.json")["measure"])
-  if ended is None:
-    return sealed | {"actual": None, "inside": None, "log_error": None}
-  return sealed | seals.score(sealed, ended, read_json(run / "provenance.json"))
+    provenance = run / "provenance.json"
+    score = seals.score(sealed, ended, facts.from_json(read_json(provenance), seals.Provenance, str(provenance)))
+  return sealed.to_json() | facts.to_json(score)
 
 
 def write_report(workdir: epath.PathLike, figure_format: str | None = None) -> dict[str, Any]:
@@ -478,10 +478,13 @@ def write_report(workdir: epath.PathLike, figure_format: str | None = None) -> d
   return page.write(workdir, report_facts.gather(workdir, score_study(workdir)), figure_format)
 
 
-def _target_run(prepared: Prepared, sealed: dict[str, Any], the_plan: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
+def _target_run(
+  prepared: Prepared, sealed: seals.Sealed[Forecast], the_plan: dict[str, Any]
+) -> tuple[Run, dict[str, Any]]:
   """The run that tests a sealed forecast, whose provenance carries the seal, and the group that it is alone."""
-  run = prepared.make(sealed["target"]["overrides"], {"forecast_sha256": sealed["sha256"]})
-  if run.run_id != sealed["target"]["run_id"]:
+  overrides = sealed.forecast.target.overrides
+  run = prepared.make(cast(Overrides, overrides or {}), {"forecast_sha256": sealed.sha256})
+  if run.run_id != sealed.forecast.target.run_id:
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
   return run, {
     "run_ids": [run.run_id],

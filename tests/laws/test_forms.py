@@ -92,7 +92,7 @@ def test_a_user_writes_a_law_in_a_file(tmp_path):
   y = 0.7 * (1 + X**-0.3)
   assert fitting.fit(law, (X,), y, how=Loss("squares", 1.0)).params == pytest.approx({"low": 0.7, "k": 0.3}, rel=1e-5)
   assert "mine" not in forms.LAWS
-  with pytest.raises(UserError, match="makes no law 'slow'; it makes mine"):
+  with pytest.raises(UserError, match="defines no law 'slow'; it defines mine"):
     forms.find(f"{tmp_path / 'mine.py'}:slow")
   assert "mine" not in forms.LAWS
   with pytest.raises(UserError, match=r"no law 'chinchila' .did you mean 'chinchilla'"):
