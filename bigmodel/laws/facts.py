@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
+from bigmodel.declarations import Value
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject
 
@@ -209,7 +210,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
   D: Number
   C: Number
   run_id: str
-  overrides: Mapping[str, object] | UnsetType = UNSET  # of the study's config: bool, int, float, str, or tuples of them
+  overrides: Mapping[str, Value] | UnsetType = UNSET  # of the study's config
 
 
 class FailedRun(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from bigmodel.files import JsonObject, read_json, write_json
 from bigmodel.laws import facts, table
 from bigmodel.laws.facts import Forecast, ForecastRow, Score, ScoredRow, TableForecast
 from bigmodel.laws.source import Source
+from bigmodel.record import Record
 
 AnyForecast = TypeVar("AnyForecast", Forecast, TableForecast)
 LEVELS = ("interval50", "interval80", "interval90", "interval95")
@@ -69,16 +70,16 @@ def read(path: epath.PathLike, kind: type[AnyForecast]) -> Sealed[AnyForecast]:
   return unseal(read_json(path), kind, str(path))
 
 
-def score(sealed: Sealed[Forecast], record: Mapping[str, Any], provenance: Provenance) -> Score:
+def score(sealed: Sealed[Forecast], record: Record, provenance: Provenance) -> Score:
   """The forecast against the truth; raises `UserError` unless the run carries the seal and started after it."""
   if provenance.forecast_sha256 != sealed.sha256:
-    raise UserError(f"run {record['run_id']} does not carry the seal of this forecast: no score")
+    raise UserError(f"run {record.run_id} does not carry the seal of this forecast: no score")
   if provenance.started_at <= sealed.sealed_at:
-    raise UserError(f"run {record['run_id']} started before the forecast was sealed: no score")
-  if record["status"] != "finished":
+    raise UserError(f"run {record.run_id} started before the forecast was sealed: no score")
+  if not record.finished:
     return Score()
   low, high = sealed.forecast.interval90
-  actual = record["loss_eval"]
+  actual = record.loss
   return Score(actual, bool(low <= actual <= high), math.log(actual / sealed.forecast.predicted))
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import UNSET, structs
@@ -30,8 +29,8 @@ from bigmodel.laws.facts import (
 )
 from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points, from_records
+from bigmodel.record import Record
 
-Record = dict[str, Any]
 FAR = 10.0  # an optimum farther than this factor from the sizes that were run is marked as not inside
 MANY, FEW = 10, 5  # with more than `MANY` budgets, optima are computed at `FEW` of their range
 VERSION = 7  # of the fits; a new version fits again
@@ -39,7 +38,7 @@ VERSION = 7  # of the fits; a new version fits again
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
   """The identity of the inputs of a fit: results of records, and names and files of laws."""
-  results = sorted(record["result_sha256"] for record in records)
+  results = sorted(record.result_sha256 for record in records)
   files = [Path(name.rpartition(":")[0]).read_text() for name in laws if user_files.is_reference(name)]
   return sha256_text(f"{VERSION} {list(laws)} {files or ''} {convention} {results}")
 
@@ -221,22 +220,22 @@ def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, 
 
 def noise_floor(records: Sequence[Record]) -> NoiseFloor | None:
   """The spread of the loss between runs that differ in their seeds only; None without two finished runs."""
-  finished = [record for record in records if record["status"] == "finished"]
+  finished = [record for record in records if record.finished]
   if len(finished) < 2:
     return None
-  losses = [record["loss_eval"] for record in finished]
+  losses = [record.loss for record in finished]
   std = float(np.std(losses, ddof=1))
-  return NoiseFloor(std, losses, len(losses), finished[0]["params_total"], finished[0]["tokens"])
+  return NoiseFloor(std, losses, len(losses), finished[0].params_total, finished[0].tokens)
 
 
 def scan(records: Sequence[Record], rule: float) -> RateScan:
   """A learning-rate scan: losses by rate, the best rate, and whether it lies at an edge of the scan."""
-  rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["status"] == "finished")
+  rows = sorted((record.learning_rate, record.loss) for record in records if record.finished)
   rates = [rate for rate, _ in rows]
   best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
   facts = RateScan(
-    N=records[0]["params_total"],
-    D=max(r["tokens"] for r in records),
+    N=records[0].params_total,
+    D=max(record.tokens for record in records),
     rates=rates,
     losses=[loss for _, loss in rows],
     rule=rule,

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
 
 from bigmodel import models, study
 from bigmodel.accounting import CONVENTIONS, params_in
@@ -13,7 +14,7 @@ from bigmodel.laws import summary
 from bigmodel.laws.facts import Fits, Forecast, Optimum
 from bigmodel.laws.points import from_records
 from bigmodel.study import IsoFlop, Ladder, Study, Target, default_config, resolve_without_data
-from bigmodel.study import study as study_module
+from bigmodel.study.target import seal_forecast
 
 MIXTURES = {
   "dense": {},
@@ -39,7 +40,7 @@ def counts_for(mixture):
 
 
 def record_of(counts, tokens, loss):
-  return {"status": "finished", "tokens": tokens, "loss_eval": loss, **counts.params(), **counts.flops(tokens)}
+  return record(tokens=tokens, loss_eval=loss, **counts.params(), **counts.flops(tokens))
 
 
 @EVERY
@@ -83,7 +84,7 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
       tokens = round(C / own.flops(1)[convention])
       loss = 2 + 0.05 * math.log(N / (unit * factor**0.5)) ** 2
       records.append(record_of(own, tokens, loss))
-  target = 8 * max(one[convention] for one in records)
+  target = 8 * max(one.flops(convention) for one in records)
   fits = summary.fit(records, ["isoflop"], convention, target)
   best = summary.optimum_at(fits.optimum, target)
   assert best == pytest.approx(unit * 4, rel=0.02)  # 16 times the compute of factor 1; tokens are whole numbers
@@ -108,12 +109,12 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
     forecast_of.append(target.N)
     return Forecast(convention=convention, predicted=2.0, interval90=(1.9, 2.1), parts={}, target=target)
 
-  monkeypatch.setattr(study_module.laws, "make_forecast", make_forecast)
+  monkeypatch.setattr(summary, "make_forecast", make_forecast)
   for size in SIZES:
     N = params_in(prepared.counts_of(size).params(), convention)
     best = Optimum(law="chinchilla", C=flops, N=N, D=1, N_interval90=(1, 1), D_interval90=(1, 1), loss=2.0, inside=True)
     fits = Fits(laws=[], optimum=[best], points=0, convention=convention)
-    test_run = study_module._seal_forecast(prepared, fits).forecast.target
+    test_run = seal_forecast(prepared, fits).forecast.target
     assert test_run.overrides
     assert {name: test_run.overrides[name] for name in size} == size
     assert test_run.N == forecast_of[-1] == N
