@@ -4,6 +4,7 @@ import plotly.graph_objects as go
 
 from bigmodel.laws.compare import Band, Comparison
 from bigmodel.report import figures, page
+from bigmodel.report.page import Page, Plot, Table
 
 COLORS = (figures.FORECAST, figures.TRUTH)
 
@@ -20,8 +21,8 @@ def write(path: str, a: str, b: str, comparison: Comparison) -> None:
     for parameter, value in law.params.items()
   ]
   columns = ("compute C", "loss of A", "loss of B", "multiplier", "90% interval", "beyond the runs of one")
-  worth = ("The compute of B in A's terms", "As a multiple of B's own compute, with 90% intervals.", columns, rows)
-  tables = [worth, ("The laws", "", ("recipe", "parameter", "value", "90% interval"), laws)]
+  worth = Table("The compute of B in A's terms", "As a multiple of B's own compute, with 90% intervals.", columns, rows)
+  fitted = Table("The laws", "", ("recipe", "parameter", "value", "90% interval"), laws)
   crossing = comparison.crossing
   where = "The losses of A and B do not cross near these budgets."
   if crossing.interval90:
@@ -31,11 +32,14 @@ def write(path: str, a: str, b: str, comparison: Comparison) -> None:
       " (90% interval)."
     )
   plots = [
-    ("Loss at the best size for the compute", where, _losses(comparison)),
-    ("Compute multiplier of B over A", "Above 1, B saves compute. Bands are 90% intervals.", _multipliers(comparison)),
+    Plot("Loss at the best size for the compute", where, _losses(comparison)),
+    Plot(
+      "Compute multiplier of B over A", "Above 1, B saves compute. Bands are 90% intervals.", _multipliers(comparison)
+    ),
   ]
-  what = f"{comparison.verdict}. A: {a}, B: {b}."
-  page.tables(path, f"{a} and {b}", "Does the other recipe pay?", what, tables, plots, plots_first=True)
+  summary = f"{comparison.verdict}. A: {a}, B: {b}."
+  heading = "Does the other recipe pay?"
+  page.write_page(path, Page(f"{a} and {b}", heading, summary, [worth, fitted], plots, plots_first=True))
 
 
 def _band(figure: go.Figure, C: list[float], band: Band, name: str, color: str) -> None:
