@@ -23,7 +23,7 @@ def main() -> None:
   from bigmodel.laws import chinchilla, points, reproduce, uncertainty
   from bigmodel.laws.source import Source
 
-  path = str(reproduce.where() / "epoch" / "svg_extracted_data.csv")
+  path = str(reproduce.data_folder() / "epoch" / "svg_extracted_data.csv")
   known = points.from_csv(Source(path, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=5))
   found: dict[str, Any] = {}
 

@@ -140,10 +140,11 @@ def _caution(grouped: list[tuple[float, Points]]) -> str | None:
 
 
 def _lack_of_fit(budgets: list[Points]) -> float:
-  """How probable so large a gain of third and fourth order is where losses lie on parabolas (an F test).
+  """The p-value of terms of the third and fourth order, if losses do lie on parabolas (an F test).
 
-  Both terms are shared by all budgets, relative to their mean losses: the shape around the minimum is much the same at
-  every budget, and so many points together show what few points of one budget cannot. 1 where too few are left over.
+  Both terms are shared by all budgets, relative to their mean losses. The shape around the minimum is much the same at
+  every budget, so that many points together show what the few points of one budget cannot. The value is 1 if too few
+  points remain for a test.
   """
   count, size = len(budgets), sum(len(points) for points in budgets)
   freedom = size - 3 * count - 2

@@ -100,9 +100,9 @@ def law(
 
   def make(value: Value) -> Law:
     columns = tuple(inspect.signature(value).parameters)[1:]
-    lacking = sorted(set(bounds) - set(linear) - set(grid))
-    if lacking:
-      raise UserError(f"law {name}: grid has no start for {', '.join(lacking)}")
+    missing = sorted(set(bounds) - set(linear) - set(grid))
+    if missing:
+      raise UserError(f"law {name}: grid has no start for {', '.join(missing)}")
     others = [parameter for parameter in linear if bounds.get(parameter) != POSITIVE]
     if others:
       raise UserError(f"law {name}: linear parameters have the bounds POSITIVE; {', '.join(others)} has not")

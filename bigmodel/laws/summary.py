@@ -53,7 +53,7 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
     others = _other_conventions(records, convention)
     fitted.append(structs.replace(chinchilla_law(chinchilla_fit), other_conventions=others))
     budgets = np.unique(points.budgets())
-    if len(budgets) > MANY:  # this is no isoFLOP design, whose budgets mean something
+    if len(budgets) > MANY:  # the design has no budgets, as an isoFLOP design has
       budgets = np.geomspace(budgets[0], budgets[-1], FEW)
     budgets = {*budgets, *([target_flops] if target_flops else [])}
     optimum += [chinchilla_optimum(chinchilla_fit, float(C)) for C in sorted(budgets)]
@@ -96,7 +96,7 @@ def fit_profiles(points: Points) -> TableFits:
 
 
 def chinchilla_law(fit_: chinchilla.Fit) -> LawFit:
-  """Chinchilla's law with what it says of larger runs."""
+  """Chinchilla's law, with its prediction for larger runs."""
   return LawFit(
     name="chinchilla",
     convention=fit_.points.convention,

@@ -42,7 +42,7 @@ def columns(
   table: pl.DataFrame, path: str, wanted: Iterable[str], column_names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D."""
-  values = {name: column(table, path, own, f"--{name.lower()}") for name, own in column_names.items()}
+  values = {name: column(table, path, each, f"--{name.lower()}") for name, each in column_names.items()}
   if "C" not in values and {"N", "D"} <= set(values):
     values["C"] = 6 * values["N"] * values["D"]
   if "N" not in values and {"C", "D"} <= set(values):

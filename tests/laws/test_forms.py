@@ -99,6 +99,41 @@ def test_a_user_writes_a_law_in_a_file(tmp_path):
     forms.find("chinchila")
 
 
+def test_a_users_law_does_not_replace_a_built_in_one_of_its_name(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from bigmodel.laws.forms import POSITIVE, law\n"
+    "@law('chinchilla', 'me', grid={}, linear=('low',), low=POSITIVE)\n"
+    "def other(p, N):\n"
+    "  return p.low + 0 * N\n"
+  )
+  built_in = forms.find("chinchilla")
+  assert forms.find(f"{path}:other").source == forms.find(f"{path}:chinchilla").source == "me"
+  assert forms.find("chinchilla") is built_in
+  assert built_in.source.startswith("Hoffmann")
+
+
+def test_the_name_of_a_users_law_has_the_hash_of_its_file(tmp_path, monkeypatch):
+  """A study keeps this name; a law that was edited since is refused and named."""
+  path = tmp_path / "mine.py"
+  text = (
+    "from bigmodel.laws.forms import POSITIVE, law\n"
+    "@law('mine', 'me', grid={}, linear=('low',), low=POSITIVE)\n"
+    "def mine(p, N):\n"
+    "  return p.low + 0 * N\n"
+  )
+  path.write_text(text)
+  monkeypatch.chdir(tmp_path)
+  name = forms.absolute("mine.py:mine")
+  assert name.startswith(f"{path}:mine@")
+  assert forms.find(name) is forms.find("mine.py:mine")
+  path.write_text(text + "# edited\n")
+  with pytest.raises(UserError, match=r"get_study: laws: .*mine\.py has changed"):
+    forms.find(name, "get_study: laws")
+  assert forms.find(f"{path}:mine").name == "mine"
+  assert forms.absolute("chinchilla") == "chinchilla"
+
+
 def test_a_column_that_never_changes_is_named():
   with pytest.raises(UserError, match="law chinchilla: D is 1e\\+09 in all 8 points"):
     fitting.fit(forms.LAWS["chinchilla"], (np.geomspace(1e6, 1e9, 8), np.full(8, 1e9)), np.linspace(3, 2, 8))

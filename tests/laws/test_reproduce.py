@@ -30,13 +30,13 @@ def test_published_points_are_where_the_user_says_or_in_the_cache(tmp_path, monk
   monkeypatch.setattr(reproduce, "SOURCES", {})
   monkeypatch.delenv("BIGMODEL_SCALING_DATA", raising=False)
   monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-  assert reproduce.where() == tmp_path / "cache" / "scaling_data"
+  assert reproduce.data_folder() == tmp_path / "cache" / "scaling_data"
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path))
-  assert reproduce.where() == tmp_path
+  assert reproduce.data_folder() == tmp_path
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path / "missing"))
   with pytest.raises(UserError, match=r"no published points at .*missing"):
-    reproduce.where()
-  assert reproduce.where(str(tmp_path)) == tmp_path
+    reproduce.data_folder()
+  assert reproduce.data_folder(str(tmp_path)) == tmp_path
 
 
 def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"there\.csv can't be fetched"):
     reproduce.download(tmp_path / "other")
   (tmp_path / "there.csv").write_bytes(b"something else")
-  with pytest.raises(UserError, match="not what was used here"):
+  with pytest.raises(UserError, match="not the file that was used here"):
     reproduce.download(tmp_path / "other")
   assert not (tmp_path / "other").exists()
 

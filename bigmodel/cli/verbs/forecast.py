@@ -227,7 +227,7 @@ def _laws(arguments: argparse.Namespace) -> list[str]:
   if arguments.intervals != "nuts":
     return names
   if len(names) > 1:
-    raise UserError("--intervals=nuts: is for one law")
+    raise UserError(f"--intervals=nuts: takes one law, not {len(names)}")
   return names or [forecast.LAWS[0]]
 
 
