@@ -19,7 +19,7 @@ def columns_of(path, **groups):
 
 
 def test_in_each_group_the_law_that_forecasts_hidden_points_best_comes_first(tmp_path, monkeypatch):
-  """A law without hidden points comes last; the errors are made up here, and measured in `tests/test_lab.py`."""
+  """A law without hidden points comes last; the errors are made up here, and measured in `tests/cli/test_law_verbs.py`."""
   columns = columns_of(tmp_path / "p.csv", a=30 * X**-0.25, b=60 * X**-0.25)
   errors = {("a", "power"): 0.2, ("a", "power_offset"): 0.1, ("b", "power"): 0.1, ("b", "power_shifted"): 0.3}
 
@@ -42,7 +42,7 @@ def test_in_each_group_the_law_that_forecasts_hidden_points_best_comes_first(tmp
   ]
 
 
-def test_laws_with_too_few_points_are_left_out_only_where_the_choice_is_ours(tmp_path):
+def test_laws_with_too_few_points_are_left_out_only_if_the_user_named_none(tmp_path):
   columns = columns_of(tmp_path / "p.csv", short=30 * X[:3] ** -0.25)
   laws = [LAWS["power"], LAWS["power_offset"]]
   assert [law.name for law in choice.fit(columns, laws, skip_unfit=True).laws] == ["power"]
@@ -51,6 +51,6 @@ def test_laws_with_too_few_points_are_left_out_only_where_the_choice_is_ours(tmp
     choice.fit(columns, laws)
 
 
-def test_what_is_tried_follows_from_the_columns():
+def test_the_laws_that_are_tried_depend_on_the_columns():
   assert [law.columns for law in choice.usual_laws(Source("", {"x": "size"}, "ce"))] == [("x",)] * 4
   assert [law.columns for law in choice.usual_laws(Source("", {"N": "n", "D": "d"}, "ce"))] == [("N", "D")] * 3

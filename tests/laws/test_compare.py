@@ -20,7 +20,7 @@ SHAPE = {"A": 400.0, "B": 1500.0, "E": 1.7, "alpha": 0.34, "beta": 0.36}
 
 
 def points(params, seed, noise=0.001, save=1.0):
-  """Runs of a law; `save` is how much less of both, in compute, gives the same loss."""
+  """Runs of a law; `save` is the factor of compute that reaches the same loss without the recipe."""
   C = np.repeat(np.geomspace(1e17, 1e20, 6), 7)
   N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(0.2, 5, 7), 6)
   D = C / 6 / N
@@ -31,7 +31,7 @@ def points(params, seed, noise=0.001, save=1.0):
 
 
 def test_a_known_multiplier_is_found_and_its_intervals_hold():
-  """Of 8 pairs x 5 budgets most intervals hold (14 pairs: 84%), and none is far off; its growth is none."""
+  """Of 8 pairs x 5 budgets most intervals hold (14 pairs: 84%), and no multiplier is far off. The true multiplier does not grow."""
   held, flat = [], []
   for seed in range(8):
     found = compare.compare(points({}, 2 * seed), points({}, 2 * seed + 1, save=2.0), bootstraps=100)
@@ -51,7 +51,7 @@ def test_a_recipe_and_itself_do_not_differ():
 
 
 def test_a_lead_that_grows_and_a_crossing():
-  """B begins with more to learn, and ends lower: the crossing is where the true laws cross."""
+  """B has the higher loss at small scales and the lower one at large scales; the crossing is that of the true laws."""
   better = {"A": 700.0, "B": 3200.0, "alpha": 0.37, "beta": 0.395}
   found = compare.compare(points({}, 0), points(better, 1), bootstraps=200)
   exact = [compare.frontier(chinchilla.fit(points(p, 0, noise=0.0), 0))[:1] for p in ({}, better)]

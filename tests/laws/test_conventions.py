@@ -98,7 +98,7 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
 @pytest.mark.parametrize("mixture", ["dense", "experts"])
 @pytest.mark.parametrize("convention", ["flops_6nd", "flops_6nd_non_embedding"])
 def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config, tmp_path, monkeypatch):
-  """Each of the sizes in turn is the optimum: the run that is sealed is of that size, and says its N."""
+  """Each of the sizes in turn is the optimum: the target of the sealed forecast has that size and its N."""
   config = with_overrides(config, {"model.head_size": 8, **MIXTURES[mixture], "data.repeat": True, "train.steps": 0})
   design = IsoFlop((1e8, 2e8), SIZES[:3], convention=convention)
   flops = 2e9

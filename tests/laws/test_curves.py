@@ -23,7 +23,7 @@ def made(count=24, points=40, noise=0.01, seed=0):
 
 
 def test_a_power_law_is_extrapolated_whatever_the_units():
-  """Exactly where it has no offset, which both forms know; with one, half-way to the form that does not."""
+  """Exactly without an offset, which both forms can fit; with one, the mean is half-way to the form that cannot."""
   x, beyond = np.geomspace(1e3, 1e6, 20), np.array([1.5e6, 2e6])
   units = ((1, 1), (1e-3, 1), (1e6, 100))
   for offset, within in ((0.0, 1e-4), (0.2, 1e-2)):

@@ -55,7 +55,7 @@ def test_the_order_of_rows_changes_nothing():
 
 
 def test_weights_follow_from_errors_at_larger_runs():
-  """Of a law that bends otherwise (in N alone) little is left, and the mean is not far from the law that is true."""
+  """A wrong law (of N alone) gets little weight, and the mean is close to the true law."""
   points = runs(40)
   laws = [forms.LAWS[name] for name in ("chinchilla", "kaplan_n")]
   forecaster = forecast.fit(points, laws)
@@ -101,8 +101,8 @@ def test_a_seal_names_the_forecaster_its_version_and_its_weights():
   assert math.log(high / low) == pytest.approx(2 * 1.6449 * sd, rel=1e-4)
 
 
-def test_few_runs_and_no_law_have_the_usual_laws_at_equal_weights_and_the_growth_of_errors_on_published_runs():
-  """As in a study whose laws are isoflop alone."""
+def test_a_forecast_without_named_laws_and_of_few_runs_has_the_usual_laws_with_equal_weights():
+  """As in a study whose only law is isoflop. The growth of errors is that of published runs."""
   target = Target(N=1e9, D=1e11, C=6e20, run_id="")
   method = summary.make_forecast(records_of(runs(12)), ["isoflop"], "flops_6nd", target, None).forecaster
   assert method
@@ -112,7 +112,7 @@ def test_few_runs_and_no_law_have_the_usual_laws_at_equal_weights_and_the_growth
 
 @pytest.mark.parametrize("name", [name for name, law in forms.LAWS.items() if set(law.columns) <= set("NDC")])
 def test_every_law_of_sizes_and_budgets_forecasts(name):
-  """Any of the registry in a study: its summary and its forecast are finite."""
+  """Every law of the registry with such columns, in a study of this law alone."""
   points = runs(30)
   target = Target(N=1e9, D=1e11, C=6e20, run_id="")
   made = summary.make_forecast(records_of(points), [name], "flops_6nd", target, None)
@@ -132,7 +132,7 @@ def test_every_law_of_sizes_and_budgets_forecasts(name):
     ("missing.py:mine", "get_study: laws: no file '.*missing.py'"),
   ],
 )
-def test_laws_of_anything_else_are_refused(name, message):
+def test_laws_of_other_quantities_are_refused(name, message):
   with pytest.raises(UserError, match=message):
     forecast.find_laws([name], "get_study: laws")
 

@@ -61,7 +61,7 @@ def test_exponents_are_recovered_to_a_millionth_on_a_hundred_random_surfaces():
 
 
 @pytest.mark.parametrize("kind", fitting.LOSSES)
-def test_every_loss_finds_the_law_and_robust_ones_in_spite_of_wild_points(kind):
+def test_every_loss_recovers_the_law_and_robust_ones_do_so_despite_outliers(kind):
   law = forms.LAWS["power_offset"]
   params, columns = TRUE["power_offset"]
   y = fitting.predict(law, law.theta(params), columns) * np.exp(0.002 * RNG.normal(size=40))
@@ -71,7 +71,7 @@ def test_every_loss_finds_the_law_and_robust_ones_in_spite_of_wild_points(kind):
   assert far > 0.05 if kind == "squares" else far < 0.02
 
 
-def test_weights_say_how_often_a_point_counts():
+def test_a_weight_of_three_is_as_good_as_three_copies_of_a_point():
   law = forms.LAWS["power_offset"]
   y = 0.3 + 30 * X**-0.25 * np.exp(0.01 * RNG.normal(size=40))
   weights = np.tile([1.0, 3.0], 20)
@@ -140,8 +140,8 @@ def test_a_column_that_never_changes_is_named():
 
 
 @pytest.mark.parametrize("kind", uncertainty.KINDS)
-def test_bootstraps_agree_with_the_noise_that_was_put_in(kind):
-  """The spread of draws is that of fits to fresh data, within the noise of 60 of them."""
+def test_the_spread_of_bootstraps_is_that_of_fits_to_fresh_data(kind):
+  """Within the noise of 60 fits to fresh data."""
   law, squares = forms.LAWS["power"], Loss("squares", 1.0)
   fresh = lambda seed: 30 * X**-0.2 * np.exp(0.02 * np.random.default_rng(seed).normal(size=40))
   exponents = [fitting.fit(law, (X,), fresh(s), how=squares).params["c"] for s in range(60)]
@@ -149,8 +149,8 @@ def test_bootstraps_agree_with_the_noise_that_was_put_in(kind):
   assert np.std(law.readable(fit.draws)[1]) == pytest.approx(np.std(exponents), rel=0.4)
 
 
-def test_a_ridge_is_said_to_be_one():
-  """Where all N are nearly alike, A and E cannot be told apart; where they differ, A is known."""
+def test_parameters_that_points_cannot_identify_are_named_as_a_ridge():
+  """If all N are nearly alike, the points cannot separate A from E; if they differ, they identify A."""
   law = forms.LAWS["chinchilla"]
   theta = law.theta(TRUE["chinchilla"][0])
   noise = np.exp(0.003 * RNG.normal(size=64))

@@ -80,7 +80,7 @@ def test_bootstrap_intervals_hold_within_the_range():
 
 
 def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
-  """Points of a law without E: some resamples want one, and their draws must not stay where the fit is."""
+  """Points of a law without E: some resamples are fitted better with an E, and their draws must not stay at the bound."""
   C = np.repeat([2e10, 4e10, 8e10, 1.6e11, 3.2e11], 5)
   N = 0.05 * np.sqrt(C) * np.tile(np.geomspace(0.5, 2, 5), 5)
   loss = 5.4 / N**0.12 + 24 / (C / 6 / N) ** 0.27
@@ -91,7 +91,7 @@ def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
   assert np.exp(np.quantile(draws[:, 2], 0.95)) > 0.5
 
 
-def test_one_wild_point_hardly_moves_the_law():
+def test_one_outlier_hardly_changes_the_law():
   clean = made(0.001)
   wild = Points(clean.N, clean.D, clean.C, clean.loss.copy(), clean.convention)
   wild.loss[3] *= 1.5
@@ -117,7 +117,7 @@ def test_parabolas_find_their_minimum_and_the_exponent():
   np.testing.assert_allclose([p.N * p.D * 6 for p in fit.profiles], C[::7], rtol=1e-6)
 
 
-def test_a_minimum_outside_of_the_sizes_is_said_to_be():
+def test_a_minimum_outside_of_the_sizes_is_marked_as_not_inside():
   N = np.geomspace(1e6, 4e6, 6)
   fit = isoflop.fit(Points(N, 1e15 / N, np.full(6, 6e15), 2 + 0.05 * np.log(N / 5e6) ** 2))
   assert not fit.profiles[0].inside
@@ -206,7 +206,7 @@ RECORD = record(run_id="x", loss_eval=2.05)
 CARRIES = seals.Provenance("2026-01-01T00:00:01+00:00", SEALED.sha256)
 
 
-def test_a_score_says_whether_the_truth_is_inside():
+def test_a_score_tells_whether_the_truth_is_inside_the_interval():
   assert seals.score(SEALED, RECORD, CARRIES).inside is True
   assert seals.score(SEALED, replace(RECORD, loss_eval=2.2), CARRIES).inside is False
   assert seals.score(SEALED, replace(RECORD, status="diverged", loss_eval=None), CARRIES) == Score(None, None, None)
@@ -262,7 +262,7 @@ def test_budgets_are_groups_in_compute():
   assert len(np.unique(Points(C, C, C, C).budgets())) == 2
 
 
-def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola():
+def test_isoflop_cautions_if_sizes_are_too_far_apart_for_a_parabola():
   for width, said in ((15, False), (17, True)):
     n = np.geomspace(1e6, width * 1e6, 5)
     fit = isoflop.fit(Points(n, 1e18 / 6 / n, np.full(5, 1e18), 2 + np.log(n / 4e6) ** 2), draws=10)
@@ -274,7 +274,7 @@ def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola():
   ("times_steeper", "least", "most"),
   [(1, 0.0, 0.19), (3, 0.9, 1.0)],  # a test at 10%; three standard errors of 100 studies are 9%
 )
-def test_isoflop_says_where_losses_do_not_lie_on_parabolas(times_steeper, least, most):
+def test_isoflop_cautions_if_losses_do_not_lie_on_parabolas(times_steeper, least, most):
   """Five budgets of sizes that span a factor of 4, where losses rise faster below the best size than above it."""
   C = np.repeat(np.geomspace(1e17, 8e18, 5), 7)
   best = 0.1 * C**0.5

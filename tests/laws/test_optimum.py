@@ -56,7 +56,7 @@ def test_no_size_within_the_limits_is_better(limits):
   assert needed[0] == pytest.approx(spent, rel=1e-6)
 
 
-def test_a_model_that_will_serve_is_smaller_and_sees_more():
+def test_a_model_that_will_be_served_is_smaller_and_trained_longer():
   """Sardana et al. 2024: the more is served, the smaller and the longer trained."""
   sizes = [optimum.reach(THETA[None], 2.1, 6.0, Limits(served=served)) for served in (0.0, 1e11, 1e12, 1e13)]
   total, N, D = (np.array(column).ravel() for column in zip(*sizes, strict=True))
@@ -66,7 +66,7 @@ def test_a_model_that_will_serve_is_smaller_and_sees_more():
   assert loss(N, D) == pytest.approx(2.1, rel=1e-9)
 
 
-def test_a_loss_below_the_irreducible_one_is_reached_by_nobody(fit):
+def test_a_loss_below_the_irreducible_one_is_never_reached(fit):
   said = optimum.least(fit, 1.2)
   assert said.C is None
   assert said.reached_in == 0
@@ -74,7 +74,7 @@ def test_a_loss_below_the_irreducible_one_is_reached_by_nobody(fit):
   assert optimum.reach(THETA[None], 2.1, 6.0, Limits(tokens=1e9))[0][0] == np.inf  # E + B / D^beta alone is more
 
 
-def test_being_off_costs_compute_and_intervals_hold_the_truth(fit):
+def test_other_sizes_cost_compute_and_intervals_contain_the_truth(fit):
   said = optimum.at(fit, 1e21)
   N, _, _ = optimum.best(THETA[None], 1e21, 6.0)
   assert said.N_interval90 is not None
@@ -89,8 +89,8 @@ def test_being_off_costs_compute_and_intervals_hold_the_truth(fit):
     assert optimum.best(fit.theta[None], row.compute * 1e21, 6.0)[2][0] == pytest.approx(row.loss, rel=1e-9)
 
 
-def test_a_run_lowers_the_variance_as_was_foretold():
-  """Of 100 data sets, with and without the run: how far their forecasts spread, against what one of them foretold."""
+def test_a_run_lowers_the_variance_as_predicted():
+  """Of 100 data sets, with and without the run: the spread of their forecasts, against the prediction from one of them."""
   noise, C = 1e-3, 1e22
   fit = chinchilla.fit(runs(noise=noise), 400)
   forecaster = forecast.Forecaster(fit.points, (fit.base,), np.ones(1), forecast.Spread(noise, 0.0, 1))
@@ -107,13 +107,13 @@ def test_a_run_lowers_the_variance_as_was_foretold():
   errors = np.log(fit.base.predict(N, D, theta=thetas)) - np.log(loss(N, D))
   found = np.mean(np.square(errors[100:])) / np.mean(np.square(errors[:100]))
   added = Points(np.array([N]), np.array([D]), np.array([C]), np.ones(1))
-  (foretold,) = design.variance_with(forecaster, forecast.Scale(N, D, C), added).parameters
-  foretold /= design.variance(forecaster, forecast.Scale(N, D, C)).parameters[0]
-  assert 0.2 < foretold < 0.8
-  assert found == pytest.approx(foretold, abs=0.2)
+  (predicted,) = design.variance_with(forecaster, forecast.Scale(N, D, C), added).parameters
+  predicted /= design.variance(forecaster, forecast.Scale(N, D, C)).parameters[0]
+  assert 0.2 < predicted < 0.8
+  assert found == pytest.approx(predicted, abs=0.2)
 
 
-def test_the_next_run_is_large_when_the_discrepancy_rules_and_edges_are_told(fit):
+def test_the_next_run_is_large_if_the_discrepancy_dominates_and_edges_are_listed(fit):
   def forecaster(discrepancy):
     return forecast.Forecaster(fit.points, (fit.base,), np.ones(1), forecast.Spread(2e-3, discrepancy, 6))
 
