@@ -19,7 +19,7 @@ def columns_of(path, **groups):
 
 
 def test_in_each_group_the_law_that_forecasts_hidden_points_best_comes_first(tmp_path, monkeypatch):
-  """A law without hidden points comes last; the errors are made up here, and measured in `tests/cli/test_law_verbs.py`."""
+  """A law without hidden points comes last; the errors are made up; `tests/cli/test_law_verbs.py` measures them."""
   columns = columns_of(tmp_path / "p.csv", a=30 * X**-0.25, b=60 * X**-0.25)
   errors = {("a", "power"): 0.2, ("a", "power_offset"): 0.1, ("b", "power"): 0.1, ("b", "power_shifted"): 0.3}
 

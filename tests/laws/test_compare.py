@@ -31,7 +31,7 @@ def points(params, seed, noise=0.001, save=1.0):
 
 
 def test_a_known_multiplier_is_found_and_its_intervals_hold():
-  """Of 8 pairs x 5 budgets most intervals hold (14 pairs: 84%), and no multiplier is far off. The true multiplier does not grow."""
+  """Of 8 pairs x 5 budgets most intervals hold (14 pairs: 84%). The true multiplier does not grow."""
   held, flat = [], []
   for seed in range(8):
     found = compare.compare(points({}, 2 * seed), points({}, 2 * seed + 1, save=2.0), bootstraps=100)

@@ -80,7 +80,7 @@ def test_bootstrap_intervals_hold_within_the_range():
 
 
 def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
-  """Points of a law without E: some resamples are fitted better with an E, and their draws must not stay at the bound."""
+  """Points of a law without E: some resamples fit better with one, and their draws must not stay at the bound."""
   C = np.repeat([2e10, 4e10, 8e10, 1.6e11, 3.2e11], 5)
   N = 0.05 * np.sqrt(C) * np.tile(np.geomspace(0.5, 2, 5), 5)
   loss = 5.4 / N**0.12 + 24 / (C / 6 / N) ** 0.27

@@ -90,7 +90,7 @@ def test_other_sizes_cost_compute_and_intervals_contain_the_truth(fit):
 
 
 def test_a_run_lowers_the_variance_as_predicted():
-  """Of 100 data sets, with and without the run: the spread of their forecasts, against the prediction from one of them."""
+  """Of 100 data sets, with and without the run: the spread of forecasts, against the prediction from one data set."""
   noise, C = 1e-3, 1e22
   fit = chinchilla.fit(runs(noise=noise), 400)
   forecaster = forecast.Forecaster(fit.points, (fit.base,), np.ones(1), forecast.Spread(noise, 0.0, 1))
