@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,11 @@ class Trained:
   program: programs.Program
   params: Params
   step: int
+
+  @property
+  def record(self) -> dict[str, Any]:
+    """The record of the run: losses, sizes, FLOPs and times. Empty while the run has not ended."""
+    return record.read(self.workdir) or {}
 
 
 def load(workdir: str, generating: bool = False) -> Trained:
