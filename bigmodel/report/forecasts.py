@@ -34,12 +34,16 @@ def _draw(drawn: go.Figure, forecast: Forecast, name: str, color: str) -> None:
     hoverinfo="skip",
     showlegend=False,
   )
-  drawn.add_scatter(x=line[x], y=line["predicted"], mode="lines", line={"color": color}, name=f"{prefix}fit")
-  drawn.add_scatter(x=points[x], y=points["loss"], mode="markers", marker={"color": color}, name=f"{prefix}runs")
+  drawn.add_scatter(
+    x=line[x].to_list(), y=line["predicted"].to_list(), mode="lines", line={"color": color}, name=f"{prefix}fit"
+  )
+  drawn.add_scatter(
+    x=points[x].to_list(), y=points["loss"].to_list(), mode="markers", marker={"color": color}, name=f"{prefix}runs"
+  )
   ends = list(zip(asked["low90"], asked["high90"], strict=True))
   drawn.add_scatter(
-    x=asked[x],
-    y=asked["predicted"],
+    x=asked[x].to_list(),
+    y=asked["predicted"].to_list(),
     mode="markers",
     marker={"color": color, "symbol": "square", "size": 10},
     error_y=figures.bars(asked["predicted"].to_list(), ends),
