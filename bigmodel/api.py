@@ -293,7 +293,7 @@ def train_run(config: Config, workdir: str | Path, quiet: bool = True) -> Traine
     quiet: show no progress.
 
   Returns:
-    The trained model: `params` (nested dicts of arrays), `record` (what the run came to: losses, sizes, FLOPs,
+    The trained model: `params` (nested dicts of arrays), `record` (the facts about the run: `loss_eval`, sizes, FLOPs,
     seconds), `config` (with everything derived filled in), `step` and `workdir`.
 
   Raises:

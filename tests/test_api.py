@@ -103,7 +103,7 @@ def test_runs_on_arrays_are_identified_by_what_the_arrays_hold(tmp_path):
   for seed in (0, 0, 1):
     config = arrays_config()
     bigmodel.use_arrays(config, *arrays(seed))
-    ids.append(bigmodel.train_run(config, tmp_path / str(len(ids))).record["run_id"])
+    ids.append(bigmodel.train_run(config, tmp_path / str(len(ids))).record.run_id)
   assert ids[0] == ids[1] != ids[2]
 
 
@@ -141,7 +141,8 @@ def test_arrays_that_cannot_be_data_are_refused(cache, tmp_path):
 @pytest.fixture(scope="module")
 def surface():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e8, 1e11, 5)))
-  return {"params": N, "tokens": D, "loss": 1.7 + 400 / N**0.34 + 400 / D**0.28}
+  noise = np.exp(0.005 * np.random.default_rng(0).normal(size=len(N)))  # without it intervals have no width
+  return {"params": N, "tokens": D, "loss": (1.7 + 400 / N**0.34 + 400 / D**0.28) * noise}
 
 
 COLUMNS = {"N": "params", "D": "tokens"}
@@ -186,7 +187,7 @@ def test_fit_weighs_by_standard_errors_and_takes_any_law(surface):
   worse = {**surface, "loss": surface["loss"] * np.where(np.arange(25) % 5 == 0, 1.2, 1.0)}
   worse["error"] = np.where(np.arange(25) % 5 == 0, 10.0, 0.001)
   fit = bigmodel.fit(worse, "chinchilla", COLUMNS, "loss", stderr="error")
-  assert fit.params["alpha"] == pytest.approx(0.34, abs=0.01)
+  assert fit.params["alpha"] == pytest.approx(0.34, abs=0.02)
   low, high = fit.intervals()["alpha"]
   assert low <= fit.params["alpha"] <= high
   assert bigmodel.fit(surface, "power_offset", {"x": "params"}, "loss").law.names == ("a", "b", "c")

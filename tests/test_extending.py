@@ -49,8 +49,6 @@ def test_a_law():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e8, 5), np.geomspace(1e6, 1e10, 5)))
   loss = 1.7 + 400 / (N + 3e5) ** 0.4 + 400 / D**0.3
   pl.DataFrame({"params_total": N, "tokens": D, "loss_eval": loss}).write_csv("runs.csv")
-  arguments = "fit runs.csv --n=params_total --d=tokens --loss=loss_eval --law=my_law.py:saturating --json"
-  assert main.main(arguments.split()) == 0
   fit = bigmodel.fit("runs.csv", "my_law.py:saturating")
   assert fit.params["alpha"] == pytest.approx(0.4, abs=0.02)
   assert fit.params["size"] == pytest.approx(3e5, rel=0.2)

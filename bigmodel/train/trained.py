@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +30,12 @@ class Trained:
   step: int
 
   @property
-  def record(self) -> dict[str, Any]:
-    """The record of the run: losses, sizes, FLOPs and times. Empty while the run has not ended."""
-    return record.read(self.workdir) or {}
+  def record(self) -> record.Record:
+    """The record of the run: losses, sizes, FLOPs and times. Raises `UserError` where the run has not ended."""
+    ended = record.read(self.workdir)
+    if ended is None:
+      raise UserError(f"{self.workdir}: the run has not ended, so it has no record")
+    return ended
 
 
 def load(workdir: str, generating: bool = False) -> Trained:
