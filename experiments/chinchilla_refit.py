@@ -1,8 +1,10 @@
 """Does Chinchilla's law fit Chinchilla's points?
 
-Claim (Besiroglu et al. 2024): the parameters that Hoffmann et al. 2022 published do not fit the points
-of their own figure. The fit that does has a larger irreducible loss and nearly equal exponents: Huber's
-loss was averaged over points there, so small that their optimiser stopped early, and parameters were rounded.
+Claim (Besiroglu et al. 2024): the parameters that Hoffmann et al. 2022 published do not fit the points of their own
+figure. The best fit has a larger irreducible loss and nearly equal exponents. The original fit averaged Huber's loss
+over points, which made it so small that the optimiser stopped early, and its parameters were rounded.
+
+Method: the law is fitted to the same points and compared with the published refit.
 
     bigmodel reproduce chinchilla_refit
 """

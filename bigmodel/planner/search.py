@@ -8,6 +8,7 @@ from bigmodel.config import Config
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner import compiled
+from bigmodel.train.whole import with_overrides
 
 Facts = dict[str, Any]
 KEPT = 8
