@@ -11,7 +11,7 @@ import pytest
 from test_families import CASES, make  # its folder is on the path of pytest
 
 from bigmodel import models, optim
-from bigmodel.config import ConfigDict
+from bigmodel.config import Config, ConfigDict
 from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import projection
 from bigmodel.models.layers.roles import STACKED, Role
@@ -71,7 +71,7 @@ class Anything(nn.Module):
     return projection(self, self.head, x, 3, ("embed", "outputs"), Role.OUTPUT, bias=True), {}
 
 
-def config_of_anything(monkeypatch, head, labelled=True):
+def config_of_anything(monkeypatch, head, labelled=True) -> Config:
   module = types.ModuleType("bigmodel.models.anything")
   module.__dict__.update(
     shape_of=lambda config: None,
