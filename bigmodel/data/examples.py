@@ -16,7 +16,7 @@ import polars as pl
 
 from bigmodel import user_files
 from bigmodel.config import Config, nearest, require
-from bigmodel.data import images, series, splits, tables
+from bigmodel.data import cached, images, series, splits, tables
 from bigmodel.data.fields import has_numeric_targets
 from bigmodel.data.prepared import chunks, new_folder, open_array
 from bigmodel.errors import UserError
@@ -352,7 +352,9 @@ def _sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arrays(path: str) -> Source:
-  """Arrays of an .npz file: inputs, targets, and where splits need them group and time."""
+  """Arrays of an .npz file or of the cache: inputs, targets, and where splits need them group and time."""
+  if cached.is_reference(path):
+    return of_arrays(**cached.load(path), where=f"config.data.path: {path}")
   require(Path(path).is_file(), f"config.data.path: no file {path!r}")
   try:
     with np.load(path, allow_pickle=False) as file:

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bigmodel import config as configs
-from bigmodel import data, models, tasks, user_files
+from bigmodel import data, models, optim, tasks, user_files
 from bigmodel.config import Config, flatten, nearest, unflatten
 from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
 from bigmodel.errors import UserError
-from bigmodel.optim.fields import Optim
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
 
@@ -19,21 +18,26 @@ OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size"
 
 # Fields that may name a user's own as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
+NAMES = ("model.family", "task.name", "optim.name")  # with fields of their own
 
 
-def declared(family: str, task: str) -> dict[str, Field]:
-  """Every field of a config by its dotted name, for a family of models and a task."""
-  return _declared(user_files.complete(family, "config.model.family"), user_files.complete(task, "config.task.name"))
+def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
+  """Every field of a config by its dotted name, for a family of models, a task and an optimizer."""
+  return _declared(
+    user_files.complete(family, "config.model.family"),
+    user_files.complete(task, "config.task.name"),
+    user_files.complete(optimizer, "config.optim.name"),
+  )
 
 
 @functools.cache
-def _declared(family: str, task: str) -> dict[str, Field]:
+def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
   kind = tasks.kind_of(task, models.family(family).TASKS)
   groups = {
     "model": models.declared(family),
     "task": tasks.declared(task, kind),
     "data": data.declared(kind),
-    "optim": declared_in(Optim),
+    "optim": optim.declared(optimizer),
     "parallel": declared_in(Parallel),
     "train": declared_in(Train),
     "eval": declared_in(Eval),
@@ -52,12 +56,35 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
 
 
 def overridden(config: Config, overrides: Iterable[str]) -> Config:
-  """The config with `group.field=value` overrides applied, those of `model.family` and `task.name` first."""
+  """The config with `group.field=value` overrides applied.
+
+  Those of `model.family`, `task.name` and `optim.name` come first: they bring fields of their own.
+  """
   items = [item.partition("=") for item in overrides]
-  names: dict[str, str] = {n: value for n, equals, value in items if equals and n in ("model.family", "task.name")}
-  if names:
-    config = renamed(config, names.get("model.family") or config.model.family, names.get("task.name") or "")
+  names: dict[str, str] = {name: value for name, equals, value in items if equals and name in NAMES}
+  config = _with_names(config, names)
   configs.apply(config, ("".join(item) for item in items if item[0] not in names))
+  return config
+
+
+def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+  """A copy of `config` with `{'group.field': value}` applied, names that bring fields first."""
+  names = {name: value for name, value in changes.items() if name in NAMES}
+  copy = _with_names(config.copy_and_resolve_references(), names)
+  for name, value in changes.items():
+    if name not in names:
+      configs.override(copy, name, value)
+  return copy
+
+
+def _with_names(config: Config, names: Mapping[str, str]) -> Config:
+  """The config with these names set, and with the fields that they bring."""
+  family, task = names.get("model.family", ""), names.get("task.name", "")
+  if family or task:
+    config = renamed(config, family or config.model.family, task)
+  add_fields(config)
+  if "optim.name" in names:
+    _set_optimizer(config, names["optim.name"])
   return config
 
 
@@ -75,6 +102,9 @@ def renamed(config: Config, family: str, task: str = "") -> Config:
     task = task if stays else tasks_of_family[0]
   old, new = (flatten(default_config(*names)) for names in ((config.model.family, config.task.name), (family, task)))
   for name, value in flatten(config).items():
+    if name.startswith("optim."):  # a user's optimizer may have brought fields
+      new[name] = value
+      continue
     if name not in old:
       raise UserError(f"config.{name}: no such field{nearest(name, old)}")
     changed = name not in ("model.family", "task.name") and value != old[name]
@@ -85,14 +115,37 @@ def renamed(config: Config, family: str, task: str = "") -> Config:
 
 def complete_names(config: Config) -> None:
   """Completes, in place, the names that refer to a user's file with its absolute path and the hash of its content."""
+  add_fields(config)
   for name in EXTENSIBLE:
     group, field = name.split(".")
     config[group][field] = user_files.complete(config[group][field], f"config.{name}")
 
 
+def add_fields(config: Config) -> None:
+  """Adds, in place and with their defaults, the fields that the config lacks and a user's optimizer declares."""
+  if not user_files.is_reference(config.optim.name):
+    return
+  for name, default in optim.defaults(config.optim.name).items():
+    if name not in config.optim:
+      config.optim[name] = default
+    elif isinstance(default, float) and type(config.optim[name]) is int:
+      value = float(config.optim[name])  # as ConfigDict does for the fields that it has
+      del config.optim[name]
+      config.optim[name] = value
+
+
+def _set_optimizer(config: Config, name: str) -> None:
+  """Sets `optim.name` in place, with the fields of the new optimizer in place of those of the old one."""
+  old = optim.declared(config.optim.name)
+  configs.override(config, "optim.name", name)
+  for field in old.keys() - optim.declared(name).keys():
+    del config.optim[field]
+  add_fields(config)
+
+
 def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
   """Every field of the config whose flat form this is."""
-  return declared(flat["model.family"], flat["task.name"])
+  return declared(flat["model.family"], flat["task.name"], flat["optim.name"])
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
