@@ -36,7 +36,7 @@ def run(name: str, data: str = "", workdir: str = "", quiet: bool = True) -> tup
   if hasattr(module, "measure"):
     return claim, module.measure(Path(workdir or f"runs/{name}"), quiet)
   try:
-    return claim, module.reproduce(reproduce.where(data))
+    return claim, module.reproduce(reproduce.data_folder(data))
   except FileNotFoundError as error:
     raise UserError(
       f"reproduce: no file {error.filename or error}; these points are derived from their authors' runs, so that"

@@ -23,6 +23,7 @@ from bigmodel.laws import forecast, points
 from bigmodel.laws.forms import LAWS
 from bigmodel.laws.points import Points
 from bigmodel.laws.reproduce import Result
+from bigmodel.laws.source import Source
 
 CUTS = (1e20, 3e20, 1e21)
 FACTORS = (4, 16)
@@ -32,7 +33,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 def reproduce(data: Path) -> list[Result]:
   csv = str(data / "epoch" / "svg_extracted_data.csv")
-  known = points.from_csv(csv, "Model Size", None, "Training FLOP", "loss", 5)
+  known = points.from_csv(Source(csv, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=5))
   results = []
   for cut in CUTS:
     below, above = known[cut >= known.C], known[cut < known.C]

@@ -110,7 +110,7 @@ def reproduce(data: Path) -> list[Result]:
   for key, curve in fitted.items():
     known = curves.multiples([own for other, own in scored.items() if other != key])
     x, y = found[key][2:]
-    said = curve.predict(x, known)["intervals"]
+    said = curve.predict(x, known).intervals
     for q, (low, high) in said.items():
       covered[q].append(np.mean((low <= y) & (y <= high)))
     low, high = said[0.9]
