@@ -15,7 +15,6 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -87,7 +86,8 @@ class Documents:
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
   """The names of the built-in sources of a kind of data."""
-  return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / FOLDERS[kind])])))
+  folder = importlib.import_module(f"bigmodel.data.{FOLDERS[kind]}")
+  return tuple(sorted(module.name for module in pkgutil.iter_modules(folder.__path__)))
 
 
 def find(data: Config) -> Source:
