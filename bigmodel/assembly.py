@@ -105,7 +105,7 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   return run, corpus
 
 
-def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> dict[str, Any]:
+def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> record.Record:
   """Trains the run of one config, or what is missing of it, and returns its record.
 
   `profile` is the number of steps of which a trace is written. Several processes that call this train one run together.

@@ -71,7 +71,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
   return config, module
 
 
-def parse_value(text: str) -> object:
+def parse_value(text: str) -> Any:
   """The Python literal that `text` spells, or `text` itself where it spells none."""
   if text in ("true", "false"):
     return text == "true"

@@ -19,7 +19,8 @@ from bigmodel.config import Config, nearest
 from bigmodel.errors import UserError
 
 # The values of config fields.
-Value = bool | int | float | str | tuple["Value", ...]
+Scalar = bool | int | float | str
+Value = Scalar | tuple[Scalar, ...]
 
 V = TypeVar("V", bound=Value)
 Group = TypeVar("Group")

@@ -29,9 +29,9 @@ def join(arguments: argparse.Namespace) -> bool:
   from bigmodel.parallel import hosts
 
   if getattr(arguments, "worker", ""):
-    from bigmodel.workers import workers
+    from bigmodel.workers import worker
 
-    arguments.worker = workers.settle(arguments.worker)
+    arguments.worker = worker.settle(arguments.worker)
   hardware.setup()
   hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
   _log_to_standard_error()

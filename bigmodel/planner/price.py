@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 
 from bigmodel import models, optim, parallel, tasks, train
@@ -17,6 +18,24 @@ from bigmodel.train.run import Run
 
 CALIBRATED = 4  # shapes that are measured alone, and as many in packs; of several families or optimizers two of each
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+  """What one run costs: parameters and FLOPs under every convention, bytes and expected seconds."""
+
+  params_total: int
+  params_non_embedding: int
+  params_active: int
+  tokens: int
+  steps: int
+  flops_6nd: float
+  flops_6nd_non_embedding: float
+  flops_chinchilla: float
+  flops_exact: float
+  flops_hardware: float
+  state_bytes: int
+  disk_bytes: int
+  expected_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +135,7 @@ def _random_rows(config: Config) -> Any:
   return jax.tree.map(lambda x: draw(x).astype(x.dtype), shapes)
 
 
-def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str, Any]:
+def price(run: Run, calibration: Calibration, packed: bool = False) -> Price:
   """What one run costs, alone or as a member of a pack: FLOPs under every convention, bytes and expected seconds."""
   config = run.config
   counts = models.counts_of(config)
@@ -124,12 +143,12 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> dict[str,
   steps = (tokens + config.eval.tokens / 3) / train.batch_tokens(config)  # a forward pass is a third of a step
   seconds = steps * calibration.step_seconds(run, packed)
   state_bytes = analytic.run_bytes(config)
-  return {
+  return Price(
     **counts.params(),
-    "tokens": tokens,
-    "steps": run.steps,
+    tokens=tokens,
+    steps=run.steps,
     **counts.flops(tokens),
-    "state_bytes": state_bytes,
-    "disk_bytes": state_bytes * config.train.keep,
-    "expected_seconds": seconds,
-  }
+    state_bytes=state_bytes,
+    disk_bytes=state_bytes * config.train.keep,
+    expected_seconds=seconds,
+  )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bigmodel import hardware, models, optim, train
@@ -19,6 +20,7 @@ from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.errors import Interrupted
 from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.train import programs, results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, newest_common
@@ -47,7 +49,7 @@ def train_runs(
   profile: int = 0,
   branches: Sequence[Run] = (),
   until: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
   """Trains runs of one shape in one program, from wherever they are; returns their records.
 
   Each has a horizon of its own; one that has come to its end is evaluated while the others wait, and rests.
@@ -224,7 +226,7 @@ class _Loop:
     self.display.end()
     raise Interrupted(f"{title(self.members)} saved at step {self.done} of {self.longest.steps}")
 
-  def finish(self) -> list[dict[str, Any]]:
+  def finish(self) -> list[Record]:
     """Evaluates the members where they are; returns their records, or nothing where they pause at a rung."""
     self.watchdog.close()
     _require_held(self.stop)
@@ -245,7 +247,7 @@ class _Loop:
   def _pause(self, state: Any, seconds: float) -> None:
     """Evaluates members that have come to a rung, once each, and writes down what they came to."""
     step = self.until
-    has_been_here = lambda run: str(step) in results.read_rungs(run)
+    has_been_here = lambda run: step in results.read_rungs(run)
     waiting = [m for m in under_way(self.members) if not hosts.first(functools.partial(has_been_here, m.run))]
     for rows, places in _parts(self.program, self.members, waiting):
       began = time.monotonic()
@@ -256,9 +258,7 @@ class _Loop:
         rung = _rung(member, own, rows, values)
         member.checkpoints.wait()
         write_status(member.run, "paused", step, member.seconds + seconds + spent)
-        rungs = {**results.read_rungs(member.run), str(step): rung}
-        path = member.run.folder / "rungs.json"
-        hosts.first(lambda path=path, rungs=rungs: write_json(path, rungs))  # last, so that what it tells of is saved
+        results.write_rung(member.run, step, rung)  # last: everything that it speaks of is saved
 
   def _end_diverged(self, state: Any, step: int) -> None:
     """Writes the records of members that have diverged, before the others are saved.
@@ -366,8 +366,7 @@ def _require_held(stop: Stop) -> None:
 
 def _leave(trunk: Member, run: Run, state: steps.State, stop: Stop) -> None:
   """Gives a run that begins as `trunk` does a checkpoint and the metrics so far."""
-  assert run.branch is not None
-  step, branch = run.branch.step, dataclasses.asdict(run.branch)
+  step, branch = run.branch.step, msgspec.to_builtins(run.branch)
   hosts.first(lambda: open_folder(run))
   trunk.metrics.flush()
   rows = [row for row in read_metrics(trunk.run.folder) if row["step"] <= step]
@@ -419,8 +418,8 @@ def _rung(member: Member, own: steps.State, rows: pipeline.EvalRows, values: Any
     found = loss_and_metrics(member.run.config, rows, values)
     if math.isfinite(found["loss_eval"]):
       loss_train = finite(steps.loss_train(own, stages.at(member.run.config, int(own.step)).begin))
-      return {"loss_train": loss_train, "loss_eval": found["loss_eval"], "metrics": found["metrics"]}
-  return {"loss_train": None, "loss_eval": None, "metrics": {}}
+      return results.Rung(loss_train, found["loss_eval"], found["metrics"])
+  return results.Rung()
 
 
 def _has_diverged(state: steps.State) -> bool:

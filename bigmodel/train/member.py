@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from bigmodel import record
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import write_json
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.train import stages
 from bigmodel.train.best import Best
 from bigmodel.train.checkpoint import Checkpoints
@@ -29,7 +29,7 @@ class Member:
   checkpoints: Checkpoints
   seconds: float  # its share of earlier attempts
   best: Best | None  # where `config.train.keep_best` asks for it
-  ended: dict[str, Any] | None  # its record, where a companion of its pack has none yet
+  ended: Record | None  # its record, where a companion of its pack has none yet
 
 
 def open_member(run: Run, data: Data, stop: Stop) -> Member:
@@ -43,7 +43,7 @@ def open_member(run: Run, data: Data, stop: Stop) -> Member:
     stages=stages.of(run.config),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost),
-    seconds=read_status(run.folder)["seconds"],
+    seconds=read_status(run.folder).seconds,
     best=Best(run, stop.lost) if run.config.train.keep_best else None,
     ended=record.read(run.folder),
   )

@@ -136,8 +136,8 @@ def warn_of_divergence(workdir: epath.PathLike, step: int) -> None:
     ended = record.read(absolute(workdir))
   except UserError:  # a record that cannot be read says nothing of a checkpoint that is sound
     return
-  if ended is not None and ended["status"] == "diverged":
-    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended['error']}")
+  if ended is not None and ended.status == "diverged":
+    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended.error}")
 
 
 @functools.cache  # each run of a study comes by

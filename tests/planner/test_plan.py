@@ -206,7 +206,7 @@ def test_prices_are_found_from_any_folder_and_travel_with_the_package(inside, tm
   assert code == 0, err
   facts = json.loads(out)
   assert facts["cost"] == pytest.approx(facts["chip_hours"] * facts["price_per_chip_hour"])
-  assert {*json.loads((root / "bigmodel" / "plan" / "prices.json").read_text())} == {*CHIPS}
+  assert {*json.loads((root / "bigmodel" / "planner" / "prices.json").read_text())} == {*CHIPS}
   packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
   files = [p for p in (root / "bigmodel").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
   known = {p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)}

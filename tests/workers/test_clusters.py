@@ -9,14 +9,16 @@ import sys
 import time
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from bigmodel import record, study
 from bigmodel.config import load
 from bigmodel.errors import UserError
-from bigmodel.files import read_json
-from bigmodel.workers import clusters, workers
-from bigmodel.workers.workers import Workers
+from bigmodel.files import read_json, write_json
+from bigmodel.study import plan as plans
+from bigmodel.workers import clusters, pool, worker
+from bigmodel.workers.pool import Workers
 
 CONFIG = """
 from bigmodel.study import Grid, Study, default_config
@@ -54,13 +56,13 @@ def alike(command, calm, other, **sizes):
 
 
 def results(folder):
-  return {one["run_id"]: one["result_sha256"] for one in record.collect(folder)}
+  return {one.run_id: one.result_sha256 for one in record.collect(folder)}
 
 
 class Fails:
   """A place whose workers end with these codes, one after another, but for the last, which goes on."""
 
-  said = "here"
+  log = "here"
 
   def __init__(self, codes):
     self.codes, self.starts = list(codes), 0
@@ -74,29 +76,29 @@ class Fails:
 
 def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
+  monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
   place = Fails([clusters.VANISHED, 137, 0])  # the last ended, but not all runs have
-  slot = workers._Slot(place)
+  slot = pool._Slot(place)
   for _ in range(20):
-    slot.keep_going(0)
+    slot.keep_running((0, 0))
     clock[0] += 1.0
   assert place.starts == 4
-  assert slot.runs()
-  slot = workers._Slot(Fails([2]))
-  slot.keep_going(0)
+  assert slot.is_running()
+  slot = pool._Slot(Fails([2]))
+  slot.keep_running((0, 0))
   with pytest.raises(UserError, match="refused its input"):
-    slot.keep_going(0)
+    slot.keep_running((0, 0))
   place = Fails([clusters.VANISHED] * 20)  # a time limit, again and again, while runs get further
-  slot = workers._Slot(place)
+  slot = pool._Slot(place)
   for step in range(200):
-    slot.keep_going((0, step))
+    slot.keep_running((0, step))
     clock[0] += 1.0
   assert place.starts == 21
-  slot = workers._Slot(Fails([1] * 99))
+  slot = pool._Slot(Fails([1] * 99))
 
   def go_on():
     for _ in range(1000):
-      slot.keep_going(0)
+      slot.keep_running((0, 0))
       clock[0] += 1.0
 
   with pytest.raises(RuntimeError, match="died 10 times in a row"):
@@ -131,7 +133,7 @@ def test_options_of_workers_are_numbers_and_words(monkeypatch):
   }  # fmt: skip
   with pytest.raises(UserError, match="'gpu' is not NAME=VALUE"):
     Workers.parse("ray:2", ["gpu"])
-  with pytest.raises(UserError, match="say timeout_min=MINUTES"):
+  with pytest.raises(UserError, match="set timeout_min=MINUTES"):
     Workers.parse("slurm:2")
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"install bigmodel\[ray\]"):
@@ -142,7 +144,7 @@ def test_options_of_workers_are_numbers_and_words(monkeypatch):
   with pytest.raises(UserError, match="--worker-options"):
     Workers.parse("local:2", ["num_gpus=1"])
   words = ["sweep", "--config=a.py", "--worker-options", "nodes=2", "--workers=ray:2", "--worker-options=nodes=3"]
-  assert workers.command_of_workers(words)[-2:] == ["sweep", "--config=a.py"]
+  assert worker.command_of_workers(words)[-2:] == ["sweep", "--config=a.py"]
 
 
 @pytest.mark.slow
@@ -272,8 +274,8 @@ def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path, free_port):
   words = command("hosts", steps=100)
   config, module = load(str(tmp_path / "config.py"), [])
   prepared = study.prepare(config, module.get_study(config), tmp_path / "hosts")
-  study.study.write_json(tmp_path / "hosts" / "plan.json", study.make_plan(prepared))
-  study.study.write_json(tmp_path / "hosts" / "study.json", study.study._about(prepared))
+  plans.write(tmp_path / "hosts", study.make_plan(prepared))
+  write_json(tmp_path / "hosts" / "study.json", msgspec.to_builtins(prepared.about()))
   port, processes = free_port(), []
   env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
   for index in range(2):
@@ -282,7 +284,7 @@ def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path, free_port):
   assert [process.wait(600) for process in processes] == [0, 0]
   ended = record.collect(tmp_path / "hosts")
   assert len(ended) == 10
-  assert {one["devices"]["processes"] for one in ended} == {2}
+  assert {one.devices["processes"] for one in ended} == {2}
   held = {group["run_ids"][0] for group in read_json(tmp_path / "hosts" / "plan.json")["groups"]}
   assert {path.name for path in (tmp_path / "hosts" / "leases").iterdir()} == {*held, "ended"}
-  assert read_json(tmp_path / "hosts" / "runs" / ended[0]["run_id"] / "status.json")["state"] == "finished"
+  assert read_json(tmp_path / "hosts" / "runs" / ended[0].run_id / "status.json")["state"] == "finished"

@@ -10,29 +10,34 @@ import threading
 import time
 
 import jax
+import msgspec
 import pytest
 
 from bigmodel import record, study
 from bigmodel.errors import Interrupted, UnfitWorker, UserError
 from bigmodel.files import read_json
+from bigmodel.planner import price
 from bigmodel.study import Grid, IsoFlop, Study, Target
 from bigmodel.train import results
 from bigmodel.train.display import Display
 from bigmodel.train.run import open_folder, write_provenance
 from bigmodel.train.stop import StopRequest
-from bigmodel.workers import execute, failures, workers
-from bigmodel.workers.workers import Workers
+from bigmodel.workers import execute, failures
+from bigmodel.workers import pool as pools
+from bigmodel.workers.groups import Group
+from bigmodel.workers.pool import Workers
+from bigmodel.workers.worker import Worker
 
 
 def end(run, status="finished"):
   """Ends a run as if it had been trained, with the loss of a law."""
   open_folder(run)
   write_provenance(run)
-  nothing = results._nothing(run)
-  tokens = run.steps * nothing["batch_tokens"]
-  flops = results.models.counts_of(run.config).flops(tokens)
-  loss = 1.0 + 20 / nothing["params_total"] ** 0.3 + 30 / tokens**0.3
-  results.end(run, nothing | flops | {"status": status, "tokens": tokens, "steps": run.steps, "loss_eval": loss})
+  unevaluated = results.unevaluated(run, run.steps)
+  tokens = run.steps * unevaluated.batch_tokens
+  loss = 1.0 + 20 / unevaluated.params_total**0.3 + 30 / tokens**0.3
+  ended = msgspec.structs.replace(unevaluated, status=status, tokens=tokens, steps=run.steps, loss_eval=loss)
+  results.end(run, ended)
 
 
 class Training:
@@ -64,17 +69,17 @@ def prepared(config, tmp_path):
 
 def groups_of(prepared, size):
   ids = list(prepared.runs)
-  return [{"run_ids": ids[i : i + size], "expected_seconds": 1.0} for i in range(0, len(ids), size)]
+  return [Group(tuple(ids[i : i + size]), 1.0) for i in range(0, len(ids), size)]
 
 
 def work(prepared, groups, name="parent", patience=1.0):
   threading.current_thread().name = name
   with Display(0, True) as display:
-    workers.work(name, groups, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), patience)
+    Worker(name, prepared.workdir, prepared.data, display, StopRequest(), patience).train(groups, prepared.runs)
 
 
 def statuses(prepared):
-  return {one["run_id"]: one["status"] for one in record.collect(prepared.workdir)}
+  return {one.run_id: one.status for one in record.collect(prepared.workdir)}
 
 
 def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepared, monkeypatch):
@@ -137,18 +142,18 @@ def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeyp
   training = Training(lambda runs, worker: RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE"))
   monkeypatch.setattr(execute, "train_runs", training)
   groups = groups_of(prepared, 1)
-  one_round = lambda noted, part: workers.work(
-    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), 1.0, failures=noted
-  )
-  with Display(0, True) as display, workers.failures_of(prepared.workdir, "w0", 1.0) as noted:
+  with (
+    Display(0, True) as display,
+    Worker("w0", prepared.workdir, prepared.data, display, StopRequest(), 1.0).present() as worker,
+  ):
     for group in groups[:2]:
-      one_round(noted, [group])
+      worker.train([group], prepared.runs)
       assert [*statuses(prepared).values()][-1] == "failed"
     execute.set_failed_aside(prepared.workdir)
     for group in groups[:2]:
-      end(prepared.runs[group["run_ids"][0]])  # as another worker would
+      end(prepared.runs[group.run_ids[0]])  # as another worker would
     with pytest.raises(UnfitWorker):
-      one_round(noted, groups[2:3])
+      worker.train(groups[2:3], prepared.runs)
 
 
 def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
@@ -207,7 +212,7 @@ def test_a_run_that_fails_by_itself_fails_and_its_companions_do_not(prepared, mo
   found = statuses(prepared)
   assert len(found) == 12
   assert [run_id for run_id, status in found.items() if status == "failed"] == [bad]
-  assert record.read(prepared.runs[bad].folder)["error"] == "ValueError: bad run"
+  assert record.read(prepared.runs[bad].folder).error == "ValueError: bad run"
   assert [len(ids) for _, ids in training.calls if bad in ids] == [4, 4, 1, 1]
   assert all(len(ids) == 4 or ids == [ids[0]] for _, ids in training.calls)
   execute.set_failed_aside(prepared.workdir)
@@ -229,7 +234,7 @@ def test_what_a_try_elsewhere_cannot_change_is_raised_at_once(prepared, monkeypa
 def test_a_worker_that_was_replaced_says_so_notes_nothing_and_goes_on(prepared, monkeypatch):
   """Whatever it runs into then: the folders are its successor's."""
   groups, told = groups_of(prepared, 6), []
-  stolen = execute.group_name(groups[0])
+  stolen = groups[0].name
 
   def fault(runs, worker):
     lease = prepared.workdir / "leases" / stolen / "1"
@@ -267,7 +272,7 @@ def test_a_worker_whose_self_check_fails_stops_without_a_record(prepared, monkey
 class InThread:
   """A place whose worker is a thread of this process."""
 
-  said = "here"
+  log = "here"
 
   def __init__(self, name, work):
     self._name, self._work, self._thread, self._asked, self._code = name, work, None, StopRequest(), None
@@ -283,7 +288,7 @@ class InThread:
         self._work(self._asked)
       self._code = 0
     except UnfitWorker:
-      self._code = workers.UNFIT
+      self._code = pools.UNFIT
 
   def poll(self):
     return None if self._thread.is_alive() else self._code
@@ -308,12 +313,10 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   """The target, too, is trained by a worker, and carries the seal; workers of this machine leave it to the command."""
   training, timed = Training(lambda runs, worker: None), []
   monkeypatch.setattr(execute, "train_runs", training)
-  monkeypatch.setattr(
-    study.study.priced.pricing, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3)
-  )
+  monkeypatch.setattr(price, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3))
   prepared = with_target("study")
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
-  monkeypatch.setattr(workers, "_places", lambda *_: [worker(i) for i in range(2)])
+  monkeypatch.setattr(pools, "_places", lambda *_: [worker(i) for i in range(2)])
   here = threading.current_thread().name = "command"
   report = study.run_study(prepared, True, StopRequest(), workers=Workers(kind, 2))
   target = report["forecast"]["target"]["run_id"]
@@ -323,13 +326,13 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   assert [run_id for run_id, worker in by.items() if worker == here] == ([] if kind == "slurm" else [target])
   provenance = read_json(prepared.workdir / "runs" / target / "provenance.json")
   assert provenance["forecast_sha256"] == report["forecast"]["sha256"]
-  smallest = min(prepared.runs.values(), key=study.study.priced.pricing.flops_per_step).run_id
+  smallest = min(prepared.runs.values(), key=price.flops_per_step).run_id
   assert (timed == [(smallest, 1)]) == (kind == "slurm")
 
 
 def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, monkeypatch):
   """The first that takes it has a bad machine; one of the others stays for that, and does not leave."""
-  monkeypatch.setattr(study.study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   tries = []
 
   def fault(runs, worker):
@@ -344,7 +347,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
   monkeypatch.setattr(execute, "train_runs", Training(fault))
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
   places = [worker(i) for i in range(4)]
-  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  monkeypatch.setattr(pools, "_places", lambda *_: places)
   report = study.run_study(with_target("study"), True, StopRequest(), workers=Workers("slurm", 4))
   assert report["forecast"]["actual"] is not None
   assert len(tries) == 2 == len({*tries})
@@ -352,7 +355,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
 
 def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkeypatch):
   """Unless the study says so; the seal lists them, and those that diverged, which are no failures."""
-  monkeypatch.setattr(study.study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   prepared = with_target("study")
   failed, diverged = list(prepared.runs)[2:4]
 
@@ -380,7 +383,7 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
   """Of this machine an unfit one is not started again; it starts no more workers than there are groups left."""
 
   class Place:
-    said = "here"
+    log = "here"
 
     def __init__(self, code):
       self.code, self.starts = code, 0
@@ -392,24 +395,24 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
       return self.code
 
   clock = [0.0]
-  monkeypatch.setattr(workers.time, "monotonic", lambda: clock[0])
-  monkeypatch.setattr(workers, "_Process", Place)
+  monkeypatch.setattr(pools.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(pools, "_Process", Place)
   told = []
   display = type("Told", (), {"say": lambda self, text: told.append(text)})()
-  pool = workers.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
-  places = [Place(workers.UNFIT), Place(1), Place(None), Place(None)]
-  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  pool = pools.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
+  places = [Place(pools.UNFIT), Place(1), Place(None), Place(None)]
+  monkeypatch.setattr(pools, "_places", lambda *_: places)
   watch = type("Watch", (), {"progress": (0, 0), "left": 3})()
   for _ in range(400):
-    pool._keep_going(watch)
+    pool._keep_running(watch)
     clock[0] += 1.0
   assert [place.starts for place in places] == [1, 11, 1, 1]
   assert [text.split(";")[0] for text in told] == [
     "a worker found this machine unfit to train",
     "a worker died 10 times in a row, the last time with code 1",
   ]
-  lost = workers.Pool(Workers("local", 1), [], tmp_path, display, StopRequest())
-  monkeypatch.setattr(workers, "_places", lambda *_: [Place(workers.UNFIT)])
-  lost._keep_going(watch)
+  lost = pools.Pool(Workers("local", 1), [], tmp_path, display, StopRequest())
+  monkeypatch.setattr(pools, "_places", lambda *_: [Place(pools.UNFIT)])
+  lost._keep_running(watch)
   with pytest.raises(RuntimeError, match="unfit to train"):
-    lost._keep_going(watch)
+    lost._keep_running(watch)

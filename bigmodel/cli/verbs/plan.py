@@ -61,12 +61,14 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
   """One run on this machine."""
+  import msgspec
+
   from bigmodel import assembly, parallel
   from bigmodel.planner import price
   from bigmodel.train.display import duration
 
   planned, _ = assembly.single_run(config, workdir or ".")
-  cost = price.price(planned, price.calibrate([planned], {})[0])
+  cost = msgspec.to_builtins(price.price(planned, price.calibrate([planned], {})[0]))
   output.table(f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
   output.notes(parallel.notes_here(planned.config))
   return cost
@@ -75,10 +77,10 @@ def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
 def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) -> Facts:
   """A study on this machine."""
   from bigmodel import study as studies
-  from bigmodel.study import folder
+  from bigmodel.study import plan as plans
 
   prepared = studies.prepare(config, study, workdir or ".")
-  facts = studies.make_plan(prepared, folder.read_plan(workdir) if workdir else None)
+  facts = plans.to_json(studies.make_plan(prepared, plans.read(workdir) if workdir else None))
   plan_tables.show_study_here(facts, study.name, output)
   return facts
 
