@@ -20,12 +20,13 @@ from bigmodel.train.whole import default_config as default_config
 def check(config: Config) -> None:
   """Every room's check; refuses before anything is read, compiled or written."""
   family, task = config.model.family, config.task.name
-  known, given = whole.declared(family, task), flatten(config)
+  known, given = whole.declared(family, task, config.optim.name), flatten(config)
   start = f"default_config({family!r}, {task!r})"
   for name in given:
     if name not in known:  # the nearest is looked for only then: a study asks this thousands of times
       raise UserError(f"config.{name}: no such field{nearest(name, known)}")
-  for name in known:
+  from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
+  for name in known.keys() - from_user:  # those are added when the config is resolved
     require(name in given, f"config.{name}: missing; begin with {start}")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)

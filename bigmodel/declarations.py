@@ -12,7 +12,7 @@ Defaults, checks, help texts, run ids and packs (runs that train in one program)
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from bigmodel.config import Config, nearest
@@ -122,7 +122,12 @@ def defaults(group: type) -> dict[str, Value]:
 
 def check(prefix: str, group: type, values: Config) -> None:
   """Refuses the first value that its field does not allow; `prefix` is the group's name, such as 'optim'."""
-  for name, declared in declared_in(group).items():
+  check_fields(prefix, declared_in(group), values)
+
+
+def check_fields(prefix: str, fields: Mapping[str, Field], values: Config) -> None:
+  """Refuses the first value that its field does not allow, as `check` does, for fields by name."""
+  for name, declared in fields.items():
     if declared.allowed is not None and (problem := declared.allowed.problem(values[name])):
       raise UserError(f"config.{prefix}.{name}: {problem}")
 

@@ -49,8 +49,10 @@ def _log_to_standard_error() -> None:
 def load(arguments: argparse.Namespace) -> tuple["Config", "Study | None"]:
   """The config of --config with its overrides, and the study that its file defines."""
   from bigmodel import config as configs
+  from bigmodel.train import whole
 
-  config, module = configs.load(arguments.config, arguments.overrides)
+  config, module = configs.load(arguments.config)
+  config = whole.overridden(config, arguments.overrides)
   if not hasattr(module, "get_study"):
     return config, None
   try:

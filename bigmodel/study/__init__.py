@@ -8,7 +8,6 @@ from bigmodel.assembly import (
   resolve_without_data,
   single_run,
 )
-from bigmodel.config import with_overrides
 from bigmodel.designs.branches import Branches
 from bigmodel.designs.fractions import Fractions
 from bigmodel.designs.grids import Grid, Listed
@@ -21,6 +20,7 @@ from bigmodel.study.description import Study, Target
 from bigmodel.study.on_topology import plan_for
 from bigmodel.study.prepare import Prepared, prepare
 from bigmodel.study.study import make_plan, run_all, run_listed, run_study, run_to_end, work, write_report
+from bigmodel.train.whole import with_overrides
 
 __all__ = [
   "Between",

@@ -3,12 +3,13 @@
 from bigmodel import models
 from bigmodel.accounting import Counts
 from bigmodel.assembly import resolve_for_plan
-from bigmodel.config import Config, with_overrides
+from bigmodel.config import Config
 from bigmodel.designs.design import Overrides
 from bigmodel.files import JsonObject
 from bigmodel.parallel.topology import Topology
 from bigmodel.study.description import Study
 from bigmodel.study.prepare import plan_runs, with_horizon
+from bigmodel.train.whole import with_overrides
 
 
 def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, float]) -> JsonObject:

@@ -8,7 +8,7 @@ from etils import epath
 from bigmodel import data, models
 from bigmodel.accounting import Counts
 from bigmodel.assembly import check, check_resolved, resolve
-from bigmodel.config import Config, flatten, require, with_overrides
+from bigmodel.config import Config, flatten, require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.designs.design import CountsOf, Overrides, Planned, repeat_seeds
 from bigmodel.designs.halving import Halving
@@ -22,6 +22,7 @@ from bigmodel.study.description import Study
 from bigmodel.study.folder import About
 from bigmodel.study.plan import Wanted
 from bigmodel.train.run import Run
+from bigmodel.train.whole import with_overrides
 
 ADAPTIVE_DESIGNS = (Search, Halving)  # they look at results before they go on
 LEAST_EXTRAPOLATION = 8  # the target's budget over the largest fitted one

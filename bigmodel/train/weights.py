@@ -151,7 +151,7 @@ def check(config: Config) -> None:
     require(
       bool(config.train.init_from) or not config.train[name], f"config.train.{name}: is for runs with train.init_from"
     )
-  rules = {field: optim.parse(field, config.optim[field]) for field in ("rates", "decays")}
+  rules = {field: optim.patterns.parse(field, config.optim[field]) for field in ("rates", "decays")}
   if not (config.optim.frozen or config.train.init_from or any(rules.values())):
     return
   names, real, rows = shapes_of(config), real_shapes(config), models.real_rows(config)
@@ -314,7 +314,7 @@ def judged(config: Config, store: Checkpoints, step: int, wanted: Mapping[str, A
     return found | {name: hosts.put(_padded(found[name], x.shape), x.sharding) for name, x in tables.items()}
 
   params = read(PREFIX)
-  if config.optim.name == "schedule_free":
+  if optim.averages_itself(config):
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
   if config.optim.average:
     average, (steps,) = read("opt_state.average."), read("opt_state.steps").values()
