@@ -132,6 +132,7 @@ def check_resolved(config: Config, corpus: Data) -> None:
   for stage in stages.of(config):
     for room in (models, tasks):
       room.check(stage.config)
+    optim.parametrization.multiples(stage.config)  # refuses models that it has no rules for
     weights.check(stage.config)
     parallel.check(stage.config)
     pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)

@@ -135,7 +135,7 @@ def test_the_flags_are_set_before_the_first_computation_and_kept_with_the_run(re
   config, _ = resolved
   monkeypatch.setenv("XLA_FLAGS", MINE)
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-  for name in ("_keep_memory", "_has_libtpu_for_nothing"):
+  for name in ("_keep_memory", "_has_libtpu_without_tpu"):
     monkeypatch.setattr(hardware, name, lambda: False)
   monkeypatch.setattr(hardware.jax, "config", SimpleNamespace(update=lambda *_: None))  # this process has begun
   monkeypatch.setattr(hardware.glob, "glob", lambda pattern: GPU)

@@ -7,6 +7,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import splits
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.data.prepared import chunks
 from bigmodel.data.sources import Arrays
 from bigmodel.declarations import Value
@@ -29,7 +30,7 @@ class Split:
 
 def divide(config: Config, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
   """The training and the held-out examples by `data.split`, as masks; copies of an image are in the same split."""
-  data, classes = config.data, config.task.name != "regression"
+  data, classes = config.data, not has_numeric_targets(config.task)
   if data.split == "own" and arrays.heldout is not None:
     return ~arrays.heldout, arrays.heldout
   kind = ("stratified" if classes else "random") if data.split == "own" else data.split

@@ -7,9 +7,11 @@ import logging
 
 import numpy as np
 
+from bigmodel import user_files
 from bigmodel.config import Config, require
 from bigmodel.data import checks, sources, table_examples
 from bigmodel.data.example_split import Split, divide, in_both
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.data.normalisation import black_and_white, statistics
 from bigmodel.data.prepared import array_sha256
 from bigmodel.data.sources import Arrays
@@ -101,7 +103,10 @@ def finish(config: Config, split: Split) -> Examples:
   data, arrays = config.data, split.arrays
   places = {"train": np.flatnonzero(split.train), "validation": np.flatnonzero(split.heldout)}
   settings = {name: list(value) if isinstance(value := data[name], tuple) else value for name in PREPARATION}
-  content = json.dumps([VERSION, split.sha256, config.task.name, settings])
+  task, is_numeric = config.task.name, has_numeric_targets(config.task)
+  if user_files.is_reference(task):  # the preparation depends on the kind of targets only
+    task = "regression" if is_numeric else "classification"
+  content = json.dumps([VERSION, split.sha256, task, settings])
   sha256 = hashlib.sha256(content.encode()).hexdigest()
   require(
     data.sha256 in ("", sha256),
@@ -110,9 +115,9 @@ def finish(config: Config, split: Split) -> Examples:
   facts: dict[str, Value] = {"inputs": arrays.inputs.shape[1:], **split.facts}
   card: JsonObject = {"inputs": list(arrays.inputs.shape[1:])}
   balance: dict[str, dict[str, list[int]]] = {name: {} for name in places}
-  if config.task.name == "regression":
+  if is_numeric:
     targets, known = _scaled(arrays.targets, places["train"])
-    facts |= {**known, "outputs": len(config.task.quantiles) or 1}
+    facts |= {**known, "outputs": len(config.task.get("quantiles", ())) or 1}
   else:
     targets, counts = _class_numbers(config, arrays, places, len(arrays.classes))
     facts |= {"outputs": len(counts["train"]), "class_counts": tuple(counts["train"].tolist())}

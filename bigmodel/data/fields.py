@@ -133,6 +133,11 @@ class Examples(Data):
 GROUPS: dict[str, type[Data]] = {"text": Text, "examples": Examples}
 
 
+def has_numeric_targets(task: Config) -> bool:
+  """Whether the targets of examples are numbers, for this `config.task`; otherwise they are labels of classes."""
+  return task.get("targets", "numbers" if task.name == "regression" else "classes") == "numbers"
+
+
 def declared(kind: str = "text") -> dict[str, Field]:
   """The fields of `config.data` of a kind of data."""
   return declared_in(GROUPS[kind])

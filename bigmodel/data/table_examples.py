@@ -8,6 +8,7 @@ import polars as pl
 from bigmodel.config import Config, require
 from bigmodel.data import series, tables
 from bigmodel.data.example_split import Split, divide
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.data.normalisation import statistics
 from bigmodel.data.sources import Arrays
 from bigmodel.declarations import Value
@@ -32,7 +33,7 @@ class _Columns:
 
 def split(config: Config, raw: tables.RawTable) -> Split:
   """The examples of a table, cleaned, split and encoded as `config.data` describes."""
-  data, is_regression = config.data, config.task.name == "regression"
+  data, is_regression = config.data, has_numeric_targets(config.task)
   table = tables.read(raw, data, is_regression)
   classes: tuple[str, ...] = ()
   if is_regression:

@@ -1,4 +1,4 @@
-"""Arrays of the .npz file `data.path`: inputs, targets, and where splits need them group and time."""
+"""Arrays of the .npz file `data.path`, or of the cache: inputs, targets, and where splits need them group and time."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bigmodel.config import Config, require
+from bigmodel.data import cached
 from bigmodel.data.prepared import new_folder, open_array
 from bigmodel.data.sources import Arrays, Source, of_arrays
 from bigmodel.errors import UserError
@@ -19,6 +20,8 @@ FORMAT = 1  # of prepared arrays; those of other formats are ignored
 def read(data: Config) -> Arrays:
   """The arrays, checked; the inputs stay on disk."""
   path = data.path
+  if cached.is_reference(path):
+    return of_arrays(**cached.load(path), where=f"config.data.path: {path}")
   require(Path(path).is_file(), f"config.data.path: no file {path!r}")
   try:
     with np.load(path, allow_pickle=False) as file:
