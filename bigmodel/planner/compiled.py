@@ -77,7 +77,7 @@ def outcome(facts: Facts, topology: Topology, prices: dict[str, float]) -> Facts
   limit = chip.memory / chip.devices if chip else None
   flops = facts["flops_per_step"]
   used, dtype = facts["devices"], facts["compute_dtype"]
-  peak = used * chip.peak(dtype) / chip.devices if chip else hardware.peak_flops(topology.devices[:used], dtype)
+  peak = used * chip.peak(dtype) / chip.devices if chip else hardware.peak_flops(jax.devices()[:used], dtype)
   compute = max(flops["flops_hardware"] / peak / analytic.EFFICIENCY, source["cycle_seconds"] or 0.0)
   overlapping = sum(c["seconds"] for c in source["collectives"] if c["overlaps"])
   waiting = sum(c["exposed"] for c in source["collectives"])
