@@ -18,7 +18,9 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   config = trained.config
   require(config.data.kind == "examples", "predict: this model is of text; use generate")
   is_table = sources.find(config.data).is_table
-  require(is_table is False, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
+  require(
+    is_table is False, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays"
+  )
   data = pipeline.prepare(config)
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)
