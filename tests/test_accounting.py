@@ -1,5 +1,6 @@
 """Parameters and FLOPs go together in every convention, for every published model."""
 
+import handmade  # its folder is on the path of pytest
 import numpy as np
 import pytest
 
@@ -23,11 +24,11 @@ def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
   for config in configs.values():
     counts = models.counts_of(config)
     known = {"status": "finished", "tokens": tokens, "loss_eval": 1.0}
-    records.append({**counts.params(), **counts.flops(tokens), **known})
+    records.append(handmade.record(**counts.params(), **counts.flops(tokens), **known))
   read = points.from_records(records, convention)
   np.testing.assert_allclose(read.C, 6 * read.N * read.D, rtol=1e-12)
-  sparse = np.array([record["params_active"] < record["params_total"] for record in records])
+  sparse = np.array([record.params_active < record.params_total for record in records])
   assert sparse.sum() == 2  # mixtral_8x7b and moe
   name = "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_total"
-  whole = np.array([record[name] for record in records])
+  whole = np.array([getattr(record, name) for record in records])
   np.testing.assert_array_equal(whole == read.N, ~sparse)
