@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from bigmodel import optim
 from bigmodel.config import digest, flatten, require
 from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settings, no_settings
+from bigmodel.train.configs import identity
 from bigmodel.train.run import Branch, Run
-from bigmodel.train.whole import identity
 
 # Schedules that do not know their horizon before they decay, and what of a config says the horizon and the decay.
 STEADY = ("wsd", "constant", "inverse_sqrt")

@@ -212,7 +212,7 @@ class Agreement:
       return False
 
 
-def put(value: Any, sharding: NamedSharding) -> jax.Array:
+def put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """A small array that every process has, on all devices of a sharding."""
   value = np.asarray(value)
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,13 +1,5 @@
 """Studies: what a config file and a script need to describe one, run it and read it."""
 
-from bigmodel.assembly import (
-  check,
-  default_config,
-  resolve,
-  resolve_for_plan,
-  resolve_without_data,
-  single_run,
-)
 from bigmodel.config import with_overrides
 from bigmodel.designs.branches import Branches
 from bigmodel.designs.fractions import Fractions
@@ -32,6 +24,9 @@ from bigmodel.study.study import (
   work,
   write_report,
 )
+from bigmodel.train.configs import default_config
+from bigmodel.train.resolution import check, resolve, resolve_for_plan, resolve_without_data
+from bigmodel.train.single_run import single_run
 
 __all__ = [
   "Between",

@@ -10,8 +10,8 @@ from bigmodel.config import difference, nearest, require
 from bigmodel.errors import UserError
 from bigmodel.files import read_json
 from bigmodel.tasks.metrics import as_loss
+from bigmodel.train.configs import identity
 from bigmodel.train.run import read_status
-from bigmodel.train.whole import identity
 
 
 def check_study(folder: epath.PathLike, study: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from etils import epath
 
 from bigmodel import data, models, record, train
 from bigmodel.accounting import params_in
-from bigmodel.assembly import check, check_resolved, resolve, resolve_for_plan
 from bigmodel.config import Config, flatten, require, with_overrides
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.designs.design import Design, Overrides, Planned, Settings, closest_size, repeat_seeds
@@ -26,6 +25,7 @@ from bigmodel.parallel import hosts
 from bigmodel.study import folder, priced, report_facts, rounds
 from bigmodel.study.fits import fit_study
 from bigmodel.train.display import Display, duration
+from bigmodel.train.resolution import check, check_resolved, resolve, resolve_for_plan
 from bigmodel.train.run import Branch, Run, interruptible, now
 from bigmodel.train.stop import Stop
 from bigmodel.workers import execute, leases

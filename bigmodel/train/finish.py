@@ -25,7 +25,7 @@ def finish(member: Member, own: steps.State, params: Any, result: Evaluation, se
   member.metrics.finish()
   member.checkpoints.wait()
   seconds += member.seconds + time.monotonic() - began
-  marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
+  marks = member.checkpoints.fingerprints if params is own.params else None  # an average of them has others
   facts = results.facts_of(run) | {
     "status": status,
     "error": why,

@@ -19,7 +19,7 @@ from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.errors import Interrupted
 from bigmodel.files import remove, write_json, write_jsonl
 from bigmodel.parallel import hosts
-from bigmodel.train import programs, results, stages, weights
+from bigmodel.train import parameters, programs, results, stages, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, newest_common
 from bigmodel.train.display import Display
@@ -344,7 +344,7 @@ def _restore(program: Program, members: list[Member], start: int) -> Any:
       states.append(dataclasses.replace(program.init(member.run.config.seed), step=np.int32(member.run.steps)))
       continue
     if start:
-      weights.require_padding(member.run.config, member.checkpoints, start, program.shapes.params)
+      parameters.require_padding(member.run.config, member.checkpoints, start, program.shapes.params)
       state = member.checkpoints.restore(start, program.shapes)
     else:
       state = weights.start(member.run.config, program.init(member.run.config.seed), program.optimizer_state)

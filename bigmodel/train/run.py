@@ -17,8 +17,8 @@ from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.parallel import hosts
+from bigmodel.train.configs import carried_out, identity
 from bigmodel.train.stop import StopRequest
-from bigmodel.train.whole import carried_out, identity
 
 
 @dataclasses.dataclass(frozen=True)

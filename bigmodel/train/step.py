@@ -14,11 +14,11 @@ import optax
 from bigmodel import optim
 from bigmodel.parallel import hosts
 from bigmodel.tasks import Apply, Measured, Task
+from bigmodel.types import Params
 
 EMA = 0.98  # of the training loss: the last 50 steps or so
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 
-Params: TypeAlias = "dict[str, jax.Array | Params]"
 # Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
 Batch: TypeAlias = "jax.Array | dict[str, jax.Array]"
 Metrics: TypeAlias = "dict[str, jax.Array]"

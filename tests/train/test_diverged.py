@@ -15,7 +15,7 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, write_json
-from bigmodel.train import metrics, programs, trained, weights
+from bigmodel.train import metrics, parameters, programs, trained, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
@@ -220,7 +220,7 @@ def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken,
   own = config.copy_and_resolve_references()
   own.train.init_from = str(run.folder)
   for use_it in (lambda: weights.resolve(own), lambda: trained.load(str(run.folder))):
-    weights._warn.cache_clear()
+    parameters._warn.cache_clear()
     caplog.clear()
     use_it()
     (said,) = [one.message for one in caplog.records if "diverged" in one.message]

@@ -18,9 +18,9 @@ from bigmodel import errors, optim, record, study
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json
-from bigmodel.train import best, checkpoint, loop, metrics, programs, results, weights
+from bigmodel.train import best, loop, metrics, programs, results, weights
 from bigmodel.train import step as steps
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.checkpoint import Checkpoints, integrity
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
@@ -93,7 +93,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
     time.sleep(3)
     raise OSError("broken")
 
-  monkeypatch.setattr(checkpoint, "seal", fails)
+  monkeypatch.setattr(integrity, "write_seal", fails)
   with pytest.raises(errors.CheckpointError, match="broken"):
     train(config, corpus, tmp_path)
   assert record.read(tmp_path) is None

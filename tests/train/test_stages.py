@@ -11,8 +11,8 @@ from bigmodel import optim, study, train
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import horizon, metrics, programs, results, stages, weights
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train import configs, horizon, metrics, parameters, programs, results, stages
+from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
 from bigmodel.train.loop import train_runs
@@ -92,7 +92,7 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
       train_runs([run], data, display, stop_at(at))
     store = Checkpoints(run.folder / "checkpoints")
     step = store.newest_sound()
-    after[step] = store.arrays(step, weights.PREFIX)
+    after[step] = store.arrays(step, parameters.PREFIX)
     store.close()
   first, second = after[min(after)], after[max(after)]
   assert min(after) <= 6 < max(after) <= 11
@@ -257,9 +257,9 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
     store = Checkpoints(run.folder / "checkpoints")
     state = store.restore(step, program.shapes)
     expected = optim.evaluated(in_force, state.params, state.opt_state)
-    found = weights.judged(weights.read_config(run.folder), store, step)
+    found = parameters.evaluated(configs.read_config(run.folder), store, step)
     store.close()
-    for name, x in weights.flat(expected).items():
+    for name, x in to_flat(expected).items():
       np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)  # compiled or not: rounding
     rung = results.read_rungs(run)[str(step)]
     rows = pipeline.eval_rows(run.config, data)

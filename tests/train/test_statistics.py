@@ -8,7 +8,8 @@ from bigmodel import models, optim, study, tasks, train
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
 from bigmodel.models.layers.roles import dotted
-from bigmodel.train import metrics, programs, weights
+from bigmodel.train import metrics, programs
+from bigmodel.train.checkpoint import to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
@@ -105,7 +106,7 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
     for i, (new, old) in enumerate(layers):
       assert float(found["parameter"][name][i]) == pytest.approx(root(old), rel=1e-5)
       assert float(found["update"][name][i]) == pytest.approx(root(new - old), rel=1e-2)
-  sizes = {name: x[: rows.get(name, len(x))].size for name, x in weights.flat(before).items()}
+  sizes = {name: x[: rows.get(name, len(x))].size for name, x in to_flat(before).items()}
   norm = sum(sizes[n] / len(x) * sum(float(v) ** 2 for v in x) for n, x in found["gradient"].items()) ** 0.5
   assert norm == pytest.approx(float(told["grad_norm"]), rel=1e-4)
   model = models.build(config)
@@ -142,7 +143,7 @@ def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, fa
   moved = jax.tree.map(lambda new, old: old - np.asarray(new), state.params, before)
   largest = max(float(x) for layers in found["gradient"].values() for x in layers)
   rows = models.real_rows(own)
-  for name, x in weights.flat(moved).items():
+  for name, x in to_flat(moved).items():
     layers = list(x) if "blocks." in name else [x[: rows.get(name, len(x))]]
     for layer, gradient, update in zip(layers, found["gradient"][name], found["update"][name], strict=True):
       size = float(np.sqrt(np.mean(layer**2)))

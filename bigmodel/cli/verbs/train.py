@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   is_first = session.join(arguments)
-  from bigmodel import assembly
+  from bigmodel.train import single_run
 
   config, _ = session.load(arguments)
   quiet = output.quiet or not is_first
-  record = assembly.train_single_run(config, arguments.workdir, quiet, arguments.profile)
+  record = single_run.train_single_run(config, arguments.workdir, quiet, arguments.profile)
   if is_first:
     _show(arguments.workdir, record, output)
   if record["status"] != "finished":

@@ -23,7 +23,8 @@ from bigmodel.train.programs import single
 from bigmodel.train.programs.pack import Pack, member_of, stacked
 from bigmodel.train.programs.protocol import BatchValues, Evaluator, PlacedRows
 from bigmodel.train.statistics import LayerStatistics
-from bigmodel.train.step import Batch, Metrics, Params, State, applied, train_step
+from bigmodel.train.step import Batch, Metrics, State, applied, train_step
+from bigmodel.types import Params
 
 STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
 STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there

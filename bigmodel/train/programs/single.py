@@ -23,7 +23,8 @@ from bigmodel.tasks.task import Values
 from bigmodel.train import statistics
 from bigmodel.train.programs.protocol import Arguments, BatchValues, Evaluator, PlacedRows, Result
 from bigmodel.train.statistics import LayerStatistics
-from bigmodel.train.step import Batch, Metrics, Params, State, applied, train_step
+from bigmodel.train.step import Batch, Metrics, State, applied, train_step
+from bigmodel.types import Params
 
 # A sharding for each array of the parameters or of the optimizer's state, or one sharding for all arrays.
 ParamsSharding: TypeAlias = "Params | NamedSharding"
