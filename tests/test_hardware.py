@@ -14,7 +14,7 @@ from bigmodel import hardware, models, study, train
 from bigmodel.files import absolute, read_json
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
-from bigmodel.planner import compiled
+from bigmodel.planner.plan import plan_run
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance
@@ -90,11 +90,11 @@ def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
   config, _ = configs.load("configs/published.py:tinyllama_1b")
   config.train.compute_dtype = dtype
   where = topology.parse(f"{name}:{'x'.join(['2'] * max(1, CHIPS[name].dimensions))}", devices=False)
-  facts = compiled.plan(study.resolve_for_plan(config, where.count), where, {}, compile_step=False, memory=False)
-  assert facts["compute_dtype"] == dtype
-  assert 0 < facts["mfu"] <= 0.75
+  plan = plan_run(study.resolve_for_plan(config, where.count), where, {}, compiles=False, memory=False)
+  assert plan.work.compute_dtype == dtype
+  assert 0 < plan.costs.mfu <= 0.75
   peak = CHIPS[name].peak(dtype) * where.chips
-  assert facts["mfu"] * facts["step_seconds"] * peak == pytest.approx(facts["flops_per_step"]["flops_exact"])
+  assert plan.costs.mfu * plan.costs.step_seconds * peak == pytest.approx(plan.work.flops_per_step["flops_exact"])
 
 
 GPU = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl"]

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from bigmodel.designs import branches
 from bigmodel.designs.design import Planned
 from bigmodel.planner import price as pricing
@@ -49,7 +51,7 @@ def plan(
   for run_id, run in added.items():
     one = planned[run_id][0]
     about = {"run_id": run_id, "roles": roles[run_id], "budget": one.budget, "overrides": one.overrides}
-    about |= pricing.price(run, calibration, packed=together[run_id] > 1)
+    about |= msgspec.to_builtins(pricing.price(run, calibration, packed=together[run_id] > 1))
     if branch := leaving.get(run_id):
       about["trunk"] = dataclasses.asdict(branch)
       about["expected_seconds"] *= 1 - branch.step / run.steps
@@ -79,8 +81,9 @@ def _price_target(targets: Sequence[Run], calibration: pricing.Calibration, comp
   if not targets:
     return None
   costs = [(pricing.price(run, calibration), programs.key(run.config) in compiled) for run in targets]
-  dearest, known = max(costs, key=lambda pair: pair[0]["expected_seconds"])
-  return dearest | {"expected_seconds": dearest["expected_seconds"] + (0 if known else calibration.compile_seconds)}
+  dearest, known = max(costs, key=lambda pair: pair[0].expected_seconds)
+  seconds = dearest.expected_seconds + (0 if known else calibration.compile_seconds)
+  return msgspec.to_builtins(msgspec.structs.replace(dearest, expected_seconds=seconds))
 
 
 def _totals(plan_: Facts) -> Facts:

@@ -22,6 +22,8 @@ from bigmodel.files import absolute, read_json, write_json
 from bigmodel.laws import forecast, forms, seals
 from bigmodel.laws import summary as laws
 from bigmodel.parallel import hosts
+from bigmodel.parallel.topology import Topology
+from bigmodel.planner.plan import StudyPlan, plan_study
 from bigmodel.study import folder, priced, report_facts, rounds
 from bigmodel.study.fits import fit_study
 from bigmodel.train.display import Display, duration
@@ -60,14 +62,12 @@ class Study:
   accept_failed: bool = False  # seal the forecast of the target though fitted runs have failed
 
 
-def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float]) -> dict[str, Any]:
+def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, float]) -> StudyPlan:
   """A whole study planned for a topology: its runs one after another, each on all chips, and then its target.
 
   The largest run is compiled, the others are planned by arithmetic. The critical path
   has all fitted runs at once, each on as many chips, and the target after them.
   """
-  from bigmodel.planner import compiled
-
   size = lambda overrides: resolve_for_plan(_with_horizon(with_overrides(config, overrides)), where.count)
   counts = lambda overrides: models.counts_of(size(overrides))
   planned = [(", ".join(sorted({one.role})), one.overrides) for one in _plan_runs(study, counts)]
@@ -80,7 +80,7 @@ def plan_for(config: Config, study: Study, where: Any, prices: dict[str, float])
     jobs.append(("target", {**largest, "train.tokens": tokens, **study.settings(dearest.params_total, tokens)}))
   label = lambda overrides: ", ".join(f"{name.split('.')[-1]} {value}" for name, value in overrides.items())
   sized_jobs = [(role, label(overrides), size(overrides)) for role, overrides in jobs]
-  return {"study": study.name} | compiled.plan_all(sized_jobs, where, prices)
+  return plan_study(study.name, sized_jobs, where, prices)
 
 
 @dataclasses.dataclass(frozen=True)

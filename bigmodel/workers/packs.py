@@ -74,7 +74,7 @@ def room(config: Config) -> int:
   if parallel.mapped(config):
     return int(min(MOST, memory / (COPIES * analytic.run_bytes(config))))
   sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
-  return int(min(MOST, memory / analytic.estimate(config, sizes, None)["peak_bytes"]))
+  return int(min(MOST, memory / analytic.estimate(config, sizes, None).peak_bytes))
 
 
 def cut(runs: Sequence[Run]) -> list[list[Run]]:

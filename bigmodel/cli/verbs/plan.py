@@ -61,13 +61,15 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
   """One run on this machine."""
+  import msgspec
+
   from bigmodel import parallel
   from bigmodel.planner import price
   from bigmodel.train import single_run
   from bigmodel.train.display import duration
 
   planned, _ = single_run.single_run(config, workdir or ".")
-  cost = price.price(planned, price.calibrate([planned], {})[0])
+  cost = msgspec.to_builtins(price.price(planned, price.calibrate([planned], {})[0]))
   output.table(f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
   output.notes(parallel.notes_here(planned.config))
   return cost
@@ -89,7 +91,7 @@ def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "
   from bigmodel import files
   from bigmodel import study as studies
   from bigmodel.parallel import topology
-  from bigmodel.planner import compiled, search
+  from bigmodel.planner import plan, search
   from bigmodel.train import resolution
 
   where = topology.parse(arguments.topology)
@@ -100,14 +102,14 @@ def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "
     resolved = resolution.resolve_for_plan(config, where.count)
     if arguments.search:
       return _search(resolved, where, prices, output)
-    facts = compiled.plan(resolved, where, prices)
-    plan_tables.show_run(facts, output)
-    return facts
+    planned = plan.plan_run(resolved, where, prices)
+    plan_tables.show_run(planned, output)
+    return plan_tables.run_facts(planned)
   if arguments.search:
     raise UserError("--search: is for one run; take a run of the study with --config.model.width=... and the like")
-  facts = studies.plan_for(config, study, where, prices)
-  plan_tables.show_study(facts, f"{study.name} on {where.name}", output)
-  return facts
+  planned = studies.plan_for(config, study, where, prices)
+  plan_tables.show_study(planned, output)
+  return plan_tables.study_facts(planned)
 
 
 def _search(config: "Config", where: "Topology", prices: dict[str, float], output: Output) -> Facts:
@@ -117,7 +119,8 @@ def _search(config: "Config", where: "Topology", prices: dict[str, float], outpu
   if not layouts:
     raise UserError(f"--search: no layout of {where.name} fits; more chips, or smaller batches (train.accumulate)")
   plan_tables.show_layouts(layouts, where.name, output)
-  return {"topology": where.name, "best": layouts[0]["overrides"], "layouts": layouts}
+  facts = [plan_tables.run_facts(layout.plan) | {"overrides": layout.overrides} for layout in layouts]
+  return {"topology": where.name, "best": layouts[0].overrides, "layouts": facts}
 
 
 def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
