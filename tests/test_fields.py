@@ -16,7 +16,7 @@ from bigmodel.errors import UserError
 from bigmodel.train import configs
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Run, run_id
-from bigmodel.train.step import State, train_step
+from bigmodel.train.step import Recipe, State, train_step
 from bigmodel.workers import packs
 
 PAIRS = [(family, task) for family in models.FAMILIES for task in models.family(family).TASKS]
@@ -117,7 +117,7 @@ def traced_step(config):
     lambda p: State(jnp.int32(0), p, optim.initial_state(how, p), jnp.float32(0), jnp.int32(-1)), params
   )
   rows = tasks.batch_shape(config, config.train.batch_size)
-  step = functools.partial(train_step, model.apply, task, how, count)
+  step = functools.partial(train_step, Recipe(model.apply, task, how, count))
   return str(jax.make_jaxpr(step)(state, rows, optim.hyperparameters(config, 10)))
 
 

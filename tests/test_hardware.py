@@ -18,6 +18,7 @@ from bigmodel.planner.plan import plan_run
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance
+from bigmodel.train.schedule import Dispatched
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
@@ -76,9 +77,10 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
   peak = hardware.peak_flops(devices_of("TPU v5 lite", hosts, 4), "float32")
   watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), peak)
   rows = []
-  monkeypatch.setattr(member.metrics, "add", rows.append)
+  monkeypatch.setattr(member.metrics, "add", lambda step, facts: rows.append(facts))
   now[0] += 2.0
-  watch.read(0, 1, lambda: {"loss": np.ones((1, 1)), "diverged_at": -np.ones((1, 1))})
+  metrics = {"loss": np.ones((1, 1)), "diverged_at": -np.ones((1, 1))}
+  watch.read(Dispatched(0, 1, lambda: metrics, None))
   member.checkpoints.close()
   flops = models.counts_of(config).exact_per_token * train.batch_tokens(config)
   assert rows[0]["peak_fraction"] == pytest.approx(flops / 2.0 / (4 * hosts * 197e12 / 6))

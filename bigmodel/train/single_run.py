@@ -10,8 +10,8 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import absolute
 from bigmodel.parallel import hosts
-from bigmodel.train import loop
 from bigmodel.train.display import Display
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run, interruptible, open_folder
 
@@ -41,5 +41,5 @@ def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = Fals
       with Display(quiet=quiet) as display:
         for note in parallel.notes_here(run.config):
           display.say(note)
-        (ended,) = loop.train_runs([run], corpus, display, stop, profile=profile)
+        (ended,) = train_runs([run], corpus, display, stop, Options(profile=profile))
   return ended

@@ -14,7 +14,7 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.display import Display
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.results import failed_record, read_rungs
 from bigmodel.train.run import Run, open_folder, write_provenance
 from bigmodel.train.stop import LOST, Stop
@@ -73,7 +73,7 @@ def try_group(
     leaving = [run for run in runs.values() if run.branch and run.branch.trunk in trunks and waits(run)]
     try:
       until = part.get("until", 0)
-      train_runs(members, data, display, stop, part["expected_seconds"], branches=leaving, until=until)
+      train_runs(members, data, display, stop, Options(part["expected_seconds"], branches=leaving, until=until))
       trained = True
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise

@@ -19,7 +19,7 @@ from bigmodel.train import metrics, parameters, programs, trained, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Branch, Run
 from bigmodel.train.stop import StopRequest
@@ -60,8 +60,8 @@ def run_of(config, folder, **changes):
   return Run(study.with_overrides(config, changes), absolute(folder))
 
 
-def train(runs, corpus, stop=None, **more):
-  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), **more)
+def train(runs, corpus, stop=None, **options):
+  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), Options(**options))
 
 
 def newest(run):

@@ -18,15 +18,16 @@ from bigmodel import errors, optim, record, study
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json
-from bigmodel.train import best, loop, metrics, programs, results, weights
+from bigmodel.train import best, metrics, pack, programs, results, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, integrity
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.member import open_member
 from bigmodel.train.programs import lanes
 from bigmodel.train.run import Run, interruptible, run_id
+from bigmodel.train.schedule import Dispatched
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
@@ -119,8 +120,8 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
     assert began.wait(60)
     raise errors.CheckpointError("the disk is full")
 
-  monkeypatch.setattr(loop, "measure", endless)
-  monkeypatch.setattr(loop._Loop, "_save", full)
+  monkeypatch.setattr(pack, "measure", endless)
+  monkeypatch.setattr(pack.Pack, "save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
   with pytest.raises(errors.CheckpointError, match="the disk is full"):
     train_runs(runs, corpus, Display(quiet=True), StopRequest())
@@ -135,7 +136,7 @@ def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp
   with pytest.raises(Interrupted):
     train(config, corpus, tmp_path / "past", stop_at(25))
   for run in runs:
-    assert train_runs([run], corpus, Display(quiet=True), StopRequest(), until=10) == []
+    assert train_runs([run], corpus, Display(quiet=True), StopRequest(), Options(until=10)) == []
     assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
   fresh, past = map(results.read_rungs, runs)
   assert fresh == past
@@ -179,7 +180,7 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
   values = {name: np.full((1, 1), x) for name, x in (("loss", 1.0), ("diverged_at", -1))}
   for step in range(expected[-1] + 5):  # of a second each
     now[0] += 1
-    watch.read(step, 1, lambda: values)
+    watch.read(Dispatched(step, 1, lambda: values, None))
   member.checkpoints.close()
   assert written == expected
 

@@ -15,7 +15,7 @@ from bigmodel.train import configs, horizon, metrics, parameters, programs, resu
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.stop import StopRequest
 
 PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight_decay=0.0 train.steps={}"
@@ -253,7 +253,7 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
   program = programs.program(in_force)
   for step in (3, 4):
     with Display(0, True) as display:
-      assert train_runs([run], data, display, StopRequest(), until=step) == []
+      assert train_runs([run], data, display, StopRequest(), Options(until=step)) == []
     store = Checkpoints(run.folder / "checkpoints")
     state = store.restore(step, program.shapes)
     expected = optim.evaluated(in_force, state.params, state.opt_state)
