@@ -74,7 +74,7 @@ def fold(name: str, family: str, held_out: int) -> tuple[float, float]:
   rows = {split: data.rows(split, np.arange(data.count(split))) for split in ("train", "validation")}
   theirs = LogisticRegression(max_iter=5000) if family == "linear" else MLPClassifier((100,), max_iter=500)
   theirs.fit(rows["train"]["inputs"], rows["train"]["targets"])
-  return record["metrics"]["accuracy"], theirs.score(rows["validation"]["inputs"], rows["validation"]["targets"])
+  return record.metrics["accuracy"], theirs.score(rows["validation"]["inputs"], rows["validation"]["targets"])
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
   with TemporaryDirectory() as folder:
     prepared = study.prepare(config, study.Study("overhead", "", study.Listed(axes), laws=()), folder)
     plan = study.make_plan(prepared)
-    members = max(len(group["run_ids"]) for group in plan["groups"])
+    members = max(len(group.run_ids) for group in plan.groups)
     one = next(iter(prepared.runs.values()))
     data = prepared.data(one.config)
     program, rows = programs.program(one.config, members), pipeline.train_pipeline(one.config, data, one.steps)

@@ -10,9 +10,8 @@ number of tokens (of examples, where a model reads no tokens) into every convent
 - `flops_hardware`            `flops_exact` plus what recomputation and empty slots of experts add
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 CONVENTIONS = (
   "flops_6nd",
@@ -21,6 +20,24 @@ CONVENTIONS = (
   "flops_exact",
   "flops_hardware",
 )
+
+
+class Params(TypedDict):
+  """Numbers of parameters, under every convention."""
+
+  params_total: int
+  params_non_embedding: int
+  params_active: int  # those that a token meets: fewer in a mixture of experts
+
+
+class Flops(TypedDict):
+  """FLOPs of training, under every convention."""
+
+  flops_6nd: float
+  flops_6nd_non_embedding: float
+  flops_chinchilla: float
+  flops_exact: float
+  flops_hardware: float
 
 
 class Recomputed(NamedTuple):
@@ -48,14 +65,14 @@ class Counts:
   hardware_per_token: float  # with empty slots of experts, without recomputation
   recomputed_per_token: Recomputed = NOTHING_AGAIN  # with empty slots of experts
 
-  def params(self) -> dict[str, int]:
+  def params(self) -> Params:
     return {
       "params_total": self.params_total,
       "params_non_embedding": self.params_non_embedding,
       "params_active": self.params_active,
     }
 
-  def flops(self, tokens: int, remat: str = "none") -> dict[str, float]:
+  def flops(self, tokens: int, remat: str = "none") -> Flops:
     """FLOPs of training on `tokens`, under every convention; `remat` decides what is computed twice."""
     dots, full = self.recomputed_per_token
     again = {"none": 0.0, "dots": dots, "full": full, "offload": full}
@@ -66,6 +83,10 @@ class Counts:
       "flops_exact": self.exact_per_token * tokens,
       "flops_hardware": (self.hardware_per_token + again[remat]) * tokens,
     }
+
+  def flops_in(self, convention: str, tokens: int) -> float:
+    """FLOPs of training on `tokens`, under one convention."""
+    return {**self.flops(tokens)}[convention]
 
   @property
   def embedding(self) -> int:
@@ -82,11 +103,11 @@ def params_of(convention: str) -> str:
   return "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_active"
 
 
-def params_in(facts: Mapping[str, Any], convention: str) -> int:
+def params_in(facts: Params, convention: str) -> int:
   """N as a FLOP convention counts it, from a record's parameter counts or those of `Counts.params()`.
 
   The parameters that a token meets: of a mixture of experts they alone make FLOPs, so that C = 6 N D.
   """
-  active: int = facts["params_active"]
+  active = facts["params_active"]
   embedding = facts["params_total"] - facts["params_non_embedding"]
   return active - embedding if convention == "flops_6nd_non_embedding" else active

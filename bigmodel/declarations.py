@@ -19,7 +19,8 @@ from bigmodel.config import Config, nearest
 from bigmodel.errors import UserError
 
 # The plain values that a config holds.
-Value = bool | int | float | str | tuple["Value", ...]
+Scalar = bool | int | float | str
+Value = Scalar | tuple[Scalar, ...]
 
 
 class Use(enum.Enum):

@@ -1,133 +1,176 @@
-"""Records: one row of facts about a run that ended, in a versioned schema."""
+"""Records: the facts about one run that has ended, in a versioned schema."""
 
 import functools
 import hashlib
 import importlib.metadata
 import json
 import math
-from typing import Any
 
+import msgspec
 from etils import epath
 
+from bigmodel.accounting import Params
 from bigmodel.errors import UserError
-from bigmodel.files import read_json, write_json, write_jsonl
+from bigmodel.files import JsonObject, read_json, write_json, write_jsonl
 
 SCHEMA = 5
-STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, where others did better
+STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, because other runs did better
 
-# field -> type; None is allowed where a run that did not finish cannot know.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-  "schema": int,
-  "run_id": str,
-  "study": str,
-  "status": str,
-  "error": str,
-  "seed": int,
-  "trunk": dict,  # run_id and step of the run from which it branched, where it did
-  "model": dict,
-  "params_total": int,
-  "params_non_embedding": int,
-  "params_active": int,
-  "tokens": int,
-  "epochs_seen": float,
-  "steps": int,
-  "batch_tokens": int,
-  "learning_rate": float,
-  "flops_6nd": float,
-  "flops_6nd_non_embedding": float,
-  "flops_chinchilla": float,
-  "flops_exact": float,
-  "flops_hardware": float,
-  "loss_train": float,
-  "loss_eval": float,
-  "loss_eval_stderr": float,
-  "bits_per_byte": float,
-  "metrics": dict,
-  "intervals": dict,  # 90%, of the metrics
-  "params_sha256": str,
-  "data_sha256": str,
-  "result_sha256": str,
-  "seconds": float,
-  "tokens_per_second": float,
-  "started_at": str,
-  "ended_at": str,
-  "versions": dict,
-  "devices": dict,
-}
-# What two ways of getting the same run may differ in.
+# Fields in which two executions of the same run may differ.
 NOT_RESULT = (
-  "result_sha256", "trunk", "flops_hardware",
-  "seconds", "tokens_per_second", "started_at", "ended_at", "versions", "devices",
-)  # fmt: skip
+  "result_sha256",
+  "trunk",
+  "flops_hardware",
+  "seconds",
+  "tokens_per_second",
+  "started_at",
+  "ended_at",
+  "versions",
+  "devices",
+)
 NULLABLE = ("loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "tokens_per_second")
+
+
+class Branch(msgspec.Struct, frozen=True, omit_defaults=True):
+  """Where a run branches from another, with which it shares its first steps. False for a run that does not."""
+
+  trunk: str = ""  # the id of that other run
+  step: int = 0
+
+  def __bool__(self) -> bool:
+    return bool(self.trunk)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+  """The facts about one run that has ended. None stands for what a run that did not finish cannot have."""
+
+  schema: int = SCHEMA
+  run_id: str
+  study: str
+  status: str  # one of STATUSES
+  error: str = ""
+  seed: int
+  trunk: Branch = Branch()
+  model: dict[str, object]
+  params_total: int
+  params_non_embedding: int
+  params_active: int
+  tokens: int  # or examples, where a row is one
+  epochs_seen: float
+  steps: int
+  batch_tokens: int
+  learning_rate: float
+  flops_6nd: float
+  flops_6nd_non_embedding: float
+  flops_chinchilla: float
+  flops_exact: float
+  flops_hardware: float
+  loss_train: float | None
+  loss_eval: float | None
+  loss_eval_stderr: float | None
+  bits_per_byte: float | None
+  metrics: dict[str, float]
+  intervals: dict[str, tuple[float, float]]  # 90%, of the metrics
+  params_sha256: str
+  data_sha256: str
+  result_sha256: str = ""
+  seconds: float
+  tokens_per_second: float | None
+  started_at: str
+  ended_at: str
+  versions: dict[str, str]
+  devices: dict[str, object]
+
+  @property
+  def finished(self) -> bool:
+    return self.status == "finished"
+
+  @property
+  def loss(self) -> float:
+    """The held-out loss of a run that finished."""
+    assert self.loss_eval is not None
+    return self.loss_eval
+
+  def params(self) -> Params:
+    return {
+      "params_total": self.params_total,
+      "params_non_embedding": self.params_non_embedding,
+      "params_active": self.params_active,
+    }
+
+  def flops(self, convention: str) -> float:
+    """The FLOPs of training, under a convention of `accounting.CONVENTIONS`."""
+    return getattr(self, convention)
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-  """Installed versions of what a result depends on."""
+  """Installed versions of the packages that a result depends on."""
   names = ("bigmodel", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  known = {}
+  installed = {}
   for name in names:
     try:
-      known[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      known[name] = "not installed"
-  return known
+      installed[name] = "not installed"
+  return installed
 
 
-def seal(record: dict[str, Any]) -> dict[str, Any]:
-  """The record with its schema and `result_sha256`; non-finite numbers become None."""
-  record = {"schema": SCHEMA, "error": "", **record}
-  for name, value in record.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      record[name] = None
-  record["result_sha256"] = result_sha256(record)
-  return check(record, "record")
+def seal(record: Record) -> Record:
+  """The record with its `result_sha256`; losses that are not finite become None."""
+  values = {name: getattr(record, name) for name in NULLABLE}
+  finite = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+  record = msgspec.structs.replace(record, **finite)
+  return msgspec.structs.replace(record, result_sha256=result_sha256(to_json(record)))
 
 
-def result_sha256(record: dict[str, Any]) -> str:
-  facts = {name: value for name, value in record.items() if name not in NOT_RESULT}
+def result_sha256(document: JsonObject) -> str:
+  """The hash of the fields that are the same in every execution of a run."""
+  facts = {name: value for name, value in document.items() if name not in NOT_RESULT}
   return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check(record: Any, where: str) -> dict[str, Any]:
-  """The record itself, or a `UserError` that names the first field that is wrong."""
-  if isinstance(record, dict) and record.get("schema") == 4:  # which knew no branches
-    record = {**record, "trunk": {}}
-  if not isinstance(record, dict) or record.get("schema") not in (4, SCHEMA):
+def to_json(record: Record) -> JsonObject:
+  """The record as record.json holds it."""
+  return msgspec.to_builtins(record)
+
+
+def from_json(document: object, where: str) -> Record:
+  """The record of a document; a `UserError` that begins with `where` names the first field that is wrong."""
+  if not isinstance(document, dict) or document.get("schema") not in (4, SCHEMA):
     raise UserError(f"{where}: not a record of schema {SCHEMA}; delete it to run again")
-  for name, kind in FIELDS.items():
-    value = record.get(name)
-    if value is None and name in record and name in NULLABLE:
-      continue
-    if kind is float and type(value) is int:
-      continue
-    if not isinstance(value, kind):
-      raise UserError(f"{where}: corrupt record: field {name!r} is {value!r}")
-  if record["status"] not in STATUSES:
-    raise UserError(f"{where}: corrupt record: status is {record['status']!r}")
-  if record["result_sha256"] != result_sha256(record):
+  if document["schema"] == 4:  # written before runs could branch
+    document = {"trunk": {}, **document}
+  try:
+    record = msgspec.convert(document, Record)
+  except msgspec.ValidationError as error:
+    raise UserError(f"{where}: corrupt record: {error}") from error
+  if record.status not in STATUSES:
+    raise UserError(f"{where}: corrupt record: status is {record.status!r}")
+  if record.result_sha256 != result_sha256(document):
     raise UserError(f"{where}: corrupt record: result_sha256 does not match its fields")
   return record
 
 
-def write(folder: epath.PathLike, record: dict[str, Any]) -> None:
-  """Writes `record.json`, the last file of a run: its presence means that the run ended. One that is there stays."""
+def write(folder: epath.PathLike, record: Record) -> None:
+  """Writes `record.json`, the last file of a run: its presence means that the run ended. An existing one stays."""
   path = epath.Path(folder) / "record.json"
   if not path.exists():
-    write_json(path, check(record, str(folder)))
+    document = to_json(record)
+    from_json(document, str(folder))
+    write_json(path, document)
 
 
-def read(folder: epath.PathLike) -> dict[str, Any] | None:
+def read(folder: epath.PathLike) -> Record | None:
   """The record of a run's folder, or None where the run has not ended."""
   path = epath.Path(folder) / "record.json"
-  return check(read_json(path), str(path)) if path.exists() else None
+  return from_json(read_json(path), str(path)) if path.exists() else None
 
 
-def collect(study: epath.PathLike) -> list[dict[str, Any]]:
+def collect(study: epath.PathLike) -> list[Record]:
   """All records under `STUDY/runs`, sorted by run id; rebuilds `records.jsonl`."""
   study = epath.Path(study)
   runs = sorted((study / "runs").iterdir()) if (study / "runs").exists() else []
   records = [record for run in runs if (record := read(run)) is not None]
-  write_jsonl(study / "records.jsonl", records)
+  write_jsonl(study / "records.jsonl", map(to_json, records))
   return records

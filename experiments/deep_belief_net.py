@@ -118,7 +118,7 @@ def pretrain(workdir: Path, split: str, seeds: Any, quiet: bool) -> dict[int, st
   config.train.tokens = PRETRAINING * examples
   runs = [{"seed": seed, "data.seed": seed} for seed in seeds]
   ended = study.run_listed(config, NAME, runs, workdir, quiet)
-  return {seed: str(workdir / "runs" / one["run_id"]) for seed, one in zip(seeds, ended, strict=True)}
+  return {seed: str(workdir / "runs" / one.run_id) for seed, one in zip(seeds, ended, strict=True)}
 
 
 def train(workdir: Path, split: str, labels: int, epochs: int, runs: list[Any], quiet: bool) -> list[float]:
@@ -128,7 +128,7 @@ def train(workdir: Path, split: str, labels: int, epochs: int, runs: list[Any], 
   config = base(split, "classification")
   config.data.examples = labels
   config.train.tokens = epochs * labels
-  return [one["metrics"]["accuracy"] for one in study.run_listed(config, NAME, runs, workdir, quiet)]
+  return [one.metrics["accuracy"] for one in study.run_listed(config, NAME, runs, workdir, quiet)]
 
 
 if __name__ == "__main__":

@@ -85,12 +85,12 @@ def compare(table: str, workdir: Path, quiet: bool) -> list[dict[str, Any]]:
   for model, found in measured.items():
     row: dict[str, Any] = {"table": table, "model": model, "behind_trees": None}
     for measure in MEASURES:
-      mean, pair = folds.interval([one[measure] for one in found], 1 / (FOLDS - 1))
-      row[measure] = {"mean": mean, "interval90": pair}
+      over_folds = folds.measure([one[measure] for one in found], 1 / (FOLDS - 1))
+      row[measure] = {"mean": over_folds.mean, "interval90": over_folds.interval90}
     if model != "trees":
       pairs = zip(measured["trees"], found, strict=True)
-      mean, pair = folds.interval([a["roc_auc"] - b["roc_auc"] for a, b in pairs], 1 / (FOLDS - 1))
-      row["behind_trees"] = {"mean": mean, "half": (pair[1] - pair[0]) / 2}
+      gap = folds.measure([a["roc_auc"] - b["roc_auc"] for a, b in pairs], 1 / (FOLDS - 1))
+      row["behind_trees"] = {"mean": gap.mean, "half": (gap.interval90[1] - gap.interval90[0]) / 2}
     rows.append(row)
   return rows
 
@@ -120,7 +120,7 @@ def run_all(workdir: Path, config: Any, runs: list[Any], quiet: bool) -> list[di
   from bigmodel import study
 
   ended = study.run_listed(config, "industry_tables", runs, workdir, quiet)
-  return [{**one["metrics"], "loss": one["loss_eval"]} for one in ended]
+  return [{**one.metrics, "loss": one.loss} for one in ended]
 
 
 def trees(table: str) -> list[dict[str, float]]:

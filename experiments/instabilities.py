@@ -47,7 +47,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
   ended = study.run_all(config, "instabilities", runs, workdir, quiet)
   start = np.log(256)
   losses = np.reshape(
-    [one["loss_eval"] if one["status"] == "finished" else start for one in ended],
+    [one.loss if one.finished else start for one in ended],
     (len(WIDTHS), len(ARMS), len(RATES)),
   )
   of = (np.minimum(losses, start) - losses.min(axis=2, keepdims=True)).mean(axis=2)
@@ -60,6 +60,6 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
     results.append(
       Result(f"sensitivity with {arm}, of that with neither, width {WIDTHS[-1]}", None, of[-1, j] / of[-1, 0])
     )
-  diverged = [one["status"] != "finished" for one in ended]
+  diverged = [not one.finished for one in ended]
   results.append(Result("runs that diverged", None, float(sum(diverged))))
   return results

@@ -46,7 +46,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
       for width in WIDTHS for rate in RATES for seed in SEEDS
     ]  # fmt: skip
     ended = study.run_listed(config, "mup_transfer", runs, workdir / kind, quiet)
-    losses = np.reshape([one["loss_eval"] for one in ended], (len(WIDTHS), len(RATES), len(SEEDS)))
+    losses = np.reshape([one.loss for one in ended], (len(WIDTHS), len(RATES), len(SEEDS)))
     best = np.array([[lowest(losses[i, :, seed]) for seed in SEEDS] for i in range(len(WIDTHS))])
     means = [lowest(losses[i].mean(axis=1)) for i in range(len(WIDTHS))]
     for width, mean, own in zip(WIDTHS, means, best, strict=True):

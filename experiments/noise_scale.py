@@ -43,7 +43,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
     noise = {"train.noise_scale": True, "train.accumulate": 8} if rows == 32 else {}
     runs = [{"optim.lr": r, "train.batch_size": rows, "train.steps": steps, **noise} for r in RATES]
     ended = study.run_all(config, "noise_scale", runs, workdir / str(rows), quiet)
-    found = [(*reached(workdir / str(rows) / "runs" / one["run_id"], rows), rate)
+    found = [(*reached(workdir / str(rows) / "runs" / one.run_id, rows), rate)
              for one, rate in zip(ended, RATES, strict=True)]  # fmt: skip
     needed, scale, rate = min(found)
     if needed < np.inf:

@@ -50,11 +50,11 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
     rates = [CENTERS[name] * factor for factor in FACTORS]
     folder = workdir / f"{name}-{steps}"
     runs = study.run_all(config, "optimizers", [own | {"optim.lr": rate} for rate in rates], folder / "rates", quiet)
-    losses = [one["loss_eval"] if one["status"] == "finished" else np.inf for one in runs]
+    losses = [one.loss if one.finished else np.inf for one in runs]
     best = int(np.argmin(losses))
     again = [own | {"optim.lr": rates[best], "seed": seed, "data.seed": seed} for seed in (1, 2)]
     others = study.run_listed(config, "optimizers", again, folder / f"seeds-{best}", quiet)
-    found = np.array([losses[best], *(one["loss_eval"] for one in others)])
+    found = np.array([losses[best], *(one.loss for one in others)])
     return found, rates[best], best in (0, len(rates) - 1)
 
   found = {name: tuned(name, STEPS) for name in CENTERS}

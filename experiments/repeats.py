@@ -43,7 +43,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
     for unique, epochs in cells for seed in range(2)
   ]  # fmt: skip
   ended = study.run_listed(config, "repeats", runs, workdir, quiet)
-  losses = np.reshape([one["loss_eval"] for one in ended], (len(cells), 2)).mean(axis=1)
+  losses = np.reshape([one.loss for one in ended], (len(cells), 2)).mean(axis=1)
   U, epochs = np.array(cells, float).T
 
   def residuals(p: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
   for name, own in (("cosine", cosine), ("wsd", steady)):
     runs = [own | {"optim.lr": rate, "train.tokens": HORIZONS[2]} for rate in RATES]
     ended = study.run_listed(config, "schedules", runs, workdir / f"{name}-rates", quiet)
-    best[name] = RATES[int(np.argmin([one["loss_eval"] for one in ended]))]
+    best[name] = RATES[int(np.argmin([one.loss for one in ended]))]
   seeds = [{"seed": seed, "data.seed": seed} for seed in SEEDS]
   cosines = study.run_listed(
     config, "schedules",
@@ -59,7 +59,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
   axes = Grid({"seed": tuple(SEEDS)})
   design = Branches(axes, HORIZONS, decay=DECAY, warmup=0.05)
   report = study.run_to_end(config, Study("schedules", "", design, laws=()), workdir / "branches", quiet)
-  losses = np.reshape([one["loss_eval"] for one in cosines], (len(HORIZONS), len(SEEDS)))
+  losses = np.reshape([one.loss for one in cosines], (len(HORIZONS), len(SEEDS)))
   by_horizon = {}
   for one in report["runs"]:
     by_horizon.setdefault(one["tokens"], []).append(one["loss_eval"])

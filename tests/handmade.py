@@ -1,8 +1,12 @@
-"""Labels of parameters that a test makes by hand, without a model that would give them."""
+"""Labels, records and plans that a test makes by hand, without a model or a run that would give them."""
 
 import jax
+import msgspec
 
 from bigmodel.models.layers.roles import Label, Labels, Role, dotted
+from bigmodel.planner.price import Price
+from bigmodel.record import SCHEMA, Branch, Record
+from bigmodel.study.plan import PlannedRun
 
 
 def labels_of(params):
@@ -15,3 +19,30 @@ def labels_of(params):
     matrix = Role.TABLE if name == "embedding" else Role.HIDDEN
     rows.append((name, Label(axes, matrix if x.ndim - axes.count("layers") > 1 else Role.NORM)))
   return Labels(tuple(rows))
+
+
+def record(**facts):
+  """A record of a run that finished; `facts` are the fields that a test is about."""
+  return Record(
+    **{name: _PLAIN[kind] for name, kind in _FIELDS.items()} | {"schema": SCHEMA, "status": "finished"} | facts
+  )
+
+
+def planned_run(run_id, overrides, **facts):
+  """A run of a plan; `facts` are the other fields that a test is about."""
+  price = dict.fromkeys(Price.__struct_fields__, 1)
+  return PlannedRun(**price | {"run_id": run_id, "roles": ("fit",), "budget": 0.0, "overrides": overrides} | facts)
+
+
+_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
+_PLAIN = {
+  int: 1,
+  float: 1.0,
+  float | None: 1.0,
+  str: "x",
+  Branch: Branch(),
+  dict[str, object]: {},
+  dict[str, float]: {},
+  dict[str, str]: {},
+  dict[str, tuple[float, float]]: {},
+}

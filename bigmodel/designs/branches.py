@@ -45,7 +45,7 @@ class Branches:
           "optim.warmup": self.warmup * least / tokens,
         }  # fmt: skip
         overrides = {**settings(counts.params_total, tokens), **one.overrides, **own}
-        runs.append(dataclasses.replace(one, overrides=overrides, budget=counts.flops(tokens)[self.convention]))
+        runs.append(dataclasses.replace(one, overrides=overrides, budget=counts.flops_in(self.convention, tokens)))
     return runs
 
 

@@ -26,5 +26,5 @@ class Fractions:
       counts, tokens = counts_of(size), round(self.epochs * amount)
       repeat = {"data.repeat": True} if self.epochs >= 1 else {}  # the last batch may begin another round
       overrides = {**size, self.axis: amount, "train.tokens": tokens, **repeat, **settings(counts.params_total, tokens)}
-      runs.append(Planned("fit", overrides, counts.flops(tokens)[self.convention]))
+      runs.append(Planned("fit", overrides, counts.flops_in(self.convention, tokens)))
     return runs

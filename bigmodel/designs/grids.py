@@ -20,7 +20,7 @@ class Listed:
     for overrides in self.overrides:
       counts, tokens = counts_of(overrides), tokens_of(overrides)
       own = settings(counts.params_total, tokens)
-      runs.append(Planned("fit", {**own, **overrides}, counts.flops(tokens)[self.convention]))
+      runs.append(Planned("fit", {**own, **overrides}, counts.flops_in(self.convention, tokens)))
     return runs
 
 

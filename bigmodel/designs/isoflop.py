@@ -36,7 +36,7 @@ class IsoFlop:
   ) -> Planned | None:
     """The run of one budget and size, or None where its ratio is out of bounds."""
     counts = counts_of(size)
-    tokens = round(budget / counts.flops(1)[self.convention])
+    tokens = round(budget / counts.flops_in(self.convention, 1))
     if role == "fit" and not self.ratios[0] <= tokens / params_in(counts.params(), self.convention) <= self.ratios[1]:
       return None
     return Planned(role, {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}, budget)

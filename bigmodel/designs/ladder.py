@@ -25,5 +25,5 @@ class Ladder:
       counts = counts_of(size)
       tokens = round(ratio * params_in(counts.params(), self.convention))
       overrides = {**size, "train.tokens": tokens, **settings(counts.params_total, tokens)}
-      runs.append(Planned("fit", overrides, counts.flops(tokens)[self.convention]))
+      runs.append(Planned("fit", overrides, counts.flops_in(self.convention, tokens)))
     return runs

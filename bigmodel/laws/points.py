@@ -9,6 +9,7 @@ import numpy as np
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
 from bigmodel.laws import table
+from bigmodel.record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,13 @@ class Points:
     return budget
 
 
-def from_records(records: Sequence[dict[str, Any]], convention: str) -> Points:
+def from_records(records: Sequence[Record], convention: str) -> Points:
   """The finished records' points, with C under `convention` and N as that convention counts it."""
-  finished = [record for record in records if record["status"] == "finished"]
-  column = lambda name: np.array([record[name] for record in finished], np.float64)
-  N = np.array([params_in(record, convention) for record in finished], np.float64)
-  return Points(N, column("tokens"), column(convention), column("loss_eval"), convention)
+  finished = [record for record in records if record.finished]
+  N = np.array([params_in(record.params(), convention) for record in finished], np.float64)
+  D = np.array([record.tokens for record in finished], np.float64)
+  C = np.array([record.flops(convention) for record in finished], np.float64)
+  return Points(N, D, C, np.array([record.loss for record in finished], np.float64), convention)
 
 
 def from_csv(

@@ -10,6 +10,7 @@ import numpy as np
 
 from bigmodel.errors import UserError
 from bigmodel.laws import table
+from bigmodel.record import Record
 
 
 def seal(facts: dict[str, Any], sealed_at: str) -> dict[str, Any]:
@@ -26,17 +27,17 @@ def verify(forecast: dict[str, Any], where: str = "forecast") -> dict[str, Any]:
   return forecast
 
 
-def score(forecast: dict[str, Any], record: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+def score(forecast: dict[str, Any], record: Record, provenance: dict[str, Any]) -> dict[str, Any]:
   """Forecast against truth; refused unless the run carries the seal and started after it."""
   verify(forecast)
   if provenance.get("forecast_sha256") != forecast["sha256"]:
-    raise UserError(f"run {record['run_id']} does not carry the seal of this forecast: no score")
+    raise UserError(f"run {record.run_id} does not carry the seal of this forecast: no score")
   if provenance["started_at"] <= forecast["sealed_at"]:
-    raise UserError(f"run {record['run_id']} started before the forecast was sealed: no score")
-  if record["status"] != "finished":
+    raise UserError(f"run {record.run_id} started before the forecast was sealed: no score")
+  if not record.finished:
     return {"actual": None, "inside": None, "log_error": None}
   low, high = forecast["interval90"]
-  actual = record["loss_eval"]
+  actual = record.loss
   return {
     "actual": actual,
     "inside": bool(low <= actual <= high),

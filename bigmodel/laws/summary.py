@@ -13,8 +13,8 @@ from bigmodel.files import sha256_text
 from bigmodel.laws import chinchilla, fitting, forecast, isoflop, uncertainty
 from bigmodel.laws.forms import Law
 from bigmodel.laws.points import Points, from_records
+from bigmodel.record import Record
 
-Record = dict[str, Any]
 FAR = 10.0  # times beyond the sizes that were run, where a law's optimum says no more than that it lies there
 MANY, FEW = 10, 5  # budgets whose optimum is told
 VERSION = 7  # of this summary: a new one fits anew
@@ -22,7 +22,7 @@ VERSION = 7  # of this summary: a new one fits anew
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
   """Identity of what a fit was made from."""
-  results = sorted(record["result_sha256"] for record in records)
+  results = sorted(record.result_sha256 for record in records)
   files = [Path(path).read_text() for path, colon, _ in (name.rpartition(":") for name in laws) if colon]
   return sha256_text(f"{VERSION} {list(laws)} {files or ''} {convention} {results}")
 
@@ -186,7 +186,7 @@ def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, 
 
 def noise_floor(records: Sequence[Record]) -> dict[str, Any] | None:
   """The spread of the loss between runs that differ in their seeds only."""
-  losses = [record["loss_eval"] for record in records if record["status"] == "finished"]
+  losses = [record.loss for record in records if record.finished]
   if len(losses) < 2:
     return None
   return {"std": float(np.std(losses, ddof=1)), "losses": losses, "runs": len(losses)}
@@ -194,13 +194,13 @@ def noise_floor(records: Sequence[Record]) -> dict[str, Any] | None:
 
 def scan(records: Sequence[Record], rule: float) -> dict[str, Any]:
   """One learning-rate scan: losses by rate, the best, and whether rule and best lie at an edge."""
-  rows = sorted((r["learning_rate"], r["loss_eval"]) for r in records if r["status"] == "finished")
+  rows = sorted((record.learning_rate, record.loss) for record in records if record.finished)
   rates = [rate for rate, _ in rows]
   best = min(rows, key=lambda row: row[1])[0] if rows else math.nan
   return plain(
     {
-      "N": records[0]["params_total"],
-      "D": max(r["tokens"] for r in records),
+      "N": records[0].params_total,
+      "D": max(record.tokens for record in records),
       "rates": rates,
       "losses": [loss for _, loss in rows],
       "rule": rule,

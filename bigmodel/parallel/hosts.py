@@ -4,11 +4,13 @@ Every process runs the same code in the same order. Process 0 writes; what the o
 must know of it goes through the coordination service (`barrier`, `share`, `first`).
 """
 
+import base64
 import functools
 import itertools
 import json
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -97,18 +99,18 @@ def barrier(name: str) -> None:
 
 
 def share(value: Any = None, name: str | None = None, source: int = 0) -> Any:
-  """The JSON value that process `source` has. Calls without a name are counted, so all processes make them alike."""
+  """The value that process `source` has. Calls without a name are counted, so all processes make them alike."""
   if not several():
     return value
   key = f"bigmodel/share/{next(_numbers) if name is None else name}"
   if jax.process_index() == source:
-    _client().key_value_set(key, json.dumps(value))
+    _client().key_value_set(key, base64.b64encode(pickle.dumps(value)).decode())
     return value
-  return json.loads(_client().blocking_key_value_get(key, TIMEOUT_MS))
+  return pickle.loads(base64.b64decode(_client().blocking_key_value_get(key, TIMEOUT_MS)))
 
 
 def first(work: Callable[[], Any]) -> Any:
-  """The JSON value of `work()`, done by the process that writes and known to all; what it raises, all raise."""
+  """The value of `work()`, done by the process that writes and known to all; what it raises, all raise."""
   if not several():
     return work()
   result, error = None, None

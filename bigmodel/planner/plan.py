@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bigmodel import hardware, models, parallel, train
+from bigmodel.accounting import Flops, Params
 from bigmodel.config import Config
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner import analytic
@@ -39,8 +40,8 @@ class Work:
   tokens_per_step: int
   steps: int
   full_steps: float  # steps of the last batch size; fewer than `steps` where batches grow
-  params: dict[str, int]  # under each convention
-  flops_per_step: dict[str, float]  # under each convention
+  params: Params
+  flops_per_step: Flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,9 +153,7 @@ def price(run: Run, calibration: Calibration, packed: bool = False) -> Price:
   seconds = steps * calibration.step_seconds(run, packed)
   state_bytes = analytic.run_bytes(config)
   return Price(
-    params_total=counts.params_total,
-    params_non_embedding=counts.params_non_embedding,
-    params_active=counts.params_active,
+    **counts.params(),
     tokens=tokens,
     steps=run.steps,
     **counts.flops(tokens),

@@ -9,21 +9,10 @@ from bigmodel.designs.isoflop import IsoFlop, Scan
 from bigmodel.designs.ladder import Ladder
 from bigmodel.designs.search import Search
 from bigmodel.designs.spaces import Between, Repeated, Space, When, Zipped
-from bigmodel.study.study import (
-  Prepared,
-  Study,
-  Target,
-  make_plan,
-  plan_for,
-  prepare,
-  run_all,
-  run_listed,
-  run_study,
-  run_to_end,
-  score_study,
-  work,
-  write_report,
-)
+from bigmodel.study.description import Study, Target
+from bigmodel.study.on_topology import plan_for
+from bigmodel.study.prepare import Prepared, prepare
+from bigmodel.study.study import make_plan, run_all, run_listed, run_study, run_to_end, work, write_report
 from bigmodel.train.configs import default_config
 from bigmodel.train.resolution import check, resolve, resolve_for_plan, resolve_without_data
 from bigmodel.train.single_run import single_run
@@ -59,7 +48,6 @@ __all__ = [
   "run_listed",
   "run_study",
   "run_to_end",
-  "score_study",
   "single_run",
   "with_overrides",
   "work",

@@ -8,60 +8,62 @@ from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.laws import chinchilla, forecast
 from bigmodel.laws import summary as laws
+from bigmodel.record import Record
 from bigmodel.study import folder
+from bigmodel.study import plan as plans
 from bigmodel.study.leaderboard import SEEDS
 
 
 def fit_study(workdir: epath.PathLike) -> dict[str, Any]:
   """Fits the laws of a study's folder to its records; fits.json keeps them until the records change."""
   workdir = epath.Path(workdir)
-  about = read_json(workdir / "study.json")
+  about = folder.read_about(workdir)
   fitted = folder.of_role(workdir, "fit")
   every = fitted + folder.of_role(workdir, "seed") + folder.of_role(workdir, "scan")
-  inputs = laws.inputs_sha256(every, [*about["laws"], about["measure"]], about["convention"])
+  inputs = laws.inputs_sha256(every, [*about.laws, about.measure], about.convention)
   path = workdir / "fits.json"
-  if path.exists() and (known := read_json(path))["inputs_sha256"] == inputs:
-    return known
-  finished = [one for one in fitted if one["status"] == "finished"]
-  used = forecast.find_laws([name for name in about["laws"] if name != "isoflop"], "get_study: laws")
+  if path.exists() and (earlier := read_json(path))["inputs_sha256"] == inputs:
+    return earlier
+  finished = [one for one in fitted if one.finished]
+  used = forecast.find_laws([name for name in about.laws if name != "isoflop"], "get_study: laws")
   needed = 1 + max(len(law.names) for law in used or [chinchilla.LAW])
   if len(finished) < needed:
     raise UserError(
       f"{workdir}: {len(finished)} of {len(fitted)} fitted runs finished; the study's laws need at least {needed}"
     )
-  facts = laws.fit(finished, about["laws"], about["convention"], about["target_flops"])
+  facts = laws.fit(finished, list(about.laws), about.convention, about.target_flops)
   facts |= {"noise_floor": _noise(workdir), "scans": _scans(workdir), "inputs_sha256": inputs}
   write_json(path, facts)
   return facts
 
 
 def _noise(workdir: epath.Path) -> dict[str, Any] | None:
-  """The spread over seeds: of the largest of the cells that were repeated, by what their runs share in the plan."""
-  rows = (folder.read_plan(workdir) or {"runs": []})["runs"]
-  shared = {}
-  for row in rows:
-    shared[row["run_id"]] = repr(sorted((name, x) for name, x in row["overrides"].items() if name not in SEEDS))
-  repeated = {shared[row["run_id"]] for row in rows if "seed" in row["roles"]}
-  cells: dict[str, dict[str, dict[str, Any]]] = {}
+  """The spread over seeds of the largest of the runs that were repeated with other seeds."""
+  shared, repeated = {}, set()
+  for run in plans.planned_runs(workdir):
+    key = repr(sorted((name, value) for name, value in run.overrides.items() if name not in SEEDS))
+    shared[run.run_id] = key
+    if "seed" in run.roles:
+      repeated.add(key)
+  cells: dict[str, dict[str, Record]] = {}
   for one in folder.of_role(workdir, "seed") + folder.of_role(workdir, "fit"):
-    if shared[one["run_id"]] in repeated:
-      cells.setdefault(shared[one["run_id"]], {})[one["run_id"]] = one
-  known = []
+    if shared[one.run_id] in repeated:
+      cells.setdefault(shared[one.run_id], {})[one.run_id] = one
+  floors = []
   for runs in cells.values():
     if floor := laws.noise_floor(list(runs.values())):
-      one = next(run for run in runs.values() if run["status"] == "finished")
-      known.append(floor | {"N": one["params_total"], "D": one["tokens"]})
-  return max(known, key=lambda floor: floor["N"] * floor["D"], default=None)
+      finished = next(run for run in runs.values() if run.finished)
+      floors.append(floor | {"N": finished.params_total, "D": finished.tokens})
+  return max(floors, key=lambda floor: floor["N"] * floor["D"], default=None)
 
 
 def _scans(workdir: epath.Path) -> list[dict[str, Any]]:
-  """Scans by what their runs share in the plan; the first that was planned has the rule's own rate."""
-  plan_ = folder.read_plan(workdir) or {"runs": []}
+  """The learning-rate scans; the first run of each has the rate of the study's rule."""
   cells: dict[str, list[str]] = {}
-  for row in plan_["runs"]:
-    if "scan" in row["roles"]:
-      key = {name: value for name, value in row["overrides"].items() if name != "optim.lr"}
-      cells.setdefault(repr(sorted(key.items())), []).append(row["run_id"])
-  by_id = {one["run_id"]: one for one in folder.of_role(workdir, "scan")}
-  scans = [[by_id[i] for i in ids if i in by_id] for ids in cells.values()]
-  return [laws.scan(records, records[0]["learning_rate"]) for records in scans if records]
+  for run in plans.planned_runs(workdir):
+    if "scan" in run.roles:
+      setting = sorted((name, value) for name, value in run.overrides.items() if name != "optim.lr")
+      cells.setdefault(repr(setting), []).append(run.run_id)
+  by_id = {one.run_id: one for one in folder.of_role(workdir, "scan")}
+  scans = [[by_id[run_id] for run_id in ids if run_id in by_id] for ids in cells.values()]
+  return [laws.scan(records, records[0].learning_rate) for records in scans if records]

@@ -1,63 +1,91 @@
-"""Cross-validation: runs of a study that differ in what they hold out, as means with intervals that respect it."""
+"""Cross-validation: means over runs that differ in what they hold out, with intervals that respect the overlap."""
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from scipy import special
 
 from bigmodel.data import HELD_OUT
+from bigmodel.declarations import Value
+from bigmodel.record import Record
+from bigmodel.study.plan import PlannedRun
 
-Row = dict[str, Any]
+
+class Measure(msgspec.Struct, frozen=True):
+  """The mean of a loss or metric over folds and repetitions, with its 90% interval."""
+
+  mean: float
+  interval90: tuple[float, float]
 
 
-def cells(planned: list[Row], records: list[Row], config: Row) -> list[Row]:
-  """One row for each config that was run on several folds or repetitions: means and 90% intervals."""
-  by_id = {one["run_id"]: one for one in records if one["status"] == "finished"}
-  groups: dict[str, list[Row]] = {}
-  shared: dict[str, Row] = {}
-  for row in planned:
-    if not any(name.removeprefix("data.") in HELD_OUT for name in row["overrides"]) or row["run_id"] not in by_id:
+class Cell(msgspec.Struct, frozen=True):
+  """One config that ran on several folds or repetitions."""
+
+  overrides: dict[str, Value]
+  runs: int
+  params_total: float  # this, and what follows, is a mean over the runs
+  tokens: float
+  flops_6nd: float
+  measures: dict[str, Measure]
+
+
+def cells(planned: Sequence[PlannedRun], records: Sequence[Record], config: Mapping[str, object]) -> tuple[Cell, ...]:
+  """Each config that ran on several folds or repetitions; `config` is the study's, flat."""
+  by_id = {one.run_id: one for one in records if one.finished}
+  settings: dict[str, dict[str, Value]] = {}
+  groups: dict[str, list[Record]] = {}
+  for run in planned:
+    if not any(_says_held_out(name) for name in run.overrides) or run.run_id not in by_id:
       continue
-    same = {name: x for name, x in row["overrides"].items() if name.removeprefix("data.") not in HELD_OUT}
-    key = repr(sorted(same.items()))
-    groups.setdefault(key, []).append(by_id[row["run_id"]])
-    shared[key] = same
-  return [
-    {"overrides": shared[key], "runs": len(runs), **_common(runs), "measures": measures(runs, overlap(config))}
-    for key, runs in groups.items()
-    if len(runs) > 1
-  ]
+    shared = {name: value for name, value in run.overrides.items() if not _says_held_out(name)}
+    key = repr(sorted(shared.items()))
+    settings[key] = shared
+    groups.setdefault(key, []).append(by_id[run.run_id])
+  ratio = overlap(config)
+  return tuple(_cell(settings[key], runs, ratio) for key, runs in groups.items() if len(runs) > 1)
 
 
-def _common(runs: list[Row]) -> Row:
-  return {name: float(np.mean([one[name] for one in runs])) for name in ("params_total", "tokens", "flops_6nd")}
+def _says_held_out(name: str) -> bool:
+  return name.removeprefix("data.") in HELD_OUT
 
 
-def overlap(config: Row) -> float:
-  """Held-out over training examples of a fold, as the mean over folds; `config` has flat names."""
+def _cell(overrides: dict[str, Value], runs: Sequence[Record], ratio: float) -> Cell:
+  return Cell(
+    overrides=overrides,
+    runs=len(runs),
+    params_total=float(np.mean([one.params_total for one in runs])),
+    tokens=float(np.mean([one.tokens for one in runs])),
+    flops_6nd=float(np.mean([one.flops_6nd for one in runs])),
+    measures=measures(runs, ratio),
+  )
+
+
+def overlap(config: Mapping[str, object]) -> float:
+  """Held-out over training examples of a fold, as the mean over folds; `config` is flat."""
   folds = config.get("data.folds", 0)
-  if config.get("data.split") == "time" or config.get("data.window"):  # after 1 to `folds` periods comes one
+  assert isinstance(folds, int)
+  if config.get("data.split") == "time" or config.get("data.window"):  # one period follows 1, 2, ... `folds` others
     return sum(1 / (k + 1) for k in range(folds)) / folds
   return 1 / (folds - 1) if folds > 1 else 0.0
 
 
-def measures(runs: list[Row], ratio: float) -> dict[str, Row]:
-  """Of the loss and of each metric that all runs have: the mean over runs and its 90% interval."""
-  columns = {"loss_eval": [one["loss_eval"] for one in runs]}
-  names = set.intersection(*(set(one["metrics"]) for one in runs))
-  columns |= {name: [one["metrics"][name] for one in runs] for name in sorted(names)}
-  found = {name: interval(values, ratio) for name, values in columns.items()}
-  return {name: {"mean": mean, "interval90": pair} for name, (mean, pair) in found.items()}
+def measures(runs: Sequence[Record], ratio: float) -> dict[str, Measure]:
+  """The loss, and each metric that all runs have, over the runs; `ratio` is their `overlap`."""
+  columns = {"loss_eval": [one.loss for one in runs]}
+  names = set.intersection(*(set(one.metrics) for one in runs))
+  columns |= {name: [one.metrics[name] for one in runs] for name in sorted(names)}
+  return {name: measure(values, ratio) for name, values in columns.items()}
 
 
-def interval(values: list[float], ratio: float, level: float = 0.9) -> tuple[float, list[float]]:
-  """`(mean, interval)` over folds and repetitions.
+def measure(values: Sequence[float], ratio: float, level: float = 0.9) -> Measure:
+  """The mean over folds and repetitions, with its interval.
 
   Training sets overlap, so the variance of the mean is not that of independent values:
   1/n + test/train, which is `ratio`, in place of 1/n (Nadeau and Bengio 2003, section 3).
   """
   x = np.asarray(values, float)
-  n = len(x)
-  half = special.stdtrit(n - 1, (1 + level) / 2) * math.sqrt((1 / n + ratio) * x.var(ddof=1))
-  return float(x.mean()), [float(x.mean() - half), float(x.mean() + half)]
+  n, mean = len(x), float(np.mean(x))
+  half = float(special.stdtrit(n - 1, (1 + level) / 2)) * math.sqrt((1 / n + ratio) * x.var(ddof=1))
+  return Measure(mean, (mean - half, mean + half))

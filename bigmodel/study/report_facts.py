@@ -1,17 +1,22 @@
 """Everything that the report of a study says, gathered from its folder."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 from etils import epath
 
 from bigmodel import record
 from bigmodel.errors import UserError
-from bigmodel.files import read_json
+from bigmodel.files import JsonObject, read_json
+from bigmodel.record import Record
 from bigmodel.study import folder, folds, leaderboard
+from bigmodel.study import plan as plans
+from bigmodel.study.folder import About
+from bigmodel.study.plan import Plan
 from bigmodel.tasks.metrics import LARGER, main
+from bigmodel.train.results import as_measured
 
-Facts = dict[str, Any]
 LOSSES = {
   "causal_lm": "loss (nats per token)",
   "masked_lm": "loss (nats per masked token)",
@@ -22,81 +27,101 @@ LOSSES = {
 }
 
 
-def gather(workdir: epath.Path, forecast: Facts | None) -> Facts:
-  """Everything that the report says, as report.json has it."""
-  about, plan = read_json(workdir / "study.json"), folder.read_plan(workdir)
+class PlanError(msgspec.Struct, frozen=True):
+  """Seconds that runs took over the seconds that were planned: of all runs together, and of single runs."""
+
+  runs: int
+  total: float
+  median: float
+  interval90: tuple[float, float]
+
+
+def gather(workdir: epath.Path, forecast: JsonObject | None) -> JsonObject:
+  """Everything that the report says, as report.json has it; `forecast` is the sealed one with its score."""
+  about, plan = folder.read_about(workdir), plans.read(workdir)
   if plan is None:
     raise UserError(f"{workdir}: the study has no plan yet; run bigmodel study")
   path = workdir / "fits.json"
   fits = read_json(path) if path.exists() else {"laws": [], "optimum": [], "noise_floor": None, "scans": []}
-  roles = {run["run_id"]: run["roles"] for run in plan["runs"]}
   records = record.collect(workdir)
-  measured = [folder.as_measured(one, about["measure"]) for one in records]
-  runs = [one | {"roles": roles.get(one["run_id"], ["target"])} for one in measured]
-  runs.sort(key=lambda r: (r["roles"] == ["target"], r["flops_6nd"], r["params_total"]))
-  return {
-    "study": about["name"],
-    "question": about["question"],
-    "convention": about["convention"],
-    "unit": "tokens" if about["config"]["data.kind"] == "text" else "examples",
-    "loss": _measured(about),
-    "metrics": sorted({name for one in records for name in main(one["metrics"])}),
-    "runs": runs,
-    "sweep": None if about["laws"] else leaderboard.board(plan["runs"], measured),
-    "cross_validation": folds.cells(plan["runs"], records, about["config"]),
-    "planned": [{"run_id": run["run_id"], "overrides": run["overrides"]} for run in plan["runs"]],
-    "cost": {
-      "expected_seconds": plan["total"]["expected_seconds"],
-      "actual_seconds": sum(one["seconds"] for one in records),
-      "flops": {name: sum(one[name] for one in records) for name in ("flops_6nd", "flops_exact")},
-      "expected_flops": plan["total"]["flops_6nd"],
-      "tokens": sum(one["tokens"] for one in records),
-      "shared": _shared(records),
-    },
+  measured = [as_measured(one, about.measure) for one in records]
+  facts = {
+    "study": about.name,
+    "question": about.question,
+    "convention": about.convention,
+    "unit": "tokens" if about.config["data.kind"] == "text" else "examples",
+    "loss": _axis_title(about),
+    "metrics": sorted({name for one in records for name in main(one.metrics)}),
+    "runs": _runs(plan, measured),
+    "sweep": None if about.laws else leaderboard.board(plan.runs, measured),
+    "cross_validation": folds.cells(plan.runs, records, about.config),
+    "planned": [{"run_id": run.run_id, "overrides": run.overrides} for run in plan.runs],
+    "cost": _cost(plan, records),
     "plan_error": plan_error(plan, records),
     "laws": fits["laws"],
     "forecast": forecast,
     "noise_floor": fits["noise_floor"],
     "optimum": fits["optimum"],
     "scans": fits["scans"],
-    "programs": [group["run_ids"] for group in plan["groups"]],
+    "programs": [group.run_ids for group in plan.groups],
     "provenance": _provenance(records),
+  }
+  return msgspec.json.decode(msgspec.json.encode(facts))  # the types that report.json gives back
+
+
+def _runs(plan: Plan, records: Sequence[Record]) -> list[JsonObject]:
+  """The records with the roles of their runs, the smallest first and the target last."""
+  roles = {run.run_id: run.roles for run in plan.runs}
+  ordered = sorted(records, key=lambda one: (one.run_id not in roles, one.flops_6nd, one.params_total))
+  return [record.to_json(one) | {"roles": roles.get(one.run_id, ("target",))} for one in ordered]
+
+
+def _cost(plan: Plan, records: Sequence[Record]) -> JsonObject:
+  return {
+    "expected_seconds": plan.total.expected_seconds,
+    "actual_seconds": sum(one.seconds for one in records),
+    "flops": {name: sum(one.flops(name) for one in records) for name in ("flops_6nd", "flops_exact")},
+    "expected_flops": plan.total.flops_6nd,
+    "tokens": sum(one.tokens for one in records),
+    "shared": _shared(records),
   }
 
 
-def _shared(records: list[Facts]) -> float:
-  """The share of all FLOPs that branches did not spend, because a trunk had."""
-  spent = sum(one["flops_6nd"] for one in records)
-  begun = sum(
-    one["flops_6nd"] * one["trunk"]["step"] / one["steps"] for one in records if one["trunk"] and one["steps"]
-  )
-  return begun / spent if spent else 0.0
+def _shared(records: Sequence[Record]) -> float:
+  """The share of all FLOPs that branches did not spend, because their trunks had."""
+  total = sum(one.flops_6nd for one in records)
+  shared = sum(one.flops_6nd * one.trunk.step / one.steps for one in records if one.steps)
+  return shared / total if total else 0.0
 
 
-def _measured(about: Facts) -> str:
-  """What the laws are of, and the axes of the figures."""
-  name = about["measure"]
-  if name == "loss":
-    return LOSSES[about["config"]["task.name"]]
-  return f"1 - {name}" if name.startswith(LARGER) else name
+def _axis_title(about: About) -> str:
+  """What the laws describe: the loss, or the study's measure."""
+  if about.measure == "loss":
+    return LOSSES[str(about.config["task.name"])]
+  return f"1 - {about.measure}" if about.measure.startswith(LARGER) else about.measure
 
 
-def plan_error(plan: Facts, records: list[Facts]) -> Facts | None:
-  """Seconds that runs took over the seconds that were planned for them: of all together, and of single runs."""
-  planned = {run["run_id"]: run["expected_seconds"] for run in plan["runs"]}
-  known = [(one["seconds"], planned[one["run_id"]]) for one in records if planned.get(one["run_id"])]
-  if not known:
+def plan_error(plan: Plan, records: Sequence[Record]) -> PlanError | None:
+  """How far the plan was off, where runs of it have ended."""
+  planned = {run.run_id: run.expected_seconds for run in plan.runs}
+  pairs = [(one.seconds, planned[one.run_id]) for one in records if planned.get(one.run_id)]
+  if not pairs:
     return None
-  ratios = np.array([actual / expected for actual, expected in known])
-  total = sum(actual for actual, _ in known) / sum(expected for _, expected in known)
+  ratios = np.array([actual / expected for actual, expected in pairs])
+  total = sum(actual for actual, _ in pairs) / sum(expected for _, expected in pairs)
   low, middle, high = (float(x) for x in np.quantile(ratios, (0.05, 0.5, 0.95)))
-  return {"runs": len(known), "total": float(total), "median": middle, "interval90": [low, high]}
+  return PlanError(len(pairs), float(total), middle, (low, high))
 
 
-def _provenance(records: list[Facts]) -> Facts:
+def _provenance(records: Sequence[Record]) -> dict[str, list[object]]:
   """Versions, devices and data: one value of each unless runs differ."""
-  facts: Facts = {}
-  for name in ("versions", "devices", "data_sha256"):
-    values = [one[name] for one in records]
-    facts[name] = [value for index, value in enumerate(values) if value not in values[:index]]
-  return facts
+
+  def different(value_of: Callable[[Record], object]) -> list[object]:
+    values = [value_of(one) for one in records]
+    return [value for index, value in enumerate(values) if value not in values[:index]]
+
+  return {
+    "versions": different(lambda one: one.versions),
+    "devices": different(lambda one: one.devices),
+    "data_sha256": different(lambda one: one.data_sha256),
+  }

@@ -1,56 +1,60 @@
-"""Rounds of designs that look at results before they go on: what workers are to train now lies in plan.json."""
+"""Rounds of adaptive designs: plan.json lists, as `round`, the groups that workers are to train now."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import msgspec
 from etils import epath
 
 from bigmodel.config import require
 from bigmodel.designs import halving
 from bigmodel.errors import Interrupted
-from bigmodel.files import write_json
 from bigmodel.parallel import hosts
-from bigmodel.study import folder, rungs
+from bigmodel.study import plan as plans
+from bigmodel.study import rungs
+from bigmodel.study.plan import Plan, Workforce
 from bigmodel.train.run import Run
 from bigmodel.train.stop import Stop
-from bigmodel.workers import execute, packs
+from bigmodel.workers import packs
+from bigmodel.workers.groups import Group
 from bigmodel.workers.leases import POLL_SECONDS
-from bigmodel.workers.workers import alone
+from bigmodel.workers.workers import exclusive
 
 log = logging.getLogger("bigmodel")
 
-NEXT_ROUND_SECONDS = 600.0  # that a worker waits for what a design asks for next
-Train = Callable[[list[dict[str, Any]], dict[str, Run]], None]  # groups of runs to where they end or pause
+NEXT_ROUND_SECONDS = 600.0  # how long a worker waits for the next round
+Train = Callable[[Sequence[Group], Mapping[str, Run]], None]  # trains groups to their ends, or to where they pause
 
 
-def write(workdir: epath.Path, plan: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-  """Tells workers what to train; to be done `alone`."""
-  write_json(workdir / "plan.json", plan | {"round": groups})
+def write(workdir: epath.Path, plan: Plan, groups: Sequence[Group]) -> None:
+  """Writes a plan with the groups of this round, inside `exclusive`."""
+  plans.write(workdir, msgspec.structs.replace(plan, round=tuple(groups)))
 
 
 def end(workdir: epath.Path, runs: Mapping[str, Run], stop: Stop) -> None:
-  """Tells workers that nothing more is to come, but where another command is at it: of a design that has grown."""
+  """Tells workers that there are no more rounds, unless another command continues a larger design in this folder."""
 
   def clear() -> None:
-    plan = folder.read_plan(workdir) or {}
-    known = [one for one in plan.get("round", []) if runs.keys() >= {*one["run_ids"]}]
-    if known == plan.get("round") and all(execute.ended(one, runs) for one in known):
-      write(workdir, plan, [])
+    plan = plans.read(workdir)
+    if plan is not None and all(runs.keys() >= {*group.run_ids} and group.ended(runs) for group in plan.round):
+      write(workdir, plan, ())
 
-  with alone(workdir, "plan", stop):
+  with exclusive(workdir, "plan", stop):
     hosts.first(clear)
 
 
-def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: Stop) -> dict[str, Any] | None:
-  """The plan as it is now, or after a round once it asks for another, if it does before long; None for a stop."""
+def next_plan(workdir: epath.Path, before: Sequence[Group] | None, stop: Stop) -> Plan | None:
+  """The plan with the next round: one whose groups differ from `before`.
+
+  After `NEXT_ROUND_SECONDS` it is returned as it is; None if a stop was requested.
+  """
   began = time.monotonic()
   while True:
-    plan = folder.read_plan(workdir)
+    plan = plans.read(workdir)
     require(plan is not None, f"--worker: {workdir} has no plan yet; begin the study without --worker")
     assert plan is not None
-    if before is None or plan.get("round") != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
+    if before is None or plan.round != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
       return plan
     if stop.requested():
       return None
@@ -58,7 +62,7 @@ def next_plan(workdir: epath.Path, before: list[dict[str, Any]] | None, stop: St
 
 
 def wait_for(path: epath.Path, stop: Stop) -> bool:
-  """Waits for a file that the command writes between rounds; returns whether it came before long. Stops on a signal."""
+  """Waits for a file that the command writes between rounds; returns whether it came within `NEXT_ROUND_SECONDS`."""
   began = time.monotonic()
   while not path.exists():
     if stop.requested():
@@ -69,39 +73,50 @@ def wait_for(path: epath.Path, stop: Stop) -> bool:
   return True
 
 
-def halve(
-  design: halving.Halving,
-  measure: str,
-  members: Sequence[Run],
-  plan: dict[str, Any],
-  workdir: epath.Path,
-  train_them: Train,
-  split: tuple[int, int, bool],
-  stop: Stop,
-) -> None:
-  """Trains runs from rung to rung; groups that are under way stay as they are: somebody may be at them."""
-  if warning := halving.undecayed(design, members):
-    log.warning("%s", warning)
-  steps = {run.run_id: run.steps for run in members}
-  costs = {row["run_id"]: row["expected_seconds"] for row in plan["runs"]}
-  reached = dict.fromkeys(steps, 0)
+class HalvingRounds:
+  """Trains the runs of a halving, one rung a round."""
 
-  def one_round(alive: dict[str, Run], until: int) -> None:
-    group = lambda ids: {"run_ids": ids, "expected_seconds": 0.0, "until": until}
-    with alone(workdir, "plan", stop):
-      on_disk = hosts.first(lambda: folder.read_plan(workdir)) or plan
-      under_way = on_disk.get("round", [])
-      kept = [one for one in under_way if one.get("until") == until and alive.keys() >= {*one["run_ids"]}]
-      known = {run_id for one in kept for run_id in one["run_ids"]}
-      left = hosts.first(lambda: [i for i in alive if i not in known and not execute.ended(group([i]), alive)])
-      groups = kept + [group(ids) for ids in packs.group([alive[i] for i in left], *split[:2])]
-      for one in groups:
-        shares = [costs[i] * ((until or steps[i]) - reached[i]) / steps[i] for i in one["run_ids"]]
-        one["expected_seconds"] = sum(shares)
+  def __init__(
+    self, plan: Plan, runs: Sequence[Run], workdir: epath.Path, train_groups: Train, workforce: Workforce, stop: Stop
+  ):
+    self._plan, self._workdir, self._train = plan, workdir, train_groups
+    self._workforce, self._stop = workforce, stop
+    self._runs = {run.run_id: run for run in runs}
+    self._seconds = {run.run_id: run.expected_seconds for run in plan.runs}
+    self._reached = dict.fromkeys(self._runs, 0)  # steps
+
+  def run(self, design: halving.Halving, measure: str) -> None:
+    """Trains all runs from rung to rung, and those that are left to the end."""
+    runs = list(self._runs.values())
+    if warning := halving.undecayed(design, runs):
+      log.warning("%s", warning)
+    rungs.run(design, runs, measure, self._train_to)
+    end(self._workdir, self._runs, self._stop)
+
+  def _train_to(self, alive: dict[str, Run], until: int) -> None:
+    """Trains these runs to a rung, or to the end (0)."""
+    with exclusive(self._workdir, "plan", self._stop):
+      on_disk = hosts.first(lambda: plans.read(self._workdir)) or self._plan
+      groups = self._groups(on_disk.round, alive, until)
       if groups:
-        hosts.first(lambda: write(workdir, on_disk, groups))
-    train_them(groups, alive)
-    reached.update(dict.fromkeys(alive, until))
+        hosts.first(lambda: write(self._workdir, on_disk, groups))
+    self._train(groups, alive)
+    self._reached.update(dict.fromkeys(alive, until))
 
-  rungs.run(design, members, measure, one_round)
-  end(workdir, {run.run_id: run for run in members}, stop)
+  def _groups(self, under_way: Sequence[Group], alive: dict[str, Run], until: int) -> list[Group]:
+    """The groups of a round. Those `under_way` stay as they are, because workers may be training them."""
+    kept = [group for group in under_way if group.until == until and alive.keys() >= {*group.run_ids}]
+    grouped = {run_id for group in kept for run_id in group.run_ids}
+
+    def not_ended() -> list[str]:
+      waiting = Group(tuple(run_id for run_id in alive if run_id not in grouped), 0.0, until)
+      return waiting.not_ended(alive)
+
+    left = [alive[run_id] for run_id in hosts.first(not_ended)]
+    added = [tuple(ids) for ids in packs.group(left, self._workforce.workers, self._workforce.machines)]
+    every = [*(group.run_ids for group in kept), *added]
+    return [Group(ids, sum(self._expected_seconds(run_id, until) for run_id in ids), until) for ids in every]
+
+  def _expected_seconds(self, run_id: str, until: int) -> float:
+    steps = self._runs[run_id].steps
+    return self._seconds[run_id] * ((until or steps) - self._reached[run_id]) / steps

@@ -7,8 +7,7 @@ from bigmodel import record
 from bigmodel.config import require
 from bigmodel.designs.halving import Halving
 from bigmodel.parallel import hosts
-from bigmodel.study.folder import measured_value
-from bigmodel.train.results import read_rungs, stopped_record
+from bigmodel.train.results import measured_value, read_rungs, stopped_record
 from bigmodel.train.run import Run
 from bigmodel.workers import execute
 
@@ -42,7 +41,7 @@ def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
   def resume() -> None:
     for run in alive.values():
       ended = record.read(run.folder)
-      if ended is not None and ended["status"] == "stopped" and ended["steps"] < (until or run.steps):
+      if ended is not None and ended.status == "stopped" and ended.steps < (until or run.steps):
         execute.set_record_aside(run.folder)
 
   hosts.first(resume)
@@ -58,8 +57,8 @@ def _value_at(run: Run, step: int, measure: str) -> float | None:
 
   A run that passed this step in another bracket, without a rung there, is compared by its next rung.
   """
-  rungs = {int(at): rung for at, rung in read_rungs(run).items() if int(at) >= step}
+  rungs = {at: rung for at, rung in read_rungs(run).items() if at >= step}
   rung = rungs[min(rungs)] if rungs else None
-  if rung is None or rung["loss_eval"] is None:
+  if rung is None or rung.loss_eval is None:
     return None
-  return measured_value(rung["loss_eval"], rung["metrics"], measure)
+  return measured_value(rung.loss_eval, rung.metrics, measure)

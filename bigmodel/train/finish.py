@@ -2,20 +2,23 @@
 
 import math
 import time
-from typing import Any
+
+import msgspec
 
 from bigmodel import optim, train
 from bigmodel.config import Config
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.train import results, stages
 from bigmodel.train import step as steps
 from bigmodel.train.evaluate import NOTHING, Evaluation
 from bigmodel.train.member import Member
 from bigmodel.train.metrics import read as read_metrics
 from bigmodel.train.run import now
+from bigmodel.types import Params
 
 
-def finish(member: Member, own: steps.State, params: Any, result: Evaluation, seconds: float) -> dict[str, Any]:
+def finish(member: Member, own: steps.State, params: Params, result: Evaluation, seconds: float) -> Record:
   """Writes the record of a member that was evaluated while it was saved, last of all and once."""
   run, config, diverged_at = member.run, member.run.config, int(own.diverged_at)
   began = time.monotonic()
@@ -26,27 +29,27 @@ def finish(member: Member, own: steps.State, params: Any, result: Evaluation, se
   member.checkpoints.wait()
   seconds += member.seconds + time.monotonic() - began
   marks = member.checkpoints.fingerprints if params is own.params else None  # an average of them has others
-  facts = results.facts_of(run) | {
-    "status": status,
-    "error": why,
-    "tokens": train.tokens_at(config, done),
-    "epochs_seen": member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
-    "steps": done,
-    **results.flops_of(run, done),
-    "loss_train": steps.loss_train(own, member.stages[-1].begin) if status == "finished" else None,
-    "loss_eval": result.loss,
-    "loss_eval_stderr": result.loss_stderr,
-    "bits_per_byte": result.bits_per_byte,
-    "metrics": result.metrics
+  ended = msgspec.structs.replace(
+    results.unevaluated(run, done),
+    status=status,
+    error=why,
+    tokens=train.tokens_at(config, done),
+    epochs_seen=member.rows.epochs_seen(max(0, done - member.stages[-1].first)),
+    steps=done,
+    loss_train=steps.loss_train(own, member.stages[-1].begin) if status == "finished" else None,
+    loss_eval=result.loss,
+    loss_eval_stderr=result.loss_stderr,
+    bits_per_byte=result.bits_per_byte,
+    metrics=result.metrics
     | (_noise_scale(config, own) if status == "finished" else {})
     | hosts.first(lambda: _from_metrics(member, own, status)),
-    "intervals": {name: list(pair) for name, pair in result.intervals.items()},
-    "params_sha256": steps.params_sha256(params, marks) if status == "finished" else "",
-    "seconds": seconds,
-    "tokens_per_second": train.tokens_at(config, done) / max(seconds, 1e-9),
-    "ended_at": now(),
-  }
-  return results.end(run, facts)
+    intervals=result.intervals,
+    params_sha256=steps.params_sha256(params, marks) if status == "finished" else "",
+    seconds=seconds,
+    tokens_per_second=train.tokens_at(config, done) / max(seconds, 1e-9),
+    ended_at=now(),
+  )
+  return results.end(run, ended)
 
 
 def _why_diverged(member: Member, own: steps.State, result: Evaluation) -> str:

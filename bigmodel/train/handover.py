@@ -1,6 +1,6 @@
 """Runs that begin as another run does: at the step where they leave it, they get a checkpoint and its metrics."""
 
-import dataclasses
+import msgspec
 
 from bigmodel.files import write_json, write_jsonl
 from bigmodel.parallel import hosts
@@ -14,8 +14,7 @@ from bigmodel.train.stop import Stop
 
 def hand_over(trunk: Member, run: Run, state: State, stop: Stop) -> None:
   """Gives a run that begins as `trunk` does the state and the metrics so far; it then starts by resuming."""
-  assert run.branch is not None
-  step, branch = run.branch.step, dataclasses.asdict(run.branch)
+  step, branch = run.branch.step, msgspec.to_builtins(run.branch)
   hosts.first(lambda: open_folder(run))
   trunk.metrics.flush()
   rows = [row for row in metrics.read(trunk.run.folder) if row["step"] <= step]

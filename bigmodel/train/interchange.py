@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from etils import epath
 
-from bigmodel import models, optim
+from bigmodel import accounting, models, optim
 from bigmodel.config import Config, flatten, require
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, absolute, read_json, write_json
@@ -38,7 +38,7 @@ class Imported:
   run_id: str
   family: str
   source_type: str  # the architecture as Hugging Face names it
-  params: dict[str, int]  # their number under each convention
+  params: accounting.Params
 
 
 @dataclasses.dataclass(frozen=True)

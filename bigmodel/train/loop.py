@@ -6,13 +6,13 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from bigmodel import hardware, optim
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data, Datasets
 from bigmodel.errors import Interrupted
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.train import handover, programs, results, stages
 from bigmodel.train.checkpoint import newest_common
 from bigmodel.train.display import Display
@@ -40,7 +40,7 @@ class Options:
 
 def train_runs(
   runs: Sequence[Run], data: Data | Datasets, display: Display, stop: Stop, options: Options = Options()
-) -> list[dict[str, Any]]:
+) -> list[Record]:
   """Trains runs of one shape in one program, from their newest common checkpoint; returns their records.
 
   Each has its own horizon; a run at its end is evaluated while the others wait. With `options.until` the runs pause at
@@ -161,7 +161,7 @@ class _Loop:
     _require_held(self.stop)
     state, by_id = self.program.fetch(self.state), {member.run.run_id: member for member in self.members}
     for run in self.options.branches:
-      if run.branch is not None and run.branch.step == self.done:
+      if run.branch.step == self.done:
         trunk = by_id[run.branch.trunk]
         own = self.pack.state_of(state, trunk)
         if not has_diverged(own):  # else the run trains from its first step, and diverges as well
@@ -206,7 +206,7 @@ class _Loop:
     self.display.end()
     raise Interrupted(f"{title(self.members)} saved at step {self.done} of {self.longest.steps}")
 
-  def finish(self) -> list[dict[str, Any]]:
+  def finish(self) -> list[Record]:
     """Evaluates the members where they are; returns their records, or nothing where they pause at a rung."""
     self.watchdog.close()
     _require_held(self.stop)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import remove, write_json
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.train import parameters, stages, weights
 from bigmodel.train.best import Best
 from bigmodel.train.checkpoint import Checkpoints
@@ -33,7 +33,7 @@ class Member:
   checkpoints: Checkpoints
   seconds: float  # of training before this attempt
   best: Best | None  # where `config.train.keep_best` is set
-  ended: dict[str, Any] | None  # its record, once it has ended
+  ended: Record | None  # its record, once it has ended
 
 
 def open_member(run: Run, data: Data, stop: Stop) -> Member:
@@ -47,7 +47,7 @@ def open_member(run: Run, data: Data, stop: Stop) -> Member:
     stages=stages.of(run.config),
     metrics=Metrics(run.folder),
     checkpoints=Checkpoints(run.folder / "checkpoints", run.config.train.keep, stop.lost),
-    seconds=read_status(run.folder)["seconds"],
+    seconds=read_status(run.folder).seconds,
     best=Best(run, stop.lost) if run.config.train.keep_best else None,
     ended=record.read(run.folder),
   )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from bigmodel import optim
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import EvalRows
-from bigmodel.files import write_json
 from bigmodel.parallel import hosts
 from bigmodel.train import results, stages
 from bigmodel.train import step as steps
@@ -152,7 +151,7 @@ class Pack:
     """Evaluates the members at a rung, once each, and writes the results to rungs.json."""
 
     def has_paused(member: Member) -> bool:
-      return hosts.first(lambda: str(step) in results.read_rungs(member.run))
+      return hosts.first(lambda: step in results.read_rungs(member.run))
 
     waiting = [member for member in self.under_way() if not has_paused(member)]
     for part in self.parts(waiting):
@@ -183,8 +182,7 @@ def _write_rung(measured: Measured, rows: EvalRows, step: int, seconds: float) -
   rung = _rung(measured, rows)
   member.checkpoints.wait()
   write_status(member.run, "paused", step, member.seconds + seconds)
-  rungs = {**results.read_rungs(member.run), str(step): rung}
-  hosts.first(lambda: write_json(member.run.folder / "rungs.json", rungs))  # last, after all that it refers to
+  results.write_rung(member.run, step, rung)  # last, after all that it refers to
 
 
 def _rung(measured: Measured, rows: EvalRows) -> results.Rung:
@@ -194,5 +192,5 @@ def _rung(measured: Measured, rows: EvalRows) -> results.Rung:
     result = held_out(config, rows, measured.values)
     if math.isfinite(result.loss):
       loss_train = finite(steps.loss_train(state, stages.at(config, int(state.step)).begin))
-      return {"loss_train": loss_train, "loss_eval": result.loss, "metrics": result.metrics}
-  return {"loss_train": None, "loss_eval": None, "metrics": {}}
+      return results.Rung(loss_train, result.loss, result.metrics)
+  return results.Rung()

@@ -30,8 +30,8 @@ def warn_of_divergence(workdir: epath.PathLike, step: int) -> None:
     ended = record.read(absolute(workdir))
   except UserError:  # a corrupt record does not make a sound checkpoint unusable
     return
-  if ended is not None and ended["status"] == "diverged":
-    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended['error']}")
+  if ended is not None and ended.status == "diverged":
+    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended.error}")
 
 
 @functools.cache  # every run of a study would repeat the warning

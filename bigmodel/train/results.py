@@ -1,105 +1,144 @@
-"""What runs came to: the records of those that ended, failed or were stopped, and losses at rungs."""
+"""The records of runs that finished, failed or were stopped, and the losses at rungs, where halving compares runs."""
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+
+import msgspec
 
 from bigmodel import hardware, models, record, train
-from bigmodel.files import read_json
+from bigmodel.accounting import Flops
+from bigmodel.config import nearest, require
+from bigmodel.errors import UserError
+from bigmodel.files import read_json, write_json
 from bigmodel.parallel import hosts
-from bigmodel.tasks.metrics import main
+from bigmodel.record import Branch, Record
+from bigmodel.tasks.metrics import as_loss, main
 from bigmodel.train.run import Run, now, read_status, write_status
 
 
-class Rung(TypedDict):
-  """What a run came to at a step where it paused; without losses where it had diverged."""
+class Rung(msgspec.Struct, frozen=True):
+  """The losses of a run at a step where it paused; None where it had diverged."""
 
-  loss_train: float | None
-  loss_eval: float | None
-  metrics: dict[str, float]
+  loss_train: float | None = None
+  loss_eval: float | None = None
+  metrics: dict[str, float] = {}
 
 
-def read_rungs(run: Run) -> dict[str, Rung]:
-  """What a run came to where it paused, by step. Rungs at which it was not evaluated are left out."""
+def read_rungs(run: Run) -> dict[int, Rung]:
+  """The losses of a run where it paused, by step. Rungs at which it was not evaluated are left out."""
   path = run.folder / "rungs.json"
-  rungs: dict[str, Rung | float | None] = read_json(path) if path.exists() else {}
-  # Where an earlier version wrote a training loss, the run is evaluated when it comes by again.
-  return {step: rung for step, rung in rungs.items() if rung is not None and not isinstance(rung, (float, int))}
+  document: dict[str, object] = read_json(path) if path.exists() else {}
+  # Earlier versions wrote a number, the training loss: such a run is evaluated when it reaches the rung again.
+  written = {int(step): rung for step, rung in document.items() if isinstance(rung, dict)}
+  try:
+    return {step: msgspec.convert(rung, Rung) for step, rung in written.items()}
+  except msgspec.ValidationError as error:
+    raise UserError(f"{path}: is corrupt ({error}); delete it") from error
 
 
-def stopped_record(run: Run, step: int) -> dict[str, Any]:
-  """Writes the record of a run that did not go on from a rung."""
-  rung, seconds = read_rungs(run)[str(step)], read_status(run.folder)["seconds"]
-  facts = _nothing(run) | {
-    "status": "stopped" if rung["loss_eval"] is not None else "diverged",
-    "tokens": train.tokens_at(run.config, step),
-    "steps": step,
-    **flops_of(run, step),
-    "loss_train": rung["loss_train"],
-    "loss_eval": rung["loss_eval"],
-    "metrics": rung["metrics"],
-    "seconds": seconds,
-  }
-  return end(run, facts)
+def write_rung(run: Run, step: int, rung: Rung) -> None:
+  """Adds a rung to rungs.json."""
+  rungs = {**read_rungs(run), step: rung}
+  document = {str(at): msgspec.to_builtins(one) for at, one in rungs.items()}
+  hosts.first(lambda: write_json(run.folder / "rungs.json", document))
 
 
-def failed_record(run: Run, error: BaseException) -> dict[str, Any]:
-  """Writes the record of a run that an exception ended; it does not stop the others."""
-  said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-  return end(run, _nothing(run) | {"status": "failed", "error": f"{type(error).__name__}: {said}"})
+def stopped_record(run: Run, step: int) -> Record:
+  """Writes the record of a run that was stopped at a rung."""
+  rung, seconds = read_rungs(run)[step], read_status(run.folder).seconds
+  stopped = msgspec.structs.replace(
+    unevaluated(run, step),
+    status="stopped" if rung.loss_eval is not None else "diverged",
+    tokens=train.tokens_at(run.config, step),
+    steps=step,
+    loss_train=rung.loss_train,
+    loss_eval=rung.loss_eval,
+    metrics=rung.metrics,
+    seconds=seconds,
+  )
+  return end(run, stopped)
 
 
-def _nothing(run: Run) -> dict[str, Any]:
-  """The fields of a record of a run that was not evaluated."""
-  return facts_of(run) | {
-    "tokens": 0,
-    "epochs_seen": 0.0,
-    "steps": 0,
-    **flops_of(run, 0),
-    **dict.fromkeys(record.NULLABLE),
-    "metrics": {},
-    "intervals": {},
-    "params_sha256": "",
-    "seconds": 0.0,
-    "ended_at": now(),
-  }
+def failed_record(run: Run, error: BaseException) -> Record:
+  """Writes the record of a run that an exception ended."""
+  message = str(error).strip().splitlines()[0] if str(error).strip() else ""
+  failed = msgspec.structs.replace(unevaluated(run, 0), status="failed", error=f"{type(error).__name__}: {message}")
+  return end(run, failed)
 
 
-def end(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-  sealed = record.seal(facts)
-  write_status(run, facts["status"], facts["steps"], facts["seconds"], 0.0)
+def end(run: Run, ended: Record) -> Record:
+  """Seals and writes the record; returns it sealed."""
+  sealed = record.seal(ended)
+  write_status(run, sealed.status, sealed.steps, sealed.seconds, 0.0)
   if hosts.is_first():
     record.write(run.folder, sealed)
   return sealed
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-  """The fields of a record that are known before the run starts."""
-  config, trunk = run.config, run.folder / "trunk.json"
-  return {
-    "run_id": run.run_id,
-    "study": run.study,
-    "seed": config.seed,
-    "trunk": read_json(trunk) if trunk.exists() else {},
-    "model": models.shape_of(config).describe(),
-    "batch_tokens": train.batch_tokens(config),
-    "learning_rate": config.optim.lr,
-    "data_sha256": config.data.sha256,
-    "started_at": read_json(run.folder / "provenance.json")["started_at"],
-    "versions": record.versions(),
-    "devices": hardware.describe(),
+def unevaluated(run: Run, steps: int) -> Record:
+  """A record with the facts that are known without evaluating the run, FLOPs being those of `steps` steps.
+
+  Its status is that of a failed run.
+  """
+  config, branch = run.config, run.folder / "trunk.json"
+  return Record(
+    run_id=run.run_id,
+    study=run.study,
+    status="failed",
+    seed=config.seed,
+    trunk=msgspec.convert(read_json(branch), Branch) if branch.exists() else Branch(),
+    model=models.shape_of(config).describe(),
+    tokens=0,
+    epochs_seen=0.0,
+    steps=0,
+    batch_tokens=train.batch_tokens(config),
+    learning_rate=config.optim.lr,
+    loss_train=None,
+    loss_eval=None,
+    loss_eval_stderr=None,
+    bits_per_byte=None,
+    metrics={},
+    intervals={},
+    params_sha256="",
+    data_sha256=config.data.sha256,
+    seconds=0.0,
+    tokens_per_second=None,
+    started_at=read_json(run.folder / "provenance.json")["started_at"],
+    ended_at=now(),
+    versions=record.versions(),
+    devices=hardware.describe(),
     **models.counts_of(config).params(),
-  }
+    **flops_of(run, steps),
+  )
 
 
-def flops_of(run: Run, done: int) -> dict[str, float]:
-  return models.counts_of(run.config).flops(train.tokens_at(run.config, done), run.config.parallel.remat)
+def flops_of(run: Run, steps: int) -> Flops:
+  """The FLOPs of so many steps of a run."""
+  return models.counts_of(run.config).flops(train.tokens_at(run.config, steps), run.config.parallel.remat)
 
 
-def summary(sealed: dict[str, Any]) -> str:
-  if sealed["status"] != "finished":
-    why = f": {sealed['error']}" if sealed["error"] else ""
-    return f"{sealed['run_id']}  {sealed['status']} at step {sealed['steps']}{why}"
-  measured = "".join(f"  {name} {value:.4f}" for name, value in main(sealed["metrics"]).items())
+def as_measured(ended: Record, measure: str) -> Record:
+  """The record with a study's `measure` in place of the loss: a metric, or 1 - metric where more is better."""
+  if measure == "loss" or ended.loss_eval is None:
+    return ended
+  loss = measured_value(ended.loss_eval, ended.metrics, measure)
+  return msgspec.structs.replace(ended, loss_eval=loss, loss_eval_stderr=None)
+
+
+def measured_value(loss: float, metrics: Mapping[str, float], measure: str) -> float:
+  """A study's `measure` as a number of which less is better: the loss, a metric, or 1 - metric."""
+  if measure == "loss":
+    return loss
+  require(measure in metrics, f"get_study: measure: no {measure!r}{nearest(measure, metrics)}")
+  return as_loss(measure, metrics[measure])
+
+
+def summary(sealed: Record) -> str:
+  """A line for the progress display."""
+  if not sealed.finished:
+    why = f": {sealed.error}" if sealed.error else ""
+    return f"{sealed.run_id}  {sealed.status} at step {sealed.steps}{why}"
+  metrics = "".join(f"  {name} {value:.4f}" for name, value in main(sealed.metrics).items())
   return (
-    f"{sealed['run_id']}  N {sealed['params_total']:,}  D {sealed['tokens']:,}  loss {sealed['loss_eval']:.4f}"
-    f"{measured}  {sealed['seconds']:.1f} s"
+    f"{sealed.run_id}  N {sealed.params_total:,}  D {sealed.tokens:,}  loss {sealed.loss:.4f}{metrics}"
+    f"  {sealed.seconds:.1f} s"
   )

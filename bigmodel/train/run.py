@@ -7,26 +7,21 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+import msgspec
 from etils import epath
 
 from bigmodel import hardware, record, train
 from bigmodel.config import Config, difference, digest, flatten
 from bigmodel.errors import UserError
-from bigmodel.files import read_json, write_json
+from bigmodel.files import JsonObject, read_json, write_json
 from bigmodel.parallel import hosts
+from bigmodel.record import Branch
 from bigmodel.train.configs import carried_out, identity
 from bigmodel.train.stop import StopRequest
 
-
-@dataclasses.dataclass(frozen=True)
-class Branch:
-  """Where a run leaves another one, with which it has its first steps in common."""
-
-  trunk: str  # run id
-  step: int
+NO_BRANCH = Branch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +31,8 @@ class Run:
   config: Config
   folder: epath.Path
   study: str = ""
-  provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-  branch: Branch | None = None
+  provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)  # facts to note in provenance.json
+  branch: Branch = NO_BRANCH
 
   @functools.cached_property
   def run_id(self) -> str:
@@ -49,7 +44,7 @@ class Run:
 
 
 def run_id(config: Config) -> str:
-  """The same id is the same run, on whatever mesh and with whatever logging."""
+  """The id of a resolved config: equal for runs that compute the same, on any mesh and with any logging."""
   return digest(identity(flatten(config)))[:12]
 
 
@@ -58,7 +53,7 @@ def now() -> str:
 
 
 def open_folder(run: Run) -> None:
-  """Claims the folder for this run; refuses one that holds another config, with the difference."""
+  """Writes config.json into the run's folder; a folder of another config is refused, with the difference."""
   path = run.folder / "config.json"
   mine = flatten(run.config)
   if path.exists():
@@ -72,10 +67,10 @@ def open_folder(run: Run) -> None:
 
 
 def write_provenance(run: Run) -> None:
-  """What is true of this carrying-out of the run, and not of the run."""
+  """Writes the facts about this execution of the run: when, where, with what command and versions."""
   path = run.folder / "provenance.json"
   started = read_json(path)["started_at"] if path.exists() else now()
-  facts = {
+  facts: JsonObject = {
     "run_id": run.run_id,
     "started_at": started,
     "config": carried_out(flatten(run.config)),
@@ -88,16 +83,36 @@ def write_provenance(run: Run) -> None:
   write_json(path, facts)
 
 
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
+  """How far a run is."""
+
+  state: str  # waiting, running, interrupted, paused, or one of `record.STATUSES`
+  step: int
+  seconds: float  # of training so far
+  seconds_left: float | None
+  steps: int = 0  # to the end of the run
+  updated_at: str = ""
+
+
+WAITING = Status("waiting", 0, 0.0, None)
+
+
 def write_status(run: Run, state: str, step: int, seconds: float, left: float | None = None) -> None:
-  """Of the processes of a job the first writes. `state` is running, interrupted, paused, or how the run ended."""
-  facts = {"state": state, "step": step, "steps": run.steps, "seconds": seconds, "seconds_left": left}
+  """Writes status.json; of several processes of one job, the first writes."""
   if hosts.is_first():
-    write_json(run.folder / "status.json", facts | {"updated_at": now()})
+    status = Status(state, step, seconds, left, run.steps, now())
+    write_json(run.folder / "status.json", msgspec.to_builtins(status))
 
 
-def read_status(folder: epath.PathLike) -> dict[str, Any]:
+def read_status(folder: epath.PathLike) -> Status:
+  """The status of a run's folder: waiting, where nothing was written yet."""
   path = epath.Path(folder) / "status.json"
-  return read_json(path) if path.exists() else {"state": "waiting", "step": 0, "seconds": 0.0, "seconds_left": None}
+  if not path.exists():
+    return WAITING
+  try:
+    return msgspec.convert(read_json(path), Status)
+  except msgspec.ValidationError as error:
+    raise UserError(f"{path}: is corrupt ({error}); delete it") from error
 
 
 @contextlib.contextmanager

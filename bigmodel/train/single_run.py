@@ -1,7 +1,5 @@
 """One run by itself, from its config to its record."""
 
-from typing import Any
-
 from etils import epath
 
 from bigmodel import parallel, record
@@ -25,7 +23,7 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   return run, corpus
 
 
-def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> dict[str, Any]:
+def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> record.Record:
   """Trains the run of one config from its last checkpoint, if there is one, to its end, and returns its record.
 
   `profile` is the number of steps of which a trace is written. Several processes that call this train one run together.

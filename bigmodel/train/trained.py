@@ -42,7 +42,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
   step = store.newest_sound()
   if step is None:
     ended = record.read(workdir)
-    why = f"; the run diverged at step {ended['steps']}" if ended and ended["status"] == "diverged" else ""
+    why = f"; the run diverged at step {ended.steps}" if ended and ended.status == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
   parameters.warn_of_divergence(workdir, step)
   program = programs.program(config)

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from bigmodel import processes
 from bigmodel.errors import UnfitWorker, UserError
 from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
 from bigmodel.parallel import hosts
+from bigmodel.record import Record
 from bigmodel.workers.leases import PATIENCE
 
 TRIES = 2  # of a group, and then of each of its runs alone
@@ -203,7 +203,7 @@ def self_check(workdir: epath.PathLike) -> str | None:
   return None if found == text else f"{workdir} does not return what was written to it"
 
 
-def failed_and_diverged(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Of records, the runs that have no loss, as a sealed forecast lists them."""
-  rows = [{"run_id": one["run_id"], "status": one["status"], "error": one["error"]} for one in records]
+def failed_and_diverged(records: Iterable[Record]) -> dict[str, list[dict[str, str]]]:
+  """The runs without a loss, as a sealed forecast lists them."""
+  rows = [{"run_id": one.run_id, "status": one.status, "error": one.error} for one in records]
   return {status: [row for row in rows if row["status"] == status] for status in ("failed", "diverged")}

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 import signal
@@ -23,8 +22,8 @@ from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, read_status
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.workers import clusters, execute
-from bigmodel.workers.execute import group_name
 from bigmodel.workers.failures import Failures
+from bigmodel.workers.groups import Group
 from bigmodel.workers.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
 
 log = logging.getLogger("bigmodel")
@@ -59,7 +58,7 @@ class Workers:
 
 def work(
   worker: str,
-  groups: Sequence[dict[str, Any]],
+  groups: Sequence[Group],
   runs: Mapping[str, Run],
   data: Datasets,
   workdir: epath.Path,
@@ -76,18 +75,18 @@ def work(
   one. Raises `UnfitWorker` where the machine is to blame. A worker of several hosts holds a lease as one: what its
   first process finds, all do.
   """
-  by_name = {group_name(group): group for group in groups}
+  by_name = {group.name: group for group in groups}
   leases = Leases(workdir / "leases", worker, patience)
   noted = failures or failures_of(workdir, worker, patience)
 
   def is_ready(name: str) -> bool:
-    not_ended = functools.partial(execute.not_ended, by_name[name], runs)
-    return _trunk_is_done(by_name[name], runs) and not noted.waits_for_others(name, not_ended)
+    group = by_name[name]
+    return _trunk_is_done(group, runs) and not noted.waits_for_others(name, lambda: group.not_ended(runs))
 
   turns = Turns(
     leases,
     list(by_name),
-    ended=lambda name: execute.ended(by_name[name], runs),
+    ended=lambda name: by_name[name].ended(runs),
     ready=is_ready,
     shuffled=worker != PARENT,
   )
@@ -104,7 +103,7 @@ def work(
       return "leave", 0.0
     if name or wait:
       stale_since = time.monotonic()
-    elif stale := [name for name, group in by_name.items() if not execute.ended(group, runs)]:
+    elif stale := [name for name, group in by_name.items() if not group.ended(runs)]:
       # All say that these have ended, and their records do not: they may be seen late.
       if time.monotonic() - stale_since > patience:
         turns.again(stale)
@@ -147,8 +146,11 @@ def failures_of(workdir: epath.Path, worker: str, patience: float = PATIENCE) ->
 
 
 @contextlib.contextmanager
-def alone(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
-  """One of the commands in a folder at a time does `what`; a job of several hosts, or in an object store, is alone."""
+def exclusive(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
+  """Lets one command at a time do `what` in a study's folder.
+
+  A job of several hosts, and one in an object store, is taken for the only command there.
+  """
   if hosts.several() or not can_be_in(workdir):
     yield
     return
@@ -164,11 +166,11 @@ def alone(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
     yield
 
 
-def _trunk_is_done(group: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
+def _trunk_is_done(group: Group, runs: Mapping[str, Run]) -> bool:
   """Have the trunks ended that leave this group's runs a checkpoint, or left it already?"""
-  for run_id in group["run_ids"]:
+  for run_id in group.run_ids:
     run = runs[run_id]
-    trunk = run.branch and runs.get(run.branch.trunk)
+    trunk = runs.get(run.branch.trunk)
     if trunk and record.read(trunk.folder) is None and execute.waits(run):
       return False
   return True
@@ -183,7 +185,7 @@ class Pool:
     self._slots: list[_Slot] = []
     self._started = False
 
-  def train(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run]) -> None:
+  def train(self, groups: Sequence[Group], runs: Mapping[str, Run]) -> None:
     """Until all of these have ended."""
     watch = _Watch(groups, runs, Leases(self._workdir / "leases", PARENT), self._display)
     for slot in self._slots:
@@ -324,13 +326,13 @@ class _Slot:
 class _Watch:
   """How far all runs are, said now and then."""
 
-  def __init__(self, groups: Sequence[dict[str, Any]], runs: Mapping[str, Run], leases: Leases, display: Display):
-    self._all = self._left = {group_name(group): group for group in groups}
+  def __init__(self, groups: Sequence[Group], runs: Mapping[str, Run], leases: Leases, display: Display):
+    self._all = self._left = {group.name: group for group in groups}
     self._runs, self._leases = runs, leases
     for name in self._all:
       if self._has_ended(name):
         leases.mark_ended(name)
-    self._total = sum(len(group["run_ids"]) for group in groups)
+    self._total = sum(len(group.run_ids) for group in groups)
     self._display = display
     self._said = self._stale_since = time.monotonic()
     self.progress = (0, 0)  # runs that have ended, and the most steps that the others came to since
@@ -351,21 +353,21 @@ class _Watch:
       self._left = {name: self._all[name] for name in stale}
       if time.monotonic() - self._stale_since > PATIENCE:  # no file system is that late
         self._leases.forget_ended(stale)
-    ended = self._total - sum(len(group["run_ids"]) for group in self._left.values())
+    ended = self._total - sum(len(group.run_ids) for group in self._left.values())
     self.progress = max(self.progress, (ended, 0))
     if time.monotonic() - self._said > 10 and self._left:
       self._said = time.monotonic()
       held = [self._left[name] for name in self._leases.claimed() & self._left.keys()]
-      told = [read_status(self._runs[run_id].folder) for group in held for run_id in group["run_ids"]]
-      self.progress = max(self.progress, (ended, sum(status["step"] for status in told)))
-      running = sum(status["state"] == "running" for status in told)
+      told = [read_status(self._runs[run_id].folder) for group in held for run_id in group.run_ids]
+      self.progress = max(self.progress, (ended, sum(status.step for status in told)))
+      running = sum(status.state == "running" for status in told)
       text = f"{ended} of {self._total} runs have ended, {running} are under way"
-      expected = sum(group["expected_seconds"] for group in self._left.values())
+      expected = sum(group.expected_seconds for group in self._left.values())
       self._display.say(f"{text}, {duration(expected)} of work left")
     return len(self._left)
 
   def _has_ended(self, name: str) -> bool:
-    return execute.ended(self._all[name], self._runs)
+    return self._all[name].ended(self._runs)
 
 
 def command_of_workers(argv: Sequence[str]) -> list[str]:

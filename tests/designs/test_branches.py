@@ -8,8 +8,9 @@ import pytest
 from bigmodel import record, study
 from bigmodel.designs import branches
 from bigmodel.errors import Interrupted
-from bigmodel.files import write_json
-from bigmodel.study import Branches, Grid, Study, folder
+from bigmodel.study import Branches, Grid, Study
+from bigmodel.study import plan as plans
+from bigmodel.study.plan import Workforce
 from bigmodel.train import handover, metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -49,8 +50,8 @@ def test_branches_that_leave_at_one_step_train_together_and_no_others(config, tm
   monkeypatch.setattr("jax.device_count", lambda: 2)
   prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
   plan = study.make_plan(prepared)
-  left = {row["run_id"]: row.get("trunk", {}).get("step", 0) for row in plan["runs"]}
-  assert [[left[run_id] for run_id in group["run_ids"]] for group in plan["groups"]] == [[0, 0], [15, 15], [30, 30]]
+  left = {row.run_id: row.trunk.step for row in plan.runs}
+  assert [[left[run_id] for run_id in group.run_ids] for group in plan.groups] == [[0, 0], [15, 15], [30, 30]]
 
 
 @pytest.mark.parametrize(("looks", "worker"), [(0, True), (25, False)])
@@ -63,7 +64,7 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, w
       study.run_study(prepared, True, stop_at(looks))
     assert not record.collect(tmp_path / "study")
   if worker:
-    write_json(tmp_path / "study" / "plan.json", study.make_plan(prepared, workers=2))
+    plans.write(tmp_path / "study", study.make_plan(prepared, workforce=Workforce(2)))
     study.work(prepared, "w", True, StopRequest(), patience=1.0)
   report = study.run_study(prepared, True, StopRequest())
   by_steps = {one["steps"]: one for one in report["runs"]}
@@ -72,15 +73,15 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, w
     {"trunk": trunk, "step": 15}, {"trunk": trunk, "step": 30}, {}
   ]  # fmt: skip
   assert report["cost"]["shared"] == pytest.approx((15 + 30) / 120)
-  plan = folder.read_plan(tmp_path / "study")
-  assert plan["total"]["flops_6nd_shared"] / plan["total"]["flops_6nd"] == pytest.approx((15 + 30) / 120)
+  plan = plans.read(tmp_path / "study")
+  assert plan.total.flops_6nd_shared / plan.total.flops_6nd == pytest.approx((15 + 30) / 120)
   for run in prepared.runs.values():
     alone = dataclasses.replace(run, folder=tmp_path / run.run_id)
     data = prepared.data(run.config)
     with Display(0, True) as display:
       (one,) = train_runs([alone], data, display, StopRequest())
     branch = record.read(run.folder)
-    assert branch["result_sha256"] == one["result_sha256"]
+    assert branch.result_sha256 == one.result_sha256
     rows = [[(r["step"], r["loss"]) for r in metrics.read(f)] for f in (run.folder, alone.folder)]
     assert rows[0] == rows[1]
 
@@ -93,18 +94,18 @@ def test_a_branch_shares_no_program_with_its_trunk(config, tmp_path):
   found = branches.find(prepared.runs)
   assert len(found) == 8
   for workers in (1, 3):
-    groups = study.make_plan(prepared, workers=workers)["groups"]
-    assert all(len({run_id in found for run_id in group["run_ids"]}) == 1 for group in groups)
-    assert groups[0]["run_ids"][0] not in found
+    groups = study.make_plan(prepared, workforce=Workforce(workers)).groups
+    assert all(len({run_id in found for run_id in group.run_ids}) == 1 for group in groups)
+    assert groups[0].run_ids[0] not in found
 
 
 def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_path):
   """Which may have ended, and leaves it nothing."""
   known = study.make_plan(study.prepare(config, branching(config, horizons=HORIZONS[::2]), tmp_path))
   plan = study.make_plan(study.prepare(config, branching(config), tmp_path), known)
-  left = {row["steps"]: row.get("trunk", {}).get("step") for row in plan["runs"]}
-  assert left == {20: 15, 60: None, 40: None}
-  assert plan["total"]["flops_6nd_shared"] / plan["total"]["flops_6nd"] == pytest.approx(15 / 120)
+  left = {run.steps: run.trunk.step for run in plan.runs}
+  assert left == {20: 15, 60: 0, 40: 0}
+  assert plan.total.flops_6nd_shared / plan.total.flops_6nd == pytest.approx(15 / 120)
 
 
 def test_a_trunk_that_has_ended_leaves_nothing_beside_one_that_trains_again(config, tmp_path, monkeypatch):
@@ -160,5 +161,5 @@ def test_who_dies_while_a_run_leaves_lets_it_leave_again(config, tmp_path, monke
   with Display(0, True) as display:
     alone = dataclasses.replace(run, folder=tmp_path / "alone")
     (one,) = train_runs([alone], prepared.data(run.config), display, StopRequest())
-  assert record.read(run.folder)["result_sha256"] == one["result_sha256"]
+  assert record.read(run.folder).result_sha256 == one.result_sha256
   assert len(metrics.read(run.folder)) == len(metrics.read(alone.folder))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 
+import msgspec
 import pytest
 
 from bigmodel import record, study
@@ -13,11 +14,11 @@ from bigmodel.files import read_json, write_json
 from bigmodel.optim.schedules import SCHEDULES
 from bigmodel.study import Grid, Halving, Hyperband, Study, rungs
 from bigmodel.tasks.metrics import LARGER
-from bigmodel.train import pack as pack_of_runs
+from bigmodel.train import pack as pack_module
 from bigmodel.train import results
 from bigmodel.train.display import Display
 from bigmodel.train.loop import Options, train_runs
-from bigmodel.train.results import read_rungs
+from bigmodel.train.results import Rung, read_rungs, write_rung
 from bigmodel.train.run import Run, write_provenance
 from bigmodel.train.stop import StopRequest
 
@@ -51,10 +52,10 @@ def test_the_best_regularisation_is_kept(axes, tmp_path):
   kept = {one["run_id"] for one in report["runs"] if one["status"] == "finished"}
   assert report["sweep"]["cells"][0]["run_ids"] == [best]
   assert plain not in kept
-  rungs = {run_id: read_rungs(run)["60"] for run_id, run in halved.runs.items()}
-  assert min(rungs, key=lambda run_id: rungs[run_id]["loss_train"]) == plain
-  assert max(rungs[i]["loss_eval"] for i in kept) < min(rungs[i]["loss_eval"] for i in rungs.keys() - kept)
-  assert "accuracy" in rungs[best]["metrics"]
+  rungs = {run_id: read_rungs(run)[60] for run_id, run in halved.runs.items()}
+  assert min(rungs, key=lambda run_id: rungs[run_id].loss_train) == plain
+  assert max(rungs[i].loss_eval for i in kept) < min(rungs[i].loss_eval for i in rungs.keys() - kept)
+  assert "accuracy" in rungs[best].metrics
 
 
 def fake_runs(config, tmp_path, count):
@@ -80,11 +81,9 @@ def test_what_a_study_measures_decides_whichever_way_is_better(design, measure, 
       return went_on.extend(alive)
     for i, one in enumerate(members):
       value = i / 10 if measure == "loss" or measure.startswith(LARGER) else 1 - i / 10
-      rung = {"loss_train": 0.5, "loss_eval": i / 10 if measure == "loss" else 1 - i / 10, "metrics": {measure: value}}
-      if i == 4:
-        rung = {"loss_train": None, "loss_eval": None, "metrics": {}}
+      rung = Rung(0.5, i / 10 if measure == "loss" else 1 - i / 10, {measure: value})
       if one.run_id in alive:
-        write_json(one.folder / "rungs.json", {str(until): rung})
+        write_rung(one, until, Rung() if i == 4 else rung)
 
   rungs.run(halver, members, measure, train)
   for bracket, part in halver.brackets(members):
@@ -102,8 +101,7 @@ def test_a_measure_that_the_task_does_not_have_is_refused_at_the_rung(config, tm
 
   def train(alive, until):
     for one in members:
-      rung = {"loss_train": 0.5, "loss_eval": 1.0, "metrics": {"accuracy": 0.5}}
-      write_json(one.folder / "rungs.json", {str(until): rung})
+      write_rung(one, until, Rung(0.5, 1.0, {"accuracy": 0.5}))
 
   with pytest.raises(UserError, match=r"no 'acuracy' \(did you mean 'accuracy'"):
     rungs.run(Halving(Grid({}), first=1 / 3), members, "acuracy", train)
@@ -113,20 +111,20 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   """Of a pack, and of one that was stopped when some of its members had been evaluated."""
   config, corpus = resolved
   evaluated = []
-  real = pack_of_runs.measure
+  real = pack_module.measure
 
   def counting(program, params, *rest):
     evaluated.append(len(params))
     return real(program, params, *rest)
 
-  monkeypatch.setattr(pack_of_runs, "measure", counting)
+  monkeypatch.setattr(pack_module, "measure", counting)
   configs = [study.with_overrides(config, {"seed": seed}) for seed in range(3)]
   pack = [Run(one, tmp_path / f"pack{i}") for i, one in enumerate(configs)]
   go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), StopRequest(), Options(until=10))
   assert go_on(pack) == []
   assert sum(evaluated) == 3
   together = [read_rungs(one) for one in pack]
-  assert all(list(rungs) == ["10"] and rungs["10"]["loss_eval"] > 0 for rungs in together)
+  assert all(list(rungs) == [10] and rungs[10].loss_eval > 0 for rungs in together)
   evaluated.clear()
   go_on(pack)
   assert sum(evaluated) == 0
@@ -137,12 +135,12 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   single = Run(configs[2], tmp_path / "single")
   go_on([single])
   (alone,), (packed,) = read_rungs(single).values(), together[2].values()
-  assert alone["loss_eval"] == pytest.approx(packed["loss_eval"], rel=1e-5)  # sums have another order
+  assert alone.loss_eval == pytest.approx(packed.loss_eval, rel=1e-5)  # sums have another order
   # The rung of an earlier version is a training loss: the run is evaluated, and does not train again.
   write_json(single.folder / "rungs.json", {"10": 3.0})
   assert read_rungs(single) == {}
   go_on([single])
-  assert read_rungs(single)["10"] == alone
+  assert read_rungs(single)[10] == alone
 
 
 def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tmp_path):
@@ -173,16 +171,16 @@ def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, co
   def train(alive, until):
     for one in alive.values():
       if record.read(one.folder) is None and until:
-        loss = {"loss_train": 0.5, "loss_eval": one.config.optim.lr, "metrics": {}}
-        write_json(one.folder / "rungs.json", read_rungs(one) | {str(until): loss})
+        write_rung(one, until, Rung(0.5, one.config.optim.lr))
       elif record.read(one.folder) is None:
-        results.end(one, results._nothing(one) | {"status": "finished", "steps": one.steps})
+        ended = results.unevaluated(one, one.steps)
+        results.end(one, msgspec.structs.replace(ended, status="finished", steps=one.steps))
 
   def finished(folder, *counts):
     for many in counts:
       members = fake_runs(config, tmp_path / folder, many)
       rungs.run(design(Grid({}), first=1 / 9), members, "loss", train)
-    return {one.run_id for one in members if record.read(one.folder)["status"] == "finished"}
+    return {one.run_id for one in members if record.read(one.folder).status == "finished"}
 
   whole = finished("whole", count * 3)
   assert len(whole) < count * 3
@@ -192,8 +190,8 @@ def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, co
 def test_a_run_that_passed_a_step_without_a_rung_is_compared_by_its_next_rung(config, tmp_path):
   config.train.steps = 18
   (one,) = fake_runs(config, tmp_path, 1)
-  rung = {"loss_train": 0.5, "metrics": {}}
-  write_json(one.folder / "rungs.json", {"2": {**rung, "loss_eval": 3.0}, "6": {**rung, "loss_eval": 2.0}})
+  write_rung(one, 2, Rung(0.5, 3.0))
+  write_rung(one, 6, Rung(0.5, 2.0))
   assert [rungs._value_at(one, step, "loss") for step in (2, 4, 6, 8)] == [3.0, 2.0, 2.0, None]
 
 
@@ -235,8 +233,8 @@ def test_the_loss_of_a_part_of_a_mixture_is_measured_at_a_rung(config, tmp_path)
   report = study.run_study(prepared, True, StopRequest())
   assert sorted(one["status"] for one in report["runs"]) == ["finished", "stopped"]
   for run in prepared.runs.values():
-    rung = read_rungs(run)["3"]
-    low, high = sorted(rung["metrics"][f"loss_part{part}"] for part in range(2))
-    assert low < rung["loss_eval"] < high  # the loss of all is between those of the parts, which differ
-  best = min(prepared.runs, key=lambda run_id: read_rungs(prepared.runs[run_id])["3"]["metrics"]["loss_part1"])
+    rung = read_rungs(run)[3]
+    low, high = sorted(rung.metrics[f"loss_part{part}"] for part in range(2))
+    assert low < rung.loss_eval < high  # the loss of all is between those of the parts, which differ
+  best = min(prepared.runs, key=lambda run_id: read_rungs(prepared.runs[run_id])[3].metrics["loss_part1"])
   assert [one["run_id"] for one in report["runs"] if one["status"] == "finished"] == [best]

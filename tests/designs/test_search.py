@@ -7,11 +7,13 @@ import pytest
 from bigmodel import record, study
 from bigmodel.accounting import plain_counts
 from bigmodel.errors import Interrupted
-from bigmodel.files import write_json
-from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, When, folder, rounds
-from bigmodel.train.results import read_rungs
+from bigmodel.study import Between, Grid, Halving, Hyperband, Search, Study, When, rounds
+from bigmodel.study import plan as plans
+from bigmodel.study.plan import HERE
+from bigmodel.train.results import Rung, read_rungs, write_rung
 from bigmodel.train.run import write_provenance
 from bigmodel.train.stop import StopRequest
+from bigmodel.workers.groups import Group
 
 pytest.importorskip("optuna")
 AXES = {
@@ -22,7 +24,7 @@ AXES = {
 
 
 def rung(loss):
-  return {"loss_train": loss, "loss_eval": loss, "metrics": {}}
+  return Rung(loss, loss)
 
 
 def cost(point):
@@ -108,10 +110,10 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert winner["learning_rate"] >= 1e-3
   # Who stopped had a larger held-out loss than who went on, at the rung where it did.
   rungs = {run_id: read_rungs(run) for run_id, run in prepared.runs.items()}
-  losses = {run_id: {step: rung["loss_eval"] for step, rung in own.items()} for run_id, own in rungs.items()}
+  losses = {run_id: {step: rung.loss_eval for step, rung in own.items()} for run_id, own in rungs.items()}
   stopped = [run_id for run_id, one in whole.items() if one["steps"] == 2]
-  assert min(losses[i]["2"] for i in stopped) > max(x["2"] for i, x in losses.items() if i not in stopped)
-  assert losses[winner["run_id"]]["6"] == min(x["6"] for x in losses.values() if "6" in x)
+  assert min(losses[i][2] for i in stopped) > max(x[2] for i, x in losses.items() if i not in stopped)
+  assert losses[winner["run_id"]][6] == min(x[6] for x in losses.values() if 6 in x)
   assert report["sweep"]["cells"][0]["run_ids"] == [winner["run_id"]]
   assert "<b>1 run</b><span>finished, 7 stopped;" in (tmp_path / "report.html").read_text()
 
@@ -124,24 +126,23 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
   prepared = study.prepare(config, the_study, tmp_path)
   plan, seen = study.make_plan(prepared), []
   a, b, c, d, e = prepared.runs
-  under_way = [{"run_ids": [b, c], "until": 2}, {"run_ids": [a], "until": 6}]  # of another rung
+  under_way = [Group((b, c), 0.0, 2), Group((a,), 0.0, 6)]  # of another rung
   rounds.write(tmp_path, plan, under_way)
   losses = dict(zip(prepared.runs, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
-  write_json(prepared.runs[d].folder / "rungs.json", {"2": rung(losses[d])})
+  write_rung(prepared.runs[d], 2, rung(losses[d]))
   for run in prepared.runs.values():
     write_provenance(run)
 
   def train(groups, alive):
-    seen.append([(group["run_ids"], group["until"]) for group in groups])
+    seen.append([([*group.run_ids], group.until) for group in groups])
     for group in groups:
-      for run_id in group["run_ids"]:
-        run = alive[run_id]
-        write_json(run.folder / "rungs.json", read_rungs(run) | {str(group["until"]): rung(losses[run_id])})
-    if groups[0]["until"] == 2:
-      rounds.write(tmp_path, plan, [{"run_ids": [b], "until": 6}])
+      for run_id in group.run_ids:
+        write_rung(alive[run_id], group.until, rung(losses[run_id]))
+    if groups[0].until == 2:
+      rounds.write(tmp_path, plan, [Group((b,), 0.0, 6)])
 
   members = list(prepared.runs.values())
-  rounds.halve(the_study.design, "loss", members, plan, tmp_path, train, (1, 1), StopRequest())
+  rounds.HalvingRounds(plan, members, tmp_path, train, HERE, StopRequest()).run(the_study.design, "loss")
   assert seen[0][0] == ([b, c], 2)
   assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
   assert seen[1] == [([b], 6), ([a], 6)]
@@ -158,7 +159,7 @@ def test_a_search_goes_on_with_what_it_had_asked_for(config, tmp_path, stop_at):
       with pytest.raises(Interrupted, match=says):
         study.run_study(prepared, True, stop_at(looks))
     study.run_study(prepared, True, StopRequest())
-    plan = folder.read_plan(tmp_path / name)
-    rates.append([row["overrides"]["optim.lr"] for row in plan["runs"]])
+    plan = plans.read(tmp_path / name)
+    rates.append([run.overrides["optim.lr"] for run in plan.runs])
     assert len(record.collect(tmp_path / name)) == 4
   assert rates[0] == rates[1]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
 
 from bigmodel import models, study
 from bigmodel.accounting import CONVENTIONS, params_in
@@ -12,6 +13,7 @@ from bigmodel.designs.design import closest_size
 from bigmodel.laws import summary
 from bigmodel.laws.points import from_records
 from bigmodel.study import IsoFlop, Ladder, Study, Target, default_config, resolve_without_data
+from bigmodel.study.target import seal_forecast
 
 MIXTURES = {
   "dense": {},
@@ -37,7 +39,7 @@ def counts_for(mixture):
 
 
 def record_of(counts, tokens, loss):
-  return {"status": "finished", "tokens": tokens, "loss_eval": loss, **counts.params(), **counts.flops(tokens)}
+  return record(tokens=tokens, loss_eval=loss, **counts.params(), **counts.flops(tokens))
 
 
 @EVERY
@@ -81,7 +83,7 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
       tokens = round(C / own.flops(1)[convention])
       loss = 2 + 0.05 * math.log(N / (unit * factor**0.5)) ** 2
       records.append(record_of(own, tokens, loss))
-  target = 8 * max(one[convention] for one in records)
+  target = 8 * max(one.flops(convention) for one in records)
   fits = summary.fit(records, ["isoflop"], convention, target)
   best = summary.optimum_at(fits, target)
   assert best == pytest.approx(unit * 4, rel=0.02)  # 16 times the compute of factor 1; tokens are whole numbers
@@ -106,11 +108,11 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
     forecast_of.append(target.N)
     return {"predicted": 2.0, "interval90": [1.9, 2.1]}
 
-  monkeypatch.setattr(study.study.laws, "make_forecast", make_forecast)
+  monkeypatch.setattr(summary, "make_forecast", make_forecast)
   for size in SIZES:
     N = params_in(prepared.counts_of(size).params(), convention)
     fits = {"optimum": [{"law": "chinchilla", "C": flops, "N": float(N), "inside": True}], "noise_floor": None}
-    sealed = study.study._seal_forecast(prepared, fits)
+    sealed = seal_forecast(prepared, fits)
     assert {name: sealed["target"]["overrides"][name] for name in size} == size
     assert sealed["target"]["N"] == forecast_of[-1] == N
     (tmp_path / "forecasts" / "target.json").unlink()

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
 
 from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, forecast, forms, seals, summary
@@ -28,13 +29,12 @@ def runs(count, noise=0.003, seed=0):
 def records_of(points):
   each = zip(points.N, points.D, points.C, points.loss, strict=True)
   return [
-    {
-      "status": "finished",
+    record(
       **dict.fromkeys(("params_total", "params_active", "params_non_embedding"), round(N)),
-      "tokens": D,
-      "flops_6nd": C,
-      "loss_eval": loss,
-    }
+      tokens=D,
+      flops_6nd=C,
+      loss_eval=loss,
+    )
     for N, D, C, loss in each
   ]
 
@@ -159,7 +159,7 @@ OLD_OF_THE_COMMAND = {
 
 def test_forecasts_that_earlier_versions_sealed_are_still_scored():
   provenance = {"forecast_sha256": OLD_OF_A_STUDY["sha256"], "started_at": "2026-01-02T00:00:00.000+00:00"}
-  ended = {"run_id": "x", "status": "finished", "loss_eval": 1.793}
+  ended = record(run_id="x", loss_eval=1.793)
   assert seals.score(OLD_OF_A_STUDY, ended, provenance)["inside"] is True
   truth = {("", "1e+09", "2e+10"): [2.55, 2.45]}
   (row,) = seals.ledger([seals.verify(OLD_OF_THE_COMMAND)], truth, ("N", "D"))

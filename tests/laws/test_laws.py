@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
+from msgspec.structs import replace
 
 from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, forecast, isoflop, points, seals, summary, uncertainty
@@ -189,14 +191,14 @@ def test_the_largest_budget_left_out_is_predicted_for_a_true_law():
 
 
 SEALED = seals.seal({"predicted": 2.0, "interval90": [1.9, 2.1], "target": {"N": 1}}, "2026-01-01T00:00:00+00:00")
-RECORD = {"run_id": "x", "status": "finished", "loss_eval": 2.05}
+RECORD = record(run_id="x", loss_eval=2.05)
 CARRIES = {"forecast_sha256": SEALED["sha256"], "started_at": "2026-01-01T00:00:01+00:00"}
 
 
 def test_a_score_says_whether_the_truth_is_inside():
   assert seals.score(SEALED, RECORD, CARRIES)["inside"] is True
-  assert seals.score(SEALED, RECORD | {"loss_eval": 2.2}, CARRIES)["inside"] is False
-  assert seals.score(SEALED, RECORD | {"status": "diverged", "loss_eval": None}, CARRIES)["inside"] is None
+  assert seals.score(SEALED, replace(RECORD, loss_eval=2.2), CARRIES)["inside"] is False
+  assert seals.score(SEALED, replace(RECORD, status="diverged", loss_eval=None), CARRIES)["inside"] is None
 
 
 def test_scores_without_the_seal_are_refused():

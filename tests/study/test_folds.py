@@ -26,12 +26,13 @@ def test_intervals_of_cross_validated_means_cover():
     truth.append(1 + np.sum((fit - w) ** 2))
     rows.append(errors)
   expected = np.mean(truth)  # of a training set of 54 rows
-  cover = np.mean([low <= expected <= high for _, (low, high) in (folds.interval(e, 1 / 9) for e in rows)])
+  cover = np.mean([low <= expected <= high for low, high in (folds.measure(e, 1 / 9).interval90 for e in rows)])
   assert 0.86 <= cover <= 0.99
   by_time = {"data.split": "time", "data.folds": 5}
   assert folds.overlap(by_time) == pytest.approx(np.mean([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]))
   assert folds.overlap({"data.folds": 5}) == 1 / 4
-  mean, (low, high) = folds.interval([1.0, 2.0, 3.0], 1 / 2)
+  measure = folds.measure([1.0, 2.0, 3.0], 1 / 2)
+  mean, (low, high) = measure.mean, measure.interval90
   assert mean == 2.0
   assert high - low == pytest.approx(2 * 2.920 * np.sqrt(1 / 3 + 1 / 2), rel=1e-3)
 

@@ -1,7 +1,10 @@
 """A leaderboard is means over seeds, and what it says of them holds as often as it says: measured by simulation."""
 
+import msgspec
 import numpy as np
 import pytest
+from handmade import planned_run, record  # its folder is on the path of pytest
+from msgspec.structs import replace
 from scipy import stats
 
 from bigmodel.report import sweeps
@@ -12,7 +15,7 @@ SEEDS = (2, 3, 5)
 
 
 def fake(run_id, loss, status="finished"):
-  return {"run_id": run_id, "loss_eval": loss, "status": status, "params_total": 1, "tokens": 1, "seconds": 1.0}
+  return record(run_id=run_id, loss_eval=loss, status=status)
 
 
 def fake_sweep(losses, seeds=4, noise=0.01, seed=0):
@@ -21,7 +24,7 @@ def fake_sweep(losses, seeds=4, noise=0.01, seed=0):
   for lr, loss in losses.items():
     for seed in range(seeds):
       run_id = f"{lr}-{seed}"
-      planned.append({"run_id": run_id, "overrides": {"optim.lr": lr, "seed": seed, "data.seed": seed}})
+      planned.append(planned_run(run_id, {"optim.lr": lr, "seed": seed, "data.seed": seed}))
       records.append(fake(run_id, loss + noise * rng.normal()))
   return planned, records
 
@@ -103,46 +106,44 @@ def test_settings_of_different_noise_are_called_worse_rarely(seeds, most):
 
 def test_a_leaderboard_says_which_settings_may_be_the_best():
   board = leaderboard.board(*fake_sweep({0.1: 2.0, 0.2: 2.002, 0.4: 2.5}))
-  assert board["axes"] == ["optim.lr"]
-  assert [cell["finished"] for cell in board["cells"]] == [4, 4, 4]
-  assert board["cells"][-1]["overrides"] == {"optim.lr": 0.4}
-  assert 0.005 < board["noise"] < 0.02
+  assert board.axes == ("optim.lr",)
+  assert [cell.finished for cell in board.cells] == [4, 4, 4]
+  assert board.cells[-1].overrides == {"optim.lr": 0.4}
+  assert 0.005 < board.noise < 0.02
   critical = stats.studentized_range.ppf(0.9, 3, 9)
-  assert board["resolution"] == pytest.approx(critical * board["noise"] / 4**0.5, rel=1e-3)
-  assert [cell["may_be_best"] for cell in board["cells"]] == [True, True, False]
-  assert [cell["worse"] for cell in board["cells"]] == [False, False, True]
-  assert (board["candidates"], board["alike"]) == (2, 2)
+  assert board.resolution == pytest.approx(critical * board.noise / 4**0.5, rel=1e-3)
+  assert [cell.may_be_best for cell in board.cells] == [True, True, False]
+  assert [cell.worse for cell in board.cells] == [False, False, True]
+  assert (board.candidates, board.alike) == (2, 2)
 
 
 def test_boards_of_32_equal_settings_rarely_call_one_worse():
   """The whole leaderboard, where every sweep called some settings worse before; here 60 sweeps, expected 6 (sd 2.3)."""
   losses = {0.01 * (i + 1): 2.0 for i in range(32)}
   boards = [leaderboard.board(*fake_sweep(losses, seeds=3, seed=seed)) for seed in range(60)]
-  assert sum(board["alike"] < 32 for board in boards) <= 13
+  assert sum(board.alike < 32 for board in boards) <= 13
 
 
 def test_a_setting_of_which_seeds_diverged_ranks_below_those_that_all_finished():
   planned, records = fake_sweep({0.1: 2.1, 0.2: 2.3, 0.4: 2.0, 0.8: 1.5})
-  for one in records[-3:]:  # three of four, and the one that is left is the best of all
-    one |= {"status": "diverged", "loss_eval": None}
-  records[8] |= {"status": "diverged", "loss_eval": None}  # one of four
+  for i in (8, -3, -2, -1):  # one of four, and three of four, where the one that is left is the best of all
+    records[i] = replace(records[i], status="diverged", loss_eval=None)
   board = leaderboard.board(planned, records)
-  assert [cell["overrides"]["optim.lr"] for cell in board["cells"]] == [0.1, 0.2, 0.8, 0.4]
-  assert [(cell["finished"], cell["runs"], cell["diverged"]) for cell in board["cells"][2:]] == [(1, 4, 3), (3, 4, 1)]
-  assert [cell["may_be_best"] for cell in board["cells"]] == [True, False, None, None]
-  (row,) = leaderboard.learning_rates(board["cells"], ["optim.lr"], None) or [None]
-  assert row is None  # two rates are left
+  assert [cell.overrides["optim.lr"] for cell in board.cells] == [0.1, 0.2, 0.8, 0.4]
+  assert [(cell.finished, cell.runs, cell.diverged) for cell in board.cells[2:]] == [(1, 4, 3), (3, 4, 1)]
+  assert [cell.may_be_best for cell in board.cells] == [True, False, None, None]
+  assert leaderboard.learning_rates(board.cells, ["optim.lr"], None) == ()  # two rates are left
 
 
 def test_settings_that_were_stopped_rank_by_how_far_they_came_and_then_by_their_loss_there():
   planned, records = fake_sweep({0.1: 2.0, 0.2: 4.0, 0.4: 3.0, 0.8: 5.0}, seeds=2)
-  for one, steps in zip(records[2:], (40, 40, 40, 40, 80, 80), strict=True):
-    one |= {"status": "stopped", "steps": steps}
+  for i, steps in enumerate((40, 40, 40, 40, 80, 80), 2):
+    records[i] = replace(records[i], status="stopped", steps=steps)
   board = leaderboard.board(planned, records)
-  assert [cell["overrides"]["optim.lr"] for cell in board["cells"]] == [0.1, 0.8, 0.4, 0.2]
-  assert [cell["stopped_at"] for cell in board["cells"]] == [None, 80, 40, 40]
-  assert board["cells"][1]["loss_at_stop"] == pytest.approx(5.0, abs=0.05)
-  assert board["cells"][1]["loss"] is None  # it is not compared with runs that finished
+  assert [cell.overrides["optim.lr"] for cell in board.cells] == [0.1, 0.8, 0.4, 0.2]
+  assert [cell.stopped_at for cell in board.cells] == [None, 80, 40, 40]
+  assert board.cells[1].loss_at_stop == pytest.approx(5.0, abs=0.05)
+  assert board.cells[1].loss is None  # it is not compared with runs that finished
 
 
 def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
@@ -155,19 +156,19 @@ def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
     rng = np.random.default_rng(trial)
     truth = np.exp(rng.uniform(*np.log(rates[[1, -2]])))
     losses = dict(zip(rates.tolist(), 2 + curve(np.log(rates / truth)), strict=True))
-    (row,) = leaderboard.board(*fake_sweep(losses, seeds, noise, seed=10_000 + trial))["learning_rates"]
-    if row["interval90"] is None:  # the best by far was at an edge
-      assert row["edge"]
+    (row,) = leaderboard.board(*fake_sweep(losses, seeds, noise, seed=10_000 + trial)).learning_rates
+    if row.interval90 is None:  # the best by far was at an edge
+      assert row.edge
       continue
-    low, high = row["interval90"]
+    low, high = row.interval90
     hit.append(low <= truth <= high)
-    flat.append(row["flat"])
-    if row["flat"]:  # anywhere between two of those that were tried
-      assert row["best"] is None
+    flat.append(row.flat)
+    if row.flat:  # anywhere between two of those that were tried
+      assert row.best is None
       assert np.isclose(rates, low).any()
       assert np.isclose(rates, high).any()
     else:
-      assert low <= row["best"] <= high
+      assert low <= row.best <= high
   assert len(hit) >= 0.95 * sweeps
   return np.mean(hit), np.mean(flat)
 
@@ -200,9 +201,9 @@ def test_intervals_hold_for_skewed_curves_whose_skewness_is_hidden_by_noise():
     hit = []
     for seed in range(600):
       board = leaderboard.board(*fake_sweep(dict(zip(rates.tolist(), 2 + curve, strict=True)), 3, 0.002, seed))
-      (row,) = board["learning_rates"]
-      if not row["flat"] and row["interval90"] is not None:
-        hit.append(row["interval90"][0] <= 9e-3 <= row["interval90"][1])
+      (row,) = board.learning_rates
+      if not row.flat and row.interval90 is not None:
+        hit.append(row.interval90[0] <= 9e-3 <= row.interval90[1])
     assert np.mean(hit) >= least, count
 
 
@@ -228,40 +229,36 @@ def test_intervals_of_the_best_rate_hold_for_curves_that_are_no_parabola(curve, 
 
 def test_runs_without_a_loss_come_last_and_count_as_the_worst():
   planned, records = fake_sweep({0.1: 2.1, 0.2: 2.0, 0.4: 2.2}, seeds=1)
-  planned.append({"run_id": "x", "overrides": {"optim.lr": 0.8}})
+  planned.append(planned_run("x", {"optim.lr": 0.8}))
   records.append(fake("x", None, "diverged"))
   board = leaderboard.board(planned, records)
-  assert board["cells"][-1]["loss"] is None
-  assert board["noise"] is None
-  losses = np.array(sorted(c["loss"] for c in board["cells"][:-1]))
-  assert board["learning_rates"][0]["sensitivity"] == pytest.approx(
-    np.append(losses, losses.max()).mean() - losses.min()
-  )
+  assert board.cells[-1].loss is None
+  assert board.noise is None
+  losses = np.array(sorted(c.loss for c in board.cells[:-1]))
+  assert board.learning_rates[0].sensitivity == pytest.approx(np.append(losses, losses.max()).mean() - losses.min())
 
 
 def test_settings_that_follow_from_another_axis_are_none():
   rows = [
     {"train.tokens": tokens, "optim.warmup": 10 / tokens, "optim.lr": lr} for tokens in (100, 200) for lr in (0.1, 0.2)
   ]
-  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
+  planned = [planned_run(str(i), row) for i, row in enumerate(rows)]
   board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(4)])
-  assert board["axes"] == ["train.tokens", "optim.lr"]
+  assert board.axes == ("train.tokens", "optim.lr")
 
 
 def test_cells_without_a_rate_and_seeds_that_agree_break_nothing():
-  planned = [
-    {"run_id": str(i), "overrides": {"seed": i % 2} | ({"optim.lr": 0.1 * i} if i > 1 else {})} for i in range(8)
-  ]
+  planned = [planned_run(str(i), {"seed": i % 2} | ({"optim.lr": 0.1 * i} if i > 1 else {})) for i in range(8)]
   board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(8)])
-  assert sweeps.draw(board, "loss")
-  planned = [{"run_id": str(i), "overrides": {"seed": i % 2, "optim.lr": 0.1 + i // 2}} for i in range(6)]
+  assert sweeps.draw(msgspec.to_builtins(board), "loss")
+  planned = [planned_run(str(i), {"seed": i % 2, "optim.lr": 0.1 + i // 2}) for i in range(6)]
   board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(6)])
-  assert (board["noise"], board["resolution"], board["alike"]) == (0.0, 0.0, 3)
+  assert (board.noise, board.resolution, board.alike) == (0.0, 0.0, 3)
 
 
 def test_what_differs_everywhere_decides_nothing():
   """A continuous axis has a value for each cell, and still says nothing of the others."""
   rows = [{"model.dropout": 0.01 * i, "optim.beta2": 0.9 + 0.01 * (i % 3), "optim.lr": 0.1 + i % 2} for i in range(6)]
-  planned = [{"run_id": str(i), "overrides": row} for i, row in enumerate(rows)]
+  planned = [planned_run(str(i), row) for i, row in enumerate(rows)]
   board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(6)])
-  assert board["axes"] == ["model.dropout", "optim.beta2", "optim.lr"]
+  assert board.axes == ("model.dropout", "optim.beta2", "optim.lr")

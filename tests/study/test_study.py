@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+import msgspec
 import pytest
 
 from bigmodel import record, study
@@ -23,7 +24,8 @@ from bigmodel.config import load_module
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.laws import forecast, seals
-from bigmodel.study import Grid, IsoFlop, Ladder, Scan, Study, Target
+from bigmodel.study import Grid, IsoFlop, Ladder, Listed, Scan, Study, Target, target
+from bigmodel.study.fits import fit_study
 from bigmodel.train.stop import StopRequest
 
 CONFIG = """
@@ -84,7 +86,7 @@ def finished(folder):
 
 
 def results(workdir):
-  return {r["run_id"]: (r["result_sha256"], r["params_sha256"]) for r in record.collect(workdir)}
+  return {r.run_id: (r.result_sha256, r.params_sha256) for r in record.collect(workdir)}
 
 
 def test_the_report_has_everything_that_the_schema_names(finished):
@@ -152,7 +154,7 @@ def test_a_forecast_of_an_earlier_version_is_still_scored_and_reported(finished,
   write_json(path, old)
   run = copy / "runs" / old["target"]["run_id"] / "provenance.json"
   write_json(run, read_json(run) | {"forecast_sha256": old["sha256"]})
-  scored = study.score_study(copy)
+  scored = target.score(copy)
   assert scored["actual"] == report["forecast"]["actual"]
   study.write_report(copy)
   assert "by law chinchilla" in (copy / "report.html").read_text()
@@ -173,10 +175,10 @@ def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
   module, _ = load_module(str(folder / "config.py"))
   config = module.get_config()
   prepared = study.prepare(config, dataclasses.replace(module.get_study(config), laws=(name,)), copy)
-  write_json(copy / "study.json", study.study._about(prepared))
-  fits = study.study.fit_study(copy)
+  write_json(copy / "study.json", msgspec.to_builtins(prepared.about()))
+  fits = fit_study(copy)
   assert [law["name"] for law in fits["laws"]] == ["mine"]
-  sealed = study.study._seal_forecast(prepared, fits)
+  sealed = target.seal_forecast(prepared, fits)
   assert sealed["forecaster"]["weights"] == {"mine": 1.0}
   assert 0 < sealed["interval90"][0] < sealed["predicted"] < sealed["interval90"][1]
 
@@ -198,7 +200,7 @@ def test_a_run_that_carries_another_seal_is_not_scored(finished, tmp_path):
   path = copy / "runs" / report["forecast"]["target"]["run_id"] / "provenance.json"
   write_json(path, read_json(path) | {"forecast_sha256": "0" * 64})
   with pytest.raises(UserError, match="does not carry the seal"):
-    study.score_study(copy)
+    target.score(copy)
 
 
 def test_the_plan_fixes_which_runs_share_a_program(finished):
@@ -343,11 +345,8 @@ def test_typos_in_a_config_file_are_refused(config, tmp_path):
     study.prepare(config, Study("s", "?", Grid({"seed": (0, 1)}), laws=()), tmp_path)
 
 
-def test_designs_make_the_runs_that_they_name(config):
-  from bigmodel.data import corpus as corpora
-
-  corpus = corpora.prepare(config)
-  counts = lambda size: study.study._counts(config, corpus, size)
+def test_designs_make_the_runs_that_they_name(config, tmp_path):
+  counts = study.prepare(config, Study("s", "?", Listed([{}]), laws=()), tmp_path).counts_of
   sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 16, 32)]
   iso = IsoFlop((1e9, 2e9), sizes, ratios=(1, 40), convention="flops_exact").runs(counts)
   for one in iso:

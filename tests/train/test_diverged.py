@@ -139,16 +139,16 @@ def test_a_run_survives_bad_batches_and_skips_the_same_when_it_resumes(resolved,
   broken[0] = range(8, 11)
   whole = run_of(config, tmp_path / "whole")
   (ended,) = train([whole], corpus)
-  assert ended["status"] == "finished"
-  assert ended["loss_train"] == pytest.approx(ended["loss_eval"], rel=0.5)
-  assert ended["metrics"]["skipped_steps"] == 3
+  assert ended.status == "finished"
+  assert ended.loss_train == pytest.approx(ended.loss_eval, rel=0.5)
+  assert ended.metrics["skipped_steps"] == 3
   assert [row["skipped"] for row in metrics.read(whole.folder)] == [0] * 8 + [1, 2] + [3] * 20
   assert [row["step"] for row in metrics.read(whole.folder) if row["loss"] is None] == [9, 10, 11]
   cut = run_of(config, tmp_path / "cut")
   for looks in (8, 15):  # among the bad batches, and after them
     with pytest.raises(Interrupted):
       train([cut], corpus, stop_at(looks))
-  assert train([cut], corpus)[0]["result_sha256"] == ended["result_sha256"]
+  assert train([cut], corpus)[0].result_sha256 == ended.result_sha256
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
@@ -162,10 +162,10 @@ def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes
   broken[0] = range(4, 40, 5)
   first, second = train(runs, corpus)
   (alone,) = train([dataclasses.replace(runs[0], folder=tmp_path / "alone")], corpus)
-  assert first["status"] == "finished"
-  assert first["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-4)
-  assert first["loss_train"] == pytest.approx(alone["loss_train"], rel=1e-4)
-  assert second["result_sha256"] == plain["result_sha256"]
+  assert first.status == "finished"
+  assert first.loss_eval == pytest.approx(alone.loss_eval, rel=1e-4)
+  assert first.loss_train == pytest.approx(alone.loss_train, rel=1e-4)
+  assert second.result_sha256 == plain.result_sha256
   assert [metrics.read(run.folder)[-1]["skipped"] for run in runs] == [6, 0]
 
 
@@ -184,10 +184,10 @@ def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved,
   config.optim.skip_above = 5.0
   broken[0] = bad
   (ended,) = train([run_of(config, tmp_path / "run")], corpus)
-  assert ended["error"] == (f"{error} (config.optim.skip_above)" if error else "")
-  assert ended["status"] == ("diverged" if error else "finished")
-  assert (ended["loss_eval"] is None) == (ended["loss_train"] is None) == bool(error)
-  assert ended["metrics"]["skipped_steps"] == len(bad)
+  assert ended.error == (f"{error} (config.optim.skip_above)" if error else "")
+  assert ended.status == ("diverged" if error else "finished")
+  assert (ended.loss_eval is None) == (ended.loss_train is None) == bool(error)
+  assert ended.metrics["skipped_steps"] == len(bad)
 
 
 def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, stop_at):
@@ -199,15 +199,15 @@ def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, sto
   config.optim.skip_above = 5.0
   whole, cut = run_of(config, tmp_path / "whole"), run_of(config, tmp_path / "cut")
   (ended,) = train([whole], corpus)
-  assert ended["metrics"]["skipped_steps"] == 4
+  assert ended.metrics["skipped_steps"] == 4
   with pytest.raises(Interrupted):
     train([cut], corpus, stop_at(9))
-  assert train([cut], corpus)[0]["result_sha256"] == ended["result_sha256"]
+  assert train([cut], corpus)[0].result_sha256 == ended.result_sha256
   broken[0] = (1,)
   config.optim.skip_above = 0.0
   (ended,) = train([run_of(config, tmp_path / "other")], corpus)
-  assert ended["status"] == "diverged"  # the last stage does not skip the bad batch
-  assert ended["metrics"]["skipped_steps"] == 1
+  assert ended.status == "diverged"  # the last stage does not skip the bad batch
+  assert ended.metrics["skipped_steps"] == 1
 
 
 def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken, tmp_path, caplog):
@@ -216,7 +216,7 @@ def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken,
   broken[0] = (4, 5)
   run = run_of(config, tmp_path / "run")
   (ended,) = train([run], corpus)
-  assert ended["status"] == "diverged"
+  assert ended.status == "diverged"
   own = config.copy_and_resolve_references()
   own.train.init_from = str(run.folder)
   for use_it in (lambda: weights.resolve(own), lambda: trained.load(str(run.folder))):
@@ -235,14 +235,14 @@ def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):
   broken[0] = range(13, 100)
   run = run_of(config, tmp_path / "whole")
   (ended,) = train([run], corpus)
-  assert (ended["status"], ended["steps"], ended["loss_eval"]) == ("diverged", 13, None)
-  assert ended["error"] == "50 steps in a row, from step 13 on, were skipped (config.optim.skip_above)"
+  assert (ended.status, ended.steps, ended.loss_eval) == ("diverged", 13, None)
+  assert ended.error == "50 steps in a row, from step 13 on, were skipped (config.optim.skip_above)"
   assert newest(run) == (60, True)  # the step at which it gave up is 62
   cut = run_of(config, tmp_path / "cut")
   for looks in (5, 20):
     with pytest.raises(Interrupted):
       train([cut], corpus, stop_at(looks))
-  assert train([cut], corpus)[0]["result_sha256"] == ended["result_sha256"]
+  assert train([cut], corpus)[0].result_sha256 == ended.result_sha256
 
 
 @pytest.mark.parametrize(("log_every", "checkpoint_every", "expected"), [(1, 1, 17), (5, 5, 15), (5, 100, None)])
@@ -255,8 +255,8 @@ def test_the_newest_checkpoint_of_a_diverged_run_is_from_before(
   broken[0] = range(17, 18)
   run = run_of(config, tmp_path / "run")
   (ended,) = train([run], corpus)
-  assert (ended["status"], ended["steps"]) == ("diverged", 17)
-  assert ended["error"] == "the loss or a parameter was not finite at step 17"
+  assert (ended.status, ended.steps) == ("diverged", 17)
+  assert ended.error == "the loss or a parameter was not finite at step 17"
   if expected is None:
     assert Checkpoints(run.folder / "checkpoints").steps() == []
   else:
@@ -270,7 +270,7 @@ def test_parameters_that_overflow_in_the_very_last_step_are_no_checkpoint(resolv
   config.train.steps = 1
   run = run_of(config, tmp_path / "run")
   (ended,) = train([run], corpus)
-  assert (ended["status"], ended["steps"], ended["tokens"]) == ("diverged", 1, ended["batch_tokens"])
+  assert (ended.status, ended.steps, ended.tokens) == ("diverged", 1, ended.batch_tokens)
   assert Checkpoints(run.folder / "checkpoints").steps() == []
 
 
@@ -291,7 +291,7 @@ def test_companions_of_a_diverged_member_resume_where_they_were(resolved, broken
 
   whole = members("whole")
   ended = train(whole, corpus)
-  assert [one["status"] for one in ended] == ["diverged", "finished", "finished"]
+  assert [one.status for one in ended] == ["diverged", "finished", "finished"]
   assert newest(whole[0]) == (10, True)
   assert [newest(run)[0] for run in whole[1:]] == [26, 26]
   cut = members("cut")
@@ -302,7 +302,7 @@ def test_companions_of_a_diverged_member_resume_where_they_were(resolved, broken
   }
   assert newest(cut[0])[0] == 10 < 18 <= newest(cut[1])[0] < 26
   again = train(cut, corpus)
-  assert [one["result_sha256"] for one in again] == [one["result_sha256"] for one in ended]
+  assert [one.result_sha256 for one in again] == [one.result_sha256 for one in ended]
 
 
 def test_a_member_that_diverges_before_a_rung_has_a_record_there(resolved, broken, tmp_path):
@@ -310,7 +310,7 @@ def test_a_member_that_diverges_before_a_rung_has_a_record_there(resolved, broke
   broken[0] = range(3, 4)
   runs = [run_of(config, tmp_path / str(seed), **{"data.seed": seed}) for seed in range(2)]
   assert train(runs, corpus, until=10) == []
-  assert record.read(runs[0].folder)["status"] == "diverged"
+  assert record.read(runs[0].folder).status == "diverged"
   assert not (runs[0].folder / "rungs.json").exists()
   assert record.read(runs[1].folder) is None
   assert newest(runs[1]) == (10, True)

@@ -35,7 +35,7 @@ def trained(config, folder):
 @pytest.mark.slow
 def test_a_transformer_says_rows_backwards_exactly(tmp_path):
   record, _ = trained(config_of("reversal"), tmp_path)
-  assert record["metrics"]["accuracy"] == 1.0
+  assert record.metrics["accuracy"] == 1.0
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_masked_tokens_are_guessed_from_both_sides(tmp_path):
   config = config_of("bert")
   config.train.tokens, config.model.width = 4_000_000, 64
   record, unigram = trained(config, tmp_path)
-  assert record["loss_eval"] < unigram - 1.0
+  assert record.loss_eval < unigram - 1.0
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_the_second_half_of_a_row_is_said_after_the_first(tmp_path):
   config = config_of("reversal")
   config.task.target, config.data.context, config.train.steps = "next", 64, 1500
   record, unigram = trained(config, tmp_path)
-  assert record["loss_eval"] < unigram - 1.0
+  assert record.loss_eval < unigram - 1.0
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_small_resnet_reaches_93_percent_on_fashion_mnist(tmp_path):
   config.train.tokens = 16 * 60_000
   config.optim.update(name="muon", lr=0.01)
   record, _ = train_on_images(config, tmp_path)
-  assert record["metrics"]["accuracy"] >= 0.93
+  assert record.metrics["accuracy"] >= 0.93
 
 
 def train_on_images(config, folder):

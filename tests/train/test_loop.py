@@ -43,12 +43,12 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
   config, corpus = resolved
   config.optim.lr = 0.02
   sealed = train(config, corpus, tmp_path)
-  assert sealed["status"] == "finished"
+  assert sealed.status == "finished"
   rows = metrics.read(tmp_path)
   assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
   assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-  assert sealed["tokens"] == 30 * 8 * 32 == sealed["batch_tokens"] * sealed["steps"]
-  assert sealed["flops_6nd"] == 6 * sealed["params_total"] * sealed["tokens"]
+  assert sealed.tokens == 30 * 8 * 32 == sealed.batch_tokens * sealed.steps
+  assert sealed.flops_6nd == 6 * sealed.params_total * sealed.tokens
   assert {p.name for p in tmp_path.iterdir()} == {
     "config.json", "data.json", "provenance.json", "status.json", "record.json", "metrics.jsonl", "checkpoints",
   }  # fmt: skip
@@ -63,7 +63,7 @@ def test_the_share_of_choices_that_experts_drop_is_logged_and_recorded(resolved,
   config.train.update(steps=4, accumulate=2, log_every=2)
   sealed = train(config, corpus, tmp_path)
   rows = metrics.read(tmp_path)
-  assert sealed["metrics"]["dropped_choices"] == rows[-1]["dropped_choices"]
+  assert sealed.metrics["dropped_choices"] == rows[-1]["dropped_choices"]
   assert all(0.5 <= row["dropped_choices"] < 1 <= row["balance_loss"] for row in rows)
   assert all(row["router_z_loss"] > 0 for row in rows)
 
@@ -79,8 +79,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
   assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "interrupted"
   assert record.read(tmp_path / "cut") is None
   again = train(config, corpus, tmp_path / "cut")
-  assert again["result_sha256"] == whole["result_sha256"]
-  assert again["params_sha256"] == whole["params_sha256"]
+  assert again.result_sha256 == whole.result_sha256
+  assert again.params_sha256 == whole.params_sha256
   facts = lambda folder: [(r["step"], r["loss"], r["grad_norm"]) for r in metrics.read(folder)]
   assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
 
@@ -201,7 +201,7 @@ def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_pat
   plain = train(config, corpus, tmp_path / "plain")
   config.eval.every = 4
   whole = train(config, corpus, tmp_path / "whole")
-  assert (whole["run_id"], whole["result_sha256"]) == (plain["run_id"], plain["result_sha256"])
+  assert (whole.run_id, whole.result_sha256) == (plain.run_id, plain.result_sha256)
   found = {row["step"]: row for row in metrics.read(tmp_path / "whole") if "loss_eval" in row}
   assert list(found) == [4, 8, 12, 16, 20, 24, 28]
   assert all(row["loss"] > 0 and row["metrics"]["perplexity"] > 1 for row in found.values())
@@ -214,7 +214,7 @@ def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_pat
   for looks in (7, 11):  # where an evaluation is due, and where a checkpoint is, too
     with pytest.raises(Interrupted):
       train(config, corpus, tmp_path / "cut", stop_at(looks))
-  assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
+  assert train(config, corpus, tmp_path / "cut").result_sha256 == whole.result_sha256
   facts = lambda folder: [(r["step"], r["loss"], r.get("loss_eval"), r.get("metrics")) for r in metrics.read(folder)]
   assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
   other = study.with_overrides(config, {"seed": 1, "train.steps": 8})
@@ -238,7 +238,7 @@ def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path,
     for looks in stops:
       with pytest.raises(Interrupted):
         train(config, corpus, tmp_path / name, stop_at(looks))
-    assert train(config, corpus, tmp_path / name)["result_sha256"] == plain["result_sha256"]
+    assert train(config, corpus, tmp_path / name).result_sha256 == plain.result_sha256
     folder = tmp_path / name / "best"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(least)]
     assert read_json(folder / "best.json") == {"step": least, "loss_eval": 1.0}
@@ -272,7 +272,7 @@ def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
   before = run_id(config)
   config.train.log_every, config.train.checkpoint_every = 1, 7
   assert run_id(config) == before
-  assert train(config, corpus, tmp_path / "two")["result_sha256"] == one["result_sha256"]
+  assert train(config, corpus, tmp_path / "two").result_sha256 == one.result_sha256
 
 
 def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
@@ -281,7 +281,7 @@ def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
   hashes = set()
   for seed, data_seed in ((0, 0), (1, 0), (0, 1)):
     config.seed, config.data.seed = seed, data_seed
-    hashes.add(train(config, corpus, tmp_path / f"{seed}{data_seed}")["params_sha256"])
+    hashes.add(train(config, corpus, tmp_path / f"{seed}{data_seed}").params_sha256)
   assert len(hashes) == 3
 
 
@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path, s
   content = bytearray(victim.read_bytes())
   content[len(content) // 2] ^= 1
   victim.write_bytes(content)
-  assert train(config, corpus, tmp_path / "cut")["result_sha256"] == whole["result_sha256"]
+  assert train(config, corpus, tmp_path / "cut").result_sha256 == whole.result_sha256
 
 
 @pytest.mark.parametrize("log_every", [1, 5])
@@ -305,10 +305,10 @@ def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path, log_ever
   config.train.log_every, config.train.checkpoint_every = log_every, checkpoint_every
   config.optim.lr, config.optim.clip, config.optim.warmup = 1e30, 1e30, 0.0
   sealed = train(config, corpus, tmp_path)
-  assert sealed["status"] == "diverged"
-  assert sealed["steps"] < 30
-  assert sealed["loss_eval"] is None
-  assert train(config, corpus, tmp_path / "again")["result_sha256"] == sealed["result_sha256"]
+  assert sealed.status == "diverged"
+  assert sealed.steps < 30
+  assert sealed.loss_eval is None
+  assert train(config, corpus, tmp_path / "again").result_sha256 == sealed.result_sha256
 
 
 def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
@@ -341,11 +341,11 @@ def test_a_pack_with_one_finished_member_finishes_the_other_only(resolved, tmp_p
   (tmp_path / "b" / "record.json").unlink()
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").glob("*.json*") if p.name != "provenance.json"}
   again = train_runs(runs, corpus, Display(quiet=True), StopRequest())
-  assert [r["result_sha256"] for r in again] == [r["result_sha256"] for r in first]
+  assert [r.result_sha256 for r in again] == [r.result_sha256 for r in first]
   assert {p: p.stat().st_mtime_ns for p in before} == before
   state = Checkpoints(tmp_path / "a" / "checkpoints").restore(30, programs.program(config).shapes)
   params = optim.evaluated(config, state.params, state.opt_state)
-  assert steps.params_sha256(params) == first[0]["params_sha256"]
+  assert steps.params_sha256(params) == first[0].params_sha256
 
 
 def test_a_folder_of_another_config_is_refused_with_the_difference(resolved, tmp_path):

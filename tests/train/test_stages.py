@@ -80,8 +80,8 @@ def test_schedules_begin_anew_with_each_stage(dbn):
 def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, stop_at, stops):
   _, whole = run_to_its_end(dbn, tmp_path / "whole")
   _, cut = run_to_its_end(dbn, tmp_path / "cut", stop_at, stops)
-  assert cut["result_sha256"] == whole["result_sha256"]
-  assert cut["steps"] == 20
+  assert cut.result_sha256 == whole.result_sha256
+  assert cut.steps == 20
 
 
 def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
@@ -115,7 +115,7 @@ def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
     packed = train_runs(runs, data, display, StopRequest())
   for i in (0, members - 1):
     _, alone = run_to_its_end(runs[i].config, tmp_path / f"alone-{i}")
-    assert packed[i]["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-4)
+    assert packed[i].loss_eval == pytest.approx(alone.loss_eval, rel=1e-4)
 
 
 def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():
@@ -213,8 +213,8 @@ def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_pat
       with pytest.raises(Interrupted):
         train_runs([cut], data, display, stop_at(looks))
     (again,) = train_runs([cut], data, display, StopRequest())
-  assert whole["result_sha256"] == again["result_sha256"]
-  assert (whole["steps"], whole["tokens"], whole["epochs_seen"]) == (36, 6016, pytest.approx(188 / plain.rows))
+  assert whole.result_sha256 == again.result_sha256
+  assert (whole.steps, whole.tokens, whole.epochs_seen) == (36, 6016, pytest.approx(188 / plain.rows))
   history = metrics.read(run.folder)
   assert [row["tokens"] for row in history[8:12]] == [576, 640, 768, 896]
   # One schedule over all phases: up, and down once.
@@ -263,8 +263,8 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
       np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)  # compiled or not: rounding
     rung = results.read_rungs(run)[str(step)]
     rows = pipeline.eval_rows(run.config, data)
-    assert rung["loss_eval"] == pytest.approx(evaluate(program, expected, run.config, rows).loss, rel=1e-5)
-    assert rung["loss_train"] is not None
+    assert rung.loss_eval == pytest.approx(evaluate(program, expected, run.config, rows).loss, rel=1e-5)
+    assert rung.loss_train is not None
 
 
 @pytest.mark.parametrize("last", KINDS)
@@ -277,5 +277,5 @@ def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finis
   with Display(0, True) as display:
     ended = train_runs(runs, data, display, StopRequest())
     (alone,) = train_runs([dataclasses.replace(runs[1], folder=tmp_path / "alone")], data, display, StopRequest())
-  assert [one["status"] for one in ended] == ["diverged", "finished"]
-  assert ended[1]["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-5)  # sums have another order
+  assert [one.status for one in ended] == ["diverged", "finished"]
+  assert ended[1].loss_eval == pytest.approx(alone.loss_eval, rel=1e-5)  # sums have another order

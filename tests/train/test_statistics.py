@@ -67,7 +67,7 @@ def test_noise_scale_needs_microbatches_and_is_recorded_in_tokens(config, tmp_pa
   with Display(0, True) as display:
     (record,) = train_runs([run], data, display, StopRequest())
   last = metrics.read(tmp_path)[-1]
-  assert record["metrics"]["noise_scale"] == pytest.approx(last["noise_scale"])
+  assert record.metrics["noise_scale"] == pytest.approx(last["noise_scale"])
   assert last["noise_scale"] > 0
   _, told, _ = _one_step(run.config, data, 30)
   assert last["noise_scale"] == pytest.approx(float(told["noise_scale"]) * config.data.context)
@@ -165,7 +165,7 @@ def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolv
   own.train.layers_every = 0
   with Display(0, True) as display:
     (plain,) = train_runs([Run(own, tmp_path / "plain")], data, display, StopRequest())
-  assert plain["run_id"] == packed[1]["run_id"]
+  assert plain.run_id == packed[1].run_id
   layers = [{row["step"]: row["layers"] for row in metrics.read(run.folder) if "layers" in row} for run in runs]
   assert [set(one) for one in layers] == [{5, 10}] * 2
   assert layers[0][5] != layers[1][5]

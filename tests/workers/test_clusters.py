@@ -9,12 +9,14 @@ import sys
 import time
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from bigmodel import record, study
 from bigmodel.config import load
 from bigmodel.errors import UserError
-from bigmodel.files import read_json
+from bigmodel.files import read_json, write_json
+from bigmodel.study import plan as plans
 from bigmodel.workers import clusters, workers
 from bigmodel.workers.workers import Workers
 
@@ -54,7 +56,7 @@ def alike(command, calm, other, **sizes):
 
 
 def results(folder):
-  return {one["run_id"]: one["result_sha256"] for one in record.collect(folder)}
+  return {one.run_id: one.result_sha256 for one in record.collect(folder)}
 
 
 class Fails:
@@ -272,8 +274,8 @@ def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path, free_port):
   words = command("hosts", steps=100)
   config, module = load(str(tmp_path / "config.py"), [])
   prepared = study.prepare(config, module.get_study(config), tmp_path / "hosts")
-  study.study.write_json(tmp_path / "hosts" / "plan.json", study.make_plan(prepared))
-  study.study.write_json(tmp_path / "hosts" / "study.json", study.study._about(prepared))
+  plans.write(tmp_path / "hosts", study.make_plan(prepared))
+  write_json(tmp_path / "hosts" / "study.json", msgspec.to_builtins(prepared.about()))
   port, processes = free_port(), []
   env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
   for index in range(2):
@@ -282,7 +284,7 @@ def test_a_worker_may_be_a_job_of_several_hosts(command, tmp_path, free_port):
   assert [process.wait(600) for process in processes] == [0, 0]
   ended = record.collect(tmp_path / "hosts")
   assert len(ended) == 10
-  assert {one["devices"]["processes"] for one in ended} == {2}
+  assert {one.devices["processes"] for one in ended} == {2}
   held = {group["run_ids"][0] for group in read_json(tmp_path / "hosts" / "plan.json")["groups"]}
   assert {path.name for path in (tmp_path / "hosts" / "leases").iterdir()} == {*held, "ended"}
-  assert read_json(tmp_path / "hosts" / "runs" / ended[0]["run_id"] / "status.json")["state"] == "finished"
+  assert read_json(tmp_path / "hosts" / "runs" / ended[0].run_id / "status.json")["state"] == "finished"

@@ -10,11 +10,13 @@ import threading
 import time
 
 import jax
+import msgspec
 import pytest
 
 from bigmodel import record, study
 from bigmodel.errors import Interrupted, UnfitWorker, UserError
 from bigmodel.files import read_json
+from bigmodel.planner import price
 from bigmodel.study import Grid, IsoFlop, Study, Target
 from bigmodel.train import results
 from bigmodel.train.display import Display
@@ -28,11 +30,11 @@ def end(run, status="finished"):
   """Ends a run as if it had been trained, with the loss of a law."""
   open_folder(run)
   write_provenance(run)
-  nothing = results._nothing(run)
-  tokens = run.steps * nothing["batch_tokens"]
-  flops = results.models.counts_of(run.config).flops(tokens)
-  loss = 1.0 + 20 / nothing["params_total"] ** 0.3 + 30 / tokens**0.3
-  results.end(run, nothing | flops | {"status": status, "tokens": tokens, "steps": run.steps, "loss_eval": loss})
+  unevaluated = results.unevaluated(run, run.steps)
+  tokens = run.steps * unevaluated.batch_tokens
+  loss = 1.0 + 20 / unevaluated.params_total**0.3 + 30 / tokens**0.3
+  ended = msgspec.structs.replace(unevaluated, status=status, tokens=tokens, steps=run.steps, loss_eval=loss)
+  results.end(run, ended)
 
 
 class Training:
@@ -74,7 +76,7 @@ def work(prepared, groups, name="parent", patience=1.0):
 
 
 def statuses(prepared):
-  return {one["run_id"]: one["status"] for one in record.collect(prepared.workdir)}
+  return {one.run_id: one.status for one in record.collect(prepared.workdir)}
 
 
 def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepared, monkeypatch):
@@ -207,7 +209,7 @@ def test_a_run_that_fails_by_itself_fails_and_its_companions_do_not(prepared, mo
   found = statuses(prepared)
   assert len(found) == 12
   assert [run_id for run_id, status in found.items() if status == "failed"] == [bad]
-  assert record.read(prepared.runs[bad].folder)["error"] == "ValueError: bad run"
+  assert record.read(prepared.runs[bad].folder).error == "ValueError: bad run"
   assert [len(ids) for _, ids in training.calls if bad in ids] == [4, 4, 1, 1]
   assert all(len(ids) == 4 or ids == [ids[0]] for _, ids in training.calls)
   execute.set_failed_aside(prepared.workdir)
@@ -229,7 +231,7 @@ def test_what_a_try_elsewhere_cannot_change_is_raised_at_once(prepared, monkeypa
 def test_a_worker_that_was_replaced_says_so_notes_nothing_and_goes_on(prepared, monkeypatch):
   """Whatever it runs into then: the folders are its successor's."""
   groups, told = groups_of(prepared, 6), []
-  stolen = execute.group_name(groups[0])
+  stolen = groups[0].name
 
   def fault(runs, worker):
     lease = prepared.workdir / "leases" / stolen / "1"
@@ -308,9 +310,7 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   """The target, too, is trained by a worker, and carries the seal; workers of this machine leave it to the command."""
   training, timed = Training(lambda runs, worker: None), []
   monkeypatch.setattr(execute, "train_runs", training)
-  monkeypatch.setattr(
-    study.study.priced.pricing, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3)
-  )
+  monkeypatch.setattr(price, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3))
   prepared = with_target("study")
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
   monkeypatch.setattr(workers, "_places", lambda *_: [worker(i) for i in range(2)])
@@ -323,13 +323,13 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   assert [run_id for run_id, worker in by.items() if worker == here] == ([] if kind == "slurm" else [target])
   provenance = read_json(prepared.workdir / "runs" / target / "provenance.json")
   assert provenance["forecast_sha256"] == report["forecast"]["sha256"]
-  smallest = min(prepared.runs.values(), key=study.study.priced.pricing.flops_per_step).run_id
+  smallest = min(prepared.runs.values(), key=price.flops_per_step).run_id
   assert (timed == [(smallest, 1)]) == (kind == "slurm")
 
 
 def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, monkeypatch):
   """The first that takes it has a bad machine; one of the others stays for that, and does not leave."""
-  monkeypatch.setattr(study.study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   tries = []
 
   def fault(runs, worker):
@@ -352,7 +352,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
 
 def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkeypatch):
   """Unless the study says so; the seal lists them, and those that diverged, which are no failures."""
-  monkeypatch.setattr(study.study.priced.pricing, "_measure", lambda run, members: (1.0, 1e-3))
+  monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   prepared = with_target("study")
   failed, diverged = list(prepared.runs)[2:4]
 

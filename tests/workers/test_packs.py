@@ -12,7 +12,8 @@ from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted
 from bigmodel.files import absolute
 from bigmodel.planner import price
-from bigmodel.study import Listed, Study, priced
+from bigmodel.study import Listed, Study
+from bigmodel.study import plan as plans
 from bigmodel.train import metrics, programs, watch
 from bigmodel.train import step as steps
 from bigmodel.train.display import Display
@@ -20,6 +21,7 @@ from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run
 from bigmodel.train.stop import StopRequest
 from bigmodel.workers import execute, packs
+from bigmodel.workers.groups import Group
 
 
 def members_of(config, folder, horizons, **changes):
@@ -47,10 +49,10 @@ def test_each_member_has_its_horizon_and_is_the_run_alone(resolved, tmp_path, si
   ended = train(runs, corpus)
   for run, own in zip(runs, ended, strict=True):
     (alone,) = train([dataclasses.replace(run, folder=tmp_path / "alone" / run.run_id)], corpus)
-    assert own["steps"] == alone["steps"] == run.steps
-    assert own["loss_eval"] == pytest.approx(alone["loss_eval"], rel=1e-5)
-    assert own["loss_train"] == pytest.approx(alone["loss_train"], rel=1e-5)
-    assert own["epochs_seen"] == alone["epochs_seen"]
+    assert own.steps == alone.steps == run.steps
+    assert own.loss_eval == pytest.approx(alone.loss_eval, rel=1e-5)
+    assert own.loss_train == pytest.approx(alone.loss_train, rel=1e-5)
+    assert own.epochs_seen == alone.epochs_seen
     rows = metrics.read(run.folder)
     assert [row["step"] for row in rows] == list(range(5, run.steps + 1, 5))
     assert record.read(run.folder) == own
@@ -87,7 +89,7 @@ def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path,
   assert (record.read(runs[1].folder) is not None) == (looks == 24)
   again = train(runs, corpus)
   for one, other in zip(whole, again, strict=True):
-    assert one["result_sha256"] == other["result_sha256"]
+    assert one.result_sha256 == other.result_sha256
   assert metrics.read(runs[1].folder)[-1]["step"] == 20
 
 
@@ -119,9 +121,9 @@ def test_what_is_known_of_members_that_diverge_is_the_same_whatever_a_call_takes
     monkeypatch.setattr(watch, "AT_ONCE_SECONDS", seconds)
     runs = members_of(config, tmp_path / str(seconds), (30, 30))
     ended = train(runs, corpus)
-    assert [one["status"] for one in ended] == ["diverged"] * 2
+    assert [one.status for one in ended] == ["diverged"] * 2
     steps_ = [[row["step"] for row in metrics.read(run.folder)] for run in runs]
-    told.append(([one["result_sha256"] for one in ended], steps_))
+    told.append(([one.result_sha256 for one in ended], steps_))
   assert told[0] == told[1]
 
 
@@ -134,7 +136,7 @@ def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resol
   for step in (20, 30):
     shutil.rmtree(runs[0].folder / "checkpoints" / str(step), ignore_errors=True)
   held = {p: p.stat().st_mtime_ns for p in Path(runs[1].folder, "checkpoints").rglob("*")}
-  assert [one["result_sha256"] for one in train(runs, corpus)] == [one["result_sha256"] for one in whole]
+  assert [one.result_sha256 for one in train(runs, corpus)] == [one.result_sha256 for one in whole]
   assert {p: p.stat().st_mtime_ns for p in Path(runs[1].folder, "checkpoints").rglob("*")} == held
   assert metrics.read(runs[0].folder)[-1]["step"] == 30
 
@@ -143,7 +145,7 @@ def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path
   config, corpus = resolved
   first, _ = train(members_of(config, tmp_path / "one", (30, 25)), corpus)
   again, _ = train(members_of(config, tmp_path / "other", (30, 10)), corpus)
-  assert first["result_sha256"] == again["result_sha256"]
+  assert first.result_sha256 == again.result_sha256
 
 
 def runs_of(config, tmp_path, horizons):
@@ -206,44 +208,44 @@ def planned(config, tmp_path, monkeypatch):
 
 
 def expected(rows):
-  return pytest.approx([row["expected_seconds"] for row in rows])
+  return pytest.approx([row.expected_seconds for row in rows])
 
 
 def test_a_plan_times_runs_as_they_will_train(planned):
   measured, plan = planned((31, 31, 29, 29, 9))
   assert measured == [1, 4]
-  assert expected(plan["runs"]) == [2.0, 2.0, 1.875, 1.875, 10.0]
-  assert expected(plan["groups"]) == [7.75, 10.0]  # what was timed is compiled
+  assert expected(plan.runs) == [2.0, 2.0, 1.875, 1.875, 10.0]
+  assert expected(plan.groups) == [7.75, 10.0]  # what was timed is compiled
 
 
 def test_of_packs_of_a_shape_the_largest_is_timed_and_the_others_are_still_to_be_compiled(planned, monkeypatch):
   monkeypatch.setattr(packs, "room", lambda _: 2)
   measured, plan = planned((31,) * 6)
   assert measured == [4]
-  assert expected(plan["runs"]) == [2.0] * 6
-  assert expected(plan["groups"]) == [8.0, 6.0]
+  assert expected(plan.runs) == [2.0] * 6
+  assert expected(plan.groups) == [8.0, 6.0]
 
 
 def test_an_added_run_is_priced_alone_if_it_trains_alone_whatever_was_planned(planned):
   _, known = planned((31,) * 4)
   measured, plan = planned((31,) * 5, known)
   assert measured == [1]
-  assert expected(plan["runs"]) == [2.0] * 4 + [32.0]
-  assert expected(plan["groups"]) == [8.0, 32.0]
-  assert plan["total"]["expected_seconds"] == pytest.approx(40.0)
+  assert expected(plan.runs) == [2.0] * 4 + [32.0]
+  assert expected(plan.groups) == [8.0, 32.0]
+  assert plan.total.expected_seconds == pytest.approx(40.0)
 
 
 def test_each_optimizer_is_timed(planned):
   measured, plan = planned((31, 31, 31), names=("adamw", "muon"))
   assert measured == [1, 1, 2, 2]
-  assert expected(plan["runs"]) == [8.0, 8.0, 32.0, 24.0, 24.0, 96.0]
-  assert plan["total"]["expected_seconds"] == pytest.approx(16 + 32 + 48 + 96)
+  assert expected(plan.runs) == [8.0, 8.0, 32.0, 24.0, 24.0, 96.0]
+  assert plan.total.expected_seconds == pytest.approx(16 + 32 + 48 + 96)
 
 
 def test_a_target_that_was_timed_is_compiled_already(config, tmp_path):
   (run,) = runs = runs_of(config, tmp_path, (30,))
   calibration = price.Calibration({price._way(run, False): [(1e6, 1.0)]}, 5.0)
-  cost = lambda compiled: priced._price_target(runs, calibration, compiled)["expected_seconds"]
+  cost = lambda compiled: plans._price_target(runs, calibration, compiled).expected_seconds
   assert cost(set()) - cost({programs.key(run.config)}) == pytest.approx(5.0)
 
 
@@ -283,11 +285,11 @@ def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config
   monkeypatch.setattr("jax.device_count", lambda: 2)
   for room, sizes in ((9, [5]), (1, [2, 2, 1]), (0, [1] * 5)):
     monkeypatch.setattr(packs, "room", lambda _, room=room: room)
-    group = {"run_ids": [run.run_id for run in runs], "expected_seconds": 10.0}
+    group = Group(tuple(run.run_id for run in runs), 10.0)
     parts = execute._parts(group, {run.run_id: run for run in runs})
-    assert [len(part["run_ids"]) for part in parts] == sizes
-    assert [run_id for part in parts for run_id in part["run_ids"]] == group["run_ids"]
-    assert sum(part["expected_seconds"] for part in parts) == pytest.approx(10.0)
+    assert [len(part.run_ids) for part in parts] == sizes
+    assert [run_id for part in parts for run_id in part.run_ids] == [*group.run_ids]
+    assert sum(part.expected_seconds for part in parts) == pytest.approx(10.0)
 
 
 def test_what_lies_in_the_hosts_memory_or_in_no_devices_is_not_packed(config, tmp_path, monkeypatch):

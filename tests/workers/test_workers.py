@@ -10,17 +10,21 @@ import sys
 import threading
 import time
 
+import msgspec
 import pytest
 
 from bigmodel import record, study
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Search, Study
+from bigmodel.study import plan as plans
+from bigmodel.study.plan import Workforce
 from bigmodel.train import watch
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.stop import StopRequest
 from bigmodel.workers import execute, leases, workers
+from bigmodel.workers.groups import Group
 from bigmodel.workers.workers import Workers
 
 
@@ -28,20 +32,20 @@ def planned(config, folder, count=1):
   the_study = Study("rates", "?", Grid({"optim.lr": (0.001, 0.003, 0.01, 0.03)}), laws=())
   config.train.steps = 10
   prepared = study.prepare(config, the_study, folder)
-  write_json(folder / "plan.json", study.make_plan(prepared, workers=count))
-  write_json(folder / "study.json", study.study._about(prepared))
+  plans.write(folder, study.make_plan(prepared, workforce=Workforce(count)))
+  write_json(folder / "study.json", msgspec.to_builtins(prepared.about()))
   return prepared
 
 
 def results(folder):
-  return {one["run_id"]: one["result_sha256"] for one in record.collect(folder)}
+  return {one.run_id: one.result_sha256 for one in record.collect(folder)}
 
 
 def test_a_worker_trains_what_another_left(config, tmp_path):
   """Of two groups one is held by a dead worker: it is taken over; the results are those of one process."""
   prepared = planned(config, tmp_path / "shared", 2)
-  groups = [{"run_ids": [row for row in list(prepared.runs)[i : i + 2]]} for i in (0, 2)]
-  dead = leases.Leases(tmp_path / "shared" / "leases", "dead").claim(workers.group_name(groups[0]))
+  groups = [Group(tuple(prepared.runs)[i : i + 2], 0.0) for i in (0, 2)]
+  dead = leases.Leases(tmp_path / "shared" / "leases", "dead").claim(groups[0].name)
   began = time.monotonic()
   study.work(prepared, "alive", True, StopRequest(), patience=1.0)
   assert time.monotonic() - began >= 1.0
@@ -55,8 +59,8 @@ def test_a_worker_trains_what_another_left(config, tmp_path):
 def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   """After a parent that was killed: what a living worker holds is left to it until its lease is lost."""
   prepared = planned(config, tmp_path, 2)
-  first = {"run_ids": list(prepared.runs)[:2]}
-  held = leases.Leases(tmp_path / "leases", "orphan").claim(workers.group_name(first))
+  first = Group(tuple(prepared.runs)[:2], 0.0)
+  held = leases.Leases(tmp_path / "leases", "orphan").claim(first.name)
   looks = []
 
   class Stop(StopRequest):
@@ -67,7 +71,7 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   with pytest.raises(Interrupted):
     study.run_study(prepared, True, Stop())
   assert all(looks)
-  assert {one["run_id"] for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
+  assert {one.run_id for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
 
 
 def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monkeypatch):
@@ -91,9 +95,9 @@ def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monke
 def test_a_mark_without_a_record_is_not_believed_for_long(config, tmp_path):
   """It may be that the record is seen late; it may be that there is none."""
   prepared = planned(config, tmp_path, 2)
-  plan = study.make_plan(prepared, workers=2)
-  for group in plan["groups"]:
-    leases.Leases(tmp_path / "leases", "other").mark_ended(workers.group_name(group))
+  plan = study.make_plan(prepared, workforce=Workforce(2))
+  for group in plan.groups:
+    leases.Leases(tmp_path / "leases", "other").mark_ended(group.name)
   began = time.monotonic()
   study.work(prepared, "w", True, StopRequest(), patience=1.0)
   assert time.monotonic() - began >= 1.0
@@ -104,7 +108,7 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
   inside, leave, order = threading.Event(), threading.Event(), []
 
   def first():
-    with workers.alone(tmp_path, "plan", StopRequest()):
+    with workers.exclusive(tmp_path, "plan", StopRequest()):
       inside.set()
       leave.wait(60)
       order.append("first")
@@ -112,14 +116,17 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     done = pool.submit(first)
     inside.wait(60)
-    with pytest.raises(Interrupted, match="another command was at the plan"), workers.alone(tmp_path, "plan", Asked(2)):
+    with (
+      pytest.raises(Interrupted, match="another command was at the plan"),
+      workers.exclusive(tmp_path, "plan", Asked(2)),
+    ):
       order.append("never")
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
       "waits for another command, which is at the plan or was when it was last seen"
     ]
-    with workers.alone(tmp_path, "forecast", StopRequest()):  # is another thing
+    with workers.exclusive(tmp_path, "forecast", StopRequest()):  # is another thing
       leave.set()
-    with workers.alone(tmp_path, "plan", StopRequest()):
+    with workers.exclusive(tmp_path, "plan", StopRequest()):
       order.append("second")
     done.result()
   assert order == ["first", "second"]
@@ -237,21 +244,21 @@ def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_pa
   monkeypatch.setattr(workers, "_places", lambda *_: places)
   study.run_study(of("shared"), True, StopRequest(), workers=Workers("local", 2))
   assert not any(place._asked.requested() for place in places)
-  alone, shared = ({one["run_id"]: one for one in record.collect(tmp_path / name)} for name in ("alone", "shared"))
+  alone, shared = ({one.run_id: one for one in record.collect(tmp_path / name)} for name in ("alone", "shared"))
   assert alone.keys() == shared.keys()
   for run_id, one in alone.items():  # packs are others, so sums have another order
     other = shared[run_id]
-    assert (other["status"], other["steps"]) == (one["status"], one["steps"])
-    assert other["loss_train"] == pytest.approx(one["loss_train"], rel=1e-5)
+    assert (other.status, other.steps) == (one.status, one.steps)
+    assert other.loss_train == pytest.approx(one.loss_train, rel=1e-5)
   assert len({(run_id, until) for _, run_id, until in trained}) == len(trained)  # each once
   assert len({thread for thread, *_ in trained}) == 2
 
 
 def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):
   prepared = planned(config, tmp_path, 3)
-  groups = study.make_plan(prepared, workers=3)["groups"]
-  assert [len(group["run_ids"]) for group in groups] == [2, 2]
-  assert [len(group["run_ids"]) for group in study.make_plan(prepared, workers=4)["groups"]] == [1] * 4
+  groups = study.make_plan(prepared, workforce=Workforce(3)).groups
+  assert [len(group.run_ids) for group in groups] == [2, 2]
+  assert [len(group.run_ids) for group in study.make_plan(prepared, workforce=Workforce(4)).groups] == [1] * 4
 
 
 def test_a_worker_of_no_study_is_refused(config, tmp_path):

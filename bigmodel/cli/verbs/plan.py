@@ -78,10 +78,10 @@ def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
 def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) -> Facts:
   """A study on this machine."""
   from bigmodel import study as studies
-  from bigmodel.study import folder
+  from bigmodel.study import plan as plans
 
   prepared = studies.prepare(config, study, workdir or ".")
-  facts = studies.make_plan(prepared, folder.read_plan(workdir) if workdir else None)
+  facts = plans.to_json(studies.make_plan(prepared, plans.read(workdir) if workdir else None))
   plan_tables.show_study_here(facts, study.name, output)
   return facts
 

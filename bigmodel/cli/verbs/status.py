@@ -3,9 +3,13 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bigmodel.cli import options
 from bigmodel.cli.console import Facts, Output
+
+if TYPE_CHECKING:
+  from bigmodel.study.folder import Progress, RunStatus
 
 EXAMPLES = (
   "bigmodel status --workdir=runs/quickstart",
@@ -31,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
+  import msgspec
+
   from bigmodel import record
   from bigmodel.study import folder
 
@@ -39,21 +45,21 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     progress = folder.progress(arguments.workdir, rows)
     if arguments.watch:
       output.clear()
-    shown = [row for row in rows if row["state"] == "running"][:SCREEN] if arguments.watch else rows
+    shown = [row for row in rows if row.state == "running"][:SCREEN] if arguments.watch else rows
     _show(arguments.workdir, shown, progress, output)
-    if not arguments.watch or all(row["state"] in record.STATUSES for row in rows):
-      return {"runs": rows, **progress}
+    if not arguments.watch or all(row.state in record.STATUSES for row in rows):
+      return {"runs": msgspec.to_builtins(rows), **msgspec.to_builtins(progress)}
     time.sleep(arguments.watch)
 
 
-def _show(workdir: str, rows: Sequence[Facts], progress: Facts, output: Output) -> None:
+def _show(workdir: str, rows: Sequence["RunStatus"], progress: "Progress", output: Output) -> None:
   from bigmodel.train.display import duration
 
-  states = ", ".join(f"{count} {state}" for state, count in progress["states"].items())
-  output.table(f"{workdir}: {states}", COLUMNS, [[row.get(name) for name in FIELDS] for row in rows])
-  for failure in progress["failures"][:10]:
-    output.say(f"{failure['run_id']}  {failure['error']}")
-  if progress["expected_seconds"]:
-    spent, planned = duration(progress["seconds"]), duration(progress["expected_seconds_of_done"])
-    left = duration(progress["seconds_left"])
+  states = ", ".join(f"{count} {state}" for state, count in progress.states.items())
+  output.table(f"{workdir}: {states}", COLUMNS, [[getattr(row, name) for name in FIELDS] for row in rows])
+  for failure in progress.failures[:10]:
+    output.say(f"{failure.run_id}  {failure.error}")
+  if progress.expected_seconds:
+    spent, planned = duration(progress.seconds), duration(progress.expected_seconds_of_done)
+    left = duration(progress.seconds_left)
     output.say(f"{spent} of training so far, for which the plan expected {planned}; about {left} left")

@@ -42,20 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   is_first = session.join(arguments)
+  from bigmodel import record
   from bigmodel.train import single_run
 
   config, _ = session.load(arguments)
   quiet = output.quiet or not is_first
-  record = single_run.train_single_run(config, arguments.workdir, quiet, arguments.profile)
+  ended = single_run.train_single_run(config, arguments.workdir, quiet, arguments.profile)
+  facts = record.to_json(ended)
   if is_first:
-    _show(arguments.workdir, record, output)
-  if record["status"] != "finished":
+    _show(arguments.workdir, facts, output)
+  if not ended.finished:
     output.fail()
-  return record
+  return facts
 
 
-def _show(title: str, record: Facts, output: Output) -> None:
-  rows = [(name, record[name], None) for name in SHOWN if record[name] is not None]
-  rows += [(name, value, record["intervals"].get(name)) for name, value in record["metrics"].items()]
-  rows += [("error", record["error"], None)] if record["error"] else []
+def _show(title: str, facts: Facts, output: Output) -> None:
+  rows = [(name, facts[name], None) for name in SHOWN if facts[name] is not None]
+  rows += [(name, value, facts["intervals"].get(name)) for name, value in facts["metrics"].items()]
+  rows += [("error", facts["error"], None)] if facts["error"] else []
   output.table(title, ("field", "value", "90% interval"), rows)
