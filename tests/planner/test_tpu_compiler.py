@@ -43,7 +43,9 @@ def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
   """Within 15% of the bound, by the compiler's own estimate."""
   one = jax.sharding.SingleDeviceSharding(v5e.devices[0])
   x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one)
-  read = hlo.read(jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text())
+  text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
+  assert text is not None
+  read = hlo.read(text)
   assert read.cycles / v5e.chip.clock == pytest.approx(2 * 4096**3 / v5e.chip.flops, rel=0.15)
 
 
@@ -78,6 +80,7 @@ def test_splash_attention_compiles_with_its_gradients(v5e):
   )
   loss = lambda q, k, v: jnp.sum(kernels.splash(mesh)(q, k, v).astype(jnp.float32))
   text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(8), shape(4), shape(4)).compile().as_text()
+  assert text is not None
   assert "splash" in text
 
 

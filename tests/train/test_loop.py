@@ -140,7 +140,7 @@ def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp
     assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
   fresh, past = map(results.read_rungs, runs)
   assert fresh == past
-  assert list(fresh) == ["10"]
+  assert list(fresh) == [10]
 
 
 def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolved, tmp_path):
@@ -249,7 +249,7 @@ def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path,
 
 def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(resolved, tmp_path):
   config, _ = resolved
-  run, state = Run(config, absolute(tmp_path)), {"params": {"w": np.arange(3.0)}}
+  run, state = Run(config, absolute(tmp_path)), programs.program(config).init(0)
   one = best.Best(run, lambda: False)
   for step, loss in ((4, 3.0), (8, 4.0), (12, 2.0)):
     one.offer(step, state, loss)
@@ -314,7 +314,7 @@ def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path, log_ever
 def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
   kept = metrics.Metrics(tmp_path)
   for step in range(1, 10):
-    kept.add({"step": step})
+    kept.add(step, {})
     if step % 3 == 0:
       kept.flush()
 
@@ -387,7 +387,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
 
   code, out, err = inside("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'whole'}", "--json")
   assert code == 0, err
-  whole, kills = json.loads(out), 0
+  whole, kills, process = json.loads(out), 0, None
   provenance = tmp_path / "killed" / "provenance.json"
   while kills < times:
     before = provenance.stat().st_mtime_ns if provenance.exists() else 0
@@ -404,6 +404,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
     kills += 1
   if kills == times:
     process = start("killed")
+  assert process is not None
   ended = json.loads(process.communicate()[0])
   assert kills >= min(times, 2)
   assert ended["result_sha256"] == whole["result_sha256"]

@@ -24,7 +24,9 @@ def trained(config, folder, **changes):
   with Display(0, True) as display:
     train_runs([run], data, display, StopRequest())
   store = Checkpoints(run.folder / "checkpoints")
-  params = store.arrays(store.newest_sound(), parameters.PREFIX)
+  step = store.newest_sound()
+  assert step is not None
+  params = store.arrays(step, parameters.PREFIX)
   store.close()
   return run, {name.removeprefix(parameters.PREFIX): x for name, x in params.items()}
 
