@@ -63,12 +63,17 @@ def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
     raise
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"--config: {spec}: get_config: {error}") from error
+  apply(config, overrides)
+  return config, module
+
+
+def apply(config: Config, overrides: Iterable[str]) -> None:
+  """Applies `group.field=value` overrides, in place."""
   for item in overrides:
     name, equals, value = item.partition("=")
     if not equals:
       raise UserError(f"--config.{item}: write --config.{item}=VALUE")
     override(config, name, parse_value(value))
-  return config, module
 
 
 def parse_value(text: str) -> Any:

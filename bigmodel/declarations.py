@@ -118,7 +118,12 @@ def defaults(group: type) -> dict[str, Value]:
 
 def check(prefix: str, group: type, values: Mapping[str, Any]) -> None:
   """Refuses the first value that its field does not allow; `prefix` is the group's name, such as 'optim'."""
-  for name, one in declared_in(group).items():
+  check_fields(prefix, declared_in(group), values)
+
+
+def check_fields(prefix: str, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
+  """As `check`, for fields by name."""
+  for name, one in fields.items():
     if one.allowed is not None and (problem := one.allowed.problem(values[name])):
       raise UserError(f"config.{prefix}.{name}: {problem}")
 

@@ -177,7 +177,7 @@ def test_a_field_that_is_added_later_leaves_ids_alone_until_it_is_set(monkeypatc
   before = run_id(config)
   known = configs.declared("decoder", "causal_lm")
   added = dataclasses.replace(known["optim.gamma"], default=7, added_later=True, use=COMPILED)
-  monkeypatch.setattr(configs, "declared", lambda family, task: known | {"optim.later": added})
+  monkeypatch.setattr(configs, "declared", lambda family, task, optimizer: known | {"optim.later": added})
   assert run_id(changed(config, {"optim.later": 7})) == before
   assert run_id(changed(config, {"optim.later": 8})) != before
 

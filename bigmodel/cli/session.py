@@ -29,9 +29,9 @@ def join(arguments: argparse.Namespace) -> bool:
   from bigmodel.parallel import hosts
 
   if getattr(arguments, "worker", ""):
-    from bigmodel.workers import workers
+    from bigmodel.workers import worker
 
-    arguments.worker = workers.settle(arguments.worker)
+    arguments.worker = worker.settle(arguments.worker)
   hardware.setup()
   hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
   _log_to_standard_error()
@@ -48,9 +48,11 @@ def _log_to_standard_error() -> None:
 
 def load(arguments: argparse.Namespace) -> tuple["Config", "Study | None"]:
   """The config of --config with its overrides, and the study that its file defines."""
-  from bigmodel import config as configs
+  from bigmodel import config as config_files
+  from bigmodel.train import configs
 
-  config, module = configs.load(arguments.config, arguments.overrides)
+  config, module = config_files.load(arguments.config)
+  config = configs.overridden(config, arguments.overrides)
   if not hasattr(module, "get_study"):
     return config, None
   try:

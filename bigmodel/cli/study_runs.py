@@ -40,10 +40,11 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
   from bigmodel.train.run import interruptible
-  from bigmodel.workers import workers
+  from bigmodel.workers.pool import Workers
+  from bigmodel.workers.worker import command_of_workers
 
-  pool = workers.Workers.parse(arguments.workers, arguments.worker_options) if arguments.workers else None
-  if pool and hosts.several():
+  workers = Workers.parse(arguments.workers, arguments.worker_options) if arguments.workers else None
+  if workers and hosts.several():
     raise UserError(
       "--workers: a job of several processes cannot start workers; it can be a worker, with --worker=NAME"
     )
@@ -55,8 +56,8 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
     if arguments.worker:
       studies.work(prepared, arguments.worker, quiet, stop)
       return {"worker": arguments.worker}
-    command = workers.command_of_workers(arguments.argv)
-    report = studies.run_study(prepared, quiet, stop, arguments.retry, pool, command)
+    command = command_of_workers(arguments.argv)
+    report = studies.run_study(prepared, quiet, stop, arguments.retry, workers, command)
   if output is not None:
     _show(report, arguments.workdir, output)
   return report

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from bigmodel import user_files
 from bigmodel.config import Config, nearest, require
-from bigmodel.data import images, series, splits, tables
+from bigmodel.data import cached, images, series, splits, tables
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.data.prepared import chunks, new_folder, open_array
 from bigmodel.errors import UserError
 from bigmodel.files import cache_dir, only_one, sha256_file, sha256_text
@@ -112,7 +114,7 @@ def of_source(config: Config, source: Source, sha256: str) -> Examples:
   mean, deviation = _statistics(source.inputs, np.flatnonzero(train), config.data.normalise)
   card = {"features": None if rank > 1 else int(source.inputs.shape[1])}
   facts = _shades(source.inputs, train, mean, deviation) if rank == 3 else {}
-  facts |= {"classes": list(source.classes)} if source.classes and config.task.name != "regression" else {}
+  facts |= {"classes": list(source.classes)} if source.classes and not has_numeric_targets(config.task) else {}
   return _examples(config, source, (train, heldout), (mean, deviation), sha256, facts, card)
 
 
@@ -125,9 +127,9 @@ def _shades(pixels: np.ndarray, train: np.ndarray, mean: np.ndarray, deviation: 
 
 def _prepare_table(config: Config) -> Examples:
   data = config.data
-  table = tables.read(data, config.task.name == "regression")
+  table = tables.read(data, has_numeric_targets(config.task))
   classes: dict[str, Any] = {}
-  if config.task.name == "regression":
+  if has_numeric_targets(config.task):
     numeric = table.target.dtype.is_numeric()
     require(numeric, f"config.data.target: {data.target!r} holds {table.target.dtype}, no numbers")
     targets = table.target.cast(pl.Float64).to_numpy()
@@ -183,7 +185,7 @@ def _prepare_series(
 
 
 def _split(config: Config, source: Source) -> tuple[np.ndarray, np.ndarray]:
-  data, classes = config.data, config.task.name != "regression"
+  data, classes = config.data, not has_numeric_targets(config.task)
   if data.split == "own" and source.own is not None:
     return ~source.own, source.own
   kind = ("stratified" if classes else "random") if data.split == "own" else data.split
@@ -228,7 +230,10 @@ def _examples(
   card: dict[str, Any],
 ) -> Examples:
   """Checks targets, names what was learned, and puts all together."""
-  data, task, targets = config.data, config.task.name, source.targets
+  data, targets, numeric = config.data, source.targets, has_numeric_targets(config.task)
+  task = config.task.name
+  if user_files.is_reference(task):  # what is prepared depends on the kind of targets only
+    task = "regression" if numeric else "classification"
   places = {name: np.flatnonzero(mask) for name, mask in zip(("train", "validation"), split, strict=True)}
   settings = {name: list(value) if isinstance(value := data[name], tuple) else value for name in PREPARATION}
   sha256 = hashlib.sha256(json.dumps([VERSION, read, task, settings]).encode()).hexdigest()
@@ -237,7 +242,7 @@ def _examples(
     f"config.data.sha256: the data here are {sha256[:12]}..., not {data.sha256[:12]}... (changed files)",
   )
   facts = {"inputs": source.inputs.shape[1:], "outputs": 1, **facts}
-  if task != "regression":
+  if not numeric:
     named = len(facts.get("classes", ()))
     classes = config.model.outputs or named or int(targets[places["train"]].max()) + 1
     for name, where in places.items():
@@ -257,7 +262,7 @@ def _examples(
     center, scale = float(known.mean()), float(known.std())
     require(scale > 0, f"config.data: all {len(known)} training targets are {center}")
     targets = ((targets - center) / scale).astype(np.float32)
-    outputs = len(config.task.quantiles) or 1
+    outputs = len(config.task.get("quantiles", ())) or 1
     facts |= {"target_mean": center, "target_deviation": scale, "outputs": outputs}
     balance = {}
   card = {
@@ -347,7 +352,9 @@ def _sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arrays(path: str) -> Source:
-  """Arrays of an .npz file: inputs, targets, and where splits need them group and time."""
+  """Arrays of an .npz file or of the cache: inputs, targets, and where splits need them group and time."""
+  if cached.is_reference(path):
+    return of_arrays(**cached.load(path), where=f"config.data.path: {path}")
   require(Path(path).is_file(), f"config.data.path: no file {path!r}")
   try:
     with np.load(path, allow_pickle=False) as file:

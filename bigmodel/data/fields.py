@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from bigmodel.config import Config
 from bigmodel.data.splits import SPLITS
 from bigmodel.declarations import NOT_NEGATIVE, POSITIVE, SHARE, TRACED, OneOf, Range, field
 
@@ -103,3 +104,8 @@ class Examples(Data):
 
 
 GROUPS: dict[str, type[Data]] = {"text": Text, "examples": Examples}
+
+
+def has_numeric_targets(task: Config) -> bool:
+  """Whether the targets of examples are numbers, for this `config.task`; otherwise they are labels of classes."""
+  return task.get("targets", "numbers" if task.name == "regression" else "classes") == "numbers"

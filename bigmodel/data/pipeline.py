@@ -38,7 +38,12 @@ class Datasets:
 
   @staticmethod
   def _key(config: Config) -> tuple:
-    return (*(config.data.get(name) for name in HELD_OUT), config.task.name, config.task.get("quantiles"))
+    return (
+      *(config.data.get(name) for name in HELD_OUT),
+      config.task.name,
+      config.task.get("quantiles"),
+      config.task.get("targets"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ without normalisation: torchvision's.
 
 import dataclasses
 import itertools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
@@ -20,6 +20,7 @@ from bigmodel.models.layers.basic import dropout, projection
 from bigmodel.models.layers.images import convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification",)
 SUPPLIED = ()
@@ -35,7 +36,7 @@ FORMS = {
 NORMALISED = ("grouped", "ungrouped")
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -53,7 +54,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "AlexNet":
+def build(config: Config, dtype: DTypeLike) -> "AlexNet":
   return AlexNet(shape_of(config), dtype)
 
 
@@ -65,7 +66,7 @@ class Shape(ExampleShape):
   hidden: int = field(4096, "units of each of the two hidden dense layers", POSITIVE)
   dropout: float = field(0.5, "share of activations that are dropped in training", BELOW_ONE)
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "alexnet", **dataclasses.asdict(self), "inputs": list(self.inputs)}
 
   def sides(self, side: int) -> list[int]:
@@ -100,7 +101,7 @@ class AlexNet(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -5,11 +5,11 @@ normalisation stands in for batch normalisation: see `layers.images.GroupNorm`.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
@@ -18,6 +18,7 @@ from bigmodel.models.layers.basic import projection
 from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification",)
 SUPPLIED = ()
@@ -25,7 +26,7 @@ BLOCKS = {"basic": 1, "bottleneck": 4}  # how many times wider a block's output 
 STEMS = ("large", "small")  # 7 x 7 with stride 2 and pooling; 3 x 3
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -45,7 +46,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "ResNet":
+def build(config: Config, dtype: DTypeLike) -> "ResNet":
   return ResNet(shape_of(config), dtype)
 
 
@@ -59,9 +60,9 @@ class Shape(ExampleShape):
   stem: str = field("small", "first convolution: large (7 x 7, stride 2, pooled) or small (3 x 3)", OneOf(STEMS))
   groups: int = field(32, "most groups of channels that are normalised together", POSITIVE)
 
-  def describe(self) -> dict[str, Any]:
-    facts = {"family": "resnet", **dataclasses.asdict(self)}
-    return facts | {"inputs": list(self.inputs), "stages": list(self.stages)}
+  def describe(self) -> dict[str, object]:
+    lists = {"inputs": list(self.inputs), "stages": list(self.stages)}
+    return {"family": "resnet", **dataclasses.asdict(self), **lists}
 
   def convolutions(self) -> list[tuple[str, int, int, int, int]]:
     """Every convolution of the blocks: (name, channels, size, stride, block that it begins, or -1)."""
@@ -108,7 +109,7 @@ class ResNet(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

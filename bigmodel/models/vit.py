@@ -1,11 +1,12 @@
 """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token that is read out."""
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
@@ -15,12 +16,13 @@ from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrai
 from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("classification",)
 SUPPLIED = ("run_blocks",)
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
@@ -41,8 +43,8 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "ViT":
-  return ViT(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "ViT":
+  return ViT(shape_of(config), dtype, **supplied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +61,23 @@ class Shape(ExampleShape):
   epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
   dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "vit", **dataclasses.asdict(self), "inputs": list(self.inputs)}
 
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      epsilon=self.epsilon, causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      epsilon=self.epsilon,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   @property
   def patches(self) -> int:
@@ -87,7 +97,7 @@ class ViT(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   attend: Attend = attend_to_all
   run_blocks: RunBlocks = unrolled
 

@@ -1,33 +1,45 @@
-"""The fields of `config.optim`."""
+"""The fields of `config.optim` that do not belong to a single optimizer."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, TRACED, OneOf, field
-from bigmodel.optim.names import parse
-from bigmodel.optim.optimizers import NAMES, UPDATE_SCALES
-from bigmodel.optim.parametrization import PARAMETRIZATIONS
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, TRACED, OneOf, declared_in, field
+from bigmodel.optim import optimizers
+from bigmodel.optim.patterns import parse
 from bigmodel.optim.schedules import SCHEDULES
+from bigmodel.user_files import is_reference
+
+PARAMETRIZATIONS = ("standard", "mup", "completep")
+
+
+class NameOrFile(OneOf):
+  """One of these names, or a user's own as FILE.py:NAME."""
+
+  def problem(self, value: str) -> str:
+    if is_reference(value):
+      return ""
+    problem = super().problem(value)
+    return f"{problem}, or FILE.py:NAME" if problem else ""
 
 
 def is_positive(value: float) -> bool:
-  """What is compiled of a number that switches something on: whether it does."""
+  """The compiled part of a number that switches something on: whether it does."""
   return value > 0
 
 
-def patterns_of_rates(rules: Any) -> tuple[str, ...]:
-  """What is compiled of rules for learning rates: their patterns, and not their numbers."""
+def patterns_of_rates(rules: Sequence[str]) -> tuple[str, ...]:
+  """The compiled part of rules for learning rates: their patterns, without their numbers."""
   return tuple(pattern for pattern, _ in parse("rates", rules))
 
 
-def patterns_of_decays(rules: Any) -> tuple[str, ...]:
-  """What is compiled of rules for weight decay: their patterns, and not their numbers."""
+def patterns_of_decays(rules: Sequence[str]) -> tuple[str, ...]:
+  """The compiled part of rules for weight decay: their patterns, without their numbers."""
   return tuple(pattern for pattern, _ in parse("decays", rules))
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  name: str = field("adamw", "optimizer; see `optim.optimizers`", OneOf(NAMES))
+  name: str = field("adamw", "optimizer; see `optim.optimizers`", NameOrFile(optimizers.NAMES))
   lr: float = field(3e-3, "peak learning rate; 1 for prodigy", POSITIVE, TRACED)
   schedule: str = field("cosine", "of the learning rate; see `optim.schedules`", OneOf(SCHEDULES))
   warmup: float = field(0.1, "share of the run's steps over which the learning rate rises", SHARE, TRACED)
@@ -37,8 +49,6 @@ class Optim:
   beta2: float = field(0.95, "decay of the average of squared gradients", BELOW_ONE, TRACED)
   epsilon: float = field(1e-8, "added to the root of the average of squared gradients", NOT_NEGATIVE, TRACED)
   momentum: float = field(0.95, "of momentum and muon", BELOW_ONE, TRACED)
-  gamma: float = field(0.01, "of sophia: what the curvature is multiplied by", NOT_NEGATIVE, TRACED)
-  update_scale: str = field(UPDATE_SCALES[0], "of muon: the size of its steps", OneOf(UPDATE_SCALES))
   weight_decay: float = field(0.1, "of matrices, times the learning rate", NOT_NEGATIVE, TRACED)
   independent_decay: bool = field(
     False, "weight decay follows the schedule, but not the learning rate (Wortsman et al. 2023)"
@@ -80,3 +90,7 @@ class Optim:
     (), "'model.FIELD=VALUE': the size at which mup and completep equal the standard parametrization"
   )
   frozen: tuple[str, ...] = field((), "patterns of parameters that keep their initial values")
+
+
+# The fields of every config: those above and those that built-in optimizers declare.
+FIELDS = declared_in(Optim) | optimizers.FIELDS

@@ -16,7 +16,8 @@ from bigmodel.config import Config
 from bigmodel.models.layers.basic import gathering_again
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.models.layers.experts import PRODUCTS, Auxiliary
-from bigmodel.parallel import BATCH, microbatches, rules
+from bigmodel.parallel.logical_axes import BATCH, rules
+from bigmodel.parallel.sizes import microbatches
 
 POLICIES = {
   "full": None,

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from bigmodel import models
 from bigmodel.config import Config, require
 from bigmodel.models.layers.attention import Attend, attend, repeat_heads
-from bigmodel.parallel import BATCH
+from bigmodel.parallel.logical_axes import BATCH
 
 BLOCK = 512
 PLAIN_CONTEXT = 2048  # a CPU's longest row for which plain attention is the faster

@@ -1,16 +1,19 @@
 """The mesh on which a trained model is evaluated or generates: that of its run, as far as devices are here."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
 from bigmodel import models
 from bigmodel.config import Config
 from bigmodel.errors import UserError
-from bigmodel.parallel import AXES, PRESETS, check, make_mesh, mesh_sizes, rules, shardings
+from bigmodel.parallel.checks import check
+from bigmodel.parallel.fields import PRESETS
+from bigmodel.parallel.logical_axes import AXES, Rules, rules
+from bigmodel.parallel.mesh import make_mesh
+from bigmodel.parallel.sharding import shardings
+from bigmodel.parallel.sizes import mesh_sizes
 
-Rules = tuple[tuple[str, Any], ...]
 # The order in which axes that a config gives sizes to get their share of fewer devices.
 _KEPT_FIRST = ("tensor", "expert", "sequence", "pipeline")
 

@@ -21,6 +21,7 @@ from bigmodel.models.layers.attention import Attend
 from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.models.layers.embedding import padded
 from bigmodel.models.layers.experts import Auxiliary
+from bigmodel.models.registry.protocol import Supplied
 from bigmodel.parallel import blocks, kernels
 from bigmodel.planner import liveness, traffic
 from bigmodel.train.step import applied
@@ -115,7 +116,7 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
     working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)
   if config.train.accumulate > 1 or stages > 1:
     working += gradients  # the sum so far, and what is added to it
-  if "heads" in config.model:
+  if {"heads", "width"} <= set(config.model):
     working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
   in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
   return {
@@ -194,13 +195,13 @@ def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> liveness.S
 def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | None, rows: int) -> core.Jaxpr:
   """The jaxpr of loss and gradients of one device's part."""
   supplied = models.family(config.model.family).SUPPLIED
-  replaced: dict[str, Attend | RunBlocks] = {}
+  replaced: Supplied = {}
   if "attend" in supplied and (attend := _attend(config, sizes["sequence"], chip)) is not None:
     replaced["attend"] = attend
   if "run_blocks" in supplied:
     replaced["run_blocks"] = _run_blocks(config, sizes)
   model = models.build(part, jnp.dtype(part.train.compute_dtype), **replaced)
-  task, traced = tasks.build(part), dict.fromkeys(tasks.traced(part), jnp.float32(0))
+  task, traced = tasks.build(part), {name: jnp.float32(0) for name in tasks.traced(part)}
 
   def loss(params: Params, batch: PyTree) -> jax.Array:
     key = jax.random.key(0)

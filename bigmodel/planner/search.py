@@ -5,10 +5,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from bigmodel import models, parallel
-from bigmodel.config import Config, with_overrides
+from bigmodel.config import Config
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner.plan import RunPlan, plan_run
+from bigmodel.train.configs import with_overrides
 
 KEPT = 8
 COMPILED = 3  # of the fastest by arithmetic, for which the compiler decides what fits

@@ -103,7 +103,7 @@ def _of_activations(config: Config, sizes: dict[str, int]) -> list[_Sent]:
   layers, passes, again = _layers(config, sizes), _passes(config, sizes), _again(config)
   ways = math.prod(sizes[axis] for axis in parallel.BATCH)
   tokens = config.train.batch_size * data.unit(config) / ways / sizes["sequence"]
-  activations = tokens * model.width * width if "heads" in model else 0.0
+  activations = tokens * model.width * width if {"heads", "width"} <= set(model) else 0.0
   sent = []
   if (n := sizes["tensor"]) > 1:
     times = (4 + 2 * again) * layers

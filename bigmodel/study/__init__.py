@@ -1,6 +1,5 @@
 """Studies: what a config file and a script need to describe one, run it and read it."""
 
-from bigmodel.config import with_overrides
 from bigmodel.designs.branches import Branches
 from bigmodel.designs.fractions import Fractions
 from bigmodel.designs.grids import Grid, Listed
@@ -13,7 +12,7 @@ from bigmodel.study.description import Study, Target
 from bigmodel.study.on_topology import plan_for
 from bigmodel.study.prepare import Prepared, prepare
 from bigmodel.study.study import make_plan, run_all, run_listed, run_study, run_to_end, work, write_report
-from bigmodel.train.configs import default_config
+from bigmodel.train.configs import default_config, with_overrides
 from bigmodel.train.resolution import check, resolve, resolve_for_plan, resolve_without_data
 from bigmodel.train.single_run import single_run
 

@@ -2,12 +2,13 @@
 
 from bigmodel import models
 from bigmodel.accounting import Counts
-from bigmodel.config import Config, with_overrides
+from bigmodel.config import Config
 from bigmodel.designs.design import Overrides
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner.plan import StudyPlan, plan_study
 from bigmodel.study.description import Study
 from bigmodel.study.prepare import plan_runs, with_horizon
+from bigmodel.train.configs import with_overrides
 from bigmodel.train.resolution import resolve_for_plan
 
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from bigmodel import data, models
 from bigmodel.accounting import Counts
-from bigmodel.config import Config, flatten, require, with_overrides
+from bigmodel.config import Config, flatten, require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.designs.design import CountsOf, Overrides, Planned, repeat_seeds
 from bigmodel.designs.halving import Halving
@@ -20,6 +20,7 @@ from bigmodel.study import plan as plans
 from bigmodel.study.description import Study
 from bigmodel.study.folder import About
 from bigmodel.study.plan import Wanted
+from bigmodel.train.configs import with_overrides
 from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run
 

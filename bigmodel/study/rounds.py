@@ -19,7 +19,7 @@ from bigmodel.train.stop import Stop
 from bigmodel.workers import packs
 from bigmodel.workers.groups import Group
 from bigmodel.workers.leases import POLL_SECONDS
-from bigmodel.workers.workers import exclusive
+from bigmodel.workers.worker import exclusive
 
 log = logging.getLogger("bigmodel")
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from etils import epath
@@ -28,9 +28,9 @@ from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, interruptible
 from bigmodel.train.stop import Stop
 from bigmodel.workers import execute, leases
-from bigmodel.workers import workers as workers_
 from bigmodel.workers.groups import Group
-from bigmodel.workers.workers import PARENT, Pool, Workers, exclusive
+from bigmodel.workers.pool import Pool, Workers
+from bigmodel.workers.worker import COMMAND, Worker, exclusive
 
 
 def make_plan(prepared: Prepared, earlier: Plan | None = None, workforce: Workforce = HERE) -> Plan:
@@ -54,15 +54,15 @@ def run_study(
   workforce = Workforce(workers.count, workers.machines, workers.kind != "local") if workers else HERE
   plan = _write_plan(prepared, workforce, retry, stop)
   with Display(plan.seconds_left(prepared.workdir), quiet) as display:
-    train_here = _Trainer(prepared, PARENT, display, stop)
+    here = Worker(COMMAND, prepared.workdir, prepared.data, display, stop)
     if left := plan.seconds_left(prepared.workdir):
       display.say(f"{prepared.study.name}: {len(plan.runs)} runs, {duration(left)} expected")
-    with _training(train_here, workers, command) as train_groups:
+    with _training(here, workers, command) as train_groups:
       _train_design(prepared, plan, train_groups, workforce, stop)
       if workforce.on_cluster:
         _forecast_and_test(prepared, plan, train_groups, stop)
     if not workforce.on_cluster:
-      _forecast_and_test(prepared, plan, train_here, stop)
+      _forecast_and_test(prepared, plan, here.train, stop)
   return hosts.first(lambda: write_report(prepared.workdir))
 
 
@@ -80,61 +80,21 @@ def _write_plan(prepared: Prepared, workforce: Workforce, retry: bool, stop: Sto
     if retry:
       hosts.first(lambda: execute.set_failed_aside(workdir))
   if leases.can_be_in(workdir):
-    hosts.first(leases.Leases(workdir / "leases", PARENT).forget_ended)
+    hosts.first(leases.Leases(workdir / "leases", COMMAND).forget_ended)
   return plan
 
 
-class _Trainer:
-  """Trains groups in this process, beside whatever other workers there are."""
-
-  def __init__(self, prepared: Prepared, worker: str, display: Display, stop: Stop, patience: float = leases.PATIENCE):
-    self._prepared, self._worker, self._patience = prepared, worker, patience
-    self.display, self.stop = display, stop
-    self._failures: workers_.Failures | None = None  # those of this process, from round to round
-
-  @contextlib.contextmanager
-  def as_worker(self) -> Iterator["_Trainer"]:
-    """Within it other workers see that this one is there, and that its failures are its own."""
-    with workers_.failures_of(self._prepared.workdir, self._worker, self._patience) as self._failures:
-      try:
-        yield self
-      finally:
-        self._failures = None
-
-  def __call__(self, groups: Sequence[Group], runs: Mapping[str, Run], leave_to_others: bool = False) -> None:
-    workdir, data = self._prepared.workdir, self._prepared.data
-    if not leases.can_be_in(workdir):  # an object store: nobody else trains there
-      execute.run_groups(groups, runs, data, self.display, self.stop, workdir)
-      return
-    workers_.work(
-      self._worker,
-      groups,
-      runs,
-      data,
-      workdir,
-      self.display,
-      self.stop,
-      patience=self._patience,
-      leave_to_others=leave_to_others,
-      failures=self._failures,
-    )
-
-  @property
-  def workdir(self) -> epath.Path:
-    return self._prepared.workdir
-
-
 @contextlib.contextmanager
-def _training(here: _Trainer, workers: Workers | None, command: Sequence[str]) -> Iterator[rounds.Train]:
+def _training(here: Worker, workers: Workers | None, command: Sequence[str]) -> Iterator[rounds.Train]:
   """What trains groups: a pool of workers if there are any, else this process."""
   if workers is not None:
     with Pool(workers, command, here.workdir, here.display, here.stop) as pool:
       yield pool.train
   elif leases.can_be_in(here.workdir):
-    with here.as_worker():
-      yield here
+    with here.present():
+      yield here.train
   else:
-    yield here
+    yield here.train
 
 
 def _train_design(prepared: Prepared, plan: Plan, train_groups: rounds.Train, workforce: Workforce, stop: Stop) -> None:
@@ -207,35 +167,38 @@ def write_report(workdir: epath.PathLike, figure_format: str | None = None) -> J
   return page.write(workdir, report_facts.gather(workdir, target.score(workdir)), figure_format)
 
 
-def work(prepared: Prepared, worker: str, quiet: bool, stop: Stop, patience: float = leases.PATIENCE) -> None:
+def work(prepared: Prepared, name: str, quiet: bool, stop: Stop, patience: float = leases.PATIENCE) -> None:
   """Trains what other workers of a planned study do not, until all its runs have ended.
 
   On a cluster that includes the run that tests the forecast.
   """
   workdir = prepared.workdir
   hosts.first(functools.partial(rounds.next_plan, workdir, None, stop))  # refuses a folder that has no plan
-  with Display(0.0, quiet) as display, _Trainer(prepared, worker, display, stop, patience).as_worker() as trainer:
-    plan = _work_on_design(prepared, trainer)
+  with (
+    Display(0.0, quiet) as display,
+    Worker(name, workdir, prepared.data, display, stop, patience).present() as worker,
+  ):
+    plan = _work_on_design(prepared, worker)
     if plan is None or prepared.study.target is None or not plan.workers_train_target:
       return
     if hosts.first(lambda: rounds.wait_for(target.forecast_path(workdir), stop)):
       sealed = hosts.first(lambda: target.read_forecast(workdir))
       run, group = target.run_and_group(prepared, sealed, plan)
       # One worker trains the target, and one stays in case that fails; the others leave.
-      trainer([group], {run.run_id: run}, leave_to_others=True)
+      worker.train([group], {run.run_id: run}, leave_to_others=True)
 
 
-def _work_on_design(prepared: Prepared, trainer: _Trainer) -> Plan | None:
+def _work_on_design(prepared: Prepared, worker: Worker) -> Plan | None:
   """Trains the groups of the plan, round after round; returns the last plan, or None if no round came in time."""
   before: Sequence[Group] | None = None
   while True:
-    plan = hosts.first(functools.partial(rounds.next_plan, prepared.workdir, before, trainer.stop))
+    plan = hosts.first(functools.partial(rounds.next_plan, prepared.workdir, before, worker.stop))
     if plan is None:
       raise Interrupted("stopped between runs")
     groups = plan.round if prepared.is_adaptive else plan.groups
     if groups == before:
       return None
-    trainer(groups, _all_runs(prepared, plan))
+    worker.train(groups, _all_runs(prepared, plan))
     if not prepared.is_adaptive or not groups:
       return plan
     before = groups

@@ -107,7 +107,7 @@ def evaluated(config: Config, store: Checkpoints, step: int, wanted: Arrays | No
     return arrays
 
   params = read(PREFIX)
-  if config.optim.name == "schedule_free":
+  if optim.averages_itself(config):
     return optim.evaluated(config, params, optim.State(SimpleNamespace(z=read("opt_state.own.z."))))
   if config.optim.average:
     average, (steps,) = read("opt_state.average."), read("opt_state.steps").values()

@@ -13,12 +13,13 @@ BYTE_VOCABULARY = 257  # of the tokenizer `bytes`: every byte, and the separator
 def check(config: Config) -> None:
   """Raises `UserError` for the first field that is unknown, missing or invalid. Reads no data and compiles nothing."""
   family, task = config.model.family, config.task.name
-  declared, given = configs.declared(family, task), flatten(config)
+  declared, given = configs.declared(family, task, config.optim.name), flatten(config)
   start = f"default_config({family!r}, {task!r})"
   for name in given:
     if name not in declared:  # looking for the nearest name is slow, and a study checks thousands of configs
       raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
-  for name in declared:
+  from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
+  for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
     require(name in given, f"config.{name}: missing; begin with {start}")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
@@ -87,6 +88,7 @@ def check_resolved(config: Config, corpus: Data) -> None:
   for stage in stages.of(config):
     for room in (models, tasks):
       room.check(stage.config)
+    optim.parametrization.multiples(stage.config)  # refuses models that it has no rules for
     weights.check(stage.config)
     parallel.check(stage.config)
     pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)

@@ -80,7 +80,7 @@ def check(config: Config) -> None:
     require(
       bool(config.train.init_from) or not config.train[name], f"config.train.{name}: is for runs with train.init_from"
     )
-  rules = {field: optim.parse(field, config.optim[field]) for field in ("rates", "decays")}
+  rules = {field: optim.patterns.parse(field, config.optim[field]) for field in ("rates", "decays")}
   if not (config.optim.frozen or config.train.init_from or any(rules.values())):
     return
   names = sorted(parameters.shapes_of(config))

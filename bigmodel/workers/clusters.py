@@ -1,8 +1,4 @@
-"""Workers on machines of a cluster: tasks of Ray, jobs of Slurm. All see the study's folder, which is their only state.
-
-A place is where one worker runs: `start` begins it, `poll` is None while it does and its exit code afterwards (-1 where
-it vanished), `stop` asks it to save and to end, `kill` does not ask.
-"""
+"""Workers on machines of a cluster: tasks of Ray and jobs of Slurm. They share nothing but the study's folder."""
 
 import contextlib
 import importlib.util
@@ -12,11 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
 from bigmodel.config import parse_value, require
+from bigmodel.declarations import Value
 from bigmodel.errors import UserError
 
 CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the environment, to another machine
@@ -26,8 +23,26 @@ VANISHED = -1
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
+class Place(Protocol):
+  """Where one worker runs."""
+
+  log: str  # where its messages are
+
+  def start(self) -> None: ...
+
+  def poll(self) -> int | None:
+    """None while the worker runs, and then its exit code: `VANISHED` where it was lost."""
+    ...
+
+  def stop(self) -> None:
+    """Asks the worker to save its state and to end."""
+    ...
+
+  def kill(self) -> None: ...
+
+
 def run(command: Sequence[str], folder: str, environment: dict[str, str]) -> int:
-  """On another machine: a worker's process, to its end; an interrupt is passed on."""
+  """Runs a worker's process on another machine to its end, and passes an interrupt on to it."""
   process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
   try:
     return process.wait()
@@ -44,18 +59,18 @@ def _carried() -> dict[str, str]:
 
 
 class RayTask:
-  """A worker as a task of Ray; the cluster that RAY_ADDRESS or this machine knows, or else a new one here."""
+  """A worker as a task of Ray, in the cluster of RAY_ADDRESS or of this machine, or else in a new one here."""
 
-  said = "in the logs of Ray's workers"
+  log = "in the logs of Ray's workers"
 
-  def __init__(self, command: Sequence[str], options: Mapping[str, Any]):
+  def __init__(self, command: Sequence[str], options: Mapping[str, Value]):
     import ray  # pyright: ignore[reportMissingImports]
 
     self._ray, self._command = ray, list(command)
     if not ray.is_initialized():
       ours = signal.getsignal(signal.SIGTERM)
       ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-      signal.signal(signal.SIGTERM, ours)  # Ray's own would end this process at once
+      signal.signal(signal.SIGTERM, ours)  # Ray's handler would end this process at once
     try:
       self._run = ray.remote(max_retries=0, **options)(run)
     except (TypeError, ValueError) as error:
@@ -83,7 +98,7 @@ class RayTask:
 class SlurmArray:
   """The jobs of all workers: an array at first, and then one at a time where one was lost."""
 
-  def __init__(self, commands: Sequence[Sequence[str]], options: Mapping[str, Any], logs: epath.Path):
+  def __init__(self, commands: Sequence[Sequence[str]], options: Mapping[str, Value], logs: epath.Path):
     import submitit  # pyright: ignore[reportMissingImports]
 
     self._commands = commands
@@ -93,36 +108,38 @@ class SlurmArray:
     except (NameError, RuntimeError, TypeError, ValueError) as error:
       raise UserError(f"--workers=slurm: {str(error).splitlines()[0]}") from error
     self._first: list[Any] | None = None
-    self._alive, self._looked = set(), float("-inf")
+    self._alive: set[str] = set()
+    self._looked = float("-inf")
 
   def submit(self, index: int, again: bool) -> Any:
-    arguments = lambda command: (list(command), os.getcwd(), _carried())
+    folders, environments = [os.getcwd()] * len(self._commands), [_carried()] * len(self._commands)
+    commands = [list(command) for command in self._commands]
     try:
       if again:
-        return self._executor.submit(run, *arguments(self._commands[index]))
+        return self._executor.submit(run, commands[index], folders[index], environments[index])
       if self._first is None:
-        jobs: list[Any] = self._executor.map_array(run, *zip(*map(arguments, self._commands), strict=True))
+        jobs: list[Any] = self._executor.map_array(run, commands, folders, environments)
         self._first = jobs
       return self._first[index]
     except RuntimeError as error:  # submitit's, of what sbatch said
       raise UserError(f"--workers=slurm: {str(error).strip().splitlines()[-1]}") from error
 
   def alive(self, job: str) -> bool:
-    """Is it waiting or running? Asks for all jobs at once, and not often."""
+    """Whether the job waits or runs. One question to Slurm covers all jobs, and is not asked often."""
     if time.monotonic() - self._looked > LOOK_SECONDS:
       asked = subprocess.run(
         ["squeue", "--noheader", "--array", "--me", "--format=%i"], capture_output=True, text=True, check=False
       )
       if asked.returncode:
-        return True  # the controller does not answer; jobs go on without it
+        return True  # the controller does not answer; jobs run without it
       self._alive, self._looked = set(asked.stdout.split()), time.monotonic()
     return job in self._alive
 
 
 class SlurmJob:
-  """A worker as a job of Slurm, which needs no accounting."""
+  """A worker as a job of Slurm. Works without Slurm's accounting database."""
 
-  said = "in logs/slurm of the study's folder"
+  log = "in logs/slurm of the study's folder"
 
   def __init__(self, array: SlurmArray, index: int):
     self._array, self._index = array, index
@@ -159,18 +176,20 @@ class SlurmJob:
     subprocess.run(["scancel", "--quiet", *how, self._job.job_id], capture_output=True, check=False)
 
 
-def places(kind: str, commands: Sequence[Sequence[str]], options: Mapping[str, Any], logs: epath.Path) -> list[Any]:
-  """Where the workers of these commands run."""
+def places(
+  kind: str, commands: Sequence[Sequence[str]], options: Mapping[str, Value], logs: epath.Path
+) -> Sequence[Place]:
+  """Places for the workers of these commands."""
   if kind == "ray":
     return [RayTask(command, options) for command in commands]
   array = SlurmArray(commands, options, logs)
   return [SlurmJob(array, index) for index in range(len(commands))]
 
 
-def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:
-  """Of 'NAME=VALUE' each, as Ray's and submitit's own options are called; refuses what that cluster cannot do."""
-  options: dict[str, Any] = {}
-  require(not texts or kind in PACKAGES, "--worker-options: are of ray and slurm")
+def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Value]:
+  """The options of texts NAME=VALUE, under the names of Ray and of submitit; refuses what the cluster cannot do."""
+  options: dict[str, Value] = {}
+  require(not texts or kind in PACKAGES, "--worker-options: only workers of ray and slurm take options")
   for text in texts:
     name, equals, value = text.partition("=")
     require(bool(equals and name), f"--worker-options: {text!r} is not NAME=VALUE")
@@ -182,6 +201,6 @@ def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:
   )
   require(
     kind != "slurm" or bool({"timeout_min", "slurm_time"} & set(options)),
-    "--worker-options: say timeout_min=MINUTES, a job's limit; one that comes to it saves and is submitted again",
+    "--worker-options: set timeout_min=MINUTES, the time limit of a job; at the limit it saves and is resubmitted",
   )
   return options

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from etils import epath
 
@@ -44,7 +44,7 @@ class Leases:
     self.folder, self.worker, self.patience, self.clock = epath.Path(folder), worker, patience, clock
     self.process = processes.this_process()
     require(can_be_in(folder), f"{folder}: workers share a folder of a file system, not of an object store")
-    self._seen: dict[str, tuple[Any, float]] = {}  # name -> (the lease as it was last, since when)
+    self._seen: dict[str, tuple[tuple[int, str], float]] = {}  # name -> (number and text of the lease, since when)
     self.alive: set[str] = set()  # what was renewed between the last two looks
 
   def claim(self, name: str) -> "Lease | None":
@@ -176,6 +176,14 @@ class Lease:
     return False
 
 
+class Turn(NamedTuple):
+  """What a worker does next: it works at the thing of this name, or waits; neither where everything has ended."""
+
+  name: str
+  lease: Lease | None
+  wait: float  # seconds
+
+
 class Turns:
   """What a worker does next: which thing to work at, in an order of its own, or how long to wait.
 
@@ -204,8 +212,8 @@ class Turns:
     self._leases.forget_ended(names)
     self._left += names
 
-  def next(self) -> tuple[str, Lease | None, float]:
-    """A name and its lease; or '' and the seconds to wait, which are 0 where all have ended."""
+  def next(self) -> Turn:
+    """The next thing to work at with its lease, or the seconds to wait."""
     if self._last and self._ended(self._last):
       self._leases.mark_ended(self._last)
     known, self._last = self._leases.ended(), ""
@@ -226,11 +234,11 @@ class Turns:
           self._left.append(name)  # others first, the next time
         if lease is not None:
           self._wait, self._last = POLL_SECONDS, name
-          return name, lease, 0.0
+          return Turn(name, lease, 0.0)
     if not self._left:
-      return "", None, 0.0
+      return Turn("", None, 0.0)
     self._wait = min(2 * self._wait, self._leases.patience / 3)
-    return "", None, self._wait
+    return Turn("", None, self._wait)
 
 
 class WhileHeld:

@@ -186,7 +186,7 @@ def test_fit_takes_anybodys_points(tmp_path, inside):
     assert json.loads(out)["code"] == 2
 
 
-REFUSED = [name for name, one in optim.optimizers.known().items() if not optim.parametrization.transfers(one)]
+REFUSED = [name for name, one in optim.optimizers.BUILT_IN.items() if not optim.parametrization.transfers(one)]
 
 
 @pytest.mark.parametrize("name", ["adamw", *REFUSED])

@@ -200,6 +200,6 @@ def test_the_command_that_started_a_worker_learns_that_the_worker_is_unfit(monke
 
   monkeypatch.setattr(main.find("study"), "run", run)
   assert main.main(["study", "--config=x", "--workdir=y", "--worker=one"]) == main.UNFIT
-  from bigmodel.workers import workers
+  from bigmodel.workers import pool
 
-  assert main.UNFIT == workers.UNFIT
+  assert main.UNFIT == pool.UNFIT

@@ -15,6 +15,7 @@ from bigmodel.config import ConfigDict
 from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import projection
 from bigmodel.models.layers.roles import STACKED, Role
+from bigmodel.models.registry import families
 
 VECTORS = (Role.BIAS, Role.NORM, Role.LAST_NORM)
 MATRICES = (Role.INPUT, Role.HIDDEN, Role.OUTPUT, Role.OUTPUT_TABLE)
@@ -78,7 +79,7 @@ def config_of_anything(monkeypatch, head, labelled=True):
     example=lambda shape: (jnp.zeros((1, 4)),),
   )
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setattr(models, "FAMILIES", (*models.FAMILIES, "anything"))
+  monkeypatch.setattr(families, "FAMILIES", (*models.FAMILIES, "anything"))
   return ConfigDict({"model": {"family": "anything"}, "data": {}, "optim": optim.defaults()})
 
 

@@ -14,7 +14,7 @@ from bigmodel.config import with_overrides
 from bigmodel.designs.spaces import Space, When
 from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import exact_products
-from bigmodel.optim import optimizers, schedules, shampoo
+from bigmodel.optim import kronecker, optimizers, schedules
 from bigmodel.optim.optimizers import Step
 from bigmodel.study import default_config
 
@@ -37,7 +37,7 @@ def config_of(name, **fields):
 
 def step_sizes(name):
   """A function of the gradients' scale: the rms of each step of each matrix, [matrices, STEPS], over the rate."""
-  small = {"epsilon": 1e-14} if "epsilon" in optimizers.known()[name].reads else {}  # beside all gradients
+  small = {"epsilon": 1e-14} if "epsilon" in optimizers.BUILT_IN[name].reads else {}  # beside all gradients
   config = config_of(name, **small)
   begin = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(SHAPES.items())}
   how, h = optim.How.of(config, labels_of(begin)), optim.hyperparameters(config, STEPS)
@@ -62,8 +62,8 @@ def step_sizes(name):
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
-  monkeypatch.setattr(shampoo, "LONGEST", LONGEST)
-  sizes, linear = step_sizes(name), optimizers.known()[name].step is Step.GRADIENT
+  monkeypatch.setattr(kronecker, "LONGEST", LONGEST)
+  sizes, linear = step_sizes(name), optimizers.BUILT_IN[name].step is Step.GRADIENT
   plain = np.asarray(sizes(1.0))
   for scale in SCALES:
     # float32 resolves 1e-7 of the parameters, which is 3e-5 of a rate of .003.
@@ -78,7 +78,7 @@ def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
 def test_soap_does_not_magnify_rounding_errors():
   """Gradients of rank 1 are one number in their eigenbasis; all others there are rounding errors."""
   grads = {"w": jax.random.normal(jax.random.key(1), (24, 1)) @ jax.random.normal(jax.random.key(2), (1, 16))}
-  soap = shampoo.scale_by_soap(0.9, 0.95, 1e-8)
+  soap = kronecker.scale_by_soap(0.9, 0.95, 1e-8)
   state = soap.init(grads)
   for i in range(12):
     updates, state = jax.jit(soap.update)(jax.tree.map(lambda g, i=i: (1 + 0.1 * i) * g, grads), state)
@@ -166,14 +166,14 @@ def test_a_field_is_refused_exactly_where_the_optimizer_does_not_read_it(name):
   assert {field: moved for field, (_, moved) in found.items()} == {
     field: not refused for field, (refused, _) in found.items()
   }
-  assert {field for field in optimizers.SPECIFIC if found[field][1]} == set(optimizers.known()[name].reads)
+  assert {field for field in optimizers.SPECIFIC if found[field][1]} == set(optimizers.BUILT_IN[name].reads)
 
 
 @pytest.mark.parametrize("schedule", optim.SCHEDULES)
 def test_a_field_is_refused_exactly_where_the_schedule_does_not_read_it(schedule):
   found = effects(config_of("sgd", schedule=schedule, warmup=0.1), ["warmup", *schedules.SPECIFIC])
   assert all(moved != refused for refused, moved in found.values()), found
-  assert {field for field in schedules.SPECIFIC if found[field][1]} == set(schedules.READS[schedule])
+  assert {field for field in schedules.SPECIFIC if found[field][1]} == set(schedules.SCHEDULES[schedule].reads)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_products_have_the_highest_precision(name):
 
 
 def test_a_sweep_over_all_optimizers_can_set_the_fields_that_each_reads():
-  readers = lambda field: [name for name, optimizer in optimizers.known().items() if field in optimizer.reads]
+  readers = lambda field: [name for name, optimizer in optimizers.BUILT_IN.items() if field in optimizer.reads]
   axes = {"optim.name": optim.NAMES}
   for field in optimizers.SPECIFIC:
     axes[f"optim.{field}"] = When("optim.name", readers(field), ("spectral",) if field == "update_scale" else (0.5,))

@@ -170,7 +170,7 @@ def averages(memory, G, b1, b2):
 @pytest.mark.parametrize("longest", [8, 6, 5])
 def test_shampoo_is_its_equations(longest, monkeypatch):
   """Of 6 x 8 matrices with both sides preconditioned, with one, and with none, which leaves Adam."""
-  monkeypatch.setattr(optim.optimizers.shampoo, "LONGEST", longest)
+  monkeypatch.setattr(optim.optimizers.kronecker, "LONGEST", longest)
   sides = [side for side, size in (("L", 6), ("R", 8)) if size <= longest]
 
   def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):

@@ -21,7 +21,7 @@ from bigmodel.study import default_config
 
 BASE = ("model.width=64", "model.layers=2")
 HOW = dict(schedule="constant", weight_decay=0.0, clip=1e9)
-ACCEPTED = [name for name, optimizer in optimizers.known().items() if parametrization.transfers(optimizer)]
+ACCEPTED = [name for name, optimizer in optimizers.BUILT_IN.items() if parametrization.transfers(optimizer)]
 
 
 def config_of(kind, width=64, layers=2, optimizer="adamw", family="decoder", **fields):
@@ -131,7 +131,7 @@ def test_multiples_of_other_optimizers_and_heads():
   assert matched[1] == pytest.approx(0.5)  # match_rms_adamw grows with the root of the width
 
 
-@pytest.mark.parametrize("name", [name for name in ACCEPTED if optimizers.known()[name].step is Step.GRADIENT])
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if optimizers.BUILT_IN[name].step is Step.GRADIENT])
 def test_gradient_steps_make_up_for_gradients_that_shrink_with_the_layers(name):
   """Eight times as deep: a block's gradients are an eighth, and what ends a branch counts an eighth of its values."""
   found = multiples(layers=16, optimizer=name)
@@ -307,7 +307,7 @@ def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every
   Eigenvectors of Shampoo and SOAP take long, so these have fewer seeds, and SOAP smaller widths. Shampoo's slope under
   completep was -.15 from 32 to 128, and -.10 from 64 to 256.
   """
-  step = optimizers.known()[name].step
+  step = optimizers.BUILT_IN[name].step
   widths, steps, seeds = (64, 256), 4, 8
   if step is Step.GRADIENT:
     steps, seeds = 3, 32
@@ -326,7 +326,7 @@ def slopes_of_blocks(name, depths, steps, seeds):
 
   The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
   """
-  how = {"lr": SMALL_RATES[optimizers.known()[name].step], "frozen": ("^embedding", "^final_norm"), **HOW}
+  how = {"lr": SMALL_RATES[optimizers.BUILT_IN[name].step], "frozen": ("^embedding", "^final_norm"), **HOW}
   configs = [resolved(config_of("completep", layers=n, optimizer=name, base=UNIT_TABLES, **how)) for n in depths]
   for config in configs:
     config.model.vocab = 4

@@ -156,16 +156,16 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 def test_a_stage_drops_inherited_fields_that_its_optimizer_does_not_read(config, name):
   """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
   defaults = optim.defaults()
-  for own, optimizer in optim.optimizers.known().items():
+  for own, optimizer in optim.optimizers.BUILT_IN.items():
     config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
     changed = {"update_scale": "spectral", "momentum": 0.8, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-6, "gamma": 0.1}
     config.optim.update({field: changed[field] for field in optimizer.reads})
-    if optimizer.own_rate:
+    if optimizer.sets_rate:
       config.optim.decays = ()
     config.train.stages = (f"optim.name={name} optim.schedule=constant optim.weight_decay=0.0 train.steps=2",)
     study.check(config)
     stage, last = (found.config.optim for found in stages.of(config))
-    both = set(optimizer.reads) & set(optim.optimizers.known()[name].reads)
+    both = set(optimizer.reads) & set(optim.optimizers.BUILT_IN[name].reads)
     for field in optimizer.reads:
       assert last[field] == changed[field]
       assert stage[field] == (changed[field] if field in both else defaults[field]), field

@@ -17,8 +17,8 @@ from bigmodel.config import load
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.study import plan as plans
-from bigmodel.workers import clusters, workers
-from bigmodel.workers.workers import Workers
+from bigmodel.workers import clusters, pool, worker
+from bigmodel.workers.pool import Workers
 
 CONFIG = """
 from bigmodel.study import Grid, Study, default_config
@@ -62,7 +62,7 @@ def results(folder):
 class Fails:
   """A place whose workers end with these codes, one after another, but for the last, which goes on."""
 
-  said = "here"
+  log = "here"
 
   def __init__(self, codes):
     self.codes, self.starts = list(codes), 0
@@ -76,29 +76,29 @@ class Fails:
 
 def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
+  monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
   place = Fails([clusters.VANISHED, 137, 0])  # the last ended, but not all runs have
-  slot = workers._Slot(place)
+  slot = pool._Slot(place)
   for _ in range(20):
-    slot.keep_going(0)
+    slot.keep_running((0, 0))
     clock[0] += 1.0
   assert place.starts == 4
-  assert slot.runs()
-  slot = workers._Slot(Fails([2]))
-  slot.keep_going(0)
+  assert slot.is_running()
+  slot = pool._Slot(Fails([2]))
+  slot.keep_running((0, 0))
   with pytest.raises(UserError, match="refused its input"):
-    slot.keep_going(0)
+    slot.keep_running((0, 0))
   place = Fails([clusters.VANISHED] * 20)  # a time limit, again and again, while runs get further
-  slot = workers._Slot(place)
+  slot = pool._Slot(place)
   for step in range(200):
-    slot.keep_going((0, step))
+    slot.keep_running((0, step))
     clock[0] += 1.0
   assert place.starts == 21
-  slot = workers._Slot(Fails([1] * 99))
+  slot = pool._Slot(Fails([1] * 99))
 
   def go_on():
     for _ in range(1000):
-      slot.keep_going(0)
+      slot.keep_running((0, 0))
       clock[0] += 1.0
 
   with pytest.raises(RuntimeError, match="died 10 times in a row"):
@@ -133,7 +133,7 @@ def test_options_of_workers_are_numbers_and_words(monkeypatch):
   }  # fmt: skip
   with pytest.raises(UserError, match="'gpu' is not NAME=VALUE"):
     Workers.parse("ray:2", ["gpu"])
-  with pytest.raises(UserError, match="say timeout_min=MINUTES"):
+  with pytest.raises(UserError, match="set timeout_min=MINUTES"):
     Workers.parse("slurm:2")
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"install bigmodel\[ray\]"):
@@ -144,7 +144,7 @@ def test_options_of_workers_are_numbers_and_words(monkeypatch):
   with pytest.raises(UserError, match="--worker-options"):
     Workers.parse("local:2", ["num_gpus=1"])
   words = ["sweep", "--config=a.py", "--worker-options", "nodes=2", "--workers=ray:2", "--worker-options=nodes=3"]
-  assert workers.command_of_workers(words)[-2:] == ["sweep", "--config=a.py"]
+  assert worker.command_of_workers(words)[-2:] == ["sweep", "--config=a.py"]
 
 
 @pytest.mark.slow

@@ -22,8 +22,11 @@ from bigmodel.train import results
 from bigmodel.train.display import Display
 from bigmodel.train.run import open_folder, write_provenance
 from bigmodel.train.stop import StopRequest
-from bigmodel.workers import execute, failures, workers
-from bigmodel.workers.workers import Workers
+from bigmodel.workers import execute, failures
+from bigmodel.workers import pool as pools
+from bigmodel.workers.groups import Group
+from bigmodel.workers.pool import Workers
+from bigmodel.workers.worker import Worker
 
 
 def end(run, status="finished"):
@@ -66,13 +69,13 @@ def prepared(config, tmp_path):
 
 def groups_of(prepared, size):
   ids = list(prepared.runs)
-  return [{"run_ids": ids[i : i + size], "expected_seconds": 1.0} for i in range(0, len(ids), size)]
+  return [Group(tuple(ids[i : i + size]), 1.0) for i in range(0, len(ids), size)]
 
 
 def work(prepared, groups, name="parent", patience=1.0):
   threading.current_thread().name = name
   with Display(0, True) as display:
-    workers.work(name, groups, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), patience)
+    Worker(name, prepared.workdir, prepared.data, display, StopRequest(), patience).train(groups, prepared.runs)
 
 
 def statuses(prepared):
@@ -139,18 +142,18 @@ def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeyp
   training = Training(lambda runs, worker: RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE"))
   monkeypatch.setattr(execute, "train_runs", training)
   groups = groups_of(prepared, 1)
-  one_round = lambda noted, part: workers.work(
-    "w0", part, prepared.runs, prepared.data, prepared.workdir, display, StopRequest(), 1.0, failures=noted
-  )
-  with Display(0, True) as display, workers.failures_of(prepared.workdir, "w0", 1.0) as noted:
+  with (
+    Display(0, True) as display,
+    Worker("w0", prepared.workdir, prepared.data, display, StopRequest(), 1.0).present() as worker,
+  ):
     for group in groups[:2]:
-      one_round(noted, [group])
+      worker.train([group], prepared.runs)
       assert [*statuses(prepared).values()][-1] == "failed"
     execute.set_failed_aside(prepared.workdir)
     for group in groups[:2]:
-      end(prepared.runs[group["run_ids"][0]])  # as another worker would
+      end(prepared.runs[group.run_ids[0]])  # as another worker would
     with pytest.raises(UnfitWorker):
-      one_round(noted, groups[2:3])
+      worker.train(groups[2:3], prepared.runs)
 
 
 def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
@@ -269,7 +272,7 @@ def test_a_worker_whose_self_check_fails_stops_without_a_record(prepared, monkey
 class InThread:
   """A place whose worker is a thread of this process."""
 
-  said = "here"
+  log = "here"
 
   def __init__(self, name, work):
     self._name, self._work, self._thread, self._asked, self._code = name, work, None, StopRequest(), None
@@ -285,7 +288,7 @@ class InThread:
         self._work(self._asked)
       self._code = 0
     except UnfitWorker:
-      self._code = workers.UNFIT
+      self._code = pools.UNFIT
 
   def poll(self):
     return None if self._thread.is_alive() else self._code
@@ -313,7 +316,7 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   monkeypatch.setattr(price, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3))
   prepared = with_target("study")
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
-  monkeypatch.setattr(workers, "_places", lambda *_: [worker(i) for i in range(2)])
+  monkeypatch.setattr(pools, "_places", lambda *_: [worker(i) for i in range(2)])
   here = threading.current_thread().name = "command"
   report = study.run_study(prepared, True, StopRequest(), workers=Workers(kind, 2))
   target = report["forecast"]["target"]["run_id"]
@@ -344,7 +347,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
   monkeypatch.setattr(execute, "train_runs", Training(fault))
   worker = lambda i: InThread(f"w{i}", lambda asked: study.work(with_target("study"), f"w{i}", True, asked, 1.0))
   places = [worker(i) for i in range(4)]
-  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  monkeypatch.setattr(pools, "_places", lambda *_: places)
   report = study.run_study(with_target("study"), True, StopRequest(), workers=Workers("slurm", 4))
   assert report["forecast"]["actual"] is not None
   assert len(tries) == 2 == len({*tries})
@@ -380,7 +383,7 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
   """Of this machine an unfit one is not started again; it starts no more workers than there are groups left."""
 
   class Place:
-    said = "here"
+    log = "here"
 
     def __init__(self, code):
       self.code, self.starts = code, 0
@@ -392,24 +395,24 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
       return self.code
 
   clock = [0.0]
-  monkeypatch.setattr(workers.time, "monotonic", lambda: clock[0])
-  monkeypatch.setattr(workers, "_Process", Place)
+  monkeypatch.setattr(pools.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(pools, "_Process", Place)
   told = []
   display = type("Told", (), {"say": lambda self, text: told.append(text)})()
-  pool = workers.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
-  places = [Place(workers.UNFIT), Place(1), Place(None), Place(None)]
-  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  pool = pools.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
+  places = [Place(pools.UNFIT), Place(1), Place(None), Place(None)]
+  monkeypatch.setattr(pools, "_places", lambda *_: places)
   watch = type("Watch", (), {"progress": (0, 0), "left": 3})()
   for _ in range(400):
-    pool._keep_going(watch)
+    pool._keep_running(watch)
     clock[0] += 1.0
   assert [place.starts for place in places] == [1, 11, 1, 1]
   assert [text.split(";")[0] for text in told] == [
     "a worker found this machine unfit to train",
     "a worker died 10 times in a row, the last time with code 1",
   ]
-  lost = workers.Pool(Workers("local", 1), [], tmp_path, display, StopRequest())
-  monkeypatch.setattr(workers, "_places", lambda *_: [Place(workers.UNFIT)])
-  lost._keep_going(watch)
+  lost = pools.Pool(Workers("local", 1), [], tmp_path, display, StopRequest())
+  monkeypatch.setattr(pools, "_places", lambda *_: [Place(pools.UNFIT)])
+  lost._keep_running(watch)
   with pytest.raises(RuntimeError, match="unfit to train"):
-    lost._keep_going(watch)
+    lost._keep_running(watch)

@@ -23,9 +23,9 @@ from bigmodel.train import watch
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.stop import StopRequest
-from bigmodel.workers import execute, leases, workers
+from bigmodel.workers import execute, leases, pool, worker
 from bigmodel.workers.groups import Group
-from bigmodel.workers.workers import Workers
+from bigmodel.workers.pool import Workers
 
 
 def planned(config, folder, count=1):
@@ -108,7 +108,7 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
   inside, leave, order = threading.Event(), threading.Event(), []
 
   def first():
-    with workers.exclusive(tmp_path, "plan", StopRequest()):
+    with worker.exclusive(tmp_path, "plan", StopRequest()):
       inside.set()
       leave.wait(60)
       order.append("first")
@@ -118,15 +118,15 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
     inside.wait(60)
     with (
       pytest.raises(Interrupted, match="another command was at the plan"),
-      workers.exclusive(tmp_path, "plan", Asked(2)),
+      worker.exclusive(tmp_path, "plan", Asked(2)),
     ):
       order.append("never")
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
       "waits for another command, which is at the plan or was when it was last seen"
     ]
-    with workers.exclusive(tmp_path, "forecast", StopRequest()):  # is another thing
+    with worker.exclusive(tmp_path, "forecast", StopRequest()):  # is another thing
       leave.set()
-    with workers.exclusive(tmp_path, "plan", StopRequest()):
+    with worker.exclusive(tmp_path, "plan", StopRequest()):
       order.append("second")
     done.result()
   assert order == ["first", "second"]
@@ -241,7 +241,7 @@ def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_pa
   monkeypatch.setattr(execute, "train_runs", train)
   worker = lambda i: InThread(lambda asked: study.work(of("shared"), f"w{i}", True, asked))
   places = [worker(i) for i in range(2)]
-  monkeypatch.setattr(workers, "_places", lambda *_: places)
+  monkeypatch.setattr(pool, "_places", lambda *_: places)
   study.run_study(of("shared"), True, StopRequest(), workers=Workers("local", 2))
   assert not any(place._asked.requested() for place in places)
   alone, shared = ({one.run_id: one for one in record.collect(tmp_path / name)} for name in ("alone", "shared"))
@@ -273,9 +273,9 @@ def test_a_worker_of_no_study_is_refused(config, tmp_path):
 
 def test_the_command_of_a_worker_is_that_of_its_study():
   words = ["sweep", "--config=a.py", "--workers", "local:2", "--workdir=w", "--json", "--retry", "--axis", "a=1,2"]
-  command = workers.command_of_workers(words)
+  command = worker.command_of_workers(words)
   assert command[-5:] == ["sweep", "--config=a.py", "--workdir=w", "--axis", "a=1,2"]
-  assert workers.command_of_workers(["study", "--workers=local"])[-1] == "study"
+  assert worker.command_of_workers(["study", "--workers=local"])[-1] == "study"
 
 
 @pytest.mark.slow

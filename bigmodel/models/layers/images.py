@@ -1,14 +1,13 @@
 """Layers of image models: convolution, pooling, group normalisation. Images are [B, height, width, channels]."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import gathered, plus_bias, zeros
+from bigmodel.models.layers.basic import gathered, parameter, plus_bias, zeros
 from bigmodel.models.layers.roles import Role, labelled
 
 
@@ -28,7 +27,7 @@ def convolution(
   fan_in = size * size * x.shape[-1] // groups
   axes = ("kernel_height", "kernel_width", "inputs", "mlp")
   init = labelled(initial.normal((2 / fan_in) ** 0.5), axes, role)
-  weight: Any = module.param(name, init, (size, size, x.shape[-1] // groups, channels), jnp.float32)
+  weight = parameter(module, name, init, (size, size, x.shape[-1] // groups, channels))
   out = jax.lax.conv_general_dilated(
     x,
     gathered(weight.astype(x.dtype), axes),
@@ -62,7 +61,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     B, H, W, C = x.shape
     ones = labelled(nn.initializers.ones, ("norm",), Role.NORM)
-    scale: Any = self.param("scale", ones, (C,), jnp.float32)
+    scale = parameter(self, "scale", ones, (C,))
     bias = zeros(self, "bias", (C,), ("norm",), Role.NORM)
     G = math.gcd(self.groups, C)
     split = x.astype(jnp.float32).reshape(B, H * W, G, C // G)

@@ -1,0 +1,35 @@
+"""Rules of the form PATTERN=NUMBER, which users write over the dotted names of parameters."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+
+from bigmodel.config import require
+from bigmodel.models.layers.roles import Path, dotted
+from bigmodel.types import Params, PyTree
+
+
+def parse(field: str, rules: Sequence[str]) -> list[tuple[str, float]]:
+  """`PATTERN=NUMBER` rules as pairs; refuses what is not of this form. `field` is that of `config.optim`."""
+  pairs = []
+  for text in rules:
+    pattern, equals, number = text.rpartition("=")
+    try:
+      re.compile(pattern)
+      pairs.append((pattern, float(number)))
+    except (ValueError, re.error):
+      equals = ""
+    require(bool(equals and pattern), f"config.optim.{field}: {text!r} is not PATTERN=NUMBER")
+    require(pairs[-1][1] >= 0, f"config.optim.{field}: {text!r} is negative")
+  return pairs
+
+
+def first_matches(params: Params, patterns: Sequence[str]) -> PyTree:
+  """For each parameter the index of the first pattern that matches somewhere in its name, or -1."""
+
+  def index(path: Path, _: object) -> int:
+    name = dotted(path)
+    return next((i for i, pattern in enumerate(patterns) if re.search(pattern, name)), -1)
+
+  return jax.tree_util.tree_map_with_path(index, params)

@@ -1,0 +1,62 @@
+"""Every example of docs/extending.md is written to the file that its first line names, and used."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import bigmodel
+from bigmodel.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+EXAMPLES = {
+  name: text for text, name in re.findall(r"^```python\n(# (\w+\.py)\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(corpus_dir, tmp_path_factory):
+  """The files of the examples, and a quickstart that is small."""
+  root = tmp_path_factory.mktemp("extending")
+  for name, text in EXAMPLES.items():
+    (root / name).write_text(text)
+  (root / "configs").mkdir()
+  (root / "configs" / "quickstart.py").write_text(f"""
+import bigmodel
+
+def get_config(arg=None):
+  config = bigmodel.default_config()
+  config.data.update(name="text_files", path={str(corpus_dir / "*.jsonl")!r}, heldout_fraction=0.2, context=32)
+  config.model.update(layers=1, heads=2)
+  config.train.update(batch_size=4)
+  config.eval.tokens = 512
+  return config
+""")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(root)
+    yield root
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_have_at_most_forty_lines(name):
+  assert len(EXAMPLES[name].splitlines()) <= 40
+
+
+def test_a_law():
+  N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e8, 5), np.geomspace(1e6, 1e10, 5)))
+  loss = 1.7 + 400 / (N + 3e5) ** 0.4 + 400 / D**0.3
+  pl.DataFrame({"params_total": N, "tokens": D, "loss_eval": loss}).write_csv("runs.csv")
+  fit = bigmodel.fit("runs.csv", "my_law.py:saturating")
+  assert fit.params["alpha"] == pytest.approx(0.4, abs=0.02)
+  assert fit.params["size"] == pytest.approx(3e5, rel=0.2)
+
+
+def test_a_design():
+  arguments = "study --config=my_study.py --workdir=runs/doubling --json"
+  assert main.main(arguments.split()) == 0
+  runs = bigmodel.load_study("runs/doubling")
+  assert runs["model.width"].to_list() == [8, 16, 32]
+  assert runs["tokens"].is_sorted()
