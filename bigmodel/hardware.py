@@ -1,4 +1,4 @@
-"""The devices of this machine: set-up, identity, and the peak that was measured on them."""
+"""The devices of this machine: set-up, identity, memory and peak FLOP/s; and what is published about chips."""
 
 import contextlib
 import ctypes
@@ -13,20 +13,19 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bigmodel.files import cache_dir
+from bigmodel.types import Device
 
 
 def setup() -> None:
   """Prepares JAX for this process; call it before the first JAX computation.
 
-  On a CPU every core becomes a device of its own: data-parallel programs over
-  one-core devices use small matrix products better than one device with as many
-  threads (`benchmarks/train_step.py` prints by how much).
+  On a CPU every core becomes a device: data-parallel programs over one-core devices compute small matrix products
+  faster than one device with as many threads (`benchmarks/train_step.py` prints by how much).
   """
   if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "host_platform_device_count" not in os.environ.get(
     "XLA_FLAGS", ""
@@ -36,8 +35,8 @@ def setup() -> None:
   flags = flags_of_xla(os.environ.get("JAX_PLATFORMS", ""), glob.glob("/dev/*"), os.environ.get("XLA_FLAGS", ""))
   if flags:
     os.environ["XLA_FLAGS"] = flags
-  if _has_libtpu_for_nothing():
-    # Within this process only: what is in the environment would reach workers on machines with accelerators.
+  if _has_libtpu_without_tpu():
+    # For this process only: environment variables would also reach workers on machines with accelerators.
     jax.config.update("jax_platforms", "cpu")
   # A program compiled for one CPU can crash on another: the cache is keyed by both.
   cache = cache_dir() / "xla" / f"{jax.__version__}-{cpu_identity()}"
@@ -45,19 +44,19 @@ def setup() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-# Without it sums by atomic additions (the gradients of embeddings, some reductions) and the choice of kernels by their
-# measured time differ from run to run. XLA takes it in every build (jaxlib 0.10 to 0.12), also where there is no GPU.
+# Without this flag, sums by atomic additions (gradients of embeddings, some reductions) and the choice of kernels by
+# measured time differ from run to run. Every build of XLA accepts it (jaxlib 0.10 to 0.12), also those without a GPU.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Either flag in a user's XLA_FLAGS, whatever its value, is the user's decision.
+# If either flag is in a user's XLA_FLAGS, with any value, it is left as it is.
 _DETERMINISM_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
 _GPU_DEVICES = ("/dev/nvidia", "/dev/dxg", "/dev/kfd")
 _GPU_PLATFORMS = {"cuda", "gpu", "rocm"}
 
 
 def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
-  """XLA_FLAGS for this process: `flags`, and on GPUs what makes two equal runs give equal bits.
+  """XLA_FLAGS for this process: `flags`, and on GPUs the flag with which equal runs give equal bits.
 
-  `platforms` is what JAX_PLATFORMS says ('' lets JAX choose), `devices` the paths of this machine's device files.
+  `platforms` is the value of JAX_PLATFORMS ('' lets JAX choose), `devices` the paths of this machine's device files.
   """
   uses_gpu = not platforms or bool(_GPU_PLATFORMS & set(platforms.split(",")))
   if not uses_gpu or not any(path.startswith(_GPU_DEVICES) for path in devices):
@@ -67,7 +66,7 @@ def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
   return f"{flags} {DETERMINISTIC}".strip()
 
 
-def _has_libtpu_for_nothing() -> bool:
+def _has_libtpu_without_tpu() -> bool:
   """Whether libtpu is installed, there is no accelerator, and no platform was chosen.
 
   JAX would then try the TPU first, and libtpu would print five lines about not finding one.
@@ -82,15 +81,15 @@ def _has_libtpu_for_nothing() -> bool:
 _ACCELERATOR_DEVICES = ("/dev/accel", "/dev/vfio", "/dev/nvidia", "/dev/dxg", "/dev/kfd")
 _ACCELERATOR_VENDORS = ("0x1ae0", "0x10de")  # Google, NVIDIA
 _TPU_VARIABLES = ("TPU_", "CLOUD_TPU_", "MEGASCALE_", "JAX_FORCE_TPU_INIT")
-# Set where there is no TPU, too: by JAX, by libtpu itself, or against its messages.
+# These may also be set where there is no TPU: by JAX, by libtpu itself, or to silence it.
 _SET_ANYWHERE = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL")
 
 
 def _signs_of_accelerators(devices: Sequence[str], vendors: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-  """What of this machine's device files, PCI vendors and environment variables says that it has a TPU or a GPU."""
-  found = [path for path in devices if path.startswith(_ACCELERATOR_DEVICES)]
-  found += [vendor for vendor in vendors if vendor in _ACCELERATOR_VENDORS]
-  return found + [name for name in environment if name.startswith(_TPU_VARIABLES) and name not in _SET_ANYWHERE]
+  """The device files, PCI vendors and environment variables that only a machine with a TPU or a GPU has."""
+  signs = [path for path in devices if path.startswith(_ACCELERATOR_DEVICES)]
+  signs += [vendor for vendor in vendors if vendor in _ACCELERATOR_VENDORS]
+  return signs + [name for name in environment if name.startswith(_TPU_VARIABLES) and name not in _SET_ANYWHERE]
 
 
 def _pci_vendors() -> list[str]:
@@ -102,7 +101,7 @@ def _pci_vendors() -> list[str]:
 
 
 def _keep_memory() -> None:
-  """Tells glibc to keep freed memory: a step's buffers of over 32 MB would be mapped and cleared anew every step.
+  """Tells glibc to keep freed memory; otherwise buffers of over 32 MB are mapped and cleared again in every step.
 
   Measured on 2 cores: 16,000 page faults a step became none, and steps of models 64 to 256 wide took 14% to 36% less.
   """
@@ -113,7 +112,7 @@ def _keep_memory() -> None:
 
 @functools.cache
 def cpu_identity() -> str:
-  """A short hash of what the CPU can do."""
+  """A short hash of the CPU's model and instruction sets."""
   flags = platform.processor() + platform.machine()
   try:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -127,8 +126,8 @@ def cpu_identity() -> str:
   return hashlib.sha256(flags.encode()).hexdigest()[:12]
 
 
-def compiler_options(platform: str | None = None) -> dict[str, Any]:
-  """Options for `jax.jit` that make a training step faster on a platform, the one at hand unless told."""
+def compiler_options(platform: str | None = None) -> dict[str, str | int]:
+  """Options for `jax.jit` that make a training step faster on a platform, by default the one in use."""
   if (platform or jax.default_backend()) != "cpu":
     return {}
   return {
@@ -146,11 +145,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def peak_flops(devices: Sequence[Any], dtype: str) -> float:
+def peak_flops(devices: Sequence[Device], dtype: str) -> float:
   """FLOP/s that these devices, of all hosts, reach together in products of this type.
 
-  The published peak where the chip is in the table. Elsewhere the devices of this process are measured, all at once,
-  and those of other hosts count as much.
+  It is the published peak where the chip is in the table. Otherwise the devices of this process are measured, all at
+  once, and devices of other hosts are assumed to be as fast.
   """
   chip = chip_of(devices[0].device_kind)
   if chip is not None:
@@ -163,8 +162,8 @@ def peak_flops(devices: Sequence[Any], dtype: str) -> float:
 
 
 @functools.cache
-def measured_flops(devices: tuple[Any, ...], dtype: str, size: int = 1024, repeats: int = 5) -> float:
-  """FLOP/s of devices of this process in products of `size` x `size` matrices, all at once, measured now."""
+def measured_flops(devices: tuple[Device, ...], dtype: str, size: int = 1024, repeats: int = 5) -> float:
+  """FLOP/s of devices of this process, measured in products of `size` x `size` matrices on all at once."""
   a = jnp.ones((size, size), dtype)
   multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"), compiler_options=compiler_options())
   inputs = [jax.device_put(a, device) for device in devices]
@@ -178,7 +177,7 @@ def measured_flops(devices: tuple[Any, ...], dtype: str, size: int = 1024, repea
 
 
 def memory() -> float:
-  """Bytes that one device can hold; of a CPU's, its share of the machine's memory."""
+  """Bytes that one device can hold; for a CPU device its share of the machine's memory."""
   device = jax.local_devices()[0]
   if device.platform != "cpu":
     return (device.memory_stats() or {}).get("bytes_limit", math.inf)
@@ -189,8 +188,8 @@ def memory() -> float:
   return min(allowed) / jax.local_device_count()
 
 
-def describe() -> dict[str, Any]:
-  """What ran: goes into every record's `devices`."""
+def describe() -> dict[str, object]:
+  """The devices of this run, for `devices` of its record."""
   device = jax.devices()[0]
   return {
     "platform": device.platform,
@@ -203,19 +202,19 @@ def describe() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What the makers publish of a chip; a device of JAX is one chip, except where `devices` says otherwise."""
+  """Published facts about a chip. One device of JAX is one chip unless `devices` is more than 1."""
 
-  flops: float  # bfloat16 multiply-adds as 2, a second, without sparsity
+  flops: float  # bfloat16 FLOP/s, a multiply-add as 2, without sparsity
   memory: float  # bytes
-  bandwidth: float  # of the memory, bytes a second
-  link: float  # one link of the interconnect, one way, bytes a second
-  dimensions: int  # of the torus; 0: every device of a host reaches every other of it through a switch at `link`
-  clock: float = 0.0  # of the cores, Hz: what the compiler's estimated cycles are divided by
-  devices: int = 1  # of JAX, a chip
-  host: int = 4  # chips a host
-  flops32: float = 0.0  # the same of float32; 0: six bfloat16 passes, which is how a TPU computes it
-  kinds: tuple[str, ...] = ()  # what JAX calls its devices
-  network: float = 0.0  # the network card of one chip, one way, bytes a second; 0: the torus joins the hosts
+  bandwidth: float  # of the memory, bytes per second
+  link: float  # one link of the interconnect, one way, bytes per second
+  dimensions: int  # of the torus; 0: a switch connects all devices of a host at `link`
+  clock: float = 0.0  # of the cores, Hz; converts the compiler's estimated cycles to seconds
+  devices: int = 1  # devices of JAX per chip
+  host: int = 4  # chips per host
+  flops32: float = 0.0  # float32 FLOP/s; 0: six bfloat16 passes, which is how a TPU computes it
+  kinds: tuple[str, ...] = ()  # names of its devices in JAX
+  network: float = 0.0  # the network card of one chip, one way, bytes per second; 0: the torus connects the hosts
 
   def peak(self, dtype: str) -> float:
     """FLOP/s of one chip in products of this type."""
@@ -223,12 +222,12 @@ class Chip:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip that JAX calls so, or None where the table does not have it."""
+  """The chip whose devices have this name in JAX, or None where the table does not have it."""
   return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
-# Seconds that a message takes beside its bytes, from GPU to GPU of a host and from host to host: what NCCL assumes of
-# rings (src/graph/tuning.cc, hwLat of NVLINK and NET, Ring, protocol Simple).
+# Latency of a message in seconds, between GPUs of a host and between hosts, as NCCL assumes for rings
+# (src/graph/tuning.cc, hwLat of NVLINK and NET, Ring, protocol Simple).
 SWITCH_LATENCY, NETWORK_LATENCY = 3.4e-6, 14e-6
 
 # Google Cloud's TPU pages and NVIDIA's data sheets; clocks from peak / (matrix units x their size). NVIDIA counts both

@@ -138,7 +138,9 @@ def trees(table: str) -> list[dict[str, float]]:
     data = pipeline.prepare(config)
     assert isinstance(data, Examples)
     train, held = (data.rows(split, np.arange(data.count(split))) for split in ("train", "validation"))
-    texts = np.arange(data.inputs.shape[1]) >= data.inputs.shape[1] - len(data.facts.get("categories", ()))
+    categories = data.facts.get("categories", ())
+    assert isinstance(categories, tuple)
+    texts = np.arange(data.inputs.shape[1]) >= data.inputs.shape[1] - len(categories)
     model = HistGradientBoostingClassifier(
       max_leaf_nodes=leaves,
       learning_rate=0.05,

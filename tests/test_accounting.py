@@ -23,7 +23,7 @@ def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
   for config in configs.values():
     counts = models.counts_of(config)
     known = {"status": "finished", "tokens": tokens, "loss_eval": 1.0}
-    records.append(counts.params() | counts.flops(tokens) | known)
+    records.append({**counts.params(), **counts.flops(tokens), **known})
   read = points.from_records(records, convention)
   np.testing.assert_allclose(read.C, 6 * read.N * read.D, rtol=1e-12)
   sparse = np.array([record["params_active"] < record["params_total"] for record in records])

@@ -45,6 +45,23 @@ def test_examples_have_at_most_forty_lines(name):
   assert len(EXAMPLES[name].splitlines()) <= 40
 
 
+def trained(config):
+  """The record of a short run, and the loss before it."""
+  config.train.update(steps=30, batch_size=32)
+  config.eval.batch_size = 32
+  if config.data.name == "idx_images":  # the default
+    inputs = np.random.default_rng(0).normal(size=(160, 4))
+    bigmodel.use_arrays(config, inputs, (inputs[:, 0] > 0).astype(int))
+  return bigmodel.train_run(config, f"runs/{len(list(Path('runs').glob('*')))}").record
+
+
+def test_an_optax_optimizer():
+  config = bigmodel.default_config("mlp")
+  config.model.hidden = (8,)
+  config.optim.update(name="my_optimizer.py:lamb_direction", lr=0.1)
+  assert trained(config).metrics["accuracy"] > 0.8
+
+
 def test_a_law():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e8, 5), np.geomspace(1e6, 1e10, 5)))
   loss = 1.7 + 400 / (N + 3e5) ** 0.4 + 400 / D**0.3

@@ -15,6 +15,7 @@ from bigmodel.files import absolute, read_json
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
 from bigmodel.planner.plan import plan_run
+from bigmodel.train import fields
 from bigmodel.train.display import Display
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance
@@ -30,7 +31,7 @@ def devices_of(kind, hosts, on_each, platform="tpu"):
 
 
 @pytest.mark.parametrize("name", CHIPS)
-@pytest.mark.parametrize("dtype", train.fields.DTYPES)
+@pytest.mark.parametrize("dtype", fields.DTYPES)
 def test_known_chips_have_their_published_peak_times_the_devices_of_all_hosts(name, dtype):
   chip = CHIPS[name]
   assert chip.kinds
@@ -87,7 +88,7 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
 
 
 @pytest.mark.parametrize("name", CHIPS)
-@pytest.mark.parametrize("dtype", train.fields.DTYPES)
+@pytest.mark.parametrize("dtype", fields.DTYPES)
 def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
   config, _ = configs.load("configs/published.py:tinyllama_1b")
   config.train.compute_dtype = dtype
@@ -136,7 +137,7 @@ def test_the_flags_are_set_before_the_first_computation_and_kept_with_the_run(re
   config, _ = resolved
   monkeypatch.setenv("XLA_FLAGS", MINE)
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-  for name in ("_keep_memory", "_has_libtpu_for_nothing"):
+  for name in ("_keep_memory", "_has_libtpu_without_tpu"):
     monkeypatch.setattr(hardware, name, lambda: False)
   monkeypatch.setattr(hardware.jax, "config", SimpleNamespace(update=lambda *_: None))  # this process has begun
   monkeypatch.setattr(hardware.glob, "glob", lambda pattern: GPU)

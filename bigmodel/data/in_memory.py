@@ -3,7 +3,7 @@
 import numpy as np
 
 from bigmodel.config import Config, require
-from bigmodel.data import cached, examples
+from bigmodel.data import cached, sources
 
 
 def use_arrays(
@@ -24,5 +24,5 @@ def use_arrays(
   require(len(shape) >= 2, f"use_arrays: inputs have the shape {shape}; it must be [examples, ...]")
   # As flat rows they pass the same checks; of images, a hash would be computed as well.
   flat = {**arrays, "inputs": arrays["inputs"].reshape(len(arrays["inputs"]), -1)}
-  examples.of_arrays(**flat, where="use_arrays")
+  sources.of_arrays(**flat, where="use_arrays")
   config.data.update(name="arrays", path=cached.keep(arrays), sha256="")

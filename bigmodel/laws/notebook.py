@@ -5,13 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, curves, fitting, forms, summary, table, uncertainty
+from bigmodel.laws import chinchilla, curves, fitting, forms, table, uncertainty
 from bigmodel.laws import forecast as forecasts
+from bigmodel.laws.facts import ForecastRow
 from bigmodel.laws.points import Points
 
 POINTS_OF_A_LINE = 50  # where the fitted curve is drawn
@@ -89,7 +91,7 @@ def _forecast_surface(
   of_forecaster = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
   # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
   law = chinchilla.Fit(points, of_forecaster) if of_forecaster else chinchilla.fit(points)
-  per_nd = summary.flops_per_nd(law)
+  per_nd = law.flops_per_nd
 
   def scale_of(where: float | tuple[float, float]) -> forecasts.Scale:
     N, D = where if isinstance(where, tuple) else law.optimum(where, per_nd)
@@ -119,12 +121,12 @@ def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | 
   shown = pl.concat(
     pl.DataFrame({"group": name, "x": scales[name], "loss": losses[name]}).select(*keys, "loss") for name in groups
   )
-  return Forecast(predicted[: len(places)], shown, predicted[len(places) :], curves.facts()["weights"])
+  return Forecast(predicted[: len(places)], shown, predicted[len(places) :], curves.method().weights)
 
 
-def _table(rows: Sequence[Mapping[str, object]], keys: Sequence[str]) -> pl.DataFrame:
+def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
   """Forecast rows with the ends of each interval in columns of their own, such as `low90` and `high90`."""
-  table_ = pl.DataFrame(rows)
+  table_ = pl.DataFrame(msgspec.to_builtins(rows))
   intervals = [name for name in table_.columns if name.startswith("interval")]
   ends = [
     pl.col(name).list.get(i).alias(name.replace("interval", end))

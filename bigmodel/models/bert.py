@@ -16,13 +16,14 @@ from bigmodel.models.layers.basic import (
   ACTIVATIONS,
   GATED,
   LayerNorm,
+  Matrix,
   constrain,
   dropout,
   normal,
   projection,
   repeated,
 )
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.registry.protocol import Facts, Supplied
@@ -134,13 +135,14 @@ class Bert(nn.Module):
     x_BxTxD = x_BxTxD + lookup(types_2xD, types, ("types", "embed"), self.dtype)
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = dropout(self, LayerNorm(epsilon=shape.epsilon, name="embedding_norm")(x_BxTxD), shape.dropout)
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     if shape.head == "none":
       return x_BxTxD, auxiliary
     if shape.head == "pooler":
-      pooled_BxD = projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), Role.OUTPUT, bias=True)
+      pooled_BxD = projection(self, "pooler", x_BxTxD[:, 0], D, Matrix(("embed", "mlp"), Role.OUTPUT, bias=True))
       return jnp.tanh(pooled_BxD), auxiliary
-    x_BxTxD = projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), Role.HIDDEN, bias=True)
+    x_BxTxD = projection(self, "transform", x_BxTxD, D, Matrix(("embed", "mlp"), Role.HIDDEN, bias=True))
     last_norm = LayerNorm(epsilon=shape.epsilon, role=Role.LAST_NORM, name="transform_norm")
     x_BxTxD = last_norm(ACTIVATIONS["gelu_erf"](x_BxTxD))
     return logits(self, x_BxTxD, embedding_VxD, shape.vocab, bias="output_bias"), auxiliary

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import field, read
-from bigmodel.models.layers.basic import einsum_float32, gathered, normal, projection, repeated, zeros
+from bigmodel.models.layers.basic import einsum_float32, gathered, normal, outputs, repeated, zeros
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 from bigmodel.models.registry.protocol import Facts
@@ -92,9 +92,7 @@ class DBN(nn.Module):
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
       inputs_BxH = v_BxV @ weight_VxH
       v_BxV = jax.nn.sigmoid(inputs_BxH + repeated(hidden_H, inputs_BxH.shape, ("mlp",), self.dtype))
-    out = projection(
-      self, "output", v_BxV, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, v_BxV, shape.outputs)
     return out, none
 
 

@@ -26,7 +26,7 @@ from bigmodel.models.layers.basic import (
   normal,
   repeated,
 )
-from bigmodel.models.layers.block import Block, BlockShape, Results, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import Block, BlockShape, Results, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 from bigmodel.models.layers.experts import Auxiliary
 from bigmodel.models.layers.roles import Role
@@ -190,7 +190,8 @@ class Decoder(nn.Module):
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", "length", "activation_embed"))
 
     if caches is None:
-      x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+      blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+      x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
       auxiliary = jax.tree.map(lambda total: total / shape.layers, auxiliary)
     else:
       block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []

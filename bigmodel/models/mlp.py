@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, OneOf, field, read
-from bigmodel.models.layers.basic import ACTIVATIONS, dropout, projection
+from bigmodel.models.layers.basic import ACTIVATIONS, Matrix, dropout, outputs, projection
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 from bigmodel.models.registry.protocol import Facts
@@ -72,12 +72,10 @@ class MLP(nn.Module):
     scale = 2**0.5 if shape.activation in ("relu", "gelu", "gelu_erf") else 1.0
     axis, role = "inputs", Role.INPUT
     for layer, width in enumerate(shape.hidden):
-      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, (axis, "mlp"), role, scale, bias=True)
+      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, Matrix((axis, "mlp"), role, scale, bias=True))
       x_BxF = dropout(self, ACTIVATIONS[shape.activation](x_BxF), shape.dropout)
       axis, role = "embed", Role.HIDDEN
-    out = projection(
-      self, "output", x_BxF, shape.outputs, (axis, "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, x_BxF, shape.outputs, axis)
     return out, {}
 
 

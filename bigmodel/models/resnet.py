@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import POSITIVE, OneOf, field, read
-from bigmodel.models.layers.basic import projection
-from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
+from bigmodel.models.layers.basic import outputs
+from bigmodel.models.layers.images import Convolution, GroupNorm, convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 from bigmodel.models.registry.protocol import Facts
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     shape = self.shape
 
     def conv(x: jax.Array, name: str, channels: int, size: int, stride: int, role: Role = Role.HIDDEN) -> jax.Array:
-      x = convolution(self, name, x, channels, size, role, stride, size // 2)
+      x = convolution(self, name, x, Convolution(channels, size, stride, size // 2), role)
       return GroupNorm(shape.groups, name=f"{name}_norm")(x)
 
     x = x.astype(self.dtype)
@@ -138,9 +138,7 @@ class ResNet(nn.Module):
       elif not layers[i + 1][0].endswith("shortcut"):
         x = jax.nn.relu(x)
     pooled_BxC = jnp.mean(x, axis=(1, 2))
-    out = projection(
-      self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, pooled_BxC, shape.outputs, "inputs")
     return out, {}
 
 

@@ -16,8 +16,8 @@ from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection, repeated
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, outputs, repeated
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import lookup
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
@@ -133,11 +133,10 @@ class FTTransformer(nn.Module):
     token_D = normal(self, "token", (D,), ("embed",), Role.SHRINKING_TABLE, D**-0.5)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     read_BxD = jax.nn.relu(LayerNorm(role=Role.LAST_NORM, name="final_norm")(x_BxTxD[:, 0]))
-    out = projection(
-      self, "output", read_BxD, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, read_BxD, shape.outputs)
     return out, auxiliary
 
 

@@ -20,7 +20,7 @@ from bigmodel.models.layers.basic import (
   dropout,
   sinusoids,
 )
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.registry.protocol import Facts, Supplied
@@ -122,13 +122,10 @@ class Transformer(nn.Module):
       )
       return constrain(x_BxTxD, ("batch", "length", "activation_embed"))
 
-    run = self.run_blocks
-    memory_BxSxD, _ = stack(
-      self, "encoder_blocks", shape.block(False), self.dtype, attend_to_all, run, embedded(source_BxS)
-    )
-    x_BxTxD, auxiliary = stack(
-      self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
-    )
+    encoder = Stack(shape.block(False), self.dtype, attend_to_all, self.run_blocks)
+    decoder = Stack(shape.block(True), self.dtype, self.attend, self.run_blocks)
+    memory_BxSxD, _ = stack(self, "encoder_blocks", encoder, embedded(source_BxS))
+    x_BxTxD, auxiliary = stack(self, "decoder_blocks", decoder, embedded(target_BxT), memory_BxSxD)
     return logits(self, x_BxTxD, embedding_VxD, shape.vocab), auxiliary
 
 

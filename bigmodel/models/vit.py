@@ -12,8 +12,19 @@ from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, dropout, normal, projection, repeated
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  LayerNorm,
+  Matrix,
+  constrain,
+  dropout,
+  normal,
+  outputs,
+  projection,
+  repeated,
+)
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
 from bigmodel.models.registry.protocol import Facts, Supplied
@@ -107,17 +118,16 @@ class ViT(nn.Module):
     B, height, width, channels = x.shape
     cut = x.astype(self.dtype).reshape(B, height // P, P, width // P, P, channels)
     pixels_BxTxF = cut.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * channels)
-    x_BxTxD = projection(self, "patches", pixels_BxTxF, D, ("inputs", "embed"), Role.INPUT, bias=True)
+    x_BxTxD = projection(self, "patches", pixels_BxTxF, D, Matrix(("inputs", "embed"), Role.INPUT, bias=True))
     token_D = normal(self, "token", (D,), ("embed",), Role.TABLE, 0.02)
     positions_TxD = normal(self, "positions", (shape.patches + 1, D), ("positions", "embed"), Role.TABLE, 0.02)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), x_BxTxD], axis=1)
     x_BxTxD = x_BxTxD + repeated(positions_TxD, x_BxTxD.shape, ("positions", "embed"), self.dtype)
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", None, "activation_embed"))
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     read_BxD = LayerNorm(epsilon=shape.epsilon, role=Role.LAST_NORM, name="final_norm")(x_BxTxD[:, 0])
-    out = projection(
-      self, "output", read_BxD, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, read_BxD, shape.outputs)
     return out, auxiliary
 
 

@@ -5,7 +5,6 @@ Each has the signature of `models.layers.block.RunBlocks` and computes the same.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from bigmodel.models.layers.block import BlockFunction, RunBlocks, unrolled
 from bigmodel.models.layers.experts import PRODUCTS, Auxiliary
 from bigmodel.parallel.logical_axes import BATCH, rules
 from bigmodel.parallel.sizes import microbatches
+from bigmodel.types import Params
 
 POLICIES = {
   "full": None,
@@ -36,7 +36,7 @@ POLICIES = {
 
 
 def choose(config: Config, mesh: Mesh) -> RunBlocks:
-  """The way that `config.parallel` asks for on this mesh."""
+  """The way of running blocks that `config.parallel` asks for on this mesh."""
   policy, in_pieces = config.parallel.remat, stored_in_pieces(config, mesh.shape)
   run = scanned if is_scanned(config, mesh.shape) else unrolled
   stages = mesh.shape["pipeline"]
@@ -48,44 +48,47 @@ def choose(config: Config, mesh: Mesh) -> RunBlocks:
 
 
 def is_scanned(config: Config, sizes: Mapping[str, int]) -> bool:
-  """Whether the layers run as one loop on a mesh of these sizes: where asked, and where weights are stored in pieces.
+  """Whether the layers run as one loop on a mesh of these sizes: if the config says so, or if weights are sharded.
 
   Without a loop the compiler may gather the weights of all layers, and reduce their gradients, at the same time. Then
-  the whole arrays of all layers are in memory together, whatever the backward pass computes again.
+  the whole arrays of all layers are in memory together, even with rematerialization.
   """
   return config.parallel.scan or stored_in_pieces(config, sizes)
 
 
 def stored_in_pieces(config: Config, sizes: Mapping[str, int]) -> bool:
-  """Whether weights are gathered before they are multiplied: their axis `embed` is spread over devices."""
+  """Whether weights are gathered before they are multiplied: their axis `embed` is sharded over devices."""
   along = [axes or () for name, axes in rules(config, sizes) if name == "embed"]
   return any(sizes[axis] > 1 for axes in along for axis in axes)
 
 
 def remat(block: BlockFunction, policy: str) -> BlockFunction:
-  """The block, of which the backward pass computes again what `policy` does not keep."""
+  """The block with rematerialization: the backward pass recomputes what `policy` does not keep."""
   if policy == "none":
     return block
-  named = lambda params, x: block(params, checkpoint_name(x, "block_input"))
+
+  def named(params: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
+    return block(params, checkpoint_name(x, "block_input"))
+
   return jax.checkpoint(named, policy=POLICIES[policy])
 
 
 def gathered_twice(block: BlockFunction) -> BlockFunction:
-  """The block, of which everything is kept for the backward pass but the weights that were gathered for a product.
+  """The block, with everything kept for the backward pass except the weights that were gathered for a product.
 
-  Each device keeps its piece of those, and the backward pass gathers them again.
+  Each device keeps its shard of these, and the backward pass gathers them again.
   """
 
-  def again(params: Any, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
+  def gathering(params: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
     with gathering_again():
       return block(params, x)
 
-  # A compiler that saw both would gather once and keep the result: `checkpoint` hides the one from the other.
-  return jax.checkpoint(again, policy=jax.checkpoint_policies.everything_saveable)
+  # A compiler that sees both gathers would gather once and keep the result; `checkpoint` prevents that.
+  return jax.checkpoint(gathering, policy=jax.checkpoint_policies.everything_saveable)
 
 
-def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
-  """`unrolled` as one loop: compiled once for all layers."""
+def scanned(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
+  """Computes the same as `unrolled` in one loop, which is compiled once for all layers."""
   x_BxTxD, auxiliary_N = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
   return x_BxTxD, jax.tree.map(jnp.sum, auxiliary_N)
 
@@ -93,8 +96,8 @@ def scanned(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax
 def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
   """GPipe's schedule (Huang et al. 2019): `pieces` microbatches follow each other through the stages.
 
-  All stages work at once, each on another microbatch; the shift from stage to stage is
-  a collective permute. Of pieces + stages - 1 turns, stages - 1 are a bubble.
+  All stages work at once, each on another microbatch; the shift from stage to stage is a collective permute. Each stage
+  is idle in stages - 1 of the pieces + stages - 1 turns.
   """
   stages = mesh.shape["pipeline"]
 
@@ -103,7 +106,7 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
 
   on_stages = functools.partial(spread, "pipeline")
 
-  def run(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
+  def run(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
     B, T, D = x_BxTxD.shape
     params_SxL = jax.tree.map(lambda p: p.reshape(stages, p.shape[0] // stages, *p.shape[1:]), stacked)
     stage: Callable = jax.vmap(lambda p, x: run_stage(block, p, x), spmd_axis_name="pipeline")
@@ -111,13 +114,15 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
     pieces_PxBxTxD = x_BxTxD.reshape(B // pieces, pieces, T, D).swapaxes(0, 1)
     idle = jnp.zeros((stages - 1, *pieces_PxBxTxD.shape[1:]), x_BxTxD.dtype)
 
-    def turn(previous_SxBxTxD: jax.Array, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-      entering_BxTxD, now = given
+    def turn(
+      previous_SxBxTxD: jax.Array, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, Auxiliary]]:
+      entering_BxTxD, now = inputs
       shifted = jnp.roll(previous_SxBxTxD, 1, axis=0).at[0].set(entering_BxTxD)
       out_SxBxTxD, auxiliary_S = stage(params_SxL, on_stages(shifted))
       piece_S = now - jnp.arange(stages)
       working_S = (piece_S >= 0) & (piece_S < pieces)
-      # Without a word on what leaves, the backward pass gathers the gradients of the whole batch in every turn.
+      # Without a constraint on what leaves, the backward pass gathers the gradients of the whole batch in every turn.
       leaves_BxTxD = spread(None, out_SxBxTxD[-1:])[0]
       auxiliary = jax.tree.map(lambda x_S: jnp.sum(jnp.where(working_S, x_S, 0.0)), auxiliary_S)
       return on_stages(out_SxBxTxD), (leaves_BxTxD, auxiliary)

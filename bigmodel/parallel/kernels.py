@@ -1,9 +1,9 @@
-"""Attention on a mesh: one function, whose kernel the platform picks; all compute the same.
+"""Attention on a mesh: kernels that compute the same, chosen by platform and mesh.
 
 - `plain`: scores of all pairs; fastest for short rows on a CPU.
 - `blockwise`: keys and values block by block, scores never kept (Rabe and Staats 2021; Dao et al. 2022).
-- `ring`: blockwise along the mesh axis `sequence`, keys and values travelling (Liu et al. 2023).
-- `gather`: queries stay spread over `sequence`, keys and values are gathered.
+- `ring`: blockwise along the mesh axis `sequence`, keys and values passed from device to device (Liu et al. 2023).
+- `gather`: queries stay sharded over `sequence`, keys and values are gathered.
 - `cudnn`: the fused kernel of NVIDIA's library. `splash`: JAX's Pallas kernel for TPUs.
 """
 
@@ -21,18 +21,18 @@ from bigmodel.models.layers.attention import Attend, attend, repeat_heads
 from bigmodel.parallel.logical_axes import BATCH
 
 BLOCK = 512
-PLAIN_CONTEXT = 2048  # a CPU's longest row for which plain attention is the faster
+PLAIN_CONTEXT = 2048  # longest row for which plain attention is faster on a CPU
 HIDDEN = -1e30
 
 
 def choose(config: Config, mesh: Mesh, platform: str, packed: bool = False) -> Attend:
-  """The attention that `config.parallel` asks for, or that is best on this platform and mesh."""
+  """The attention that `config.parallel` asks for, or the fastest on this platform and mesh."""
   if "attend" not in models.family(config.model.family).SUPPLIED or config.model.positions == "relative":
     return attend
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
   if packed and (kernel == "splash" or (kernel == "auto" and platform == "tpu")):
-    platform, kernel = "cpu", "auto"  # splash maps over devices by itself, and knows nothing of members
+    platform, kernel = "cpu", "auto"  # splash maps over devices itself, and has no axis of members
   if kernel == "auto":
     kernel = best(config, platform)
   if spread and config.parallel.sequence_attention == "ring" and kernel != "splash":
@@ -47,6 +47,7 @@ def choose(config: Config, mesh: Mesh, platform: str, packed: bool = False) -> A
 
 
 def best(config: Config, platform: str) -> str:
+  """The name of the kernel that is fastest for the config's rows and types."""
   context, half = config.data.context, config.train.compute_dtype == "bfloat16"
   head_size = config.model.head_size
   if platform == "tpu" and context % (128 * max(1, config.parallel.sequence)) == 0 and head_size % 128 == 0:
@@ -74,7 +75,10 @@ def _blocks(k: jax.Array, v: jax.Array, heads: int) -> tuple[jax.Array, jax.Arra
   """Keys and values as [blocks, B, block, H, K], and the first position of each block."""
   B, S, _, K = k.shape
   size = next(n for n in range(min(BLOCK, S), 0, -1) if S % n == 0)
-  cut = lambda x: repeat_heads(x, heads).reshape(B, S // size, size, heads, K).swapaxes(0, 1)
+
+  def cut(x: jax.Array) -> jax.Array:
+    return repeat_heads(x, heads).reshape(B, S // size, size, heads, K).swapaxes(0, 1)
+
   return cut(k), cut(v), jnp.arange(S // size) * size
 
 
@@ -122,7 +126,10 @@ def _chunk_backward(kept: tuple, cotangents: tuple):
 
   dq, (dk, dv) = jax.lax.scan(add, jnp.zeros(q.shape), _blocks(k, v, H))
   B, S, _, K = k.shape
-  gather = lambda x: x.swapaxes(0, 1).reshape(B, S, G, H // G, K).sum(3)
+
+  def gather(x: jax.Array) -> jax.Array:
+    return x.swapaxes(0, 1).reshape(B, S, G, H // G, K).sum(3)
+
   return dq.astype(q.dtype), gather(dk).astype(k.dtype), gather(dv).astype(v.dtype), np.zeros((), jax.dtypes.float0)
 
 
@@ -132,12 +139,17 @@ _SPEC = PartitionSpec(BATCH, "sequence", "tensor", None)
 
 
 def ring(mesh: Mesh) -> Attend:
-  """Attention of rows spread over `sequence`: keys and values pass from device to device."""
+  """Attention of rows sharded over `sequence`: keys and values pass from device to device."""
   ways = mesh.shape["sequence"]
 
   onward = [(i, (i + 1) % ways) for i in range(ways)]
-  pass_on = lambda x: jax.lax.ppermute(x, "sequence", onward)
-  local = lambda q, k, v: around(q, k, v, ways, jax.lax.axis_index("sequence"), pass_on)
+
+  def pass_on(x: jax.Array) -> jax.Array:
+    return jax.lax.ppermute(x, "sequence", onward)
+
+  def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return around(q, k, v, ways, jax.lax.axis_index("sequence"), pass_on)
+
   return jax.shard_map(local, mesh=mesh, in_specs=(_SPEC,) * 3, out_specs=_SPEC, check_vma=False)
 
 
@@ -152,7 +164,7 @@ def around(
     out, lse = chunk(q, k, v, (mine - owner) * T)
     lse_BxTxHx1 = lse.swapaxes(1, 2)[..., None]
     if top is None:
-      top = lse_BxTxHx1  # a row's own chunk: every query sees something
+      top = lse_BxTxHx1  # of the device's own chunk, where every query sees at least one key
     # Sums are relative to the largest so far.
     new_top = jnp.maximum(top, lse_BxTxHx1)
     scale, weight = jnp.exp(top - new_top), jnp.exp(lse_BxTxHx1 - new_top)
@@ -163,7 +175,7 @@ def around(
 
 
 def gathered(mesh: Mesh) -> Attend:
-  """Attention of rows spread over `sequence`: keys and values are gathered, queries stay."""
+  """Attention of rows sharded over `sequence`: keys and values are gathered, queries stay."""
   ways = mesh.shape["sequence"]
 
   def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -187,9 +199,14 @@ def splash(mesh: Mesh, interpret: bool = False) -> Attend:
     size = next((n for n in (1024, 512, 256, 128) if (T // ways) % n == 0), 0)
     require(size > 0, f"config.parallel.attention: splash needs a multiple of {128 * ways} tokens a row, not {T}")
     sizes = kernels.BlockSizes(
-      block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
-      block_kv_dkv_compute=size, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+      block_q=size,
+      block_kv=size,
+      block_kv_compute=size,
+      block_q_dkv=size,
+      block_kv_dkv=size,
+      block_kv_dkv_compute=size,
+      use_fused_bwd_kernel=True,
+    )
 
     def local(kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       if ways > 1:

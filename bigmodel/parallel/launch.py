@@ -1,8 +1,7 @@
 """Recipes that start the same command on other machines: one TPU VM, a pod slice, GKE, Slurm, Ray.
 
-Each is a file in the language of its launcher, rendered from `recipes/`. All hosts run
-one command and find each other by themselves (`parallel/hosts.py`); `--restarts` puts
-a supervisor around it on each.
+Each is a file in the language of its launcher, rendered from `recipes/`. All hosts run one command and find each other
+(`parallel/hosts.py`); with `--restarts` a supervisor on each host restarts it.
 """
 
 import shlex
@@ -11,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jinja2
 
@@ -19,7 +18,7 @@ from bigmodel.errors import UserError
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel.topology import Topology
 
-# where -> (recipe, program that takes it)
+# place -> (recipe, program that runs it)
 PLACES = {
   "tpu-vm": ("tpu_vm.sh.j2", ("bash",)),
   "gke": ("gke.yaml.j2", ("kubectl", "apply", "-f")),
@@ -29,19 +28,24 @@ PLACES = {
 NEEDS = {"tpu-vm": "gcloud", "gke": "kubectl", "slurm": "sbatch", "ray": "ray"}
 # Accelerator names of Google Cloud: v5p counts cores, the others chips.
 GCLOUD = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1), "tpu7x": ("tpu7x", 2)}
-GKE = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
-       "tpu7x": "tpu7x"}  # fmt: skip
+GKE = {
+  "v4": "tpu-v4-podslice",
+  "v5e": "tpu-v5-lite-podslice",
+  "v5p": "tpu-v5p-slice",
+  "v6e": "tpu-v6e-slice",
+  "tpu7x": "tpu7x",
+}
 
 
-def recipe(place: str, command: list[str], topology: Topology, settings: Mapping[str, Any]) -> str:
-  """The text of a recipe that runs `bigmodel command` on the hosts of a topology."""
+def recipe(place: str, command: list[str], topology: Topology, settings: Mapping[str, object]) -> str:
+  """The text of a recipe that runs `bigmodel command` on the hosts of a topology; `settings` are its other values."""
   chip = CHIPS.get(topology.kind, CHIPS["h100"])
   tpu = bool(chip.dimensions)
   if place in ("tpu-vm", "gke") and not tpu:
     raise UserError(f"--on={place}: {topology.name} is not a slice of TPUs")
   if not topology.kind:
     raise UserError("--topology: say which chips, such as v5e:4x4 or h100:8")
-  # TPU hosts of 8 chips are single ones; slices of several hosts have 4 on each.
+  # TPU slices of several hosts have 4 chips on each; only single hosts have 8.
   per_host = 4 if tpu and topology.chips > chip.host else min(chip.host, topology.chips)
   hosts = max(1, -(-topology.chips // per_host))
   short, cores = GCLOUD.get(topology.kind, ("", 1))
@@ -56,7 +60,7 @@ def recipe(place: str, command: list[str], topology: Topology, settings: Mapping
     "accelerator": f"{short}-{topology.chips * cores}",
     "gke_accelerator": GKE.get(topology.kind, ""),
     "tpu": tpu,
-    "unshared": hosts > 1 and "://" not in settings["workdir"],
+    "unshared": hosts > 1 and "://" not in str(settings["workdir"]),
     "extra": "tpu" if tpu else "cuda",
     **settings,
   }
@@ -72,7 +76,7 @@ def recipe(place: str, command: list[str], topology: Topology, settings: Mapping
 
 
 def start(place: str, text: str, stdout: TextIO | None = None) -> int:
-  """Gives a recipe to its launcher, which prints to `stdout`; returns the launcher's exit code."""
+  """Runs the launcher of a recipe, which prints to `stdout`; returns the launcher's exit code."""
   if shutil.which(NEEDS[place]) is None:
     raise UserError(f"--on={place}: no {NEEDS[place]} here; --dry-run prints the recipe")
   suffix = "." + PLACES[place][0].removesuffix(".j2").split(".")[-1]

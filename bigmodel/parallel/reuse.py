@@ -1,4 +1,4 @@
-"""The mesh on which a trained model is evaluated or generates: that of its run, as far as devices are here."""
+"""The mesh on which a trained model is evaluated or generates: that of its run, or the closest with fewer devices."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,10 @@ _KEPT_FIRST = ("tensor", "expert", "sequence", "pipeline")
 
 
 def for_evaluation(config: Config) -> Config:
-  """A copy whose mesh is that of `config.parallel`, or the most like it that the devices here can fill.
+  """A copy whose mesh is that of `config.parallel`, or the closest one that the devices here can fill.
 
-  Parameters then lie as in training. What only training needs (recomputing, state in the host's memory) is left out.
+  Parameters are sharded as in training. What only training needs (rematerialization, state in the host's memory) is
+  left out.
   """
   plain = config.copy_and_resolve_references()
   plain.parallel.update(remat="none", offload="none")
@@ -31,13 +32,13 @@ def for_evaluation(config: Config) -> Config:
 def for_generation(config: Config) -> Config:
   """As `for_evaluation`, without a pipeline, whose stages a few tokens at a time cannot fill.
 
-  Its devices go to `fsdp`. Where all parameters are whole on every device anyway, one device does it alone.
+  Its devices go to `fsdp`. Where every device has all parameters, one device generates alone.
   """
   plain = config.copy_and_resolve_references()
   given = plain.parallel
   if given.preset == "pp" or given.pipeline not in (0, 1):
     given.update(preset="fsdp" if given.preset == "pp" else given.preset, pipeline=0, microbatches=0)
-    if -1 not in (given.tensor, given.sequence, given.expert):  # an axis that takes what is left takes these as well
+    if -1 not in (given.tensor, given.sequence, given.expert):  # such an axis takes these devices as well
       given.update(fsdp=-1, data=max(given.data, 1))
   plain = for_evaluation(plain)
   mesh, boxed = make_mesh(plain), models.abstract_parameters(plain)
@@ -47,9 +48,9 @@ def for_generation(config: Config) -> Config:
 
 
 def generation_rules(training: Rules) -> Rules:
-  """Rules under which weights stay in pieces, and the few activations are spread along `embed` as those are.
+  """Rules under which weights stay sharded, and the few activations are sharded along `embed` like them.
 
-  Gathering every weight for every token would move, or keep, the whole model on each device.
+  Gathering the weights for every token would move the whole model to each device, or keep it there.
   """
   replaced = ("batch", "expert_batch", "length", "activation_embed")
   whole = tuple((name, None) for name in replaced[:3])
@@ -58,7 +59,7 @@ def generation_rules(training: Rules) -> Rules:
 
 
 def _candidates(config: Config) -> Iterator[Config]:
-  """The config, then ones with smaller meshes, those first that keep most of it; the last is one device."""
+  """The config, then copies with smaller meshes, the most similar first; the last has one device."""
   yield config
   left, sizes = jax.device_count(), {}
   for axis in _KEPT_FIRST:

@@ -1,8 +1,7 @@
 """Devices to plan for: a pod slice that is not here, GPUs, or this machine.
 
-`v5p:4x4x4` is a slice of that shape, `h100:8` eight GPUs, nothing this machine. TPU
-slices are compiled for by libtpu, which needs no TPU; without it they are planned
-from arithmetic alone.
+`v5p:4x4x4` is a slice of that shape, `h100:8` are eight GPUs, and an empty name is this machine. libtpu compiles for
+TPU slices without a TPU; where it is not installed, they are planned from arithmetic alone.
 """
 
 import contextlib
@@ -11,14 +10,14 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
 from bigmodel.hardware import CHIPS, Chip
+from bigmodel.types import Device
 
 INSTALL = "pip install 'bigmodel[tpu]'"
 
@@ -31,8 +30,8 @@ class Topology:
   kind: str  # of CHIPS; '' is this machine
   shape: tuple[int, ...]  # of the torus, in chips
   count: int  # devices
-  devices: Any
-  why_not: str = ""  # why there is nothing to compile for
+  devices: Sequence[Device] | None  # of this machine, or to compile for
+  why_not: str = ""  # why nothing can be compiled for them
 
   @property
   def chip(self) -> Chip | None:
@@ -44,7 +43,7 @@ class Topology:
 
 
 def parse(name: str, devices: bool = True) -> Topology:
-  """The topology of a name, with devices to compile for unless told; a `UserError` says what is wrong with it."""
+  """The topology of a name; refuses other names. With `devices` it has devices to compile for, if there can be any."""
   if not name:
     return Topology("this machine", "", (jax.device_count(),), jax.device_count(), jax.devices())
   match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
@@ -67,21 +66,22 @@ def parse(name: str, devices: bool = True) -> Topology:
     return Topology(name, kind, shape, count, None, f"not compiled: libtpu is not installed ({INSTALL})")
   from jax.experimental import topologies
 
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask where there is no TPU
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server where there is no TPU
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at once share nothing
   try:
     with _quiet():
-      found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+      devices_of_slice = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
   except Exception as error:
-    first = str(error).strip().splitlines()[0]
-    raise UserError(f"--topology: {name}: libtpu knows no such slice ({first[:200]})") from error
-  return Topology(name, kind, shape, len(found), found)
+    line = str(error).strip().splitlines()[0]
+    raise UserError(f"--topology: {name}: libtpu knows no such slice ({line[:200]})") from error
+  return Topology(name, kind, shape, len(devices_of_slice), devices_of_slice)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without what C++ writes to standard error: libtpu complains at length that there is no TPU."""
-  kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  """Hides what C++ writes to standard error: libtpu reports at length that there is no TPU."""
+  kept = os.dup(2)
+  nothing = os.open(os.devnull, os.O_WRONLY)
   try:
     os.dup2(nothing, 2)
     yield

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
+
 from bigmodel import hardware, models, parallel, train
 from bigmodel.accounting import Flops, Params
 from bigmodel.config import Config
@@ -131,7 +133,7 @@ def _costs(work: Work, step: StepEstimate | CompiledStep, topology: Topology, pr
   if chip:
     peak = work.devices * chip.peak(work.compute_dtype) / chip.devices
   else:
-    peak = hardware.peak_flops(topology.devices[: work.devices], work.compute_dtype)
+    peak = hardware.peak_flops(jax.devices()[: work.devices], work.compute_dtype)
   by_flops = work.flops_per_step["flops_hardware"] / peak / analytic.EFFICIENCY
   compute = max(by_flops, step.cycle_seconds or 0.0)
   overlapping = sum(one.seconds for one in step.collectives if one.overlaps)

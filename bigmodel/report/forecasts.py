@@ -46,6 +46,6 @@ def _draw(drawn: go.Figure, forecast: Forecast, name: str, color: str) -> None:
     y=asked["predicted"].to_list(),
     mode="markers",
     marker={"color": color, "symbol": "square", "size": 10},
-    error_y=figures.bars(asked["predicted"].to_list(), ends),
+    error_y=figures.error_bars(asked["predicted"].to_list(), ends),
     name=f"{prefix}forecast, 90% interval",
   )

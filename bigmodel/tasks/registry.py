@@ -14,6 +14,7 @@ from bigmodel.declarations import TRACED, Field, OneOf, Value
 from bigmodel.models.registry.protocol import Facts
 from bigmodel.tasks.task import Task
 from bigmodel.tasks.user_loss import user_loss
+from bigmodel.types import PyTree
 
 TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification", "regression", "contrastive_divergence")
 
@@ -92,7 +93,7 @@ def build(config: Config) -> Task:
   return task(config.task.name, config.data.kind).build(config)
 
 
-def batch_shape(config: Config, rows: int) -> jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]:
+def batch_shape(config: Config, rows: int) -> PyTree:
   """Shapes of a batch of so many rows, as the data give it and the task takes it."""
   if config.data.kind == "text":
     return jax.ShapeDtypeStruct((rows, config.data.context + 1), jnp.int32)

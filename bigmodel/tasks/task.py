@@ -18,7 +18,7 @@ Apply = Callable[..., tuple[jax.Array, Auxiliary]]
 # Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
 Rows: TypeAlias = "jax.Array | Mapping[str, jax.Array]"
 # A task's traced fields, by name.
-Traced: TypeAlias = Mapping[str, jax.Array]
+Traced: TypeAlias = Mapping[str, jax.Array | float]
 # What is logged of a training step, by name; `loss`, the mean loss, is always there.
 Measured = dict[str, jax.Array]
 # Numbers for every token or example [B, T], or [B, 1]: `loss`, what else is measured, and `weight` where not all count.

@@ -1,5 +1,7 @@
 """Checks a config of all rooms, and fills in what follows from its data."""
 
+from typing import cast
+
 from bigmodel import data, models, optim, parallel, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
@@ -38,7 +40,7 @@ def resolve(config: Config, corpus: Data) -> Config:
   optim.parametrization.resolve(resolved, config, facts)
   tasks.resolve(resolved.task, corpus.facts)
   for name in ("vocab", "outputs"):
-    least = corpus.facts.get(name, 0)
+    least = cast(int, corpus.facts.get(name, 0))
     if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
       least += 1  # the mask is an additional token
     require(

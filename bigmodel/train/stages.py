@@ -70,7 +70,7 @@ def _changed(base: Config, text: str) -> Config:
     require(name.startswith(ALLOWED), f"config.train.stages: {name} is not one of {', '.join(ALLOWED)}")
     parsed = configs.parse_value(value)
     if name == "task.name":
-      changed.task = ConfigDict(tasks.defaults(parsed, changed.data.kind))
+      changed.task = ConfigDict(tasks.defaults(value, changed.data.kind))
     elif name in ("train.tokens", "train.steps"):
       has_horizon = True
       changed.train.update(tokens=0, steps=0)

@@ -180,7 +180,7 @@ def test_axes_that_a_model_names_are_spread(tmp_path, mixer):
   config.parallel.update(data=2, fsdp=4)
   config, _ = resolved(config)
   program = programs.program(config)
-  embedding = program.init(0).params["Embed_0"]["embedding"]
+  (embedding,) = jax.tree.leaves(program.init(0).params["Embed_0"])
   assert embedding.sharding.shard_shape(embedding.shape) == (embedding.shape[0], 4)
   np.testing.assert_allclose(losses_of(config), losses_of(mixer), rtol=1e-5)
 
@@ -318,9 +318,9 @@ def test_runs_of_a_sweep_train_in_one_program(tmp_path):
   for run in runs:
     open_folder(run)
   records = loop.train_runs(runs, data, Display(quiet=True), StopRequest())
-  assert [record["status"] for record in records] == ["finished"] * 2
-  assert records[0]["loss_eval"] != records[1]["loss_eval"]
-  assert "accuracy" in records[0]["metrics"]
+  assert [record.status for record in records] == ["finished"] * 2
+  assert records[0].loss_eval != records[1].loss_eval
+  assert "accuracy" in records[0].metrics
 
 
 def test_a_run_is_planned(mixer):

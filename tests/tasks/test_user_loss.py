@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -107,7 +108,8 @@ def get_config(arg=None):
     records.append(json.loads(out))
     if name == "resumed":  # as if it had been killed after its first checkpoint
       (folder / "record.json").unlink()
-      shutil.rmtree(max((folder / "checkpoints").iterdir(), key=lambda path: path.name))
+      last = max((folder / "checkpoints").iterdir(), key=lambda path: path.name)
+      shutil.rmtree(last)
       records[-1] = json.loads(inside(*arguments, "--config.task.beta=0.5")[1])
   assert records[0]["result_sha256"] == records[1]["result_sha256"]
   assert records[0]["metrics"]["absolute_error"] > 0
@@ -145,8 +147,11 @@ def test_experts_keep_their_losses(config, tmp_path):
   balance = {"balance_loss": jnp.float32(3.0), "router_z_loss": jnp.float32(0.0)}
   outputs = jnp.zeros((2, 32, own.model.vocab or 257))
   rows = jnp.zeros((2, 33), jnp.int32)
-  with_experts, without = (task.objective(lambda x, a=a: (outputs, a), rows, h, None)[0] for a in (balance, {}))
-  assert float(with_experts - without) == pytest.approx(3.0, rel=1e-5)
+
+  def objective(auxiliary):
+    return float(task.objective(lambda inputs: (outputs, auxiliary), rows, h, jax.random.key(0))[0])
+
+  assert objective(balance) - objective({}) == pytest.approx(3.0, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from bigmodel.models.layers.basic import RMSNorm, constrain, einsum_float32, projection, repeated, sinusoids, zeros
+from bigmodel.models.layers.basic import (
+  Matrix,
+  RMSNorm,
+  constrain,
+  einsum_float32,
+  projection,
+  repeated,
+  sinusoids,
+  zeros,
+)
 from bigmodel.models.layers.roles import Role
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
@@ -148,10 +157,11 @@ class Attention(nn.Module):
     def split(x: jax.Array, heads: int) -> jax.Array:
       return x.reshape(*x.shape[:2], heads, K)
 
-    query = Role.HIDDEN if self.qk_norm else Role.QUERY
-    q = split(projection(self, "query", x_BxTxD, H * K, ("embed", "heads"), query, bias=self.bias), H)
-    k = split(projection(self, "key", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
-    v = split(projection(self, "value", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
+    query = Matrix(("embed", "heads"), Role.HIDDEN if self.qk_norm else Role.QUERY, bias=self.bias)
+    shared = Matrix(("embed", "kv_heads"), Role.HIDDEN, bias=self.bias)
+    q = split(projection(self, "query", x_BxTxD, H * K, query), H)
+    k = split(projection(self, "key", source_BxSxD, G * K, shared), G)
+    v = split(projection(self, "value", source_BxSxD, G * K, shared), G)
     if self.qk_norm:
       q = RMSNorm("head_size", self.epsilon, Role.QUERY, name="query_norm")(q)
       k = RMSNorm("head_size", self.epsilon, name="key_norm")(k)
@@ -173,15 +183,15 @@ class Attention(nn.Module):
       q, bias = self._distances(q, k.shape[1], start, D)
       attend_ = functools.partial(attend, start=start, bias_BxHxTxS=bias)
     out_BxTxHK = attend_(q, k, v).reshape(B, T, H * K)
-    end = Role.BRANCH_END
-    out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), end, self.out_scale, self.bias)
+    outward = Matrix(("heads", "embed"), Role.BRANCH_END, self.out_scale, self.bias)
+    out_BxTxD = projection(self, "out", out_BxTxHK, D, outward)
     return out_BxTxD, cache
 
   def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Start, D: int) -> tuple[jax.Array, jax.Array]:
     """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
-    r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads"), Role.HIDDEN).reshape(S, H, K)
+    r_SxHxK = projection(self, "distance", table_SxD, H * K, Matrix(("embed", "heads"), Role.HIDDEN)).reshape(S, H, K)
 
     def to_all_queries(name: str) -> jax.Array:
       vector_HK = zeros(self, name, (H * K,), ("heads",), Role.QUERY)

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -31,27 +32,34 @@ ACTIVATIONS = {
 GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a gate
 
 
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """How the weights of a projection are made: W ~ N(0, scale^2 / fan_in), and a bias that starts at zero."""
+
+  axes: tuple[str, str]
+  role: Role
+  scale: float = 1.0
+  bias: bool = False
+
+
 def projection(
-  module: nn.Module,
-  name: str,
-  x: jax.Array,
-  width: int,
-  axes: tuple[str, str],
-  role: Role,
-  scale: float = 1.0,
-  bias: bool = False,
-  result: DTypeLike | None = None,
+  module: nn.Module, name: str, x: jax.Array, width: int, matrix: Matrix, result: DTypeLike | None = None
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in) in this role, plus a bias that starts at zero if asked for.
+  """x @ W [fan_in, width], plus the bias if the matrix has one.
 
   `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
   """
-  fan_in, dtype = x.shape[-1], result or x.dtype
-  init = initial.normal(scale * fan_in**-0.5)
+  axes, role, fan_in, dtype = matrix.axes, matrix.role, x.shape[-1], result or x.dtype
+  init = initial.normal(matrix.scale * fan_in**-0.5)
   weight = parameter(module, name, labelled(init, axes, role), (fan_in, width))
   out = with_gathered(functools.partial(times, result=dtype), x, weight, axes)
   bias_role = role if role in (Role.QUERY, Role.BRANCH_END) else Role.BIAS
-  return plus_bias(module, f"{name}_bias", out, axes[1], bias_role) if bias else out
+  return plus_bias(module, f"{name}_bias", out, axes[1], bias_role) if matrix.bias else out
+
+
+def outputs(module: nn.Module, x_BxF: jax.Array, width: int, axis: str = "embed") -> jax.Array:
+  """The outputs float32[B, width] of a model of examples, by the matrix `output` and its bias."""
+  return projection(module, "output", x_BxF, width, Matrix((axis, "outputs"), Role.OUTPUT, bias=True), jnp.float32)
 
 
 def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str, role: Role = Role.BIAS) -> jax.Array:
@@ -332,14 +340,12 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    inward, hidden, F = ("embed", "mlp"), Role.HIDDEN, self.feed_forward
-    up_BxTxF = projection(self, "up", x_BxTxD, F, inward, hidden, bias=self.bias)
-    gate_BxTxF = None
-    if self.activation in GATED:
-      gate_BxTxF = projection(self, "gate", x_BxTxD, F, inward, hidden, bias=self.bias)
+    F, inward = self.feed_forward, Matrix(("embed", "mlp"), Role.HIDDEN, bias=self.bias)
+    up_BxTxF = projection(self, "up", x_BxTxD, F, inward)
+    gate_BxTxF = projection(self, "gate", x_BxTxD, F, inward) if self.activation in GATED else None
     hidden_BxTxF = constrain(activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp"))
-    D, outward, end = x_BxTxD.shape[-1], ("mlp", "embed"), Role.BRANCH_END
-    return projection(self, "down", hidden_BxTxF, D, outward, end, self.out_scale, self.bias)
+    outward = Matrix(("mlp", "embed"), Role.BRANCH_END, self.out_scale, self.bias)
+    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], outward)
 
 
 def sinusoids(positions: np.ndarray, width: int) -> jax.Array:

@@ -210,21 +210,25 @@ def unstacked(stacked: Params) -> list[Params]:
   return [jax.tree.unflatten(structure, [leaf[0] for leaf in layer]) for layer in zip(*split, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A stack of blocks, and how it is computed."""
+
+  shape: BlockShape
+  dtype: DTypeLike
+  attend: Attend
+  run_blocks: RunBlocks
+
+
 def stack(
-  module: nn.Module,
-  name: str,
-  shape: BlockShape,
-  dtype: DTypeLike,
-  attend: Attend,
-  run_blocks: RunBlocks,
-  x_BxTxD: jax.Array,
-  memory_BxSxD: jax.Array | None = None,
+  module: nn.Module, name: str, blocks: Stack, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None
 ) -> tuple[jax.Array, Auxiliary]:
   """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run.
 
   The auxiliary numbers are sums over layers.
   """
-  block = Block(shape, dtype, attend, in_training(module), parent=None)
+  shape, run_blocks = blocks.shape, blocks.run_blocks
+  block = Block(shape, blocks.dtype, blocks.attend, in_training(module), parent=None)
   params: Params = module.param(name, lambda key: stacked_init(key, shape))
   if module.is_initializing():  # the outputs are not used then, and many layers take long to trace
     return x_BxTxD, {}

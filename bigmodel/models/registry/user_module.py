@@ -112,7 +112,7 @@ class UserFamily:
     return ("causal_lm",) if self.reads_tokens else ("classification", "regression")
 
   @functools.cached_property
-  def Shape(self) -> "type[UserShape]":
+  def Shape(self) -> type:
     """A dataclass of the module's fields; `inputs`, the shape of an example, is one of them in any case."""
     fields = _fields_of(self.module, self.name)
     if not self.reads_tokens:
@@ -121,7 +121,7 @@ class UserFamily:
       (name, type(one.default), dataclasses.field(default=one.default, metadata={"config": one}))
       for name, one in fields.items()
     ]
-    return cast("type[UserShape]", dataclasses.make_dataclass("Shape", columns, bases=(UserShape,), frozen=True))
+    return dataclasses.make_dataclass("Shape", columns, frozen=True)
 
   def resolve(self, model: Config, facts: Facts) -> None:
     for name in ("vocab", "outputs", "inputs", "context"):
@@ -140,7 +140,8 @@ class UserFamily:
       traced(self.shape_of(config))
 
   def shape_of(self, config: Config) -> "UserShape":
-    return declarations.read(self.Shape, config.model, family=self, row=config.data.context if self.reads_tokens else 1)
+    fields = declarations.read(self.Shape, config.model)
+    return UserShape(self, fields, config.data.context if self.reads_tokens else 1)
 
   def build(self, config: Config, dtype: DTypeLike) -> Model:
     return self.model_of(self.shape_of(config), dtype)
@@ -156,14 +157,15 @@ class UserFamily:
 
 @dataclasses.dataclass(frozen=True)
 class UserShape:
-  """What decides the parameters of a user's model. Subclasses add the fields of its module."""
+  """What decides the parameters of a user's model."""
 
   family: UserFamily
+  fields: object  # of the family's `Shape`
   row: int  # tokens of a row; 1 where rows are examples
 
   def values(self) -> dict[str, Value]:
     """The fields of the config with their values."""
-    return {name: getattr(self, name) for name in declarations.declared_in(type(self))}
+    return dict(vars(self.fields))
 
   def inputs_like(self) -> jax.ShapeDtypeStruct:
     """A batch of one row, abstract."""
