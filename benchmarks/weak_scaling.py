@@ -39,7 +39,7 @@ def main() -> None:
   arguments = parser.parse_args()
   from bigmodel import hardware, parallel
   from bigmodel.parallel import topology
-  from bigmodel.planner import compiled
+  from bigmodel.planner.compiled import compile_step
 
   hardware.setup()
   rows = []
@@ -49,10 +49,10 @@ def main() -> None:
       where = topology.parse(f"{arguments.chip}:{shape}")
       if where.devices is None:
         sys.exit(where.why_not)
-      facts = compiled.compiled(model(preset, where.count), where)
+      step = compile_step(model(preset, where.count), where)
       by_kind: dict[str, float] = {}
-      for one in facts["collectives"]:
-        by_kind[one["kind"]] = by_kind.get(one["kind"], 0.0) + one["bytes"]
+      for one in step.collectives:
+        by_kind[one.kind] = by_kind.get(one.kind, 0.0) + one.bytes
       sent.append({"chips": where.count, "bytes": sum(by_kind.values()), "by_kind": by_kind})
       print(
         f"{preset:11s} {where.count:4d} chips  {sent[-1]['bytes'] / 1e6:10.1f} MB a chip", file=sys.stderr, flush=True

@@ -23,8 +23,8 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from bigmodel import assembly, hardware
 from bigmodel import config as configs
+from bigmodel import hardware
 from bigmodel.config import Config
 from bigmodel.data import in_memory
 from bigmodel.errors import Interrupted as Interrupted
@@ -36,8 +36,9 @@ from bigmodel.report import forecasts
 from bigmodel.study import study as studies
 from bigmodel.study import table
 from bigmodel.study.study import Study
+from bigmodel.train import configs as run_configs
 from bigmodel.train import evaluate as evaluation
-from bigmodel.train import prediction, trained, whole
+from bigmodel.train import prediction, resolution, single_run, trained
 from bigmodel.train.evaluate import Evaluation
 from bigmodel.train.run import interruptible
 from bigmodel.train.trained import Continuation, Sampling, Trained
@@ -224,7 +225,7 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
     >>> config.model.hidden = (32, 32)
     >>> config.optim.lr = 1e-3
   """
-  return assembly.default_config(family, task)
+  return run_configs.default_config(family, task)
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
@@ -245,7 +246,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     >>> config.model.width
     96
   """
-  return whole.overridden(configs.load(spec)[0], overrides)
+  return run_configs.overridden(configs.load(spec)[0], overrides)
 
 
 def use_arrays(
@@ -307,7 +308,7 @@ def train_run(config: Config, workdir: str | Path, quiet: bool = True) -> Traine
     20
   """
   _start()
-  assembly.train_single_run(config, workdir, quiet)
+  single_run.train_single_run(config, workdir, quiet)
   return load_run(workdir)
 
 
@@ -351,7 +352,7 @@ def evaluate(model: Trained) -> Evaluation:
     >>> 0 <= result.metrics["accuracy"] <= 1
     True
   """
-  rows = assembly.held_out_rows(model.config)
+  rows = resolution.held_out_rows(model.config)
   return evaluation.evaluate(model.program, model.params, model.config, rows)
 
 

@@ -1,7 +1,7 @@
 """Configs: loading, overriding, comparing and hashing.
 
 This file is generic and knows no field by name. The rooms declare their fields (see `declarations.py`) and check them;
-`train/whole.py` and `assembly.py` put them together.
+`train/configs.py` and `train/resolution.py` put them together.
 """
 
 import ast

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bigmodel.config import nearest
+from bigmodel.declarations import Value
 from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
 
@@ -57,7 +58,7 @@ def module_of(name: str, where: str) -> ModuleType:
   return _execute(match["path"], _text_of(Path(match["path"]), where), where)
 
 
-def without_path(value: object) -> object:
+def without_path(value: Value) -> Value:
   """NAME@HASH of a completed name; any other value as it is."""
   match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
   return f"{match['name']}@{match['hash']}" if match is not None and match["hash"] else value

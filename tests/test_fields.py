@@ -13,10 +13,10 @@ from bigmodel import declarations, models, optim, study, tasks
 from bigmodel.config import flatten, unflatten
 from bigmodel.declarations import COMPILED, PROVENANCE, TRACED, OneOf, Range, field
 from bigmodel.errors import UserError
-from bigmodel.train import whole
+from bigmodel.train import configs
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Run, run_id
-from bigmodel.train.step import State, train_step
+from bigmodel.train.step import Recipe, State, train_step
 from bigmodel.workers import packs
 
 PAIRS = [(family, task) for family in models.FAMILIES for task in models.family(family).TASKS]
@@ -74,7 +74,7 @@ def changed(config, changes):
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 def test_defaults_are_what_their_fields_allow_and_every_field_has_a_meaning(family, task):
   config = study.default_config(family, task)
-  known = whole.declared(family, task)
+  known = configs.declared(family, task)
   assert set(flatten(config)) == set(known)
   for name, value in flatten(config).items():
     assert known[name].meaning, name
@@ -85,7 +85,7 @@ def test_defaults_are_what_their_fields_allow_and_every_field_has_a_meaning(fami
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 def test_traced_fields_pack_and_compiled_fields_separate_programs(family, task, tmp_path):
   config = small(family, task)
-  known, flat = whole.declared(family, task), flatten(config)
+  known, flat = configs.declared(family, task), flatten(config)
   key = packs.program_key(Run(config, tmp_path))
   for name, one in known.items():
     if name in CHOOSE_THE_FIELDS:
@@ -102,7 +102,7 @@ def test_compiled_fields_of_the_step_have_programs_of_their_own(family, task, mo
   labels = models.labels(config)
   monkeypatch.setattr(models, "labels", lambda config: labels)  # because other values need not make a model
   key = choose.key(config)
-  for name, one in whole.declared(family, task).items():
+  for name, one in configs.declared(family, task).items():
     if not name.startswith(("model.", "task.", "optim.")) or name in CHOOSE_THE_FIELDS or one.use is not COMPILED:
       continue
     if name not in ("optim.parametrization", "optim.base"):  # compiled as the multiples that follow from them
@@ -118,7 +118,7 @@ def traced_step(config):
     lambda p: State(jnp.int32(0), p, optim.initial_state(how, p), jnp.float32(0), jnp.int32(-1)), params
   )
   rows = tasks.batch_shape(config, config.train.batch_size)
-  step = functools.partial(train_step, model.apply, task, how, count)
+  step = functools.partial(train_step, Recipe(model.apply, task, how, count))
   return str(jax.make_jaxpr(step)(state, rows, optim.hyperparameters(config, 10)))
 
 
@@ -138,7 +138,7 @@ def test_no_traced_field_of_a_model_or_task_is_compiled_in(family, task):
 
 
 def traced_fields_are_inputs(config):
-  known, flat = whole.declared_of(flatten(config)), flatten(config)
+  known, flat = configs.declared_of(flatten(config)), flatten(config)
   values = {name: other(name, one, flat[name]) for name, one in known.items() if one.use is TRACED}
   assert {"optim.lr", "optim.beta2", "optim.warmup", "seed", "data.seed"} <= set(values)
   assert all(values[name] != flat[name] for name in values)
@@ -176,15 +176,15 @@ def test_open_bounds_are_excluded(low_open, high_open):
 def test_a_field_that_is_added_later_leaves_ids_alone_until_it_is_set(monkeypatch):
   config = study.default_config()
   before = run_id(config)
-  known = whole.declared("decoder", "causal_lm")
+  known = configs.declared("decoder", "causal_lm")
   added = dataclasses.replace(known["optim.gamma"], default=7, added_later=True, use=COMPILED)
-  monkeypatch.setattr(whole, "declared", lambda family, task, optimizer: known | {"optim.later": added})
+  monkeypatch.setattr(configs, "declared", lambda family, task, optimizer: known | {"optim.later": added})
   assert run_id(changed(config, {"optim.later": 7})) == before
   assert run_id(changed(config, {"optim.later": 8})) != before
 
 
 def test_how_a_run_is_carried_out_is_not_in_its_id():
   config = study.default_config()
-  for name, one in whole.declared("decoder", "causal_lm").items():
+  for name, one in configs.declared("decoder", "causal_lm").items():
     own = changed(config, {name: other(name, one, flatten(config)[name])}) if name not in CHOOSE_THE_FIELDS else config
     assert name in CHOOSE_THE_FIELDS or (run_id(own) == run_id(config)) == (one.use is PROVENANCE), name

@@ -15,11 +15,12 @@ from bigmodel import hardware, models, study, train
 from bigmodel.files import absolute, read_json
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
-from bigmodel.planner import compiled
+from bigmodel.planner.plan import plan_run
 from bigmodel.train.display import Display
 from bigmodel.train.fields import DTYPES
 from bigmodel.train.member import open_member
 from bigmodel.train.run import Run, write_provenance
+from bigmodel.train.schedule import Dispatched
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
@@ -90,9 +91,10 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
   peak = hardware.peak_flops(devices_of("TPU v5 lite", hosts, 4), "float32")
   watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), peak)
   rows = []
-  monkeypatch.setattr(member.metrics, "add", rows.append)
+  monkeypatch.setattr(member.metrics, "add", lambda step, facts: rows.append(facts))
   now[0] += 2.0
-  watch.read(0, 1, lambda: {"loss": np.ones((1, 1)), "diverged_at": -np.ones((1, 1))})
+  metrics = {"loss": np.ones((1, 1)), "diverged_at": -np.ones((1, 1))}
+  watch.read(Dispatched(0, 1, lambda: metrics, None))
   member.checkpoints.close()
   flops = models.counts_of(config).exact_per_token * train.batch_tokens(config)
   assert rows[0]["peak_fraction"] == pytest.approx(flops / 2.0 / (4 * hosts * 197e12 / 6))
@@ -104,11 +106,11 @@ def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
   config, _ = configs.load("configs/published.py:tinyllama_1b")
   config.train.compute_dtype = dtype
   where = topology.parse(f"{name}:{'x'.join(['2'] * max(1, CHIPS[name].dimensions))}", devices=False)
-  facts = compiled.plan(study.resolve_for_plan(config, where.count), where, {}, compile_step=False, memory=False)
-  assert facts["compute_dtype"] == dtype
-  assert 0 < facts["mfu"] <= 0.75
+  plan = plan_run(study.resolve_for_plan(config, where.count), where, {}, compiles=False, memory=False)
+  assert plan.work.compute_dtype == dtype
+  assert 0 < plan.costs.mfu <= 0.75
   peak = CHIPS[name].peak(dtype) * where.chips
-  assert facts["mfu"] * facts["step_seconds"] * peak == pytest.approx(facts["flops_per_step"]["flops_exact"])
+  assert plan.costs.mfu * plan.costs.step_seconds * peak == pytest.approx(plan.work.flops_per_step["flops_exact"])
 
 
 GPU = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl"]

@@ -16,7 +16,6 @@ ROOMS = (
   ("workers",),
   ("designs",),
   ("planner",),
-  ("assembly",),
   ("train",),
   ("laws",),
   ("parallel",),

@@ -4,7 +4,7 @@ import pytest
 
 from bigmodel import study, user_files
 from bigmodel.errors import UserError
-from bigmodel.train import whole
+from bigmodel.train import configs
 
 
 def write(path, text):
@@ -48,5 +48,5 @@ def test_other_names_are_left_alone():
   assert user_files.complete("decoder", "here") == "decoder"
   assert user_files.without_path("decoder") == "decoder"
   config = study.default_config()
-  whole.complete_names(config)
+  configs.complete_names(config)
   assert config.model.family == "decoder"

@@ -1,10 +1,16 @@
-"""The tables of `bigmodel plan`."""
+"""The tables of `bigmodel plan`, and its documents for --json."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bigmodel.cli.console import Facts, Output
 
-SMALLEST = 1e5  # bytes of a collective that is worth a row
+if TYPE_CHECKING:
+  from bigmodel.planner.plan import RunPlan, StudyPlan
+  from bigmodel.planner.search import Layout
+
+SMALLEST = 1e5  # bytes of collectives that are worth a row
 
 
 def show_study_here(facts: Facts, name: str, output: Output) -> None:
@@ -21,88 +27,93 @@ def show_study_here(facts: Facts, name: str, output: Output) -> None:
   output.table(title, ("run", "role", "N", "D", "6ND", "seconds"), rows)
 
 
-def show_study(facts: Facts, name: str, output: Output) -> None:
+def show_study(plan: "StudyPlan", output: Output) -> None:
   """A study on a topology."""
-  fields = ("role", "name", "params_total", "tokens", "step_seconds", "hours", "chip_hours", "fits")
-  rows = [[one[field] for field in fields] for one in facts["runs"]]
-  total = facts["total"]
-  cost = "" if total["cost"] is None else f", {total['cost']:,.0f} dollars"
-  title = f"{name}: {total['chip_hours']:.4g} chip-hours{cost};"
-  title += f" critical path {total['critical_path_hours']:.4g} h"
-  output.table(title, ("role", "run", "N", "tokens", "step s", "hours", "chip-hours", "fits"), rows)
-  output.notes(note for one in facts["runs"] for note in one["notes"])
-
-
-def show_layouts(layouts: Sequence[Facts], topology: str, output: Output) -> None:
-  """Layouts, and the best one as words for the command line."""
   rows = [
     (
-      _layout(one["overrides"]),
-      one["fits"],
-      one["peak_bytes"] / 1e9,
-      one["step_seconds"],
-      one["mfu"],
-      one["hours"],
-      bool(one["compiled"]),
+      run.role,
+      run.name,
+      run.plan.work.params["params_total"],
+      run.tokens,
+      run.plan.costs.step_seconds,
+      run.plan.costs.hours,
+      run.plan.costs.chip_hours,
+      run.plan.costs.fits,
     )
-    for one in layouts
+    for run in plan.runs
+  ]
+  total = plan.total
+  cost = "" if total.cost is None else f", {total.cost:,.0f} dollars"
+  title = f"{plan.study} on {plan.topology}: {total.chip_hours:.4g} chip-hours{cost};"
+  title += f" critical path {total.critical_path_hours:.4g} h"
+  output.table(title, ("role", "run", "N", "tokens", "step s", "hours", "chip-hours", "fits"), rows)
+  output.notes(note for run in plan.runs for note in run.plan.notes)
+
+
+def show_layouts(layouts: "Sequence[Layout]", topology: str, output: Output) -> None:
+  """Layouts, and the best one as options for the command line."""
+  rows = [
+    (
+      _name(layout.overrides),
+      layout.plan.costs.fits,
+      layout.plan.costs.peak_bytes / 1e9,
+      layout.plan.costs.step_seconds,
+      layout.plan.costs.mfu,
+      layout.plan.costs.hours,
+      layout.plan.compiled is not None,
+    )
+    for layout in layouts
   ]
   columns = ("overrides", "fits", "peak GB", "step s", "MFU", "hours", "compiled")
   output.table(f"layouts on {topology}, best first", columns, rows)
-  output.write(" ".join(f"--config.{name}={value}" for name, value in layouts[0]["overrides"].items()) + "\n")
+  output.write(" ".join(f"--config.{name}={value}" for name, value in layouts[0].overrides.items()) + "\n")
 
 
-def show_run(facts: Facts, output: Output) -> None:
+def show_run(plan: "RunPlan", output: Output) -> None:
   """One run on a topology: memory, time and cost, and what its devices send to each other."""
-  source = facts["compiled"] or facts["analytic"]
-  rows = [*_memory_rows(facts), *_time_rows(facts, source["cycle_seconds"])]
-  output.table(f"one run on {facts['topology']}", ("what", "value"), rows)
-  output.notes(facts["notes"])
+  step = plan.compiled or plan.analytic
+  rows = [*_memory_rows(plan), *_time_rows(plan, step.cycle_seconds)]
+  output.table(f"one run on {plan.topology}", ("what", "value"), rows)
+  output.notes(plan.notes)
   collectives = [
-    (
-      one["kind"],
-      one["group"],
-      one["overlaps"],
-      one["count"],
-      f"{one['bytes'] / 1e9:.3f} GB",
-      f"{one['seconds']:.3g} s",
-    )
-    for one in source["collectives"]
-    if one["bytes"] > SMALLEST
+    (one.kind, one.group, one.overlaps, one.count, f"{one.bytes / 1e9:.3f} GB", f"{one.seconds:.3g} s")
+    for one in step.collectives
+    if one.bytes > SMALLEST
   ]
   columns = ("collective", "devices", "overlaps", "times", "sent a step", "on the wire")
   output.table("a device's collectives", columns, collectives)
 
 
-def _memory_rows(facts: Facts) -> list[tuple[str, object]]:
-  parts = facts["analytic"]["parts"]
+def _memory_rows(plan: "RunPlan") -> list[tuple[str, object]]:
+  parts, costs = plan.analytic.parts, plan.costs
   activations = sum(value for name, value in parts.items() if name not in ("parameters", "optimizer"))
-  compiled = _gigabytes(facts["compiled"]["peak_bytes"]) if facts["compiled"] else facts["why_not_compiled"]
+  compiled = _gigabytes(plan.compiled.peak_bytes) if plan.compiled else plan.why_not_compiled
   return [
-    ("mesh", ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items()) or "one device"),
-    ("parameters", facts["params_total"]),
+    ("mesh", ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"),
+    ("parameters", plan.work.params["params_total"]),
     ("a device holds: parameters", _gigabytes(parts["parameters"])),
     ("optimizer state", _gigabytes(parts["optimizer"])),
     ("activations (arithmetic)", _gigabytes(activations)),
-    ("peak, by arithmetic", _gigabytes(facts["analytic"]["peak_bytes"])),
+    ("peak, by arithmetic", _gigabytes(plan.analytic.peak_bytes)),
     ("peak, by the compiler", compiled),
-    ("memory", _gigabytes(facts["memory_bytes"])),
-    ("fits", facts["fits"]),
+    ("memory", _gigabytes(costs.memory_bytes)),
+    ("fits", costs.fits),
   ]
 
 
-def _time_rows(facts: Facts, cycle_seconds: float | None) -> list[tuple[str, object]]:
+def _time_rows(plan: "RunPlan", cycle_seconds: float | None) -> list[tuple[str, object]]:
+  costs = plan.costs
   return [
-    *((f"{name} a step", value) for name, value in facts["flops_per_step"].items()),
+    *((f"{name} a step", value) for name, value in plan.work.flops_per_step.items()),
     ("compiler's cycles", None if cycle_seconds is None else f"{cycle_seconds:.3g} s"),
-    ("computation", f"{facts['compute_seconds']:.3g} s"),
-    ("step", f"{facts['step_seconds']:.3g} s"),
-    ("MFU (flops_exact)", f"{facts['mfu']:.1%}"),
-    ("tokens/s", facts["tokens_per_second"]),
-    ("steps", facts["steps"]),
-    ("hours", facts["hours"]),
-    ("chip-hours", facts["chip_hours"]),
-    ("cost", None if facts["cost"] is None else f"{facts['cost']:,.0f} dollars"),
+    ("computation", f"{costs.compute_seconds:.3g} s"),
+    ("step", f"{costs.step_seconds:.3g} s"),
+    ("MFU (flops_exact)", f"{costs.mfu:.1%}"),
+    ("tokens/s", costs.tokens_per_second),
+    ("steps", plan.work.steps),
+    ("hours", costs.hours),
+    ("chip-hours", costs.chip_hours),
+    ("cost", None if costs.cost is None else f"{costs.cost:,.0f} dollars"),
   ]
 
 
@@ -110,7 +121,24 @@ def _gigabytes(value: float | None) -> str | None:
   return None if value is None else f"{value / 1e9:.2f} GB"
 
 
-def _layout(overrides: Mapping[str, int | str]) -> str:
+def _name(overrides: Mapping[str, int | str]) -> str:
   """What differs from one device, as 'fsdp 64, remat full'."""
   short = {name.split(".")[1]: value for name, value in overrides.items()}
   return ", ".join(f"{name} {value}" for name, value in short.items() if value not in (0, 1))
+
+
+def run_facts(plan: "RunPlan") -> dict[str, object]:
+  """The plan of a run, as --json prints it."""
+  facts = dataclasses.asdict(plan)
+  work, costs = facts.pop("work"), facts.pop("costs")
+  for step in (facts["analytic"], facts["compiled"]):
+    if step is not None and step["refused"] is None:
+      del step["refused"]
+  params = work.pop("params")
+  return {**facts, **work, **params, **costs}
+
+
+def study_facts(plan: "StudyPlan") -> dict[str, object]:
+  """The plan of a study, as --json prints it."""
+  runs = [run_facts(run.plan) | {"role": run.role, "name": run.name, "tokens": run.tokens} for run in plan.runs]
+  return {"study": plan.study, "topology": plan.topology, "runs": runs, "total": dataclasses.asdict(plan.total)}

@@ -48,11 +48,11 @@ def _log_to_standard_error() -> None:
 
 def load(arguments: argparse.Namespace) -> tuple["Config", "Study | None"]:
   """The config of --config with its overrides, and the study that its file defines."""
-  from bigmodel import config as configs
-  from bigmodel.train import whole
+  from bigmodel import config as config_files
+  from bigmodel.train import configs
 
-  config, module = configs.load(arguments.config)
-  config = whole.overridden(config, arguments.overrides)
+  config, module = config_files.load(arguments.config)
+  config = configs.overridden(config, arguments.overrides)
   if not hasattr(module, "get_study"):
     return config, None
   try:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from bigmodel import optim
 from bigmodel.config import digest, flatten, require
 from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settings, no_settings
+from bigmodel.train.configs import identity
 from bigmodel.train.run import Branch, Run
-from bigmodel.train.whole import identity
 
 # Schedules whose rate does not depend on the horizon before it decays, and the fields that set horizon and decay.
 STEADY = ("wsd", "constant", "inverse_sqrt")

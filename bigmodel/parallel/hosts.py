@@ -237,7 +237,7 @@ class Agreement:
       return False
 
 
-def put(value: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
+def put(value: jax.typing.ArrayLike, sharding: jax.sharding.Sharding) -> jax.Array:
   """A small array that every process has, on all devices of a sharding."""
   array = np.asarray(value)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -7,7 +7,7 @@ learning rate that is right for one size is wrong for another.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,12 @@ from bigmodel.config import Config, require
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.roles import Role
 from bigmodel.train.statistics import activations
+from bigmodel.train.step import Batch, applied
+from bigmodel.types import Params
 
 ROUNDING = 1e-5  # changes below this share of an output's size are taken for errors of float32 rounding
 ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
+Carry: TypeAlias = tuple[Params, optim.State]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +90,14 @@ class Measured:
   change: np.ndarray
 
 
-def _loss(config: Config) -> Callable[[Any, Any, jax.Array], jax.Array]:
+def _loss(config: Config) -> Callable[[Params, Batch, jax.Array], jax.Array]:
   """loss(parameters, rows, key), without dropout."""
   model, task, h = models.build(config), tasks.build(config), optim.hyperparameters(config, 1)
-  return lambda params, rows, key: task.objective(lambda *x: model.apply({"params": params}, *x), rows, h.task, key)[0]
+
+  def loss(params: Params, rows: Batch, key: jax.Array) -> jax.Array:
+    return task.objective(applied(model.apply, params), rows, h.task, key)[0]
+
+  return loss
 
 
 def _measure(config: Config, steps: int, seeds: int) -> Measured:
@@ -99,20 +106,20 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
   layers: list[str] = []
 
   @jax.jit
-  def run(key: jax.Array, rows: Any) -> tuple[jax.Array, jax.Array]:
+  def run(key: jax.Array, rows: Batch) -> tuple[jax.Array, jax.Array]:
     params = nn.meta.unbox(model.init(key, *models.example(config)))["params"]
     params = optim.parametrization.scaled(params, how.multiples)
     params = jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.zeros_like(x) if how.labels.at(path).role in (Role.OUTPUT, Role.OUTPUT_TABLE) else x, params
     )
 
-    def loss_and_outputs(params: Any) -> tuple[jax.Array, list[jax.Array]]:
+    def loss_and_outputs(params: Params) -> tuple[jax.Array, list[jax.Array]]:
       losses: list[jax.Array] = []
       outputs = activations(lambda: losses.append(loss(params, rows, key)))
       layers[:] = [name for name, _ in outputs]  # while this is traced
       return losses[0], [x for _, x in outputs]
 
-    def step(carry: Any, i: Any) -> Any:
+    def step(carry: Carry, i: jax.Array) -> tuple[Carry, list[jax.Array]]:
       params, state = carry
       grads, outputs = jax.grad(loss_and_outputs, has_aux=True)(params)
       params, state, _ = optim.update(how, grads, state, params, i, h, lambda p: loss(p, rows, key))
@@ -134,7 +141,7 @@ def _root_mean_square(x: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.mean(x**2, axis=tuple(range(1, x.ndim))))
 
 
-def _rows(config: Config, seed: int) -> Any:
+def _rows(config: Config, seed: int) -> Batch:
   rng = np.random.default_rng(seed)
   if config.data.kind == "text":
     return jnp.asarray(rng.integers(0, config.model.vocab, (ROWS, TOKENS + 1)), jnp.int32)

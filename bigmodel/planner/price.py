@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import msgspec
@@ -16,7 +15,7 @@ from bigmodel.planner import analytic
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured alone, and as many in packs; of several families or optimizers two of each
+CALIBRATED = 4  # shapes that are measured alone, and in packs; with several families or optimizers 2 of each
 MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
 
 
@@ -40,13 +39,16 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """Seconds a step over exact FLOPs a step, as points that were measured of each way to train."""
+  """Measured points of each way to train: (exact FLOPs of a step, its seconds)."""
 
   points: dict[str, list[tuple[float, float]]]
   compile_seconds: float  # of one program
 
   def step_seconds(self, run: Run, packed: bool) -> float:
-    """Interpolated in the logs; beyond the measured shapes at their rate, as for what was measured in no such way."""
+    """Seconds of a step, interpolated in the logarithms. Beyond the measured shapes the last one's FLOP rate holds.
+
+    A way to train that was not measured is taken to be as fast as the first one that was.
+    """
     x, y = np.log(self.points.get(_way(run, packed)) or next(iter(self.points.values()))).T
     flops = np.log(flops_per_step(run))
     outside = flops - np.clip(flops, x[0], x[-1])
@@ -59,22 +61,25 @@ def flops_per_step(run: Run) -> float:
 
 
 def _way(run: Run, packed: bool) -> str:
-  """What, beside the FLOPs, says how long a step takes."""
+  """What determines the time of a step besides its FLOPs."""
   return f"{run.config.model.family}, {run.config.optim.name}, {'in a pack' if packed else 'alone'}"
 
 
 def calibrate(
   runs: Sequence[Run], together: Mapping[str, int], smallest_only: bool = False
 ) -> tuple[Calibration, set[str]]:
-  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest; and says of which.
+  """Compiles and times a few steps of some of the runs' programs, from the smallest to the largest.
 
-  `together` says by id how many members the packs have in which runs will train; the others train alone. Of packs of
-  one shape, one of the largest is timed. With `smallest_only`, for a machine that will not train, the smallest run.
+  Returns the calibration and the keys of the programs that were compiled. `together` has the number of members of the
+  pack in which a run will train, by id; the others train alone. Of packs of one shape, one of the largest is timed.
+  With `smallest_only`, for a machine that will not train the runs, only the smallest run is timed, alone.
   """
   if smallest_only:
     runs, together = [min(runs, key=flops_per_step)], {}
 
-  members_of = lambda run: together.get(run.run_id, 1)
+  def members_of(run: Run) -> int:
+    return together.get(run.run_id, 1)
+
   ways: dict[str, dict[tuple[float, int], Run]] = {}
   for run in sorted(runs, key=members_of):
     shape = flops_per_step(run), run.config.train.batch_size
@@ -95,7 +100,8 @@ def calibrate(
 def _measure(run: Run, members: int) -> tuple[float, float]:
   """(seconds to compile, seconds a step of one member) of a run's program, on random rows.
 
-  On the lanes of a CPU, where members take turns, one a lane is stepped, and a call in which none is tells the rest.
+  On the lanes of a CPU, where members take turns, one member of each lane makes a step. A call in which none does is
+  timed, too: the difference is the time of one member's step.
   """
   config, began = run.config, time.perf_counter()
   program = programs.program(config, members)
@@ -108,10 +114,10 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   resting = program.put_hyperparameters([ended] * members)
   working = program.put_hyperparameters([ended if i % turns else going for i in range(members)])
 
-  def seconds(hyperparameters: Any) -> float:
+  def seconds(hyperparameters: optim.Hyperparameters) -> float:
     nonlocal state
     times: list[float] = []
-    # All hosts as often: they step together.
+    # All hosts must make equally many steps, which they make together.
     while hosts.first(lambda: len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS):
       start = time.perf_counter()
       state, _ = program.step(state, rows, hyperparameters)
@@ -128,15 +134,18 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   return max(0.0, first - (rest or call)), whole / (members * program.stride)
 
 
-def _random_rows(config: Config) -> Any:
+def _random_rows(config: Config) -> hosts.Rows:
   rng, limit = np.random.default_rng(0), config.model.vocab if config.data.kind == "text" else config.model.outputs
-  draw = lambda x: rng.integers(0, limit, x.shape) if x.dtype == np.int32 else rng.standard_normal(x.shape)
-  shapes = tasks.batch_shape(config, config.train.batch_size)
-  return jax.tree.map(lambda x: draw(x).astype(x.dtype), shapes)
+
+  def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    values = rng.integers(0, limit, x.shape) if x.dtype == np.int32 else rng.standard_normal(x.shape)
+    return values.astype(x.dtype)
+
+  return jax.tree.map(draw, tasks.batch_shape(config, config.train.batch_size))
 
 
 def price(run: Run, calibration: Calibration, packed: bool = False) -> Price:
-  """What one run costs, alone or as a member of a pack: FLOPs under every convention, bytes and expected seconds."""
+  """What one run costs, alone or as a member of a pack."""
   config = run.config
   counts = models.counts_of(config)
   tokens = train.tokens_at(config, run.steps)

@@ -1,74 +1,102 @@
-"""Search over layouts: every mesh, remat policy and number of microbatches that fits, best first."""
+"""Search over layouts: every mesh, remat policy and number of microbatches that fits, fastest first."""
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
 
 from bigmodel import models, parallel
 from bigmodel.config import Config
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
-from bigmodel.planner import compiled
-from bigmodel.train.whole import with_overrides
+from bigmodel.planner.plan import RunPlan, plan_run
+from bigmodel.train.configs import with_overrides
 
-Facts = dict[str, Any]
 KEPT = 8
-COMPILED = 3  # of the best by arithmetic, the compiler decides
+COMPILED = 3  # of the fastest by arithmetic, for which the compiler decides what fits
 
 
-def search(config: Config, topology: Topology, prices: dict[str, float]) -> list[Facts]:
-  """Plans of all layouts that fit, fastest first; the first few are compiled where the compiler is here.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A way to carry out a run, as overrides of its config, with its plan."""
 
-  Each has `overrides`, which make its config from the given one.
+  overrides: dict[str, int | str]
+  plan: RunPlan
+
+
+def search(config: Config, topology: Topology, prices: Mapping[str, float]) -> list[Layout]:
+  """The layouts that fit, fastest first; the first few are compiled where a compiler is installed.
+
+  Raises `UserError` for a model whose layouts are not searched.
   """
   if not models.in_pieces(config.model):
     raise UserError(f"--search: knows layouts of decoders, not of a {config.model.family}")
-  rows = []
+  fitting = _fitting(config, topology, prices)
+  if topology.devices is None or not topology.kind:
+    return fitting
+  best: list[Layout] = []
+  while fitting and len(best) < COMPILED:  # arithmetic can be wrong about what fits
+    overrides = fitting.pop(0).overrides
+    compiled = plan_run(with_overrides(config, overrides), topology, prices)
+    if compiled.costs.fits:
+      best.append(Layout(overrides, compiled))
+  return sorted(best, key=_step_seconds) + fitting
+
+
+def _fitting(config: Config, topology: Topology, prices: Mapping[str, float]) -> list[Layout]:
+  """The fastest layouts that fit, by arithmetic."""
+  layouts = []
   for overrides in candidates(config, topology):
     changed = with_overrides(config, overrides)
     try:
       parallel.check(changed, topology.count)
     except UserError:
       continue
-    facts = compiled.plan(changed, topology, prices, compile_step=False, memory=False)
-    rows.append((facts["step_seconds"], overrides, changed))
-  rows.sort(key=lambda row: row[0])
-  fitting: list[Facts] = []
-  for _, overrides, changed in rows:
-    facts = compiled.plan(changed, topology, prices, compile_step=False)
-    if facts["fits"] is not False:
-      fitting.append(facts | {"overrides": overrides})
+    layouts.append(Layout(overrides, plan_run(changed, topology, prices, compiles=False, memory=False)))
+  fitting: list[Layout] = []
+  for layout in sorted(layouts, key=_step_seconds):
+    plan = plan_run(with_overrides(config, layout.overrides), topology, prices, compiles=False)
+    if plan.costs.fits is not False:
+      fitting.append(Layout(layout.overrides, plan))
     if len(fitting) == KEPT:
       break
-  if topology.devices is None or not topology.kind:
-    return fitting
-  best: list[Facts] = []
-  while fitting and len(best) < COMPILED:  # arithmetic can be wrong about what fits
-    row = fitting.pop(0)
-    facts = compiled.plan(with_overrides(config, row["overrides"]), topology, prices)
-    if facts["fits"]:
-      best.append(facts | {"overrides": row["overrides"]})
-  return sorted(best, key=lambda row: row["step_seconds"]) + fitting
+  return fitting
 
 
-def candidates(config: Config, topology: Topology) -> Iterator[Facts]:
+def _step_seconds(layout: Layout) -> float:
+  return layout.plan.costs.step_seconds
+
+
+def candidates(config: Config, topology: Topology) -> Iterator[dict[str, int | str]]:
   """Meshes whose axes are powers of two and fill the devices, with every remat policy and some microbatches."""
-  model, n = config.model, topology.count
-  powers = lambda limit: [2**i for i in range(20) if 2**i <= limit]
-  experts = powers(model.experts) if model.experts else [1]
-  for tensor in powers(min(n, model.kv_heads, 16)):
-    for sequence in powers(min(n // tensor, 8 if config.data.context >= 8192 else 1)):
-      for expert in experts:
-        for pipeline in powers(min(8, model.layers)):
-          taken = tensor * sequence * expert * pipeline
-          if n % taken:
-            continue
-          for data in powers(n // taken):
-            fsdp = n // taken // data
-            if data * fsdp * taken != n:
-              continue
-            sizes = dict(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence, expert=expert, pipeline=pipeline)
-            for remat in ("none", "dots", "full"):
-              for pieces in (2 * pipeline, 4 * pipeline) if pipeline > 1 else (0,):
-                layout = {**sizes, "remat": remat, "microbatches": pieces}
-                for accumulate in (1, 4, 16) if pipeline == 1 else (1,):
-                  yield {f"parallel.{k}": v for k, v in layout.items()} | {"train.accumulate": accumulate}
+  for sizes in _meshes(config, topology.count):
+    pipeline = sizes["pipeline"]
+    pieces = (2 * pipeline, 4 * pipeline) if pipeline > 1 else (0,)
+    accumulations = (1, 4, 16) if pipeline == 1 else (1,)
+    for remat, microbatches, accumulate in itertools.product(("none", "dots", "full"), pieces, accumulations):
+      layout: dict[str, int | str] = {f"parallel.{axis}": size for axis, size in sizes.items()}
+      yield layout | {
+        "parallel.remat": remat,
+        "parallel.microbatches": microbatches,
+        "train.accumulate": accumulate,
+      }
+
+
+def _meshes(config: Config, devices: int) -> Iterator[dict[str, int]]:
+  """Sizes of the axes that fill the devices."""
+  model = config.model
+  experts = _powers(model.experts) if model.experts else [1]
+  for tensor in _powers(min(devices, model.kv_heads, 16)):
+    sequences = _powers(min(devices // tensor, 8 if config.data.context >= 8192 else 1))
+    for sequence, expert, pipeline in itertools.product(sequences, experts, _powers(min(8, model.layers))):
+      taken = tensor * sequence * expert * pipeline
+      if devices % taken:
+        continue
+      for data in _powers(devices // taken):
+        fsdp = devices // taken // data
+        if data * fsdp * taken == devices:
+          yield dict(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence, expert=expert, pipeline=pipeline)
+
+
+def _powers(limit: int) -> list[int]:
+  """The powers of two up to a limit."""
+  return [2**i for i in range(20) if 2**i <= limit]

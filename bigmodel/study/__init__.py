@@ -1,13 +1,5 @@
 """Studies: what a config file and a script need to describe one, run it and read it."""
 
-from bigmodel.assembly import (
-  check,
-  default_config,
-  resolve,
-  resolve_for_plan,
-  resolve_without_data,
-  single_run,
-)
 from bigmodel.designs.branches import Branches
 from bigmodel.designs.fractions import Fractions
 from bigmodel.designs.grids import Grid, Listed
@@ -20,7 +12,9 @@ from bigmodel.study.description import Study, Target
 from bigmodel.study.on_topology import plan_for
 from bigmodel.study.prepare import Prepared, prepare
 from bigmodel.study.study import make_plan, run_all, run_listed, run_study, run_to_end, work, write_report
-from bigmodel.train.whole import with_overrides
+from bigmodel.train.configs import default_config, with_overrides
+from bigmodel.train.resolution import check, resolve, resolve_for_plan, resolve_without_data
+from bigmodel.train.single_run import single_run
 
 __all__ = [
   "Between",

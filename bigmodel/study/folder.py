@@ -13,9 +13,9 @@ from bigmodel.files import read_json
 from bigmodel.record import Record
 from bigmodel.study import plan as plans
 from bigmodel.study.plan import Plan
+from bigmodel.train.configs import identity
 from bigmodel.train.results import as_measured
 from bigmodel.train.run import Status, read_status
-from bigmodel.train.whole import identity
 
 Trial = tuple[dict[str, Value], float | None]  # the overrides of a run, and its loss if it finished
 
@@ -29,12 +29,12 @@ class About(msgspec.Struct, frozen=True):
   measure: str
   convention: str
   target_flops: float | None
-  config: dict[str, object]  # flat
+  config: dict[str, Value]  # flat
 
   def fixed(self) -> dict[str, object]:
     """The facts that cannot change while a folder holds the study."""
     names = ("name", "convention", "target_flops", "measure")
-    return {name: getattr(self, name) for name in names} | identity(self.config)
+    return {**{name: getattr(self, name) for name in names}, **identity(self.config)}
 
 
 def read_about(folder: epath.PathLike) -> About:

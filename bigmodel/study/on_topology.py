@@ -2,23 +2,22 @@
 
 from bigmodel import models
 from bigmodel.accounting import Counts
-from bigmodel.assembly import resolve_for_plan
 from bigmodel.config import Config
 from bigmodel.designs.design import Overrides
-from bigmodel.files import JsonObject
 from bigmodel.parallel.topology import Topology
+from bigmodel.planner.plan import StudyPlan, plan_study
 from bigmodel.study.description import Study
 from bigmodel.study.prepare import plan_runs, with_horizon
-from bigmodel.train.whole import with_overrides
+from bigmodel.train.configs import with_overrides
+from bigmodel.train.resolution import resolve_for_plan
 
 
-def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, float]) -> JsonObject:
+def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, float]) -> StudyPlan:
   """A study planned for a topology: its runs one after another, each on all chips, and then its target.
 
   The largest run is compiled, the others are planned by arithmetic. The critical path has all fitted runs at once,
   each on as many chips, and the target after them. `prices` are dollars per chip-hour.
   """
-  from bigmodel.planner import compiled
 
   def resolved(overrides: Overrides) -> Config:
     return resolve_for_plan(with_horizon(with_overrides(config, overrides)), where.count)
@@ -36,7 +35,7 @@ def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, fl
     tokens = round(study.target.flops / counts.flops_in(study.design.convention, 1))
     jobs.append(("target", {**largest, "train.tokens": tokens, **study.settings(counts.params_total, tokens)}))
   sized_jobs = [(role, _label(overrides), resolved(overrides)) for role, overrides in jobs]
-  return {"study": study.name} | compiled.plan_all(sized_jobs, where, prices)
+  return plan_study(study.name, sized_jobs, where, prices)
 
 
 def _label(overrides: Overrides) -> str:

@@ -7,7 +7,6 @@ from etils import epath
 
 from bigmodel import data, models
 from bigmodel.accounting import Counts
-from bigmodel.assembly import check, check_resolved, resolve
 from bigmodel.config import Config, flatten, require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.designs.design import CountsOf, Overrides, Planned, repeat_seeds
@@ -21,8 +20,9 @@ from bigmodel.study import plan as plans
 from bigmodel.study.description import Study
 from bigmodel.study.folder import About
 from bigmodel.study.plan import Wanted
+from bigmodel.train.configs import with_overrides
+from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run
-from bigmodel.train.whole import with_overrides
 
 ADAPTIVE_DESIGNS = (Search, Halving)  # they look at results before they go on
 LEAST_EXTRAPOLATION = 8  # the target's budget over the largest fitted one

@@ -2,38 +2,38 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from bigmodel.config import flatten
 from bigmodel.files import read_json, write_json
 from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.run import Run
+from bigmodel.train.step import State
 
 
 class Best:
-  """Keeps the state of the evaluation with the least held-out loss so far; `best.json` says its step and loss."""
+  """Keeps the state of the evaluation with the least held-out loss so far; `best.json` has its step and loss."""
 
   def __init__(self, run: Run, lost: Callable[[], bool]):
-    """`lost` tells whether another worker has taken over the run: then nothing is committed any more."""
+    """`lost` says whether another worker has taken over the run: then nothing is committed any more."""
     self._config, self._folder = run.config, run.folder / "best"
     self._store = Checkpoints(self._folder / "checkpoints", keep=1, lost=lost)
     self._loss = math.inf
 
   def resume(self, step: int) -> None:
-    """Forgets what the run found after `step`, from which it goes on.
+    """Drops evaluations after `step`, from which the run resumes.
 
-    A checkpoint that is not there any more was replaced by a better one, which will be found again.
+    If the checkpoint of best.json is gone, a better one of a later step replaced it, and that step will come again.
     """
     self._store.drop_after(step)
     self._loss = hosts.first(self._read)
 
   def _read(self) -> float:
     path = self._folder / "best.json"
-    known = read_json(path) if path.exists() else {"step": -1}
-    return known["loss_eval"] if known["step"] in self._store.steps() else math.inf
+    best = read_json(path) if path.exists() else {"step": -1}
+    return best["loss_eval"] if best["step"] in self._store.steps() else math.inf
 
-  def offer(self, step: int, state: Any, loss: float) -> None:
+  def offer(self, step: int, state: State, loss: float) -> None:
     """Saves the state of a step if no evaluation before had as small a loss."""
     if not loss < self._loss:
       return

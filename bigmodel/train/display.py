@@ -1,22 +1,21 @@
-"""What a person sees while something trains: bars on a terminal, a line now and then elsewhere."""
+"""The progress that training shows: bars on a terminal, a line every few seconds elsewhere."""
 
 import functools
 import time
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 QUIET_SECONDS = 10.0
 
 
-def plain_console(**options: Any) -> Console:
+def plain_console(stderr: bool = False, quiet: bool = False, highlight: bool = True) -> Console:
   """A console that reads no markup and no emoji codes into text.
 
   Paths, config values and error messages may hold brackets, such as `bigmodel[tpu]`, which rich would otherwise
   take for styles and leave out.
   """
-  return Console(markup=False, emoji=False, **options)
+  return Console(markup=False, emoji=False, stderr=stderr, quiet=quiet, highlight=highlight)
 
 
 def duration(seconds: float) -> str:
@@ -42,7 +41,7 @@ class Display:
     self._done = 0.0
     self._now: tuple[str, float] = ("", 0.0)
     self._last = time.monotonic()
-    self._tasks: dict[str, Any] = {}
+    self._tasks: dict[str, TaskID] = {}
 
   def __enter__(self) -> "Display":
     if self._live:

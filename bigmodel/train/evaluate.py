@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bigmodel import tasks
 from bigmodel.config import Config
@@ -14,17 +14,19 @@ from bigmodel.data.pipeline import EvalRows
 from bigmodel.tasks.metrics import bootstrap, of_clusters
 from bigmodel.tasks.task import OF_MEANS
 from bigmodel.train.programs import Program
+from bigmodel.train.programs.protocol import BatchValues
+from bigmodel.types import Params
 
 Z90 = 1.645  # standard errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The loss a token or example, its standard error over documents or examples, and 90% intervals of the metrics.
+  """The loss per token or example, its standard error over documents or examples, and metrics with 90% intervals.
 
-  Bits per byte are the loss of all evaluated tokens, separators among them, over the UTF-8 bytes of the text that these
-  tokens stand for, as it was before the tokenizer changed anything in it. So models with other tokenizers compare,
-  unless a tokenizer loses what is hard to predict (unknown words, upper case): its bits are then too few.
+  Bits per byte are the loss of all evaluated tokens, including separators, over the UTF-8 bytes of the text that these
+  tokens stand for, as it was before the tokenizer changed anything in it. They compare models with different
+  tokenizers. A tokenizer that drops what is hard to predict (unknown words, upper case) makes them too small.
   """
 
   loss: float
@@ -32,68 +34,74 @@ class Evaluation:
   bits_per_byte: float  # NaN where there is no text
   metrics: dict[str, float]
   intervals: dict[str, tuple[float, float]]
-  details: dict[str, list[dict[str, Any]]]  # tables, such as a confusion matrix
+  details: Mapping[str, Sequence[Mapping[str, object]]]  # tables by name, such as a confusion matrix
 
 
 NOTHING = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})  # of a run that diverged
 
 
-def evaluate(program: Program, params: Any, config: Config, rows: EvalRows) -> Evaluation:
-  """Of the parameters of one run."""
+def evaluate(program: Program, params: Params, config: Config, rows: EvalRows) -> Evaluation:
+  """The evaluation of one run's parameters on held-out rows."""
   batches = enumerate(rows.batches(config.eval.batch_size))
   return judge(config, rows, [program.values(params, batch, key) for key, batch in batches])
 
 
 def measure(
-  program: Program, params: list[Any], config: Config, rows: EvalRows, beat: Callable[[], None]
-) -> list[list[dict[str, np.ndarray]]]:
+  program: Program, params: Sequence[Params], config: Config, rows: EvalRows, beat: Callable[[], None]
+) -> list[list[BatchValues]]:
   """The values of all batches for each of up to `program.at_once` members; `beat` is called after each batch."""
   if not params:
     return []
   evaluate_batch, measured = program.evaluator(params), [[] for _ in params]
   for key, batch in enumerate(rows.batches(config.eval.batch_size)):
-    for own, values in zip(measured, evaluate_batch(batch, key), strict=True):
-      own.append(values)
+    for of_member, values in zip(measured, evaluate_batch(batch, key), strict=True):
+      of_member.append(values)
     beat()
   return measured
 
 
-def loss_and_metrics(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-  """What the values of all batches come to, without the intervals, which take most of the time.
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """The loss and the metrics of held-out rows, without intervals, which take most of the time of an evaluation."""
 
-  `loss_eval` and `metrics`, as a record has them.
-  """
+  loss: float
+  metrics: dict[str, float]
+
+
+def held_out(config: Config, rows: EvalRows, measured: Sequence[BatchValues]) -> HeldOut:
+  """The loss and the metrics from the values of all batches."""
   values, weight = _joined(rows, measured)
   metrics = _finite(tasks.build(config).measure(values)(weight))
-  return {
-    "loss_eval": float(np.sum(values["loss"] * weight) / np.sum(weight)),
-    "metrics": metrics | {name: part for name, (part, _) in _losses_of_parts(rows, values["loss"], weight).items()},
-  }
+  parts = {name: part for name, (part, _) in _losses_of_parts(rows, values["loss"], weight).items()}
+  return HeldOut(float(np.sum(values["loss"] * weight) / np.sum(weight)), metrics | parts)
 
 
-def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-  return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+def _finite(metrics: Mapping[str, ArrayLike]) -> dict[str, float]:
+  numbers = {name: float(np.asarray(value)) for name, value in metrics.items()}
+  return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _losses_of_parts(rows: EvalRows, loss: np.ndarray, weight: np.ndarray) -> dict[str, tuple[float, float]]:
   """`loss_PART` of each part of a mixture that was evaluated, with its standard error."""
-  clusters, found = np.broadcast_to(rows.clusters, loss.shape), {}
+  clusters, losses = np.broadcast_to(rows.clusters, loss.shape), {}
   for name, mask in rows.parts.items():
-    own = np.where(mask, weight, 0)
-    if own.any():
-      found[f"loss_{name}"] = clustered_mean(loss.ravel(), clusters.ravel(), own.ravel())
-  return found
+    of_part = np.where(mask, weight, 0)
+    if of_part.any():
+      losses[f"loss_{name}"] = clustered_mean(loss.ravel(), clusters.ravel(), of_part.ravel())
+  return losses
 
 
-def _joined(rows: EvalRows, measured: list[dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """The values of all batches by name, and the weight of each."""
-  values = {n: np.concatenate([one[n] for one in measured])[: rows.count].astype(np.float64) for n in measured[0]}
+def _joined(rows: EvalRows, measured: Sequence[BatchValues]) -> tuple[BatchValues, np.ndarray]:
+  """The values of all batches by name, and the weight of each token or example."""
+  values = {
+    name: np.concatenate([batch[name] for batch in measured])[: rows.count].astype(np.float64) for name in measured[0]
+  }
   weight = values.pop("weight", np.ones_like(values["loss"]))
   return values, weight
 
 
-def judge(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]]) -> Evaluation:
-  """What the values of all batches come to."""
+def judge(config: Config, rows: EvalRows, measured: Sequence[BatchValues]) -> Evaluation:
+  """The evaluation from the values of all batches."""
   values, weight = _joined(rows, measured)
   loss, clusters = values["loss"], np.broadcast_to(rows.clusters, values["loss"].shape)
   mean, stderr = clustered_mean(loss.ravel(), clusters.ravel(), weight.ravel())
@@ -103,12 +111,12 @@ def judge(config: Config, rows: EvalRows, measured: list[dict[str, np.ndarray]])
   task = tasks.build(config)
   metric = task.measure(values)
   metrics = _finite(metric(weight))
-  again = functools.partial(bootstrap, metric, clusters, weight)
-  if task.measure in OF_MEANS:  # each draw looks at documents in place of tokens
-    means, names, whole = of_clusters(values, clusters, weight)
-    again = functools.partial(bootstrap, task.measure(means), names, whole)
-  intervals = again(config.eval.resamples) if metrics else {}
-  intervals = {name: pair for name, pair in intervals.items() if name in metrics}
+  resampled = functools.partial(bootstrap, metric, clusters, weight)
+  if task.measure in OF_MEANS:  # each resample then needs one number per document in place of its tokens
+    means, documents, document_weights = of_clusters(values, clusters, weight)
+    resampled = functools.partial(bootstrap, task.measure(means), documents, document_weights)
+  intervals = resampled(config.eval.resamples) if metrics else {}
+  intervals = {name: interval for name, interval in intervals.items() if name in metrics}
   for name, (part, error) in _losses_of_parts(rows, loss, weight).items():
     metrics[name] = part
     if math.isfinite(error):

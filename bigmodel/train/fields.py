@@ -1,7 +1,6 @@
 """The fields of `config.train` and `config.eval`."""
 
 import dataclasses
-from typing import Any
 
 from bigmodel import declarations
 from bigmodel.config import Config, require
@@ -11,8 +10,8 @@ from bigmodel.train import horizon
 DTYPES = ("float32", "bfloat16")
 
 
-def nothing(value: Any) -> None:
-  """What is compiled of a field that only says where a run begins."""
+def nothing(value: object) -> None:
+  """The compiled part of a field that only says where a run begins."""
   del value
 
 

@@ -28,7 +28,7 @@ def finish(member: Member, own: steps.State, params: Params, result: Evaluation,
   member.metrics.finish()
   member.checkpoints.wait()
   seconds += member.seconds + time.monotonic() - began
-  marks = member.checkpoints.marks if params is own.params else None  # an average of them has others
+  marks = member.checkpoints.fingerprints if params is own.params else None  # an average of them has others
   ended = msgspec.structs.replace(
     results.unevaluated(run, done),
     status=status,

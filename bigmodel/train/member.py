@@ -1,25 +1,29 @@
-"""A run under way, with what it reads and writes."""
+"""A member of a program: a run that is being trained, with what it reads and writes."""
 
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from bigmodel import record
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
-from bigmodel.files import write_json
+from bigmodel.files import remove, write_json
 from bigmodel.parallel import hosts
 from bigmodel.record import Record
-from bigmodel.train import stages
+from bigmodel.train import parameters, stages, weights
 from bigmodel.train.best import Best
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.metrics import Metrics
+from bigmodel.train.programs import Program
 from bigmodel.train.run import Run, open_folder, read_status, write_provenance
+from bigmodel.train.step import State
 from bigmodel.train.stop import Stop
 
 
-@dataclasses.dataclass(eq=False)  # none is another, and to find one compares no arrays
+@dataclasses.dataclass(eq=False)  # compared by identity: looking a member up compares no arrays
 class Member:
-  """One run with what it writes to."""
+  """One run of a program, with what it reads and writes."""
 
   run: Run
   data: Data
@@ -27,9 +31,9 @@ class Member:
   stages: list[stages.Stage]
   metrics: Metrics
   checkpoints: Checkpoints
-  seconds: float  # its share of earlier attempts
-  best: Best | None  # where `config.train.keep_best` asks for it
-  ended: Record | None  # its record, where a companion of its pack has none yet
+  seconds: float  # of training before this attempt
+  best: Best | None  # where `config.train.keep_best` is set
+  ended: Record | None  # its record, once it has ended
 
 
 def open_member(run: Run, data: Data, stop: Stop) -> Member:
@@ -50,11 +54,34 @@ def open_member(run: Run, data: Data, stop: Stop) -> Member:
 
 
 def _keep_card(run: Run, data: Data) -> None:
-  """What the data are, with what was learned of their training rows, beside the run."""
+  """Writes the description of the data, with the statistics of its training rows, into the run's folder."""
   if not (run.folder / "data.json").exists():
     write_json(run.folder / "data.json", data.card)
 
 
 def under_way(members: Sequence[Member]) -> list[Member]:
-  """Those that have no record yet; the others rest, and keep what they have on disk."""
+  """The members that have no record yet."""
   return [member for member in members if member.ended is None]
+
+
+def restore(program: Program, members: Sequence[Member], step: int) -> State:
+  """The program's state with the members' states of a step, which are the initial ones at step 0."""
+  return program.place([_restored(program, member, step) for member in members])
+
+
+def _restored(program: Program, member: Member, step: int) -> State:
+  config = member.run.config
+  if member.ended is not None:  # past its horizon, so that it makes no step
+    return dataclasses.replace(program.init(config.seed), step=np.int32(member.run.steps))
+  if step:
+    parameters.require_padding(config, member.checkpoints, step, program.shapes.params)
+    state = member.checkpoints.restore(step, program.shapes)
+  else:
+    state = weights.start(config, program.init(config.seed), program.optimizer_state)
+    hosts.first(lambda: remove(member.run.folder / "trunk.json"))
+  hosts.barrier(f"{member.run.run_id}/restored")
+  member.checkpoints.drop_after(step)  # which are damaged, or which not all members have
+  member.metrics.cut(step)
+  if member.best is not None:
+    member.best.resume(step)
+  return state

@@ -1,10 +1,10 @@
-"""The metrics of one run on disk: numbered segments while it runs, `metrics.jsonl` when it ended."""
+"""The metrics of one run on disk: numbered segments while it runs, `metrics.jsonl` after its end."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from etils import epath
 
-from bigmodel.files import read_jsonl, remove, write_jsonl
+from bigmodel.files import JsonObject, read_jsonl, remove, write_jsonl
 from bigmodel.parallel import hosts
 
 
@@ -13,18 +13,17 @@ class Metrics:
 
   def __init__(self, folder: epath.PathLike):
     self.folder = epath.Path(folder)
-    self._rows: list[dict[str, Any]] = []
+    self._rows: list[JsonObject] = []
 
   @property
   def _segments(self) -> epath.Path:
     return self.folder / "metrics"
 
-  def add(self, row: dict[str, Any]) -> None:
+  def add(self, step: int, facts: Mapping[str, object]) -> None:
     """Adds a row of a step, or more facts to the last row if that is of the same step."""
-    if self._rows and self._rows[-1]["step"] == row["step"]:
-      self._rows[-1] |= row
-    else:
-      self._rows.append(row)
+    if not self._rows or self._rows[-1]["step"] != step:
+      self._rows.append({"step": step})
+    self._rows[-1] |= facts
 
   def flush(self) -> None:
     if self._rows and hosts.is_first():
@@ -34,11 +33,11 @@ class Metrics:
   def cut(self, step: int) -> None:
     """Drops all rows of steps past `step`, so that a resume writes each row once.
 
-    What is kept is on disk before anything is removed, and cutting again changes nothing.
+    The kept rows are on disk before anything is removed, and cutting twice is safe.
     """
-    known = read(self.folder) if hosts.is_first() else []
-    kept = [row for row in known if row["step"] <= step]
-    if len(kept) < len(known):
+    rows = read(self.folder) if hosts.is_first() else []
+    kept = [row for row in rows if row["step"] <= step]
+    if len(kept) < len(rows):
       self._join(kept)
 
   def finish(self) -> None:
@@ -47,12 +46,12 @@ class Metrics:
     if hosts.is_first():
       self._join(read(self.folder))
 
-  def _join(self, rows: list[dict[str, Any]]) -> None:
+  def _join(self, rows: list[JsonObject]) -> None:
     write_jsonl(self.folder / "metrics.jsonl", rows)
     remove(self._segments)
 
 
-def read(folder: epath.PathLike) -> list[dict[str, Any]]:
+def read(folder: epath.PathLike) -> list[JsonObject]:
   """All rows of a run's metrics so far, by step."""
   folder = epath.Path(folder)
   paths = sorted((folder / "metrics").glob("*.jsonl")) if (folder / "metrics").exists() else []

@@ -18,8 +18,8 @@ from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json, write_json
 from bigmodel.parallel import hosts
 from bigmodel.record import Branch
+from bigmodel.train.configs import carried_out, identity
 from bigmodel.train.stop import StopRequest
-from bigmodel.train.whole import carried_out, identity
 
 NO_BRANCH = Branch()
 

@@ -1,19 +1,19 @@
-"""What happens between the steps of a program, and when; and the steps whose metrics have not been read yet."""
+"""When events happen between the steps of a program, and the steps whose metrics have not been read yet."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from bigmodel.train.member import Member
 from bigmodel.train.run import Run
 from bigmodel.train.stages import Stage
+from bigmodel.train.statistics import LayerStatistics
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The events of a program, by the number of steps that come before them. Between events it only makes steps."""
+  """The events of a program, by the number of steps before them. Between events only steps are made."""
 
   end: int  # the last step: a rung, or the longest horizon
   stages: frozenset[int]  # where another stage begins, or another batch size
@@ -59,7 +59,7 @@ class Dispatched:
   first: int
   count: int
   metrics: Callable[[], dict[str, np.ndarray]]  # waits for the device
-  layers: list[Any] | None  # statistics of the layers of each member, where they were asked for
+  layers: list[LayerStatistics] | None  # of each member, where the config asks for them at this step
 
 
 class Pending:
@@ -77,7 +77,7 @@ class Pending:
     self._last = None if self.all_diverged else dispatched
 
   def drain(self) -> bool:
-    """Reads what has not been read, and waits for it; returns whether every member has diverged."""
+    """Waits for the metrics that have not been read and reads them; returns whether every member has diverged."""
     last, self._last = self._last, None
     if last is not None:
       self.all_diverged = self._read(last)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import flax.struct
@@ -12,24 +12,25 @@ import jax.numpy as jnp
 import optax
 
 from bigmodel import optim
+from bigmodel.models.layers.experts import Auxiliary
 from bigmodel.parallel import hosts
 from bigmodel.tasks import Apply, Measured, Task
+from bigmodel.types import Params
 
-EMA = 0.98  # of the training loss: the last 50 steps or so
+EMA = 0.98  # of the training loss: about the last 50 steps
 NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
 
-Params: TypeAlias = "dict[str, jax.Array | Params]"
 # Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
 Batch: TypeAlias = "jax.Array | dict[str, jax.Array]"
 Metrics: TypeAlias = "dict[str, jax.Array]"
 # Averages of the squared norm of the gradient and of its variance over rows; () where they are not measured.
 Noise: TypeAlias = "tuple[jax.Array, ...]"
-Sums: TypeAlias = "tuple[Measured, Params]"  # over microbatches, of what is logged and of gradients
+Sums: TypeAlias = tuple[Measured, Params]  # over microbatches, of what is logged and of gradients
 
 
 @flax.struct.dataclass
 class State:
-  """Everything that a run is at one step.
+  """The state of a run at one step.
 
   The leaves are arrays on devices or on the host; in descriptions of a state, abstract arrays or shardings.
   """
@@ -38,45 +39,58 @@ class State:
   params: Params
   opt_state: optim.State
   loss_ema: jax.Array  # exponential average of the loss, not yet divided by 1 - EMA^step
-  # int32: the first step at which the loss or a parameter is not finite; where steps are skipped, the first of
-  # `optim.MOST_SKIPPED` that were skipped in a row; -1 as long as there is none.
+  # int32: the first step at which the loss or a parameter is not finite, or the first of `optim.MOST_SKIPPED` steps
+  # that were skipped in a row; -1 as long as there is none.
   diverged_at: jax.Array
   noise: Noise = ()
 
 
-def applied(apply: Callable, params: Params, key: jax.Array | None = None) -> Apply:
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What is compiled into the training step of a run."""
+
+  apply: Apply  # of the model, with its variables before its inputs
+  task: Task
+  how: optim.How
+  accumulate: int  # microbatches
+
+
+def applied(apply: Apply, params: Params, key: jax.Array | None = None) -> Apply:
   """The model as a task calls it; with a key, as in training: some units drop out."""
-  return lambda *inputs: apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
+
+  def call(*inputs: jax.Array) -> tuple[jax.Array, Auxiliary]:
+    return apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
+
+  return call
 
 
 def objective(
-  apply: Callable, task: Task, h: optim.Hyperparameters, params: Params, rows: Batch, key: jax.Array
+  recipe: Recipe, h: optim.Hyperparameters, params: Params, rows: Batch, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
-  """`(what is minimised, what to log)` in training; from `key` come the masks of dropout and what the task draws."""
+  """`(what is minimised, what is logged)` in training. `key` draws the masks of dropout and what the task draws."""
   for_task, for_dropout = jax.random.split(key)
-  return task.objective(applied(apply, params, for_dropout), rows, h.task, for_task)
+  return recipe.task.objective(applied(recipe.apply, params, for_dropout), rows, h.task, for_task)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-  """What a step learns from its batch."""
+  """The gradients of a step, and what is measured with them."""
 
   measured: Measured  # means over the batch, the loss among them
   of_params: Params  # without those that are frozen
-  squares: jax.Array | None  # [K]: the squared norm of each microbatch's gradient, where asked for
-  first: tuple[Batch, jax.Array]  # the rows of the first microbatch, and the key that its objective gets
+  squares: jax.Array | None  # [K]: the squared norm of each microbatch's gradient, where it is measured
+  first: tuple[Batch, jax.Array]  # the rows of the first microbatch, and the key of its objective
 
 
-def gradients(
-  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Batch, h: optim.Hyperparameters
-) -> Gradients:
+def gradients(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparameters) -> Gradients:
   """The gradients of the step that `state` is about to take, over all of its microbatches."""
 
   def of_part(part: Params, rows: Batch, key: jax.Array) -> tuple[jax.Array, Measured]:
-    return objective(apply, task, h, optim.merged(state.params, part), rows, key)
+    return objective(recipe, h, optim.merged(state.params, part), rows, key)
 
+  accumulate = recipe.accumulate
   gradient = jax.value_and_grad(of_part, has_aux=True)
-  part = optim.trainable(state.params, how.frozen)
+  part = optim.trainable(state.params, recipe.how.frozen)
   key = jax.random.fold_in(jax.random.key(h.seed), state.step)
   if accumulate == 1:
     (_, measured), grads = gradient(part, rows, key)
@@ -98,38 +112,46 @@ def gradients(
   return Gradients(measured, grads, squares, first)
 
 
-def train_step(
-  apply: Callable, task: Task, how: optim.How, accumulate: int, state: State, rows: Batch, h: optim.Hyperparameters
-) -> tuple[State, Metrics]:
+def train_step(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparameters) -> tuple[State, Metrics]:
   """One step of one run: pure, and the same for every mesh."""
-  found = gradients(apply, task, how, accumulate, state, rows, h)
-  loss, noise = found.measured["loss"], state.noise
-  if found.squares is not None:
-    seen = _noise(found.squares, found.of_params, jax.tree.leaves(rows)[0].shape[0])
-    mix = lambda old, new: jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
-    noise = jax.tree.map(mix, noise, seen)
-  curved = lambda params: objective(apply, task, h, params, *found.first)[0]
-  params, opt_state, told = optim.update(
-    how, found.of_params, state.opt_state, state.params, state.step, h, curved, jnp.isfinite(loss)
+  how, gradient = recipe.how, gradients(recipe, state, rows, h)
+  loss, noise = gradient.measured["loss"], state.noise
+  if gradient.squares is not None:
+    estimates = _noise(gradient.squares, gradient.of_params, jax.tree.leaves(rows)[0].shape[0])
+    noise = jax.tree.map(_mixed, noise, estimates)
+
+  def loss_of(params: Params) -> jax.Array:
+    return objective(recipe, h, params, *gradient.first)[0]
+
+  params, opt_state, logged = optim.update(
+    how, gradient.of_params, state.opt_state, state.params, state.step, h, loss_of, jnp.isfinite(loss)
   )
   loss_ema, norm = EMA * state.loss_ema + (1 - EMA) * loss, optax.tree.norm(params)
   if how.skips:
-    stay = lambda old, new: jnp.where(opt_state.skipped_in_a_row > 0, old, new)
-    loss_ema, noise = jax.tree.map(stay, (state.loss_ema, state.noise), (loss_ema, noise))
+
+    def unless_skipped(old: jax.Array, new: jax.Array) -> jax.Array:
+      return jnp.where(opt_state.skipped_in_a_row > 0, old, new)
+
+    loss_ema, noise = jax.tree.map(unless_skipped, (state.loss_ema, state.noise), (loss_ema, noise))
     gave_up = opt_state.skipped_in_a_row >= optim.MOST_SKIPPED
     now = jnp.where(gave_up, state.step + 1 - optim.MOST_SKIPPED, -1)
   else:
     now = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), -1, state.step + 1), state.step)
   diverged = jnp.where(state.diverged_at < 0, now, state.diverged_at)
   new = State(state.step + 1, params, opt_state, loss_ema, diverged, noise)
-  metrics = {**found.measured, "param_norm": norm, "diverged_at": diverged, **told}
-  if found.squares is not None:
+  metrics = {**gradient.measured, "param_norm": norm, "diverged_at": diverged, **logged}
+  if gradient.squares is not None:
     metrics["noise_scale"] = noise_scale(noise)
   return new, metrics
 
 
+def _mixed(old: jax.Array, new: jax.Array) -> jax.Array:
+  """A running average, which ignores values that are not finite."""
+  return jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
+
+
 def _noise(squares_K: jax.Array, grads: Params, rows: int) -> tuple[jax.Array, jax.Array]:
-  """Estimates without bias of the squared norm of the true gradient, and of the variance of one row's gradient.
+  """Unbiased estimates of the squared norm of the true gradient, and of the variance of one row's gradient.
 
   From the squared norms of microbatches' gradients and that of their mean (McCandlish et al. 2018, appendix A.1).
   """
@@ -138,9 +160,9 @@ def _noise(squares_K: jax.Array, grads: Params, rows: int) -> tuple[jax.Array, j
 
 
 def noise_scale(noise: Noise) -> jax.Array:
-  """The rows of a batch at which noise and gradient are as large: of more rows each is worth less.
+  """The rows of a batch at which noise and gradient are equally large; further rows are worth less each.
 
-  Not a number where the noise hides the gradient's size.
+  NaN where the noise hides the gradient's size.
   """
   return jnp.where(noise[0] > 0, noise[1] / noise[0], jnp.nan)
 
@@ -152,10 +174,10 @@ def loss_train(state: State, first: int = 0) -> float:
   return float(state.loss_ema) / (1 - EMA**steps) if steps > 0 else float("nan")
 
 
-def params_sha256(params: Params, marks: dict[str, str] | None = None) -> str:
+def params_sha256(params: Params, of_state: Mapping[str, str] | None = None) -> str:
   """sha256 over names, shapes and fingerprints of all parameters; the same on every mesh.
 
-  `marks` are the fingerprints of a state that has these parameters, where they are known.
+  `of_state` are the fingerprints of a state that has these parameters, where they have been computed before.
   """
-  known = {name.removeprefix("params."): mark for name, mark in (marks or {}).items() if name.startswith("params.")}
-  return hashlib.sha256(json.dumps(known or hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()
+  named = {name.removeprefix("params."): mark for name, mark in (of_state or {}).items() if name.startswith("params.")}
+  return hashlib.sha256(json.dumps(named or hosts.fingerprints(params), sort_keys=True).encode()).hexdigest()

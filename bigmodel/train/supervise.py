@@ -1,7 +1,7 @@
-"""What keeps a run going: a supervisor that restarts a dead process, a watchdog that ends a hanging one.
+"""A supervisor, which restarts a dead process, and a watchdog, which ends a hanging one.
 
-No JAX in here: the supervisor is the parent of the process that trains, and must not
-hold devices, nor die of what kills its child.
+This file does not use JAX: the supervisor is the parent of the process that trains. It must not hold devices, nor die
+of what kills its child.
 """
 
 import faulthandler
@@ -12,23 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
-FINAL = (0, 2, 75)  # done, wrong input, interrupted: starting again would change nothing, or is for the user to say
+FINAL = (0, 2, 75)  # done, invalid input, interrupted: a restart would change nothing, or is the user's decision
 LONGEST_WAIT = 60.0
 
 
 def progress(workdir: epath.PathLike) -> list[str]:
-  """What a run or study has safely on disk; a restart that adds to it was worth it."""
+  """The checkpoints and records that a run or study has on disk: a restart that adds to them has made progress."""
   workdir = epath.Path(workdir)
   runs = [workdir, *(workdir / "runs").glob("*")]
-  found = []
+  names = []
   for run in runs:
-    found += [f"{run.name}/{p.name}" for p in (run / "checkpoints").glob("[0-9]*")]
-    found += [f"{run.name}/record" for _ in run.glob("record.json")]
-  return sorted(found)
+    names += [f"{run.name}/{path.name}" for path in (run / "checkpoints").glob("[0-9]*")]
+    names += [f"{run.name}/record" for _ in run.glob("record.json")]
+  return sorted(names)
 
 
 def has_record(workdir: epath.PathLike) -> bool:
@@ -39,16 +38,16 @@ def has_record(workdir: epath.PathLike) -> bool:
 def supervise(
   command: list[str],
   restarts: int,
-  done: Callable[[], Any],
+  done: Callable[[], object],
   first_wait: float = 1.0,
   say: Callable = print,
   is_over: Callable[[], bool] = bool,
 ) -> int:
-  """Runs `command` until it ends well, and again when it dies; returns its exit code.
+  """Runs `command`, and again each time it dies, until it ends; returns its exit code.
 
-  Where `is_over()` the run has ended, however it ended: starting again would only print its record once more.
-  Gives up after `restarts` restarts in a row that left `done()` as it was. Waits
-  twice as long before each of them, up to a minute. Signals go to the child.
+  Where `is_over()`, the run has ended with a record, and a restart would only print it again. Gives up after `restarts`
+  restarts in a row that did not change `done()`. Each wait before a restart is twice as long as the last, up to a
+  minute. Signals are passed on to the child.
   """
   child: subprocess.Popen | None = None
   stopped = False
@@ -89,11 +88,11 @@ def supervise(
 class Watchdog:
   """Ends this process, with the stacks of its threads on standard error, when `beat` is not called for too long.
 
-  Counts from the first beat: the first step compiles. What hangs is mostly a
-  collective whose other side is gone; only a new process gets out of that.
+  Time counts from the first beat, as the first step compiles. Mostly a collective hangs because another process is
+  gone, which only a new process can recover from.
   """
 
-  def __init__(self, seconds: float, end: Callable[[int], Any] = os._exit):
+  def __init__(self, seconds: float, end: Callable[[int], object] = os._exit):
     self._seconds, self._end = seconds, end
     self._last: float | None = None
     self._closed = threading.Event()

@@ -14,9 +14,9 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import programs, weights
+from bigmodel.train import configs, interchange, parameters, programs
 from bigmodel.train.checkpoint import Checkpoints
-from bigmodel.train.step import Params
+from bigmodel.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
   Only the parameters are read, each device its own shards. Raises `UserError` where there is no sound checkpoint or
   parameters are not finite.
   """
-  config = weights.read_config_with_mesh(workdir)
+  config = configs.read_config_with_mesh(workdir)
   config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
@@ -52,24 +52,24 @@ def load(workdir: str, generating: bool = False) -> Trained:
     ended = record.read(workdir)
     why = f"; the run diverged at step {ended.steps}" if ended and ended.status == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
-  weights.warn_of_divergence(workdir, step)
+  parameters.warn_of_divergence(workdir, step)
   program = programs.program(config)
-  params = weights.read_evaluated(config, store, step, program.shapes.params)
-  weights.require_finite(params, f"{workdir}: checkpoint of step {step}")
+  params = parameters.read_evaluated(config, store, step, program.shapes.params)
+  parameters.require_finite(params, f"{workdir}: checkpoint of step {step}")
   return Trained(workdir, config, program, params, step)
 
 
 def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
   """The tokenizer that came with imported weights, or that of the run's corpus."""
-  marks = weights.imported(trained.workdir)
-  if marks is None:
+  ends = interchange.text_ends(trained.workdir)
+  if ends is None:
     return corpus.tokenizer_of(trained.config)
   path = absolute(trained.workdir) / "tokenizer.json"
-  if not path.exists() or marks["end"] is None:
+  if not path.exists() or ends.end is None:
     raise UserError(
       f"{trained.workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights"
     )
-  return tokenizer.from_text(path.read_text(), marks["begin"], marks["end"])
+  return tokenizer.from_text(path.read_text(), ends.begin, ends.end)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.display import Display
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.results import failed_record
 from bigmodel.train.run import Run, open_folder, write_provenance
 from bigmodel.train.stop import LOST, Stop
@@ -66,7 +66,8 @@ def try_group(
     trunks = {run.run_id for run in members if record.read(run.folder) is None}  # one that has ended does not train
     leaving = [run for run in runs.values() if run.branch.trunk in trunks and waits(run)]
     try:
-      train_runs(members, data, display, stop, part.expected_seconds, branches=leaving, until=part.until)
+      options = Options(part.expected_seconds, branches=leaving, until=part.until)
+      train_runs(members, data, display, stop, options)
       trained = True
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise

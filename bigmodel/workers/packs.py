@@ -8,7 +8,7 @@ from bigmodel import hardware, parallel
 from bigmodel.config import Config, flatten
 from bigmodel.parallel import hosts
 from bigmodel.planner import analytic
-from bigmodel.train import whole
+from bigmodel.train import configs
 from bigmodel.train.run import Run
 
 HORIZON = ("train.tokens", "train.steps")  # may differ only where a run has one stage and one batch size
@@ -20,7 +20,7 @@ COPIES = 4  # of a member's state that a host holds when it fetches, saves and e
 
 def program_key(run: Run) -> str:
   """Runs of one key have the same shape and batch, and can be trained side by side."""
-  flat, declared = flatten(run.config), whole.declared_of(flatten(run.config))
+  flat, declared = flatten(run.config), configs.declared_of(flatten(run.config))
   kept = {name: declared[name].compiled(value) for name, value in flat.items()}
   if run.config.train.stages or run.config.train.ramp:
     kept |= {name: flat[name] for name in HORIZON}
@@ -74,7 +74,7 @@ def room(config: Config) -> int:
   if parallel.mapped(config):
     return int(min(MOST, memory / (COPIES * analytic.run_bytes(config))))
   sizes = dict.fromkeys(parallel.AXES, 1) | parallel.asked(config)
-  return int(min(MOST, memory / analytic.estimate(config, sizes, None)["peak_bytes"]))
+  return int(min(MOST, memory / analytic.estimate(config, sizes, None).peak_bytes))
 
 
 def cut(runs: Sequence[Run]) -> list[list[Run]]:

@@ -11,7 +11,7 @@ from bigmodel.errors import Interrupted
 from bigmodel.study import Branches, Grid, Study
 from bigmodel.study import plan as plans
 from bigmodel.study.plan import Workforce
-from bigmodel.train import loop, metrics
+from bigmodel.train import handover, metrics
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.stop import StopRequest
@@ -147,9 +147,9 @@ def test_who_dies_while_a_run_leaves_lets_it_leave_again(config, tmp_path, monke
     return at
 
   for place, name, path_of in (
-    (loop, "write_jsonl", lambda path, *_: path),
-    (loop, "write_json", lambda path, *_: path),
-    (loop.Checkpoints, "save", lambda self, *_: self.folder),
+    (handover, "write_jsonl", lambda path, *_: path),
+    (handover, "write_json", lambda path, *_: path),
+    (handover.Checkpoints, "save", lambda self, *_: self.folder),
   ):
     with monkeypatch.context() as patch:
       patch.setattr(place, name, dying(getattr(place, name), path_of))

@@ -14,9 +14,10 @@ from bigmodel.files import read_json, write_json
 from bigmodel.optim.schedules import SCHEDULES
 from bigmodel.study import Grid, Halving, Hyperband, Study, rungs
 from bigmodel.tasks.metrics import LARGER
-from bigmodel.train import loop, results
+from bigmodel.train import pack as pack_module
+from bigmodel.train import results
 from bigmodel.train.display import Display
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.results import Rung, read_rungs, write_rung
 from bigmodel.train.run import Run, write_provenance
 from bigmodel.train.stop import StopRequest
@@ -110,16 +111,16 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   """Of a pack, and of one that was stopped when some of its members had been evaluated."""
   config, corpus = resolved
   evaluated = []
-  real = loop.measure
+  real = pack_module.measure
 
   def counting(program, params, *rest):
     evaluated.append(len(params))
     return real(program, params, *rest)
 
-  monkeypatch.setattr(loop, "measure", counting)
+  monkeypatch.setattr(pack_module, "measure", counting)
   configs = [study.with_overrides(config, {"seed": seed}) for seed in range(3)]
   pack = [Run(one, tmp_path / f"pack{i}") for i, one in enumerate(configs)]
-  go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), StopRequest(), until=10)
+  go_on = lambda runs: train_runs(runs, corpus, Display(quiet=True), StopRequest(), Options(until=10))
   assert go_on(pack) == []
   assert sum(evaluated) == 3
   together = [read_rungs(one) for one in pack]

@@ -57,10 +57,10 @@ def ours_of(folder):
   import jax
 
   from bigmodel import models as room
-  from bigmodel.train import programs, weights
+  from bigmodel.train import configs, programs
   from bigmodel.train.checkpoint import Checkpoints
 
-  config = weights.read_config(folder)
+  config = configs.read_config(folder)
   store = Checkpoints(folder / "checkpoints")
   params = store.restore(0, programs.program(config).shapes).params
   store.close()

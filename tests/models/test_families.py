@@ -16,7 +16,7 @@ from bigmodel.models.layers.attention import Attention, attend, product
 from bigmodel.models.layers.basic import sinusoids, times
 from bigmodel.models.layers.initial import PIECE, drawn
 from bigmodel.parallel import blocks
-from bigmodel.train import weights
+from bigmodel.train.checkpoint import to_flat
 
 IMAGE = dict(inputs=(12, 8, 3), outputs=5)
 CASES = {
@@ -117,7 +117,7 @@ def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
   config = make(name)
   boxed, params = abstract(config)
   rows = {name: (*rows, *params[name].shape[1:]) for name, *rows in models.real_rows(config, boxed).items()}
-  sizes = {name: math.prod(rows.get(name) or x.shape) for name, x in weights.flat(params).items()}
+  sizes = {name: math.prod(rows.get(name) or x.shape) for name, x in to_flat(params).items()}
   assert models.counts_of(config).params_total == sum(sizes.values())
   mesh = parallel.make_mesh_of({"fsdp": 1}, jax.devices()[:1])
   parallel.shardings(mesh, boxed, parallel.RULES)  # refuses what no rule matches

@@ -10,14 +10,14 @@ import pytest
 
 import bigmodel
 from bigmodel import models, optim, parallel, study
-from bigmodel.assembly import check_resolved
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.registry.flops import product_flops
 from bigmodel.planner import analytic
-from bigmodel.train import loop, programs, whole
+from bigmodel.train import configs, loop, programs
 from bigmodel.train.display import Display
+from bigmodel.train.resolution import check_resolved
 from bigmodel.train.run import Run, open_folder
 from bigmodel.train.stop import StopRequest
 from bigmodel.workers import packs
@@ -69,7 +69,7 @@ def mixer(config, tmp_path):
   """The little corpus and a config file's worth of settings, with the user's model."""
   path = tmp_path / "mixer.py"
   path.write_text(LANGUAGE_MODEL)
-  return whole.overridden(config, [f"model.family={path}:Mixer"])
+  return configs.overridden(config, [f"model.family={path}:Mixer"])
 
 
 def classifier(tmp_path, text=CLASSIFIER, name="Net"):
@@ -108,7 +108,7 @@ def test_naming_a_model_brings_its_fields_and_keeps_what_was_set(config, tmp_pat
   path = tmp_path / "mixer.py"
   path.write_text(LANGUAGE_MODEL)
   config.optim.lr = 0.01
-  new = whole.overridden(config, ["model.width=24", f"model.family={path}:Mixer", "train.steps=7"])
+  new = configs.overridden(config, ["model.width=24", f"model.family={path}:Mixer", "train.steps=7"])
   assert new.model.family.startswith(f"{path}:Mixer@")
   assert {name: value for name, value in new.model.items() if name != "family"} == {
     "vocab": 0,
@@ -117,9 +117,9 @@ def test_naming_a_model_brings_its_fields_and_keeps_what_was_set(config, tmp_pat
   }
   assert (new.task.name, new.optim.lr, new.train.steps) == ("causal_lm", 0.01, 7)
   study.check(new)
-  back = whole.overridden(new, ["model.family=decoder"])
+  back = configs.overridden(new, ["model.family=decoder"])
   assert (back.model.width, back.model.head_size) == (24, 32)
-  assert whole.overridden(config, ["model.family=mlp"]).task.name == "classification"
+  assert configs.overridden(config, ["model.family=mlp"]).task.name == "classification"
   assert bigmodel.load_config("configs/quickstart.py", [f"model.family={path}:Mixer"]).model.vocab == 0
 
 
@@ -156,7 +156,7 @@ def test_a_changed_file_is_a_changed_run_and_a_moved_one_the_same(mixer, tmp_pat
   def run_id(folder, text):
     folder.mkdir(exist_ok=True)
     (folder / "mixer.py").write_text(text)
-    config = whole.renamed(mixer, f"{folder / 'mixer.py'}:Mixer")
+    config = configs.renamed(mixer, f"{folder / 'mixer.py'}:Mixer")
     return Run(resolved(config)[0], folder).run_id
 
   first = run_id(tmp_path / "a", LANGUAGE_MODEL)
@@ -178,7 +178,7 @@ def test_axes_that_a_model_names_are_spread(tmp_path, mixer):
   )
   assert init in text
   (tmp_path / "named.py").write_text(text)
-  config = whole.renamed(mixer, f"{tmp_path / 'named.py'}:Mixer")
+  config = configs.renamed(mixer, f"{tmp_path / 'named.py'}:Mixer")
   config.parallel.update(data=2, fsdp=4)
   config, _ = resolved(config)
   program = programs.program(config)

@@ -21,8 +21,7 @@ from bigmodel.declarations import COMPILED, TRACED
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute
 from bigmodel.planner import analytic
-from bigmodel.train import programs
-from bigmodel.train import whole as configs
+from bigmodel.train import configs, programs
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.run import Run, run_id

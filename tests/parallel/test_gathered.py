@@ -12,7 +12,7 @@ from flax import linen as nn
 from bigmodel import models, parallel, study
 from bigmodel.models.layers.basic import gathering_again, times, with_gathered
 from bigmodel.parallel import blocks, topology
-from bigmodel.planner import compiled
+from bigmodel.planner.compiled import compile_step
 
 WITH_A_STACK = [name for name in models.FAMILIES if "run_blocks" in models.family(name).SUPPLIED]
 CASES = [*((name, False) for name in WITH_A_STACK), ("decoder", True)]
@@ -56,7 +56,7 @@ def test_whole_weights_of_all_layers_are_never_in_memory_together(family, expert
   few, many = (in_pieces(family, experts, layers) for layers in (2, 8))
   for config in (few, many):
     config.parallel.update(remat=remat, scan=scan)
-  bytes_ = [compiled.compiled(config, topology.parse(""))["temporary_bytes"] for config in (few, many)]
+  bytes_ = [compile_step(config, topology.parse("")).temporary_bytes for config in (few, many)]
   params = [4 * models.counts_of(config).params_total for config in (few, many)]
   # On 8 devices: an eighth each for the gradients and for the new parameters; and the layer's activations. Kept whole
   # from the forward pass on, weights would make it more than 1.

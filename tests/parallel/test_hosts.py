@@ -183,17 +183,17 @@ import json, sys
 import numpy as np
 import jax
 from bigmodel.parallel import hosts
-from bigmodel.train import checkpoint, step as steps
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train import step as steps
+from bigmodel.train.checkpoint import Checkpoints, arrays as stored, integrity
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 folder, port, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 if processes > 1:
   hosts.connect(f"127.0.0.1:{port}", processes, process)
 mesh = Mesh(np.array(jax.devices()), ("fsdp",))
-checkpoint.BLOCK, checkpoint.CHUNK = 1 << 20, 1 << 18  # smaller than the parts of these arrays, as of large ones
+integrity.BLOCK, stored.CHUNK = 1 << 20, 1 << 18  # smaller than the parts of these arrays, as of large ones
 counts = {"hashed": 0, "told": 0, "largest": 0}
-sha256, share, put = checkpoint._sha256, hosts.share, hosts.put
+sha256, share, put = integrity._sha256, hosts.share, hosts.put
 
 def counted_sha256(folder, block):
   counts["hashed"] += block.size
@@ -208,7 +208,7 @@ def counted_put(value, sharding):
   counts["largest"] = max(counts["largest"], np.asarray(value).nbytes)
   return put(value, sharding)
 
-checkpoint._sha256, hosts.share, hosts.put = counted_sha256, counted_share, counted_put
+integrity._sha256, hosts.share, hosts.put = counted_sha256, counted_share, counted_put
 
 def read():
   with open("/proc/self/io") as file:

@@ -11,8 +11,8 @@ from bigmodel.data import pipeline
 from bigmodel.files import write_json
 from bigmodel.parallel import reuse
 from bigmodel.tasks import generation
-from bigmodel.train import checkpoint, programs, trained
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train import programs, trained
+from bigmodel.train.checkpoint import Checkpoints, arrays
 from bigmodel.train.evaluate import evaluate
 
 DEVICE = 3  # any but the first, on which everything else lies
@@ -25,7 +25,7 @@ def saved(resolved, tmp_path, monkeypatch):
   base.model.update(vocab=264, width=64, layers=2, heads=4, kv_heads=2, feed_forward=96)
   base.parallel.scan = True  # compiles faster
   base.train.batch_size = base.eval.batch_size = 16
-  monkeypatch.setattr(checkpoint, "LARGE", 4096)  # bytes: arrays that are written by themselves
+  monkeypatch.setattr(arrays, "SMALL", 4096)  # bytes: arrays that are written by themselves
 
   def save(name, experts=False, optimizer="adamw", **changes):
     config = base.copy_and_resolve_references()

@@ -90,7 +90,9 @@ def test_a_real_program_names_the_devices_of_the_mesh(axis):
   mesh = parallel.make_mesh_of(dict(data=2, tensor=4))
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(axis)))
   total = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=jax.NamedSharding(mesh, jax.P()))
-  program = hlo.read(total.lower(x).compile().as_text())
+  text = total.lower(x).compile().as_text()
+  assert text is not None
+  program = hlo.read(text)
   (one,) = [c for c in program.collectives if c.kind == "all-reduce"]
   n = mesh.shape[axis]
   assert one.sent == 2 * 8 * 4 * (n - 1) / n

@@ -13,7 +13,9 @@ from bigmodel import models, parallel, study
 from bigmodel.cli.main import main
 from bigmodel.hardware import CHIPS
 from bigmodel.parallel import topology
-from bigmodel.planner import analytic, compiled, search
+from bigmodel.planner import analytic, search, traffic
+from bigmodel.planner.compiled import compile_step
+from bigmodel.planner.plan import plan_run
 from bigmodel.train import programs
 
 # Parameters of the released weights.
@@ -62,10 +64,10 @@ CASES = [
 def test_bytes_by_arithmetic_are_those_of_the_compiler(preset, experts):
   """State exactly, the peak within 15%."""
   config = small(experts, preset=preset)
-  found = compiled.compiled(config, topology.parse(""))
+  found = compile_step(config, topology.parse(""))
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 8), None)
-  assert guess["argument_bytes"] == pytest.approx(found["argument_bytes"], rel=1e-3)
-  assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
+  assert guess.argument_bytes == pytest.approx(found.argument_bytes, rel=1e-3)
+  assert guess.peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
 
 
 @pytest.mark.parametrize(("width", "stages"), [(16, (1, 1, 1)), (32, (2, 2, 2))])
@@ -76,9 +78,9 @@ def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
   config.eval.batch_size = 64
   config.parallel.data = 1
   models.resolve(config.model, {"inputs": (28, 28, 1), "outputs": 10})
-  found = compiled.compiled(config, topology.parse(""))
+  found = compile_step(config, topology.parse(""))
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 1), None)
-  assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
+  assert guess.peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
 
 
 @pytest.mark.parametrize("frozen", [(), ("experts", "^embedding$")], ids=str)
@@ -97,34 +99,34 @@ def test_state_bytes_are_those_on_a_device(frozen):
 def test_a_plan_adds_up():
   config, _ = configs.load("configs/published.py:llama2_7b")
   where = topology.parse("h100:64")
-  facts = compiled.plan(study.resolve_for_plan(config, 64), where, {"h100": 2.0})
-  assert facts["fits"]
-  assert facts["compiled"] is None
-  assert "arithmetic" in facts["why_not_compiled"]
-  assert facts["hours"] == pytest.approx(facts["steps"] * facts["step_seconds"] / 3600)
-  assert facts["cost"] == pytest.approx(2 * 64 * facts["hours"])
-  assert facts["tokens_per_second"] * facts["step_seconds"] == pytest.approx(facts["tokens_per_step"])
-  used = facts["mfu"] * 64 * 989e12 * facts["step_seconds"]
-  assert used == pytest.approx(facts["flops_per_step"]["flops_exact"])
+  plan = plan_run(study.resolve_for_plan(config, 64), where, {"h100": 2.0})
+  assert plan.costs.fits
+  assert plan.compiled is None
+  assert "arithmetic" in plan.why_not_compiled
+  assert plan.costs.hours == pytest.approx(plan.work.steps * plan.costs.step_seconds / 3600)
+  assert plan.costs.cost == pytest.approx(2 * 64 * plan.costs.hours)
+  assert plan.costs.tokens_per_second * plan.costs.step_seconds == pytest.approx(plan.work.tokens_per_step)
+  used = plan.costs.mfu * 64 * 989e12 * plan.costs.step_seconds
+  assert used == pytest.approx(plan.work.flops_per_step["flops_exact"])
   # Recomputing every layer's forward pass makes at most 4/3 of the FLOPs.
-  assert 1.25 < facts["flops_per_step"]["flops_hardware"] / facts["flops_per_step"]["flops_exact"] < 4 / 3
+  assert 1.25 < plan.work.flops_per_step["flops_hardware"] / plan.work.flops_per_step["flops_exact"] < 4 / 3
 
 
 def test_idle_devices_are_noted_and_paid_for():
   config, _ = configs.load("configs/published.py:llama2_7b")
-  facts = compiled.plan(study.resolve_for_plan(config, 24), topology.parse("h100:24"), {"h100": 2.0})
-  assert facts["devices"] == 16
-  assert any(note.startswith("8 of 24 devices are idle") for note in facts["notes"])
-  assert facts["cost"] == pytest.approx(2 * 24 * facts["hours"])
-  used = facts["mfu"] * 24 * 989e12 * facts["step_seconds"]
-  assert used == pytest.approx(facts["flops_per_step"]["flops_exact"])
+  plan = plan_run(study.resolve_for_plan(config, 24), topology.parse("h100:24"), {"h100": 2.0})
+  assert plan.work.devices == 16
+  assert any(note.startswith("8 of 24 devices are idle") for note in plan.notes)
+  assert plan.costs.cost == pytest.approx(2 * 24 * plan.costs.hours)
+  used = plan.costs.mfu * 24 * 989e12 * plan.costs.step_seconds
+  assert used == pytest.approx(plan.work.flops_per_step["flops_exact"])
 
 
 def test_what_does_not_fit_is_said():
   config, _ = configs.load("configs/published.py:llama2_70b")
-  facts = compiled.plan(study.resolve_for_plan(config, 8), topology.parse("h100:8"), {})
-  assert facts["fits"] is False
-  assert facts["cost"] is None
+  plan = plan_run(study.resolve_for_plan(config, 8), topology.parse("h100:8"), {})
+  assert plan.costs.fits is False
+  assert plan.costs.cost is None
 
 
 def test_search_drops_what_does_not_fit_and_ranks_the_rest():
@@ -133,12 +135,13 @@ def test_search_drops_what_does_not_fit_and_ranks_the_rest():
   where = topology.parse("h100:16")
   found = search.search(config, where, {})
   assert found
-  assert all(row["fits"] for row in found)
-  assert [row["step_seconds"] for row in found] == sorted(row["step_seconds"] for row in found)
-  plain = compiled.plan(config, where, {})
-  assert found[0]["step_seconds"] <= plain["step_seconds"] or not plain["fits"]
-  again = compiled.plan(configs.with_overrides(config, found[0]["overrides"]), where, {})
-  assert again["step_seconds"] == found[0]["step_seconds"]
+  assert all(layout.plan.costs.fits for layout in found)
+  seconds = [layout.plan.costs.step_seconds for layout in found]
+  assert seconds == sorted(seconds)
+  plain = plan_run(config, where, {})
+  assert seconds[0] <= plain.costs.step_seconds or not plain.costs.fits
+  again = plan_run(configs.with_overrides(config, found[0].overrides), where, {})
+  assert again.costs.step_seconds == seconds[0]
 
 
 GPUS = [name for name, chip in CHIPS.items() if not chip.dimensions]
@@ -150,7 +153,10 @@ def test_between_hosts_a_group_has_the_network_cards_of_its_members(name):
   chip, sent = CHIPS[name], 8e9
   assert chip.link == (300e9 if name == "a100" else 450e9)
   assert chip.network == (25e9 if name == "a100" else 50e9)
-  seconds = lambda members, near, kind="all-gather": analytic.wire_seconds(kind, sent, members, 1, chip, near)
+
+  def seconds(members, near, kind="all-gather"):
+    return traffic.wire_seconds(kind, sent, traffic.Group(members, near=near), chip)
+
   inside = seconds(8, 8)
   assert inside == pytest.approx(sent / chip.link, rel=1e-2)  # the rest is the latency of a few hops
   for near in (8, 4, 1):
@@ -162,19 +168,19 @@ def test_between_hosts_a_group_has_the_network_cards_of_its_members(name):
   assert inside < seconds(16, 8) < seconds(16, 4) < seconds(16, 1)
   # What a member has for others on other hosts leaves through its card alone.
   assert seconds(16, 8, "all-to-all") == pytest.approx(sent * 8 / 15 / chip.network + 7 * 3.4e-6 + 8 * 14e-6)
-  small = analytic.wire_seconds("all-gather", 1e3, 1024, 1, chip, 8, times=10)
+  small = traffic.wire_seconds("all-gather", 1e3, traffic.Group(1024, near=8), chip, times=10)
   assert small == pytest.approx(10 * (128 * 14e-6 + 896 * 3.4e-6), rel=1e-2)  # latency, however few the bytes
 
 
 def test_members_of_a_group_on_a_host_follow_from_the_order_of_the_axes():
   sizes = dict.fromkeys(parallel.AXES, 1) | {"data": 2, "fsdp": 4, "tensor": 4, "pipeline": 2}  # 64 GPUs, 8 a host
-  near = lambda *axes: analytic.members_per_host(sizes, axes, 8)
+  near = lambda *axes: traffic.members_per_host(sizes, axes, 8)
   assert near("pipeline") == 2
   assert near("tensor") == 4  # every other GPU of a host
   assert near("fsdp") == near("data") == 1
   assert near("fsdp", "tensor") == 4
   flat = dict.fromkeys(parallel.AXES, 1) | {"fsdp": 64}
-  assert analytic.members_per_host(flat, ("fsdp", "sequence", "expert"), 8) == 8
+  assert traffic.members_per_host(flat, ("fsdp", "sequence", "expert"), 8) == 8
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -191,9 +197,9 @@ def test_the_share_of_the_peak_falls_from_one_host_of_gpus_to_many(name, preset)
       config.model.vocab = 32_000
       config.train.batch_size = config.eval.batch_size = rows_of(n) * (4 if preset == "pp" else 1)
       where = topology.parse(f"{name}:{n}")
-      facts = compiled.plan(study.resolve_for_plan(config, n), where, {}, memory=False)
-      assert facts["devices"] == n
-      shares.append(facts["mfu"])
+      plan = plan_run(study.resolve_for_plan(config, n), where, {}, memory=False)
+      assert plan.work.devices == n
+      shares.append(plan.costs.mfu)
     assert all(a > b for a, b in itertools.pairwise(shares)), shares
     assert shares[-1] > 0
 
@@ -222,7 +228,7 @@ def test_communication_goes_with_the_mesh_as_theory_says():
       config.parallel.preset = preset
       config.train.batch_size = config.eval.batch_size = 8 * n
       sizes = parallel.mesh_sizes(config, n)
-      sent[preset, n] = sum(row["bytes"] for row in analytic.traffic(config, sizes, None))
+      sent[preset, n] = sum(cost.bytes for cost in traffic.collectives(config, sizes, None))
       ways.setdefault(preset, max(sizes["data"], sizes["fsdp"] * sizes["sequence"] * sizes["expert"]))
   for preset, k in ways.items():
     # A ring of k sends (k - 1) / k of an array, so what 8 chips send grows by k / (k - 1) at most.

@@ -7,7 +7,9 @@ import pytest
 
 from bigmodel import parallel, study
 from bigmodel.parallel import kernels, topology
-from bigmodel.planner import analytic, compiled
+from bigmodel.planner import analytic, hlo
+from bigmodel.planner.compiled import compile_step
+from bigmodel.planner.plan import plan_run
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -39,35 +41,35 @@ def test_slices_have_the_devices_of_their_shape(v5e, shape):
 
 def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
   """Within 15% of the bound, by the compiler's own estimate."""
-  from bigmodel.planner import hlo
-
   one = jax.sharding.SingleDeviceSharding(v5e.devices[0])
   x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one)
-  read = hlo.read(jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text())
+  text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
+  assert text is not None
+  read = hlo.read(text)
   assert read.cycles / v5e.chip.clock == pytest.approx(2 * 4096**3 / v5e.chip.flops, rel=0.15)
 
 
 @pytest.mark.parametrize(("preset", "experts"), [("fsdp", False), ("ep", True)])
 def test_a_step_is_compiled_and_its_bytes_are_those_of_arithmetic(v5e, preset, experts):
   config = model(experts, preset=preset)
-  found = compiled.compiled(config, v5e)
+  found = compile_step(config, v5e)
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 16), v5e.chip)
-  assert guess["argument_bytes"] == pytest.approx(found["argument_bytes"], rel=1e-3)
-  assert guess["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
-  kinds = {row["kind"] for row in found["collectives"]}
+  assert guess.argument_bytes == pytest.approx(found.argument_bytes, rel=1e-3)
+  assert guess.peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
+  kinds = {row.kind for row in found.collectives}
   assert "all-gather" in kinds
   assert not experts or "all-to-all" in kinds
   # No collective sums whole gradients: those are scattered.
-  reduced = sum(row["bytes"] for row in found["collectives"] if row["kind"] == "all-reduce")
-  assert reduced < 0.1 * sum(row["bytes"] for row in found["collectives"])
+  reduced = sum(row.bytes for row in found.collectives if row.kind == "all-reduce")
+  assert reduced < 0.1 * sum(row.bytes for row in found.collectives)
 
 
 def test_a_step_that_is_too_large_is_refused_in_words(v5e):
   config = model(False, preset="fsdp", remat="none")
   config.train.batch_size = config.eval.batch_size = 16 * 512
-  facts = compiled.plan(config, v5e, {"v5e": 1.0})
-  assert facts["fits"] is False
-  assert facts["peak_bytes"] > 16 * 2**30
+  plan = plan_run(config, v5e, {"v5e": 1.0})
+  assert plan.costs.fits is False
+  assert plan.costs.peak_bytes > 16 * 2**30
 
 
 def test_splash_attention_compiles_with_its_gradients(v5e):
@@ -78,6 +80,7 @@ def test_splash_attention_compiles_with_its_gradients(v5e):
   )
   loss = lambda q, k, v: jnp.sum(kernels.splash(mesh)(q, k, v).astype(jnp.float32))
   text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(8), shape(4), shape(4)).compile().as_text()
+  assert text is not None
   assert "splash" in text
 
 

@@ -11,7 +11,7 @@ import pytest
 from bigmodel import optim, study, tasks
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
-from bigmodel.train import programs, whole
+from bigmodel.train import configs, programs
 from bigmodel.train.run import Run
 
 SMOOTH_L1 = """
@@ -78,7 +78,7 @@ def losses_of(config, steps=4):
 def test_a_loss_without_its_argument_at_work_trains_like_the_task_it_equals(config, tmp_path):
   """A focal loss with gamma = 0 is the cross-entropy, for text and for classes alike."""
   expected = losses_of(config)
-  own = whole.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])
+  own = configs.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])
   assert (own.task.gamma, own.model.width, own.data.context) == (0.0, 16, 32)
   np.testing.assert_allclose(losses_of(own), expected, rtol=1e-6)
   own.task.gamma = 2.0
@@ -139,7 +139,7 @@ def test_experts_keep_their_losses(config, tmp_path):
   """The router of a mixture of experts is trained whatever the loss of the outputs is."""
   config.model.update(experts=2)
   config.task.balance_loss = 1.0
-  own = whole.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])
+  own = configs.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])
   assert own.task.balance_loss == 1.0
   np.testing.assert_allclose(losses_of(own), losses_of(config), rtol=1e-6)
   task = tasks.build(resolved(own)[0])

@@ -4,7 +4,6 @@ import concurrent.futures
 import errno
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -24,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bigmodel import processes
 from bigmodel.errors import CheckpointError, Interrupted
 from bigmodel.train import checkpoint
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.checkpoint import Checkpoints, arrays, folders, integrity
 
 
 def sound_steps(store):
@@ -137,7 +136,7 @@ def test_truncated_missing_and_unsealed_checkpoints_are_not_used(store, damage):
 
 
 def test_arrays_are_checked_after_they_are_read(store, monkeypatch):
-  monkeypatch.setattr(checkpoint.hosts, "fingerprints", lambda tree: dict.fromkeys(tree, "0"))
+  monkeypatch.setattr(arrays.hosts, "fingerprints", lambda tree: dict.fromkeys(tree, "0"))
   with pytest.raises(CheckpointError, match="is not what was saved"):
     store.restore(30, state(0))
 
@@ -165,7 +164,7 @@ def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
   assert in_flight.exists()
   for folder in (elsewhere, in_flight):
     for path in (folder, folder / "arrays", folder / "arrays" / "data"):
-      os.utime(path, (0, time.time() - checkpoint.ABANDONED_SECONDS - 60))
+      os.utime(path, (0, time.time() - folders.ABANDONED_SECONDS - 60))
   again.drop_after(20)
   assert not elsewhere.exists()
   assert in_flight.exists()
@@ -178,14 +177,19 @@ def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypat
   12 trials with pauses at every point where one could be overtaken. Nothing fails, and nothing is left half written.
   """
   rng = random.Random(0)
-  for name in ("check_space", "seal", "_discard", "_same_content"):
-    real = getattr(checkpoint, name)
+  for module, name in (
+    (folders, "check_space"),
+    (integrity, "write_seal"),
+    (folders, "discard"),
+    (integrity, "same_content"),
+  ):
+    real = getattr(module, name)
 
     def late(*given, real=real):
       time.sleep(rng.uniform(0, 0.004))
       return real(*given)
 
-    monkeypatch.setattr(checkpoint, name, late)
+    monkeypatch.setattr(module, name, late)
 
   def write(folder, steps, begins):
     store = Checkpoints(folder)
@@ -218,7 +222,7 @@ def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypat
 def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two_are_compared(
   store, monkeypatch, removed
 ):
-  real, target = checkpoint._is_complete, store.folder / "30"
+  real, target = integrity.is_complete, store.folder / "30"
 
   def remove_after(folder):
     complete = real(folder)
@@ -226,7 +230,7 @@ def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two
       (target / checkpoint.SEAL).unlink() if removed == "seal" else shutil.rmtree(target)
     return complete
 
-  monkeypatch.setattr(checkpoint, "_is_complete", remove_after)
+  monkeypatch.setattr(integrity, "is_complete", remove_after)
   store.save(30, state(31))
   store.wait()
   assert same(store.restore(30, state(0)), state(31))
@@ -245,8 +249,8 @@ def test_a_writer_that_was_replaced_commits_nothing(store):
 
 def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
   """And the one before it only where that is damaged."""
-  real, hashed = checkpoint._sha256, []
-  monkeypatch.setattr(checkpoint, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
+  real, hashed = integrity._sha256, []
+  monkeypatch.setattr(integrity, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
   assert store.newest_sound() == 30
   assert {*hashed} == {"30"}
   victim = max((p for p in Path(store.folder, "30").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -260,7 +264,7 @@ def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
 def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
   """Checkpoints from before files were hashed in blocks."""
   folder = store.folder / "30"
-  sealed = checkpoint.read_seal(folder)
+  sealed = json.loads((folder / checkpoint.SEAL).read_text().partition("\n")[2])
   sealed["files"] = {name: facts["sha256"][0] for name, facts in sealed["files"].items()}
   body = json.dumps(sealed)
   (folder / checkpoint.SEAL).write_text(hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
@@ -271,19 +275,19 @@ def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeypatch, parts):
   """In blocks that are smaller than its files; a flipped bit anywhere is found by one of them."""
-  monkeypatch.setattr(checkpoint, "BLOCK", 500)
+  monkeypatch.setattr(integrity, "BLOCK", 500)
   store.save(40, {"large": np.random.default_rng(0).normal(size=(64, 32)), **state(40)})
   store.wait()
-  folder, real, hashed = Path(store.folder, "40"), checkpoint._sha256, []
+  folder, real, hashed = Path(store.folder, "40"), integrity._sha256, []
   monkeypatch.setattr(
-    checkpoint,
+    integrity,
     "_sha256",
     lambda folder, block: hashed.append((block.file, block.start, block.size)) or real(folder, block),
   )
   total, shares = 0, []
   for part in range(parts):
     hashed.clear()
-    assert checkpoint.damage(folder, part, parts) is None
+    assert integrity.damage(folder, part, parts) is None
     shares.append(sum(size for *_, size in hashed))
     total += len({*hashed})
   files = [p for p in folder.rglob("*") if p.is_file() and p.name != checkpoint.SEAL]
@@ -292,7 +296,7 @@ def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeyp
   for victim in files:
     pristine = victim.read_bytes()
     victim.write_bytes(pristine[:-1] + bytes([pristine[-1] ^ 4]))
-    assert sum(checkpoint.damage(folder, part, parts) is not None for part in range(parts)) == 1, victim
+    assert sum(integrity.damage(folder, part, parts) is not None for part in range(parts)) == 1, victim
     victim.write_bytes(pristine)
 
 
@@ -300,7 +304,7 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(checkpoint, "seal", full)
+  monkeypatch.setattr(integrity, "write_seal", full)
   store.save(40, state(40))
   with pytest.raises(
     CheckpointError, match=r"step 40 was not saved: the disk is full; the last complete checkpoint is step 30"
@@ -312,7 +316,7 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
 
 def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, monkeypatch):
   usage = shutil._ntuple_diskusage(1000, 900, 100)
-  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
+  monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: usage)
   store.save(40, state(40))
   with pytest.raises(CheckpointError, match="the disk is full; the last complete checkpoint is step 30"):
     store.wait()
@@ -320,17 +324,17 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
 
 def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monkeypatch):
   """A second Ctrl-C comes while the last checkpoint is being written: no other command may meet it half done."""
-  real, going_on, writes = checkpoint.seal, threading.Event(), []
+  real, going_on, writes = integrity.write_seal, threading.Event(), []
 
   def slow(*given):
     going_on.wait(60)
     real(*given)
     writes.append(given)
 
-  monkeypatch.setattr(checkpoint, "seal", slow)
+  monkeypatch.setattr(integrity, "write_seal", slow)
   store.save(40, state(40))
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.concurrent.futures, "wait", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    patch.setattr(concurrent.futures, "wait", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
       store.wait()
   threading.Timer(0.5, going_on.set).start()
@@ -342,8 +346,8 @@ def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monke
 def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatch):
   """Training goes on in the same memory meanwhile: of arrays that are joined, alone of their type, or large."""
   saved = {"large": np.ones((700, 512), np.float32), "one": np.ones(3, np.float16), "a": np.ones(3), "b": np.ones(2)}
-  real, going_on = checkpoint.check_space, threading.Event()
-  monkeypatch.setattr(checkpoint, "check_space", lambda *given: (going_on.wait(60), real(*given)))
+  real, going_on = folders.check_space, threading.Event()
+  monkeypatch.setattr(folders, "check_space", lambda *given: (going_on.wait(60), real(*given)))
   store.save(40, saved)
   for array in saved.values():
     array[...] = 2
@@ -353,7 +357,7 @@ def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatc
 
 
 def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
-  monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+  monkeypatch.setattr(integrity, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))
   store._pending.exception()  # it has ended, and nobody has asked how
   with pytest.raises(CheckpointError, match="broken"):
@@ -370,6 +374,8 @@ def test_arrays_of_any_length_are_stored_in_few_pieces(tmp_path, shape):
   for name in ("large", "joined.float32"):
     where = {"driver": "ocdbt", "base": f"file://{tmp_path}/1/arrays", "path": name}
     array = tensorstore.open({"driver": "zarr", "kvstore": where}).result()
-    pieces = math.prod(array.shape) / math.prod(array.chunk_layout.write_chunk.shape)
-    assert pieces <= 1 + 256 * array.size * 4 / checkpoint.CHUNK
+    chunk = array.chunk_layout.write_chunk.shape
+    assert chunk is not None
+    pieces = np.prod(array.shape) / np.prod(np.asarray(chunk, int))
+    assert pieces <= 1 + 256 * array.size * 4 / arrays.CHUNK
     assert pieces < 300

@@ -16,11 +16,11 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, write_json
-from bigmodel.train import metrics, programs, trained, weights
+from bigmodel.train import metrics, parameters, programs, trained, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Branch, Run
 from bigmodel.train.stop import StopRequest
@@ -61,14 +61,15 @@ def run_of(config, folder, **changes):
   return Run(study.with_overrides(config, changes), absolute(folder))
 
 
-def train(runs, corpus, stop=None, **more):
-  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), **more)
+def train(runs, corpus, stop=None, **options):
+  return train_runs(runs, corpus, Display(quiet=True), stop or StopRequest(), Options(**options))
 
 
 def newest(run):
   """The step of the newest checkpoint, and whether all in it is finite."""
   store = Checkpoints(run.folder / "checkpoints")
   step = store.newest_sound()
+  assert step is not None
   arrays = store.arrays(step, "")
   store.close()
   return step, all(np.isfinite(x).all() for x in arrays.values())
@@ -98,14 +99,15 @@ def test_no_optimizer_learns_from_a_step_that_is_skipped(name, average):
     grads = jax.tree.map(lambda g: scale * g, jax.grad(loss)(params))
     return optim.update(how, grads, state, params, i, h, loss, finite)[:2]
 
+  last = np.int32(optim.SETTLED)
   for i in range(optim.SETTLED + 1):
     params, state = step(params, state, np.int32(i), 1.0, True)
   for count, (scale, finite) in enumerate([(np.nan, True), (1.0, False), (1e6, True)], 1):
-    after = step(params, state, np.int32(i), scale, finite)
+    after = step(params, state, last, scale, finite)
     assert_unchanged((params, state), after, "1.skipped", "1.skipped_in_a_row")
     params, state = after
     assert int(state.skipped) == int(state.skipped_in_a_row) == count
-  after, state = step(params, state, np.int32(i), 1.0, True)
+  after, state = step(params, state, last, 1.0, True)
   assert int(state.skipped_in_a_row) == 0
   assert not np.array_equal(after["embedding"], params["embedding"])
 
@@ -221,7 +223,7 @@ def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken,
   own = config.copy_and_resolve_references()
   own.train.init_from = str(run.folder)
   for use_it in (lambda: weights.resolve(own), lambda: trained.load(str(run.folder))):
-    weights._warn.cache_clear()
+    parameters._warn.cache_clear()
     caplog.clear()
     use_it()
     (said,) = [one.message for one in caplog.records if "diverged" in one.message]
@@ -312,7 +314,9 @@ def test_a_member_that_diverges_before_a_rung_has_a_record_there(resolved, broke
   broken[0] = range(3, 4)
   runs = [run_of(config, tmp_path / str(seed), **{"data.seed": seed}) for seed in range(2)]
   assert train(runs, corpus, until=10) == []
-  assert record.read(runs[0].folder).status == "diverged"
+  diverged = record.read(runs[0].folder)
+  assert diverged is not None
+  assert diverged.status == "diverged"
   assert not (runs[0].folder / "rungs.json").exists()
   assert record.read(runs[1].folder) is None
   assert newest(runs[1]) == (10, True)

@@ -45,6 +45,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
   assert again.metrics == pytest.approx(expected.metrics, rel=1e-4)
   # An untrained model is close to uniform over 257 tokens; a byte holds log2(257) bits of it.
   assert expected.loss == pytest.approx(math.log(257), rel=0.25)
+  assert rows.bytes is not None
   tokens_per_byte = rows.clusters.size / rows.bytes.sum()
   assert expected.bits_per_byte == pytest.approx(expected.loss / math.log(2) * tokens_per_byte)
 

@@ -207,12 +207,12 @@ def test_what_the_data_decide_is_checked_before_anything_compiles(files, config,
 @pytest.mark.parametrize("family", ["vit", "mlp", "bert", "transformer", "resnet"])
 def test_every_family_can_be_planned_for_chips(family, files, config):
   from bigmodel.parallel import topology
-  from bigmodel.planner import compiled
+  from bigmodel.planner.plan import plan_run
 
   own = config_of(family, files, config)
   if own.data.kind == "examples":
     own.model.update(inputs=(63, 63, 1) if family in IMAGES else (6,), outputs=4)
   own.parallel.preset = "fsdp"
-  facts = compiled.plan(study.resolve_for_plan(own, 8), topology.parse("v5e:2x4", devices=False), {}, False)
-  assert facts["analytic"]["peak_bytes"] > 0
-  assert {c["kind"] for c in facts["analytic"]["collectives"]} == {"all-gather", "reduce-scatter"}
+  plan = plan_run(study.resolve_for_plan(own, 8), topology.parse("v5e:2x4", devices=False), {}, compiles=False)
+  assert plan.analytic.peak_bytes > 0
+  assert {cost.kind for cost in plan.analytic.collectives} == {"all-gather", "reduce-scatter"}

@@ -10,7 +10,7 @@ from bigmodel.data import corpus as corpora
 from bigmodel.data import pipeline
 from bigmodel.errors import UserError
 from bigmodel.planner import analytic
-from bigmodel.train import programs, stages, weights
+from bigmodel.train import configs, parameters, programs, stages, weights
 from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -79,7 +79,7 @@ def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_
   program = programs.program(own)
   start = weights.start(own, program.init(own.seed), program.optimizer_state)
   store = Checkpoints(folder / "checkpoints")
-  loaded = weights.judged(weights.read_config(folder), store, store.steps()[-1])
+  loaded = parameters.evaluated(configs.read_config(folder), store, store.steps()[-1])
   store.close()
   assert_equal(start.params, loaded)
   assert_equal(start.opt_state, optim.initial_state(optim.How.of(own), start.params))
@@ -100,7 +100,7 @@ def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_
   store.save(STEPS, jax.device_get(state))
   store.close()
   evaluated = to_flat(optim.evaluated(own, state.params, state.opt_state))
-  exported = weights.judged(own, store, STEPS)
+  exported = parameters.evaluated(own, store, STEPS)
   moved = set()
   for path, value in loaded.items():
     for found in (to_flat(state.params), evaluated, exported):
@@ -193,4 +193,4 @@ def test_a_stage_begins_at_the_parameters_by_which_the_one_before_is_judged(reso
     judged = optim.evaluated(own, ended.params, ended.opt_state)
     assert_equal(begun.params, judged, **ROUNDING)
     assert_equal(begun.opt_state.own.z, begun.params)
-    assert not np.allclose(judged["embedding"], ended.params["embedding"], **ROUNDING)
+    assert not np.allclose(judged["embedding"], ended.params["embedding"], rtol=1e-5, atol=1e-6)

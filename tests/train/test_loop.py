@@ -18,15 +18,16 @@ from bigmodel import errors, optim, record, study
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, read_json
-from bigmodel.train import best, checkpoint, loop, metrics, programs, results, weights
+from bigmodel.train import best, metrics, pack, programs, results, weights
 from bigmodel.train import step as steps
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train.checkpoint import Checkpoints, integrity
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.member import open_member
 from bigmodel.train.programs import lanes
 from bigmodel.train.run import Run, interruptible, run_id
+from bigmodel.train.schedule import Dispatched
 from bigmodel.train.stop import StopRequest
 from bigmodel.train.watch import Clock, Watch
 
@@ -93,7 +94,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
     time.sleep(3)
     raise OSError("broken")
 
-  monkeypatch.setattr(checkpoint, "seal", fails)
+  monkeypatch.setattr(integrity, "write_seal", fails)
   with pytest.raises(errors.CheckpointError, match="broken"):
     train(config, corpus, tmp_path)
   assert record.read(tmp_path) is None
@@ -119,8 +120,8 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
     assert began.wait(60)
     raise errors.CheckpointError("the disk is full")
 
-  monkeypatch.setattr(loop, "measure", endless)
-  monkeypatch.setattr(loop._Loop, "_save", full)
+  monkeypatch.setattr(pack, "measure", endless)
+  monkeypatch.setattr(pack.Pack, "save", full)
   runs = [Run(study.with_overrides(config, {"seed": i}), absolute(tmp_path / str(i))) for i in range(2)]
   with pytest.raises(errors.CheckpointError, match="the disk is full"):
     train_runs(runs, corpus, Display(quiet=True), StopRequest())
@@ -135,7 +136,7 @@ def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp
   with pytest.raises(Interrupted):
     train(config, corpus, tmp_path / "past", stop_at(25))
   for run in runs:
-    assert train_runs([run], corpus, Display(quiet=True), StopRequest(), until=10) == []
+    assert train_runs([run], corpus, Display(quiet=True), StopRequest(), Options(until=10)) == []
     assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
   fresh, past = map(results.read_rungs, runs)
   assert fresh == past
@@ -179,7 +180,7 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
   values = {name: np.full((1, 1), x) for name, x in (("loss", 1.0), ("diverged_at", -1))}
   for step in range(expected[-1] + 5):  # of a second each
     now[0] += 1
-    watch.read(step, 1, lambda: values)
+    watch.read(Dispatched(step, 1, lambda: values, None))
   member.checkpoints.close()
   assert written == expected
 
@@ -248,7 +249,7 @@ def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path,
 
 def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(resolved, tmp_path):
   config, _ = resolved
-  run, state = Run(config, absolute(tmp_path)), {"params": {"w": np.arange(3.0)}}
+  run, state = Run(config, absolute(tmp_path)), programs.program(config).init(0)
   one = best.Best(run, lambda: False)
   for step, loss in ((4, 3.0), (8, 4.0), (12, 2.0)):
     one.offer(step, state, loss)
@@ -313,7 +314,7 @@ def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path, log_ever
 def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
   kept = metrics.Metrics(tmp_path)
   for step in range(1, 10):
-    kept.add({"step": step})
+    kept.add(step, {})
     if step % 3 == 0:
       kept.flush()
 
@@ -386,7 +387,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
 
   code, out, err = inside("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'whole'}", "--json")
   assert code == 0, err
-  whole, kills = json.loads(out), 0
+  whole, kills, process = json.loads(out), 0, None
   provenance = tmp_path / "killed" / "provenance.json"
   while kills < times:
     before = provenance.stat().st_mtime_ns if provenance.exists() else 0
@@ -403,6 +404,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_a_whole_one(corpus
     kills += 1
   if kills == times:
     process = start("killed")
+  assert process is not None
   ended = json.loads(process.communicate()[0])
   assert kills >= min(times, 2)
   assert ended["result_sha256"] == whole["result_sha256"]

@@ -1,16 +1,24 @@
 """Between events a program makes steps only; metrics are read one call late, and none after every member diverged."""
 
+import dataclasses
+
 import pytest
 
 from bigmodel.train.schedule import Dispatched, Pending, Schedule
 
+SCHEDULE = Schedule(
+  end=30,
+  stages=frozenset({7, 30}),
+  branches=frozenset({12}),
+  horizons=frozenset({20}),
+  checkpoint_every=10,
+  evaluate_every=0,
+  longest=30,
+)
+
 
 def schedule(**changes):
-  given = (
-    dict(end=30, stages=(7, 30), branches=(12,), horizons=(20,), checkpoint_every=10, evaluate_every=0, longest=30)
-    | changes
-  )
-  return Schedule(**{name: frozenset(x) if isinstance(x, tuple) else x for name, x in given.items()})
+  return dataclasses.replace(SCHEDULE, **changes)
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 100])

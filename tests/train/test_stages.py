@@ -11,11 +11,11 @@ from bigmodel import optim, study, train
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.models.dbn import divergence
-from bigmodel.train import horizon, metrics, programs, results, stages, weights
-from bigmodel.train.checkpoint import Checkpoints
+from bigmodel.train import configs, horizon, metrics, parameters, programs, results, stages
+from bigmodel.train.checkpoint import Checkpoints, to_flat
 from bigmodel.train.display import Display
 from bigmodel.train.evaluate import evaluate
-from bigmodel.train.loop import train_runs
+from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.stop import StopRequest
 
 PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight_decay=0.0 train.steps={}"
@@ -50,6 +50,7 @@ def run_to_its_end(config, folder, stop_at=None, stops=()):
   run, data = study.single_run(config, folder)
   with Display(0, True) as display:
     for at in stops:
+      assert stop_at is not None
       with pytest.raises(Interrupted):
         train_runs([run], data, display, stop_at(at))
     (record,) = train_runs([run], data, display, StopRequest())
@@ -92,7 +93,8 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
       train_runs([run], data, display, stop_at(at))
     store = Checkpoints(run.folder / "checkpoints")
     step = store.newest_sound()
-    after[step] = store.arrays(step, weights.PREFIX)
+    assert step is not None
+    after[step] = store.arrays(step, parameters.PREFIX)
     store.close()
   first, second = after[min(after)], after[max(after)]
   assert min(after) <= 6 < max(after) <= 11
@@ -105,12 +107,11 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
 def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
   """Spread over axes, and on lanes that they do not fill."""
   dbn.parallel.update(data=1, **axes)
-  runs = []
+  runs, data = [], pipeline.prepare(dbn)
   for i in range(members):
     config = dbn.copy_and_resolve_references()
     config.optim.lr = 0.01 * (i + 1)
-    run, data = study.single_run(config, tmp_path / str(i))
-    runs.append(run)
+    runs.append(study.single_run(config, tmp_path / str(i))[0])
   with Display(0, True) as display:
     packed = train_runs(runs, data, display, StopRequest())
   for i in (0, members - 1):
@@ -131,7 +132,7 @@ def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():
     -(up(v) - up(seen)).mean(axis=0),
     -(np.asarray(v) - seen).mean(axis=0),
   )
-  found = jax.grad(lambda *p: jnp.mean(divergence(v, *p, key)[:, 0]), argnums=(0, 1, 2))(W, c, b)
+  found = jax.grad(lambda W, c, b: jnp.mean(divergence(v, W, c, b, key)[:, 0]), argnums=(0, 1, 2))(W, c, b)
   for one, other in zip(found, expected, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
   reconstruction = -(np.asarray(v) * np.log(seen) + (1 - np.asarray(v)) * np.log(1 - seen)).sum(axis=1)
@@ -253,13 +254,13 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
   program = programs.program(in_force)
   for step in (3, 4):
     with Display(0, True) as display:
-      assert train_runs([run], data, display, StopRequest(), until=step) == []
+      assert train_runs([run], data, display, StopRequest(), Options(until=step)) == []
     store = Checkpoints(run.folder / "checkpoints")
     state = store.restore(step, program.shapes)
     expected = optim.evaluated(in_force, state.params, state.opt_state)
-    found = weights.judged(weights.read_config(run.folder), store, step)
+    found = parameters.evaluated(configs.read_config(run.folder), store, step)
     store.close()
-    for name, x in weights.flat(expected).items():
+    for name, x in to_flat(expected).items():
       np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)  # compiled or not: rounding
     rung = results.read_rungs(run)[step]
     rows = pipeline.eval_rows(run.config, data)
@@ -269,11 +270,11 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
 
 @pytest.mark.parametrize("last", KINDS)
 def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finish(config, tmp_path, last):
-  runs = []
-  for i, lr in enumerate((3e38, 0.01)):
-    own = two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0)
-    run, data = study.single_run(own, tmp_path / str(i))
-    runs.append(run)
+  configs = [two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0) for lr in (3e38, 0.01)]
+  runs, data = (
+    [study.single_run(own, tmp_path / str(i))[0] for i, own in enumerate(configs)],
+    pipeline.prepare(configs[0]),
+  )
   with Display(0, True) as display:
     ended = train_runs(runs, data, display, StopRequest())
     (alone,) = train_runs([dataclasses.replace(runs[1], folder=tmp_path / "alone")], data, display, StopRequest())

@@ -21,6 +21,7 @@ def run_steps(config, corpus, count=3, **sizes):
   rows = pipeline.train_pipeline(config, corpus, 30)
   state = program.place([program.init(0)])
   h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
+  metrics = {}
   for step in range(count):
     state, metrics = program.step(state, program.put_rows([rows.batch(step)]), h)
   return program.member(program.fetch(state), 0), {name: float(value) for name, value in metrics.items()}, program
@@ -141,9 +142,13 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
 
 def test_a_key_tells_apart_what_is_compiled_and_nothing_else(resolved):
   config, _ = resolved
-  of = lambda members=1, **changes: programs.key(with_overrides(config, changes), members)
+
+  def of(members=1, **changes):
+    return programs.key(with_overrides(config, changes), members)
+
   alike = [
-    of(**{name: value}) for name, value in (("optim.lr", 0.5), ("seed", 9), ("train.steps", 9), ("eval.tokens", 9))
+    programs.key(with_overrides(config, {name: value}))
+    for name, value in (("optim.lr", 0.5), ("seed", 9), ("train.steps", 9), ("eval.tokens", 9))
   ]
   assert {*alike} == {of()}
   compiled = [

@@ -83,6 +83,7 @@ def test_signals_reach_the_child_and_end_the_supervision(tmp_path):
     "sys.exit(supervise([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'], 5, lambda: 0))"
   )
   process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ)
+  assert process.stdout is not None
   process.stdout.readline()
   process.send_signal(signal.SIGTERM)
   assert process.wait(10) == 75

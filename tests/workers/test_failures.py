@@ -47,7 +47,7 @@ class Training:
     self._fault, self._lock = fault, threading.Lock()
     self.calls = []
 
-  def __call__(self, runs, data, display, stop, expected=0.0, branches=(), until=0):
+  def __call__(self, runs, data, display, stop, options):
     left = [run for run in runs if record.read(run.folder) is None]
     worker = threading.current_thread().name
     with self._lock:

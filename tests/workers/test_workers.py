@@ -235,7 +235,7 @@ def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_pa
   trained = []
 
   def train(runs, *rest, **named):
-    trained.extend((threading.current_thread().name, run.run_id, named["until"]) for run in runs)
+    trained.extend((threading.current_thread().name, run.run_id, rest[-1].until) for run in runs)
     return train_runs(runs, *rest, **named)
 
   monkeypatch.setattr(execute, "train_runs", train)

@@ -74,10 +74,9 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 
 def _held_out(model: "Trained") -> Scores:
-  from bigmodel import assembly
-  from bigmodel.train import evaluate
+  from bigmodel.train import evaluate, resolution
 
-  rows = assembly.held_out_rows(model.config)
+  rows = resolution.held_out_rows(model.config)
   found = evaluate.evaluate(model.program, model.params, model.config, rows)
   losses = {"loss": found.loss, "loss_stderr": found.loss_stderr, "bits_per_byte": found.bits_per_byte}
   return Scores({**losses, **found.metrics}, found.intervals, found.details)

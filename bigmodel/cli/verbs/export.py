@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.train import weights
+  from bigmodel.train import interchange
 
-  facts = weights.export_weights(arguments.workdir, arguments.to, arguments.type)
+  exported = interchange.export_weights(arguments.workdir, arguments.to, arguments.type)
+  facts = {"to": exported.folder, "type": exported.type, "tensors": exported.tensors, "step": exported.step}
   output.table(arguments.workdir, ("field", "value"), list(facts.items()))
   return facts

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel import assembly
-  from bigmodel.train import weights
+  from bigmodel.train import interchange
 
-  facts = weights.import_weights(arguments.source, arguments.workdir, assembly.default_config)
+  run = interchange.import_weights(arguments.source, arguments.workdir)
+  facts = {"run_id": run.run_id, "family": run.family, "from": run.source_type, **run.params}
   output.table(arguments.workdir, ("field", "value"), list(facts.items()))
   return facts

@@ -67,10 +67,11 @@ def _published() -> list[tuple[str, "Config"]]:
 
 
 def _count(name: str, config: "Config") -> Facts:
-  from bigmodel import assembly, models
+  from bigmodel import models
+  from bigmodel.train import resolution
 
   models.check(config)
-  resolved = assembly.resolve_without_data(config)
+  resolved = resolution.resolve_without_data(config)
   counts = models.counts_of(resolved)
   unit = "token" if config.data.kind == "text" else "example"
   shape = models.shape_of(resolved).describe()

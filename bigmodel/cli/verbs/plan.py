@@ -63,11 +63,12 @@ def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
   """One run on this machine."""
   import msgspec
 
-  from bigmodel import assembly, parallel
+  from bigmodel import parallel
   from bigmodel.planner import price
+  from bigmodel.train import single_run
   from bigmodel.train.display import duration
 
-  planned, _ = assembly.single_run(config, workdir or ".")
+  planned, _ = single_run.single_run(config, workdir or ".")
   cost = msgspec.to_builtins(price.price(planned, price.calibrate([planned], {})[0]))
   output.table(f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
   output.notes(parallel.notes_here(planned.config))
@@ -87,27 +88,28 @@ def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) 
 
 def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "Study | None", output: Output) -> Facts:
   """A run, a search over its layouts, or a whole study, for chips that need not be present."""
-  from bigmodel import assembly, files
+  from bigmodel import files
   from bigmodel import study as studies
   from bigmodel.parallel import topology
-  from bigmodel.planner import compiled, search
+  from bigmodel.planner import plan, search
+  from bigmodel.train import resolution
 
   where = topology.parse(arguments.topology)
   if arguments.prices and not Path(arguments.prices).exists():
     raise UserError(f"--prices: no file {arguments.prices!r}")
   prices = files.read_json(arguments.prices or Path(search.__file__).with_name("prices.json"))
   if study is None:
-    resolved = assembly.resolve_for_plan(config, where.count)
+    resolved = resolution.resolve_for_plan(config, where.count)
     if arguments.search:
       return _search(resolved, where, prices, output)
-    facts = compiled.plan(resolved, where, prices)
-    plan_tables.show_run(facts, output)
-    return facts
+    planned = plan.plan_run(resolved, where, prices)
+    plan_tables.show_run(planned, output)
+    return plan_tables.run_facts(planned)
   if arguments.search:
     raise UserError("--search: is for one run; take a run of the study with --config.model.width=... and the like")
-  facts = studies.plan_for(config, study, where, prices)
-  plan_tables.show_study(facts, f"{study.name} on {where.name}", output)
-  return facts
+  planned = studies.plan_for(config, study, where, prices)
+  plan_tables.show_study(planned, output)
+  return plan_tables.study_facts(planned)
 
 
 def _search(config: "Config", where: "Topology", prices: dict[str, float], output: Output) -> Facts:
@@ -117,17 +119,18 @@ def _search(config: "Config", where: "Topology", prices: dict[str, float], outpu
   if not layouts:
     raise UserError(f"--search: no layout of {where.name} fits; more chips, or smaller batches (train.accumulate)")
   plan_tables.show_layouts(layouts, where.name, output)
-  return {"topology": where.name, "best": layouts[0]["overrides"], "layouts": layouts}
+  facts = [plan_tables.run_facts(layout.plan) | {"overrides": layout.overrides} for layout in layouts]
+  return {"topology": where.name, "best": layouts[0].overrides, "layouts": facts}
 
 
 def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
   """How much a step moves activations as the config's model grows, under each parametrization."""
-  from bigmodel import assembly
   from bigmodel.planner import parametrizations
+  from bigmodel.train import resolution
 
   def resolve(resized: "Config") -> "Config":
-    assembly.check(resized)
-    return assembly.resolve_without_data(resized)
+    resolution.check(resized)
+    return resolution.resolve_without_data(resized)
 
   comparison = parametrizations.compare(config, resolve)
   rows = [

@@ -42,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   is_first = session.join(arguments)
-  from bigmodel import assembly, record
+  from bigmodel import record
+  from bigmodel.train import single_run
 
   config, _ = session.load(arguments)
   quiet = output.quiet or not is_first
-  ended = assembly.train_single_run(config, arguments.workdir, quiet, arguments.profile)
+  ended = single_run.train_single_run(config, arguments.workdir, quiet, arguments.profile)
   facts = record.to_json(ended)
   if is_first:
     _show(arguments.workdir, facts, output)

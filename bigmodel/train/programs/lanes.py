@@ -24,7 +24,8 @@ from bigmodel.train.programs import single
 from bigmodel.train.programs.pack import Pack, member_of, stacked
 from bigmodel.train.programs.protocol import BatchValues, Evaluator, PlacedRows
 from bigmodel.train.statistics import LayerStatistics
-from bigmodel.train.step import Batch, Metrics, Params, State, applied, train_step
+from bigmodel.train.step import Batch, Metrics, Recipe, State, applied, train_step
+from bigmodel.types import Params
 
 STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
 STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there
@@ -60,8 +61,8 @@ class CompiledLanes:
     has_blocks = "run_blocks" in models.family(config.model.family).SUPPLIED
     ways: Supplied = {"run_blocks": blocks.choose(config, mesh)} if has_blocks else {}
     self._model, self._task = models.build(config, self._dtype, **ways), tasks.build(config)
-    how = optim.How.of(config)
-    one_step = functools.partial(train_step, self._model.apply, self._task, how, config.train.accumulate)
+    recipe = Recipe(self._model.apply, self._task, optim.How.of(config), config.train.accumulate)
+    one_step = functools.partial(train_step, recipe)
     self._steps = _several(jax.jit(one_step, inline=True), self.stride)
     compiled = functools.partial(jax.jit, compiler_options=hardware.compiler_options())
     by_lane = functools.partial(jax.shard_map, mesh=mesh, out_specs=PartitionSpec("member"), check_vma=False)

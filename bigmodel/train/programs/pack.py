@@ -11,7 +11,8 @@ from bigmodel import optim
 from bigmodel.parallel import hosts
 from bigmodel.train.programs.protocol import Arguments, BatchValues, Evaluator, Result
 from bigmodel.train.programs.single import Single
-from bigmodel.train.step import Params, State
+from bigmodel.train.step import State
+from bigmodel.types import Params
 
 Tree = TypeVar("Tree")
 

@@ -16,7 +16,8 @@ from bigmodel import optim
 from bigmodel.config import Config
 from bigmodel.parallel import hosts
 from bigmodel.train.statistics import LayerStatistics
-from bigmodel.train.step import Batch, Metrics, Params, State
+from bigmodel.train.step import Batch, Metrics, State
+from bigmodel.types import Params
 
 # The numbers of every token or example of a batch, on the host: [B, T] each, by name (see `tasks.task.Values`).
 BatchValues = dict[str, np.ndarray]

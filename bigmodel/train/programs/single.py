@@ -22,7 +22,8 @@ from bigmodel.tasks.task import Values
 from bigmodel.train import statistics
 from bigmodel.train.programs.protocol import Arguments, BatchValues, Evaluator, PlacedRows, Result
 from bigmodel.train.statistics import LayerStatistics
-from bigmodel.train.step import Batch, Metrics, Params, State, applied, train_step
+from bigmodel.train.step import Batch, Metrics, Recipe, State, applied, train_step
+from bigmodel.types import Params
 
 # A sharding for each array of the parameters or of the optimizer's state, or one sharding for all arrays.
 ParamsSharding: TypeAlias = "Params | NamedSharding"
@@ -45,6 +46,7 @@ class Single:
     self._dtype = jnp.dtype(config.train.compute_dtype)
     self._plain_model = models.build(config, self._dtype)
     self._model = models.build(config, self._dtype, **_supplied(config, mesh, packed))
+    self._recipe = Recipe(self._model.apply, self._task, self._how, config.train.accumulate)
     rules = parallel.rules(config, dict(mesh.shape))
     self._rules = parallel.rules_on(mesh, rules)
     self._generation_rules = parallel.rules_on(mesh, reuse.generation_rules(rules))
@@ -79,9 +81,9 @@ class Single:
       out_shardings=everywhere,  # every host reads all of them
       compiler_options=options,
     )
-    accumulate = self._config.train.accumulate
+    plain_recipe = dataclasses.replace(self._recipe, apply=self._plain_model.apply)
     self._statistics = jax.jit(
-      functools.partial(statistics.of_step, self._plain_model.apply, self._task, self._how, accumulate, real_rows),
+      functools.partial(statistics.of_step, plain_recipe, real_rows),
       in_shardings=(self._state_on_device, rows, everywhere),
       out_shardings=everywhere,
     )
@@ -114,7 +116,7 @@ class Single:
     if self._config.parallel.offload == "optimizer":
       opt_state = jax.device_put(state.opt_state, self._state_on_device.opt_state)
       state = dataclasses.replace(state, opt_state=opt_state)
-    return train_step(self._model.apply, self._task, self._how, self._config.train.accumulate, state, rows, h)
+    return train_step(self._recipe, state, rows, h)
 
   def _values_of_rows(self, params: Params, rows: Batch, key: jax.Array) -> Values:
     return self._task.values(applied(self._model.apply, params), rows, jax.random.key(key))

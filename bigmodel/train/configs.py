@@ -1,24 +1,25 @@
-"""The config of a run as a whole: the fields of all rooms, and which of them make the run what it is."""
+"""The config of a run: the fields of all rooms, its identity, and how it is read from a run's folder."""
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from bigmodel import config as configs
+from etils import epath
+
+from bigmodel import config as config_room
 from bigmodel import data, models, optim, tasks, user_files
 from bigmodel.config import Config, flatten, nearest, unflatten
-from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
+from bigmodel.declarations import PROVENANCE, TRACED, Field, Value, declared_in, defaults
 from bigmodel.errors import UserError
+from bigmodel.files import absolute, read_json
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
 
-# Fields whose defaults are other ones where a row is one example.
-OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size": 64}
+# Defaults that differ where a row is one example.
+EXAMPLE_DEFAULTS = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size": 64}
 
-
-# Fields that may name a user's own as FILE.py:NAME.
+# Fields that may name a definition in a user's file as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
-NAMES = ("model.family", "task.name", "optim.name")  # with fields of their own
+NAMES = ("model.family", "task.name", "optim.name")  # which bring fields
 
 
 def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
@@ -42,38 +43,40 @@ def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
     "train": declared_in(Train),
     "eval": declared_in(Eval),
   }
-  found = {"seed": Field(0, "of initial values, dropout and what a task draws", use=TRACED)}
-  return found | {f"{group}.{name}": one for group, own in groups.items() for name, one in own.items()}
+  fields = {"seed": Field(0, "of initial values, dropout and what a task draws", use=TRACED)}
+  for group, in_group in groups.items():
+    fields |= {f"{group}.{name}": field for name, field in in_group.items()}
+  return fields
 
 
 def default_config(family: str = "decoder", task: str = "") -> Config:
-  """Every field of every room, with its default, for a family of models and a task (the family's first)."""
+  """Every field of every room at its default, for a family of models and a task (by default the family's first)."""
   task = task or models.family(family).TASKS[0]
-  config = unflatten({name: one.default for name, one in declared(family, task).items()})
+  config = unflatten({name: field.default for name, field in declared(family, task).items()})
   if config.data.kind == "examples":
-    config.update_from_flattened_dict(OF_EXAMPLES)
+    config.update_from_flattened_dict(EXAMPLE_DEFAULTS)
   return config
 
 
 def overridden(config: Config, overrides: Iterable[str]) -> Config:
   """The config with `group.field=value` overrides applied.
 
-  Those of `model.family`, `task.name` and `optim.name` come first: they bring fields of their own.
+  Those of `model.family`, `task.name` and `optim.name` come first, because they bring fields.
   """
   items = [item.partition("=") for item in overrides]
   names: dict[str, str] = {name: value for name, equals, value in items if equals and name in NAMES}
   config = _with_names(config, names)
-  configs.apply(config, ("".join(item) for item in items if item[0] not in names))
+  config_room.apply(config, ("".join(item) for item in items if item[0] not in names))
   return config
 
 
-def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+def with_overrides(config: Config, changes: Mapping[str, Value]) -> Config:
   """A copy of `config` with `{'group.field': value}` applied, names that bring fields first."""
-  names = {name: value for name, value in changes.items() if name in NAMES}
+  names = {name: str(value) for name, value in changes.items() if name in NAMES}
   copy = _with_names(config.copy_and_resolve_references(), names)
   for name, value in changes.items():
     if name not in names:
-      configs.override(copy, name, value)
+      config_room.override(copy, name, value)
   return copy
 
 
@@ -137,34 +140,56 @@ def add_fields(config: Config) -> None:
 def _set_optimizer(config: Config, name: str) -> None:
   """Sets `optim.name` in place, with the fields of the new optimizer in place of those of the old one."""
   old = optim.declared(config.optim.name)
-  configs.override(config, "optim.name", name)
+  config_room.override(config, "optim.name", name)
   for field in old.keys() - optim.declared(name).keys():
     del config.optim[field]
   add_fields(config)
 
 
-def declared_of(flat: Mapping[str, Any]) -> dict[str, Field]:
-  """Every field of the config whose flat form this is."""
-  return declared(flat["model.family"], flat["task.name"], flat["optim.name"])
+def declared_of(flat: Mapping[str, Value]) -> dict[str, Field]:
+  """Every declared field of a config, given in its flat form."""
+  return declared(str(flat["model.family"]), str(flat["task.name"]), str(flat["optim.name"]))
 
 
-def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+def identity(flat: Mapping[str, Value]) -> dict[str, Value]:
   """The fields of a flat config that make a run what it is: its id is their hash.
 
-  Left out are those that say how a run is carried out, and later additions that are at their defaults.
+  Left out are fields that say how a run is carried out, and fields that were added later and are at their defaults.
   """
-  known = declared_of(flat)
-  own = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
-  own |= {name: user_files.without_path(own[name]) for name in EXTENSIBLE if name in own}
-  return {name: value for name, value in own.items() if name not in known or _identifies(known[name], value)}
+  fields = declared_of(flat)
+  kept = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
+  kept |= {name: user_files.without_path(kept[name]) for name in EXTENSIBLE if name in kept}
+  return {name: value for name, value in kept.items() if name not in fields or _identifies(fields[name], value)}
 
 
-def carried_out(flat: Mapping[str, Any]) -> dict[str, Any]:
+def carried_out(flat: Mapping[str, Value]) -> dict[str, Value]:
   """The fields of a flat config that say how a run is carried out."""
-  known = declared_of(flat)
-  return {name: value for name, value in flat.items() if name in known and known[name].use is PROVENANCE}
+  fields = declared_of(flat)
+  return {name: value for name, value in flat.items() if name in fields and fields[name].use is PROVENANCE}
 
 
-def _identifies(field: Field, value: Any) -> bool:
-  plain = tuple(value) if isinstance(value, list) else value  # as JSON gives it
+def _identifies(field: Field, value: Value) -> bool:
+  plain = tuple(value) if isinstance(value, list) else value  # JSON has lists in place of tuples
   return field.use is not PROVENANCE and not (field.added_later and plain == field.default)
+
+
+def read_config(workdir: epath.PathLike) -> Config:
+  """The config of a run's folder, for the devices of this machine."""
+  folder = absolute(workdir)
+  if not (folder / "config.json").exists():
+    raise UserError(f"--workdir: {folder} holds no run (no config.json)")
+  stored = read_json(folder / "config.json")
+  # An earlier version may have stored fewer fields.
+  missing = {name: field.default for name, field in declared_of(stored).items()}
+  here = {f"parallel.{name}": value for name, value in defaults(Parallel).items()}
+  return unflatten(missing | stored | here)
+
+
+def read_config_with_mesh(workdir: epath.PathLike) -> Config:
+  """The config of a run's folder, with the mesh that it was last trained on; this machine may have fewer devices."""
+  config, folder = read_config(workdir), absolute(workdir)
+  facts = read_json(folder / "config.json")
+  if (folder / "provenance.json").exists():
+    facts |= read_json(folder / "provenance.json").get("config", {})
+  used = {f"parallel.{name}": facts.get(f"parallel.{name}", value) for name, value in defaults(Parallel).items()}
+  return with_overrides(config, used)

@@ -1,0 +1,104 @@
+"""Checks a config of all rooms, and fills in what follows from its data."""
+
+from typing import cast
+
+from bigmodel import data, models, optim, parallel, tasks, train
+from bigmodel.config import Config, flatten, nearest, require
+from bigmodel.data import pipeline
+from bigmodel.data.pipeline import Data
+from bigmodel.errors import UserError
+from bigmodel.train import configs, stages, weights
+
+BYTE_VOCABULARY = 257  # of the tokenizer `bytes`: every byte, and the separator
+
+
+def check(config: Config) -> None:
+  """Raises `UserError` for the first field that is unknown, missing or invalid. Reads no data and compiles nothing."""
+  family, task = config.model.family, config.task.name
+  declared, given = configs.declared(family, task, config.optim.name), flatten(config)
+  start = f"default_config({family!r}, {task!r})"
+  for name in given:
+    if name not in declared:  # looking for the nearest name is slow, and a study checks thousands of configs
+      raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
+  from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
+  for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
+    require(name in given, f"config.{name}: missing; begin with {start}")
+  for room in (models, tasks, data, optim, train, parallel):
+    room.check(config)
+  for stage in stages.of(config)[:-1]:
+    for room in (models, tasks, optim):
+      room.check(stage.config)
+
+
+def resolve(config: Config, corpus: Data) -> Config:
+  """A copy with every derived field filled in from the data; the id of a run is the hash of this config."""
+  resolved = config.copy_and_resolve_references()
+  configs.complete_names(resolved)
+  resolved.data.sha256 = corpus.sha256
+  facts = corpus.facts | {"context": data.unit(resolved)}
+  models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
+  tasks.resolve(resolved.task, corpus.facts)
+  for name in ("vocab", "outputs"):
+    least = cast(int, corpus.facts.get(name, 0))
+    if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
+      least += 1  # the mask is an additional token
+    require(
+      not least or resolved.model[name] >= least,
+      f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
+    )
+  require(
+    not corpus.facts.get("categories") or "categories" in resolved.model,
+    f"config.data.encode: codes are for the tabular family; a {resolved.model.family} takes one_hot",
+  )
+  weights.resolve(resolved)
+  if resolved.data.kind == "examples":
+    given, available = tuple(resolved.model.inputs), corpus.facts["inputs"]
+    require(given == available, f"config.model.inputs: {given}; the examples are {available}")
+  return resolved
+
+
+def resolve_without_data(config: Config) -> Config:
+  """A copy with every field filled in that can be derived without data; a vocabulary is its tokenizer's."""
+  resolved = config.copy_and_resolve_references()
+  configs.complete_names(resolved)
+  facts = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
+  if resolved.data.kind == "text":
+    facts["vocab"] = BYTE_VOCABULARY if resolved.data.tokenizer == "bytes" else resolved.data.vocab_size
+  else:
+    require(
+      bool(resolved.model.inputs and resolved.model.outputs),
+      "config.model: set inputs and outputs, which otherwise are the data's",
+    )
+  models.resolve(resolved.model, facts)
+  optim.parametrization.resolve(resolved, config, facts)
+  return resolved
+
+
+def resolve_for_plan(config: Config, devices: int) -> Config:
+  """A resolved and checked copy that can be planned for so many devices without its data."""
+  resolved = resolve_without_data(config)
+  for room in (models, tasks, optim, train):
+    room.check(resolved)
+  parallel.check(resolved, devices)
+  return resolved
+
+
+def check_resolved(config: Config, corpus: Data) -> None:
+  """Raises `UserError` where a resolved config and its data cannot be trained: its shapes, and rows for every stage."""
+  parallel.check(config)
+  for stage in stages.of(config):
+    for room in (models, tasks):
+      room.check(stage.config)
+    optim.parametrization.multiples(stage.config)  # refuses models that it has no rules for
+    weights.check(stage.config)
+    parallel.check(stage.config)
+    pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)
+
+
+def held_out_rows(config: Config) -> pipeline.EvalRows:
+  """The held-out rows of a resolved config. Raises `UserError` for data that its model cannot read."""
+  data.check(config)
+  corpus = pipeline.prepare(config)
+  resolve(config, corpus)
+  return pipeline.eval_rows(config, corpus)

@@ -1,0 +1,43 @@
+"""One run by itself, from its config to its record."""
+
+from etils import epath
+
+from bigmodel import parallel, record
+from bigmodel.config import Config, flatten
+from bigmodel.data import pipeline
+from bigmodel.data.pipeline import Data
+from bigmodel.files import absolute
+from bigmodel.parallel import hosts
+from bigmodel.train.display import Display
+from bigmodel.train.loop import Options, train_runs
+from bigmodel.train.resolution import check, check_resolved, resolve
+from bigmodel.train.run import Run, interruptible, open_folder
+
+
+def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
+  """A checked run of one config, whose folder is `workdir`, and its data. Nothing is written."""
+  check(config)
+  corpus = pipeline.prepare(config)
+  run = Run(resolve(config, corpus), absolute(workdir))
+  check_resolved(run.config, corpus)
+  return run, corpus
+
+
+def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> record.Record:
+  """Trains the run of one config from its last checkpoint, if there is one, to its end, and returns its record.
+
+  `profile` is the number of steps of which a trace is written. Several processes that call this train one run together.
+  Raises `Interrupted` after a signal, when everything is saved.
+  """
+  with interruptible() as stop:
+    run, corpus = single_run(config, workdir)
+    hosts.require_same([flatten(run.config), str(run.folder), profile], "config")
+    hosts.require_shared(run.folder)
+    hosts.first(lambda: open_folder(run))
+    ended = hosts.first(lambda: record.read(run.folder))
+    if ended is None:
+      with Display(quiet=quiet) as display:
+        for note in parallel.notes_here(run.config):
+          display.say(note)
+        (ended,) = train_runs([run], corpus, display, stop, Options(profile=profile))
+  return ended
