@@ -37,7 +37,7 @@ from bigmodel.study import study as studies
 from bigmodel.study import table
 from bigmodel.study.study import Study
 from bigmodel.train import evaluate as evaluation
-from bigmodel.train import prediction, trained
+from bigmodel.train import prediction, trained, whole
 from bigmodel.train.evaluate import Evaluation
 from bigmodel.train.run import interruptible
 from bigmodel.train.trained import Continuation, Sampling, Trained
@@ -119,7 +119,7 @@ def fit(
 
   Args:
     points: one row per run: a polars DataFrame, columns by name, or the path of a CSV.
-    law: a name in `bigmodel/laws/forms.py`, or `FILE.py:NAME`. The default is `chinchilla`, or `power_offset` where
+    law: a name in `bigmodel/laws/*_forms.py`, or `FILE.py:NAME`. The default is `chinchilla`, or `power_offset` where
       the only column is `x`.
     columns: the column of each quantity of the law: `N` (parameters), `D` (tokens), `C` (FLOPs), `x` (any single
       scale) or others that a law names. Of N, D and C, the one without a column follows from C = 6 N D.
@@ -245,7 +245,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     >>> config.model.width
     96
   """
-  return configs.load(spec, overrides)[0]
+  return whole.overridden(configs.load(spec)[0], overrides)
 
 
 def use_arrays(
