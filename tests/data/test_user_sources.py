@@ -190,7 +190,7 @@ def test_a_corpus_is_kept_by_its_content(tmp_path, monkeypatch):
   again = corpus.prepare(text_config(source(tmp_path, f"{body}  # the same", "other.py")))
   assert again.sha256 == first.sha256
   monkeypatch.undo()
-  changed = corpus.prepare(text_config(source(tmp_path, body.replace("some", "other"))))
+  changed = corpus.prepare(text_config(source(tmp_path, body.replace("some", "many"))))
   assert changed.sha256 != first.sha256
 
 
