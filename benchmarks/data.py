@@ -151,11 +151,12 @@ def tokenizers(folder: Path) -> dict[str, float]:
   """The same training and tokenizing by `tokenizers` alone, document by document; nothing is stored."""
   from tokenizers import Tokenizer
 
-  from bigmodel.data import sources, tokenizer
+  from bigmodel.data import documents, tokenizer
+  from bigmodel.data.text_sources import text_files
 
-  files = sources.text_sources(str(folder / "text" / TEN))
+  files = text_files.text_files(str(folder / "text" / TEN))
   began = time.perf_counter()
-  texts = [text for file in files for document in sources.documents(file, "") for _, text in document.pieces]
+  texts = [text for file in files for document in documents.documents(file, "") for _, text in document.pieces]
   encoder: Any = Tokenizer.from_str(tokenizer.train_bpe(texts, 4096))
   for text in texts:
     _ = encoder.encode(text).ids

@@ -21,9 +21,10 @@ def main() -> None:
   arguments = parser.parse_args()
 
   from bigmodel.laws import chinchilla, points, reproduce, uncertainty
+  from bigmodel.laws.source import Source
 
-  path = str(reproduce.where() / "epoch" / "svg_extracted_data.csv")
-  known = points.from_csv(path, "Model Size", None, "Training FLOP", "loss", 5)
+  path = str(reproduce.data_folder() / "epoch" / "svg_extracted_data.csv")
+  known = points.from_csv(Source(path, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=5))
   found: dict[str, Any] = {}
 
   def timed(name: str, work: Any) -> Any:
@@ -34,15 +35,15 @@ def main() -> None:
 
   fit = timed("4,500 starts, cold", lambda: chinchilla.fit(known, 0, starts=chinchilla.STARTS))
   timed("4,500 starts, warm", lambda: chinchilla.fit(known, 0, starts=chinchilla.STARTS))
-  found["share of starts at the optimum"] = fit.known.reached / fit.known.starts
-  timed("4,000 refits", lambda: uncertainty.bootstrap(fit.known, 4000))
+  found["share of starts at the optimum"] = fit.base.reached / fit.base.starts
+  timed("4,000 refits", lambda: uncertainty.bootstrap(fit.base, 4000))
   data = np.log(known.N), np.log(known.D), np.log(known.loss)
   rng = np.random.default_rng(0)
   some = chinchilla.GRID[rng.choice(len(chinchilla.GRID), arguments.scipy_starts, replace=False)]
   ones = np.ones(len(known))
   values = timed("scipy", lambda: [scipy_fit(start, *data, ones).fun for start in some])
   found["scipy, 4,500 starts"] = found.pop("scipy") * len(chinchilla.GRID) / len(some)
-  best = fit.known.objective * 1e3
+  best = fit.base.objective * 1e3
   found["scipy, share of starts at the optimum"] = float(np.mean(np.array(values) < best * (1 + 1e-5)))
   weights = rng.exponential(size=(arguments.scipy_refits, len(known)))
   timed("scipy", lambda: [scipy_fit(fit.theta, *data, w) for w in weights])

@@ -1,3 +1,70 @@
-"""bigmodel: scaling experiments in JAX, from one config file to a decision."""
+"""bigmodel: scaling experiments in JAX, from one config file to a decision.
+
+The names in `__all__` are the public API (see `bigmodel/api.py`). They are imported when they are first used, so that
+`import bigmodel` is fast.
+"""
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+  from bigmodel.api import (
+    Continuation,
+    Evaluation,
+    Forecast,
+    Interrupted,
+    LawFit,
+    Sampling,
+    Trained,
+    UserError,
+    default_config,
+    evaluate,
+    fit,
+    forecast,
+    generate,
+    load_config,
+    load_run,
+    load_study,
+    plot,
+    predict,
+    run_study,
+    train_run,
+    use_arrays,
+  )
+
+__all__ = [
+  "Continuation",
+  "Evaluation",
+  "Forecast",
+  "Interrupted",
+  "LawFit",
+  "Sampling",
+  "Trained",
+  "UserError",
+  "default_config",
+  "evaluate",
+  "fit",
+  "forecast",
+  "generate",
+  "load_config",
+  "load_run",
+  "load_study",
+  "plot",
+  "predict",
+  "run_study",
+  "train_run",
+  "use_arrays",
+]
+
+
+def __getattr__(name: str) -> object:
+  if name not in __all__:
+    raise AttributeError(f"module 'bigmodel' has no attribute {name!r}")
+  from bigmodel import api
+
+  return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """A config of all rooms: its fields, its checks, what follows from the data, and the run that it says."""
 
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -45,7 +45,7 @@ def resolve(config: Config, corpus: Data) -> Config:
   optim.parametrization.resolve(resolved, config, facts)
   tasks.resolve(resolved.task, corpus.facts)
   for name in ("vocab", "outputs"):
-    least = corpus.facts.get(name, 0)
+    least = cast(int, corpus.facts.get(name, 0))
     if name == "vocab" and resolved.task.get("mask_token", 0) < 0:
       least += 1  # the mask is a token of its own
     require(
@@ -132,6 +132,7 @@ def check_resolved(config: Config, corpus: Data) -> None:
   for stage in stages.of(config):
     for room in (models, tasks):
       room.check(stage.config)
+    optim.parametrization.multiples(stage.config)  # refuses models that it has no rules for
     weights.check(stage.config)
     parallel.check(stage.config)
     pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)

@@ -1,7 +1,7 @@
 """Configs: loading, overriding, comparing and hashing.
 
-Generic: nothing here knows a field by name. Rooms export their fields with
-defaults (`fields()`) and their checks; `study.py` puts them together.
+This file is generic and knows no field by name. The rooms declare their fields (see `declarations.py`) and check them;
+`train/whole.py` and `assembly.py` put them together.
 """
 
 import ast
@@ -19,16 +19,16 @@ from ml_collections import ConfigDict
 
 from bigmodel.errors import UserError
 
-# What is read from a ConfigDict has any type for a type checker; the rooms' checks see to it.
+# Type checkers cannot know the types of a ConfigDict's values; the rooms' checks verify them.
 if TYPE_CHECKING:
   Config = Any
 else:
   Config = ConfigDict
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-  """' (did you mean X?)' for the known name nearest to `name`, or ''."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, allowed: Iterable[str]) -> str:
+  """' (did you mean X?)' for the allowed name nearest to `name`, or '' where none is near."""
+  close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
   return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -77,7 +77,7 @@ def apply(config: Config, overrides: Iterable[str]) -> None:
 
 
 def parse_value(text: str) -> Any:
-  """A Python literal where `text` is one, the text itself otherwise."""
+  """The Python literal that `text` spells, or `text` itself where it spells none."""
   if text in ("true", "false"):
     return text == "true"
   try:
@@ -86,8 +86,8 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def override(config: Config, name: str, value: Any) -> None:
-  """Sets `config.a.b = value` in place; refuses unknown names and wrong types."""
+def override(config: Config, name: str, value: object) -> None:
+  """Sets `config.a.b = value` in place, converted to the field's type; refuses unknown names and wrong types."""
   group = config
   *parents, field = name.split(".")
   for depth, parent in enumerate(parents):
@@ -105,17 +105,17 @@ def override(config: Config, name: str, value: Any) -> None:
   if kind is float and type(value) is int:
     value = float(value)
   elif kind is int and type(value) is float and value.is_integer():
-    value = int(value)  # 1e6 reads better than 1000000
+    value = int(value)  # so that large integers can be written as 1e6
   elif kind is tuple and isinstance(value, list | str):
     value = tuple(value) if isinstance(value, list) else (value,)
   elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
     value = str(value)
   if type(value) is not kind:
-    raise UserError(f"config.{name}: {value!r} is not of type {kind.__name__} (now {old!r})")
+    raise UserError(f"config.{name}: {value!r} is not of type {kind.__name__} (its value is {old!r})")
   group[field] = value
 
 
-def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+def with_overrides(config: Config, changes: Mapping[str, object]) -> Config:
   """A copy of `config` with `{'group.field': value}` applied."""
   copy = config.copy_and_resolve_references()
   for name, value in changes.items():
@@ -124,7 +124,7 @@ def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def flatten(config: Config | Mapping, prefix: str = "") -> dict[str, Any]:
-  """`{'group.field': value}` of every leaf, sorted by name."""
+  """`{'group.field': value}` for every field, sorted by name."""
   flat = {}
   for key in sorted(config.keys()):
     value, name = config[key], f"{prefix}{key}"
@@ -135,8 +135,8 @@ def flatten(config: Config | Mapping, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> Config:
-  """The inverse of `flatten`; lists, as JSON gives them, become tuples."""
+def unflatten(flat: Mapping[str, object]) -> Config:
+  """The inverse of `flatten`. Lists, which JSON has in place of tuples, become tuples."""
   config: Config = ConfigDict()
   for name, value in flat.items():
     group = config
@@ -149,10 +149,13 @@ def unflatten(flat: Mapping[str, Any]) -> Config:
   return config
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-  """What differs between two flat configs, as 'name: old -> new; ...'."""
+def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+  """The differences between two flat configs as text: 'name: old -> new; ...'. Lists and tuples compare equal."""
   names = sorted(set(old) | set(new))
-  plain = lambda value: list(value) if isinstance(value, tuple) else value
+
+  def plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
   return "; ".join(
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in names
@@ -160,7 +163,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
   )
 
 
-def digest(flat: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+def digest(flat: Mapping[str, object], without: Iterable[str] = ()) -> str:
   """sha256 of a flat config; `without` names fields or whole groups to leave out."""
   dropped = tuple(without)
   kept = {
@@ -173,13 +176,13 @@ def digest(flat: Mapping[str, Any], without: Iterable[str] = ()) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-  """Raises `UserError(message)` unless `condition`: the form of every check."""
+  """Raises `UserError(message)` unless `condition` holds. All checks of user input are written with it."""
   if not condition:
     raise UserError(message)
 
 
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
-  """Refuses a `value` that is not among `choices`, naming the nearest."""
-  known = sorted(choices)
-  if value not in known:
-    raise UserError(f"config.{name}: no {value!r}{nearest(value, known)}; known: {', '.join(known)}")
+  """Refuses a `value` of `config.NAME` that is not among `choices`; the message names the nearest choice."""
+  allowed = sorted(choices)
+  if value not in allowed:
+    raise UserError(f"config.{name}: no {value!r}{nearest(value, allowed)}; known: {', '.join(allowed)}")

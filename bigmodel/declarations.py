@@ -1,4 +1,4 @@
-"""How config fields are declared: once each, with default, meaning and allowed values.
+"""Declarations of config fields: each is declared once, with its default, meaning and allowed values.
 
 A room declares the fields of its group as a frozen dataclass:
 
@@ -6,21 +6,24 @@ A room declares the fields of its group as a frozen dataclass:
     class Optim:
       lr: float = field(3e-3, "peak learning rate", POSITIVE, TRACED)
 
-Defaults, checks, help, run ids and packs (which runs can train in one program) are derived from these declarations.
+Defaults, checks, help texts, run ids and packs (runs that train in one program) are derived from these declarations.
 """
 
 import dataclasses
 import enum
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from bigmodel.config import Config, nearest
 from bigmodel.errors import UserError
 
-# The plain values that a config holds.
+# The values of config fields.
 Scalar = bool | int | float | str
 Value = Scalar | tuple[Scalar, ...]
+
+V = TypeVar("V", bound=Value)
+Group = TypeVar("Group")
 
 
 class Use(enum.Enum):
@@ -43,7 +46,7 @@ class Range:
   low_open: bool = False
   high_open: bool = False
 
-  def problem(self, value: Any) -> str:
+  def problem(self, value: float) -> str:
     """What is wrong with the value, or '' where it is allowed."""
     above = value > self.low if self.low_open else value >= self.low
     below = value < self.high if self.high_open else value <= self.high
@@ -65,70 +68,74 @@ BELOW_ONE = Range(0, 1, high_open=True)
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-  """One of these names."""
+  """The allowed names."""
 
   choices: Collection[str]
 
-  def problem(self, value: Any) -> str:
-    known = sorted(self.choices)
-    return "" if value in known else f"no {value!r}{nearest(value, known)}; known: {', '.join(known)}"
+  def problem(self, value: str) -> str:
+    """What is wrong with the value, or '' where it is allowed."""
+    allowed = sorted(self.choices)
+    return "" if value in allowed else f"no {value!r}{nearest(value, allowed)}; known: {', '.join(allowed)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """What is declared about one field of a config."""
+  """The declaration of one config field."""
 
   default: Value
   meaning: str
   allowed: Range | OneOf | None = None  # None: any value of the default's type
   use: Use = COMPILED
-  # The part of the value that is compiled into the program, where only a part is.
-  compiled_part: Callable[[Any], Any] | None = None
-  added_later: bool = False  # enters run ids only where it is not at its default, so that older runs keep theirs
+  # Extracts the part of the value that is compiled into the program, where only a part is.
+  compiled_part: Callable[[Any], object] | None = None
+  added_later: bool = False  # enters a run's id only where it differs from its default, so that old ids stay the same
 
-  def compiled(self, value: Any) -> Any:
-    """What must be equal in runs that train side by side in one program."""
+  def compiled(self, value: object) -> Any:
+    """The part of the value that runs must share to train side by side in one program."""
     if self.compiled_part is not None:
       return self.compiled_part(value)
     return None if self.use is TRACED else value
 
 
 def field(
-  default: Value,
+  default: V,
   meaning: str,
   allowed: Range | OneOf | None = None,
   use: Use = COMPILED,
-  compiled_part: Callable[[Any], Any] | None = None,
+  compiled_part: Callable[[V], object] | None = None,
   added_later: bool = False,
-) -> Any:
-  """A dataclass field that is a field of the config, too; see `Field`."""
+) -> V:
+  """A dataclass field that is also a field of the config; see `Field` for the parameters."""
   declared = Field(default, meaning, allowed, use, compiled_part, added_later)
   return dataclasses.field(default=default, metadata={"config": declared})
 
 
 def declared_in(group: type) -> dict[str, Field]:
   """The config fields that a dataclass declares, by name. Its other fields are not part of the config."""
-  return {one.name: one.metadata["config"] for one in dataclasses.fields(group) if "config" in one.metadata}
+  return {field.name: field.metadata["config"] for field in dataclasses.fields(group) if "config" in field.metadata}
 
 
 def defaults(group: type) -> dict[str, Value]:
-  """The fields of a group of the config with their defaults."""
-  return {name: one.default for name, one in declared_in(group).items()}
+  """The default of each field of a group of the config, by name."""
+  return {name: declared.default for name, declared in declared_in(group).items()}
 
 
-def check(prefix: str, group: type, values: Mapping[str, Any]) -> None:
+def check(prefix: str, group: type, values: Config) -> None:
   """Refuses the first value that its field does not allow; `prefix` is the group's name, such as 'optim'."""
   check_fields(prefix, declared_in(group), values)
 
 
-def check_fields(prefix: str, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
-  """As `check`, for fields by name."""
-  for name, one in fields.items():
-    if one.allowed is not None and (problem := one.allowed.problem(values[name])):
+def check_fields(prefix: str, fields: Mapping[str, Field], values: Config) -> None:
+  """Refuses the first value that its field does not allow, as `check` does, for fields by name."""
+  for name, declared in fields.items():
+    if declared.allowed is not None and (problem := declared.allowed.problem(values[name])):
       raise UserError(f"config.{prefix}.{name}: {problem}")
 
 
-def read(group: type, values: Config, **others: Any) -> Any:
-  """The dataclass with the values of a group of a config; lists become tuples. `others` are its remaining fields."""
-  own = {name: values[name] for name in declared_in(group)}
-  return group(**{name: tuple(x) if isinstance(x, list) else x for name, x in own.items()}, **others)
+def read(group: type[Group], values: Config, **others: object) -> Group:
+  """An instance of the dataclass `group` with the values of that group of a config; lists become tuples.
+
+  `others` are the values of those fields of the dataclass that are not config fields.
+  """
+  declared = {name: values[name] for name in declared_in(group)}
+  return group(**{name: tuple(x) if isinstance(x, list) else x for name, x in declared.items()}, **others)

@@ -1,4 +1,4 @@
-"""Small files: whole, atomic, and on any path that etils.epath opens."""
+"""Reading and writing small files, atomically and on any path that etils.epath opens."""
 
 import contextlib
 import fcntl
@@ -14,29 +14,29 @@ from etils import epath
 
 from bigmodel.errors import UserError
 
-JsonObject = dict[str, Any]  # a JSON document as it is read or written; inside the package facts are typed
+JsonObject = dict[str, Any]  # a JSON document when it is read or written; inside the package, facts have types
 
 
 def remove(path: epath.PathLike) -> None:
-  """Removes a file or a folder with all in it, if it is there."""
+  """Removes a file, or a folder with its content; does nothing where neither exists."""
   path = epath.Path(path)
   if path.exists():
     path.rmtree() if path.is_dir() else path.unlink()
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """The path, absolute where it is local: orbax takes no others."""
+  """The path, made absolute where it is local, as orbax requires."""
   path = epath.Path(path)
   return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-  """Writes a whole file atomically: a reader sees the old file or the new one."""
+  """Writes a file atomically: a reader sees either the old content or the new."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-  """As `write_text`."""
+  """Writes a file atomically, as `write_text` does."""
   path = epath.Path(path)
   with refused(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def refused(path: epath.PathLike) -> Iterator[None]:
-  """What may not be written to `path` is a `UserError`; what fails otherwise is not."""
+  """Turns a lack of permission to write `path` into a `UserError`; other errors, such as a full disk, pass."""
   try:
     yield
   except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -69,12 +69,13 @@ def refused(path: epath.PathLike) -> Iterator[None]:
     raise
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
+def write_json(path: epath.PathLike, value: object) -> None:
+  """Writes a JSON document atomically, with sorted keys; NaN and infinity raise ValueError."""
   write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: epath.PathLike) -> Any:
-  """The JSON document at `path`; a torn or foreign file is a `UserError`."""
+  """The JSON document at `path`; a file that is not JSON is a `UserError`."""
   try:
     return json.loads(epath.Path(path).read_text())
   except (ValueError, UnicodeDecodeError) as error:
@@ -82,11 +83,12 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def write_jsonl(path: epath.PathLike, rows: Iterable[dict]) -> None:
+  """Writes a JSON document per line, atomically."""
   write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: epath.PathLike) -> Iterator[dict]:
-  """The rows of a JSONL file; a torn last line is dropped."""
+  """The rows of a JSONL file; an incomplete last line, left by an interrupted write, is dropped."""
   lines = epath.Path(path).read_text().splitlines()
   for index, line in enumerate(lines):
     try:
@@ -109,13 +111,13 @@ def sha256_file(path: epath.PathLike) -> str:
 
 
 def cache_dir() -> Path:
-  """Where prepared data and compiled programs are kept: $BIGMODEL_CACHE or ~/.cache/bigmodel."""
+  """The folder of prepared data and compiled programs: $BIGMODEL_CACHE or ~/.cache/bigmodel."""
   return Path(os.environ.get("BIGMODEL_CACHE") or Path.home() / ".cache" / "bigmodel")
 
 
 @contextlib.contextmanager
 def only_one(name: str) -> Iterator[None]:
-  """Lets one process of this machine at a time into the block of this name; the lock dies with its holder."""
+  """A lock named `name` among the processes of this machine; it is released when its holder exits."""
   folder = cache_dir() / "locks"
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / name, "w", encoding="utf-8") as file:

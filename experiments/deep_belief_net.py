@@ -1,16 +1,15 @@
-"""Pre-training of a deep belief net pays off when labels are few.
+"""Does pre-training a deep belief net pay off when labels are few?
 
-Claim (Hinton, Osindero and Teh 2006; Erhan et al. 2010): a sigmoid network whose layers were
-pre-trained one by one on unlabelled data generalises better than the same network trained from
-random weights, and more so the fewer labels there are.
+Claim (Hinton, Osindero and Teh 2006; Erhan et al. 2010): a sigmoid network whose layers were pre-trained one by one on
+unlabelled data generalises better than the same network trained from random weights, and more so the fewer labels
+there are.
 
-Here: 784-500-500-2000-10 on Fashion-MNIST with 1,000, 10,000 and 60,000 labels, five seeds. Each
-seed is pre-trained once on all training images. The learning rate of either arm is chosen for
-each number of labels on a sixth of the training images that is held out, with a seed of its own;
-the accuracies are those on the test images.
+Method: a network 784-500-500-2000-10 on Fashion-MNIST with 1,000, 10,000 and 60,000 labels and five seeds. Each seed is
+pre-trained once on all training images. The learning rate of each arm is chosen for each number of labels on a held-out
+sixth of the training images, with a separate seed. The accuracies are those on the test images.
 
-What came out, mean accuracies of five seeds and 95% intervals of their paired differences: the
-claim holds, by less than its reputation, and no more the fewer labels there are.
+Result (mean accuracies of five seeds, and 95% intervals of their paired differences): the claim holds, by less than its
+reputation, and the difference does not grow when labels are fewer.
 
     labels   pre-trained   plain    difference          learning rates
      1,000   0.8131        0.8031   +0.0100 +- 0.0025   .01, .01
@@ -19,7 +18,7 @@ claim holds, by less than its reputation, and no more the fewer labels there are
 
     python experiments/deep_belief_net.py [--workdir runs/deep_belief_net] [--json]
 
-Killed, it goes on where it was.
+Rerunning the command resumes an interrupted experiment.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 """What makes training insensitive to its learning rate?
 
-Claim (Wortsman et al. 2023): models that are small show the instabilities of large ones at high learning rates.
-QK-norm keeps attention's logits from growing, z-loss those of the output: both widen the range of learning rates
-that do well, the sensitivity of the final loss falls, and more so the larger the model.
+Claim (Wortsman et al. 2023): small models show the instabilities of large ones at high learning rates. QK-norm keeps
+the logits of attention from growing, and z-loss those of the output. Both widen the range of learning rates that work
+well and lower the sensitivity of the final loss, and more so the larger the model.
 
-Here: decoders of widths 32, 64 and 128 on Python source, 400 steps of 512 tokens, nine rates from .0003 to 3.
-The sensitivity is theirs: the mean over rates of min(loss, loss at the start) less the best loss.
+Method: decoders of widths 32, 64 and 128 on Python source, 400 steps of 512 tokens, nine learning rates from .0003
+to 3. The sensitivity is defined as in the paper: the mean over rates of min(loss, initial loss) minus the best loss.
 
-What came out (108 runs, none diverged): QK-norm does what is claimed of it, and more so the larger the model; z-loss
-makes no difference at these sizes.
+Result (108 runs, none diverged): QK-norm does what is claimed, and more so the larger the model. z-loss makes no
+difference at these sizes.
 
     width   neither   z-loss   QK-norm   both
        32   .494      .506     .423      .415

@@ -1,9 +1,9 @@
 """What moves the exponent of the optimal model size from Kaplan's to Chinchilla's?
 
-Claim (Porian et al. 2024): counting the last layer's FLOPs, a warm-up in proportion to the model, and
-settings tuned for each size take the exponent a of N* ~ C^a from .84 to .50.
+Claim (Porian et al. 2024): counting the FLOPs of the last layer, a warm-up in proportion to the model, and settings
+tuned for each size move the exponent a of N* ~ C^a from .84 to .50.
 
-Here: their optimal sizes by budget, and the exponent by weighted least squares of ln N* on ln C.
+Method: the published optimal sizes by budget; the exponent is a weighted least-squares fit of ln N* to ln C.
 
     bigmodel reproduce isoflop_exponents
 """

@@ -1,10 +1,10 @@
 """Why did Kaplan et al. find that optimal models grow as C^0.73, and Hoffmann et al. as C^0.50?
 
-Claim (Pearce and Song 2024): most of the difference is that Kaplan et al. counted parameters and FLOPs
-without embeddings, at small scale. With Chinchilla's law for the loss, N_total = N + 47,491 N^(1/3) for
-their models, and the sizes that they trained, the optimal N grows with an exponent near theirs.
+Claim (Pearce and Song 2024): most of the difference arises because Kaplan et al. counted parameters and FLOPs without
+embeddings, at small scale. With Chinchilla's law for the loss, N_total = N + 47,491 N^(1/3) for their models, and the
+sizes that they trained, the optimal N grows with an exponent close to theirs.
 
-Here by arithmetic: for each C = 6 N D without embeddings, the N with the least loss.
+Method, by arithmetic: for each C = 6 N D without embeddings, the N with the least loss.
 
     bigmodel reproduce kaplan_conventions
 """

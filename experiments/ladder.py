@@ -1,8 +1,10 @@
-"""Does a ladder of small models foretell a model of 13 B parameters?
+"""Does a ladder of small models forecast a model of 13 B parameters?
 
-Claim (Bhagia et al. 2024): Chinchilla's law, fitted to 16 runs of 190 M to 1.3 B parameters at 1 to 10
-times the usual data, foretells the loss of 7 B and 13 B models trained on 4 to 5 trillion tokens. On C4
-it is 4% too low at 13 B: the ladder's own answer is to fit losses of tasks instead.
+Claim (Bhagia et al. 2024): Chinchilla's law, fitted to 16 runs of 190 M to 1.3 B parameters at 1 to 10 times the usual
+amount of data, forecasts the loss of 7 B and 13 B models trained on 4 to 5 trillion tokens. On C4 the forecast is 4%
+too low at 13 B; the authors therefore fit losses of tasks instead.
+
+Method: the law is fitted to the published runs of the ladder and compared with the two large models.
 
     bigmodel reproduce ladder
 """

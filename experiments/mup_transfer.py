@@ -1,14 +1,15 @@
 """Does the best learning rate of a small model serve a large one?
 
-Claim (Yang et al. 2022, Tensor Programs V): under muP the best learning rate stays where it is as a Transformer
-gets wider; under the standard parametrization it falls.
+Claim (Yang et al. 2022, Tensor Programs V): under muP the best learning rate stays the same as a Transformer gets
+wider; under the standard parametrization it falls.
 
-Here: decoders of widths 64 to 512 on Python source, 120 steps of 512 tokens, six rates a factor of 2 apart and three
-seeds each. The best rate is the minimum of a parabola through the best three of the means over seeds.
+Method: decoders of widths 64 to 512 on Python source, 120 steps of 512 tokens, six learning rates a factor of 2 apart
+and three seeds each. The best rate is the minimum of a parabola through the best three of the means over seeds.
 
-What came out: log2 of the best rate (deviation between seeds), and the least loss. The claim holds: muP's rate moves
-by a factor of 1.5, upwards, where the standard one falls by a factor of 6.5. (muP at width 512 was run apart, at the
-three rates around the best and evaluated on a quarter of the tokens, so its loss is not one of this table.)
+Result, log2 of the best rate (deviation between seeds) and the least loss: the claim holds. The best rate of muP rises
+by a factor of 1.5, while that of the standard parametrization falls by a factor of 6.5. (muP at width 512 was run
+separately, at the three rates around the best and evaluated on a quarter of the tokens, so its loss is not comparable
+with the others of the table.)
 
     width   standard               muP
        64   -7.16 (.24)   2.7033   -7.16 (.24)   2.7033

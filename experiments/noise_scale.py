@@ -1,16 +1,16 @@
 """Does the noise of gradients say how large a batch may be?
 
-Claim (McCandlish et al. 2018): steps S and tokens E to reach a loss obey (S / S_min - 1) (E / E_min - 1) = 1, and the
-critical batch E_min / S_min, where both are twice their least, is near the gradient noise scale of the run.
+Claim (McCandlish et al. 2018): the steps S and tokens E to reach a loss obey (S / S_min - 1) (E / E_min - 1) = 1. The
+critical batch E_min / S_min, at which both are twice their minimum, is near the gradient noise scale of the run.
 
-Here: a decoder of width 32 on Python source at batches of 2 to 128 rows of 64 tokens, each at the best of several
-constant rates; the steps until the training loss, averaged over the last tokens, is below 2.45. The noise scale is that
-of a run at 32 rows when it gets there, from 8 microbatches a step.
+Method: a decoder of width 32 on Python source with batches of 2 to 128 rows of 64 tokens, each at the best of several
+constant learning rates. Counted are the steps until the training loss, averaged over the last tokens, is below 2.45.
+The noise scale is that of a run with 32 rows at that moment, from 8 microbatches per step.
 
-What came out: steps fall from 726 at 2 rows to 61 at 128, and the law of steps and tokens fits them within 5%. The
-critical batch is 1,810 tokens (8% standard error), the noise scale on the way 311: a sixth of it, so the noise scale
-tells the order of magnitude and no more. Adam was used here, and the paper's argument is about plain gradient descent.
-10 minutes on 2 cores that were not idle.
+Result: the steps fall from 726 with 2 rows to 61 with 128, and the law of steps and tokens fits them within 5%. The
+critical batch is 1,810 tokens (8% standard error) and the noise scale on the way is 311, a sixth of it. The noise scale
+gives the order of magnitude and no more. These runs use Adam; the paper's argument is about plain gradient descent.
+The experiment took 10 minutes on 2 cores that were also doing other work.
 
     bigmodel reproduce noise_scale
 """
@@ -37,7 +37,7 @@ def measure(workdir: Path, quiet: bool) -> list[Result]:
   config.optim.update(schedule="constant", final=0.1, warmup=0.02, weight_decay=0.0)  # final: the default, unused
   config.train.update(checkpoint_every=1 << 30, log_every=1)
   config.eval.tokens = 1 << 14
-  measured, results = [], []
+  measured, results, noise_scale = [], [], np.nan
   for rows in ROWS:
     steps = {2: 3000, 4: 2000, 8: 1400, 16: 1000, 32: 700, 64: 500, 128: 400}[rows]
     noise = {"train.noise_scale": True, "train.accumulate": 8} if rows == 32 else {}

@@ -1,7 +1,9 @@
-"""Can five small runs foretell the loss of models that are trained on far more data than is optimal?
+"""Can five small runs forecast the loss of models trained on far more data than is optimal?
 
-Claim (Gadre et al. 2024): with L = E + (a M^eta + b M^-eta) C^-eta, M tokens a parameter, five runs
-foretell the loss of a model of 1.4 B parameters at M = 640, and of 6.9 B at M = 20, within 1%.
+Claim (Gadre et al. 2024): with L = E + (a M^eta + b M^-eta) C^-eta, where M is tokens per parameter, five runs forecast
+the loss of a model of 1.4 B parameters at M = 640, and of one of 6.9 B at M = 20, within 1%.
+
+Method: the law is fitted to the same five published runs.
 
     bigmodel reproduce overtraining
 """

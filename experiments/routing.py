@@ -1,9 +1,9 @@
 """How much is a model with experts worth?
 
-Claim (Clark et al. 2022): the loss of routed models is bilinear in the logs of the size of the dense
-model and of the number of experts, which saturates; routing helps less the larger the model.
+Claim (Clark et al. 2022): the loss of routed models is bilinear in the logarithms of the size of the dense model and of
+the number of experts, which saturates. Routing helps less the larger the model.
 
-Here: their runs with hash layers and their dense ones.
+Method: the law is fitted to the published runs with hash layers and to the dense ones.
 
     bigmodel reproduce routing
 """

@@ -78,7 +78,8 @@ def test_defaults_are_what_their_fields_allow_and_every_field_has_a_meaning(fami
   assert set(flatten(config)) == set(known)
   for name, value in flatten(config).items():
     assert known[name].meaning, name
-    assert known[name].allowed is None or not known[name].allowed.problem(value), name
+    allowed = known[name].allowed
+    assert allowed is None or not allowed.problem(value), name
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)

@@ -1,13 +1,14 @@
-"""Documents as TFDS datasets in array_record, prepared and read without TensorFlow."""
+"""TFDS datasets in array_record, prepared and read without TensorFlow."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 from unittest import mock
 
 import tensorflow_datasets as tfds
@@ -15,169 +16,132 @@ from etils import epath
 from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
-from bigmodel.data import sources
+from bigmodel.data.documents import TextFile, divided, heldout_share, identity
+from bigmodel.data.documents import documents as documents_in
+from bigmodel.data.sources import Documents, Text
 from bigmodel.errors import UserError
 from bigmodel.files import cache_dir
 
-SOURCES = ("python_source", "text_files")  # of documents that are read here; any other name is a TFDS dataset
 # Feature of prepared documents: the identity of the whole document and then, where the text is a piece, of the piece.
 IDENTITIES = "bigmodel_identities"
 SHUFFLED_IN_MEMORY = 128 << 20  # bytes
-ENDS = 1 << 16  # bytes of either end of a file that tell it from another one
+ENDS = 1 << 16  # bytes at either end of a file that are hashed to identify it
 BUFFERED = 128 << 10  # bytes of each of a thousand buckets
+Row = Mapping[str, object]  # a record of a dataset
 
 
-class Documents(tfds.core.GeneratorBasedBuilder):
-  """Text documents of `sources`; prepared in a folder of its own, named by the manifest's hash."""
+class Generate(Protocol):
+  """Yields `(name, text, identities)` of each text of a split; names are unique in it (see `IDENTITIES`)."""
+
+  def __call__(self, split: str, /) -> Iterator[tuple[str, str, str]]: ...
+
+
+class DocumentsBuilder(tfds.core.GeneratorBasedBuilder):
+  """Builds the documents that a source generates, in a folder that is named by the hash of their content."""
 
   VERSION = tfds.core.Version("2.0.0")
   name = "documents"
 
-  def __init__(
-    self,
-    *,
-    files: list[sources.Source],
-    text_key: str,
-    heldout_fraction: float,
-    divides: sources.Source | None,
-    **kwargs: Any,
-  ):
-    self._files = files
-    self._text_key = text_key
-    self._heldout_fraction = heldout_fraction
-    self._divides = divides  # the file of a corpus of one document
-    super().__init__(**kwargs)
+  def __init__(self, *, generate: Generate, data_dir: str):
+    self._generate = generate
+    super().__init__(data_dir=data_dir, file_format="array_record")
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("name", "text", IDENTITIES)})
     return tfds.core.DatasetInfo(builder=self, features=features)
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+  def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[str, Row]]]:
     del dl_manager
     return {split: self._generate_examples(split) for split in ("train", "validation")}
 
-  def _generate_examples(self, split: str):  # pyright: ignore[reportIncompatibleMethodOverride]
-    if self._divides:
-      for heldout, name, text in sources.divided(self._divides, self._heldout_fraction):
-        if heldout == (split == "validation") and text.strip():
-          yield name, {"name": name, "text": text, IDENTITIES: sources.identity([text])}
+  def _generate_examples(self, split: str) -> Iterator[tuple[str, Row]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    for name, text, identities in self._generate(split):
+      if text.strip():
+        yield name, {"name": name, "text": text, IDENTITIES: identities}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTexts:
+  """Generates the texts of files. `single`, where it is the only document, is divided between the splits."""
+
+  files: list[TextFile]
+  text_key: str
+  heldout_fraction: float
+  single: TextFile | None = None
+
+  def __call__(self, split: str, /) -> Iterator[tuple[str, str, str]]:
+    if self.single is not None:
+      for heldout, name, text in divided(self.single, self.heldout_fraction):
+        if heldout == (split == "validation"):
+          yield name, text, identity([text])
       return
     seen: set[str] = set()
-    for source in self._files:
-      if source.split not in ("", split):
+    for file in self.files:
+      if file.split not in ("", split):
         continue
-      for document in sources.documents(source, self._text_key):
-        if source.split == "":
-          heldout = sources.heldout_share(document.identity) < self._heldout_fraction
+      for document in documents_in(file, self.text_key):
+        if file.split == "":
+          heldout = heldout_share(document.identity) < self.heldout_fraction
           if heldout != (split == "validation") or document.identity in seen:
             continue
           seen.add(document.identity)
         for name, text in document.pieces:
-          if text.strip():
-            # Most documents have one piece: themselves.
-            identities = " ".join(dict.fromkeys([document.identity, sources.identity([text])]))
-            yield name, {"name": name, "text": text, IDENTITIES: identities}
+          yield name, text, joined_identities(document.identity, text)
 
 
-def manifest(data: Config) -> tuple[str, list[sources.Source]]:
-  """The manifest's hash and the files, for the two embedded sources."""
-  if data.name == "python_source":
-    files = sources.python_sources(tuple(data.distributions), tuple(data.heldout))
-    return sources.manifest_sha256(files, data.name), files
-  files = sources.text_sources(data.path)
-  settings = (data.name, data.heldout_fraction, data.text_key, _divides(data, files) is not None)
-  return sources.manifest_sha256(files, *settings), files
+def joined_identities(whole: str, piece: str) -> str:
+  """The value of the feature `IDENTITIES`. Most documents have one piece: themselves."""
+  return " ".join(dict.fromkeys([whole, identity([piece])]))
 
 
-def _divides(data: Config, files: list[sources.Source]) -> sources.Source | None:
-  """The file of a corpus of one document, whose end is held out; in a mixture other parts may hold that document."""
-  return None if data.mixture else sources.one_text(files)
+@dataclasses.dataclass(frozen=True)
+class RowTexts:
+  """The texts of the records of a dataset, in order; `text_key` is the feature that holds the text."""
+
+  rows: Sequence[Row]
+  text_key: str
+
+  def __iter__(self) -> Iterator[Text]:
+    for row in self.rows:
+      text = _decoded(row[self.text_key])
+      identities = _decoded(row[IDENTITIES]) if IDENTITIES in row else identity([text])
+      yield Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
 
 
-def open_splits(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
-  """`(manifest hash, field of the text, {split: random-access documents})`, preparing it if needed."""
-  if data.name not in SOURCES:
-    return _open_tfds(data)
-  sha256, files = manifest(data)
-  root = Path(data.dir) if data.dir else cache_dir() / "tfds"
-  builder = Documents(
-    files=files,
-    text_key=data.text_key,
-    heldout_fraction=data.heldout_fraction,
-    divides=_divides(data, files),
-    data_dir=str(root / sha256[:16]),
-    file_format="array_record",
-  )
+def _decoded(value: object) -> str:
+  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def documents(data: Config, sha256: str, generate: Generate, empty: Callable[[str], UserError]) -> Documents:
+  """Documents that are written to array_record when they are first opened. `empty(split)` is the error for no text."""
+
+  def open_splits() -> Mapping[str, Iterable[Text]]:
+    root = Path(data.dir) if data.dir else cache_dir() / "tfds"
+    builder = DocumentsBuilder(generate=generate, data_dir=str(root / sha256[:16]))
+    try:
+      with quiet(), _little_memory():
+        builder.download_and_prepare()
+    except AssertionError as error:  # TFDS raises it for a split without documents
+      raise empty("validation" if '"validation"' in str(error) else "train") from error
+    return {split: RowTexts(rows(builder, split), "text") for split in ("train", "validation")}
+
+  return Documents(sha256, open_splits)
+
+
+def prepared(name: str, folder: str, alternatives: str) -> tfds.core.DatasetBuilder:
+  """The builder of a TFDS dataset that the user prepared as array_record.
+
+  `folder` is its data_dir, or ''. The error for an unknown name mentions the `alternatives`.
+  """
   try:
-    with _quiet(), _little_memory():
-      builder.download_and_prepare()
-  except AssertionError as error:  # what TFDS makes of a split without documents
-    raise _empty(data, files, "validation" if '"validation"' in str(error) else "train") from error
-  return sha256, "text", {split: _source(builder, split) for split in ("train", "validation")}
-
-
-def _empty(data: Config, files: list[sources.Source], split: str) -> UserError:
-  """What to say of a split without documents."""
-  if data.name == "python_source":
-    return UserError(f"config.data: the corpus is empty: no document in split {split!r}")
-  identities = {document.identity for file in files for document in sources.documents(file, data.text_key)}
-  shares = {sources.heldout_share(one) for one in identities - {sources.identity([])}}
-  if not shares:
-    return UserError(f"config.data.path: the corpus is empty: no text at {data.path}")
-  if _divides(data, files):
-    return UserError(
-      f"config.data.path: {data.path} is one document with too few lines to hold out its end (heldout_fraction ="
-      f" {data.heldout_fraction}); give more text, or several files"
-    )
-  if len(shares) == 1:
-    return UserError(
-      f"config.data.path: {data.path} holds one document, which is not divided between training and evaluation in a"
-      " mixture or a .jsonl file; give several files, or a .jsonl file with a document a line"
-    )
-  fraction = data.heldout_fraction
-  if split == "validation":
-    return UserError(
-      f"config.data.heldout_fraction: {fraction} holds out none of the {len(shares)} documents of {data.path};"
-      f" the first one is held out above {min(shares):.3g}"
-    )
-  return UserError(
-    f"config.data.heldout_fraction: {fraction} holds out all {len(shares)} documents of {data.path};"
-    f" one is left to train on up to {max(shares):.3g}"
-  )
-
-
-def prepared(name: str, folder: str, what: str) -> Any:
-  """The builder of a TFDS dataset that the user prepared as array_record; `what` else could be meant."""
-  where: Any = {"data_dir": folder} if folder else {}
-  try:
-    builder = tfds.builder(name, file_format="array_record", **where)
+    builder = tfds.builder(name, file_format="array_record", data_dir=folder or None)
   except Exception as error:
     first = str(error).strip().splitlines()
-    raise UserError(
-      f"config.data.name: {name!r} is neither {what} nor a TFDS dataset ({first[0] if first else type(error).__name__})"
-    ) from error
+    reason = first[0] if first else type(error).__name__
+    raise UserError(f"config.data.name: {name!r} is neither {alternatives} nor a TFDS dataset ({reason})") from error
   if not builder.is_prepared():
     raise UserError(f"config.data.name: TFDS dataset {name!r} is not prepared as array_record in {builder.data_dir}")
   return builder
-
-
-def _open_tfds(data: Config) -> tuple[str, str, dict[str, Sequence[dict]]]:
-  """The text of a TFDS dataset that the user prepared."""
-  builder = prepared(data.name, data.dir, ", ".join(SOURCES))
-  names = {"train": data.train_split, "validation": data.eval_split}
-  opened = {}
-  for split, name in names.items():
-    try:
-      opened[split] = _source(builder, name)
-    except Exception as error:
-      raise UserError(f"config.data: {data.name} has no split {name!r} ({error})") from error
-  features: Any = builder.info.features or {}
-  if data.text_key not in features:
-    raise UserError(f"config.data.text_key: {data.name} has no feature {data.text_key!r}; it has {', '.join(features)}")
-  whole_splits = sorted({name.split("[")[0] for name in names.values()})
-  files = [fingerprint(path) for name in whole_splits for path in builder.info.splits[name].filepaths]
-  sha256 = sources.manifest_sha256([], builder.info.full_name, data.text_key, names, files)
-  return sha256, data.text_key, opened
 
 
 def fingerprint(file: epath.PathLike) -> list[object]:
@@ -190,34 +154,37 @@ def fingerprint(file: epath.PathLike) -> list[object]:
     return [path.name, size, hashlib.sha256(start + opened.read()).hexdigest()]
 
 
-def _source(builder: Any, split: str) -> Sequence[dict]:
-  return builder.as_data_source(split=split)
+def rows(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Row]:
+  """The records of a split, with random access."""
+  return cast(Sequence[Row], builder.as_data_source(split=split))  # pyright: ignore[reportCallIssue]
 
 
 class _Bucket:
-  """Serialised examples that TFDS has sorted into one bucket, on disk: its own needs TensorFlow for that."""
+  """Serialised examples on disk that TFDS has sorted into one bucket; TFDS's bucket on disk needs TensorFlow."""
 
-  def __init__(self, path: Any):
-    self._path, self._waiting, self._waits = Path(path), [], 0
+  def __init__(self, path: epath.PathLike):
+    self._path = Path(path)
+    self._buffer: list[tuple[int, bytes]] = []
+    self._buffered_bytes = 0
     self.size = self._length = 0
 
   def __len__(self) -> int:
     return self._length
 
   def add(self, key: int, data: bytes) -> None:
-    self._waiting.append((key, data))
-    self._waits += len(data)
+    self._buffer.append((key, data))
+    self._buffered_bytes += len(data)
     self.size += len(data)
     self._length += 1
-    if self._waits >= BUFFERED:
+    if self._buffered_bytes >= BUFFERED:
       self.flush()
 
   def flush(self) -> None:
-    # Opened for this only: there are a thousand buckets, and fewer files may be open on many machines.
+    # The file is not kept open, because many machines do not allow a thousand open files, one per bucket.
     with open(self._path, "ab") as file:
-      for item in self._waiting:
+      for item in self._buffer:
         pickle.dump(item, file)
-    self._waiting, self._waits = [], 0
+    self._buffer, self._buffered_bytes = [], 0
 
   def read_values(self) -> Iterator[tuple[int, bytes]]:
     self.flush()
@@ -230,15 +197,15 @@ class _Bucket:
 
 
 @contextlib.contextmanager
-def _little_memory():
-  """TFDS shuffles up to a GB in memory: here less, and on disk what is more, in the same order."""
+def _little_memory() -> Iterator[None]:
+  """Lets TFDS shuffle less data in memory, and more on disk, than its 1 GB; the order stays the same."""
   with mock.patch.multiple(shuffle, MAX_MEM_BUFFER_SIZE=SHUFFLED_IN_MEMORY, _Bucket=_Bucket):
     yield
 
 
 @contextlib.contextmanager
-def _quiet():
-  """TFDS prints bars and notes of its own; what a user needs to know comes from `data --card`."""
+def quiet() -> Iterator[None]:
+  """Suppresses the progress bars and notes of TFDS."""
   tfds.disable_progress_bar()
   level = logging.getLogger().level
   logging.getLogger().setLevel(logging.ERROR)

@@ -1,10 +1,12 @@
-"""Prepared data on disk: folders that are written whole or not at all, and arrays that are read without loading them.
+"""Prepared data on disk: folders that are written atomically, and arrays that are mapped into memory.
 
-Arrays are mapped into memory: what is looked at is read, and the operating system drops it again when it needs the
-room, so arrays may be many times larger than the memory.
+The operating system reads the parts of a mapped array that are used and drops them again when it needs memory, so
+arrays may be many times larger than the memory.
 """
 
 import contextlib
+import hashlib
+import math
 import os
 import shutil
 import uuid
@@ -14,11 +16,11 @@ from typing import Self
 
 import numpy as np
 
-CHUNK_BYTES = 64 << 20  # of an array that is gone through piece by piece
+CHUNK_BYTES = 64 << 20  # the size of the pieces in which large arrays are processed
 
 
 class GrowingArray:
-  """An .npy file of rows of one shape and type. Within its `with`, `append` adds rows; after it the file is whole."""
+  """An .npy file to which `append` adds rows of one shape and type. It is a context manager, which completes it."""
 
   def __init__(self, path: Path, dtype: np.typing.DTypeLike, row_shape: tuple[int, ...] = ()):
     self.rows = 0
@@ -37,7 +39,7 @@ class GrowingArray:
 
   def __exit__(self, *error: object) -> None:
     self._file.seek(0)
-    self._write_header()  # as long as the first one: NumPy leaves room in it for any number of rows
+    self._write_header()  # has the length of the first one, because NumPy leaves space in it for any number of rows
     self._file.close()
 
   def _write_header(self) -> None:
@@ -47,13 +49,13 @@ class GrowingArray:
 
 
 def open_array(path: Path) -> np.ndarray:
-  """The array of an .npy file, mapped into memory, so that only what is looked at is read."""
+  """The array of an .npy file, mapped into memory."""
   return np.load(path, mmap_mode="r")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-  """Within it, a temporary folder to fill; it becomes `folder` at the end, or is removed when something is raised."""
+  """A temporary folder that is renamed to `folder` at the end of the block, or removed if the block raises."""
   temporary = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
   temporary.mkdir(parents=True)
   try:
@@ -65,6 +67,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def chunks(rows: int, row_values: int) -> Iterator[slice]:
-  """Slices of rows, in order, of which each has at most `CHUNK_BYTES` as float64, and 4,096 rows; at least one row."""
+  """Slices of rows, in order, each with at most `CHUNK_BYTES` as float64 and at most 4,096 rows, but at least one."""
   size = max(1, min(4096, CHUNK_BYTES // (8 * max(1, row_values))))
   return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+
+
+def chunks_of(array: np.ndarray) -> Iterator[slice]:
+  """The slices of `chunks` for the rows of an array."""
+  return chunks(len(array), math.prod(array.shape[1:]))
+
+
+def row_identity(row: np.ndarray) -> int:
+  """A hash of 64 bits of the values of one row, such as an image."""
+  return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=8).digest(), "little")
+
+
+def array_sha256(array: np.ndarray) -> str:
+  """The hash of the type, the shape and the values of an array."""
+  digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+  for rows in chunks_of(array):
+    digest.update(np.ascontiguousarray(array[rows]).view(np.uint8).data)
+  return digest.hexdigest()

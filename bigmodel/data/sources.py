@@ -1,230 +1,200 @@
-"""Where documents come from, before TFDS: files on this machine, their manifest, and which documents are held out.
+"""Where data come from: the sources in `text_sources/` and `example_sources/`, and functions in users' files.
 
-A document is a line of a .jsonl file or a whole file of any other kind. Whether it is held out depends on its words
-alone (`identity`), so copies of it in other files, formats or parts of a mixture share its fate, and so do all pieces
-of a long file. A corpus that is one file of text has one document: its end is held out.
+A file in one of these folders is a source, and `config.data.name` is its name; behind a slash the name may have an item
+of the source, as in `sklearn/digits`. The file defines `SOURCE`, whose `read(data)` gets `config.data` and returns what
+`examples_of` or `documents_of` accepts. Nothing else has to be edited to add a source.
+
+FILE.py:NAME is a function in a user's file. It is called with `config.data`, or with nothing where it takes no
+parameter, and returns the same.
 """
 
-import contextlib
 import dataclasses
-import glob
-import gzip
+import functools
 import hashlib
-import importlib.metadata
-import json
-import lzma
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from bigmodel import user_files
+from bigmodel.config import Config, nearest, require
+from bigmodel.data.prepared import chunks_of, row_identity
 from bigmodel.errors import UserError
 
-VERSION = 2  # of the manifest: a change of how documents are read, cut or held out needs another one
-PIECE_CHARACTERS = 1 << 16  # longer plain-text files are cut into pieces of about this size
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
-PACKED_SUFFIXES = (".gz", ".zst", ".xz")
+if TYPE_CHECKING:
+  from bigmodel.data.tables import RawTable
+
+FOLDERS = {"text": "text_sources", "examples": "example_sources"}
+ARRAYS = ("inputs", "targets", "group", "time", "heldout", "classes")  # the keys of a dict of examples
+SPLITS = ("train", "validation")  # the keys of a dict of documents
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One file: the split it belongs to ('' where its documents decide), its name and hash."""
+  """A source of data. The flags say which fields of `config.data` it uses."""
 
-  split: str
-  name: str
-  path: str
-  sha256: str
+  read: Callable[[Config], object]
+  check: Callable[[Config], None] | None = None  # refuses a `config.data` that cannot work, before anything is read
+  needs_path: bool = False
+  is_table: bool | None = False  # rows with named columns; None: known only after reading
+  scales_images: bool = False  # uses image_size
+  always_splits: bool = False  # comes with a training and a held-out split
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-  """`identity` is that of the whole document; `pieces` yields `(name, text)` of each of its pieces, in order."""
+class Arrays:
+  """Examples as arrays, before they are split; all arrays have one row per example.
 
-  identity: str
-  pieces: Iterator[tuple[str, str]]
-
-
-def manifest_sha256(sources: list[Source], *settings: object) -> str:
-  """Identity of a corpus: names, contents and splits, but not where the files lie; and the settings that shaped it."""
-  rows = sorted((source.split, source.name, source.sha256) for source in sources)
-  return hashlib.sha256(json.dumps([VERSION, rows, settings]).encode()).hexdigest()
-
-
-def python_sources(train: tuple[str, ...], heldout: tuple[str, ...]) -> list[Source]:
-  """The .py files of installed distributions, each content once, held-out ones first.
-
-  A file whose content is in a held-out distribution is left out of training.
+  `group` and `time` are what `data.split` can divide by. `heldout` marks the examples that the data themselves hold
+  out. `identities` are hashes of the inputs: examples with equal ones are kept in the same split.
   """
-  sources, seen = [], set()
-  for split, names in (("validation", heldout), ("train", train)):
-    for name in sorted(names):
-      try:
-        distribution = importlib.metadata.distribution(name)
-      except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"config.data: distribution {name!r} is not installed; pip install {name}") from error
-      label = f"{name}=={distribution.version}"
-      for file in sorted(distribution.files or (), key=str):
-        if file.suffix != ".py":
-          continue
-        path = Path(str(distribution.locate_file(file)))
-        try:
-          content = path.read_bytes()
-        except OSError:
-          continue  # listed in the metadata, removed from the disk
-        sha256 = hashlib.sha256(content).hexdigest()
-        if content.strip() and sha256 not in seen:
-          seen.add(sha256)
-          sources.append(Source(split, f"{label}/{file}", str(path), sha256))
-  return sources
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  group: np.ndarray | None = None
+  time: np.ndarray | None = None
+  heldout: np.ndarray | None = None  # bool
+  classes: tuple[str, ...] = ()  # the names of the classes, where they have names
+  identities: np.ndarray | None = None
+  inputs_sha256: str = ""  # of the inputs, where the source has it already
 
 
-def text_sources(pattern: str) -> list[Source]:
-  """The text files that `pattern` (a file, a folder or a glob) names."""
-  root = Path(pattern)
-  paths = sorted(root.rglob("*")) if root.is_dir() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-  # A pattern with ** in it may name a file twice.
-  paths = [path for path in dict.fromkeys(paths) if path.is_file() and _suffix(path) in TEXT_SUFFIXES]
-  if not paths:
-    raise UserError(f"config.data.path: no .txt, .md or .jsonl file (plain, .gz, .zst, .xz) at {pattern!r}")
-  base = root if root.is_dir() else _folder_without_wildcards(root)
-  return [Source("", str(path.relative_to(base)), str(path), _sha256(path)) for path in paths]
+class Text(NamedTuple):
+  """A text: a document or a piece of a long one.
+
+  `fingerprints` identify the document and then, where the text is a piece, the piece: equal words, equal fingerprints.
+  """
+
+  text: str
+  fingerprints: list[int]
 
 
-def _folder_without_wildcards(pattern: Path) -> Path:
-  """The last folder above everything that the pattern leaves open, so that names relative to it are unique."""
-  folder = pattern.parent
-  while glob.has_magic(str(folder)):
-    folder = folder.parent
-  return folder
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """Documents. `sha256` identifies their content; `open` prepares them and returns the texts of each split.
+
+  The texts can be iterated over any number of times, always in the same order.
+  """
+
+  sha256: str
+  open: Callable[[], Mapping[str, Iterable[Text]]]
 
 
-def _suffix(path: Path) -> str:
-  return Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
+  """The names of the built-in sources of a kind of data."""
+  folder = importlib.import_module(f"bigmodel.data.{FOLDERS[kind]}")
+  return tuple(sorted(module.name for module in pkgutil.iter_modules(folder.__path__)))
 
 
-def _sha256(path: Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def find(data: Config) -> Source:
+  """The source that `config.data.name` names."""
+  if user_files.is_reference(data.name):
+    return Source(_call_user_function, is_table=None)
+  name = data.name.partition("/")[0]
+  if data.kind == "text" and name not in names("text"):
+    name = "tfds"  # the name of any TFDS dataset
+  if name not in names(data.kind):
+    others = [other for other in FOLDERS if other != data.kind and name in names(other)]
+    hint = f", which is a source of {others[0]}" if others else nearest(name, names(data.kind))
+    raise UserError(f"config.data.name: no {data.name!r}{hint}; known: {', '.join(names(data.kind))}, FILE.py:NAME")
+  return importlib.import_module(f"bigmodel.data.{FOLDERS[data.kind]}.{name}").SOURCE
 
 
-def _open(path: Path):
-  errors = "replace" if path.suffix == ".py" else "strict"  # of Python source, some says another encoding
-  if path.suffix == ".gz":
-    return gzip.open(path, "rt", encoding="utf-8", errors=errors)
-  if path.suffix == ".xz":
-    return lzma.open(path, "rt", encoding="utf-8", errors=errors)
-  if path.suffix == ".zst":
-    import zstandard
-
-    return zstandard.open(path, "rt", encoding="utf-8", errors=errors)
-  return open(path, encoding="utf-8", errors=errors)
+def label(data: Config) -> str:
+  """The name of the source for people: without the folder of a user's file."""
+  return str(user_files.without_path(user_files.complete(data.name, "config.data.name")))
 
 
-def documents(source: Source, text_key: str) -> Iterator[Document]:
-  """The documents of one file, in order. The pieces of each must be read before the next document is asked for."""
-  path = Path(source.path)
-  with _decoding(path):
-    if _suffix(path) == ".jsonl":
-      yield from _lines(source, text_key)
-      return
-    with _open(path) as file:
-      whole = identity(file)
-    yield Document(whole, _file(source) if _suffix(path) == ".py" else _pieces(source))
-
-
-@contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-  """Within it a file that is not UTF-8 is a `UserError` that names it."""
+def _call_user_function(data: Config) -> object:
+  function = user_files.load(data.name, "config.data.name")
+  name = label(data)
+  if not callable(function):
+    raise UserError(f"config.data.name: {name} is {described(function)} and not a function that returns data")
   try:
-    yield
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
+    return function(data) if inspect.signature(function).parameters else function()
+  except UserError:
+    raise
+  except Exception as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise UserError(f"config.data.name: {name} raised {type(error).__name__}: {reason}") from error
 
 
-def _lines(source: Source, text_key: str) -> Iterator[Document]:
-  with _open(Path(source.path)) as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      try:
-        text = str(json.loads(line)[text_key])
-      except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source.path}:{number}: no JSON object with a field {text_key!r}") from error
-      yield Document(identity([text]), iter([(f"{source.name}#{number}", text)]))
+def described(value: object) -> str:
+  """What a wrong value is, in a few words."""
+  if isinstance(value, np.ndarray):
+    return f"an array of shape {value.shape} and type {value.dtype}"
+  if isinstance(value, Mapping):
+    return f"a dict with the keys {', '.join(map(repr, value)) or '(none)'}"
+  return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def one_text(sources: list[Source]) -> Source | None:
-  """The only text where these files have no other, but for copies and empty files: its end has to be held out."""
-  paths = [Path(source.path) for source in sources]
-  if any(source.split for source in sources) or any(_suffix(path) == ".jsonl" for path in paths):
-    return None
-  found: dict[str, Source] = {}
-  for source in sources:
-    for document in documents(source, ""):
-      if document.identity != identity([]):
-        found.setdefault(document.identity, source)
-    if len(found) > 1:
-      return None
-  return next(iter(found.values()), None)
+def examples_of(data: Config, returned: object) -> "Arrays | RawTable":
+  """The examples that a source returned: `Arrays`, a dict of arrays, a polars DataFrame or a `RawTable`.
 
-
-def divided(source: Source, heldout_fraction: float) -> Iterator[tuple[bool, str, str]]:
-  """`(held out, name, text)` of each piece of one document, whose end is held out from the start of a line on.
-
-  That is the first line that begins after the part to train on, or the last line with any text if that begins before.
+  The dict has `inputs`, numbers of shape [examples, ...], and `targets`, numbers of shape [examples]; it may have
+  `group` and `time`, which `data.split` can divide by, `heldout`, bool[examples], and `classes`, the classes' names.
   """
-  path = Path(source.path)
-  with _decoding(path):
-    with _open(path) as file:
-      read = last = end = 0  # where the last line with text begins, and where it ends
-      for line in file:
-        read += len(line)
-        if line.strip():
-          last, end = read - len(line), read
-      kept = min((1 - heldout_fraction) * end, last)
-    with _open(path) as file:
-      piece, size, read, number = [], 0, 0, 0
-      for line in file:
-        if read >= end:
-          break  # the rest is blank
-        ends_training = read < kept <= read + len(line)
-        piece.append(line)
-        size += len(line)
-        read += len(line)
-        if size >= PIECE_CHARACTERS or ends_training:
-          yield read - size >= kept, f"{source.name}#{number}", "".join(piece)
-          piece, size, number = [], 0, number + 1
-      if piece:
-        yield read - size >= kept, f"{source.name}#{number}", "".join(piece)
+  import polars as pl
+
+  from bigmodel.data.tables import RawTable
+
+  where = f"config.data.name: {label(data)}"
+  if isinstance(returned, pl.DataFrame):
+    content = hashlib.sha256(str(returned.schema).encode() + returned.write_csv().encode())
+    returned = RawTable(returned, content.hexdigest())
+  if isinstance(returned, Arrays | RawTable):
+    return returned
+  if not isinstance(returned, Mapping) or not {"inputs", "targets"} & set(returned):
+    raise UserError(
+      f"{where} returned {described(returned)}; examples are a dict with the arrays 'inputs' and 'targets',"
+      " or a polars DataFrame"
+    )
+  for key in returned:
+    require(key in ARRAYS, f"{where} returned an unknown key {key!r}; the keys are {', '.join(ARRAYS)}")
+  return _checked_arrays(where, {str(key): value for key, value in returned.items() if value is not None})
 
 
-def _file(source: Source) -> Iterator[tuple[str, str]]:
-  with _open(Path(source.path)) as file:
-    yield source.name, file.read()
+def _checked_arrays(where: str, values: dict[str, object]) -> Arrays:
+  missing = [name for name in ("inputs", "targets") if name not in values]
+  require(not missing, f"{where} returned no {' and no '.join(missing)}")
+  classes = values.pop("classes", ())
+  is_names = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+  require(is_names, f"{where} returned classes that are {described(classes)} and not a list of names")
+  arrays: dict[str, np.ndarray] = {}
+  for name, value in values.items():
+    try:
+      arrays[name] = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError as error:
+      raise UserError(f"{where} returned {name} whose rows differ in shape") from error
+  checked = of_arrays(**arrays, where=where)
+  names_ = tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+  return dataclasses.replace(checked, classes=names_)
 
 
-def _pieces(source: Source) -> Iterator[tuple[str, str]]:
-  """A plain-text file, cut between lines."""
-  with _open(Path(source.path)) as file:
-    piece, size, number = [], 0, 0
-    for line in file:
-      piece.append(line)
-      size += len(line)
-      if size >= PIECE_CHARACTERS:
-        yield f"{source.name}#{number}", "".join(piece)
-        piece, size, number = [], 0, number + 1
-    if piece:
-      yield f"{source.name}#{number}", "".join(piece)
-
-
-def identity(lines: Iterable[str]) -> str:
-  """A hash of the words of a text, given in parts that end where words end: copies with other white space are equal."""
-  digest = hashlib.blake2b(digest_size=16)
-  for line in lines:
-    words = line.split()
-    if words:
-      digest.update(f"{' '.join(words)} ".encode())
-  return digest.hexdigest()
-
-
-def heldout_share(identity_: str) -> float:
-  """The fraction above which a document is held out: even over documents, from 0 to 1."""
-  return int(identity_[:8], 16) / 2**32
+def of_arrays(
+  inputs: np.ndarray,
+  targets: np.ndarray,
+  group: np.ndarray | None = None,
+  time: np.ndarray | None = None,
+  heldout: np.ndarray | None = None,
+  where: str = "arrays",
+) -> Arrays:
+  """Checked examples from arrays in memory; `where` begins the messages of errors."""
+  require(inputs.ndim >= 2, f"{where}: inputs have the shape {inputs.shape}; it must be [examples, ...]")
+  for name, array in (("targets", targets), ("group", group), ("time", time), ("heldout", heldout)):
+    fits = array is None or array.shape == (len(inputs),)
+    require(fits, f"{where}: {len(inputs)} inputs and {name} of shape {() if array is None else array.shape}")
+  for name, array in (("inputs", inputs), ("targets", targets)):
+    require(array.dtype.kind in "biuf", f"{where}: {name} are not numbers but {array.dtype}")
+    for rows in chunks_of(array):
+      bad = np.flatnonzero(~np.isfinite(array[rows].reshape(rows.stop - rows.start, -1)).all(axis=1))
+      require(not len(bad), f"{where}: {name} of example {rows.start + (bad[0] if len(bad) else 0)} are not finite")
+  if heldout is not None:
+    require(heldout.dtype == bool, f"{where}: heldout is {heldout.dtype} and not bool")
+    require(bool(heldout.any() and not heldout.all()), f"{where}: heldout marks {int(heldout.sum())} of {len(heldout)}")
+  identities = np.array([row_identity(row) for row in inputs], np.uint64) if inputs.ndim > 2 else None
+  return Arrays(inputs, targets, group, time, heldout, identities=identities)

@@ -1,4 +1,6 @@
-"""Splits that do not leak: random, stratified, by group, by time; of `folds` parts, `fold` is held out."""
+"""Splits without leaks: random, stratified, by group, or by time. Of `folds` parts, number `fold` is held out."""
+
+import dataclasses
 
 import numpy as np
 
@@ -7,24 +9,34 @@ from bigmodel.config import require
 SPLITS = ("own", "stratified", "random", "group", "time")
 
 
+@dataclasses.dataclass(frozen=True)
+class Folds:
+  """How examples are divided: a kind of `SPLITS` except own, the number of folds, the held-out one, and a seed."""
+
+  kind: str
+  count: int
+  heldout: int
+  seed: int = 0
+
+
 def split(
-  kind: str, folds: int, fold: int, seed: int, targets: np.ndarray, group: np.ndarray | None, time: np.ndarray | None
+  folds: Folds, targets: np.ndarray, group: np.ndarray | None, time: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """`(training, held-out)` as masks over the rows."""
-  require(len(targets) >= folds, f"config.data.folds: {folds} folds of {len(targets)} examples")
-  if kind == "time":
+  """`(training, held-out)` as masks over the rows; `group` and `time` are needed by the kinds of these names."""
+  require(len(targets) >= folds.count, f"config.data.folds: {folds.count} folds of {len(targets)} examples")
+  if folds.kind == "time":
     assert time is not None
-    return by_time(time, folds, fold)
-  if kind == "group":
+    return by_time(time, folds.count, folds.heldout)
+  if folds.kind == "group":
     assert group is not None
-    heldout = by_group(group, folds, seed) == fold
+    heldout = by_group(group, folds.count, folds.seed) == folds.heldout
   else:
-    heldout = folds_of(targets, folds, kind == "stratified", seed) == fold
+    heldout = folds_of(targets, folds.count, folds.kind == "stratified", folds.seed) == folds.heldout
   return ~heldout, heldout
 
 
 def folds_of(targets: np.ndarray, folds: int, stratified: bool, seed: int = 0) -> np.ndarray:
-  """The fold of each example, by a shuffle of this seed; stratified ones have each class's share."""
+  """The fold of each example, by a seeded shuffle. Stratified folds have equal shares of each class."""
   order = np.random.default_rng(seed).permutation(len(targets))
   if stratified:
     order = order[np.argsort(targets[order], kind="stable")]
@@ -34,7 +46,7 @@ def folds_of(targets: np.ndarray, folds: int, stratified: bool, seed: int = 0) -
 
 
 def by_group(group: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-  """The fold of each example; a group is in one fold, and folds are as even as large groups allow."""
+  """The fold of each example. A group lies in one fold, and the folds are as even as large groups allow."""
   names, index, sizes = np.unique(group, return_inverse=True, return_counts=True)
   require(len(names) >= folds, f"config.data.folds: {folds} folds of {len(names)} groups")
   order = np.random.default_rng(seed).permutation(len(names))
@@ -47,15 +59,15 @@ def by_group(group: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
 
 
 def by_time(time: np.ndarray, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
-  """Of folds + 1 periods with as many rows each, number fold + 1 is held out and all before it is trained on.
+  """Masks of the training and held-out rows: period `fold + 1` of `folds + 1` is held out, and training is before it.
 
-  Rows of one moment are in one period.
+  The periods have equal numbers of rows; rows with equal times are in the same period.
   """
   ordered = np.sort(time)
   cuts = [ordered[(len(time) * (i + 1)) // (folds + 1)] for i in range(fold, min(fold + 2, folds))]
   train = time < cuts[0]
   heldout = (time >= cuts[0]) & ((time < cuts[1]) if len(cuts) > 1 else True)
   where = f"config.data.fold: {fold} of {folds} by time"
-  require(bool(train.any()), f"{where}: nothing lies before {cuts[0]}; too many rows share a moment")
-  require(bool(heldout.any()), f"{where}: the period from {cuts[0]} is empty; too many rows share a moment")
+  require(bool(train.any()), f"{where}: nothing lies before {cuts[0]}; too many rows have the same time")
+  require(bool(heldout.any()), f"{where}: the period from {cuts[0]} is empty; too many rows have the same time")
   return train, heldout

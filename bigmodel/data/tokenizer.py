@@ -1,23 +1,24 @@
-"""Tokenizers: bytes, byte-level BPE trained on the corpus (both are lossless), and those of imported weights.
+"""Tokenizers: bytes, byte-level BPE trained on the corpus (both lossless), token ids, and those of imported weights.
 
-How many bytes a token stands for is counted in the text that was tokenized, never in the token's name: names have
-marks of continuation, stand-ins for spaces and bytes, and lower case or other forms that the text does not have.
+The bytes that a token stands for are counted in the text that was tokenized and never in the token's name, because
+names have continuation marks, substitutes for spaces and bytes, and forms such as lower case that the text has not.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
+from bigmodel.config import require
+from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """`encode(text) -> ids` and back, the number of ids, and those that begin and end a text.
+  """Functions from text to token ids and back, the number of ids, and the ids that begin and end a text.
 
-  `encode_and_count(text) -> (ids, bytes)` also says how many UTF-8 bytes of the text each token stands for.
+  `encode_and_count(text) -> (ids, bytes)` also returns how many UTF-8 bytes of the text each token stands for.
   """
 
   name: str
@@ -28,7 +29,8 @@ class Tokenizer:
   encode_and_count: Callable[[str], tuple[np.ndarray, np.ndarray]]
   decode: Callable[[np.ndarray], str]
   sha256: str
-  text: str  # what `from_text` rebuilds it from
+  text: str  # the JSON from which `from_text` rebuilds it; '' for bytes and ids
+  of_text: bool = True  # False: tokens are given, and the text that they stand for is unknown
 
 
 SEPARATOR = "<|separator|>"
@@ -50,11 +52,41 @@ def bytes_tokenizer() -> Tokenizer:
   return Tokenizer("bytes", 257, 256, 256, encode, encode_and_count, decode, sha256_text("bytes"), "")
 
 
-def count_bytes(text: str, ends: np.ndarray) -> np.ndarray:
-  """UTF-8 bytes of `text` that each token stands for, int64[tokens]; `ends` is the character that each stops before.
+def ids_tokenizer(vocab_size: int) -> Tokenizer:
+  """Texts are token ids: decimal numbers below `vocab_size - 1`, separated by white space.
 
-  Each byte counts once. Characters that no token covers, such as spaces that a tokenizer drops, count with the token
-  after them, or with the last one. A character that several tokens share counts with the first that reaches it.
+  The last id, `vocab_size - 1`, separates texts.
+  """
+
+  def encode(text: str) -> np.ndarray:
+    try:
+      ids = np.asarray(text.split(), np.int64)
+    except (ValueError, OverflowError) as error:
+      raise UserError(f"config.data.tokenizer: ids; the text {text[:40]!r} is not made of whole numbers") from error
+    bad = (ids < 0) | (ids >= vocab_size - 1)
+    require(
+      not bad.any(),
+      f"config.data.vocab_size: {vocab_size}; token ids must lie from 0 to vocab_size - 2, and there is"
+      f" {ids[bad][0] if bad.any() else 0} (vocab_size - 1 separates documents)",
+    )
+    return ids
+
+  def encode_and_count(text: str) -> tuple[np.ndarray, np.ndarray]:
+    ids = encode(text)
+    return ids, np.zeros(len(ids), np.int64)
+
+  def decode(ids: np.ndarray) -> str:
+    return " ".join(str(int(i)) for i in ids if i != vocab_size - 1)
+
+  separator, sha256 = vocab_size - 1, sha256_text(f"ids {vocab_size}")
+  return Tokenizer("ids", vocab_size, separator, separator, encode, encode_and_count, decode, sha256, "", False)
+
+
+def count_bytes(text: str, ends: np.ndarray) -> np.ndarray:
+  """UTF-8 bytes of `text` that each token stands for, int64[tokens]; `ends` are the positions where the tokens end.
+
+  Each byte counts once. Characters that no token covers, such as spaces that a tokenizer drops, count for the token
+  after them, or for the last one. A character that several tokens share counts for the first that reaches it.
   """
   if not len(ends):
     return np.zeros(0, np.int64)
@@ -85,13 +117,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def from_text(text: str, begin: int | None = None, end: int | None = None) -> Tokenizer:
-  """The BPE tokenizer of `train_bpe`'s JSON or another's, who says what begins and ends a text; or the bytes of ''."""
+  """The tokenizer of `train_bpe`'s JSON, or of another file whose `begin` and `end` ids are given; bytes for ''."""
   if not text:
     return bytes_tokenizer()
   from tokenizers import Tokenizer as Bpe
 
-  bpe: Any = Bpe.from_str(text)
-  bpe.no_truncation()  # some files cut every text to a model's context, or fill it up to there
+  bpe = Bpe.from_str(text)
+  bpe.no_truncation()  # some files truncate or pad every text to a model's context
   bpe.no_padding()
   size = max(bpe.get_vocab().values()) + 1  # there may be gaps between ids
   separator = bpe.token_to_id(SEPARATOR) if end is None else end
@@ -101,9 +133,9 @@ def from_text(text: str, begin: int | None = None, end: int | None = None) -> To
     return np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
 
   def encode_and_count(document: str) -> tuple[np.ndarray, np.ndarray]:
-    found = bpe.encode(document, add_special_tokens=False)
-    ends = np.asarray([stop for _, stop in found.offsets], np.int64)  # in the text as it was before any normalisation
-    return np.asarray(found.ids, np.int64), count_bytes(document, ends)
+    encoded = bpe.encode(document, add_special_tokens=False)
+    ends = np.asarray([stop for _, stop in encoded.offsets], np.int64)  # in the text before any normalisation
+    return np.asarray(encoded.ids, np.int64), count_bytes(document, ends)
 
   def decode(ids: np.ndarray) -> str:
     return bpe.decode([int(i) for i in ids if i != separator])

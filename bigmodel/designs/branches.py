@@ -1,7 +1,7 @@
-"""Branches: with a rate that stays until it decays, runs of several horizons have their beginning in common.
+"""Branches: where the learning rate is constant until it decays, runs of several horizons share their first steps.
 
-The longest of them is the trunk: where a shorter one's decay begins it leaves that run a checkpoint, from which the
-other goes on as if it had come there by itself (Haegele et al. 2024).
+The longest of them is the trunk. Where the decay of a shorter run begins, the trunk leaves a checkpoint for it; the
+shorter run continues from there, with the same results as if it had trained alone (Haegele et al. 2024).
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settin
 from bigmodel.train.run import Branch, Run
 from bigmodel.train.whole import identity
 
-# Schedules that do not know their horizon before they decay, and what of a config says the horizon and the decay.
+# Schedules whose rate does not depend on the horizon before it decays, and the fields that set horizon and decay.
 STEADY = ("wsd", "constant", "inverse_sqrt")
 HORIZON = ("train.tokens", "train.steps", "optim.warmup", "optim.decay", "optim.final")
 
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-  """Every run of a design at every horizon, with one warm-up for all and a decay of its own: one trunk serves all.
+  """Every run of a design at every horizon. All horizons share one warm-up, and each has its own decay.
 
   `warmup` is a share of the shortest horizon, `decay` of each.
   """
@@ -35,22 +35,24 @@ class Branches:
     return self.design.convention
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    require(bool(self.tokens) and min(self.tokens) > 0, f"study design: horizons {self.tokens}")
+    require(bool(self.tokens) and min(self.tokens) > 0, f"study design: tokens {self.tokens}: list positive horizons")
     least, runs = min(self.tokens), []
-    for one in self.design.runs(counts_of, no_settings):
-      counts = counts_of(one.overrides)
+    for run in self.design.runs(counts_of, no_settings):
+      counts = counts_of(run.overrides)
       for tokens in sorted(self.tokens):
-        own: Overrides = {
-          "train.tokens": tokens, "optim.schedule": "wsd", "optim.decay": self.decay,
+        schedule: Overrides = {
+          "train.tokens": tokens,
+          "optim.schedule": "wsd",
+          "optim.decay": self.decay,
           "optim.warmup": self.warmup * least / tokens,
-        }  # fmt: skip
-        overrides = {**settings(counts.params_total, tokens), **one.overrides, **own}
-        runs.append(dataclasses.replace(one, overrides=overrides, budget=counts.flops_in(self.convention, tokens)))
+        }
+        overrides = {**settings(counts.params_total, tokens), **run.overrides, **schedule}
+        runs.append(dataclasses.replace(run, overrides=overrides, budget=counts.flops_in(self.convention, tokens)))
     return runs
 
 
 def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
-  """Of each run that has its beginning in common with a longer one: which, and up to which step."""
+  """By run id, the branch of each run that shares its first steps with a longer run."""
   groups: dict[str, list[tuple[int, Run]]] = {}
   for run in runs.values():
     if run.config.optim.schedule not in STEADY or run.config.train.stages:
@@ -61,10 +63,10 @@ def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
       continue
     key = digest(identity(flatten(run.config)), without=HORIZON) + str(int(h.warmup))
     groups.setdefault(key, []).append((steady, run))
-  found = {}
+  branches = {}
   for group in groups.values():
     longest, trunk = max(group, key=lambda pair: pair[0])
     for steady, run in group:
       if run is not trunk and steady < longest:
-        found[run.run_id] = Branch(trunk.run_id, steady)
-  return found
+        branches[run.run_id] = Branch(trunk.run_id, steady)
+  return branches

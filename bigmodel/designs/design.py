@@ -28,7 +28,7 @@ def no_settings(params: int, tokens: int) -> Overrides:
 
 
 class Design(Protocol):
-  """What a study's `design` is: anything that says its runs, counted by a convention."""
+  """The set of runs of a study. `convention` says how FLOPs and parameters are counted."""
 
   @property
   def convention(self) -> str: ...
@@ -37,17 +37,17 @@ class Design(Protocol):
 
 
 def tokens_of(overrides: Overrides) -> int:
-  """The tokens that a run trains on, as its overrides say; 0 where they do not."""
+  """The tokens that a run trains on; 0 where its overrides do not set them."""
   tokens = overrides.get("train.tokens", 0)
   assert isinstance(tokens, int | float)
   return int(tokens)
 
 
 def closest_size(sizes: Sequence[Overrides], counts_of: CountsOf, convention: str, N: float) -> Overrides:
-  """The size whose parameters are nearest to N in their logs, both counted by the convention of the law."""
+  """The size whose number of parameters has the log nearest to that of N, both counted by the convention."""
   return min(sizes, key=lambda size: abs(math.log(params_in(counts_of(size).params(), convention) / N)))
 
 
 def repeat_seeds(run: Planned, seeds: int) -> list[Planned]:
-  """The run again with other seeds of initialisation and data order."""
+  """The run with other seeds of its initial values and of the order of its data."""
   return [Planned("seed", {**run.overrides, "seed": seed, "data.seed": seed}, run.budget) for seed in range(1, seeds)]

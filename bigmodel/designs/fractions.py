@@ -9,7 +9,7 @@ from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_s
 
 @dataclasses.dataclass(frozen=True)
 class Fractions:
-  """Every size on every amount of data, a number of times over: does a larger model, or more data, pay off?
+  """Every size on every amount of data, for a number of epochs: does a larger model, or more data, pay off?
 
   `axis` is data.tokens or data.examples.
   """
@@ -24,7 +24,7 @@ class Fractions:
     runs = []
     for size, amount in itertools.product(self.sizes, self.amounts):
       counts, tokens = counts_of(size), round(self.epochs * amount)
-      repeat = {"data.repeat": True} if self.epochs >= 1 else {}  # the last batch may begin another round
+      repeat = {"data.repeat": True} if self.epochs >= 1 else {}  # the last batch may begin another epoch
       overrides = {**size, self.axis: amount, "train.tokens": tokens, **repeat, **settings(counts.params_total, tokens)}
       runs.append(Planned("fit", overrides, counts.flops_in(self.convention, tokens)))
     return runs

@@ -1,4 +1,4 @@
-"""Runs that are listed one by one, or the product of axes."""
+"""Grids: the product of axes, or runs that are listed one by one."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_s
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """The runs that a list of overrides says, one each."""
+  """One run for each of a list of overrides."""
 
   overrides: Sequence[Overrides]
   convention: str = "flops_6nd"

@@ -1,4 +1,4 @@
-"""Successive halving and Hyperband: most runs stop early, at rungs, where others do better on held-out data."""
+"""Successive halving and Hyperband: most runs stop early, at rungs, because others do better on held-out data."""
 
 import dataclasses
 import math
@@ -17,10 +17,10 @@ UNDECAYED = 0.1  # share of the peak learning rate above which it has not decaye
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-  """Successive halving (Jamieson and Talwalkar 2016): at each rung the best 1 in `factor` go on, the others stop.
+  """Successive halving (Jamieson and Talwalkar 2016): at each rung the best 1 in `factor` continue, the others stop.
 
-  Runs are compared by what the study measures on held-out data. The training loss would favour the settings that
-  regularise least.
+  Runs are compared by the study's measure on held-out data: the training loss would favour the settings that regularise
+  least.
 
   Rungs are at powers of 1 / `factor` of the horizon, the first at the share `first` or just before it.
   """
@@ -34,8 +34,11 @@ class Halving:
     return self.design.convention
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    require(0 < self.first < 1 and self.factor > 1, f"study design: first {self.first}, factor {self.factor}")
-    return [dataclasses.replace(one, role="halving") for one in self.design.runs(counts_of, settings)]
+    require(
+      0 < self.first < 1 and self.factor > 1,
+      f"study design: first {self.first} must lie between 0 and 1, and factor {self.factor} above 1",
+    )
+    return [dataclasses.replace(run, role="halving") for run in self.design.runs(counts_of, settings)]
 
   def rungs(self, steps: int) -> list[int]:
     """The steps at which runs of this horizon are compared."""
@@ -43,11 +46,11 @@ class Halving:
     return sorted({max(1, round(steps * self.factor**-k)) for k in range(1, count + 1)})
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple["Halving", list[Run]]]:
-    """Parts of the runs that are compared among themselves, each with its rungs."""
+    """The parts of the runs that are compared with each other, each with its own rungs."""
     return [(self, list(runs))]
 
-  def stays(self, losses: Mapping[str, float]) -> set[str]:
-    """Of runs by id with their losses at a rung, those that go on."""
+  def survivors(self, losses: Mapping[str, float]) -> set[str]:
+    """The ids of the runs that continue, given the losses of all runs at a rung."""
     count = max(1, math.ceil(len(losses) / self.factor))
     return set(sorted(losses, key=lambda run_id: (losses[run_id], run_id))[:count])
 
@@ -55,20 +58,21 @@ class Halving:
 class Hyperband(Halving):
   """Successive halving with several first rungs (Li et al. 2017), each for a part of the runs.
 
-  So what is slow to show its worth is found too. The least first rung is at `first` of the horizon.
+  Settings that need many steps to show their advantage survive in the later brackets. The earliest first rung is at the
+  share `first` of the horizon.
   """
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple[Halving, list[Run]]]:
     """Brackets that cost about the same: the earlier the first rung, the more runs."""
     most = max(1, math.ceil(math.log(1 / self.first, self.factor) - 1e-9))
     shares = [self.factor**s / (s + 1) for s in range(most + 1)]
-    left, found = sorted(runs, key=lambda run: run.run_id), []  # an order that has nothing to do with the axes
+    left, brackets = sorted(runs, key=lambda run: run.run_id), []  # an order that does not depend on the axes
     for s in range(most, -1, -1):
       count = len(left) if s == 0 else min(len(left), round(len(runs) * shares[s] / sum(shares)))
       part, left = left[:count], left[count:]
       if part:
-        found.append((Halving(self.design, float(self.factor) ** -s, self.factor), part))
-    return found
+        brackets.append((Halving(self.design, float(self.factor) ** -s, self.factor), part))
+    return brackets
 
 
 def undecayed(design: Halving, runs: Sequence[Run]) -> str:
@@ -78,13 +82,13 @@ def undecayed(design: Halving, runs: Sequence[Run]) -> str:
   """
   shares: dict[int, tuple[float, str]] = {}
   for bracket, members in design.brackets(runs):
-    for one in members:
-      if optim.is_averaged(one.config):
+    for run in members:
+      if optim.is_averaged(run.config):
         continue
-      for step in bracket.rungs(one.steps):
-        share = _share_of_peak(one, step)
+      for step in bracket.rungs(run.steps):
+        share = _share_of_peak(run, step)
         if share > UNDECAYED and share > shares.get(step, (0.0, ""))[0]:
-          shares[step] = (share, one.config.optim.schedule)
+          shares[step] = (share, run.config.optim.schedule)
   if not shares:
     return ""
   steps = sorted(shares)
@@ -92,14 +96,14 @@ def undecayed(design: Halving, runs: Sequence[Run]) -> str:
   return (
     f"{type(design).__name__} compares runs at step {', '.join(map(str, steps))} of {runs[0].steps}, where the learning"
     f" rate (optim.schedule {schedules}) is still at {', '.join(f'{shares[step][0]:.0%}' for step in steps)} of its"
-    " peak. What is measured there is of rates that have not decayed, which favours settings that are ahead early, such"
-    " as smaller learning rates. A larger `first` compares later; runs that are evaluated on averaged parameters"
+    " peak. Measuring before the rate has decayed favours settings that are ahead early, such as smaller learning"
+    " rates. A larger `first` compares later; runs that are evaluated on averaged parameters"
     " (optim.average, or schedule_free) can be compared at any step."
   )
 
 
-def _share_of_peak(one: Run, step: int) -> float:
+def _share_of_peak(run: Run, step: int) -> float:
   """The learning rate of the step before a rung, as a share of its peak."""
-  stage = stages.at(one.config, step)
+  stage = stages.at(run.config, step)
   h = optim.hyperparameters(stage.config, stage.horizon, stage.begin)
   return float(optim.schedules.factor(stage.config.optim.schedule, jnp.int32(step - 1), h))

@@ -1,4 +1,4 @@
-"""IsoFLOP grids (Hoffmann et al. 2022, approach 2), and scans of the learning rate around their rule's."""
+"""IsoFLOP grids (Hoffmann et al. 2022, approach 2), and scans that check their learning rates."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bigmodel.errors import UserError
 class IsoFlop:
   """Every budget with every size whose tokens per parameter lie within `ratios`.
 
-  Parameters are counted as laws of the design's convention count them (`accounting.params_in`).
+  Parameters are counted by the design's convention (`accounting.params_in`).
   """
 
   budgets: Sequence[float]
@@ -44,7 +44,7 @@ class IsoFlop:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-  """Learning rates around the rule's own, at some runs of the design, to show that it is not at an edge.
+  """Other learning rates for some runs of the design, to check that the rule's rate is not at an edge.
 
   `factors` multiply `optim.lr`; `cells` are (budget, index of the size).
   """

@@ -10,9 +10,9 @@ from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_s
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-  """Every size at every multiple of tokens per parameter (20 is Chinchilla's).
+  """Every size with every number of tokens per parameter (20 is Chinchilla's).
 
-  Parameters are counted as laws of the design's convention count them (`accounting.params_in`).
+  Parameters are counted by the design's convention (`accounting.params_in`).
   """
 
   sizes: Sequence[Overrides]

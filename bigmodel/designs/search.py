@@ -1,24 +1,29 @@
-"""Search: a design that looks at what came out before it asks for more, by Optuna."""
+"""Search: a design that looks at the results of its runs before it asks for more, with Optuna."""
 
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from bigmodel.config import require
+from bigmodel.declarations import Value
 from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_settings
 from bigmodel.designs.grids import Listed
-from bigmodel.designs.spaces import Between, Domain, When
+from bigmodel.designs.spaces import Between, Domain, applies, plain
 from bigmodel.errors import UserError
 
-Trial = tuple[Overrides, float | None]  # a point of the space and its loss, None where it has none
+if TYPE_CHECKING:
+  import optuna
+
+Trial = tuple[Overrides, float | None]  # a point of the space, and its loss if it has one
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """`trials` points of a space, each batch of `at_once` chosen by what the ones before came to (Optuna's TPE).
+  """`trials` points of a space; each batch of `at_once` is chosen from the losses of those before (Optuna's TPE).
 
-  What is known is the study's records and nothing else: the same records ask for the same points.
+  The batch depends on the study's records alone: equal records ask for equal points.
   """
 
   axes: Mapping[str, Domain]
@@ -31,63 +36,63 @@ class Search:
     """The first batch."""
     return self.more([], counts_of, settings)
 
-  def more(self, known: Sequence[Trial], counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    """The next batch; none where there are enough."""
-    points = self.ask(known)
-    planned = Listed(points, self.convention).runs(counts_of, settings)
-    return [dataclasses.replace(one, role="search") for one in planned]
+  def more(self, trials: Sequence[Trial], counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
+    """The next batch; empty once there are enough trials."""
+    planned = Listed(self.ask(trials), self.convention).runs(counts_of, settings)
+    return [dataclasses.replace(run, role="search") for run in planned]
 
-  def ask(self, known: Sequence[Trial]) -> list[Overrides]:
-    require(self.trials > 0 and self.at_once > 0, f"sweep: {self.trials} trials, {self.at_once} at once")
-    optuna = _optuna()
-    sampler = optuna.samplers.TPESampler(
-      seed=self.seed + len(known), constant_liar=True, multivariate=True, group=True, n_startup_trials=self.at_once
-    )
-    study = optuna.create_study(sampler=sampler)
-    for overrides, loss in known:
-      given = _chosen(overrides, self.axes)
-      if not all(_inside(self.axes[name], x) for name, x in given.items()):
-        continue  # of a larger space, before it was changed
-      kinds = {name: _distribution(optuna, self.axes[name]) for name in given}
-      values = {name: _index(self.axes[name], x) for name, x in given.items()}
-      state = optuna.trial.TrialState.FAIL if loss is None else optuna.trial.TrialState.COMPLETE
-      study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=loss, state=state))
-    count = min(self.at_once, self.trials - len(known))
-    tried = [_chosen(overrides, self.axes) for overrides, _ in known]
+  def ask(self, trials: Sequence[Trial]) -> list[Overrides]:
+    """The points of the next batch. Points that were tried are not asked for again."""
+    require(self.trials > 0 and self.at_once > 0, f"sweep: {self.trials} trials, {self.at_once} at once; at least 1")
+    study = self._study_of(trials)
+    count = min(self.at_once, self.trials - len(trials))
+    tried = [self._on_axes(overrides) for overrides, _ in trials]
     points: list[Overrides] = []
     for _ in range(20 * count):
       if len(points) == count:
         break
       point = self._point(study.ask())
-      if point not in tried and point not in points:  # a run that is known would tell nothing
+      if point not in tried and point not in points:
         points.append(point)
     return points
 
-  def _point(self, trial: Any) -> Overrides:
-    found: Overrides = {}
+  def _study_of(self, trials: Sequence[Trial]) -> "optuna.Study":
+    """An Optuna study with these trials, without those outside the space: it may have been larger when they ran."""
+    optuna = _optuna()
+    sampler = optuna.samplers.TPESampler(
+      seed=self.seed + len(trials), constant_liar=True, multivariate=True, group=True, n_startup_trials=self.at_once
+    )
+    study = optuna.create_study(sampler=sampler)
+    for overrides, loss in trials:
+      point = self._on_axes(overrides)
+      if not all(_is_inside(self.axes[name], value) for name, value in point.items()):
+        continue
+      kinds = {name: _distribution(self.axes[name]) for name in point}
+      values = {name: _to_optuna(self.axes[name], value) for name, value in point.items()}
+      state = optuna.trial.TrialState.FAIL if loss is None else optuna.trial.TrialState.COMPLETE
+      study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=loss, state=state))
+    return study
+
+  def _on_axes(self, overrides: Overrides) -> Overrides:
+    return {name: value for name, value in overrides.items() if name in self.axes}
+
+  def _point(self, trial: "optuna.Trial") -> Overrides:
+    point: dict[str, Value] = {}
     for name, domain in self.axes.items():
-      inner = domain.domain if isinstance(domain, When) else domain
-      if isinstance(domain, When):
-        known = list(self.axes)[: list(self.axes).index(name)]
-        require(domain.axis in known, f"axis {name}: depends on {domain.axis}, which is no axis before it")
-        if found.get(domain.axis) not in domain.values:
-          continue
-      if not isinstance(inner, Between):
-        assert not isinstance(inner, When)
-        found[name] = inner[trial.suggest_categorical(name, list(range(len(inner))))]
-      elif inner.integer:
-        found[name] = trial.suggest_int(name, int(inner.low), int(inner.high), log=inner.log)
+      if not applies(self.axes, name, point):
+        continue
+      values = plain(domain)
+      if not isinstance(values, Between):
+        point[name] = values[trial.suggest_categorical(name, list(range(len(values))))]
+      elif values.integer:
+        point[name] = trial.suggest_int(name, int(values.low), int(values.high), log=values.log)
       else:
-        value = trial.suggest_float(name, inner.low, inner.high, log=inner.log)
-        found[name] = min(max(float(f"{value:.4g}"), inner.low), inner.high)
-    return found
+        value = trial.suggest_float(name, values.low, values.high, log=values.log)
+        point[name] = min(max(float(f"{value:.4g}"), values.low), values.high)
+    return point
 
 
-def _chosen(overrides: Overrides, axes: Mapping[str, Any]) -> Overrides:
-  return {name: x for name, x in overrides.items() if name in axes}
-
-
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
   try:
     import optuna
   except ImportError as error:
@@ -97,21 +102,25 @@ def _optuna() -> Any:
   return optuna
 
 
-def _distribution(optuna: Any, domain: Domain) -> Any:
-  inner = domain.domain if isinstance(domain, When) else domain
-  if not isinstance(inner, Between):
-    return optuna.distributions.CategoricalDistribution(list(range(len(inner))))  # pyright: ignore[reportArgumentType]
-  if inner.integer:
-    return optuna.distributions.IntDistribution(int(inner.low), int(inner.high), log=inner.log)
-  return optuna.distributions.FloatDistribution(inner.low, inner.high, log=inner.log)
+def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":
+  from optuna import distributions
+
+  values = plain(domain)
+  if not isinstance(values, Between):
+    return distributions.CategoricalDistribution(list(range(len(values))))
+  if values.integer:
+    return distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
+  return distributions.FloatDistribution(values.low, values.high, log=values.log)
 
 
-def _inside(domain: Domain, value: Any) -> bool:
-  inner = domain.domain if isinstance(domain, When) else domain
-  return inner.low <= value <= inner.high if isinstance(inner, Between) else value in inner  # pyright: ignore
+def _is_inside(domain: Domain, value: Value) -> bool:
+  values = plain(domain)
+  if not isinstance(values, Between):
+    return value in values
+  return isinstance(value, int | float) and values.low <= value <= values.high
 
 
-def _index(domain: Domain, value: Any) -> Any:
-  """What Optuna calls a value: the place of one of a list."""
-  inner = domain.domain if isinstance(domain, When) else domain
-  return value if isinstance(inner, Between) else list(inner).index(value)  # pyright: ignore[reportArgumentType]
+def _to_optuna(domain: Domain, value: Value) -> Value:
+  """What Optuna calls a value: its index in a list, or the number itself."""
+  values = plain(domain)
+  return value if isinstance(values, Between) else list(values).index(value)

@@ -1,15 +1,15 @@
-"""Spaces: what the axes of a sweep can be, and designs that choose points of them."""
+"""Spaces: the axes that a sweep can have, and designs that choose points of them."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from bigmodel.config import parse_value, require
-from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_settings
+from bigmodel.declarations import Value
+from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settings, no_settings
 from bigmodel.designs.grids import Grid, Listed
 
 METHODS = ("random", "sobol")
@@ -17,15 +17,15 @@ METHODS = ("random", "sobol")
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-  """Numbers from `low` to `high`, alike or in their logs."""
+  """Numbers from `low` to `high`, spread evenly on a linear or a log scale."""
 
   low: float
   high: float
   log: bool = False
   integer: bool = False
 
-  def at(self, share: float) -> Any:
-    """The number a share of the way from low to high."""
+  def at(self, share: float) -> float:
+    """The number at a share of the way from low to high, rounded to four digits."""
     if self.log:
       value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
     else:
@@ -34,31 +34,42 @@ class Between:
 
   def check(self, name: str) -> None:
     require(self.low < self.high, f"axis {name}: {self.low} is not below {self.high}")
-    require(self.low > 0 or not self.log, f"axis {name}: {self.low} has no log")
+    require(self.low > 0 or not self.log, f"axis {name}: a log axis needs low > 0, not {self.low}")
+
+
+Plain = Between | Sequence[Value]
 
 
 @dataclasses.dataclass(frozen=True)
 class When:
-  """An axis that is there only where another has one of these values."""
+  """An axis that applies only where another axis has one of these values."""
 
   axis: str
-  values: Sequence[Any]
-  domain: "Between | Sequence[Any]"
+  values: Sequence[Value]
+  domain: Plain
 
 
-Domain = Between | When | Sequence[Any]
+Domain = Plain | When
 
 
-def _at(domain: Domain, share: float) -> Any:
-  if isinstance(domain, Between):
-    return domain.at(share)
-  assert not isinstance(domain, When)
-  return domain[min(int(share * len(domain)), len(domain) - 1)]
+def plain(domain: Domain) -> Plain:
+  """The values of an axis, where it applies."""
+  return domain.domain if isinstance(domain, When) else domain
+
+
+def applies(axes: Mapping[str, Domain], name: str, point: Overrides) -> bool:
+  """Whether an axis applies at a point that has the values of the axes before it."""
+  domain = axes[name]
+  if not isinstance(domain, When):
+    return True
+  before = list(axes)[: list(axes).index(name)]
+  require(domain.axis in before, f"axis {name}: depends on {domain.axis}, which is not an axis before it")
+  return point.get(domain.axis) in domain.values
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-  """`points` points of the product of axes: at random, or of a Sobol sequence, which leaves fewer gaps."""
+  """`points` points of the product of axes, drawn at random or from a Sobol sequence, which leaves smaller gaps."""
 
   axes: Mapping[str, Domain]
   points: int
@@ -70,16 +81,17 @@ class Space:
     return Listed(self.cells(), self.convention).runs(counts_of, settings)
 
   def cells(self) -> list[Overrides]:
+    """The overrides of each point."""
     require(self.method in METHODS, f"sweep: no method {self.method!r}; known: {', '.join(METHODS)}")
-    require(self.points > 0, f"sweep: {self.points} points")
+    require(self.points > 0, f"sweep: {self.points} points; at least 1")
     for name, domain in self.axes.items():
-      inner = domain.domain if isinstance(domain, When) else domain
-      if isinstance(inner, Between):
-        inner.check(name)
-    return [_point(self.axes, shares) for shares in self._shares()]
+      values = plain(domain)
+      if isinstance(values, Between):
+        values.check(name)
+    return [_point(self.axes, shares) for shares in self._shares().tolist()]
 
   def _shares(self) -> np.ndarray:
-    """[points, axes] in the unit cube; more points are these and others."""
+    """Points of the unit cube [points, axes]. A larger number of points begins with the same ones."""
     from scipy.stats import qmc
 
     if self.method == "random":
@@ -89,23 +101,22 @@ class Space:
 
 
 def _point(axes: Mapping[str, Domain], shares: Sequence[float]) -> Overrides:
-  found: Overrides = {}
+  point: dict[str, Value] = {}
   for (name, domain), share in zip(axes.items(), shares, strict=True):
-    if isinstance(domain, When):
-      known = list(axes)[: list(axes).index(name)]
-      require(domain.axis in known, f"axis {name}: depends on {domain.axis}, which is no axis before it")
-      if found.get(domain.axis) not in domain.values:
-        continue
-      domain = domain.domain
-    found[name] = _at(domain, float(share))
-  return found
+    if applies(axes, name, point):
+      values = plain(domain)
+      if isinstance(values, Between):
+        point[name] = values.at(share)
+      else:
+        point[name] = values[min(int(share * len(values)), len(values) - 1)]
+  return point
 
 
 @dataclasses.dataclass(frozen=True)
 class Zipped:
-  """The first values of all axes, the second ones, and so on."""
+  """The first values of all axes together, then the second values, and so on."""
 
-  axes: Mapping[str, Sequence[Any]]
+  axes: Mapping[str, Sequence[Value]]
   convention: str = "flops_6nd"
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
@@ -117,9 +128,9 @@ class Zipped:
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-  """Every run of a design with so many seeds, of initial values and of the order of the data."""
+  """Every run of a design with several seeds, for both the initial values and the order of the data."""
 
-  design: Any
+  design: Design
   seeds: int
 
   @property
@@ -127,34 +138,34 @@ class Repeated:
     return self.design.convention
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    require(self.seeds > 0, f"sweep: {self.seeds} seeds")
+    require(self.seeds > 0, f"sweep: {self.seeds} seeds; at least 1")
     return [
-      dataclasses.replace(one, overrides={**one.overrides, "seed": seed, "data.seed": seed})
-      for one in self.design.runs(counts_of, settings)
+      dataclasses.replace(run, overrides={**run.overrides, "seed": seed, "data.seed": seed})
+      for run in self.design.runs(counts_of, settings)
       for seed in range(self.seeds)
     ]
 
 
-def of_arguments(axes: Sequence[str], points: int, method: str, seeds: int) -> Any:
+def of_arguments(axes: Sequence[str], points: int, method: str, seeds: int) -> Design:
   """The design of `--axis NAME=VALUE,VALUE,...` and `--axis NAME=log:LOW:HIGH[:COUNT]` (or lin:)."""
-  found = dict(map(parse_axis, axes))
+  parsed = dict(map(parse_axis, axes))
   if points:
-    design: Any = Space({name: domain for name, (domain, _) in found.items()}, points, method)
+    design: Design = Space({name: domain for name, (domain, _) in parsed.items()}, points, method)
   else:
-    for name, (_, count) in found.items():
+    for name, (_, count) in parsed.items():
       require(count > 0, f"--axis {name}: say how many values, as in log:LOW:HIGH:COUNT, or --points for all axes")
-    design = Grid({name: _spaced(domain, count) for name, (domain, count) in found.items()})
+    design = Grid({name: _spaced(domain, count) for name, (domain, count) in parsed.items()})
   return Repeated(design, seeds) if seeds > 1 else design
 
 
-def parse_axis(text: str) -> tuple[str, tuple[Domain, int]]:
-  """`(name, (domain, number of values or 0))`."""
-  name, equals, said = text.partition("=")
-  require(bool(equals and said), f"--axis {text}: write NAME=VALUE,VALUE or NAME=log:LOW:HIGH:COUNT")
-  kind, *numbers = said.split(":")
+def parse_axis(text: str) -> tuple[str, tuple[Plain, int]]:
+  """The name of the axis, its values and how many of them it asks for (0: not said)."""
+  name, equals, value = text.partition("=")
+  require(bool(equals and value), f"--axis {text}: write NAME=VALUE,VALUE or NAME=log:LOW:HIGH:COUNT")
+  kind, *numbers = value.split(":")
   if kind not in ("log", "lin"):
-    values = parse_value(said)
-    values = list(values) if isinstance(values, tuple) else [parse_value(part) for part in said.split(",")]
+    parsed = parse_value(value)
+    values = list(parsed) if isinstance(parsed, tuple) else [parse_value(part) for part in value.split(",")]
     return name, (values, len(values))
   try:
     low, high, *rest = (float(number) for number in numbers)
@@ -168,8 +179,9 @@ def parse_axis(text: str) -> tuple[str, tuple[Domain, int]]:
   return name, (domain, count)
 
 
-def _spaced(domain: Domain, count: int) -> list[Any]:
-  if not isinstance(domain, Between):
-    return list(domain) if not isinstance(domain, When) else []
-  values = [domain.at(i / max(1, count - 1)) for i in range(count)]
-  return [value for value, _ in itertools.groupby(values)]
+def _spaced(values: Plain, count: int) -> Sequence[Value]:
+  """`count` different values from low to high; all values of a list."""
+  if not isinstance(values, Between):
+    return values
+  spaced = [values.at(i / max(1, count - 1)) for i in range(count)]
+  return [value for value, _ in itertools.groupby(spaced)]

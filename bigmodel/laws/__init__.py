@@ -1,4 +1,4 @@
-"""Laws: parametric forms of loss, fitted to records of anybody's runs, with uncertainty.
+"""Laws: parametric forms of the loss, fitted to records or to a CSV of runs, with uncertainty.
 
-Here N is parameters, D tokens, C FLOPs, as the papers have it.
+In this room N is the number of parameters, D of tokens and C of FLOPs, as in the papers.
 """

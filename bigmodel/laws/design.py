@@ -1,94 +1,150 @@
-"""Which run to do next: the one that narrows the forecast of a target most, for its compute.
+"""Proposes the next run: the one that reduces the variance of a forecast most for its compute.
 
-A forecast's variance (`laws.forecast.Forecaster`) is that of the laws' parameters, and a discrepancy that grows with
-the distance of the target from the largest run. One more run at (N, D) lowers the first as a measurement lowers the
-variance of what it is correlated with, by the draws of the fits, and the second where it lies beyond all others.
+The variance of a forecast (`laws.forecast.Forecaster`) is that of the laws' parameters plus a discrepancy that grows
+with the distance of the target from the largest run. One more run at (N, D) lowers the first as a measurement lowers
+the variance of a correlated quantity, by the draws of the fits, and the second if it is larger than all others.
 """
 
 import dataclasses
 import math
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from bigmodel.laws import chinchilla, isoflop, optimum, summary
+from bigmodel.laws import chinchilla, isoflop, optimum
+from bigmodel.laws.facts import ForecastMethod, finite
 from bigmodel.laws.forecast import Forecaster, Scale
 from bigmodel.laws.points import Points
 
 BUDGETS = 9  # of candidates, from the smallest that was run to the cap
-WORTH = 0.05  # of the variance: what the next run should take off it at least
+WORTH = 0.05  # share of the variance that the next run has to take off it
 RATIOS = np.geomspace(1 / 8, 8, 13)  # of candidates' sizes to the best one
 
 
-def variance(forecaster: Forecaster, target: Scale) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Variance:
+  """Parts of the variance of ln loss at a target: [1] of the runs so far, or with one more run [runs]."""
+
+  parameters: np.ndarray
+  discrepancy: np.ndarray
+
+  @property
+  def total(self) -> np.ndarray:
+    return self.parameters + self.discrepancy
+
+
+class Candidate(msgspec.Struct, frozen=True):
+  """A run that could be next; `reduction` is the share of the variance that it takes off."""
+
+  C: float
+  N: float
+  D: float
+  reduction: float
+  reduction_per_flop: float
+
+
+class Edge(msgspec.Struct, frozen=True):
+  """The sizes of a budget and its best size; `inside`: that lies within the sizes."""
+
+  C: float
+  smallest: float
+  largest: float
+  N: float | None
+  inside: bool
+
+
+class Parts(msgspec.Struct, frozen=True):
+  """Standard deviations in ln loss."""
+
+  parameters: float
+  discrepancy: float
+
+
+class ScaleFacts(msgspec.Struct, frozen=True):
+  """A `forecast.Scale`."""
+
+  N: float
+  D: float
+  C: float
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+  """Candidates for the next run, the best of them, and the edges of the budgets so far."""
+
+  target: ScaleFacts
+  forecaster: ForecastMethod
+  predicted: float
+  sd: float
+  parts: Parts
+  noise: float
+  candidates: list[Candidate]
+  next: Candidate | None
+  edges: list[Edge]
+
+
+def variance(forecaster: Forecaster, target: Scale) -> Variance:
   """Parts of the variance of ln loss at `target`."""
   parts = forecaster.predict([target.N], [target.D], [target.C])
-  return {"parameters": float(parts.parameters[0] ** 2), "discrepancy": float(parts.discrepancy[0] ** 2)}
+  return Variance(parts.parameters**2, parts.discrepancy**2)
 
 
-def variance_with(forecaster: Forecaster, target: Scale, added: Points) -> dict[str, np.ndarray]:
-  """The same parts if one of some runs were added, for each of them; `added.loss` is not read."""
+def variance_with(forecaster: Forecaster, target: Scale, added: Points) -> Variance:
+  """The same parts with one more run, for each of those in `added`, whose losses are not used."""
   columns = (np.append(getattr(target, name), getattr(added, name)) for name in "NDC")
   at_target, *at_added = forecaster.draws(*columns).T
   parameters = np.var(at_target)
-  covariance = np.array([np.mean((at_target - at_target.mean()) * (own - own.mean())) for own in at_added])
+  covariance = np.array([np.mean((at_target - at_target.mean()) * (each - each.mean())) for each in at_added])
   measured = np.var(at_added, axis=1) + forecaster.spread.noise**2
-  reach = forecaster.distance(added.N, added.D)  # the largest run would lie so much farther out
+  reach = forecaster.distance(added.N, added.D)  # by so much the largest run would be larger
   left = np.maximum(forecaster.distance(target.N, target.D) - reach, 0.0)
-  return {
-    "parameters": np.maximum(parameters - covariance**2 / np.maximum(measured, 1e-300), 0.0),
-    "discrepancy": (forecaster.spread.discrepancy * left) ** 2,
-  }
+  return Variance(
+    parameters=np.maximum(parameters - covariance**2 / np.maximum(measured, 1e-300), 0.0),
+    discrepancy=(forecaster.spread.discrepancy * left) ** 2,
+  )
 
 
-def candidates(fit: chinchilla.Fit, forecaster: Forecaster, target: Scale, cap: float) -> list[dict[str, Any]]:
-  """At each of some budgets up to `cap` the run that lowers the variance most, with what it lowers it by."""
-  k = summary.flops_per_nd(fit)
+def candidates(fit: chinchilla.Fit, forecaster: Forecaster, target: Scale, cap: float) -> list[Candidate]:
+  """The run that lowers the variance most at each of some budgets up to `cap`."""
+  k = fit.flops_per_nd
   budgets = np.geomspace(min(fit.points.C.min(), cap), cap, BUDGETS)
   N = np.concatenate([optimum.best(fit.theta[None], C, k)[0] * RATIOS for C in budgets])
   C = np.repeat(budgets, len(RATIOS))
   runs = Points(N, C / (k * N), C, np.ones_like(N))
-  parts = variance_with(forecaster, target, runs)
-  reduction = 1 - (parts["parameters"] + parts["discrepancy"]) / sum(variance(forecaster, target).values())
-  rows = []
+  reduction = 1 - variance_with(forecaster, target, runs).total / variance(forecaster, target).total
+  chosen = []
   for first in range(0, len(N), len(RATIOS)):
     best = first + int(np.argmax(reduction[first : first + len(RATIOS)]))
-    run = {"C": float(C[best]), "N": float(N[best]), "D": float(runs.D[best]), "reduction": float(reduction[best])}
-    rows.append(run | {"reduction_per_flop": run["reduction"] / run["C"]})
-  return rows
+    share, flops = float(reduction[best]), float(C[best])
+    chosen.append(Candidate(flops, float(N[best]), float(runs.D[best]), share, share / flops))
+  return chosen
 
 
-def edges(points: Points) -> list[dict[str, Any]]:
-  """Of each budget with enough sizes, whether its best size lies within them."""
-  return [
-    {
-      "C": profile.C,
-      "smallest": float(own.N.min()),
-      "largest": float(own.N.max()),
-      "N": profile.N if math.isfinite(profile.N) else None,
-      "inside": profile.inside,
-    }
-    for profile in isoflop.fit(points).profiles
-    for own in [points[np.abs(np.log(points.budgets() / profile.C)) < 0.01]]
-  ]
+def edges(points: Points) -> list[Edge]:
+  """Whether the best size of each budget lies within its sizes, for budgets with enough of them."""
+  made = []
+  for profile in isoflop.fit(points).profiles:
+    N = points.N[np.abs(np.log(points.budgets() / profile.C)) < 0.01]
+    best = profile.N if math.isfinite(profile.N) else None
+    made.append(Edge(profile.C, float(N.min()), float(N.max()), best, profile.inside))
+  return made
 
 
-def design(fit: chinchilla.Fit, forecaster: Forecaster, C: float, cap: float) -> dict[str, Any]:
-  """Candidates for the next run, where the target is the optimum at C by `fit`; and the edges of the runs so far."""
-  (N,), (D,), _ = optimum.best(fit.theta[None], C, summary.flops_per_nd(fit))
+def design(fit: chinchilla.Fit, forecaster: Forecaster, C: float, cap: float) -> Proposal:
+  """Proposes a run of up to `cap` FLOPs for the forecast of the loss at the optimum for C by `fit`."""
+  (N,), (D,), _ = optimum.best(fit.theta[None], C, fit.flops_per_nd)
   target = Scale(float(N), float(D), float(C))
   parts = variance(forecaster, target)
-  rows = candidates(fit, forecaster, target, cap)
-  worth = [row for row in rows if row["reduction"] >= WORTH]
-  facts = {
-    "target": dataclasses.asdict(target),
-    "forecaster": forecaster.facts(),
-    "predicted": math.exp(forecaster.log_loss([N], [D], [C])[0]),
-    "sd": math.sqrt(sum(parts.values())),
-    "parts": {name: math.sqrt(value) for name, value in parts.items()},
-    "noise": forecaster.spread.noise,
-    "candidates": rows,
-    "next": max(worth, key=lambda row: row["reduction_per_flop"]) if worth else None,
-    "edges": edges(fit.points),
-  }
-  return summary.plain(facts)
+  tried = candidates(fit, forecaster, target, cap)
+  worth = [candidate for candidate in tried if candidate.reduction >= WORTH]
+  proposal = Proposal(
+    target=ScaleFacts(target.N, target.D, target.C),
+    forecaster=forecaster.method(),
+    predicted=math.exp(forecaster.log_loss([N], [D], [C])[0]),
+    sd=math.sqrt(parts.total[0]),
+    parts=Parts(math.sqrt(parts.parameters[0]), math.sqrt(parts.discrepancy[0])),
+    noise=forecaster.spread.noise,
+    candidates=tried,
+    next=max(worth, key=lambda candidate: candidate.reduction_per_flop) if worth else None,
+    edges=edges(fit.points),
+  )
+  return finite(proposal)

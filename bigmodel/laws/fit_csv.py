@@ -1,20 +1,22 @@
 """The fit that `bigmodel fit` makes of a CSV: Chinchilla's law or parabolas, or a choice between several laws."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from msgspec import structs
 
 from bigmodel.errors import UserError
-from bigmodel.laws import choice, forms, summary, table
+from bigmodel.laws import choice, forms, points, summary, table
+from bigmodel.laws.facts import TableFits
 from bigmodel.laws.source import Source
 
 AUTO = "auto"
 
 
-def fit(source: Source, law: str = "", at: Sequence[float] = ()) -> dict[str, Any]:
+def fit(source: Source, law: str = "", at: Sequence[float] = ()) -> TableFits:
   """Fits laws to a CSV; of each group the law that forecasts its hidden points best comes first.
 
   `law` is a list of names separated by commas, `auto`, or empty for the usual law of the given columns. `at` are
-  budgets in FLOPs whose optimum is wanted, for Chinchilla's law alone. Returns `laws`, `optimum` and `warnings`.
+  budgets in FLOPs whose optimum is wanted, which is possible for Chinchilla's law only.
   """
   names = law.split(",") if law else ["power_offset" if "x" in source.columns else "chinchilla"]
   if not source.group and names in (["chinchilla"], ["isoflop"]):
@@ -23,19 +25,19 @@ def fit(source: Source, law: str = "", at: Sequence[float] = ()) -> dict[str, An
     raise UserError("--law: isoflop is fitted alone and without --group")
   if at or source.drop_largest:
     raise UserError("--at, --drop-largest: are for --law=chinchilla or isoflop alone")
-  columns = choice.Columns(source.path, dict(source.columns), source.loss, source.stderr, source.group)
   if law == AUTO:
-    return choice.fit(columns, choice.usual_laws(columns), skip_unfit=True)
-  return choice.fit(columns, [forms.find(name) for name in names])
+    return choice.fit(source, choice.usual_laws(source), skip_unfit=True)
+  return choice.fit(source, [forms.find(name) for name in names])
 
 
-def _fit_compute(source: Source, law: str, at: Sequence[float]) -> dict[str, Any]:
+def _fit_compute(source: Source, law: str, at: Sequence[float]) -> TableFits:
   """Chinchilla's law or parabolas. `N` may name several columns: the first is fitted, the others for comparison."""
   names = source.columns["N"].split(",") if "N" in source.columns else []
-  points, *others = [source.with_column("N", name).points() for name in names] or [source.points()]
+  sources = [source.with_column("N", name) for name in names] or [source]
+  runs, *others = map(points.from_csv, sources)
   if law == "isoflop":
-    facts = summary.fit_profiles(points)
+    fits = summary.fit_profiles(runs)
   else:
-    facts = summary.fit_points(points, at, dict(zip(names[1:], others, strict=True)))
-  rows = [] if points.rows is None else points.rows.tolist()
-  return facts | {"warnings": table.warnings((points.N, points.D), points.loss, rows)}
+    fits = summary.fit_points(runs, at, dict(zip(names[1:], others, strict=True)))
+  rows = [] if runs.rows is None else runs.rows.tolist()
+  return structs.replace(fits, warnings=table.warnings((runs.N, runs.D), runs.loss, rows))

@@ -12,21 +12,22 @@ by the same forecasts of larger runs from smaller ones.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from bigmodel.errors import UserError
 from bigmodel.laws import fitting, forms, uncertainty
-from bigmodel.laws.forms import Law
+from bigmodel.laws.facts import ForecastMethod, ForecastRow
+from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points
 
 NAME = "weighted mean of laws"
 VERSION = 1  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("chinchilla", "overtraining", "kaplan_nd")  # combined unless other laws are named: docs/laws.md says why
-COLUMNS = ("N", "D", "C")  # what is known of a run before it is made: a law is of some of these
-LEVELS = (0.5, 0.8, 0.9, 0.95)  # of intervals that `bigmodel forecast` prints
+COLUMNS = ("N", "D", "C")  # properties of a run that are known before it is made: a law may have these columns
+LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals of a `ForecastRow`
 HALVINGS = 6  # of the largest C: the scales below which laws are fitted again, to forecast what lies above
 FEWEST = 16  # points to fit below such a scale
 WINDOW = math.log(8)  # in ln C: how far above such a scale runs are forecast
@@ -34,10 +35,12 @@ SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors 
 DISCREPANCY = 0.04  # for each unit of ln C, where points are too few to measure it: the median over published runs
 BOOTSTRAPS = 400
 
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, float], "Prediction"]  # (N, D, C, level of the intervals)
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """What forecasts are wrong by, in ln loss: the noise of one run, and a discrepancy for each unit of ln C."""
+  """The errors of forecasts in ln loss: the noise of one run, and a discrepancy for each unit of ln C."""
 
   noise: float
   discrepancy: float
@@ -46,12 +49,12 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """Losses of one new run at each of some places, with an interval; and the standard deviations that make it up."""
+  """Forecasts [points] of the loss of one new run, with an interval and the standard deviations that make it up."""
 
   predicted: np.ndarray
   low: np.ndarray
   high: np.ndarray
-  parameters: np.ndarray  # this and what follows in ln loss
+  parameters: np.ndarray  # standard deviation in ln loss, as are `discrepancy` and `noise`
   discrepancy: np.ndarray
   noise: float
   distance: np.ndarray  # in ln C beyond the largest run
@@ -59,52 +62,46 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Forecaster:
-  """Laws of the same points, the weight of each, and what their weighted mean is wrong by."""
+  """Laws fitted to the same points, their weights, and the errors of their weighted mean."""
 
   points: Points
   fits: tuple[fitting.Fit, ...]
   weights: np.ndarray
   spread: Spread
 
-  def log_loss(self, N: Any, D: Any, C: Any) -> np.ndarray:
-    """The weighted mean of the laws' logs at places [points]."""
+  def log_loss(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
+    """The weighted mean of the laws' ln loss [points]."""
     return _mean(self.weights, [np.log(fit.predict(*_columns(fit.law, N, D, C))) for fit in self.fits])
 
-  def draws(self, N: Any, D: Any, C: Any) -> np.ndarray:
-    """`log_loss` of every draw of the laws' parameters [S, points]; draws that are not finite are left out."""
+  def draws(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
+    """`log_loss` for every draw of the laws' parameters [S, points]; draws that are not finite are left out."""
     logs = [np.log(fit.predict(*_columns(fit.law, N, D, C), theta=fit.draws)) for fit in self.fits]
     drawn = _mean(self.weights, logs)
     return drawn[np.isfinite(drawn).all(axis=1)]
 
-  def distance(self, N: Any, D: Any) -> np.ndarray:
-    """How far places lie beyond the largest run, in ln C."""
+  def distance(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
+    """The distance in ln C beyond the largest run [points]; 0 for smaller scales."""
     return np.maximum(np.log(N) + np.log(D) - _scale(self.points).max(), 0.0)
 
-  def predict(self, N: Any, D: Any, C: Any, level: float = 0.9) -> Prediction:
+  def predict(self, N: ArrayLike, D: ArrayLike, C: ArrayLike, level: float = 0.9) -> Prediction:
+    """The forecast of one new run's loss at each (N, D, C), with intervals of this level."""
     N, D, C = (np.asarray(x, np.float64) for x in (N, D, C))
     center, distance = self.log_loss(N, D, C), self.distance(N, D)
     parameters, discrepancy = np.std(self.draws(N, D, C), axis=0), self.spread.discrepancy * distance
     sd = np.sqrt(self.spread.noise**2 + parameters**2 + discrepancy**2)
     half = special.ndtri(0.5 + level / 2) * sd
-    return Prediction(
-      np.exp(center),
-      np.exp(center - half),
-      np.exp(center + half),
-      parameters,
-      discrepancy,
-      self.spread.noise,
-      distance,
-    )
+    low, high = np.exp(center - half), np.exp(center + half)
+    return Prediction(np.exp(center), low, high, parameters, discrepancy, self.spread.noise, distance)
 
-  def facts(self) -> dict[str, Any]:
-    """What a seal says of how a forecast was made."""
+  def method(self) -> ForecastMethod:
+    """How forecasts are made, for seals."""
     weights = {fit.law.name: float(weight) for fit, weight in zip(self.fits, self.weights, strict=True)}
-    return {"name": NAME, "version": VERSION, "weights": weights, **dataclasses.asdict(self.spread)}
+    return ForecastMethod(NAME, VERSION, weights, self.spread.noise, self.spread.discrepancy, self.spread.origins)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """A run before it is made: its parameters, tokens and FLOPs, as the convention of the points counts them."""
+  """The parameters, tokens and FLOPs of a run that has not been made, in the convention of the points."""
 
   N: float
   D: float
@@ -112,11 +109,17 @@ class Scale:
 
 
 def find_laws(names: Sequence[str], where: str) -> list[Law]:
-  """Laws by their names or as FILE.py:NAME; refuses those of anything but N, D and C. `where` begins messages."""
+  """The laws of these names, each built-in or FILE.py:NAME; `where` begins messages.
+
+  Raises `UserError` for a law of other quantities than N, D and C, and for one whose values may not be positive.
+  """
   laws = [forms.find(name, where) for name in names]
   for law in laws:
     if unknown := [name for name in law.columns if name not in COLUMNS]:
-      raise UserError(f"{where}: law {law.name} is of {', '.join(unknown)}; a forecast knows N, D and C of a run only")
+      raise UserError(
+        f"{where}: law {law.name} is of {', '.join(unknown)}; a forecast needs a law of N, D and C, which are"
+        " known before a run is made"
+      )
     if law.plain:
       raise UserError(f"{where}: law {law.name} has values that may not be positive; a forecast takes their logs")
   return laws
@@ -128,17 +131,17 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
   `seed_noise` is the standard deviation of ln loss between runs that differ in their seeds only, where that is known.
   """
   laws = laws or [forms.LAWS[name] for name in LAWS]
-  # Of points that cannot identify a law, the optimum that is found would depend on the order of the rows.
+  # If the points cannot identify a law, there are several optima, and the order of the rows would decide among them.
   points = points[np.lexsort((points.loss, points.D, points.N))]
   fits = [fitting.fit(law, _columns(law, points.N, points.D, points.C), points.loss, points.weights) for law in laws]
   return combine(points, [uncertainty.bootstrap(fit, bootstraps) for fit in fits], seed_noise)
 
 
 def combine(points: Points, fits: Sequence[fitting.Fit], seed_noise: float = 0.0) -> Forecaster:
-  """Weighs laws by how wrong they are when they are fitted below C / 2, C / 4, ... and asked about what lies above.
+  """Weighs the laws by their errors on larger runs when they are fitted to runs below C / 2, C / 4, ... only.
 
-  The same errors of their weighted mean say how its own errors grow with distance; budgets of points need not agree.
-  Where too few points lie below half of the largest C, laws have equal weights, and errors grow as `DISCREPANCY` says.
+  From the same errors of their weighted mean follows how its errors grow with distance. The points need not form
+  budgets. If too few of them lie below half of the largest C, the weights are equal, and `DISCREPANCY` is taken.
   """
   scale, loss = _scale(points), points.loss
   near = scale > scale.max() - WINDOW
@@ -156,27 +159,27 @@ def combine(points: Points, fits: Sequence[fitting.Fit], seed_noise: float = 0.0
   ahead = [(scale > origin) & (scale <= origin + WINDOW) for origin in origins]
   errors = [_errors_ahead(fit, loss, [scale <= origin for origin in origins], ahead) for fit in fits]
 
-  def growth(of: Sequence[np.ndarray], noise: float) -> float:
+  def growth(errors: Sequence[np.ndarray], noise: float) -> float:
     """The mean square of errors beyond the noise, for each squared unit of ln C."""
     each = []
-    for error, origin, rows in zip(of, origins, ahead, strict=True):
+    for error, origin, rows in zip(errors, origins, ahead, strict=True):
       beyond_noise = np.mean(np.maximum(error**2 - noise**2, 0))
       each.append(beyond_noise / np.mean(np.maximum(scale[rows] - origin, SHORTEST) ** 2))
     return float(np.mean(each))
 
-  of_each = [growth(error, noise_of(only)) for error, only in zip(errors, np.eye(len(fits)), strict=True)]
-  weights = 1 / np.maximum(of_each, (noise_of(equal) / 10) ** 2)
+  growths = [growth(error, noise_of(only)) for error, only in zip(errors, np.eye(len(fits)), strict=True)]
+  weights = 1 / np.maximum(growths, (noise_of(equal) / 10) ** 2)
   weights = weights / weights.sum()
   noise = noise_of(weights)
-  of_mean = [weights @ np.stack(parts) for parts in zip(*errors, strict=True)]
-  discrepancy = math.sqrt(growth(of_mean, noise))
+  errors_of_mean = [weights @ np.stack(parts) for parts in zip(*errors, strict=True)]
+  discrepancy = math.sqrt(growth(errors_of_mean, noise))
   return Forecaster(points, tuple(fits), weights, Spread(max(noise, seed_noise), discrepancy, len(origins)))
 
 
 def _errors_ahead(
   fit: fitting.Fit, loss: np.ndarray, below: Sequence[np.ndarray], ahead: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-  """Errors in ln loss of the law, fitted to each of the rows `below`, at the rows `ahead` of them."""
+  """Errors in ln loss at the rows of each mask `ahead` of the law fitted to the rows of the mask `below`."""
   sets = [([x[rows] for x in fit.columns], fit.loss[rows], fit.weights[rows]) for rows in below]
   thetas, _, _ = fitting.best(fit.law, fitting.stack(sets), fit.how)
   return [
@@ -190,26 +193,32 @@ def _mean(weights: np.ndarray, logs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _scale(points: Points) -> np.ndarray:
-  """ln C but for a constant, however C was counted."""
+  """ln C up to a constant, in every convention."""
   return np.log(points.N) + np.log(points.D)
 
 
-def _columns(law: Law, N: Any, D: Any, C: Any) -> tuple[Any, ...]:
+def _columns(law: Law, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> tuple[ArrayLike, ...]:
   values = {"N": N, "D": D, "C": C}
   return tuple(values[name] for name in law.columns)
 
 
-def rows(places: Sequence[Scale], predict: Callable[[Any, Any, Any, float], Prediction]) -> list[dict[str, Any]]:
-  """Forecasts at each place with intervals at all `LEVELS`, as `bigmodel forecast` prints and seals them.
-
-  `predict(N, D, C, level)` is that of a `Forecaster`, or of another estimate of the same.
-  """
+def rows(places: Sequence[Scale], predict: Predict) -> list[ForecastRow]:
+  """Forecasts at each place with intervals at all `LEVELS`, by a `Forecaster` or by another estimate."""
   N, D, C = (np.array([getattr(place, name) for place in places], np.float64) for name in COLUMNS)
-  predictions = {level: predict(N, D, C, level) for level in LEVELS}
-  said = []
+  predictions = [predict(N, D, C, level) for level in LEVELS]
+  made = []
   for i, place in enumerate(places):
-    row: dict[str, Any] = {"group": "", **dataclasses.asdict(place), "predicted": float(predictions[0.9].predicted[i])}
-    for level, prediction in predictions.items():
-      row[f"interval{level * 100:.0f}"] = [float(prediction.low[i]), float(prediction.high[i])]
-    said.append(row)
-  return said
+    at50, at80, at90, at95 = ((float(each.low[i]), float(each.high[i])) for each in predictions)
+    row = ForecastRow(
+      group="",
+      N=place.N,
+      D=place.D,
+      C=place.C,
+      predicted=float(predictions[0].predicted[i]),
+      interval50=at50,
+      interval80=at80,
+      interval90=at90,
+      interval95=at95,
+    )
+    made.append(row)
+  return made

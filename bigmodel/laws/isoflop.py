@@ -1,4 +1,4 @@
-"""IsoFLOP profiles: a parabola in log N at each budget, and how its minimum moves with C.
+"""IsoFLOP profiles: a parabola in log N at each budget, and how its minimum changes with C.
 
 Hoffmann et al. 2022, section 3.2 (their approach 2).
 """
@@ -11,9 +11,11 @@ from scipy import special
 
 from bigmodel.laws.points import Points
 
-WIDE = 16  # where the smallest and the largest size of one budget differ by this factor, no parabola fits
-BENT = 0.1  # share of isoFLOP fits to losses that do lie on parabolas which the test of `_lack_of_fit` calls bent
-LEAST = 4  # points a budget needs: one more than a parabola has coefficients
+WIDE = 16  # ratio of the largest to the smallest size of a budget from which on no parabola fits
+BENT = 0.1  # significance level of `_lack_of_fit`: the share of fits to true parabolas that it rejects
+LEAST = 4  # points that a budget needs: one more than a parabola has coefficients
+
+Pair = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +23,13 @@ class Profile:
   """One budget: loss = c0 + c1 x + c2 x^2 with x = ln N, and its minimum."""
 
   C: float
-  coefficients: tuple[float, ...]
+  coefficients: tuple[float, float, float]
   N: float
   D: float
   loss: float
-  inside: bool  # a minimum between the smallest and the largest size, in at least 90% of the draws too
-  N_interval90: tuple[float, ...]
-  D_interval90: tuple[float, ...]
+  inside: bool  # the minimum lies within the trained sizes, and at least 90% of the draws have a minimum
+  N_interval90: Pair
+  D_interval90: Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Fit:
   points: int
   exponent_n: float
   exponent_d: float
-  intervals: dict[str, list[float]]
-  caution: str | None = None  # why the 90% intervals hold less often than 90%, where that is known
+  intervals: dict[str, Pair]
+  caution: str | None = None  # why the 90% intervals are too narrow, if they are known to be
 
   @property
   def params(self) -> dict[str, float]:
@@ -61,10 +63,10 @@ class Parabola:
   high: float
 
   def minimum(self, coefficients_Sx3: np.ndarray) -> np.ndarray:
-    """Where parabolas are lowest within the sizes and as far again on both sides [S].
+    """The x at which parabolas are lowest, within the trained sizes and as far again on both sides [S].
 
-    Farther out the points say nothing, so a minimum that lies there counts as lying at the limit, and so does that
-    of a parabola which bends the other way. Every parabola has a minimum in this sense.
+    The points contain no information about larger distances, so a minimum beyond that is moved to the limit. A parabola
+    that opens downwards has its minimum at one of the limits. Every parabola has a minimum in this sense.
     """
     reach = self.high - self.low
     low, high = self.low - reach, self.high + reach
@@ -83,27 +85,28 @@ class Parabola:
 def fit(points: Points, draws: int = 2000, seed: int = 0) -> Fit:
   """Fits a parabola to every budget with enough points.
 
-  A budget of four points leaves one residual, which says next to nothing about the noise. The intervals therefore
-  take the noise, relative to the loss, to be the same at all budgets, and pool their residuals: with n points in B
-  budgets that leaves n - 3 B degrees of freedom. The coefficients of every budget are drawn from the distribution that
-  least squares gives them (normal, with a variance that is itself drawn), and each draw of all budgets gives one
-  exponent. No draw is left out: those whose minimum lies far outside are what makes an interval wide.
+  A budget of four points leaves one residual, which contains almost no information about the noise. The intervals
+  therefore assume that the noise, relative to the loss, is the same at all budgets, and pool their residuals: n points
+  in B budgets leave n - 3 B degrees of freedom. The coefficients of every budget are drawn from the distribution of
+  least squares (normal, with a variance that is itself drawn), and each draw of all budgets gives one exponent. No draw
+  is left out: those with a minimum far outside of the sizes are what makes an interval wide.
 
-  All of this takes losses to lie on parabolas. Where they do not, intervals miss the truth more often than one time in
-  ten, and the fit's `caution` says so.
+  All of this assumes that losses lie on parabolas. If they do not, intervals miss the truth more often than one time in
+  ten, and the fit has a `caution`.
   """
   rng = np.random.default_rng(seed)
   budgets = points.budgets()
   grouped = [(float(budget), points[budgets == budget]) for budget in np.unique(budgets)]
-  parabolas = [_parabola(own, budget) for budget, own in grouped if len(own) >= LEAST]
-  freedom = sum(len(own) - 3 for _, own in grouped if len(own) >= LEAST)
-  squares = sum(one.squares for one in parabolas)
+  enough = [(budget, group) for budget, group in grouped if len(group) >= LEAST]
+  parabolas = [_parabola(group, budget) for budget, group in enough]
+  freedom = sum(len(group) - 3 for _, group in enough)
+  squares = sum(parabola.squares for parabola in parabolas)
   deviations = np.sqrt(squares / rng.chisquare(max(freedom, 1), size=draws))
-  drawn = [_draw(one, deviations, rng) for one in parabolas]
-  profiles = [_profile(one, coefficients) for one, coefficients in zip(parabolas, drawn, strict=True)]
+  drawn = [_draw(parabola, deviations, rng) for parabola in parabolas]
+  profiles = [_profile(parabola, coefficients) for parabola, coefficients in zip(parabolas, drawn, strict=True)]
   used = [i for i, profile in enumerate(profiles) if profile.inside]
   if len(used) < 2:
-    nan = [math.nan, math.nan]
+    nan = (math.nan, math.nan)
     return Fit(profiles, len(points), math.nan, math.nan, {"a": nan, "b": nan}, _caution(grouped))
   at_S = [parabolas[i].minimum(np.vstack([parabolas[i].coefficients, drawn[i]])) for i in used]
   log_c = np.log([parabolas[i].C for i in used])
@@ -114,13 +117,13 @@ def fit(points: Points, draws: int = 2000, seed: int = 0) -> Fit:
     points=len(points),
     exponent_n=float(a[0]),
     exponent_d=float(b[0]),
-    intervals={"a": list(_interval(a[1:])), "b": list(_interval(b[1:]))},
+    intervals={"a": _interval(a[1:]), "b": _interval(b[1:])},
     caution=_caution(grouped),
   )
 
 
 def _caution(grouped: list[tuple[float, Points]]) -> str | None:
-  """What speaks against parabolas: sizes that are too far apart, or losses that bend otherwise."""
+  """Why parabolas may not fit: sizes that are too far apart, or losses that do not lie on parabolas."""
   reasons = []
   spans = [float(np.exp(np.ptp(np.log(points.N)))) for _, points in grouped]
   if wide := sum(span > 0.999 * WIDE for span in spans):
@@ -137,10 +140,11 @@ def _caution(grouped: list[tuple[float, Points]]) -> str | None:
 
 
 def _lack_of_fit(budgets: list[Points]) -> float:
-  """How probable so large a gain of third and fourth order is where losses lie on parabolas (an F test).
+  """The p-value of terms of the third and fourth order, if losses do lie on parabolas (an F test).
 
-  Both terms are shared by all budgets, relative to their mean losses: the shape around the minimum is much the same at
-  every budget, and so many points together show what few points of one budget cannot. 1 where too few are left over.
+  Both terms are shared by all budgets, relative to their mean losses. The shape around the minimum is much the same at
+  every budget, so that many points together show what the few points of one budget cannot. The value is 1 if too few
+  points remain for a test.
   """
   count, size = len(budgets), sum(len(points) for points in budgets)
   freedom = size - 3 * count - 2
@@ -164,8 +168,9 @@ def _lack_of_fit(budgets: list[Points]) -> float:
   return float(special.fdtrc(2, freedom, (parabolas - all_terms) / 2 / ((all_terms + rounding) / freedom)))
 
 
-def _interval(draws: np.ndarray) -> tuple[float, ...]:
-  return tuple(np.quantile(draws, [0.05, 0.95]).tolist())
+def _interval(draws: np.ndarray) -> Pair:
+  low, high = np.quantile(draws, [0.05, 0.95])
+  return float(low), float(high)
 
 
 def _parabola(points: Points, budget: float) -> Parabola:
@@ -189,7 +194,7 @@ def _parabola(points: Points, budget: float) -> Parabola:
 
 
 def _draw(parabola: Parabola, deviations_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Coefficients [S, 3] as they may be, for losses that are off by `deviations_S` relative to the mean loss."""
+  """Draws of the coefficients [S, 3], for a noise of `deviations_S` relative to the mean loss."""
   normal = rng.multivariate_normal(np.zeros(3), parabola.covariance, size=len(deviations_S), method="svd")
   return parabola.coefficients + parabola.mean_loss * deviations_S[:, None] * normal
 

@@ -2,48 +2,45 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
 from bigmodel.laws import table
+from bigmodel.laws.source import Source
 from bigmodel.record import Record
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-  """Float64 columns of equal length; `convention` says how C (and so N) was counted."""
+  """Float64 columns of equal length; `convention` names how C, and so N, was counted."""
 
   N: np.ndarray
   D: np.ndarray
   C: np.ndarray
   loss: np.ndarray
   convention: str = "given"
-  weights: np.ndarray | None = None  # of each in a fit; None: all alike
-  rows: np.ndarray | None = None  # of the CSV
+  weights: np.ndarray | None = None  # of each point in a fit; None: all are equal
+  rows: np.ndarray | None = None  # of the CSV, for messages
 
   def __len__(self) -> int:
     return len(self.loss)
 
-  def __getitem__(self, index: Any) -> "Points":
-    part = lambda x: None if x is None else x[index]
-    return Points(
-      self.N[index],
-      self.D[index],
-      self.C[index],
-      self.loss[index],
-      self.convention,
-      part(self.weights),
-      part(self.rows),
+  def __getitem__(self, index: np.ndarray | slice) -> "Points":
+    """Some of the points, by a mask, by indices or by a slice."""
+    return dataclasses.replace(
+      self,
+      N=self.N[index],
+      D=self.D[index],
+      C=self.C[index],
+      loss=self.loss[index],
+      weights=None if self.weights is None else self.weights[index],
+      rows=None if self.rows is None else self.rows[index],
     )
 
   def budgets(self) -> np.ndarray:
-    """The FLOP budget of each point: C rounded to the nearest of the groups it falls into.
-
-    Points within 15% of each other in C are one budget.
-    """
+    """The FLOP budget of each point. Points within 15% of each other in C are one budget, of their geometric mean."""
     order = np.argsort(self.C)
     budget = np.empty(len(self))
     group: list[int] = []
@@ -58,7 +55,7 @@ class Points:
 
 
 def from_records(records: Sequence[Record], convention: str) -> Points:
-  """The finished records' points, with C under `convention` and N as that convention counts it."""
+  """The points of the finished records, with C under `convention` and N as that convention counts parameters."""
   finished = [record for record in records if record.finished]
   N = np.array([params_in(record.params(), convention) for record in finished], np.float64)
   D = np.array([record.tokens for record in finished], np.float64)
@@ -66,23 +63,21 @@ def from_records(records: Sequence[Record], convention: str) -> Points:
   return Points(N, D, C, np.array([record.loss for record in finished], np.float64), convention)
 
 
-def from_csv(
-  path: str, n: str | None, d: str | None, c: str | None, loss: str, drop_largest: int = 0, stderr: str | None = None
-) -> Points:  # fmt: skip
-  """Reads a CSV; the one of N, D and C that has no column follows from C = 6 N D.
+def from_csv(source: Source) -> Points:
+  """The points of a CSV; of N, D and C, the one without a column follows from C = 6 N D.
 
-  `drop_largest` leaves out the points with that many largest losses; `stderr` has the losses' standard errors.
+  Raises `UserError` for a missing column, and for a value that is not a positive number, with its row.
   """
-  read = table.read(path)
-  if sum(name is not None for name in (n, d, c)) < 2:
+  read = table.read(source.path)
+  names = {name: source.columns[name] for name in ("N", "D", "C") if name in source.columns}
+  if len(names) < 2:
     raise UserError("--n, --d, --c: name the columns of at least two")
-  named = {name: own for name, own in (("N", n), ("D", d), ("C", c)) if own is not None}
-  found = table.columns(read, path, ("N", "D", "C"), named)
-  losses = table.column(read, path, loss, "--loss")
-  weights = table.weights(losses, table.column(read, path, stderr, "--stderr")) if stderr else None
-  points = Points(found["N"], found["D"], found["C"], losses, weights=weights, rows=read[table.ROW].to_numpy())
-  if not 0 <= drop_largest < len(points):
-    raise UserError(f"--drop-largest: {drop_largest} of {len(points)} points")
-  if drop_largest:
-    points = points[np.sort(np.argsort(points.loss, kind="stable")[: len(points) - drop_largest])]
+  columns = table.columns(read, source.path, ("N", "D", "C"), names)
+  loss, weights = table.losses(read, source)
+  rows = read[table.ROW].to_numpy()
+  points = Points(columns["N"], columns["D"], columns["C"], loss, weights=weights, rows=rows)
+  if not 0 <= source.drop_largest < len(points):
+    raise UserError(f"--drop-largest: {source.drop_largest} of {len(points)} points")
+  if source.drop_largest:
+    points = points[np.sort(np.argsort(points.loss, kind="stable")[: len(points) - source.drop_largest])]
   return points

@@ -1,4 +1,4 @@
-"""Published numbers beside ours, and the published points that they are computed from."""
+"""Published numbers beside ours, and the published points from which ours are computed."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from bigmodel.files import cache_dir, write_bytes
 
 HUB = "https://raw.githubusercontent.com"
 REVISITING = f"{HUB}/google-research/google-research/master/revisiting_neural_scaling_laws/data"
-# Points that their authors publish as a table: where, and the sha256 of what was used here.
+# Points that their authors publish as a table: the address, and the sha256 of the file that was used here.
 SOURCES = {
   "clark_moe/curves.csv.gz": (
     f"{HUB}/google-deepmind/scaling_laws_for_routing/42da0c392b127df2c01fa7b705f72396050d05e5/data/curves.csv.gz",
@@ -35,12 +35,12 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One number; `published` None: nobody has, `within`: how far ours may be from it, at most."""
+  """A number of ours beside the published one."""
 
-  what: str
-  published: float | None
+  what: str  # what is counted or measured
+  published: float | None  # None: it was not published
   ours: float
-  within: float = math.nan
+  within: float = math.nan  # the largest difference at which both count as the same; NaN: they are not compared
 
   @property
   def verdict(self) -> str:
@@ -49,7 +49,7 @@ class Result:
     return "the same" if abs(self.ours - self.published) <= self.within else "differs"
 
 
-def where(data: str = "") -> Path:
+def data_folder(data: str = "") -> Path:
   """The folder of published points: `data`, or $BIGMODEL_SCALING_DATA, or the cache, into which they are downloaded."""
   folder = data or os.environ.get("BIGMODEL_SCALING_DATA")
   if folder and not Path(folder).is_dir():
@@ -58,7 +58,10 @@ def where(data: str = "") -> Path:
 
 
 def download(folder: Path) -> Path:
-  """Fetches the points of `SOURCES` that are not there yet; refuses any that are not what was used here."""
+  """Fetches missing points of `SOURCES`; raises `UserError` for a file that differs from the one that was used here.
+
+  Returns the folder.
+  """
   for name, (address, digest) in SOURCES.items():
     path = folder / name
     if path.exists():
@@ -71,6 +74,6 @@ def download(folder: Path) -> Path:
         f"reproduce: {address} can't be fetched ({error}); --data=DIR or $BIGMODEL_SCALING_DATA says where points are"
       ) from error
     if hashlib.sha256(content).hexdigest() != digest:
-      raise UserError(f"reproduce: {address} is not what was used here (sha256 differs)")
+      raise UserError(f"reproduce: {address} is not the file that was used here (sha256 differs)")
     write_bytes(path, content)
   return folder

@@ -1,93 +1,131 @@
-"""Sealed forecasts: kept with their time and a hash, compared with the truth, and counted."""
+"""Seals: forecasts that are kept with a time and a hash, and compared with the truth later.
 
+The hash is that of the JSON document, so that seals of earlier versions verify although their fields differ.
+"""
+
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
+import msgspec
 import numpy as np
+from etils import epath
+from msgspec import UNSET
 
 from bigmodel.errors import UserError
-from bigmodel.laws import table
+from bigmodel.files import JsonObject, read_json, write_json
+from bigmodel.laws import facts, table
+from bigmodel.laws.facts import Forecast, ForecastRow, Score, ScoredRow, TableForecast
+from bigmodel.laws.source import Source
 from bigmodel.record import Record
 
-
-def seal(facts: dict[str, Any], sealed_at: str) -> dict[str, Any]:
-  """A forecast with its time and the hash of all of it."""
-  facts = {**facts, "sealed_at": sealed_at}
-  return {**facts, "sha256": _sha256_of(facts)}
+AnyForecast = TypeVar("AnyForecast", Forecast, TableForecast)
+LEVELS = ("interval50", "interval80", "interval90", "interval95")
 
 
-def verify(forecast: dict[str, Any], where: str = "forecast") -> dict[str, Any]:
-  """The forecast itself; refuses one that was changed after it was sealed."""
-  facts = {name: value for name, value in forecast.items() if name != "sha256"}
-  if forecast.get("sha256") != _sha256_of(facts):
+@dataclasses.dataclass(frozen=True)
+class Sealed(Generic[AnyForecast]):
+  """A forecast with the time at which it was sealed (ISO 8601, UTC) and the hash of its document."""
+
+  forecast: AnyForecast
+  sealed_at: str
+  sha256: str
+
+  def to_json(self) -> JsonObject:
+    """The document that is kept."""
+    return facts.to_json(self.forecast) | {"sealed_at": self.sealed_at, "sha256": self.sha256}
+
+
+class Provenance(msgspec.Struct, frozen=True):
+  """The part of a run's provenance.json that shows whether the run tests a forecast."""
+
+  started_at: str
+  forecast_sha256: str = ""
+
+
+def seal(forecast: AnyForecast, sealed_at: str) -> Sealed[AnyForecast]:
+  """The forecast with its time and the hash of both."""
+  document = facts.to_json(forecast) | {"sealed_at": sealed_at}
+  return Sealed(forecast, sealed_at, _sha256_of(document))
+
+
+def unseal(document: JsonObject, kind: type[AnyForecast], where: str = "forecast") -> Sealed[AnyForecast]:
+  """The sealed forecast of a document; raises `UserError` if it was changed since, or is not of this kind."""
+  content = {name: value for name, value in document.items() if name != "sha256"}
+  if document.get("sha256") != _sha256_of(content):
     raise UserError(f"{where}: the forecast is not what was sealed (sha256 does not match)")
-  return forecast
+  return Sealed(facts.from_json(document, kind, where), document["sealed_at"], document["sha256"])
 
 
-def score(forecast: dict[str, Any], record: Record, provenance: dict[str, Any]) -> dict[str, Any]:
-  """Forecast against truth; refused unless the run carries the seal and started after it."""
-  verify(forecast)
-  if provenance.get("forecast_sha256") != forecast["sha256"]:
+def write(path: epath.PathLike, sealed: Sealed[Forecast] | Sealed[TableForecast]) -> None:
+  """Writes the document of a sealed forecast."""
+  write_json(path, sealed.to_json())
+
+
+def read(path: epath.PathLike, kind: type[AnyForecast]) -> Sealed[AnyForecast]:
+  """The sealed forecast at `path`, verified."""
+  return unseal(read_json(path), kind, str(path))
+
+
+def score(sealed: Sealed[Forecast], record: Record, provenance: Provenance) -> Score:
+  """The forecast against the truth; raises `UserError` unless the run carries the seal and started after it."""
+  if provenance.forecast_sha256 != sealed.sha256:
     raise UserError(f"run {record.run_id} does not carry the seal of this forecast: no score")
-  if provenance["started_at"] <= forecast["sealed_at"]:
+  if provenance.started_at <= sealed.sealed_at:
     raise UserError(f"run {record.run_id} started before the forecast was sealed: no score")
   if not record.finished:
-    return {"actual": None, "inside": None, "log_error": None}
-  low, high = forecast["interval90"]
+    return Score()
+  low, high = sealed.forecast.interval90
   actual = record.loss
-  return {
-    "actual": actual,
-    "inside": bool(low <= actual <= high),
-    "log_error": math.log(actual / forecast["predicted"]),
-  }
+  return Score(actual, bool(low <= actual <= high), math.log(actual / sealed.forecast.predicted))
 
 
-Truth = dict[tuple[str, ...], list[float]]  # losses of runs (more than one where they repeat) by group and scale
+Truth = dict[tuple[str, ...], list[float]]  # losses of runs (several if they repeat) by group and scales
 
 
-def read_truth(path: str, scales: Sequence[str], named: dict[str, str], loss: str, group: str) -> Truth:
-  """The losses of a CSV by group and by the columns `scales`; `named` says which columns these are."""
+def read_truth(source: Source, scales: Sequence[str]) -> Truth:
+  """The losses of a CSV by group and by the columns `scales`."""
   truth: Truth = {}
-  for name, part in table.groups(table.read(path), path, group).items():
-    columns = table.columns(part, path, scales, named)
-    losses = table.column(part, path, loss, "--loss")
-    for *values, y in zip(*(columns[scale] for scale in scales), losses, strict=True):
-      truth.setdefault(_key(name, values), []).append(float(y))
+  for name, part in table.groups(table.read(source.path), source.path, source.group).items():
+    columns = table.columns(part, source.path, scales, source.columns)
+    losses = table.column(part, source.path, source.loss, "--loss")
+    for *values, loss in zip(*(columns[scale] for scale in scales), losses, strict=True):
+      truth.setdefault(_key(name, values), []).append(float(loss))
   return truth
 
 
-def ledger(forecasts: Sequence[dict[str, Any]], truth: Truth, scales: Sequence[str]) -> list[dict[str, Any]]:
-  """Every forecast row whose truth is there, with it: the mean of runs that repeat."""
+def ledger(forecasts: Sequence[Sealed[TableForecast]], truth: Truth, scales: Sequence[str]) -> list[ScoredRow]:
+  """Every row of the forecasts whose truth is known, with it: the mean of runs that repeat."""
   scored = []
-  for forecast in forecasts:
-    for row in forecast["rows"]:
-      if not all(scale in row for scale in scales):
-        continue
-      losses = truth.get(_key(row["group"], [row[scale] for scale in scales]))
-      if not losses:
-        continue
-      actual = float(np.mean(losses))
-      levels = [name for name in row if name.startswith("interval")]
-      inside = {name: bool(row[name][0] <= actual <= row[name][1]) for name in levels}
-      log_error = math.log(actual / row["predicted"])
-      about = {"sealed_at": forecast["sealed_at"], "actual": actual, "inside": inside, "log_error": log_error}
-      scored.append({**row, **about})
+  for sealed in forecasts:
+    for row in sealed.forecast.rows:
+      values = [getattr(row, scale) for scale in scales]
+      losses = None if UNSET in values else truth.get(_key(row.group, values))
+      if losses:
+        scored.append(_score_row(row, sealed.sealed_at, float(np.mean(losses))))
   return scored
 
 
-def coverage(scored: Sequence[dict[str, Any]]) -> dict[str, float]:
-  """Of the rows of a ledger: the share whose truth lies in the interval of each level."""
-  levels = sorted(scored[0]["inside"])
-  return {level: sum(row["inside"][level] for row in scored) / len(scored) for level in levels}
+def _score_row(row: ForecastRow, sealed_at: str, actual: float) -> ScoredRow:
+  intervals = {level: getattr(row, level) for level in LEVELS if getattr(row, level) is not UNSET}
+  inside = {level: bool(low <= actual <= high) for level, (low, high) in intervals.items()}
+  log_error = math.log(actual / row.predicted)
+  values = {name: getattr(row, name) for name in row.__struct_fields__}
+  return ScoredRow(**values, sealed_at=sealed_at, actual=actual, inside=inside, log_error=log_error)
+
+
+def coverage(scored: Sequence[ScoredRow]) -> dict[str, float]:
+  """The share of rows whose truth lies in the interval of each level."""
+  return {level: sum(row.inside[level] for row in scored) / len(scored) for level in sorted(scored[0].inside)}
 
 
 def _key(group: str | None, values: Sequence[float]) -> tuple[str, ...]:
-  """To nine digits: what follows from C = 6 N D is rounded."""
+  """Group and scales to nine digits, because those that follow from C = 6 N D are rounded."""
   return (group or "", *(f"{value:.9g}" for value in values))
 
 
-def _sha256_of(facts: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _sha256_of(document: JsonObject) -> str:
+  return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

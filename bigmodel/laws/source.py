@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-from bigmodel.laws import points
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -21,11 +19,6 @@ class Source:
   stderr: str = ""
   group: str = ""
   drop_largest: int = 0
-
-  def points(self) -> points.Points:
-    """N, D, C and loss of every run."""
-    n, d, c = (self.columns.get(name) for name in ("N", "D", "C"))
-    return points.from_csv(self.path, n, d, c, self.loss, self.drop_largest, self.stderr or None)
 
   def with_column(self, name: str, column: str) -> "Source":
     """The same CSV with another column for one quantity."""

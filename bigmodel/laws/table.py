@@ -1,18 +1,19 @@
-"""Columns of a CSV for laws, under the names that laws have for them; what is wrong is named by row."""
+"""Reads columns of a CSV, under the names that laws have for them. Errors name the row of the file."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
+from bigmodel.laws.source import Source
 
-ROW = "\0row"  # of the file, for messages; whatever part of the table is looked at
+ROW = "\0row"  # a column with each row's number in the file, for messages about a part of the table
 
 
 def read(path: str) -> pl.DataFrame:
+  """The CSV with its row numbers as the column `ROW`; raises `UserError` if it is not readable."""
   try:
     return pl.read_csv(path, infer_schema_length=10_000).with_row_index(ROW, offset=2)
   except Exception as error:
@@ -20,14 +21,15 @@ def read(path: str) -> pl.DataFrame:
 
 
 def names(table: pl.DataFrame) -> list[str]:
+  """The columns of the file."""
   return [name for name in table.columns if name != ROW]
 
 
 def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
-  """A column of positive numbers."""
-  own = names(table)
-  if name not in own:
-    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, own)}; it has {', '.join(own)}")
+  """A column of positive numbers; `flag` is the option that named it, for messages."""
+  if name not in names(table):
+    there = names(table)
+    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
   values = table[name].cast(pl.Float64, strict=False).to_numpy()
   wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
   if len(wrong):
@@ -36,54 +38,63 @@ def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
   return values
 
 
-def columns(table: pl.DataFrame, path: str, wanted: Iterable[str], named: dict[str, str]) -> dict[str, np.ndarray]:
-  """The columns that a law wants; of N, D and C the third follows from C = 6 N D."""
-  found = {name: column(table, path, own, f"--{name.lower()}") for name, own in named.items()}
-  for name, others, value in (
-    ("C", "ND", lambda: 6 * found["N"] * found["D"]),
-    ("N", "CD", lambda: found["C"] / (6 * found["D"])),
-    ("D", "CN", lambda: found["C"] / (6 * found["N"])),
-  ):
-    if name not in found and all(other in found for other in others):
-      found[name] = value()
-  lacking = [name for name in wanted if name not in found]
-  if lacking:
+def columns(
+  table: pl.DataFrame, path: str, wanted: Iterable[str], column_names: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+  """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D."""
+  values = {name: column(table, path, each, f"--{name.lower()}") for name, each in column_names.items()}
+  if "C" not in values and {"N", "D"} <= set(values):
+    values["C"] = 6 * values["N"] * values["D"]
+  if "N" not in values and {"C", "D"} <= set(values):
+    values["N"] = values["C"] / (6 * values["D"])
+  if "D" not in values and {"C", "N"} <= set(values):
+    values["D"] = values["C"] / (6 * values["N"])
+  missing = [name for name in wanted if name not in values]
+  if missing:
     raise UserError(
-      f"{path}: which column is {' and '.join(lacking)}? --{lacking[0].lower()}=COLUMN, or --column {lacking[0]}=COLUMN"
+      f"{path}: which column is {' and '.join(missing)}? --{missing[0].lower()}=COLUMN, or --column {missing[0]}=COLUMN"
     )
-  return found
+  return values
+
+
+def losses(table: pl.DataFrame, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+  """`(losses, weights)` of the rows; weights follow from standard errors, and are None without them."""
+  loss = column(table, source.path, source.loss, "--loss")
+  if not source.stderr:
+    return loss, None
+  return loss, weights(loss, column(table, source.path, source.stderr, "--stderr"))
 
 
 def weights(loss: np.ndarray, stderr: np.ndarray) -> np.ndarray:
-  """Of points in a fit, with a mean of 1: inverse variances of their logs."""
-  found = (loss / stderr) ** 2
-  return found / found.mean()
+  """Weights of points in a fit, with a mean of 1: the inverse variances of the logs of the losses."""
+  inverse = (loss / stderr) ** 2
+  return inverse / inverse.mean()
 
 
-def warnings(known: Sequence[np.ndarray], loss: np.ndarray, places: Sequence[int]) -> list[str]:
-  """What a reader should know of points before believing a fit to them; `places` are their rows of the file."""
-  said: list[str] = []
-  keys: dict[tuple[float, ...], list[int]] = {}
-  for row, key in enumerate(zip(*known, strict=True)):
-    keys.setdefault(tuple(map(float, key)), []).append(row)
-  differ = [rows for rows in keys.values() if len(rows) > 1 and np.ptp(loss[rows]) > 0]
-  if differ:
-    rows = differ[0]
-    said.append(
-      f"rows {places[rows[0]]} and {places[rows[1]]} have the same scales and losses of {loss[rows[0]]:.5g} and"
-      f" {loss[rows[1]]:.5g} ({len(differ)} such sets): taken for noise"
+def warnings(columns: Sequence[np.ndarray], loss: np.ndarray, rows: Sequence[int]) -> list[str]:
+  """Properties of points that make a fit to them doubtful; `rows` are those of the file."""
+  messages: list[str] = []
+  places: dict[tuple[float, ...], list[int]] = {}
+  for place, scales in enumerate(zip(*columns, strict=True)):
+    places.setdefault(tuple(map(float, scales)), []).append(place)
+  repeated = [each for each in places.values() if len(each) > 1 and np.ptp(loss[each]) > 0]
+  if repeated:
+    first, second, *_ = repeated[0]
+    messages.append(
+      f"rows {rows[first]} and {rows[second]} have the same scales and losses of {loss[first]:.5g} and"
+      f" {loss[second]:.5g} ({len(repeated)} such sets): the difference is treated as noise"
     )
-  scale = np.sum([np.log(x) for x in known], axis=0)
+  scale = np.sum([np.log(x) for x in columns], axis=0)
   if len(loss) > 2 and np.corrcoef(scale, np.log(loss))[0, 1] > 0:
-    said.append("the loss rises with scale: no law that falls will fit")
-  return said
+    messages.append("the loss rises with scale, so no law that falls with scale will fit")
+  return messages
 
 
 def groups(table: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
-  """The table by the values of a column, or whole as ''."""
+  """The parts of the table by the values of the column `name`, or the whole table as "" if `name` is empty."""
   if not name:
     return {"": table}
   if name not in names(table):
     raise UserError(f"{path}: no column {name!r} for --group{nearest(name, names(table))}")
-  parts: Any = table.partition_by(name, maintain_order=True, as_dict=True)
+  parts = table.partition_by(name, maintain_order=True, as_dict=True)
   return {str(key[0]): part for key, part in parts.items()}

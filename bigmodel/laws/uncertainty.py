@@ -1,7 +1,7 @@
-"""How far a fit's parameters are known: bootstraps and profiles.
+"""The uncertainty of a fit's parameters: bootstraps and profiles.
 
-Intervals of a law's parameters say what the noise of the points does to them. They say nothing of a law
-that is wrong where nobody has looked: see `laws.forecast` for that.
+Intervals of parameters measure what the noise of the points does to them. They do not measure how wrong the law may be
+beyond the points; for that see `laws.forecast`.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from bigmodel.laws import fitting
 from bigmodel.laws.fitting import Fit, Sets
 
 KINDS = ("bayesian", "case", "cluster", "residual")
-ENOUGH = 1e-7  # of the objective, relatively: far less than between draws
-AT_BOUND = 1e-2  # share of the lowest loss below which a constant of the law may be on its way to 0
+ENOUGH = 1e-7  # relative change of the objective at which a refit has converged: far less than between draws
+AT_BOUND = 1e-2  # share of the lowest loss below which a constant of the law may have gone to its bound of 0
 
 
 def bootstrap(
@@ -21,10 +21,10 @@ def bootstrap(
 ) -> Fit:
   """The fit with draws of its parameters.
 
-  `bayesian` (Rubin 1981) gives every point a random weight, so none is ever missing; `case` draws points
-  with replacement; `cluster` draws whole clusters, such as all evaluations of one run; `residual` keeps
-  the points and draws their residuals. Each refit starts where the fit is. A fit with P parameters leaves
-  residuals that are too small by sqrt(1 - P / n): random weights have a variance that is as much larger than 1.
+  `bayesian` (Rubin 1981) gives every point a random weight, so no point is ever missing; `case` draws points with
+  replacement; `cluster` gives random weights to whole clusters, such as all evaluations of one run; `residual` keeps
+  the points and draws their residuals. Each refit starts at the fit. A fit with P parameters leaves residuals that are
+  too small by sqrt(1 - P / n), so the variance of the random weights is larger than 1 to make up for it.
   """
   rng = np.random.default_rng(seed)
   n = len(fit.loss)
@@ -36,14 +36,14 @@ def bootstrap(
   elif kind == "case":
     weights = weights * rng.multinomial(n, np.full(n, 1 / n), size=draws)
   elif kind == "cluster":
-    _, own = np.unique(np.arange(n) if clusters is None else clusters, return_inverse=True)
-    random = rng.gamma(shape, size=(draws, own.max() + 1))
-    weights = weights * (random / random.mean(axis=1, keepdims=True))[:, own]
+    _, cluster = np.unique(np.arange(n) if clusters is None else clusters, return_inverse=True)
+    random = rng.gamma(shape, size=(draws, cluster.max() + 1))
+    weights = weights * (random / random.mean(axis=1, keepdims=True))[:, cluster]
   else:
     residuals = fit.residuals()
     errors = rng.choice(residuals - residuals.mean(), size=(draws, n)) * np.sqrt(n / max(n - len(fit.theta), 1))
-    known = fit.predict(*fit.columns)
-    losses = known + errors if fit.plain else known * np.exp(errors)
+    fitted = fit.predict(*fit.columns)
+    losses = fitted + errors if fit.plain else fitted * np.exp(errors)
   return dataclasses.replace(fit, draws=refits(fit, losses, weights))
 
 
@@ -53,19 +53,21 @@ def refits(fit: Fit, losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
   if not draws:
     return np.empty((0, len(fit.theta)))
   pad = -n % fitting.PAD
-  edge = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], mode="edge")
-  columns = tuple(np.broadcast_to(edge(x), (draws, n + pad)) for x in fit.columns)
-  sets = Sets(columns, edge(losses), np.pad(weights, ((0, 0), (0, pad))))
+
+  def with_last(x: np.ndarray) -> np.ndarray:
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], mode="edge")
+
+  columns = tuple(np.broadcast_to(with_last(x), (draws, n + pad)) for x in fit.columns)
+  sets = Sets(columns, with_last(losses), np.pad(weights, ((0, 0), (0, pad))))
   starts = _starts(fit)
-  found = fitting.solve(
-    fit.law, sets, np.tile(starts, (draws, 1)), np.repeat(np.arange(draws), len(starts)), fit.how, ENOUGH
-  )
-  values = np.where(np.isfinite(found.value), found.value, np.inf).reshape(draws, -1)
-  return found.theta.reshape(draws, len(starts), -1)[np.arange(draws), np.argmin(values, axis=1)]
+  which = np.repeat(np.arange(draws), len(starts))
+  solution = fitting.solve(fit.law, sets, np.tile(starts, (draws, 1)), which, fit.how, ENOUGH)
+  values = np.where(np.isfinite(solution.value), solution.value, np.inf).reshape(draws, -1)
+  return solution.theta.reshape(draws, len(starts), -1)[np.arange(draws), np.argmin(values, axis=1)]
 
 
 def _starts(fit: Fit) -> np.ndarray:
-  """The fit, and where a constant is almost 0 also others: no gradient leads away from there."""
+  """The fit [S, P], and further starts where a constant of the law is almost 0, since its gradient is almost 0, too."""
   starts = [fit.theta]
   for i, name in enumerate(fit.law.names):
     if name in ("E", "a") and name in fit.law.linear and np.exp(fit.theta[i]) < AT_BOUND * fit.loss.min():
@@ -76,30 +78,33 @@ def _starts(fit: Fit) -> np.ndarray:
   return np.array(starts)
 
 
-def profile(fit: Fit, held: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The least objective with one parameter held at each of some values, relative to the fit's; for each parameter.
+def profile(fit: Fit, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The least objective with one parameter held at each of its `values`, relative to the fit's, for each parameter.
 
-  Where it hardly rises the points do not say the parameter: the fit lies on a ridge.
+  Where it hardly rises the points do not identify the parameter: the fit lies on a ridge.
   """
   pins = [
     (fit.law.names.index(name), fit.law.theta({**fit.params, name: np.float64(value)}))
-    for name, values in held.items()
-    for value in values
+    for name, each in values.items()
+    for value in each
   ]
   mask = np.array([np.arange(len(fit.theta)) == place for place, _ in pins])
   pinned = np.array([theta for _, theta in pins])
   sets = fitting.stack([(fit.columns, fit.loss, fit.weights)] * len(pins))
-  found = fitting.solve(fit.law, sets, pinned, np.arange(len(pins)), fit.how, held=(mask, pinned))
-  rises = iter(found.value / fitting.SCALE / max(fit.objective, 1e-300))
-  return {name: np.array([next(rises) for _ in values]) for name, values in held.items()}
+  sets = dataclasses.replace(sets, held=(mask, pinned))
+  solution = fitting.solve(fit.law, sets, pinned, np.arange(len(pins)), fit.how)
+  rises = iter(solution.value / fitting.SCALE / max(fit.objective, 1e-300))
+  return {name: np.array([next(rises) for _ in each]) for name, each in values.items()}
 
 
-def ridges(fit: Fit, reach: float = 3.0, rise: float = 0.02) -> dict[str, list[float]]:
-  """Parameters that may be `reach` times larger or smaller at hardly more objective; the rises at both."""
-  held = {name: np.array([fit.params[name] / reach, fit.params[name] * reach]) for name in fit.law.names}
-  inside = {
-    name: values for name, values in held.items()
-    if fit.law.bounds[name][0] < values.min() and values.max() < fit.law.bounds[name][1]
-  }  # fmt: skip
-  found = profile(fit, inside) if inside else {}
-  return {name: (rises - 1).tolist() for name, rises in found.items() if (rises - 1).min() < rise}
+def ridges(fit: Fit, reach: float = 3.0, rise: float = 0.02) -> dict[str, tuple[float, float]]:
+  """Parameters that can be `reach` times smaller or larger at hardly more objective, with its relative rise at both."""
+  values = {name: np.array([fit.params[name] / reach, fit.params[name] * reach]) for name in fit.law.names}
+
+  def inside(name: str) -> bool:
+    low, high = fit.law.bounds[name]
+    return low < values[name].min() and values[name].max() < high
+
+  tried = {name: each for name, each in values.items() if inside(name)}
+  rises = {name: each - 1 for name, each in profile(fit, tried).items()} if tried else {}
+  return {name: (float(each[0]), float(each[1])) for name, each in rises.items() if each.min() < rise}

@@ -6,36 +6,54 @@ without normalisation: torchvision's.
 """
 
 import dataclasses
+import functools
 import itertools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, POSITIVE, OneOf, field, read
-from bigmodel.models.layers.basic import dropout, projection
-from bigmodel.models.layers.images import convolution, convolved, max_pool
+from bigmodel.models.layers.basic import Matrix, dropout, outputs, projection
+from bigmodel.models.layers.images import Convolution, convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification",)
 SUPPLIED = ()
-# Convolutions as (channels, size, stride, padding, groups, pooled after it?).
+_convolution = functools.partial(Convolution, bias=True)
 FORMS = {
-  "grouped": ((96, 11, 4, 0, 1, True), (256, 5, 1, 2, 2, True), (384, 3, 1, 1, 1, False), (384, 3, 1, 1, 2, False),
-              (256, 3, 1, 1, 2, True)),
-  "ungrouped": ((96, 11, 4, 0, 1, True), (256, 5, 1, 2, 1, True), (384, 3, 1, 1, 1, False), (384, 3, 1, 1, 1, False),
-                (256, 3, 1, 1, 1, True)),
-  "one_weird_trick": ((64, 11, 4, 2, 1, True), (192, 5, 1, 2, 1, True), (384, 3, 1, 1, 1, False),
-                      (256, 3, 1, 1, 1, False), (256, 3, 1, 1, 1, True)),
-}  # fmt: skip
+  "grouped": (
+    _convolution(96, 11, stride=4),
+    _convolution(256, 5, padding=2, groups=2),
+    _convolution(384, 3, padding=1),
+    _convolution(384, 3, padding=1, groups=2),
+    _convolution(256, 3, padding=1, groups=2),
+  ),
+  "ungrouped": (
+    _convolution(96, 11, stride=4),
+    _convolution(256, 5, padding=2),
+    _convolution(384, 3, padding=1),
+    _convolution(384, 3, padding=1),
+    _convolution(256, 3, padding=1),
+  ),
+  "one_weird_trick": (
+    _convolution(64, 11, stride=4, padding=2),
+    _convolution(192, 5, padding=2),
+    _convolution(384, 3, padding=1),
+    _convolution(256, 3, padding=1),
+    _convolution(256, 3, padding=1),
+  ),
+}
+POOLED = (0, 1, 4)  # the convolutions after which sides are pooled
 NORMALISED = ("grouped", "ungrouped")
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -53,7 +71,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "AlexNet":
+def build(config: Config, dtype: DTypeLike) -> "AlexNet":
   return AlexNet(shape_of(config), dtype)
 
 
@@ -65,15 +83,15 @@ class Shape(ExampleShape):
   hidden: int = field(4096, "units of each of the two hidden dense layers", POSITIVE)
   dropout: float = field(0.5, "share of activations that are dropped in training", BELOW_ONE)
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "alexnet", **dataclasses.asdict(self), "inputs": list(self.inputs)}
 
   def sides(self, side: int) -> list[int]:
     """The side of the image after each convolution, and in the end."""
     sides = []
-    for _, size, stride, padding, _, pooled in FORMS[self.form]:
-      sides.append(convolved(side, size, stride, padding))
-      side = convolved(sides[-1], 3, 2) if pooled else sides[-1]
+    for layer, conv in enumerate(FORMS[self.form]):
+      sides.append(convolved(side, conv.size, conv.stride, conv.padding))
+      side = convolved(sides[-1], 3, 2) if layer in POOLED else sides[-1]
     return [*sides, side]
 
   def counts(self, context: int) -> Counts:
@@ -81,9 +99,10 @@ class Shape(ExampleShape):
     del context
     params, products, channels_in = 0, 0, self.inputs[2]
     heights, widths = self.sides(self.inputs[0]), self.sides(self.inputs[1])
-    for (channels, size, _, _, groups, _), height, width in zip(FORMS[self.form], heights, widths, strict=False):
-      weights = size * size * channels_in // groups * channels
-      params, products, channels_in = params + weights + channels, products + weights * height * width, channels
+    for conv, height, width in zip(FORMS[self.form], heights, widths, strict=False):
+      weights = conv.size * conv.size * channels_in // conv.groups * conv.channels
+      params, products = params + weights + conv.channels, products + weights * height * width
+      channels_in = conv.channels
     features = (heights[-1] * widths[-1] * channels_in, self.hidden, self.hidden, self.outputs)
     matrices = sum(a * b for a, b in itertools.pairwise(features))
     return plain_counts(params + matrices + sum(features[1:]), 2.0 * (products + matrices))
@@ -100,26 +119,24 @@ class AlexNet(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
     x = x.astype(self.dtype)
-    for layer, (channels, size, stride, padding, groups, pooled) in enumerate(FORMS[shape.form]):
+    for layer, conv in enumerate(FORMS[shape.form]):
       role = Role.HIDDEN if layer else Role.INPUT
-      x = jax.nn.relu(convolution(self, f"conv_{layer}", x, channels, size, role, stride, padding, groups, bias=True))
+      x = jax.nn.relu(convolution(self, f"conv_{layer}", x, conv, role))
       if shape.form in NORMALISED and layer < 2:
         x = _respond(x)
-      x = max_pool(x, 3, 2) if pooled else x
+      x = max_pool(x, 3, 2) if layer in POOLED else x
     x_BxF = x.reshape(x.shape[0], -1)
     for layer, (axis, role) in enumerate((("inputs", Role.INPUT), ("embed", Role.HIDDEN))):
       x_BxF = dropout(self, x_BxF, shape.dropout)
-      x_BxF = projection(self, f"layer_{layer}", x_BxF, shape.hidden, (axis, "mlp"), role, 2**0.5, bias=True)
+      x_BxF = projection(self, f"layer_{layer}", x_BxF, shape.hidden, Matrix((axis, "mlp"), role, 2**0.5, bias=True))
       x_BxF = jax.nn.relu(x_BxF)
-    out = projection(
-      self, "output", x_BxF, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, x_BxF, shape.outputs)
     return out, {}
 
 

@@ -1,11 +1,12 @@
 """BERT (Devlin et al. 2019): a bidirectional encoder, pre-trained by guessing masked tokens."""
 
 import dataclasses
-from typing import Any
+from typing import Unpack, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
@@ -15,15 +16,17 @@ from bigmodel.models.layers.basic import (
   ACTIVATIONS,
   GATED,
   LayerNorm,
+  Matrix,
   constrain,
   dropout,
   normal,
   projection,
   repeated,
 )
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 from bigmodel.models.layers.roles import Role
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("masked_lm",)
 SUPPLIED = ("run_blocks",)
@@ -31,8 +34,8 @@ NORM_FIRST = False
 HEADS = ("masked_lm", "pooler", "none")
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
-  model.vocab = model.vocab or facts["vocab"] + 1
+def resolve(model: Config, facts: Facts) -> None:
+  model.vocab = model.vocab or cast(int, facts["vocab"]) + 1  # the mask
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
   model.positions = model.positions or facts["context"]
@@ -50,8 +53,8 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "Bert":
-  return Bert(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Bert":
+  return Bert(shape_of(config), dtype, **supplied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +74,24 @@ class Shape:
   dropout: float = field(0.0, "share of activations that are dropped in training; 0.1 in the paper", BELOW_ONE)
   head: str = field("masked_lm", "on top of the encoder: predicts tokens, pools a sequence, or none", OneOf(HEADS))
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "bert", **dataclasses.asdict(self)}
 
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      norm_first=False, epsilon=self.epsilon, causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      norm_first=False,
+      epsilon=self.epsilon,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per token; embeddings are those of tokens, positions and types."""
@@ -101,7 +113,7 @@ class Bert(nn.Module):
   """
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   attend: Attend = attend_to_all
   run_blocks: RunBlocks = unrolled
 
@@ -110,7 +122,10 @@ class Bert(nn.Module):
     self, tokens_BxT: jax.Array, types_BxT: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape, D, T = self.shape, self.shape.width, tokens_BxT.shape[1]
-    table = lambda name, rows, axis: normal(self, name, (rows, D), (axis, "embed"), Role.TABLE, 0.02)
+
+    def table(name: str, rows: int, axis: str) -> jax.Array:
+      return normal(self, name, (rows, D), (axis, "embed"), Role.TABLE, 0.02)
+
     embedding_VxD = vocabulary(self, "embedding", shape.vocab, D, Role.TABLE, 0.02)
     positions_PxD = table("positions", shape.positions, "positions")
     types_2xD = table("types", shape.types, "types")
@@ -120,13 +135,14 @@ class Bert(nn.Module):
     x_BxTxD = x_BxTxD + lookup(types_2xD, types, ("types", "embed"), self.dtype)
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
     x_BxTxD = dropout(self, LayerNorm(epsilon=shape.epsilon, name="embedding_norm")(x_BxTxD), shape.dropout)
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     if shape.head == "none":
       return x_BxTxD, auxiliary
     if shape.head == "pooler":
-      pooled_BxD = projection(self, "pooler", x_BxTxD[:, 0], D, ("embed", "mlp"), Role.OUTPUT, bias=True)
+      pooled_BxD = projection(self, "pooler", x_BxTxD[:, 0], D, Matrix(("embed", "mlp"), Role.OUTPUT, bias=True))
       return jnp.tanh(pooled_BxD), auxiliary
-    x_BxTxD = projection(self, "transform", x_BxTxD, D, ("embed", "mlp"), Role.HIDDEN, bias=True)
+    x_BxTxD = projection(self, "transform", x_BxTxD, D, Matrix(("embed", "mlp"), Role.HIDDEN, bias=True))
     last_norm = LayerNorm(epsilon=shape.epsilon, role=Role.LAST_NORM, name="transform_norm")
     x_BxTxD = last_norm(ACTIVATIONS["gelu_erf"](x_BxTxD))
     return logits(self, x_BxTxD, embedding_VxD, shape.vocab, bias="output_bias"), auxiliary

@@ -7,24 +7,25 @@ task `classification` trains all of them together.
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import field, read
-from bigmodel.models.layers.basic import einsum_float32, gathered, normal, projection, repeated, zeros
+from bigmodel.models.layers.basic import einsum_float32, gathered, normal, outputs, repeated, zeros
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification", "contrastive_divergence")
 SUPPLIED = ()
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -43,7 +44,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "DBN":
+def build(config: Config, dtype: DTypeLike) -> "DBN":
   return DBN(shape_of(config), dtype)
 
 
@@ -53,7 +54,7 @@ class Shape(ExampleShape):
 
   hidden: tuple[int, ...] = field((500, 500, 2000), "units of each hidden layer")
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "dbn", "inputs": list(self.inputs), "outputs": self.outputs, "hidden": list(self.hidden)}
 
   @property
@@ -72,7 +73,7 @@ class DBN(nn.Module):
   """inputs in [0, 1] -> (logits float32[B, outputs], {}); with a `layer`, the losses of that RBM [B, 2]."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -91,9 +92,7 @@ class DBN(nn.Module):
         return divergence(jax.lax.stop_gradient(v_BxV), weight_VxH, hidden_H, visible_V, key), none
       inputs_BxH = v_BxV @ weight_VxH
       v_BxV = jax.nn.sigmoid(inputs_BxH + repeated(hidden_H, inputs_BxH.shape, ("mlp",), self.dtype))
-    out = projection(
-      self, "output", v_BxV, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, v_BxV, shape.outputs)
     return out, none
 
 

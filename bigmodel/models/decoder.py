@@ -5,16 +5,17 @@ learned or relative positions make the older ones.
 """
 
 import dataclasses
-from typing import Any
+from typing import Unpack, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
-from bigmodel.models.layers.attention import Attend, Cache, attend
+from bigmodel.models.layers.attention import Attend, Cache, Start, attend
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
   GATED,
@@ -25,9 +26,11 @@ from bigmodel.models.layers.basic import (
   normal,
   repeated,
 )
-from bigmodel.models.layers.block import Block, BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import Block, BlockShape, Results, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
+from bigmodel.models.layers.experts import Auxiliary
 from bigmodel.models.layers.roles import Role
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("causal_lm",)
 SUPPLIED = ("attend", "run_blocks")
@@ -35,7 +38,7 @@ IN_PIECES = ("data.context", "model.layers")
 POSITIONS = ("rotary", "learned", "relative", "none")
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   """Replaces the zeros of `config.model` by what they stand for, in place."""
   model.vocab = model.vocab or facts["vocab"]
   model.heads = model.heads or max(1, model.width // model.head_size)
@@ -70,8 +73,8 @@ def check(config: Config) -> None:
   require(heads % groups == 0, f"config.model.kv_heads: {groups} does not divide heads = {heads}")
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "Decoder":
-  return Decoder(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Decoder":
+  return Decoder(shape_of(config), dtype, **supplied)
 
 
 def shape_of(config: Config) -> "Shape":
@@ -113,7 +116,7 @@ class Shape:
   dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
   context: int = 0  # number of learned positions; not a field of the config
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     facts = {"family": "decoder", **dataclasses.asdict(self)}
     return {name: value for name, value in facts.items() if self.experts or not name.startswith("expert")}
 
@@ -167,12 +170,14 @@ class Decoder(nn.Module):
   """
 
   shape: Shape
-  dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  dtype: DTypeLike = jnp.float32
   attend: Attend = attend
   run_blocks: RunBlocks = unrolled
 
   @nn.compact
-  def __call__(self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Any = 0) -> tuple[jax.Array, Any]:
+  def __call__(
+    self, tokens_BxT: jax.Array, caches: list[Cache] | None = None, start: Start = 0
+  ) -> tuple[jax.Array, Auxiliary | list[Cache]]:
     shape = self.shape
     deviation = shape.width**-0.5
     embedding_VxD = vocabulary(self, "embedding", shape.vocab, shape.width, Role.SHRINKING_TABLE, deviation)
@@ -185,14 +190,13 @@ class Decoder(nn.Module):
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", "length", "activation_embed"))
 
     if caches is None:
-      x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+      blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+      x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
       auxiliary = jax.tree.map(lambda total: total / shape.layers, auxiliary)
     else:
       block, auxiliary = Block(shape.block, self.dtype, self.attend, parent=None), []
       for params, cache in zip(self.get_variable("params", "blocks"), caches, strict=True):
-        x_BxTxD, _, cache = block.apply(  # pyright: ignore[reportAssignmentType]
-          {"params": params}, x_BxTxD, None, cache, start
-        )
+        x_BxTxD, _, cache = cast(Results, block.apply({"params": params}, x_BxTxD, None, cache, start))
         auxiliary.append(cache)
 
     if shape.norm_first:

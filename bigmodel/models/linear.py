@@ -1,6 +1,6 @@
 """Linear and softmax regression: a multilayer perceptron without hidden layers."""
 
-from typing import Any
+from jax.typing import DTypeLike
 
 from bigmodel.config import Config
 from bigmodel.declarations import read
@@ -19,5 +19,5 @@ def shape_of(config: Config) -> mlp.Shape:
   return mlp.Shape(**vars(read(Shape, config.model)), hidden=())
 
 
-def build(config: Config, dtype: Any) -> mlp.MLP:
+def build(config: Config, dtype: DTypeLike) -> mlp.MLP:
   return mlp.MLP(shape_of(config), dtype)

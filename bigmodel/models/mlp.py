@@ -3,24 +3,25 @@
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, OneOf, field, read
-from bigmodel.models.layers.basic import ACTIVATIONS, dropout, projection
+from bigmodel.models.layers.basic import ACTIVATIONS, Matrix, dropout, outputs, projection
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification", "regression")
 SUPPLIED = ()
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -33,7 +34,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "MLP":
+def build(config: Config, dtype: DTypeLike) -> "MLP":
   return MLP(shape_of(config), dtype)
 
 
@@ -45,9 +46,9 @@ class Shape(ExampleShape):
   activation: str = field("relu", "of the hidden layers", OneOf(ACTIVATIONS))
   dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
 
-  def describe(self) -> dict[str, Any]:
-    facts = {"family": "mlp" if self.hidden else "linear", **dataclasses.asdict(self)}
-    return facts | {"inputs": list(self.inputs), "hidden": list(self.hidden)}
+  def describe(self) -> dict[str, object]:
+    lists = {"inputs": list(self.inputs), "hidden": list(self.hidden)}
+    return {"family": "mlp" if self.hidden else "linear", **dataclasses.asdict(self), **lists}
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per example."""
@@ -61,7 +62,7 @@ class MLP(nn.Module):
   """x_Bx... -> (outputs float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -71,12 +72,10 @@ class MLP(nn.Module):
     scale = 2**0.5 if shape.activation in ("relu", "gelu", "gelu_erf") else 1.0
     axis, role = "inputs", Role.INPUT
     for layer, width in enumerate(shape.hidden):
-      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, (axis, "mlp"), role, scale, bias=True)
+      x_BxF = projection(self, f"layer_{layer}", x_BxF, width, Matrix((axis, "mlp"), role, scale, bias=True))
       x_BxF = dropout(self, ACTIVATIONS[shape.activation](x_BxF), shape.dropout)
       axis, role = "embed", Role.HIDDEN
-    out = projection(
-      self, "output", x_BxF, shape.outputs, (axis, "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, x_BxF, shape.outputs, axis)
     return out, {}
 
 

@@ -5,19 +5,20 @@ normalisation stands in for batch normalisation: see `layers.images.GroupNorm`.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import POSITIVE, OneOf, field, read
-from bigmodel.models.layers.basic import projection
-from bigmodel.models.layers.images import GroupNorm, convolution, convolved, max_pool
+from bigmodel.models.layers.basic import outputs
+from bigmodel.models.layers.images import Convolution, GroupNorm, convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts
 
 TASKS = ("classification",)
 SUPPLIED = ()
@@ -25,7 +26,7 @@ BLOCKS = {"basic": 1, "bottleneck": 4}  # how many times wider a block's output 
 STEMS = ("large", "small")  # 7 x 7 with stride 2 and pooling; 3 x 3
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
 
 
@@ -45,7 +46,7 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any) -> "ResNet":
+def build(config: Config, dtype: DTypeLike) -> "ResNet":
   return ResNet(shape_of(config), dtype)
 
 
@@ -59,9 +60,9 @@ class Shape(ExampleShape):
   stem: str = field("small", "first convolution: large (7 x 7, stride 2, pooled) or small (3 x 3)", OneOf(STEMS))
   groups: int = field(32, "most groups of channels that are normalised together", POSITIVE)
 
-  def describe(self) -> dict[str, Any]:
-    facts = {"family": "resnet", **dataclasses.asdict(self)}
-    return facts | {"inputs": list(self.inputs), "stages": list(self.stages)}
+  def describe(self) -> dict[str, object]:
+    lists = {"inputs": list(self.inputs), "stages": list(self.stages)}
+    return {"family": "resnet", **dataclasses.asdict(self), **lists}
 
   def convolutions(self) -> list[tuple[str, int, int, int, int]]:
     """Every convolution of the blocks: (name, channels, size, stride, block that it begins, or -1)."""
@@ -108,14 +109,14 @@ class ResNet(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
 
     def conv(x: jax.Array, name: str, channels: int, size: int, stride: int, role: Role = Role.HIDDEN) -> jax.Array:
-      x = convolution(self, name, x, channels, size, role, stride, size // 2)
+      x = convolution(self, name, x, Convolution(channels, size, stride, size // 2), role)
       return GroupNorm(shape.groups, name=f"{name}_norm")(x)
 
     x = x.astype(self.dtype)
@@ -137,9 +138,7 @@ class ResNet(nn.Module):
       elif not layers[i + 1][0].endswith("shortcut"):
         x = jax.nn.relu(x)
     pooled_BxC = jnp.mean(x, axis=(1, 2))
-    out = projection(
-      self, "output", pooled_BxC, shape.outputs, ("inputs", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, pooled_BxC, shape.outputs, "inputs")
     return out, {}
 
 

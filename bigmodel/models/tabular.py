@@ -4,28 +4,30 @@ The last features may be codes of categories, each with a vector of its own.
 """
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, projection, repeated
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, outputs, repeated
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import lookup
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("classification", "regression")
 SUPPLIED = ("run_blocks",)
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
   model.categories = model.categories or facts.get("categories", ())
   model.heads = model.heads or max(1, model.width // model.head_size)
@@ -48,8 +50,8 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "FTTransformer":
-  return FTTransformer(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "FTTransformer":
+  return FTTransformer(shape_of(config), dtype, **supplied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Shape(ExampleShape):
     (), "of the last features, which are codes of categories: how many each has; (): those of the data"
   )
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     lists = {"inputs": list(self.inputs), "categories": list(self.categories)}
     return {"family": "tabular", **dataclasses.asdict(self), **lists}
 
@@ -79,9 +81,16 @@ class Shape(ExampleShape):
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per row of a table."""
@@ -98,7 +107,7 @@ class FTTransformer(nn.Module):
   """features float[B, F], numbers and then codes -> (outputs float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   attend: Attend = attend_to_all
   run_blocks: RunBlocks = unrolled
 
@@ -110,7 +119,9 @@ class FTTransformer(nn.Module):
     def vectors(name: str, count: int) -> jax.Array:
       return normal(self, name, (count, D), axes, Role.SHRINKING_TABLE, D**-0.5)
 
-    for_all = lambda vectors_FxD: repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
+    def for_all(vectors_FxD: jax.Array) -> jax.Array:
+      return repeated(vectors_FxD, (B, *vectors_FxD.shape), axes, self.dtype)
+
     parts = []
     if shape.numbers:
       parts.append(x_BxF[:, : shape.numbers].astype(self.dtype)[..., None] * for_all(vectors("weight", shape.numbers)))
@@ -122,11 +133,10 @@ class FTTransformer(nn.Module):
     token_D = normal(self, "token", (D,), ("embed",), Role.SHRINKING_TABLE, D**-0.5)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), tokens_BxFxD], axis=1)
     x_BxTxD = constrain(x_BxTxD, ("batch", None, "activation_embed"))
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     read_BxD = jax.nn.relu(LayerNorm(role=Role.LAST_NORM, name="final_norm")(x_BxTxD[:, 0]))
-    out = projection(
-      self, "output", read_BxD, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, read_BxD, shape.outputs)
     return out, auxiliary
 
 

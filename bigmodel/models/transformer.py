@@ -1,12 +1,13 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017), with one table for both vocabularies and the output."""
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, Recomputed, plain_counts
 from bigmodel.config import Config, require
@@ -19,16 +20,17 @@ from bigmodel.models.layers.basic import (
   dropout,
   sinusoids,
 )
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.embedding import VOCABULARY, logits, lookup, padded, vocabulary
 from bigmodel.models.layers.roles import Role
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("seq2seq",)
 SUPPLIED = ("run_blocks",)
 NORM_FIRST = False
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   model.vocab = model.vocab or facts["vocab"]
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
@@ -43,8 +45,8 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "Transformer":
-  return Transformer(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Transformer":
+  return Transformer(shape_of(config), dtype, **supplied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,25 @@ class Shape:
     0.0, "share of activations that are dropped in training; 0.1 in the paper, or 0.3 for its big model", BELOW_ONE
   )
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "transformer", **dataclasses.asdict(self)}
 
   def block(self, decoder: bool) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      norm_first=False, gives_outputs=decoder, epsilon=self.epsilon, causal=decoder, cross=decoder,
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      norm_first=False,
+      gives_outputs=decoder,
+      epsilon=self.epsilon,
+      causal=decoder,
+      cross=decoder,
       dropout=self.dropout,
-    )  # fmt: skip
+    )
 
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per token of source and target, which have half of `context` each."""
@@ -94,7 +106,7 @@ class Transformer(nn.Module):
   """
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   run_blocks: RunBlocks = unrolled
   attend: Attend = attend
 
@@ -110,13 +122,10 @@ class Transformer(nn.Module):
       )
       return constrain(x_BxTxD, ("batch", "length", "activation_embed"))
 
-    run = self.run_blocks
-    memory_BxSxD, _ = stack(
-      self, "encoder_blocks", shape.block(False), self.dtype, attend_to_all, run, embedded(source_BxS)
-    )
-    x_BxTxD, auxiliary = stack(
-      self, "decoder_blocks", shape.block(True), self.dtype, self.attend, run, embedded(target_BxT), memory_BxSxD
-    )
+    encoder = Stack(shape.block(False), self.dtype, attend_to_all, self.run_blocks)
+    decoder = Stack(shape.block(True), self.dtype, self.attend, self.run_blocks)
+    memory_BxSxD, _ = stack(self, "encoder_blocks", encoder, embedded(source_BxS))
+    x_BxTxD, auxiliary = stack(self, "decoder_blocks", decoder, embedded(target_BxT), memory_BxSxD)
     return logits(self, x_BxTxD, embedding_VxD, shape.vocab), auxiliary
 
 

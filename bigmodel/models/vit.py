@@ -1,26 +1,39 @@
 """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token that is read out."""
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
 from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
-from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, dropout, normal, projection, repeated
-from bigmodel.models.layers.block import BlockShape, RunBlocks, stack, unrolled
+from bigmodel.models.layers.basic import (
+  ACTIVATIONS,
+  GATED,
+  LayerNorm,
+  Matrix,
+  constrain,
+  dropout,
+  normal,
+  outputs,
+  projection,
+  repeated,
+)
+from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
 from bigmodel.models.layers.roles import Role
 from bigmodel.models.layers.shapes import ExampleShape, resolve_examples
+from bigmodel.models.registry.protocol import Facts, Supplied
 
 TASKS = ("classification",)
 SUPPLIED = ("run_blocks",)
 
 
-def resolve(model: Config, facts: dict[str, Any]) -> None:
+def resolve(model: Config, facts: Facts) -> None:
   resolve_examples(model, facts)
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
@@ -41,8 +54,8 @@ def shape_of(config: Config) -> "Shape":
   return read(Shape, config.model)
 
 
-def build(config: Config, dtype: Any, **arguments: Any) -> "ViT":
-  return ViT(shape_of(config), dtype, **arguments)
+def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "ViT":
+  return ViT(shape_of(config), dtype, **supplied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +72,23 @@ class Shape(ExampleShape):
   epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
   dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     return {"family": "vit", **dataclasses.asdict(self), "inputs": list(self.inputs)}
 
   @property
   def block(self) -> BlockShape:
     return BlockShape(
-      self.width, self.layers, self.heads, self.heads, self.head_size, self.feed_forward, self.activation,
-      epsilon=self.epsilon, causal=False, dropout=self.dropout,
-    )  # fmt: skip
+      width=self.width,
+      layers=self.layers,
+      heads=self.heads,
+      kv_heads=self.heads,
+      head_size=self.head_size,
+      feed_forward=self.feed_forward,
+      activation=self.activation,
+      epsilon=self.epsilon,
+      causal=False,
+      dropout=self.dropout,
+    )
 
   @property
   def patches(self) -> int:
@@ -87,7 +108,7 @@ class ViT(nn.Module):
   """images [B, height, width, channels] -> (logits float32[B, outputs], no auxiliary numbers)."""
 
   shape: Shape
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   attend: Attend = attend_to_all
   run_blocks: RunBlocks = unrolled
 
@@ -97,17 +118,16 @@ class ViT(nn.Module):
     B, height, width, channels = x.shape
     cut = x.astype(self.dtype).reshape(B, height // P, P, width // P, P, channels)
     pixels_BxTxF = cut.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * channels)
-    x_BxTxD = projection(self, "patches", pixels_BxTxF, D, ("inputs", "embed"), Role.INPUT, bias=True)
+    x_BxTxD = projection(self, "patches", pixels_BxTxF, D, Matrix(("inputs", "embed"), Role.INPUT, bias=True))
     token_D = normal(self, "token", (D,), ("embed",), Role.TABLE, 0.02)
     positions_TxD = normal(self, "positions", (shape.patches + 1, D), ("positions", "embed"), Role.TABLE, 0.02)
     x_BxTxD = jnp.concatenate([repeated(token_D, (B, 1, D), ("embed",), self.dtype), x_BxTxD], axis=1)
     x_BxTxD = x_BxTxD + repeated(positions_TxD, x_BxTxD.shape, ("positions", "embed"), self.dtype)
     x_BxTxD = constrain(dropout(self, x_BxTxD, shape.dropout), ("batch", None, "activation_embed"))
-    x_BxTxD, auxiliary = stack(self, "blocks", shape.block, self.dtype, self.attend, self.run_blocks, x_BxTxD)
+    blocks = Stack(shape.block, self.dtype, self.attend, self.run_blocks)
+    x_BxTxD, auxiliary = stack(self, "blocks", blocks, x_BxTxD)
     read_BxD = LayerNorm(epsilon=shape.epsilon, role=Role.LAST_NORM, name="final_norm")(x_BxTxD[:, 0])
-    out = projection(
-      self, "output", read_BxD, shape.outputs, ("embed", "outputs"), Role.OUTPUT, bias=True, result=jnp.float32
-    )
+    out = outputs(self, read_BxD, shape.outputs)
     return out, auxiliary
 
 

@@ -140,6 +140,12 @@ class _Sizes:
 def _compared(config: Config, base: Config) -> Multiples:
   """The multiples of a model in comparison with its base."""
   labels, shapes, base_shapes = models.labels(config), _shapes(config), _shapes(base)
+  unknown = [name for name, label in labels if label.role is Role.UNKNOWN]
+  require(
+    not unknown,
+    f"config.optim.parametrization: {config.optim.parametrization} needs the roles of all parameters;"
+    f" {config.model.family} declares none for {unknown[:1]}",
+  )
   require(
     shapes.keys() == base_shapes.keys(),
     f"config.optim.base: it has other parameters ({', '.join(sorted(shapes.keys() ^ base_shapes.keys()))}); layers that"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from bigmodel import models
+from bigmodel import models, user_files
 from bigmodel.config import Config, require
 from bigmodel.parallel.fields import PRESETS
 from bigmodel.parallel.logical_axes import AXES, BATCH
@@ -74,6 +74,8 @@ def _with_devices_left(config: Config, sizes: dict[str, int], axis: str, left: i
 def _widths(config: Config) -> tuple[int, ...]:
   """Lengths of the axes named `embed` of a model's parameters."""
   model = config.model
+  if user_files.is_reference(model.family):  # a user's model is not sharded unless it names axes itself
+    return ()
   if "hidden" in model:
     return (model.hidden,) if isinstance(model.hidden, int) else tuple(model.hidden)
   return (model.width,) if "heads" in model else ()
@@ -96,6 +98,8 @@ def _limit(config: Config, axis: str, sizes: Mapping[str, int]) -> int:
 
 def divided_number(config: Config, name: str) -> int | None:
   """The number that an axis of the mesh has to divide; None where the model or its data do not have it."""
+  if user_files.is_reference(config.model.family):
+    return None
   group, field = name.split(".")
   field = "heads" if field == "kv_heads" and field not in config.model else field
   if name in ("data.context", "model.layers") and name not in models.in_pieces(config.model):

@@ -20,6 +20,7 @@ from bigmodel.config import Config, digest, flatten
 from bigmodel.hardware import NETWORK_LATENCY, SWITCH_LATENCY, Chip
 from bigmodel.models.layers.block import unrolled
 from bigmodel.models.layers.embedding import padded
+from bigmodel.models.registry.protocol import Supplied
 from bigmodel.parallel import blocks, kernels
 from bigmodel.planner import liveness
 
@@ -105,7 +106,7 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
     working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)
   if config.train.accumulate > 1 or stages > 1:
     working += gradients  # the sum so far, and what is added to it
-  if "heads" in config.model:
+  if {"heads", "width"} <= set(config.model):
     working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
   in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
   return {
@@ -210,11 +211,11 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
     attend = None
   policy = "full" if config.parallel.remat == "offload" else config.parallel.remat
   run = blocks.scanned if blocks.is_scanned(config, sizes) else unrolled
-  ways: dict[str, Any] = {"attend": attend} if attend else {}
+  ways: Supplied = {"attend": attend} if attend else {}
   if "run_blocks" in supplied:
     ways["run_blocks"] = lambda block, stacked, x: run(blocks.remat(block, policy), stacked, x)
   model = models.build(part, jnp.dtype(part.train.compute_dtype), **ways)
-  task, traced = tasks.build(part), dict.fromkeys(tasks.traced(part), jnp.float32(0))
+  task, traced = tasks.build(part), {name: jnp.float32(0) for name in tasks.traced(part)}
 
   def loss(params: Any, batch: Any) -> jax.Array:
     key = jax.random.key(0)
@@ -276,7 +277,7 @@ def traffic(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[Fa
     rows.append(("reduce-scatter", axes, True, passes * weights * share, passes * layers))
   if (n := sizes["data"]) > 1:
     rows.append(("all-reduce", ("data",), True, 2 * whole / stored * (n - 1) / n, layers))
-  activations = tokens * model.width * width if "heads" in model else 0.0
+  activations = tokens * model.width * width if {"heads", "width"} <= set(model) else 0.0
   if (n := sizes["tensor"]) > 1:
     times = (4 + 2 * again) * layers
     rows.append(("all-reduce", ("tensor",), False, times * 2 * activations * (n - 1) / n, times * passes))

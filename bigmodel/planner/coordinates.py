@@ -123,7 +123,7 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
     size = [_root_mean_square(x[:1]) for x in outputs]
     return jnp.concatenate(size), jnp.stack([_root_mean_square(x[1:] - x[0]) for x in outputs])
 
-  with exact_products(model.dtype):  # as runs are traced
+  with exact_products(jnp.float32):  # as runs are traced
     runs = [run(jax.random.key(seed), _rows(config, seed)) for seed in range(seeds)]
   size, change = (np.mean([np.asarray(x) for x in each], axis=0) for each in zip(*runs, strict=True))
   return Measured(layers, size, change)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigmodel import models, parallel
-from bigmodel.config import Config, with_overrides
+from bigmodel.config import Config
 from bigmodel.errors import UserError
 from bigmodel.parallel.topology import Topology
 from bigmodel.planner import compiled
+from bigmodel.train.whole import with_overrides
 
 Facts = dict[str, Any]
 KEPT = 8

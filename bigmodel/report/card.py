@@ -1,7 +1,6 @@
-"""The card of prepared data as one page: counts, classes, what is missing, what steps did, and samples to look at."""
+"""The card of prepared data as a page: counts, classes, missing values, the effect of each step, and samples."""
 
-from typing import Any
-
+import msgspec
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -11,61 +10,97 @@ from bigmodel.data.corpus import Corpus
 from bigmodel.data.examples import Examples
 from bigmodel.data.pipeline import Data
 from bigmodel.report import figures, page
+from bigmodel.report.page import Page, Plot, Table
 
-SAMPLES = 24
-FEATURES = 12  # that are drawn
-LETTERS = 700  # of a document
+SAMPLES = 24  # images that are shown
+WINDOWS = 6  # windows of series that are shown
+FEATURES = 12  # histograms that are shown
+LETTERS = 700  # of each document
+DOCUMENTS = 3
+
+
+class Split(msgspec.Struct, frozen=True):
+  """Counts of a split: of a corpus documents, bytes and tokens, of other data examples."""
+
+  documents: int = 0
+  bytes: int = 0
+  tokens: int = 0
+  examples: int = 0
+  class_counts: list[int] = []
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+  """The fields of card.json that the page shows; which are there depends on the kind of data."""
+
+  name: str
+  sha256: str
+  splits: dict[str, Split]
+  tokenizer: str = ""
+  vocab: int = 0
+  inputs: list[int] = []  # shape of an example
+  outputs: int = 0
+  classes: list[str | int] | None = None
+  features: list[str] | int | None = None
+  missing: dict[str, int] = {}  # cells by column
+  steps: dict[str, int | dict[str, int]] = {}  # rows or cells that each step changed, in all or by column
 
 
 def write(path: str, data: Data, tokens: tokenizer.Tokenizer | None = None) -> None:
-  """Writes the page; `tokens` reads a corpus."""
-  card = data.card
+  """Writes the page; `tokens` decodes the documents of a corpus, which are left out without it."""
+  card = msgspec.convert(data.card, Card)
+  plots, texts = [], []
   if isinstance(data, Corpus):
-    what = f"Text as {card['tokenizer']}, {card['vocab']:,} different tokens"
-    columns, plots, texts = ("documents", "bytes", "tokens"), [], _documents(data, tokens) if tokens else []
+    summary = f"Text as {card.tokenizer}, {card.vocab:,} different tokens"
+    columns = ("documents", "bytes", "tokens")
+    texts = _documents(data, tokens) if tokens else []
   else:
-    what = f"Examples of shape {tuple(card['inputs'])}, {card['outputs']} outputs"
-    columns, plots, texts = ("examples",), _pictures(data), []
-  splits = [(split, *(facts[name] for name in columns)) for split, facts in card["splits"].items()]
-  tables = [("Splits", "", ("split", *columns), splits), *_tables(card)]
-  title, drawn = f"{card['name']}: a data card", [(title, "", figure) for title, figure in plots]
-  page.tables(path, title, card["name"], f"{what}. sha256 {card['sha256']}", tables, drawn, texts)
+    summary = f"Examples of shape {tuple(card.inputs)}, {card.outputs} outputs"
+    columns = ("examples",)
+    plots = [_samples(data, card)]
+  rows = [(name, *(getattr(split, column) for column in columns)) for name, split in card.splits.items()]
+  tables = [Table("Splits", "", ("split", *columns), rows), *_tables(card)]
+  title = f"{card.name}: a data card"
+  page.write_page(path, Page(title, card.name, f"{summary}. sha256 {card.sha256}", tables, plots, texts))
 
 
-def _tables(card: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...], list[tuple]]]:
-  splits, steps, missing = card["splits"], card.get("steps", {}), card.get("missing", {})
-  counts = {split: facts["class_counts"] for split, facts in splits.items() if "class_counts" in facts}
+def _tables(card: Card) -> list[Table]:
+  counts = {name: split.class_counts for name, split in card.splits.items() if split.class_counts}
   classes = []
   if counts:
-    names = card.get("classes") or range(len(next(iter(counts.values()))))
+    names = card.classes or range(len(next(iter(counts.values()))))
     classes = [(str(name), *(count[i] for count in counts.values())) for i, name in enumerate(names)]
-  done = []
-  for step, found in steps.items():
-    total = found if isinstance(found, int) else sum(found.values())
-    where = "" if isinstance(found, int) else ", ".join(f"{name} {count:,}" for name, count in found.items())
-    done.append((step, total, where))
+  steps = []
+  for step, changed in card.steps.items():
+    by_column = changed if isinstance(changed, dict) else {}
+    total = changed if isinstance(changed, int) else sum(changed.values())
+    steps.append((step, total, ", ".join(f"{name} {count:,}" for name, count in by_column.items())))
+  missing = list(card.missing.items())
   return [
-    ("Classes", "", ("class", *counts), classes),
-    ("Missing values", "In the whole table, before any step.", ("column", "cells"), list(missing.items())),
-    ("Steps", "Rows or cells that each found or changed.", ("step", "in all", "where"), done),
+    Table("Classes", "", ("class", *counts), classes),
+    Table("Missing values", "In the whole table, before any step.", ("column", "cells"), missing),
+    Table("Steps", "The rows or cells that each step changed.", ("step", "in all", "where"), steps),
   ]
 
 
-def _pictures(data: Examples) -> list[tuple[str, go.Figure]]:
-  which = np.arange(min(SAMPLES, data.count("train")))
-  places = data.places["train"][which]
+def _samples(data: Examples, card: Card) -> Plot:
+  """Training images, training windows of a series, or histograms of training features."""
+  places = data.places["train"][: min(SAMPLES, data.count("train"))]
   inputs, targets = data.inputs[places], data.targets[places]
-  names = data.card.get("classes")
-  label = lambda y: names[int(y)] if names else f"{y:.3g}" if targets.dtype.kind == "f" else str(int(y))
   if inputs.ndim == 4:
-    return [("Training images", _images(inputs, [label(y) for y in targets]))]
+    return Plot("Training images", "", _images(inputs, [_label(y, card.classes) for y in targets]))
+  names = card.features if isinstance(card.features, list) else None
   if inputs.ndim == 3:
-    figure = figures.blank("row of the window", data.card["features"][0], log_x=False)
-    for window in inputs[:6]:
+    figure = figures.blank("row of the window", names[0] if names else "feature 0", log_x=False)
+    for window in inputs[:WINDOWS]:
       figure.add_scatter(y=window[:, 0], mode="lines", showlegend=False)
-    return [("Training windows", figure)]
-  names = data.card["features"] if isinstance(data.card["features"], list) else None
-  return [("Features of the training rows", _histograms(data, names))]
+    return Plot("Training windows", "", figure)
+  return Plot("Features of the training rows", "", _histograms(data, names))
+
+
+def _label(target: np.generic, classes: list[str | int] | None) -> str:
+  if classes:
+    return str(classes[int(target)])
+  return f"{target:.3g}" if target.dtype.kind == "f" else str(int(target))
 
 
 def _images(images: np.ndarray, labels: list[str]) -> go.Figure:
@@ -99,6 +134,7 @@ def _histograms(data: Examples, names: list[str] | None) -> go.Figure:
 
 
 def _documents(data: Corpus, tokens: tokenizer.Tokenizer) -> list[str]:
+  """The beginnings of the first training documents."""
   starts, ids = data.starts["train"], data.tokens["train"]
-  ends = [*starts[1:4], len(ids)]
-  return [tokens.decode(ids[start : end - 1][:LETTERS]) for start, end in zip(starts[:3], ends, strict=False)]
+  ends = [*starts[1 : DOCUMENTS + 1], len(ids)]
+  return [tokens.decode(ids[start : end - 1][:LETTERS]) for start, end in zip(starts[:DOCUMENTS], ends, strict=False)]

@@ -1,82 +1,136 @@
-"""One page for a study: report.html, self-contained, and report.json with the same numbers."""
+"""Pages: report.html of a study, self-contained, with report.json beside it, and pages of tables and plots."""
 
+import dataclasses
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import numpy as np
+import msgspec
+import plotly.graph_objects as go
 import plotly.offline
 import polars as pl
 from etils import epath
 
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
-from bigmodel.files import absolute, write_bytes, write_json, write_text
+from bigmodel.files import JsonObject, absolute, write_bytes, write_json, write_text
 from bigmodel.report import figures, sweeps
+from bigmodel.report.facts import Report, Run
+from bigmodel.report.figures import LossCurve, Point
 from bigmodel.train import metrics
 from bigmodel.train.display import duration
 
-Facts = dict[str, Any]
+# The buttons that plotly shows beside a figure, all of which but "save" a reader of a report does not need.
+BUTTONS = ["zoom", "pan", "select", "lasso", "lasso2d", "select2d", "zoomIn", "zoomOut", "autoScale", "resetScale"]
 
 
-def write(workdir: epath.Path, facts: Facts, figure_format: str | None = None) -> Facts:
-  """Writes report.json, which holds these facts, and report.html (and figures/*.pdf or *.svg); returns the facts."""
-  drawn = draw(workdir, facts)
+@dataclasses.dataclass(frozen=True)
+class Plot:
+  """A figure with its title and a sentence about it."""
+
+  title: str
+  text: str
+  figure: go.Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table with its title and a sentence about it. A cell is text, a number, an interval or None."""
+
+  title: str
+  text: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[object]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """A page of tables, plots and texts; `summary` stands below the heading."""
+
+  title: str
+  heading: str
+  summary: str
+  tables: Sequence[Table]
+  plots: Sequence[Plot] = ()
+  texts: Sequence[str] = ()
+  plots_first: bool = False
+
+
+def write(workdir: epath.Path, document: JsonObject, figure_format: str | None = None) -> JsonObject:
+  """Writes report.json, report.html and, in the format pdf or svg, figures/; returns the document of report.json."""
+  plots = draw(workdir, msgspec.convert(document, Report))
   if figure_format:
-    _save_figures(workdir, drawn, figure_format)
-  write_json(workdir / "report.json", facts)
-  write_text(workdir / "report.html", _html(facts, drawn))
-  return facts
+    _save_figures(workdir, plots, figure_format)
+  write_json(workdir / "report.json", document)
+  save_as_svg = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": BUTTONS,
+    "responsive": True,
+    "toImageButtonOptions": {"format": "svg"},
+  }
+  drawn = {name: (plot.title, _html_of(plot, name, save_as_svg)) for name, plot in plots.items()}
+  script = plotly.offline.get_plotlyjs()
+  html = environment().get_template("page.html.j2").render(facts=document, plots=drawn, plotly=script)
+  write_text(workdir / "report.html", html)
+  return document
 
 
-def draw(workdir: epath.Path, facts: Facts) -> dict[str, tuple[str, Any]]:
-  """`{name: (title, figure)}` of every figure that the study has data for."""
-  convention, n = facts["convention"], "N"
-  runs = [run | {n: params_in(run, convention)} for run in facts["runs"]]
-  finished = [r for r in runs if r["status"] == "finished"]
-  fitted = [r for r in finished if "fit" in r["roles"]]
-  target = next((r for r in finished if r["roles"] == ["target"]), None)
-  law = next((law for law in facts["laws"] if law["name"] == "chinchilla"), None)
-  profiles = next((law["profiles"] for law in facts["laws"] if law["name"] == "isoflop"), [])
-  noise = (facts["noise_floor"] or {}).get("std")
-  words = figures.Words(facts["unit"], facts["loss"])
-  drawn: dict[str, tuple[str, Any]] = sweeps.draw(facts["sweep"], facts["loss"]) if facts["sweep"] else {}
-  if facts["forecast"] and fitted:
-    figure = figures.forecast(fitted, convention, facts["forecast"], law, n, noise, words)
-    drawn["forecast"] = ("The forecast and the truth", figure)
-  if profiles and fitted:
-    groups = _by_budget(fitted, convention)
-    drawn["isoflop"] = ("Loss over size at each budget", figures.isoflop(groups, profiles, facts["optimum"], n, words))
-  if fitted and not profiles and not facts["sweep"]:
-    drawn["data"] = ("Loss over data at each size", figures.loss_over_data(fitted, words))
-    for name in facts["metrics"]:
-      drawn[name] = (f"{name} over data at each size", figures.loss_over_data(fitted, words, name))
-  if fitted and not facts["sweep"]:
-    drawn["surface"] = ("Loss over size and data", figures.loss_over_n_and_d(fitted, law, n, target, words))
-  if facts["scans"]:
-    drawn["learning_rate"] = ("Is the learning rate right?", figures.learning_rates(facts["scans"], words))
-  curves = [(r, metrics.read(workdir / "runs" / r["run_id"])) for r in finished if "fit" in r["roles"] or r is target]
+def draw(workdir: epath.Path, report: Report) -> dict[str, Plot]:
+  """Every figure for which the study has data, by name."""
+  labels = figures.Labels(report.unit, report.loss)
+  finished = [run for run in report.runs if run.status == "finished" and run.loss_eval is not None]
+  fitted = [_point(run, report.convention) for run in finished if "fit" in run.roles]
+  target = next((run for run in finished if run.roles == ["target"]), None)
+  law = next((law for law in report.laws if law.name == "chinchilla"), None)
+  isoflop = next((law for law in report.laws if law.name == "isoflop"), None)
+  plots = sweeps.draw(report.sweep, report.loss) if report.sweep else {}
+  drawn = {name: Plot(title, "", figure) for name, (title, figure) in plots.items()}
+  if report.forecast and fitted:
+    noise = report.noise_floor.std if report.noise_floor else None
+    figure = figures.forecast(fitted, report.forecast, law, noise, labels)
+    drawn["forecast"] = Plot("The forecast and the truth", "", figure)
+  if isoflop and isoflop.profiles and fitted:
+    figure = figures.isoflop(fitted, isoflop.profiles, report.optimum, labels)
+    drawn["isoflop"] = Plot("Loss over size at each budget", "", figure)
+  elif fitted and not report.sweep:
+    drawn["data"] = Plot("Loss over data at each size", "", figures.loss_over_data(fitted, labels))
+    for name in report.metrics:
+      drawn[name] = Plot(f"{name} over data at each size", "", figures.loss_over_data(fitted, labels, name))
+  if fitted and not report.sweep:
+    star = _point(target, report.convention) if target else None
+    figure = figures.loss_over_n_and_d(fitted, star, law, labels)
+    drawn["surface"] = Plot("Loss over size and data", "", figure)
+  if report.scans:
+    figure = figures.learning_rates(report.scans, labels)
+    drawn["learning_rate"] = Plot("Is the learning rate right?", "", figure)
+  curves = [_loss_curve(workdir, run) for run in finished if "fit" in run.roles or run is target]
   if curves:
-    drawn["curves"] = ("Training", figures.loss_curves(curves, words))
+    drawn["curves"] = Plot("Training", "", figures.loss_curves(curves, labels))
   return drawn
 
 
-def _by_budget(records: list[Facts], convention: str) -> list[tuple[float, list[Facts]]]:
-  """Records within 15% of each other in C, by budget."""
-  groups: list[list[Facts]] = []
-  for one in sorted(records, key=lambda r: r[convention]):
-    if groups and one[convention] <= groups[-1][0][convention] * 1.15:
-      groups[-1].append(one)
-    else:
-      groups.append([one])
-  return [(float(np.exp(np.mean([math.log(r[convention]) for r in g]))), g) for g in groups]
+def _point(run: Run, convention: str) -> Point:
+  assert run.loss_eval is not None
+  N = params_in(msgspec.to_builtins(run), convention)
+  C = float(getattr(run, convention))
+  size = run.params_total
+  return Point(run.run_id, N, run.tokens, C, size, run.loss_eval, run.loss_eval_stderr, run.metrics)
+
+
+def _loss_curve(workdir: epath.Path, run: Run) -> LossCurve:
+  rows = [row for row in metrics.read(workdir / "runs" / run.run_id) if row["loss"] is not None]
+  held_out = [(row["tokens"], row["loss_eval"]) for row in rows if row.get("loss_eval") is not None]
+  seen, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
+  return LossCurve(run.run_id, run.params_total, seen, losses, held_out)
+
+
+def _html_of(plot: Plot, name: str, config: JsonObject) -> str:
+  return plot.figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=f"plot-{name}")
 
 
 def environment() -> jinja2.Environment:
-  """Of this room's templates, with numbers as people read them."""
+  """The environment of this room's templates, with filters that format numbers."""
   made = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
@@ -84,76 +138,52 @@ def environment() -> jinja2.Environment:
   return made
 
 
-def _html(facts: Facts, drawn: dict[str, tuple[str, Any]]) -> str:
-  # One button: save as SVG.
-  removed = ["zoom", "pan", "select", "lasso", "lasso2d", "select2d", "zoomIn", "zoomOut", "autoScale", "resetScale"]
-  save = {
-    "displaylogo": False,
-    "modeBarButtonsToRemove": removed,
-    "responsive": True,
-    "toImageButtonOptions": {"format": "svg"},
-  }
-  plots = {
-    name: (title, figure.to_html(full_html=False, include_plotlyjs=False, config=save, div_id=f"plot-{name}"))
-    for name, (title, figure) in drawn.items()
-  }
-  return (
-    environment().get_template("page.html.j2").render(facts=facts, plots=plots, plotly=plotly.offline.get_plotlyjs())
-  )
+def write_table(path: str, document: JsonObject) -> None:
+  """Writes a table of all runs of report.json to a .csv or .parquet file.
 
-
-def write_table(path: str, facts: Facts) -> None:
-  """Every run as a row: what is one value of its record, its metrics, and what of its config the study varies."""
-  planned = {run["run_id"]: run["overrides"] for run in facts["planned"]}
+  A run's columns are the single values of its record, its metrics, and what it changes of the study's config.
+  """
+  planned = {run["run_id"]: run["overrides"] for run in document["planned"]}
   rows = []
-  for one in facts["runs"]:
-    plain = {name: value for name, value in one.items() if not isinstance(value, dict | list)}
-    changed = {name: x if isinstance(x, int | float) else str(x) for name, x in planned.get(one["run_id"], {}).items()}
-    rows.append(
-      plain | {"roles": ", ".join(one["roles"])} | {f"metric.{k}": v for k, v in one["metrics"].items()} | changed
-    )
+  for run in document["runs"]:
+    row = {name: value for name, value in run.items() if not isinstance(value, dict | list)}
+    row["roles"] = ", ".join(run["roles"])
+    row |= {f"metric.{name}": value for name, value in run["metrics"].items()}
+    changes = planned.get(run["run_id"], {})
+    row |= {name: value if isinstance(value, int | float) else str(value) for name, value in changes.items()}
+    rows.append(row)
   table = pl.DataFrame(rows, infer_schema_length=None)
   buffer = io.BytesIO()
   (table.write_csv if path.endswith(".csv") else table.write_parquet)(buffer)
   write_bytes(absolute(path), buffer.getvalue())
 
 
-Table = tuple[str, str, Sequence[str], Sequence[Sequence[Any]]]  # title, text, columns, rows
+def write_page(path: epath.PathLike, page: Page) -> None:
+  """Writes a page of tables, plots and texts."""
+  config: JsonObject = {"displayModeBar": False, "responsive": True}
+  plots = [(plot.title, plot.text, _html_of(plot, str(i), config)) for i, plot in enumerate(page.plots)]
+  script = plotly.offline.get_plotlyjs() if plots else ""
+  html = environment().get_template("tables.html.j2").render(page=page, plots=plots, plotly=script)
+  write_text(absolute(path), html)
 
 
-def tables(
-  path: epath.PathLike, title: str, heading: str, what: str, shown: Sequence[Table],
-  plots: Sequence[tuple[str, str, Any]], texts: Sequence[str] = (), plots_first: bool = False,
-) -> None:  # fmt: skip
-  """Writes a page of tables, plots (title, text, figure) and texts."""
-  button = {"displayModeBar": False, "responsive": True}
-  drawn = [
-    (name, text, figure.to_html(full_html=False, include_plotlyjs=False, config=button, div_id=f"plot-{i}"))
-    for i, (name, text, figure) in enumerate(plots)
-  ]
-  facts = {
-    "title": title, "heading": heading, "what": what, "tables": shown, "plots": drawn, "texts": texts,
-    "plots_first": plots_first, "plotly": plotly.offline.get_plotlyjs() if drawn else "",
-  }  # fmt: skip
-  write_text(absolute(path), environment().get_template("tables.html.j2").render(facts))
-
-
-def _save_figures(workdir: epath.Path, drawn: dict[str, tuple[str, Any]], form: str) -> None:
+def _save_figures(workdir: epath.Path, plots: dict[str, Plot], figure_format: str) -> None:
   try:
     import kaleido  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
   except ImportError as error:
     raise UserError("--figures: needs kaleido and Chrome or Chromium; pip install 'bigmodel[figures]'") from error
   out = workdir / "figures"
   out.mkdir(parents=True, exist_ok=True)
-  for name, (_, figure) in drawn.items():
+  for name, plot in plots.items():
     try:
-      (out / f"{name}.{form}").write_bytes(figure.to_image(format=form, width=720, height=460))
+      image = plot.figure.to_image(format=figure_format, width=720, height=460)
+      (out / f"{name}.{figure_format}").write_bytes(image)
     except Exception as error:
       reason = str(error).strip().splitlines()[0]
       raise UserError(f"--figures: {reason} (is Chrome or Chromium installed?)") from error
 
 
-def number(value: Any, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
   """A number as people read it: 12,345 or 1.234 or 3.8e12; '-' for None."""
   if value is None:
     return "-"
@@ -165,12 +195,13 @@ def number(value: Any, digits: int = 4) -> str:
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
-def cell(value: Any) -> str:
-  """A cell of a table: numbers, intervals and words."""
+def cell(value: object) -> str:
+  """A cell of a table: a number, an interval or text."""
   if isinstance(value, list | tuple):
     return interval(value)
   return number(value) if value is None or isinstance(value, int | float) else str(value)
 
 
-def interval(pair: Any) -> str:
+def interval(pair: Sequence[float | None] | None) -> str:
+  """'low to high', or '-' for an interval that is None or has no low end."""
   return f"{number(pair[0])} to {number(pair[1])}" if pair and pair[0] is not None else "-"

@@ -97,7 +97,7 @@ def _shared(records: Sequence[Record]) -> float:
 def _axis_title(about: About) -> str:
   """What the laws describe: the loss, or the study's measure."""
   if about.measure == "loss":
-    return LOSSES[str(about.config["task.name"])]
+    return LOSSES.get(str(about.config["task.name"]), "loss")
   return f"1 - {about.measure}" if about.measure.startswith(LARGER) else about.measure
 
 

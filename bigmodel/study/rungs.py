@@ -12,27 +12,28 @@ from bigmodel.train.run import Run
 from bigmodel.workers import execute
 
 
-def run(design: Halving, runs: Sequence[Run], measure: str, train_them: Callable[[dict[str, Run], int], None]) -> None:
-  """Trains runs from rung to rung, to a step or (0) to the end; what is known of rungs on disk is not done again.
+def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[dict[str, Run], int], None]) -> None:
+  """Trains runs from rung to rung with `train_to(runs, step)`, where step 0 stands for the end.
 
-  At a rung the best go on by `measure`: the held-out loss, or a metric of held-out data. When the design has grown,
-  the runs are compared anew at each rung, and a run that was stopped there resumes if it is now among the best.
+  Rungs that are on disk are not measured again. At a rung the best runs by `measure` continue: the held-out loss, or a
+  metric of held-out data. When the design has grown, the runs are compared again at each rung, and a run that was
+  stopped there resumes if it is now among the best.
   """
   require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")
   for halving, members in design.brackets(runs):
     alive = {run.run_id: run for run in members}
     for rung in halving.rungs(members[0].steps):
       _resume_stopped(alive, rung)
-      train_them(alive, rung)
+      train_to(alive, rung)
       losses = hosts.first(
         lambda rung=rung, alive=alive: {i: _value_at(run, rung, measure) for i, run in alive.items()}
       )
-      stays = halving.stays({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
-      for run_id in sorted(alive.keys() - stays):
+      survivors = halving.survivors({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
+      for run_id in sorted(alive.keys() - survivors):
         hosts.first(lambda run=alive[run_id], rung=rung: _stop(run, rung))
-      alive = {run_id: run for run_id, run in alive.items() if run_id in stays}
+      alive = {run_id: run for run_id, run in alive.items() if run_id in survivors}
     _resume_stopped(alive, 0)
-    train_them(alive, 0)
+    train_to(alive, 0)
 
 
 def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
@@ -53,7 +54,7 @@ def _stop(run: Run, rung: int) -> None:
 
 
 def _value_at(run: Run, step: int, measure: str) -> float | None:
-  """What is compared at a rung, the less the better; None where a run diverged or failed before it.
+  """The measure of a run at a rung, of which less is better; None where it diverged or failed before.
 
   A run that passed this step in another bracket, without a rung there, is compared by its next rung.
   """

@@ -1,17 +1,17 @@
 """The target of a study: its forecast, sealed before it is trained, its run, and its score."""
 
-import dataclasses
-from typing import Any
-
 from etils import epath
+from msgspec import structs
 
 from bigmodel import record, train
 from bigmodel.accounting import params_in
 from bigmodel.designs.design import closest_size
 from bigmodel.errors import UserError
-from bigmodel.files import JsonObject, read_json, write_json
-from bigmodel.laws import forecast, seals
+from bigmodel.files import JsonObject, read_json
+from bigmodel.laws import facts, seals
 from bigmodel.laws import summary as laws
+from bigmodel.laws.facts import FailedRun, Fits, Forecast, Score, Target
+from bigmodel.laws.seals import Sealed
 from bigmodel.study import folder
 from bigmodel.study.plan import Plan
 from bigmodel.study.prepare import Prepared
@@ -25,10 +25,10 @@ def forecast_path(workdir: epath.PathLike) -> epath.Path:
   return epath.Path(workdir) / "forecasts" / "target.json"
 
 
-def read_forecast(workdir: epath.PathLike) -> JsonObject | None:
+def read_forecast(workdir: epath.PathLike) -> Sealed[Forecast] | None:
   """The sealed forecast of a study's folder, or None; one that was changed after it was sealed is refused."""
   path = forecast_path(workdir)
-  return seals.verify(read_json(path), str(path)) if path.exists() else None
+  return seals.read(path, Forecast) if path.exists() else None
 
 
 def why_not_sealed(prepared: Prepared) -> str:
@@ -46,34 +46,39 @@ def why_not_sealed(prepared: Prepared) -> str:
   )
 
 
-def seal_forecast(prepared: Prepared, fits: dict[str, Any]) -> JsonObject:
+def seal_forecast(prepared: Prepared, fits: Fits) -> Sealed[Forecast]:
   """Seals a forecast of the target before it is trained; one that is sealed already stays as it is."""
   if (sealed := read_forecast(prepared.workdir)) is not None:
     return sealed
   target, convention = prepared.study.target, prepared.study.design.convention
   assert target is not None
-  size = closest_size(target.sizes, prepared.counts_of, convention, laws.optimum_at(fits, target.flops))
+  size = closest_size(target.sizes, prepared.counts_of, convention, laws.optimum_at(fits.optimum, target.flops))
   counts = prepared.counts_of(size)
   overrides = prepared.target_overrides(size)
   run = prepared.make(overrides)
   tokens = train.tokens_at(run.config, run.steps)
-  scale = forecast.Scale(params_in(counts.params(), convention), tokens, counts.flops_in(convention, tokens))
+  test_run = Target(
+    N=params_in(counts.params(), convention),
+    D=tokens,
+    C=counts.flops_in(convention, tokens),
+    run_id=run.run_id,
+    overrides=overrides,
+  )
   every = folder.of_role(prepared.workdir, "fit")
   fitted = [one for one in every if one.finished]
-  facts = laws.make_forecast(fitted, prepared.study.laws, convention, scale, fits["noise_floor"]) | {
-    "target": {**dataclasses.asdict(scale), "run_id": run.run_id, "overrides": overrides},
-    "fitted": sorted(one.result_sha256 for one in fitted),
-    **failed_and_diverged(every),
-  }
-  sealed = seals.seal(facts, now())
-  write_json(forecast_path(prepared.workdir), sealed)
+  forecast = laws.make_forecast(fitted, prepared.study.laws, convention, test_run, fits.noise_floor)
+  without_loss = {status: [FailedRun(**row) for row in rows] for status, rows in failed_and_diverged(every).items()}
+  forecast = structs.replace(forecast, fitted=sorted(one.result_sha256 for one in fitted), **without_loss)
+  sealed = seals.seal(forecast, now())
+  seals.write(forecast_path(prepared.workdir), sealed)
   return sealed
 
 
-def run_and_group(prepared: Prepared, sealed: JsonObject, plan: Plan) -> tuple[Run, Group]:
+def run_and_group(prepared: Prepared, sealed: Sealed[Forecast], plan: Plan) -> tuple[Run, Group]:
   """The run that tests a sealed forecast, and the group in which it trains alone. Its provenance carries the seal."""
-  run = prepared.make(sealed["target"]["overrides"], {"forecast_sha256": sealed["sha256"]})
-  if run.run_id != sealed["target"]["run_id"]:
+  target = sealed.forecast.target
+  run = prepared.make(target.overrides or {}, {"forecast_sha256": sealed.sha256})
+  if run.run_id != target.run_id:
     raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
   return run, Group((run.run_id,), plan.target.expected_seconds if plan.target else 0.0)
 
@@ -84,9 +89,10 @@ def score(workdir: epath.PathLike) -> JsonObject | None:
   sealed = read_forecast(workdir)
   if sealed is None:
     return None
-  run = workdir / "runs" / sealed["target"]["run_id"]
-  ended = record.read(run)
-  if ended is None:
-    return sealed | {"actual": None, "inside": None, "log_error": None}
-  measured = as_measured(ended, folder.read_about(workdir).measure)
-  return sealed | seals.score(sealed, measured, read_json(run / "provenance.json"))
+  run = workdir / "runs" / sealed.forecast.target.run_id
+  ended, score = record.read(run), Score()
+  if ended is not None:
+    measured = as_measured(ended, folder.read_about(workdir).measure)
+    provenance = facts.from_json(read_json(run / "provenance.json"), seals.Provenance, str(run))
+    score = seals.score(sealed, measured, provenance)
+  return sealed.to_json() | facts.to_json(score)

@@ -1,7 +1,5 @@
 """Causal language modelling: rows of T + 1 tokens, each predicting the next."""
 
-from typing import Any
-
 import jax
 
 from bigmodel.config import Config
@@ -9,11 +7,14 @@ from bigmodel.tasks.task import (
   Apply,
   LanguageFields,
   Measured,
+  Rows,
   Task,
+  Traced,
   Values,
   cross_entropy,
   language_objective,
   of_text,
+  text_rows,
 )
 
 DATA = "text"
@@ -29,12 +30,14 @@ def build(config: Config) -> Task:
   return Task(objective, values, of_text)
 
 
-def objective(apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any) -> tuple[jax.Array, Measured]:
+def objective(apply: Apply, rows: Rows, h: Traced, key: jax.Array) -> tuple[jax.Array, Measured]:
   del key
+  rows_BxT1 = text_rows(rows)
   logits_BxTxV, auxiliary = apply(rows_BxT1[:, :-1])
   return language_objective(*cross_entropy(logits_BxTxV, rows_BxT1[:, 1:]), auxiliary, h)
 
 
-def values(apply: Apply, rows_BxT1: jax.Array, key: Any) -> Values:
+def values(apply: Apply, rows: Rows, key: jax.Array) -> Values:
   del key
+  rows_BxT1 = text_rows(rows)
   return {"loss": cross_entropy(apply(rows_BxT1[:, :-1])[0], rows_BxT1[:, 1:])[0]}

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ def _question(line: str, where: str, tokens: Tokenizer, context: int) -> Questio
 
 def score(
   questions: Sequence[Question], losses: Callable[[np.ndarray], np.ndarray], context: int, batch: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
   """Accuracy by total log-likelihood and by that per byte; `losses` are of rows [batch, context + 1]."""
   flat = [(row, begin) for q in questions for row, begin in zip(q.rows, q.begins, strict=True)]
   likelihood = []

@@ -2,18 +2,31 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from bigmodel.config import Config, require
 from bigmodel.data import augment
 from bigmodel.declarations import BELOW_ONE, TRACED, field
+from bigmodel.models.registry.protocol import Facts
 from bigmodel.tasks import metrics
-from bigmodel.tasks.task import Apply, Measured, Task, Values, cross_entropy
+from bigmodel.tasks.task import (
+  Apply,
+  Cell,
+  HostValues,
+  Measured,
+  MetricsOf,
+  Rows,
+  Task,
+  Traced,
+  Values,
+  cross_entropy,
+  example_rows,
+)
 
 DATA = "examples"
 
@@ -53,39 +66,42 @@ def check(config: Config) -> None:
   require(not task.costs or outputs in (0, 2), f"config.task.costs: are for two classes, here are {outputs}")
 
 
-def resolve(task: Config, facts: dict[str, Any]) -> None:
+def resolve(task: Config, facts: Facts) -> None:
   if task.augment:
     require("black" in facts, f"config.task.augment: is for images, not for inputs of {facts['inputs']}")
     task.black, task.white = task.black or facts["black"], task.white or facts["white"]
   if task.balanced:
-    counts = facts["class_counts"]
+    counts = cast("list[int]", facts["class_counts"])
     task.class_weights = tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
 
 
 def build(config: Config) -> Task:
-  weights, costs = tuple(config.task.class_weights), tuple(config.task.costs)
-  names = tuple(config.task.augment)
+  task = config.task
   # A plan is made without the data, whose black and white are numbers like any other.
-  shades = tuple(config.task.black) or (0.0,), tuple(config.task.white) or (1.0,)
-  return Task(functools.partial(objective, weights, names, shades), values, functools.partial(measure, costs), details)
+  augmentation = Augmentation(tuple(task.augment), tuple(task.black) or (0.0,), tuple(task.white) or (1.0,))
+  train = functools.partial(objective, tuple(task.class_weights), augmentation)
+  return Task(train, values, functools.partial(measure, tuple(task.costs)), details)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """Changes of images in training, and what is black and white in each channel."""
+
+  names: tuple[str, ...]
+  black: tuple[float, ...]
+  white: tuple[float, ...]
 
 
 def objective(
-  weights: tuple[float, ...],
-  names: tuple[str, ...],
-  shades: tuple[tuple[float, ...], tuple[float, ...]],
-  apply: Apply,
-  batch: Any,
-  h: dict[str, jax.Array],
-  key: jax.Array,
+  weights: tuple[float, ...], augmentation: Augmentation, apply: Apply, rows: Rows, h: Traced, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
   """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images.
 
   Of blended images both labels count, each by its share and with the weight of its class.
   """
-  inputs, share_B = batch["inputs"], None
+  (inputs, labels_B), share_B, names = example_rows(rows), None, augmentation.names
   if names:
-    black_C, white_C = (jnp.asarray(x, jnp.float32) for x in shades)
+    black_C, white_C = (jnp.asarray(x, jnp.float32) for x in (augmentation.black, augmentation.white))
     inputs = augment.augment(names, key, (inputs - black_C) / (white_C - black_C))
     share_B = augment.mixing(names, key, len(inputs))
     inputs = (inputs if share_B is None else augment.mix(share_B, inputs)) * (white_C - black_C) + black_C
@@ -98,36 +114,37 @@ def objective(
     weight_B = jnp.asarray(weights, jnp.float32)[targets_B] if weights else 1.0
     return weight_B * (loss_B + h["label_smoothing"] * (even_B - loss_B)), loss_B
 
-  objective_B, loss_B = of_labels(batch["targets"])
+  objective_B, loss_B = of_labels(labels_B)
   if share_B is not None:
-    other_B, other_loss_B = of_labels(augment.blended_with(batch["targets"]))
+    other_B, other_loss_B = of_labels(augment.blended_with(labels_B))
     objective_B = share_B * objective_B + (1 - share_B) * other_B
     loss_B = share_B * loss_B + (1 - share_B) * other_loss_B
   return jnp.mean(objective_B), {"loss": jnp.mean(loss_B)}
 
 
-def values(apply: Apply, batch: Any, key: Any) -> Values:
+def values(apply: Apply, rows: Rows, key: jax.Array) -> Values:
   del key
-  logits_BxC, _ = apply(batch["inputs"])
-  loss_B = cross_entropy(logits_BxC, batch["targets"])[0]
-  return {"loss": loss_B[:, None], "score": jax.nn.softmax(logits_BxC), "label": batch["targets"][:, None]}
+  inputs, label_B = example_rows(rows)
+  logits_BxC, _ = apply(inputs)
+  loss_B = cross_entropy(logits_BxC, label_B)[0]
+  return {"loss": loss_B[:, None], "score": jax.nn.softmax(logits_BxC), "label": label_B[:, None]}
 
 
-def measure(costs: tuple[float, ...], values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+def measure(costs: tuple[float, ...], values: HostValues) -> MetricsOf:
   """All that `metrics` knows of class probabilities; a `cost` at thresholds that other examples chose."""
   score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
   metric = metrics.of_classes(score_NxC, label_N)
 
-  def of(w_Nx1: np.ndarray) -> dict[str, Any]:
-    found = metric(w_Nx1[:, 0])
+  def metrics_of(w_Nx1: np.ndarray) -> dict[str, ArrayLike]:
+    measured = metric(w_Nx1[:, 0])
     if costs:
-      found["cost"] = metrics.cost_of_halves(score_NxC[:, 1], label_N == 1, w_Nx1[:, 0], (costs[0], costs[1]))
-    return found
+      measured["cost"] = metrics.cost_of_halves(score_NxC[:, 1], label_N == 1, w_Nx1[:, 0], (costs[0], costs[1]))
+    return measured
 
-  return of
+  return metrics_of
 
 
-def details(values: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+def details(values: HostValues) -> dict[str, list[dict[str, Cell]]]:
   """The confusion matrix with each class's own metrics, and the reliability curve of the likeliest class."""
   score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
   C, predicted_N, one_N = score_NxC.shape[1], score_NxC.argmax(axis=1), np.ones(len(label_N))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,7 @@ def score(
   complete: Callable[[np.ndarray], Sequence[str]],
   batch: int,
   resamples: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
   """BLEU, chrF and exact matches of `complete(prompts of one length)`, and their bootstrap intervals."""
   said: list[str] = [""] * len(asked)
   for length in sorted({len(row) for row, _ in asked}):  # of one length, since each is compiled anew

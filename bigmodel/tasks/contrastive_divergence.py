@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bigmodel.config import Config, require
 from bigmodel.declarations import NOT_NEGATIVE, field
-from bigmodel.tasks.task import Apply, Measured, Task, Values
+from bigmodel.tasks.task import Apply, Measured, Rows, Task, Traced, Values, example_rows
 
 DATA = "examples"
 
@@ -33,14 +32,12 @@ def build(config: Config) -> Task:
   return Task(functools.partial(objective, layer), functools.partial(values, layer))
 
 
-def objective(
-  layer: int, apply: Apply, batch: Any, h: dict[str, jax.Array], key: jax.Array
-) -> tuple[jax.Array, Measured]:
+def objective(layer: int, apply: Apply, rows: Rows, h: Traced, key: jax.Array) -> tuple[jax.Array, Measured]:
   """Minimises the difference of free energies; the loss is the cross-entropy of the reconstruction. Both are means."""
   del h
-  difference, reconstruction = jnp.mean(apply(batch["inputs"], layer, key)[0], axis=0)
+  difference, reconstruction = jnp.mean(apply(example_rows(rows)[0], layer, key)[0], axis=0)
   return difference, {"loss": reconstruction}
 
 
-def values(layer: int, apply: Apply, batch: Any, key: jax.Array) -> Values:
-  return {"loss": apply(batch["inputs"], layer, key)[0][:, 1:]}
+def values(layer: int, apply: Apply, rows: Rows, key: jax.Array) -> Values:
+  return {"loss": apply(example_rows(rows)[0], layer, key)[0][:, 1:]}

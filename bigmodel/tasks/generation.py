@@ -1,7 +1,7 @@
 """Decoding with a cache of keys and values: greedy, sampled, or by beams; one compiled loop for all new tokens."""
 
 import functools
-from typing import Any
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,11 @@ from bigmodel.models.decoder import Decoder
 from bigmodel.models.layers.attention import Cache
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.models.layers.block import unstacked
+from bigmodel.types import Params
+
+Carry: TypeAlias = tuple[jax.Array, list[Cache]]  # logits_BxV of the next token, caches
+# logits_WxV of the next token, caches, scores_W, whether each has ended, tokens_WxN so far
+Beams: TypeAlias = tuple[jax.Array, list[Cache], jax.Array, jax.Array, jax.Array]
 
 
 def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:
@@ -18,20 +23,22 @@ def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:
   return [(one, one)] * model.shape.layers
 
 
-def by_layer(params: Any) -> Any:
+def by_layer(params: Params) -> Params:
   """The parameters with the blocks' split into layers, which in a loop would be copied for every token."""
   return {**params, "blocks": unstacked(params["blocks"])}
 
 
-def _applied(model: Decoder, params: Any, *inputs: Any) -> tuple[jax.Array, list[Cache]]:
+def _applied(
+  model: Decoder, params: Params, tokens_BxT: jax.Array, caches: list[Cache], start: jax.Array
+) -> tuple[jax.Array, list[Cache]]:
   with exact_products(model.dtype):
-    return model.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
+    return cast(tuple[jax.Array, list[Cache]], model.apply({"params": params}, tokens_BxT, caches, start))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "new", "top_k"))
 def sample(
   model: Decoder,
-  params: Any,
+  params: Params,
   prompt_BxP: jax.Array,
   new: int,
   key: jax.Array,
@@ -50,17 +57,20 @@ def sample(
 
   def drawn(logits_BxV: jax.Array, key: jax.Array) -> jax.Array:
     scaled_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
-    restrict = lambda x_BxV: _restrict(x_BxV, top_k, top_p)
+    restrict = functools.partial(_restrict, top_k=top_k, top_p=top_p)
     scaled_BxV = jax.lax.cond(bool(top_k) | (top_p < 1), restrict, lambda x_BxV: x_BxV, scaled_BxV)
     return jax.random.categorical(key, scaled_BxV)
 
+  def greedy(logits_BxV: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    return jnp.argmax(logits_BxV, axis=-1)
+
   def pick(logits_BxV: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Sorting and drawing cost as much as a small model: only where they are asked for.
-    greedy = lambda logits_BxV, _: jnp.argmax(logits_BxV, axis=-1)
     token_B = jax.lax.cond(temperature > 0, drawn, greedy, logits_BxV, key).astype(jnp.int32)
     return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=-1)[:, 0]
 
-  def step(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+  def step(carry: Carry, given: tuple[jax.Array, jax.Array]) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
     logits_BxV, caches = carry
     at, key = given
     token_B, chance_B = pick(logits_BxV, key)
@@ -72,8 +82,8 @@ def sample(
     step, (logits_BxPxV[:, -1], caches), (P + jnp.arange(new - 1), keys[: new - 1])
   )
   token_B, chance_B = pick(carry[0], keys[new - 1])
-  join = lambda many, last: jnp.concatenate([many, last[None]]).T
-  return join(tokens_NxB, token_B), join(chances_NxB, chance_B)
+  tokens_NxB, chances_NxB = jnp.concatenate([tokens_NxB, token_B[None]]), jnp.concatenate([chances_NxB, chance_B[None]])
+  return tokens_NxB.T, chances_NxB.T
 
 
 def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
@@ -89,7 +99,7 @@ def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "new", "beams"))
 def beam_search(
-  model: Decoder, params: Any, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
+  model: Decoder, params: Params, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
   W, P, params = beams, prompt_1xP.shape[1], by_layer(params)
@@ -100,22 +110,23 @@ def beam_search(
   # All beams begin alike: only the first counts.
   score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
 
-  def extend(carry: Any, n: Any) -> tuple[Any, Any]:
-    logits_WxV, caches, score_W, done_W, tokens_WxN = carry
+  def extend(beams: Beams, n: jax.Array | int) -> Beams:
+    """The best continuations by the token of number n; in place of logits, which tokens these are."""
+    logits_WxV, caches, score_W, done_W, tokens_WxN = beams
     chance_WxV = jnp.where(done_W[:, None], only_stop_V, jax.nn.log_softmax(logits_WxV))
     score_W, place_W = jax.lax.top_k((score_W[:, None] + chance_WxV).reshape(-1), W)
     beam_W, token_W = place_W // V, (place_W % V).astype(jnp.int32)
     tokens_WxN = tokens_WxN[beam_W].at[:, n].set(token_W)
     done_W = done_W[beam_W] | (token_W == stop)
     caches = jax.tree.map(lambda x: x.reshape(W, -1, *x.shape[1:])[beam_W].reshape(x.shape), caches)
-    return (token_W, caches, score_W, done_W, tokens_WxN), None
+    return token_W, caches, score_W, done_W, tokens_WxN
 
-  def step(carry: Any, n: Any) -> tuple[Any, None]:
-    (token_W, caches, *rest), _ = extend(carry, n)
+  def step(beams: Beams, n: jax.Array) -> tuple[Beams, None]:
+    token_W, caches, score_W, done_W, tokens_WxN = extend(beams, n)
     logits_Wx1xV, caches = _applied(model, params, token_W[:, None], caches, P + n)
-    return (logits_Wx1xV[:, 0], caches, *rest), None
+    return (logits_Wx1xV[:, 0], caches, score_W, done_W, tokens_WxN), None
 
-  carry = (logits[:, -1], caches, score_W, jnp.zeros(W, bool), jnp.zeros((W, new), jnp.int32))
-  carry, _ = jax.lax.scan(step, carry, jnp.arange(new - 1))
-  (_, _, score_W, _, tokens_WxN), _ = extend(carry, new - 1)
+  first = (logits[:, -1], caches, score_W, jnp.zeros(W, bool), jnp.zeros((W, new), jnp.int32))
+  last, _ = jax.lax.scan(step, first, jnp.arange(new - 1))
+  _, _, score_W, _, tokens_WxN = extend(last, new - 1)
   return tokens_WxN, score_W

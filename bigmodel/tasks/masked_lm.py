@@ -6,7 +6,8 @@ replaced by the mask, 10% by a random token, 10% stay.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,20 @@ from bigmodel.tasks.task import (
   Apply,
   LanguageFields,
   Measured,
+  Rows,
   Task,
+  Traced,
   Values,
   correct,
   cross_entropy,
   language_objective,
   of_text,
+  text_rows,
 )
 
 DATA = "text"
+# (tokens_BxT, key) -> (tokens with some of them hidden, 1 where they are)
+Hide: TypeAlias = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +77,15 @@ def hide(tokens_BxT: jax.Array, key: jax.Array, count: int, mask_token: int, voc
   return jnp.where(picked_BxT, replaced, tokens_BxT), picked_BxT.astype(jnp.float32)
 
 
-def objective(
-  hidden: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: jax.Array
-) -> tuple[jax.Array, Measured]:
+def objective(hidden: Hide, apply: Apply, rows: Rows, h: Traced, key: jax.Array) -> tuple[jax.Array, Measured]:
+  rows_BxT1 = text_rows(rows)
   tokens_BxT, weight_BxT = hidden(rows_BxT1[:, 1:], key)
   logits_BxTxV, auxiliary = apply(tokens_BxT)
   return language_objective(*cross_entropy(logits_BxTxV, rows_BxT1[:, 1:]), auxiliary, h, weight_BxT)
 
 
-def values(hidden: Any, apply: Apply, rows_BxT1: jax.Array, key: jax.Array) -> Values:
-  targets_BxT = rows_BxT1[:, 1:]
+def values(hidden: Hide, apply: Apply, rows: Rows, key: jax.Array) -> Values:
+  targets_BxT = text_rows(rows)[:, 1:]
   tokens_BxT, weight_BxT = hidden(targets_BxT, key)
   logits_BxTxV = apply(tokens_BxT)[0]
   loss = cross_entropy(logits_BxTxV, targets_BxT)[0]

@@ -6,15 +6,18 @@ has and no prediction names do not count in means over classes; a class without 
 sides has no ROC AUC. Where a ratio has nothing below its line it is 0, as in scikit-learn.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bigmodel.errors import UserError
 
-Array = Any  # numpy or jax
+Array = Any  # NumPy's or JAX's, whose methods and array namespaces agree: no type of both knows them
 Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples
+
+T = TypeVar("T")
 
 AVERAGES = ("macro", "micro", "weighted")
 DETAILS = tuple(
@@ -30,12 +33,12 @@ def as_loss(name: str, value: float) -> float:
   return 1 - value if name.startswith(LARGER) else value
 
 
-def main(found: dict[str, Any]) -> dict[str, Any]:
+def main(metrics: Mapping[str, T]) -> dict[str, T]:
   """The metrics that lines and tables have room for."""
-  return {name: value for name, value in found.items() if name not in DETAILS}
+  return {name: value for name, value in metrics.items() if name not in DETAILS}
 
 
-def _space(x: Array) -> Any:
+def _space(x: Array) -> ModuleType:
   return x.__array_namespace__()
 
 
@@ -72,8 +75,10 @@ def pinball(prediction_N: Array, target_N: Array, w_N: Array, quantile: float) -
 def confusion(label_N: Array, predicted_N: Array, w_N: Array, classes: int) -> Array:
   """Weight of the examples of class i that were taken for class j, [classes, classes]."""
   xp = _space(w_N)
-  one_hot = lambda x_N: (x_N[:, None] == xp.arange(classes)[None]).astype(w_N.dtype)
-  return (one_hot(label_N) * w_N[:, None]).T @ one_hot(predicted_N)
+  label_NxC, predicted_NxC = (
+    (x_N[:, None] == xp.arange(classes)[None]).astype(w_N.dtype) for x_N in (label_N, predicted_N)
+  )
+  return (label_NxC * w_N[:, None]).T @ predicted_NxC
 
 
 def by_class(matrix_CxC: Array) -> dict[str, Array]:
@@ -115,8 +120,8 @@ class Ranks:
     xp = _space(w_N)
     w_N = w_N[self.order_N]
     yes_N = xp.where(self.positive_N, w_N, 0)
-    below = lambda x_N: xp.concatenate([xp.zeros(1, w_N.dtype), xp.cumsum(x_N)])
-    return yes_N, below(yes_N), below(w_N - yes_N)
+    below, below_no = (xp.concatenate([xp.zeros(1, w_N.dtype), xp.cumsum(x_N)]) for x_N in (yes_N, w_N - yes_N))
+    return yes_N, below, below_no
 
   def roc_auc(self, w_N: Array) -> Array:
     xp = _space(w_N)
@@ -147,7 +152,12 @@ def ranking(ranks: list[Ranks], w_N: Array) -> dict[str, Array]:
   auc = xp.stack([one.roc_auc(w_N) for one in ranks])
   precise = xp.stack([one.average_precision(w_N) for one in ranks])
   have = xp.stack([xp.where(one.positive_N, w_N[one.order_N], 0).sum() for one in ranks])
-  average = lambda x, known: xp.where(known.any(), _ratio(xp.where(known, x, 0).sum(), known.sum() * 1.0), xp.nan)
+
+  def average(x_C: Array, counts_C: Array) -> Array:
+    """The mean over the classes that count."""
+    total = xp.where(counts_C, x_C, 0).sum()
+    return xp.where(counts_C.any(), _ratio(total, counts_C.sum() * 1.0), xp.nan)
+
   return {"roc_auc": average(auc, xp.isfinite(auc)), "pr_auc": average(precise, have > 0)}
 
 
@@ -158,8 +168,8 @@ def reliability(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -
   place_N = xp.searchsorted(edges, confidence_N, side="left")
   in_NxB = (place_N[:, None] == xp.arange(bins)[None]).astype(w_N.dtype) * w_N[:, None]
   weight_B = in_NxB.sum(axis=0)
-  share = lambda x_N: _ratio((in_NxB * x_N[:, None]).sum(axis=0), weight_B)
-  return {"weight": weight_B, "confidence": share(confidence_N), "hits": share(hit_N * 1.0)}
+  confidence_B, hits_B = (_ratio((in_NxB * x_N[:, None]).sum(axis=0), weight_B) for x_N in (confidence_N, hit_N * 1.0))
+  return {"weight": weight_B, "confidence": confidence_B, "hits": hits_B}
 
 
 def calibration_error(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> Array:
@@ -184,7 +194,7 @@ def of_classes(score_NxC: Array, label_N: Array) -> Metric:
   return metric
 
 
-def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, float], threshold: Any) -> Array:
+def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, float], threshold: float) -> Array:
   """Mean cost of calling positive what scores at least `threshold`; prices of a false positive and a false negative."""
   xp = _space(w_N)
   called_N = score_N >= threshold
@@ -196,8 +206,8 @@ def threshold(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, pric
   """The threshold of the least cost, in the middle between two scores (or beyond all of them)."""
   order_N = np.argsort(score_N)
   score_N, yes_N, no_N = score_N[order_N], (w_N * positive_N)[order_N], (w_N * ~positive_N)[order_N]
-  below = lambda x_N: np.concatenate([[0.0], np.cumsum(x_N)])
-  total = prices[0] * (no_N.sum() - below(no_N)) + prices[1] * below(yes_N)
+  below_no, below_yes = (np.concatenate([[0.0], np.cumsum(x_N)]) for x_N in (no_N, yes_N))
+  total = prices[0] * (no_N.sum() - below_no) + prices[1] * below_yes
   total[1:-1][score_N[1:] == score_N[:-1]] = np.inf  # equal scores are not parted
   place = int(np.argmin(total))
   if place in (0, len(score_N)):
@@ -247,7 +257,10 @@ def of_clusters(
   Weighted means of these are those of all, as often as whole clusters are drawn.
   """
   names, index = np.unique(clusters.ravel(), return_inverse=True)
-  add = lambda x: np.bincount(index, weights=x.ravel(), minlength=len(names))
+
+  def add(x: np.ndarray) -> np.ndarray:
+    return np.bincount(index, weights=x.ravel(), minlength=len(names))
+
   whole = add(w)
   return {name: add(x * w) / np.where(whole > 0, whole, 1.0) for name, x in values.items()}, names, whole
 

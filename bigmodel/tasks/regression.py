@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from bigmodel.config import Config, require
 from bigmodel.declarations import field
 from bigmodel.tasks import metrics
-from bigmodel.tasks.task import Apply, Measured, Task, Values
+from bigmodel.tasks.task import Apply, HostValues, Measured, MetricsOf, Rows, Task, Traced, Values, example_rows
 
 DATA = "examples"
 
@@ -34,8 +33,8 @@ def check(config: Config) -> None:
 
 def build(config: Config) -> Task:
   quantiles = tuple(config.task.quantiles)
-  of = lambda function: functools.partial(function, quantiles)
-  return Task(of(objective), of(values), of(measure))
+  train, evaluate = functools.partial(objective, quantiles), functools.partial(values, quantiles)
+  return Task(train, evaluate, functools.partial(measure, quantiles))
 
 
 def loss_of(quantiles: tuple[float, ...], guess_BxQ: jax.Array, target_B: jax.Array) -> jax.Array:
@@ -48,27 +47,29 @@ def loss_of(quantiles: tuple[float, ...], guess_BxQ: jax.Array, target_B: jax.Ar
 
 
 def objective(
-  quantiles: tuple[float, ...], apply: Apply, batch: Any, h: dict[str, jax.Array], key: Any
+  quantiles: tuple[float, ...], apply: Apply, rows: Rows, h: Traced, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
   del h, key
-  loss = jnp.mean(loss_of(quantiles, apply(batch["inputs"])[0], batch["targets"]))
+  inputs, target_B = example_rows(rows)
+  loss = jnp.mean(loss_of(quantiles, apply(inputs)[0], target_B))
   return loss, {"loss": loss}
 
 
-def values(quantiles: tuple[float, ...], apply: Apply, batch: Any, key: Any) -> Values:
+def values(quantiles: tuple[float, ...], apply: Apply, rows: Rows, key: jax.Array) -> Values:
   del key
-  guess_BxQ, target_B = apply(batch["inputs"])[0], batch["targets"]
+  inputs, target_B = example_rows(rows)
+  guess_BxQ = apply(inputs)[0]
   return {"loss": loss_of(quantiles, guess_BxQ, target_B)[:, None], "guess": guess_BxQ, "target": target_B[:, None]}
 
 
-def measure(quantiles: tuple[float, ...], values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+def measure(quantiles: tuple[float, ...], values: HostValues) -> MetricsOf:
   """Errors of the mean, or of the quantile in the middle; and how many targets lie between the outer quantiles."""
   guess_NxQ, target_N = values["guess"], values["target"][:, 0]
   inside_N = (guess_NxQ[:, 0] <= target_N) & (target_N <= guess_NxQ[:, -1])
 
-  def of(w_Nx1: np.ndarray) -> dict[str, Any]:
+  def metrics_of(w_Nx1: np.ndarray) -> dict[str, ArrayLike]:
     w_N = w_Nx1[:, 0]
-    found = metrics.regression(guess_NxQ[:, len(quantiles) // 2], target_N, w_N)
-    return found | ({"coverage": metrics.mean(inside_N, w_N)} if len(quantiles) > 1 else {})
+    errors = metrics.regression(guess_NxQ[:, len(quantiles) // 2], target_N, w_N)
+    return errors | ({"coverage": metrics.mean(inside_N, w_N)} if len(quantiles) > 1 else {})
 
-  return of
+  return metrics_of

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,15 @@ from bigmodel.tasks.task import (
   Apply,
   LanguageFields,
   Measured,
+  Rows,
   Task,
+  Traced,
   Values,
   correct,
   cross_entropy,
   language_objective,
   of_text,
+  text_rows,
 )
 
 DATA = "text"
@@ -36,8 +38,8 @@ def check(config: Config) -> None:
 
 
 def build(config: Config) -> Task:
-  pairs = functools.partial(pair, target=config.task.target)
-  return Task(functools.partial(objective, pairs), functools.partial(values, pairs), of_text)
+  target = config.task.target
+  return Task(functools.partial(objective, target), functools.partial(values, target), of_text)
 
 
 def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -50,21 +52,19 @@ def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.A
   return source_BxS, jnp.pad(said_BxS[:, :-1], ((0, 0), (1, 0)), constant_values=BEGIN), said_BxS
 
 
-def objective(
-  pairs: Any, apply: Apply, rows_BxT1: jax.Array, h: dict[str, jax.Array], key: Any
-) -> tuple[jax.Array, Measured]:
+def objective(target: str, apply: Apply, rows: Rows, h: Traced, key: jax.Array) -> tuple[jax.Array, Measured]:
   del key
-  source_BxS, read_BxS, said_BxS = pairs(rows_BxT1)
+  source_BxS, read_BxS, said_BxS = pair(text_rows(rows), target)
   logits_BxSxV, auxiliary = apply(source_BxS, read_BxS)
   return language_objective(*cross_entropy(logits_BxSxV, said_BxS), auxiliary, h)
 
 
-def values(pairs: Any, apply: Apply, rows_BxT1: jax.Array, key: Any) -> Values:
+def values(target: str, apply: Apply, rows: Rows, key: jax.Array) -> Values:
   """Values of every target, at the place in the row where its token stands."""
   del key
-  source_BxS, read_BxS, said_BxS = pairs(rows_BxT1)
+  source_BxS, read_BxS, said_BxS = pair(text_rows(rows), target)
   logits_BxSxV = apply(source_BxS, read_BxS)[0]
-  S, backwards = source_BxS.shape[1], pairs.keywords["target"] == "reversed"
+  S, backwards = source_BxS.shape[1], target == "reversed"
 
   def placed(x_BxS: jax.Array) -> jax.Array:
     other = jnp.zeros_like(x_BxS)

@@ -2,32 +2,42 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from bigmodel.declarations import NOT_NEGATIVE, TRACED, field
 from bigmodel.models.layers.experts import Auxiliary
 
 # The model with its parameters: inputs -> (outputs, auxiliary numbers)
 Apply = Callable[..., tuple[jax.Array, Auxiliary]]
+# Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
+Rows: TypeAlias = "jax.Array | Mapping[str, jax.Array]"
+# A task's traced fields, by name.
+Traced: TypeAlias = Mapping[str, jax.Array | float]
 # What is logged of a training step, by name; `loss`, the mean loss, is always there.
 Measured = dict[str, jax.Array]
 # Numbers for every token or example [B, T], or [B, 1]: `loss`, what else is measured, and `weight` where not all count.
 Values = dict[str, jax.Array]
-# (values of all held-out rows, on the host) -> a function of their weights [N, T]: the metrics
-Measure = Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], dict[str, Any]]]
+# The same of all held-out rows, on the host.
+HostValues = dict[str, np.ndarray]
+# Metrics by name, as a function of the weights [N, T] of tokens or examples.
+MetricsOf = Callable[[np.ndarray], dict[str, ArrayLike]]
+Measure = Callable[[HostValues], MetricsOf]
+# A cell of a table.
+Cell = int | float | str
 
 
-def means(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+def means(values: HostValues) -> MetricsOf:
   """The mean of each value but the loss, which is measured anyway."""
   return lambda w: {name: float(np.sum(x * w) / np.sum(w)) for name, x in values.items() if name != "loss"}
 
 
-def of_text(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, Any]]:
+def of_text(values: HostValues) -> MetricsOf:
   """Those means, and the perplexity."""
   loss, others = values["loss"], means(values)
   return lambda w: {**others(w), "perplexity": math.exp(min(float(np.sum(loss * w) / np.sum(w)), 700.0))}
@@ -36,19 +46,36 @@ def of_text(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, A
 OF_MEANS = (means, of_text)  # what depends on weighted means alone
 
 
+def no_details(values: HostValues) -> dict[str, list[dict[str, Cell]]]:
+  """No tables."""
+  del values
+  return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """Pure functions of a batch.
 
-  `objective(apply, batch, h, key) -> (what is minimised, what is logged)`, with the task's traced
-  numbers h; `values(apply, batch, key)` for evaluation, and what `measure` and, as tables,
-  `details` make of them.
+  `objective(apply, rows, h, key) -> (what is minimised, what is logged)`, with the task's traced
+  numbers h; `values(apply, rows, key)` for evaluation; and what `measure` and, as tables, `details` make of them.
   """
 
-  objective: Callable[[Apply, Any, Any, jax.Array], tuple[jax.Array, Measured]]
-  values: Callable[[Apply, Any, jax.Array], Values]
+  objective: Callable[[Apply, Rows, Traced, jax.Array], tuple[jax.Array, Measured]]
+  values: Callable[[Apply, Rows, jax.Array], Values]
   measure: Measure = means
-  details: Callable[[dict[str, np.ndarray]], dict[str, list[dict[str, Any]]]] = lambda values: {}
+  details: Callable[[HostValues], dict[str, list[dict[str, Cell]]]] = no_details
+
+
+def text_rows(rows: Rows) -> jax.Array:
+  """Rows of a text batch, which is one array of tokens [B, T + 1]."""
+  assert not isinstance(rows, Mapping)
+  return rows
+
+
+def example_rows(rows: Rows) -> tuple[jax.Array, jax.Array]:
+  """`(inputs, targets)` of a batch of examples."""
+  assert isinstance(rows, Mapping)
+  return rows["inputs"], rows["targets"]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,22 +86,37 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
 
 
 def correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """1 at every target that has the largest logit, otherwise 0."""
   return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
 
 
 def language_objective(
-  loss: jax.Array, log_z: jax.Array, auxiliary: Auxiliary, h: dict[str, jax.Array], weight: Any = 1.0
+  loss: jax.Array, log_z: jax.Array, auxiliary: Auxiliary, h: Traced, weight: ArrayLike = 1.0
 ) -> tuple[jax.Array, Measured]:
   """`(objective, what is logged)` of a language model; z-loss keeps log Z near 0 (PaLM, section 5)."""
-  mean = lambda x: jnp.mean(x * weight) / jnp.mean(weight)
-  router = sum(h[name] * auxiliary[name] for name in ("balance_loss", "router_z_loss") if name in auxiliary)
+
+  def mean(x: jax.Array) -> jax.Array:
+    return jnp.mean(x * weight) / jnp.mean(weight)
+
+  router = router_loss(auxiliary, h)
   return mean(loss) + h["z_loss"] * mean(jnp.square(log_z)) + router, {"loss": mean(loss), **auxiliary}
 
 
+def router_loss(auxiliary: Auxiliary, h: Traced) -> jax.Array | int:
+  """The weighted losses of a mixture of experts; 0 for other models."""
+  return sum(h[name] * auxiliary[name] for name in ("balance_loss", "router_z_loss") if name in auxiliary)
+
+
 @dataclasses.dataclass(frozen=True)
-class LanguageFields:
+class RouterFields:
+  """What `config.task` holds for every model of text, whose blocks may be mixtures of experts."""
+
+  balance_loss: float = field(0.01, "of a mixture of experts: spreads tokens over them", NOT_NEGATIVE, TRACED)
+  router_z_loss: float = field(0.0, "of a mixture of experts: keeps the router's logits small", NOT_NEGATIVE, TRACED)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageFields(RouterFields):
   """What `config.task` holds for every language model."""
 
   z_loss: float = field(0.0, "weight of the squared log-partition, which keeps logits near 0", NOT_NEGATIVE, TRACED)
-  balance_loss: float = field(0.01, "of a mixture of experts: spreads tokens over them", NOT_NEGATIVE, TRACED)
-  router_z_loss: float = field(0.0, "of a mixture of experts: keeps the router's logits small", NOT_NEGATIVE, TRACED)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from bigmodel import config as configs
 from bigmodel import optim, tasks
 from bigmodel.config import Config, require
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.train import horizon
 
 ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "data.examples")
@@ -69,7 +70,7 @@ def _changed(base: Config, text: str) -> Config:
     require(name.startswith(ALLOWED), f"config.train.stages: {name} is not one of {', '.join(ALLOWED)}")
     parsed = configs.parse_value(value)
     if name == "task.name":
-      changed.task = ConfigDict(tasks.defaults(parsed))
+      changed.task = ConfigDict(tasks.defaults(value, changed.data.kind))
     elif name in ("train.tokens", "train.steps"):
       has_horizon = True
       changed.train.update(tokens=0, steps=0)
@@ -82,6 +83,6 @@ def _changed(base: Config, text: str) -> Config:
     has_horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"
   )
   require(not changed.task.get("balanced"), f"{where}: say class_weights, balanced is for the last stage")
-  numbers = changed.task.name == "regression", base.task.name == "regression"
+  numbers = has_numeric_targets(changed.task), has_numeric_targets(base.task)
   require(numbers[0] == numbers[1], f"{where}: classes are no numbers for a regression, nor numbers classes")
   return changed

@@ -29,6 +29,14 @@ class Trained:
   params: Params
   step: int
 
+  @property
+  def record(self) -> record.Record:
+    """The record of the run: losses, sizes, FLOPs and times. Raises `UserError` where the run has not ended."""
+    ended = record.read(self.workdir)
+    if ended is None:
+      raise UserError(f"{self.workdir}: the run has not ended, so it has no record")
+    return ended
+
 
 def load(workdir: str, generating: bool = False) -> Trained:
   """Loads the newest sound checkpoint of a run on the run's mesh, or on the most similar mesh that fits the devices.

@@ -6,8 +6,9 @@ from typing import Any
 
 from bigmodel import config as configs
 from bigmodel import data, models, optim, tasks, user_files
-from bigmodel.config import Config, unflatten
+from bigmodel.config import Config, flatten, nearest, unflatten
 from bigmodel.declarations import PROVENANCE, TRACED, Field, declared_in
+from bigmodel.errors import UserError
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
 
@@ -17,6 +18,7 @@ OF_EXAMPLES = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size"
 
 # Fields that may name a user's own as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
+NAMES = ("model.family", "task.name", "optim.name")  # with fields of their own
 
 
 def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
@@ -30,10 +32,11 @@ def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Fiel
 
 @functools.cache
 def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
+  kind = tasks.kind_of(task, models.family(family).TASKS)
   groups = {
     "model": models.declared(family),
-    "task": tasks.declared(task),
-    "data": data.declared(tasks.task(task).DATA),
+    "task": tasks.declared(task, kind),
+    "data": data.declared(kind),
     "optim": optim.declared(optimizer),
     "parallel": declared_in(Parallel),
     "train": declared_in(Train),
@@ -50,6 +53,64 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
   if config.data.kind == "examples":
     config.update_from_flattened_dict(OF_EXAMPLES)
   return config
+
+
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+  """The config with `group.field=value` overrides applied.
+
+  Those of `model.family`, `task.name` and `optim.name` come first: they bring fields of their own.
+  """
+  items = [item.partition("=") for item in overrides]
+  names: dict[str, str] = {name: value for name, equals, value in items if equals and name in NAMES}
+  config = _with_names(config, names)
+  configs.apply(config, ("".join(item) for item in items if item[0] not in names))
+  return config
+
+
+def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+  """A copy of `config` with `{'group.field': value}` applied, names that bring fields first."""
+  names = {name: value for name, value in changes.items() if name in NAMES}
+  copy = _with_names(config.copy_and_resolve_references(), names)
+  for name, value in changes.items():
+    if name not in names:
+      configs.override(copy, name, value)
+  return copy
+
+
+def _with_names(config: Config, names: Mapping[str, str]) -> Config:
+  """The config with these names set, and with the fields that they bring."""
+  family, task = names.get("model.family", ""), names.get("task.name", "")
+  if family or task:
+    config = renamed(config, family or config.model.family, task)
+  add_fields(config)
+  if "optim.name" in names:
+    _set_optimizer(config, names["optim.name"])
+  return config
+
+
+def renamed(config: Config, family: str, task: str = "") -> Config:
+  """The config with the fields of another family of models or task.
+
+  Fields that were not at their defaults keep their values where the new family and task have a field of the same name
+  and type. Without a `task` it stays the same if the family can be trained for it, otherwise it is the family's first.
+  """
+  tasks_of_family = models.family(family).TASKS
+  if not task:
+    task = config.task.name
+    kinds = (tasks.kind_of(tasks_of_family[0], ()), config.data.kind)
+    stays = kinds[0] == kinds[1] if user_files.is_reference(task) else task in tasks_of_family
+    task = task if stays else tasks_of_family[0]
+  old, new = (flatten(default_config(*names)) for names in ((config.model.family, config.task.name), (family, task)))
+  for name, value in flatten(config).items():
+    if name.startswith("optim."):  # a user's optimizer may have brought fields
+      new[name] = value
+      continue
+    if name not in old:
+      raise UserError(f"config.{name}: no such field{nearest(name, old)}")
+    changed = name not in ("model.family", "task.name") and value != old[name]
+    if changed and name in new and type(value) is type(new[name]):
+      new[name] = value
+  return unflatten(new)
 
 
 def complete_names(config: Config) -> None:
@@ -71,28 +132,6 @@ def add_fields(config: Config) -> None:
       value = float(config.optim[name])  # as ConfigDict does for the fields that it has
       del config.optim[name]
       config.optim[name] = value
-
-
-def overridden(config: Config, overrides: Iterable[str]) -> Config:
-  """The config with `group.field=value` overrides applied, that of `optim.name` first: it may bring fields."""
-  add_fields(config)
-  items = list(overrides)
-  names = [item for item in items if item.startswith("optim.name=")]
-  for item in names:
-    _set_optimizer(config, item.partition("=")[2])
-  configs.apply(config, (item for item in items if item not in names))
-  return config
-
-
-def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
-  """A copy of `config` with `{'group.field': value}` applied, `optim.name` first: it may bring fields."""
-  copy = config.copy_and_resolve_references()
-  add_fields(copy)
-  if "optim.name" in changes:
-    _set_optimizer(copy, changes["optim.name"])
-  for name, value in changes.items():
-    configs.override(copy, name, value)
-  return copy
 
 
 def _set_optimizer(config: Config, name: str) -> None:

@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from bigmodel import data, study, tasks
 from bigmodel.data import augment
+from bigmodel.data.examples import Examples
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
@@ -95,6 +96,7 @@ def test_mixup_blends_images_and_labels_alike(weights, smoothing):
   batch = {"inputs": BATCH, "targets": jnp.arange(16) % 4}
   objective, logged = tasks.build(config).objective(apply, batch, {"label_smoothing": smoothing}, KEY)
   share = augment.mixing(("mixup:1",), KEY, 16)
+  assert share is not None
   assert 0 < float(share.min()) < 0.3 < 0.7 < float(share.max()) < 1
   expected = share[:, None, None, None] * BATCH + (1 - share)[:, None, None, None] * np.roll(BATCH, 1, axis=0)
   np.testing.assert_allclose(seen["x"], expected, atol=1e-6)
@@ -126,6 +128,7 @@ def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
       (sealed[name],) = train_runs([run], examples, display, StopRequest())
   assert sealed["whole"]["result_sha256"] == sealed["cut"]["result_sha256"]
   assert sealed["mesh"]["loss_eval"] == pytest.approx(sealed["whole"]["loss_eval"], rel=1e-5)
+  assert isinstance(examples, Examples)
   assert run.config.task.black[0] == pytest.approx((0 - examples.mean[0]) / examples.deviation[0])
 
 
@@ -151,7 +154,7 @@ def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
   ("names", "message"),
   [
     (("crop:4", "flop"), r"no 'flop' \(did you mean 'flip'"),
-    (("crop:x",), "numbers, please, after crop"),
+    (("crop:x",), "the arguments of crop are numbers"),
     (("flip:3",), "flip takes 0 numbers"),
     (("cutout:-1",), "not positive"),
   ],

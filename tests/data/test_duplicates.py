@@ -1,10 +1,13 @@
 """Documents that are alike, passages in common, and mixtures of corpora."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from bigmodel import data as room
-from bigmodel.data import duplicates, pipeline
+from bigmodel.data import corpus, duplicates, pipeline
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.train import evaluate
@@ -76,18 +79,18 @@ def corpus_of(folder, documents, **changes):
 
 def test_copies_and_leaks_are_counted_and_dropped(tmp_path):
   documents = [text(seed) for seed in range(30)]
-  whole = pipeline.prepare(corpus_of(tmp_path / "a", documents))
+  whole = corpus.prepare(corpus_of(tmp_path / "a", documents))
   copies = [document + " and more" for document in documents]
   leaks = [text(50) + " " + documents[i] + " " + text(60 + i, 600) for i in range(30)]
   config = corpus_of(tmp_path / "a", documents + copies, near_duplicates=0.7)
   room.check(config)
-  distinct = pipeline.prepare(config)
+  distinct = corpus.prepare(config)
   train, held = (distinct.card["splits"][split]["documents"] for split in ("train", "validation"))
   assert train + held + distinct.card["steps"]["near_duplicates dropped"] == 60
   assert train + held >= 30
   assert distinct.card["steps"]["near_duplicates dropped"] >= 60 - 30 - held
-  found = pipeline.prepare(corpus_of(tmp_path / "b", documents + leaks, decontaminate="report"))
-  dropped = pipeline.prepare(corpus_of(tmp_path / "b", documents + leaks, decontaminate="drop"))
+  found = corpus.prepare(corpus_of(tmp_path / "b", documents + leaks, decontaminate="report"))
+  dropped = corpus.prepare(corpus_of(tmp_path / "b", documents + leaks, decontaminate="drop"))
   leaked = found.card["steps"]["contaminated found"]
   assert leaked > 0
   assert leaked == dropped.card["steps"]["contaminated dropped"]
@@ -100,17 +103,20 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
   config = corpus_of(tmp_path / "a", ["a" * 300 + f" {i}" for i in range(60)])
   config.data.mixture = (f"3 path={tmp_path / 'b'}",)
   room.check(config)
-  tokens = np.asarray(pipeline.prepare(config).tokens["train"])
+  tokens = np.asarray(corpus.prepare(config).tokens["train"])
   for share in (0.25, 0.5, 1.0):
     part = tokens[: int(len(tokens) * share)]
     assert (part == ord("a")).sum() / np.isin(part, [ord("a"), ord("b")]).sum() == pytest.approx(0.25, abs=0.03)
-  assert pipeline.prepare(config).card["splits"]["validation"]["documents"] > 30  # of both parts
+  assert corpus.prepare(config).card["splits"]["validation"]["documents"] > 30  # of both parts
   losses_of_parts(config)
   config.data.update(name="python_source", distributions=("numpy",), heldout=("jax",))
   config.data.mixture = ("1 distributions=('jax',) heldout=('flax',)",)
   with pytest.raises(UserError, match="jax is also trained on"):
     room.check(config)
-  for mixture, message in (("path=x", "does not begin with a weight"), ("2 context=3", "'context=3'; name, path")):
+  for mixture, message in (
+    ("path=x", "does not begin with a weight"),
+    ("2 context=3", "'context=3'; a part may set name, path"),
+  ):
     config.data.mixture = (mixture,)
     with pytest.raises(UserError, match=message):
       room.check(config)
@@ -119,14 +125,14 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
 def losses_of_parts(config):
   """Where a token of one part costs 1 and of the other 2, the parts' losses say so, and make up the whole."""
 
-  class Program:
-    def values(self, params, rows, key):
-      return {"loss": np.where(rows[:, 1:] == ord("a"), 1.0, np.where(rows[:, 1:] == ord("b"), 2.0, 0.0))}
+  def values(params, rows, key):
+    return {"loss": np.where(rows[:, 1:] == ord("a"), 1.0, np.where(rows[:, 1:] == ord("b"), 2.0, 0.0))}
 
-  rows = pipeline.eval_rows(config, pipeline.prepare(config))
+  program: Any = SimpleNamespace(values=values)
+  rows = pipeline.eval_rows(config, corpus.prepare(config))
   assert list(rows.parts) == ["a", "b"]
   assert (rows.parts["a"] ^ rows.parts["b"]).all()
-  found = evaluate.evaluate(Program(), None, config, rows)
+  found = evaluate.evaluate(program, None, config, rows)
   shares = {name: mask.mean() for name, mask in rows.parts.items()}
   assert found.metrics["loss_a"] == pytest.approx(1, abs=0.05)
   assert found.metrics["loss_b"] == pytest.approx(2, abs=0.05)
@@ -139,4 +145,4 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
   config = corpus_of(tmp_path / "a", [text(i) for i in range(10)])
   (tmp_path / "a" / "bad.txt").write_bytes(b"caf\xe9 " * 100)
   with pytest.raises(UserError, match=r"bad.txt: not UTF-8.*b'\\xe9'"):
-    pipeline.prepare(config)
+    corpus.prepare(config)

@@ -8,7 +8,8 @@ import pytest
 
 from bigmodel import data as room
 from bigmodel import study
-from bigmodel.data import pipeline
+from bigmodel.data import examples, pipeline
+from bigmodel.data.examples import Examples
 from bigmodel.data.splits import folds_of
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
@@ -48,7 +49,7 @@ def arrays_config(path, inputs, targets, family="mlp", task="classification"):
 
 
 def test_idx_files_are_read_as_they_are(tmp_path):
-  data = pipeline.prepare(images_config(idx_folder(tmp_path)))
+  data = examples.prepare(images_config(idx_folder(tmp_path)))
   expected = np.random.default_rng(0).integers(0, 256, (40, 6, 5))
   np.testing.assert_array_equal(data.inputs[data.places["train"], ..., 0], expected)
   np.testing.assert_array_equal(data.targets[data.places["validation"]], np.arange(12) % 4)
@@ -63,16 +64,16 @@ def test_idx_files_are_read_as_they_are(tmp_path):
   ("change", "message"),
   [
     (lambda name, raw: raw[:-3] if name.startswith("t10k-images") else raw, "its header says .*: truncated"),
-    (lambda name, raw: b"no" + raw if "labels" in name else raw, "is no IDX file"),
+    (lambda name, raw: b"no" + raw if "labels" in name else raw, "is not an IDX file"),
     (lambda name, raw: raw[:-1] + b"\x09" if name == "t10k-labels-idx1-ubyte" else raw,
-     "validation example 11 has the label 9, which is none of the 4 classes"),
+     "validation example 11 has the label 9, which is not one of the 4 classes"),
   ],
 )  # fmt: skip
 def test_bad_images_are_refused_with_their_file_or_row(tmp_path, change, message):
   with pytest.raises(UserError, match=message):
-    pipeline.prepare(images_config(idx_folder(tmp_path, change)))
+    examples.prepare(images_config(idx_folder(tmp_path, change)))
   with pytest.raises(UserError, match="no folder"):
-    pipeline.prepare(images_config(tmp_path / "none"))
+    examples.prepare(images_config(tmp_path / "none"))
 
 
 def test_folds_are_parts_that_keep_the_shares_of_classes():
@@ -88,10 +89,10 @@ def test_normalisation_knows_the_training_examples_only(tmp_path):
   rng = np.random.default_rng(0)
   inputs, targets = rng.standard_normal((50, 3)).astype(np.float32), np.arange(50) % 2
   config = arrays_config(tmp_path / "a.npz", inputs, targets)
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   held = folds_of(targets, 5, stratified=True) == 0
   inputs[held] += 100  # shifts what is held out
-  moved = pipeline.prepare(arrays_config(tmp_path / "b.npz", inputs, targets))
+  moved = examples.prepare(arrays_config(tmp_path / "b.npz", inputs, targets))
   np.testing.assert_array_equal(data.mean, moved.mean)
   np.testing.assert_array_equal(data.deviation, moved.deviation)
   places = np.arange(40)
@@ -107,7 +108,7 @@ def test_smaller_data_are_part_of_larger_ones_and_every_example_comes_once_an_ep
   seen = {}
   for count in (0, 10, 20):
     config.data.examples = count
-    rows = pipeline.train_pipeline(config, pipeline.prepare(config), 1000)
+    rows = pipeline.train_pipeline(config, examples.prepare(config), 1000)
     epochs = [np.concatenate([rows.batch(rows.rows // 10 * e + s)["inputs"][:, 0] for s in range(rows.rows // 10)])
               for e in range(2)]  # fmt: skip
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(set(epochs[0]))
@@ -117,7 +118,7 @@ def test_smaller_data_are_part_of_larger_ones_and_every_example_comes_once_an_ep
   assert len(seen[0]) == 40
   config.data.repeat = False
   with pytest.raises(UserError, match=r"steps of 10 examples are 500 epochs of 20 examples"):
-    pipeline.train_pipeline(config, pipeline.prepare(config), 1000)
+    pipeline.train_pipeline(config, examples.prepare(config), 1000)
 
 
 def test_folds_share_their_examples(tmp_path):
@@ -125,22 +126,27 @@ def test_folds_share_their_examples(tmp_path):
   config = arrays_config(tmp_path / "a.npz", rng.standard_normal((50, 2)), np.arange(50) % 2)
   datasets = pipeline.Datasets(config)
   config.data.fold = 1
-  other = datasets(config)
-  assert other.inputs is datasets.base.inputs
-  assert set(other.places["validation"]).isdisjoint(datasets.base.places["validation"])
-  assert (other.mean != datasets.base.mean).any()
+  base, other = datasets.base, datasets(config)
+  assert isinstance(base, Examples)
+  assert isinstance(other, Examples)
+  assert other.inputs is base.inputs
+  assert set(other.places["validation"]).isdisjoint(base.places["validation"])
+  assert (other.mean != base.mean).any()
 
 
 def test_targets_of_a_regression_are_in_units_of_their_training_deviation(tmp_path):
   rng = np.random.default_rng(0)
   targets = 7 + 3 * rng.standard_normal(50)
-  data = pipeline.prepare(
+  data = examples.prepare(
     arrays_config(tmp_path / "a.npz", rng.standard_normal((50, 2)), targets, "linear", "regression")
   )
   train = data.rows("train", np.arange(data.count("train")))["targets"]
   assert train.mean() == pytest.approx(0, abs=1e-6)
   assert train.std() == pytest.approx(1, abs=1e-6)
-  back = data.targets[data.places["validation"]] * data.facts["target_deviation"] + data.facts["target_mean"]
+  mean, deviation = data.facts["target_mean"], data.facts["target_deviation"]
+  assert isinstance(mean, float)
+  assert isinstance(deviation, float)
+  back = data.targets[data.places["validation"]] * deviation + mean
   held = folds_of(targets, 5, stratified=False) == 0
   np.testing.assert_allclose(back, targets[held], rtol=1e-5)
 
@@ -159,7 +165,7 @@ def test_bad_arrays_are_refused_with_their_row(tmp_path):
     (ragged, labels, "rows differ in shape"),
   ):
     with pytest.raises(UserError, match=message):
-      pipeline.prepare(arrays_config(tmp_path / "a.npz", inputs, targets))
+      examples.prepare(arrays_config(tmp_path / "a.npz", inputs, targets))
 
 
 def test_a_given_split_has_no_folds_and_broken_files_are_named(tmp_path):
@@ -169,14 +175,14 @@ def test_a_given_split_has_no_folds_and_broken_files_are_named(tmp_path):
     room.check(config)
   config.data.split = "stratified"
   room.check(config)
-  parts = [pipeline.prepare(study.with_overrides(config, {"data.fold": k})).places["validation"] for k in range(5)]
+  parts = [examples.prepare(study.with_overrides(config, {"data.fold": k})).places["validation"] for k in range(5)]
   assert sorted(np.concatenate(parts)) == list(range(40))  # no test image is among them
   config = arrays_config(tmp_path / "a.npz", np.ones((20, 3)), np.arange(20) % 2)
   whole = (tmp_path / "a.npz").read_bytes()
   for broken in (whole[:100], b""):
     (tmp_path / "a.npz").write_bytes(broken)
     with pytest.raises(UserError, match=r"a.npz cannot be read"):
-      pipeline.prepare(config)
+      examples.prepare(config)
 
 
 def test_what_a_config_says_of_its_examples_is_held_against_them(tmp_path):
@@ -185,7 +191,7 @@ def test_what_a_config_says_of_its_examples_is_held_against_them(tmp_path):
   with pytest.raises(UserError, match=r"config.model.inputs: \(5,\); the examples are \(3,\)"):
     study.single_run(config, tmp_path / "run")
   config.model.update(inputs=(), outputs=2)
-  with pytest.raises(UserError, match="none of the 2 classes"):
+  with pytest.raises(UserError, match="not one of the 2 classes"):
     study.single_run(config, tmp_path / "run")
 
 
@@ -193,9 +199,9 @@ def test_scikit_learn_s_sets_are_found_by_name():
   pytest.importorskip("sklearn")
   config = default_config("linear")
   config.data.name = "sklearn/digits"
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   assert data.facts["inputs"] == (64,)
   assert data.count("train") + data.count("validation") == 1797
   config.data.name = "sklearn/digit"
   with pytest.raises(UserError, match="did you mean 'digits'"):
-    pipeline.prepare(config)
+    examples.prepare(config)

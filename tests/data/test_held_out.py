@@ -10,12 +10,13 @@ import pytest
 import zstandard
 
 from bigmodel import data as room
-from bigmodel.data import builders, corpus, pipeline, sources
+from bigmodel.data import builders, corpus, documents, pipeline, sources, texts
+from bigmodel.data.text_sources.python_source import python_files
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
-FORMATS = [(suffix, packed) for suffix in sources.TEXT_SUFFIXES for packed in ("", *sources.PACKED_SUFFIXES)]
+FORMATS = [(suffix, packed) for suffix in documents.TEXT_SUFFIXES for packed in ("", *documents.PACKED_SUFFIXES)]
 
 
 def text(number, lines=12):
@@ -60,7 +61,7 @@ def text_files(folder):
 
 def python_source(folder):
   """Whole distributions, with a copy of every file of both in a folder that is mixed in."""
-  files = sources.python_sources(("etils",), ("absl-py",))[::3]
+  files = python_files(("etils",), ("absl-py",))[::3]
   folder.mkdir()
   for i, file in enumerate(files):
     copy = Path(file.path).read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ def tfds(folder):
     def _generate_examples(self, numbers):
       yield from ((number, {"text": text(number)}) for number in numbers)
 
-  with builders._quiet():
+  with builders.quiet():
     Sayings(data_dir=str(folder / "tfds"), file_format="array_record").download_and_prepare()
   part = write(folder / "files", ".jsonl", "", [text(number) for number in range(70)])
   mixture = (f"1 name=text_files path={part} heldout_fraction=0.2",)
@@ -97,18 +98,18 @@ CASES = {"text_files": text_files, "python_source": python_source, "tfds": tfds}
 
 
 def test_every_source_of_text_has_a_case():
-  assert set(CASES) == {*builders.SOURCES, "tfds"}
-  assert set(PACK) == {"", *sources.PACKED_SUFFIXES}
+  assert set(CASES) == set(sources.names("text"))
+  assert set(PACK) == {"", *documents.PACKED_SUFFIXES}
 
 
 @pytest.mark.parametrize("source", CASES)
 def test_what_is_held_out_is_in_no_part_trained_on(source, tmp_path):
   config = CASES[source](tmp_path / "data")
   room.check(config)
-  data = pipeline.prepare(config)
-  assert data.card["steps"][corpus.COPIES] > 0  # there was something to leave out
+  data = corpus.prepare(config)
+  assert data.card["steps"][texts.COPIES] > 0  # there was something to leave out
   identities = {
-    split: {sources.identity([one]) for one in documents_of(data, split)} for split in ("train", "validation")
+    split: {documents.identity([one]) for one in documents_of(data, split)} for split in ("train", "validation")
   }
   assert min(map(len, identities.values())) > 3
   assert not identities["train"] & identities["validation"]
@@ -117,8 +118,8 @@ def test_what_is_held_out_is_in_no_part_trained_on(source, tmp_path):
     assert min(len(trained), len(held)) > 3
     assert not trained & held
   if source == "text_files":  # all documents that any fraction holds out, long ones with all their pieces
-    shares = {f"doc{n}": sources.heldout_share(sources.identity([text(n)])) for n in range(80)}
-    shares |= {f"doc{n}": sources.heldout_share(sources.identity([text(n, 3500)])) for n in range(100, 108)}
+    shares = {f"doc{n}": documents.heldout_share(documents.identity([text(n)])) for n in range(80)}
+    shares |= {f"doc{n}": documents.heldout_share(documents.identity([text(n, 3500)])) for n in range(100, 108)}
     held = {n for n, share in shares.items() if share < (0.3 if int(n[3:]) < 80 else 0.5)}
     assert names_in(data, "validation") == held
     assert names_in(data, "train") == set(shares) - held
@@ -134,7 +135,7 @@ def test_a_larger_fraction_holds_out_the_same_documents_and_more(tmp_path):
   part = write(tmp_path / "a", ".jsonl", "", [text(number) for number in range(60)])
   held = []
   for fraction in (0.1, 0.3, 0.7):
-    data = pipeline.prepare(config_of(path=str(part), heldout_fraction=fraction))
+    data = corpus.prepare(config_of(path=str(part), heldout_fraction=fraction))
     held.append(names_in(data, "validation"))
     assert not held[-1] & names_in(data, "train")
     assert len(held[-1] | names_in(data, "train")) == 60
@@ -146,8 +147,9 @@ def test_pieces_of_a_document_are_one_sample(tmp_path):
   folder = write(tmp_path / "a", ".txt", "", [text(number, lines=3000) for number in range(8)])
   config = config_of(path=str(folder), heldout_fraction=0.5)
   config.eval.tokens = 10**9
-  data = pipeline.prepare(config)
+  data = corpus.prepare(config)
   rows = pipeline.eval_rows(config, data)
+  assert isinstance(rows.rows, np.ndarray)
   held = names_in(data, "validation")
   assert 1 < len(held) < data.card["splits"]["validation"]["documents"]  # which counts pieces
   assert len(np.unique(rows.clusters)) == len(held)
@@ -158,11 +160,11 @@ def test_pieces_of_a_document_are_one_sample(tmp_path):
 
 
 @pytest.mark.parametrize("packed", PACK)
-@pytest.mark.parametrize("suffix", [suffix for suffix in sources.TEXT_SUFFIXES if suffix != ".jsonl"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in documents.TEXT_SUFFIXES if suffix != ".jsonl"])
 @pytest.mark.parametrize("lines", [40, 5000])  # less than a piece, and several
 def test_of_a_single_file_the_end_is_held_out(tmp_path, suffix, packed, lines):
   content = "".join(f"line {i}\n" for i in range(lines)) if lines == 40 else text(0, lines)
-  data = pipeline.prepare(config_of(path=str(write(tmp_path / "a", suffix, packed, [content])), heldout_fraction=0.25))
+  data = corpus.prepare(config_of(path=str(write(tmp_path / "a", suffix, packed, [content])), heldout_fraction=0.25))
   lines_of = {
     split: bytes(np.asarray(data.tokens[split]).clip(0, 255).astype(np.uint8)).replace(b"\xff", b"").split(b"\n")
     for split in ("train", "validation")
@@ -178,23 +180,23 @@ def test_one_document_of_a_mixture_or_a_line_is_refused_and_a_fraction_that_hold
   long = write(tmp_path / "a", ".txt", "", [text(0, lines=5000)])
   others = write(tmp_path / "others", ".txt", "", [text(i) for i in range(50)])
   with pytest.raises(UserError, match=r"holds one document.*several files, or a \.jsonl"):
-    pipeline.prepare(config_of(path=str(long), heldout_fraction=0.5, mixture=(f"1 path={others}",)))
+    corpus.prepare(config_of(path=str(long), heldout_fraction=0.5, mixture=(f"1 path={others}",)))
   line = write(tmp_path / "line", ".txt", "", ["a single line of words"])
   with pytest.raises(UserError, match=r"one document with too few lines"):
-    pipeline.prepare(config_of(path=str(line), heldout_fraction=0.5))
+    corpus.prepare(config_of(path=str(line), heldout_fraction=0.5))
   few = write(tmp_path / "b", ".txt", "", [text(i) for i in range(5)])
-  shares = sorted(sources.heldout_share(sources.identity([text(i)])) for i in range(5))
+  shares = sorted(documents.heldout_share(documents.identity([text(i)])) for i in range(5))
   with pytest.raises(UserError, match=f"holds out none of the 5 documents.*above {shares[0]:.3g}"):
-    pipeline.prepare(config_of(path=str(few), heldout_fraction=shares[0] / 2))
+    corpus.prepare(config_of(path=str(few), heldout_fraction=shares[0] / 2))
   with pytest.raises(UserError, match=f"holds out all 5 documents.*up to {shares[-1]:.3g}"):
-    pipeline.prepare(config_of(path=str(few), heldout_fraction=(shares[-1] + 1) / 2))
+    corpus.prepare(config_of(path=str(few), heldout_fraction=(shares[-1] + 1) / 2))
 
 
 def test_folders_that_a_pattern_leaves_open_may_have_files_of_one_name(tmp_path):
   for i, folder in enumerate(("a", "b", "c/d")):
     write(tmp_path / folder / "x", ".txt", "", [text(100 * i + n) for n in range(10)])
   for pattern, count in (("*/*/*.txt", 20), ("**/*.txt", 30), ("**/**/*.txt", 30), ("[ab]/x/?.txt", 20), ("", 30)):
-    data = pipeline.prepare(config_of(path=str(tmp_path / pattern), heldout_fraction=0.3))
+    data = corpus.prepare(config_of(path=str(tmp_path / pattern), heldout_fraction=0.3))
     assert len(names_in(data, "train") | names_in(data, "validation")) == count, pattern
 
 
@@ -234,7 +236,7 @@ def test_prepared_corpora_are_named_by_everything_that_they_are_made_of(tmp_path
     for changed in pair:
       data = config_of(path=str(one)).data
       data.update(**changed)
-      folders.append(corpus._folder(data, corpus._manifest(data)))
+      folders.append(corpus.recipe(data).folder)
     assert folders[0] != folders[1], name
 
 
@@ -268,10 +270,10 @@ def test_datasets_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path):
   manifests = set()
   for Letters.letter in "xy":
     folder = str(tmp_path / Letters.letter)
-    with builders._quiet():
+    with builders.quiet():
       Letters(data_dir=folder, file_format="array_record").download_and_prepare()
     for split in ("train", "validation"):
-      manifests.add(corpus._manifest(config_of(name="letters", dir=folder, train_split=split).data))
+      manifests.add(corpus.recipe(config_of(name="letters", dir=folder, train_split=split).data).sha256)
   assert len(manifests) == 4
 
 
@@ -286,7 +288,7 @@ def test_of_one_text_the_last_line_with_words_is_held_out_whatever_is_beside_it(
     "beside empty files": ["", content, " \n"],
   }
   for name, files in corpora.items():
-    data = pipeline.prepare(config_of(path=str(write(tmp_path / name, ".txt", "", files)), heldout_fraction=0.001))
+    data = corpus.prepare(config_of(path=str(write(tmp_path / name, ".txt", "", files)), heldout_fraction=0.001))
     assert names_in(data, "validation") == {"doc39"}, name
     assert names_in(data, "train") == {f"doc{i}" for i in range(39)}, name
     validation = data.card["splits"]["validation"]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from bigmodel import study
-from bigmodel.data import pipeline
+from bigmodel.data import examples
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
@@ -30,16 +30,16 @@ def config_of(root, name="image_folder", **fields):
 
 
 def test_a_folder_for_each_class_and_every_pixel_as_stored(tmp_path):
-  data = pipeline.prepare(config_of(folder_of(tmp_path)))
+  data = examples.prepare(config_of(folder_of(tmp_path)))
   np.testing.assert_array_equal(data.inputs, PIXELS[ORDER])
   np.testing.assert_array_equal(data.targets, np.repeat([0, 1, 2], 8))
-  assert data.facts["classes"] == ["cat", "dog", "emu"]
+  assert data.card["classes"] == ["cat", "dog", "emu"]
   assert data.count("train") + data.count("validation") == 24
 
 
 def test_folders_called_train_and_test_are_the_split(tmp_path):
   root = folder_of(tmp_path, split=lambda i: "train" if i < 15 else "test")
-  data = pipeline.prepare(config_of(root))
+  data = examples.prepare(config_of(root))
   assert data.count("train") == 15
   held = data.inputs[data.places["validation"]]
   assert {image.tobytes() for image in held} == {image.tobytes() for image in PIXELS[15:]}
@@ -48,13 +48,13 @@ def test_folders_called_train_and_test_are_the_split(tmp_path):
 
 def test_grey_pictures_have_one_channel_and_a_size_cuts_and_scales(tmp_path):
   flat = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None, None], (24, 8, 12))
-  data = pipeline.prepare(config_of(folder_of(tmp_path, flat), image_size=4))
+  data = examples.prepare(config_of(folder_of(tmp_path, flat), image_size=4))
   assert data.inputs.shape == (24, 4, 4, 1)
   assert (data.inputs == ORDER[:, None, None, None]).all()
 
 
 def test_a_run_trains_on_them(tmp_path):
-  config = study.resolve(config_of(folder_of(tmp_path)), pipeline.prepare(config_of(tmp_path)))
+  config = study.resolve(config_of(folder_of(tmp_path)), examples.prepare(config_of(tmp_path)))
   assert config.model.outputs == 3
 
 
@@ -70,7 +70,7 @@ def test_a_run_trains_on_them(tmp_path):
 def test_a_bad_picture_is_named(tmp_path, break_it, message):
   break_it(folder_of(tmp_path))
   with pytest.raises(UserError, match=message) as caught:
-    pipeline.prepare(config_of(tmp_path))
+    examples.prepare(config_of(tmp_path))
   assert "\n" not in str(caught.value)
 
 
@@ -102,14 +102,14 @@ def test_a_tfds_set_is_read_with_its_split_and_names(tmp_path):
       for i in range(start, stop):
         yield i, {"image": png(PIXELS[i]), "label": i % 3}
 
-  with builders._quiet():
+  with builders.quiet():
     Pets(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-  data = pipeline.prepare(config_of(tmp_path, "tfds/pets"))
-  assert data.facts["classes"] == ["cat", "dog", "emu"]
+  data = examples.prepare(config_of(tmp_path, "tfds/pets"))
+  assert data.card["classes"] == ["cat", "dog", "emu"]
   held = {
     image.tobytes(): label
     for image, label in zip(*(a[data.places["validation"]] for a in (data.inputs, data.targets)), strict=True)
   }
   assert held == {PIXELS[i].tobytes(): i % 3 for i in range(15, 24)}
   with pytest.raises(UserError, match=r"not prepared|neither"):
-    pipeline.prepare(config_of(tmp_path / "elsewhere", "tfds/pets"))
+    examples.prepare(config_of(tmp_path / "elsewhere", "tfds/pets"))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bigmodel import study
-from bigmodel.data import builders, pipeline, sources
+from bigmodel.data import builders, documents, pipeline
 from bigmodel.data import corpus as corpora
+from bigmodel.data.text_sources.python_source import python_files
+from bigmodel.data.text_sources.text_files import text_files
 from bigmodel.errors import UserError
 
 
@@ -19,7 +21,7 @@ def rows_of(resolved, steps=10):
 
 
 def texts_of(source):
-  return [text for document in sources.documents(source, "text") for _, text in document.pieces]
+  return [text for document in documents.documents(source, "text") for _, text in document.pieces]
 
 
 def test_batch_is_a_function_of_seed_and_step(resolved):
@@ -57,7 +59,7 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(resolved):
   whole = {tuple(r) for r in corpus.tokens["train"][np.arange(rows.rows)[:, None] * 32 + np.arange(33)].tolist()}
   for epoch in epochs:
     assert {tuple(r) for r in epoch.tolist()} == whole
-  assert not np.array_equal(*epochs)
+  assert not np.array_equal(epochs[0], epochs[1])
   assert rows.epochs_seen(2 * steps) == 2.0
 
 
@@ -104,19 +106,19 @@ def test_context_beyond_the_documents_is_refused(config):
 
 
 def test_python_source_holds_out_whole_distributions_without_copies():
-  files = sources.python_sources(("jinja2", "etils"), ("absl-py",))
+  files = python_files(("jinja2", "etils"), ("absl-py",))
   assert {f.name.split("==")[0] for f in files if f.split == "validation"} == {"absl-py"}
   assert {f.name.split("==")[0] for f in files if f.split == "train"} == {"jinja2", "etils"}
   assert len({f.sha256 for f in files}) == len(files)
-  assert sources.manifest_sha256(files) == sources.manifest_sha256(files[::-1])
-  assert sources.manifest_sha256(files) != sources.manifest_sha256(files[1:])
+  assert documents.manifest_sha256(files) == documents.manifest_sha256(files[::-1])
+  assert documents.manifest_sha256(files) != documents.manifest_sha256(files[1:])
 
 
 def test_unknown_distributions_and_empty_paths_are_refused(tmp_path):
   with pytest.raises(UserError, match="pip install no-such-thing"):
-    sources.python_sources(("no-such-thing",), ("absl-py",))
+    python_files(("no-such-thing",), ("absl-py",))
   with pytest.raises(UserError, match=r"no \.txt, \.md or \.jsonl"):
-    sources.text_sources(str(tmp_path / "*.txt"))
+    text_files(str(tmp_path / "*.txt"))
 
 
 def test_text_files_of_every_kind_give_the_same_documents(tmp_path):
@@ -131,17 +133,17 @@ def test_text_files_of_every_kind_give_the_same_documents(tmp_path):
   (tmp_path / "e.txt").write_text(texts[0])
   (tmp_path / "f.md").write_text(texts[1])
   (tmp_path / "ignored.bin").write_bytes(b"\0")
-  found = [texts_of(f) for f in sources.text_sources(str(tmp_path))]
+  found = [texts_of(f) for f in text_files(str(tmp_path))]
   assert found == [texts] * 4 + [[texts[0]], [texts[1]]]
 
 
 def test_long_text_files_are_cut_into_pieces_without_loss(tmp_path):
   text = "".join(f"line {i}\n" for i in range(30_000))
   (tmp_path / "long.txt").write_text(text)
-  (source,) = sources.text_sources(str(tmp_path))
+  (source,) = text_files(str(tmp_path))
   parts = texts_of(source)
   assert "".join(parts) == text
-  assert len(parts) == -(-len(text) // sources.PIECE_CHARACTERS)
+  assert len(parts) == -(-len(text) // documents.PIECE_CHARACTERS)
 
 
 def test_copies_of_a_document_are_dropped_and_never_straddle(config, tmp_path):
@@ -191,6 +193,8 @@ def test_eval_rows_know_their_documents(resolved):
   config, corpus = resolved
   rows = pipeline.eval_rows(config, corpus)
   starts = corpus.starts["validation"]
+  assert isinstance(rows.rows, np.ndarray)
+  assert rows.bytes is not None
   flat = rows.rows[:, 1:].ravel()
   separators = np.flatnonzero(flat == 256)
   documents = rows.clusters.ravel()

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from bigmodel import data, study
-from bigmodel.data import pipeline, splits, tables
+from bigmodel.data import examples, fields, pipeline, splits, tables
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
@@ -38,7 +38,7 @@ def config_of(path, table, family="mlp", task="classification", **changes):
 def refused(config, message):
   def use():
     data.check(config)
-    pipeline.prepare(config)
+    examples.prepare(config)
 
   with pytest.raises(UserError, match=message) as caught:
     use()
@@ -46,7 +46,7 @@ def refused(config, message):
 
 
 def test_columns_become_numbers_with_names(tmp_path):
-  data = pipeline.prepare(config_of(tmp_path, frame(), normalise="none"))
+  data = examples.prepare(config_of(tmp_path, frame(), normalise="none"))
   names = data.card["features"]
   assert names[:2] == ["age", "day days"]
   assert names[-5:] == ["colour=other", "colour=", "colour=blue", "colour=green", "colour=red"]
@@ -61,15 +61,15 @@ def test_columns_become_numbers_with_names(tmp_path):
   np.testing.assert_array_equal(data.inputs[missing, 0], np.float32(np.nanmedian(age[train])))
   assert data.card["missing"] == {"age": 9, "colour": 15}
   assert data.card["steps"]["impute:median"] == {"age": 9}
-  assert data.facts["classes"] == ["no", "yes"]
+  assert data.card["classes"] == ["no", "yes"]
 
 
 def test_csv_and_parquet_say_the_same(tmp_path):
   config = config_of(tmp_path, frame())
-  one = pipeline.prepare(config)
+  one = examples.prepare(config)
   frame().write_csv(tmp_path / "table.csv")
   config.data.path = str(tmp_path / "table.csv")
-  other = pipeline.prepare(config)
+  other = examples.prepare(config)
   np.testing.assert_allclose(one.inputs, other.inputs, rtol=1e-6)
   np.testing.assert_array_equal(one.targets, other.targets)
 
@@ -78,7 +78,7 @@ def test_csv_and_parquet_say_the_same(tmp_path):
 def test_what_is_learned_does_not_change_by_a_bit_when_held_out_rows_do(tmp_path, split):
   steps = ("missing_flags", "impute:mean", "clip:1", "drop_outliers:2", "quantile")
   changes = {"steps": steps, "split": split, "folds": 3, "group": "firm", "time": "day", "drop": ()}
-  one = pipeline.prepare(config_of(tmp_path, frame(), **changes))
+  one = examples.prepare(config_of(tmp_path, frame(), **changes))
   held = one.places["validation"]
   assert min(len(held), len(one.places["train"])) > 0
   rng = np.random.default_rng(1)
@@ -88,7 +88,7 @@ def test_what_is_learned_does_not_change_by_a_bit_when_held_out_rows_do(tmp_path
   for at, where in zip(held, shuffled, strict=True):
     age[at] = 1e6 + (table["age"][int(where)] or 0.0)
     colour[at] = "violet"
-  other = pipeline.prepare(config_of(tmp_path, frame(age=age, colour=colour), **changes))
+  other = examples.prepare(config_of(tmp_path, frame(age=age, colour=colour), **changes))
   np.testing.assert_array_equal(one.places["train"], other.places["train"])
   rows = np.arange(one.count("train"))
   np.testing.assert_array_equal(one.rows("train", rows)["inputs"], other.rows("train", rows)["inputs"])
@@ -102,20 +102,20 @@ def test_steps_do_what_they_say_and_count_it(tmp_path):
   table = pl.concat([table, table.head(4)])  # four duplicates
   table = table.with_columns(sold=pl.when(pl.arange(0, len(table)) == 30).then(None).otherwise("sold"))
   steps = ("duplicates", "missing_target", "impute:zero", "clip:0.5")
-  data = pipeline.prepare(config_of(tmp_path, table, steps=steps))
+  data = examples.prepare(config_of(tmp_path, table, steps=steps))
   assert data.card["steps"]["duplicates"] == {"rows dropped": 4}
   assert data.card["steps"]["missing_target"] == {"rows dropped": 1}
   assert sum(split["examples"] for split in data.card["splits"].values()) == ROWS - 1
   low, high = data.card["learned"]["clip:0.5"]["age"]
   assert data.inputs[:, 0].min() == np.float32(low)
   assert data.inputs[:, 0].max() == np.float32(high)
-  whole = pipeline.prepare(config_of(tmp_path, table.drop_nulls("sold"), steps=("missing_rows",)))
+  whole = examples.prepare(config_of(tmp_path, table.drop_nulls("sold"), steps=("missing_rows",)))
   assert sum(split["examples"] for split in whole.card["splits"].values()) == table.drop_nulls().height
 
 
 def test_outliers_leave_training_and_stay_in_what_is_held_out(tmp_path):
   table = frame(age=[1000.0 if i % 10 == 0 else 40.0 + i % 5 for i in range(ROWS)])
-  data = pipeline.prepare(config_of(tmp_path, table, steps=("drop_outliers:3",), normalise="none"))
+  data = examples.prepare(config_of(tmp_path, table, steps=("drop_outliers:3",), normalise="none"))
   assert data.inputs[data.places["train"], 0].max() < 50
   assert data.inputs[data.places["validation"], 0].max() == 1000
   assert data.card["steps"]["drop_outliers:3"]["training rows dropped"] + data.count("train") + data.count(
@@ -125,7 +125,7 @@ def test_outliers_leave_training_and_stay_in_what_is_held_out(tmp_path):
 
 def test_quantiles_are_normal_scores(tmp_path):
   table = frame(age=np.random.default_rng(0).exponential(size=ROWS) ** 3)
-  data = pipeline.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
+  data = examples.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
   scores = data.inputs[data.places["train"], 0]
   assert np.abs(np.median(scores)) < 0.1
   assert 0.7 < np.quantile(scores, 0.84) < 1.3
@@ -133,7 +133,7 @@ def test_quantiles_are_normal_scores(tmp_path):
 
 def test_equal_values_share_the_middle_of_their_ranks(tmp_path):
   table = frame(age=[float(i % 2) for i in range(ROWS)])
-  data = pipeline.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
+  data = examples.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
   low, high = np.unique(data.inputs[:, 0])
   assert low == pytest.approx(-0.674, abs=0.1)
   assert high == pytest.approx(0.674, abs=0.1)
@@ -161,13 +161,16 @@ def test_windows_share_no_row_with_what_is_asked(tmp_path):
   table = pl.DataFrame({"t": np.arange(n)[::-1].copy(), "load": np.sin(np.arange(n))[::-1], "heat": np.arange(n) * 2.0})
   config = config_of(tmp_path, table, "mlp", "regression", target="load", drop=(), time="t", window=W, horizon=H)
   config.data.update(folds=4, fold=3, normalise="none")
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   assert data.facts["inputs"] == (W, 3)
   assert data.card["features"] == ["load", "t", "heat"]
   sunk = np.sin(np.arange(n)).astype(np.float32)
+  mean, deviation = data.facts["target_mean"], data.facts["target_deviation"]
+  assert isinstance(mean, float)
+  assert isinstance(deviation, float)
   for split in ("train", "validation"):
     rows = data.rows(split, np.arange(data.count(split)))
-    said = rows["targets"] * data.facts["target_deviation"] + data.facts["target_mean"]
+    said = rows["targets"] * deviation + mean
     for inputs, answer, start in zip(rows["inputs"], said, data.places[split], strict=True):
       np.testing.assert_allclose(inputs[:, 0], sunk[start : start + W], rtol=1e-6)
       np.testing.assert_allclose(answer, sunk[start + W - 1 + H], atol=1e-5)
@@ -175,9 +178,9 @@ def test_windows_share_no_row_with_what_is_asked(tmp_path):
   assert data.places["validation"].min() > seen
   moved = table.with_columns(load=pl.when(pl.col("t") > seen).then(1e5).otherwise("load"))
   config.data.normalise = "standard"
-  one = pipeline.prepare(config)
+  one = examples.prepare(config)
   moved.write_parquet(tmp_path / "table.parquet")
-  other = pipeline.prepare(config)
+  other = examples.prepare(config)
   np.testing.assert_array_equal(one.mean, other.mean)
   np.testing.assert_array_equal(one.deviation, other.deviation)
 
@@ -185,12 +188,12 @@ def test_windows_share_no_row_with_what_is_asked(tmp_path):
 def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   refused(config_of(tmp_path, frame(), target="sould"), r"config.data.target: no column 'sould' \(did you mean 'sold'")
   refused(config_of(tmp_path, frame(age=[None] * ROWS)), "column 'age'")
-  refused(config_of(tmp_path, frame(copy=frame()["sold"])), "column 'copy' says the target")
+  refused(config_of(tmp_path, frame(copy=frame()["sold"])), "column 'copy' has the same information as the target")
   refused(config_of(tmp_path, frame(sold=[None, *frame()["sold"][1:]])), "'sold' is missing in row 1; the step miss")
   refused(config_of(tmp_path, frame(sold=["yes"] * ROWS)), "config.data: all 60 targets are of one class")
   refused(config_of(tmp_path, frame(), steps=()), "column 'age' is missing in row 1; impute")
-  refused(config_of(tmp_path, frame(), steps=("impute", "duplicates")), "duplicates drops rows from which impute has")
-  refused(config_of(tmp_path, frame(), steps=("duplicates:1",)), "duplicates takes nothing more")
+  refused(config_of(tmp_path, frame(), steps=("impute", "duplicates")), "duplicates drops rows on which impute was")
+  refused(config_of(tmp_path, frame(), steps=("duplicates:1",)), "duplicates takes no argument")
   refused(config_of(tmp_path, frame(), classes=("no", "yes", "no")), "names a class twice")
   refused(config_of(tmp_path, frame(), time="day", window=3, group="firm", drop=()), "windows are of one series")
   refused(config_of(tmp_path, frame(), time="day", split="time", split_seed=1), "nothing is drawn for this split")
@@ -199,12 +202,12 @@ def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   refused(config_of(tmp_path, frame(), steps=("imput",)), r"no step 'imput' \(did you mean 'impute'")
   refused(config_of(tmp_path, frame(), split="time"), "config.data.time: empty")
   same = frame(day=[datetime.date(2024, 1, 1)] * ROWS)
-  refused(config_of(tmp_path, same, split="time", time="day"), "too many rows share a moment")
+  refused(config_of(tmp_path, same, split="time", time="day"), "too many rows have the same time")
   rare = frame(sold=["yes"] + ["no"] * (ROWS - 1))
   refused(config_of(tmp_path, rare), "all (train|validation) examples are of class 0; use split=stratified")
   numbers = frame(age=["12"] * (ROWS - 1) + ["12 kg"])
   refused(config_of(tmp_path, numbers), f"column 'age' has '12 kg' among numbers, in row {ROWS}; the step bad_cells")
-  cleaned = pipeline.prepare(config_of(tmp_path, numbers, steps=("bad_cells", "impute")))
+  cleaned = examples.prepare(config_of(tmp_path, numbers, steps=("bad_cells", "impute")))
   assert cleaned.card["steps"]["bad_cells"] == {"age": 1}
   (tmp_path / "broken.csv").write_bytes(b"a,b\n1,2\n3,\xff\xfe\n")
   config = config_of(tmp_path, frame())
@@ -216,7 +219,7 @@ def test_moments_keep_all_their_digits(tmp_path):
   """Seconds since 1970 are equal in float32 for minutes."""
   table = pl.DataFrame({"t": [1.7e9 + i for i in range(100)][::-1], "x": np.arange(100.0)[::-1] ** 2})
   config = config_of(tmp_path, table, "mlp", "regression", target="x", drop=(), time="t", window=4, normalise="none")
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   first = data.rows("train", np.arange(1))["inputs"][0, :, 0]
   np.testing.assert_array_equal(first, [0, 1, 4, 9])
   blocks = np.bincount(data.clusters)
@@ -226,12 +229,12 @@ def test_moments_keep_all_their_digits(tmp_path):
 def test_bad_cells_are_missing_and_not_numbers(tmp_path):
   cells = ["1.5", "N/A", "inf", "nan", *map(str, range(ROWS - 4))]
   config = config_of(tmp_path, frame(age=cells), steps=("bad_cells", "impute:zero"), normalise="none")
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   assert data.card["steps"]["bad_cells"] == {"age": 1}
   assert data.card["steps"]["infinite"] == {"age": 1}
   np.testing.assert_array_equal(data.inputs[:4, 0], [1.5, 0, 0, 0])
-  names = pipeline.prepare(config_of(tmp_path, frame(sold=["0", "1"] * 29 + ["X", "X"])))  # of a class, not bad
-  assert names.facts["classes"] == ["0", "1", "X"]
+  names = examples.prepare(config_of(tmp_path, frame(sold=["0", "1"] * 29 + ["X", "X"])))  # of a class, not bad
+  assert names.card["classes"] == ["0", "1", "X"]
 
 
 def test_missing_numbers_of_a_csv_file_are_missing(tmp_path):
@@ -239,34 +242,34 @@ def test_missing_numbers_of_a_csv_file_are_missing(tmp_path):
   lines = ["age,sold", *(f"{'NA' if i % 4 == 0 else i},{'yes' if i % 3 else 'no'}" for i in range(40))]
   (tmp_path / "t.csv").write_text("\n".join(lines))
   config.data.update(path=str(tmp_path / "t.csv"), drop=())
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   assert data.card["features"] == ["age"]
   assert data.card["missing"] == {"age": 10}
 
 
 def test_rows_of_a_group_are_one_sample(tmp_path):
   config = config_of(tmp_path, frame(), group="firm", drop=(), split="group", folds=3)
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   clusters = pipeline.eval_rows(config, data).clusters
   assert len(np.unique(clusters)) == 4  # of 12 firms in 3 folds
 
 
 def test_names_of_rows_do_not_say_the_target_and_copies_with_holes_do(tmp_path):
-  pipeline.prepare(config_of(tmp_path, frame(row=[f"r{i}" for i in range(ROWS)], count=["a", "b"] * 30)))
+  examples.prepare(config_of(tmp_path, frame(row=[f"r{i}" for i in range(ROWS)], count=["a", "b"] * 30)))
   copy = [None, *frame()["sold"][1:]]
-  refused(config_of(tmp_path, frame(copy=copy)), "column 'copy' says the target")
+  refused(config_of(tmp_path, frame(copy=copy)), "column 'copy' has the same information as the target")
 
 
 def test_ranges_are_of_numbers_and_not_of_codes(tmp_path):
   many = frame(colour=[f"c{i % 50:02d}" for i in range(ROWS)], age=[i % 10 / 10 for i in range(ROWS)]).drop("day")
-  data = pipeline.prepare(config_of(tmp_path, many, "tabular", encode="codes", normalise="unit"))
+  data = examples.prepare(config_of(tmp_path, many, "tabular", encode="codes", normalise="unit"))
   assert data.deviation[0] == pytest.approx(0.9)
 
 
 def test_a_study_s_folds_may_start_from_pinned_data(tmp_path):
   config = config_of(tmp_path, frame(), folds=3)
   config.train.update(steps=2, batch_size=8)
-  config.data.sha256 = pipeline.prepare(config).sha256
+  config.data.sha256 = examples.prepare(config).sha256
   grid = study.Grid({"data.fold": [0, 1, 2]})
   prepared = study.prepare(config, study.Study("folds", "", grid, laws=()), tmp_path / "study")
   assert len({run.config.data.sha256 for run in prepared.runs.values()}) == 3
@@ -274,7 +277,7 @@ def test_a_study_s_folds_may_start_from_pinned_data(tmp_path):
 
 def test_categories_are_codes_for_embeddings(tmp_path):
   config = config_of(tmp_path, frame(), "tabular", encode="codes")
-  data = pipeline.prepare(config)
+  data = examples.prepare(config)
   assert data.facts["categories"] == (5,)
   codes = data.rows("train", np.arange(data.count("train")))["inputs"][:, -1]
   assert set(codes) == {1, 2, 3, 4}  # 0 is for what training has not seen
@@ -292,14 +295,14 @@ def cities(levels, rows=3000, rare=0):
   return pl.DataFrame({"city": names, "x": rng.normal(size=rows), "sold": [("no", "yes")[i % 2] for i in range(rows)]})
 
 
-@pytest.mark.parametrize("encode", data.fields.ENCODINGS)
+@pytest.mark.parametrize("encode", fields.ENCODINGS)
 @pytest.mark.parametrize(("levels", "rare", "most", "least"), [(300, 0, 1000, 2), (40, 100, 1000, 2), (40, 9, 30, 1)])
 def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
   tmp_path, caplog, encode, levels, rare, most, least
 ):
   table = cities(levels, rare=rare)
   changes = {"encode": encode, "drop": (), "max_categories": most, "min_category_rows": least}
-  found = pipeline.prepare(config_of(tmp_path, table, "tabular", **changes))
+  found = examples.prepare(config_of(tmp_path, table, "tabular", **changes))
   rows = {split: [table["city"][int(i)] for i in found.places[split]] for split in ("train", "validation")}
   names, counts = np.unique(rows["train"], return_counts=True)
   kept = set(found.card["learned"]["categories"]["city"])
@@ -330,7 +333,7 @@ def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, capl
   changes = {"drop": (), "split": "time", "time": "day", "folds": 5, "fold": 0}
   if window:
     changes |= {"window": window, "horizon": 1, "split": "time"}
-  found = pipeline.prepare(config_of(tmp_path, table, **changes))
+  found = examples.prepare(config_of(tmp_path, table, **changes))
   count = found.card["splits"]["validation"]["examples"]
   held = found.card["other"]["city"]["held-out rows"]
   assert 0 < held <= count + window
@@ -379,7 +382,7 @@ def test_prepared_tables_are_named_by_everything_that_they_are_made_of(tmp_path)
   for name, pair in changes.items():
     tables_ = (filled, other if name == "path" else filled)
     names = {
-      pipeline.prepare(config_of(tmp_path, table, "tabular", **changed)).sha256
+      examples.prepare(config_of(tmp_path, table, "tabular", **changed)).sha256
       for table, changed in zip(tables_, pair, strict=True)
     }
     assert len(names) == 2, name

@@ -67,7 +67,7 @@ def test_rungs_and_who_goes_on():
   halving = Halving(Grid({"optim.lr": (0.1,)}), first=1 / 9, factor=3)
   assert halving.rungs(90) == [10, 30]
   assert Halving(halving.design, 0.2, 2).rungs(80) == [10, 20, 40]
-  assert halving.stays({"a": 3.0, "b": 1.0, "c": math.inf, "d": 2.0}) == {"b", "d"}
+  assert halving.survivors({"a": 3.0, "b": 1.0, "c": math.inf, "d": 2.0}) == {"b", "d"}
   counts = lambda overrides: plain_counts(10, 20.0)
   assert {one.role for one in halving.runs(counts)} == {"halving"}
 

@@ -1,5 +1,6 @@
 """Logits of Hugging Face's models and ours from the same files: random weights, small shapes, float32."""
 
+import importlib
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ LOGITS = 1e-4  # largest difference, of the largest logit
 
 
 def models():
-  import transformers as hf
+  hf = importlib.import_module("transformers")
 
   text = dict(vocab_size=41, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=56)
   return {
@@ -41,7 +42,7 @@ NAMES = ("gpt2", "llama", "llama_tied", "mixtral", "bert", "bert_masked_lm", "vi
 
 @pytest.fixture(scope="module")
 def theirs():
-  import torch
+  torch = importlib.import_module("torch")
 
   torch.manual_seed(0)
   made = models()
@@ -75,7 +76,7 @@ def inputs_of(name):
 
 
 def outputs_of(name, model, inputs):
-  import torch
+  torch = importlib.import_module("torch")
 
   with torch.no_grad():
     if name == "vit":
@@ -107,7 +108,7 @@ def test_imported_weights_give_their_logits(name, theirs, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_weights_load_there_and_give_our_logits(name, theirs, tmp_path, capsys):
-  import transformers as hf
+  hf = importlib.import_module("transformers")
 
   from bigmodel.cli.main import main
 

@@ -11,6 +11,7 @@ from bigmodel.accounting import CONVENTIONS, params_in
 from bigmodel.config import with_overrides
 from bigmodel.designs.design import closest_size
 from bigmodel.laws import summary
+from bigmodel.laws.facts import Fits, Forecast, Optimum
 from bigmodel.laws.points import from_records
 from bigmodel.study import IsoFlop, Ladder, Study, Target, default_config, resolve_without_data
 from bigmodel.study.target import seal_forecast
@@ -85,7 +86,7 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
       records.append(record_of(own, tokens, loss))
   target = 8 * max(one.flops(convention) for one in records)
   fits = summary.fit(records, ["isoflop"], convention, target)
-  best = summary.optimum_at(fits, target)
+  best = summary.optimum_at(fits.optimum, target)
   assert best == pytest.approx(unit * 4, rel=0.02)  # 16 times the compute of factor 1; tokens are whole numbers
   sizes = [params_in(counts(size).params(), convention) for size in SIZES]
   for N in (best, *sizes):
@@ -97,7 +98,7 @@ def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(
 @pytest.mark.parametrize("mixture", ["dense", "experts"])
 @pytest.mark.parametrize("convention", ["flops_6nd", "flops_6nd_non_embedding"])
 def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config, tmp_path, monkeypatch):
-  """Each of the sizes in turn is the optimum: the run that is sealed is of that size, and says its N."""
+  """Each of the sizes in turn is the optimum: the target of the sealed forecast has that size and its N."""
   config = with_overrides(config, {"model.head_size": 8, **MIXTURES[mixture], "data.repeat": True, "train.steps": 0})
   design = IsoFlop((1e8, 2e8), SIZES[:3], convention=convention)
   flops = 2e9
@@ -106,13 +107,15 @@ def test_a_sealed_target_has_the_size_of_the_optimum(mixture, convention, config
 
   def make_forecast(records, laws, convention, target, noise):
     forecast_of.append(target.N)
-    return {"predicted": 2.0, "interval90": [1.9, 2.1]}
+    return Forecast(convention=convention, predicted=2.0, interval90=(1.9, 2.1), parts={}, target=target)
 
   monkeypatch.setattr(summary, "make_forecast", make_forecast)
   for size in SIZES:
     N = params_in(prepared.counts_of(size).params(), convention)
-    fits = {"optimum": [{"law": "chinchilla", "C": flops, "N": float(N), "inside": True}], "noise_floor": None}
-    sealed = seal_forecast(prepared, fits)
-    assert {name: sealed["target"]["overrides"][name] for name in size} == size
-    assert sealed["target"]["N"] == forecast_of[-1] == N
+    best = Optimum(law="chinchilla", C=flops, N=N, D=1, N_interval90=(1, 1), D_interval90=(1, 1), loss=2.0, inside=True)
+    fits = Fits(laws=[], optimum=[best], points=0, convention=convention)
+    test_run = seal_forecast(prepared, fits).forecast.target
+    assert test_run.overrides
+    assert {name: test_run.overrides[name] for name in size} == size
+    assert test_run.N == forecast_of[-1] == N
     (tmp_path / "forecasts" / "target.json").unlink()

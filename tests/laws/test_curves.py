@@ -23,13 +23,13 @@ def made(count=24, points=40, noise=0.01, seed=0):
 
 
 def test_a_power_law_is_extrapolated_whatever_the_units():
-  """Exactly where it has no offset, which both forms know; with one, half-way to the form that does not."""
+  """Exactly without an offset, which both forms can fit; with one, the mean is half-way to the form that cannot."""
   x, beyond = np.geomspace(1e3, 1e6, 20), np.array([1.5e6, 2e6])
   units = ((1, 1), (1e-3, 1), (1e6, 100))
   for offset, within in ((0.0, 1e-4), (0.2, 1e-2)):
     data = {f"{u}": (u[0] * x, u[1] * (offset + 3 * x**-0.3)) for u in units}
     for curve, (by_x, by_y) in zip(curves.fit(data), units, strict=True):
-      said = curve.predict(by_x * beyond, curves.BENCHMARK)["predicted"]
+      said = curve.predict(by_x * beyond, curves.BENCHMARK).predicted
       np.testing.assert_allclose(said, by_y * (offset + 3 * beyond**-0.3), rtol=within)
 
 
@@ -43,7 +43,7 @@ def test_rows_in_any_order_and_rows_that_are_stored_twice_change_nothing():
 def test_intervals_widen_with_level_and_with_distance():
   x, y, _, _ = made(1)["curve 0"]
   (curve,) = curves.fit({"": (x, y)})
-  said = curve.predict(np.array([1.1, 1.5, 3.0, 10.0]) * x.max(), curves.BENCHMARK)["intervals"]
+  said = curve.predict(np.array([1.1, 1.5, 3.0, 10.0]) * x.max(), curves.BENCHMARK).intervals
   widths = np.array([np.log(high / low) for low, high in said.values()])
   assert (np.diff(widths, axis=0) > 0).all()
   assert (np.diff(widths[:, 1:], axis=1) > 0).all()
@@ -57,7 +57,7 @@ def test_intervals_hold_on_curves_that_were_left_out():
   held = []
   for curve in fitted:
     known = curves.multiples([own for name, own in scored.items() if name != curve.name])
-    low, high = curve.predict(data[curve.name][2], known)["intervals"][0.9]
+    low, high = curve.predict(data[curve.name][2], known).intervals[0.9]
     held.append(np.mean((low <= data[curve.name][3]) & (data[curve.name][3] <= high)))
   assert 0.81 <= np.mean(held) <= 0.99
 

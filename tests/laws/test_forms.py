@@ -61,7 +61,7 @@ def test_exponents_are_recovered_to_a_millionth_on_a_hundred_random_surfaces():
 
 
 @pytest.mark.parametrize("kind", fitting.LOSSES)
-def test_every_loss_finds_the_law_and_robust_ones_in_spite_of_wild_points(kind):
+def test_every_loss_recovers_the_law_and_robust_ones_do_so_despite_outliers(kind):
   law = forms.LAWS["power_offset"]
   params, columns = TRUE["power_offset"]
   y = fitting.predict(law, law.theta(params), columns) * np.exp(0.002 * RNG.normal(size=40))
@@ -71,7 +71,7 @@ def test_every_loss_finds_the_law_and_robust_ones_in_spite_of_wild_points(kind):
   assert far > 0.05 if kind == "squares" else far < 0.02
 
 
-def test_weights_say_how_often_a_point_counts():
+def test_a_weight_of_three_is_as_good_as_three_copies_of_a_point():
   law = forms.LAWS["power_offset"]
   y = 0.3 + 30 * X**-0.25 * np.exp(0.01 * RNG.normal(size=40))
   weights = np.tile([1.0, 3.0], 20)
@@ -92,11 +92,46 @@ def test_a_user_writes_a_law_in_a_file(tmp_path):
   y = 0.7 * (1 + X**-0.3)
   assert fitting.fit(law, (X,), y, how=Loss("squares", 1.0)).params == pytest.approx({"low": 0.7, "k": 0.3}, rel=1e-5)
   assert "mine" not in forms.LAWS
-  with pytest.raises(UserError, match="makes no law 'slow'; it makes mine"):
+  with pytest.raises(UserError, match="defines no law 'slow'; it defines mine"):
     forms.find(f"{tmp_path / 'mine.py'}:slow")
   assert "mine" not in forms.LAWS
   with pytest.raises(UserError, match=r"no law 'chinchila' .did you mean 'chinchilla'"):
     forms.find("chinchila")
+
+
+def test_a_users_law_does_not_replace_a_built_in_one_of_its_name(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from bigmodel.laws.forms import POSITIVE, law\n"
+    "@law('chinchilla', 'me', grid={}, linear=('low',), low=POSITIVE)\n"
+    "def other(p, N):\n"
+    "  return p.low + 0 * N\n"
+  )
+  built_in = forms.find("chinchilla")
+  assert forms.find(f"{path}:other").source == forms.find(f"{path}:chinchilla").source == "me"
+  assert forms.find("chinchilla") is built_in
+  assert built_in.source.startswith("Hoffmann")
+
+
+def test_the_name_of_a_users_law_has_the_hash_of_its_file(tmp_path, monkeypatch):
+  """A study keeps this name; a law that was edited since is refused and named."""
+  path = tmp_path / "mine.py"
+  text = (
+    "from bigmodel.laws.forms import POSITIVE, law\n"
+    "@law('mine', 'me', grid={}, linear=('low',), low=POSITIVE)\n"
+    "def mine(p, N):\n"
+    "  return p.low + 0 * N\n"
+  )
+  path.write_text(text)
+  monkeypatch.chdir(tmp_path)
+  name = forms.absolute("mine.py:mine")
+  assert name.startswith(f"{path}:mine@")
+  assert forms.find(name) is forms.find("mine.py:mine")
+  path.write_text(text + "# edited\n")
+  with pytest.raises(UserError, match=r"get_study: laws: .*mine\.py has changed"):
+    forms.find(name, "get_study: laws")
+  assert forms.find(f"{path}:mine").name == "mine"
+  assert forms.absolute("chinchilla") == "chinchilla"
 
 
 def test_a_column_that_never_changes_is_named():
@@ -105,8 +140,8 @@ def test_a_column_that_never_changes_is_named():
 
 
 @pytest.mark.parametrize("kind", uncertainty.KINDS)
-def test_bootstraps_agree_with_the_noise_that_was_put_in(kind):
-  """The spread of draws is that of fits to fresh data, within the noise of 60 of them."""
+def test_the_spread_of_bootstraps_is_that_of_fits_to_fresh_data(kind):
+  """Within the noise of 60 fits to fresh data."""
   law, squares = forms.LAWS["power"], Loss("squares", 1.0)
   fresh = lambda seed: 30 * X**-0.2 * np.exp(0.02 * np.random.default_rng(seed).normal(size=40))
   exponents = [fitting.fit(law, (X,), fresh(s), how=squares).params["c"] for s in range(60)]
@@ -114,8 +149,8 @@ def test_bootstraps_agree_with_the_noise_that_was_put_in(kind):
   assert np.std(law.readable(fit.draws)[1]) == pytest.approx(np.std(exponents), rel=0.4)
 
 
-def test_a_ridge_is_said_to_be_one():
-  """Where all N are nearly alike, A and E cannot be told apart; where they differ, A is known."""
+def test_parameters_that_points_cannot_identify_are_named_as_a_ridge():
+  """If all N are nearly alike, the points cannot separate A from E; if they differ, they identify A."""
   law = forms.LAWS["chinchilla"]
   theta = law.theta(TRUE["chinchilla"][0])
   noise = np.exp(0.003 * RNG.normal(size=64))

@@ -11,7 +11,9 @@ from msgspec.structs import replace
 
 from bigmodel.errors import UserError
 from bigmodel.laws import chinchilla, forecast, isoflop, points, seals, summary, uncertainty
+from bigmodel.laws.facts import Forecast, Score, Target
 from bigmodel.laws.points import Points
+from bigmodel.laws.source import Source
 
 THETA = np.array([math.log(400.0), math.log(1500.0), math.log(1.7), 0.34, 0.36])
 
@@ -38,18 +40,20 @@ def made(noise=0.0, seed=0, budgets=(1e17, 3e17, 1e18, 3e18, 1e19), sizes=7):
 def test_epoch_points_give_the_published_digits(scaling_data, drop, A, B, E, alpha, beta, objective):
   """Besiroglu et al. 2024 on the points of Hoffmann et al. 2022."""
   path = str(scaling_data / "epoch" / "svg_extracted_data.csv")
-  fit = chinchilla.fit(points.from_csv(path, "Model Size", None, "Training FLOP", "loss", drop), bootstraps=0)
+  fit = chinchilla.fit(
+    points.from_csv(Source(path, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=drop)), bootstraps=0
+  )
   digits = 5e-5  # half a unit of the fifth digit
   assert fit.params == pytest.approx(dict(A=A, B=B, E=E, alpha=alpha, beta=beta), rel=digits)
   if objective:
-    assert fit.known.objective == pytest.approx(objective, rel=1e-6)
-  assert fit.known.reached >= 0.9 * fit.known.starts
+    assert fit.base.objective == pytest.approx(objective, rel=1e-6)
+  assert fit.base.reached >= 0.9 * fit.base.starts
 
 
 def test_a_law_without_noise_is_recovered():
   fit = chinchilla.fit(made(), bootstraps=0)
   np.testing.assert_allclose(fit.theta, THETA, rtol=1e-4)  # the optimum is flat: 1e-10 in loss is 1e-5 here
-  assert fit.known.objective < 1e-12
+  assert fit.base.objective < 1e-12
 
 
 def test_the_optimum_minimises_the_law_on_its_budget():
@@ -76,18 +80,18 @@ def test_bootstrap_intervals_hold_within_the_range():
 
 
 def test_the_bootstrap_leaves_the_bound_of_an_irreducible_loss_of_zero():
-  """Points of a law without E: some resamples want one, and their draws must not stay where the fit is."""
+  """Points of a law without E: some resamples fit better with one, and their draws must not stay at the bound."""
   C = np.repeat([2e10, 4e10, 8e10, 1.6e11, 3.2e11], 5)
   N = 0.05 * np.sqrt(C) * np.tile(np.geomspace(0.5, 2, 5), 5)
   loss = 5.4 / N**0.12 + 24 / (C / 6 / N) ** 0.27
   loss *= np.exp(0.01 * np.random.default_rng(1).normal(size=25))
   fit = chinchilla.fit(Points(N, C / 6 / N, C, loss), bootstraps=0)
-  at_bound = np.array([*fit.known.theta[:2], -28.0, *fit.known.theta[3:]])
-  draws = uncertainty.bootstrap(dataclasses.replace(fit.known, theta=at_bound), 100).draws
+  at_bound = np.array([*fit.base.theta[:2], -28.0, *fit.base.theta[3:]])
+  draws = uncertainty.bootstrap(dataclasses.replace(fit.base, theta=at_bound), 100).draws
   assert np.exp(np.quantile(draws[:, 2], 0.95)) > 0.5
 
 
-def test_one_wild_point_hardly_moves_the_law():
+def test_one_outlier_hardly_changes_the_law():
   clean = made(0.001)
   wild = Points(clean.N, clean.D, clean.C, clean.loss.copy(), clean.convention)
   wild.loss[3] *= 1.5
@@ -113,7 +117,7 @@ def test_parabolas_find_their_minimum_and_the_exponent():
   np.testing.assert_allclose([p.N * p.D * 6 for p in fit.profiles], C[::7], rtol=1e-6)
 
 
-def test_a_minimum_outside_of_the_sizes_is_said_to_be():
+def test_a_minimum_outside_of_the_sizes_is_marked_as_not_inside():
   N = np.geomspace(1e6, 4e6, 6)
   fit = isoflop.fit(Points(N, 1e15 / N, np.full(6, 6e15), 2 + 0.05 * np.log(N / 5e6) ** 2))
   assert not fit.profiles[0].inside
@@ -190,30 +194,38 @@ def test_the_largest_budget_left_out_is_predicted_for_a_true_law():
   assert chinchilla.r2_left_out(broken) < 0.5
 
 
-SEALED = seals.seal({"predicted": 2.0, "interval90": [1.9, 2.1], "target": {"N": 1}}, "2026-01-01T00:00:00+00:00")
+FORECAST = Forecast(
+  convention="flops_6nd",
+  predicted=2.0,
+  interval90=(1.9, 2.1),
+  parts={},
+  target=Target(N=1, D=1, C=6, run_id="x"),
+)
+SEALED = seals.seal(FORECAST, "2026-01-01T00:00:00+00:00")
 RECORD = record(run_id="x", loss_eval=2.05)
-CARRIES = {"forecast_sha256": SEALED["sha256"], "started_at": "2026-01-01T00:00:01+00:00"}
+CARRIES = seals.Provenance("2026-01-01T00:00:01+00:00", SEALED.sha256)
 
 
-def test_a_score_says_whether_the_truth_is_inside():
-  assert seals.score(SEALED, RECORD, CARRIES)["inside"] is True
-  assert seals.score(SEALED, replace(RECORD, loss_eval=2.2), CARRIES)["inside"] is False
-  assert seals.score(SEALED, replace(RECORD, status="diverged", loss_eval=None), CARRIES)["inside"] is None
+def test_a_score_tells_whether_the_truth_is_inside_the_interval():
+  assert seals.score(SEALED, RECORD, CARRIES).inside is True
+  assert seals.score(SEALED, replace(RECORD, loss_eval=2.2), CARRIES).inside is False
+  assert seals.score(SEALED, replace(RECORD, status="diverged", loss_eval=None), CARRIES) == Score(None, None, None)
 
 
 def test_scores_without_the_seal_are_refused():
   with pytest.raises(UserError, match="does not carry the seal"):
-    seals.score(SEALED, RECORD, {**CARRIES, "forecast_sha256": "0"})
+    seals.score(SEALED, RECORD, seals.Provenance(CARRIES.started_at, "0"))
   with pytest.raises(UserError, match="does not carry the seal"):
-    seals.score(SEALED, RECORD, {"started_at": CARRIES["started_at"]})
+    seals.score(SEALED, RECORD, seals.Provenance(CARRIES.started_at))
   with pytest.raises(UserError, match="before the forecast was sealed"):
-    seals.score(SEALED, RECORD, {**CARRIES, "started_at": "2025-12-31T00:00:00+00:00"})
+    seals.score(SEALED, RECORD, seals.Provenance("2025-12-31T00:00:00+00:00", SEALED.sha256))
 
 
 @pytest.mark.parametrize("change", [{"predicted": 2.05}, {"interval90": [1.0, 3.0]}, {"sealed_at": "2025-01-01"}])
 def test_a_changed_forecast_is_not_what_was_sealed(change):
+  assert seals.unseal(SEALED.to_json(), Forecast) == SEALED
   with pytest.raises(UserError, match="not what was sealed"):
-    seals.score(SEALED | change, RECORD, CARRIES)
+    seals.unseal(SEALED.to_json() | change, Forecast)
 
 
 def write_csv(path, header, *rows):
@@ -223,26 +235,26 @@ def write_csv(path, header, *rows):
 
 def test_any_two_of_n_d_and_c_will_do(tmp_path):
   path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", "20,30,3600,2.0")
-  for n, d, c in (("n", "d", None), ("n", None, "c"), (None, "d", "c"), ("n", "d", "c")):
-    table = points.from_csv(path, n, d, c, "loss")
+  for named in ("ND", "NC", "DC", "NDC"):
+    table = points.from_csv(Source(path, {name: name.lower() for name in named}))
     np.testing.assert_allclose([table.N, table.D, table.C], [[10, 20], [20, 30], [1200, 3600]])
 
 
 @pytest.mark.parametrize(
-  ("row", "columns", "says"),
+  ("row", "columns", "loss", "says"),
   [
-    ("10,20,1200,nan", ("n", "d", None, "loss"), "row 3"),
-    ("10,20,1200,-1.0", ("n", "d", None, "loss"), "not a positive number"),
-    ("0,20,1200,1.0", ("n", "d", None, "loss"), "column 'n', row 3"),
-    ("10,x,1200,1.0", ("n", "d", None, "loss"), "column 'd'"),
-    ("10,20,1200,1.0", ("n", None, None, "loss"), "at least two"),
-    ("10,20,1200,1.0", ("n", "d", None, "los"), r"no column 'los'.*did you mean 'loss'"),
+    ("10,20,1200,nan", {"N": "n", "D": "d"}, "loss", "row 3"),
+    ("10,20,1200,-1.0", {"N": "n", "D": "d"}, "loss", "not a positive number"),
+    ("0,20,1200,1.0", {"N": "n", "D": "d"}, "loss", "column 'n', row 3"),
+    ("10,x,1200,1.0", {"N": "n", "D": "d"}, "loss", "column 'd'"),
+    ("10,20,1200,1.0", {"N": "n"}, "loss", "at least two"),
+    ("10,20,1200,1.0", {"N": "n", "D": "d"}, "los", r"no column 'los'.*did you mean 'loss'"),
   ],
 )
-def test_wrong_tables_are_refused_by_column_and_row(tmp_path, row, columns, says):
+def test_wrong_tables_are_refused_by_column_and_row(tmp_path, row, columns, loss, says):
   path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", row)
   with pytest.raises(UserError, match=says):
-    points.from_csv(path, *columns)
+    points.from_csv(Source(path, columns, loss))
 
 
 def test_budgets_are_groups_in_compute():
@@ -250,19 +262,19 @@ def test_budgets_are_groups_in_compute():
   assert len(np.unique(Points(C, C, C, C).budgets())) == 2
 
 
-def test_isoflop_says_where_sizes_are_too_far_apart_for_a_parabola():
+def test_isoflop_cautions_if_sizes_are_too_far_apart_for_a_parabola():
   for width, said in ((15, False), (17, True)):
     n = np.geomspace(1e6, width * 1e6, 5)
     fit = isoflop.fit(Points(n, 1e18 / 6 / n, np.full(5, 1e18), 2 + np.log(n / 4e6) ** 2), draws=10)
     assert ("1 of 1 budgets span a factor of 16 or more" in (fit.caution or "")) == said
-    assert (summary.isoflop_facts(fit, "flops_6nd")["caution"] is not None) == said
+    assert (summary.isoflop_law(fit, "flops_6nd").caution is not None) == said
 
 
 @pytest.mark.parametrize(
   ("times_steeper", "least", "most"),
   [(1, 0.0, 0.19), (3, 0.9, 1.0)],  # a test at 10%; three standard errors of 100 studies are 9%
 )
-def test_isoflop_says_where_losses_do_not_lie_on_parabolas(times_steeper, least, most):
+def test_isoflop_cautions_if_losses_do_not_lie_on_parabolas(times_steeper, least, most):
   """Five budgets of sizes that span a factor of 4, where losses rise faster below the best size than above it."""
   C = np.repeat(np.geomspace(1e17, 8e18, 5), 7)
   best = 0.1 * C**0.5

@@ -56,7 +56,7 @@ def test_no_size_within_the_limits_is_better(limits):
   assert needed[0] == pytest.approx(spent, rel=1e-6)
 
 
-def test_a_model_that_will_serve_is_smaller_and_sees_more():
+def test_a_model_that_will_be_served_is_smaller_and_trained_longer():
   """Sardana et al. 2024: the more is served, the smaller and the longer trained."""
   sizes = [optimum.reach(THETA[None], 2.1, 6.0, Limits(served=served)) for served in (0.0, 1e11, 1e12, 1e13)]
   total, N, D = (np.array(column).ravel() for column in zip(*sizes, strict=True))
@@ -66,58 +66,63 @@ def test_a_model_that_will_serve_is_smaller_and_sees_more():
   assert loss(N, D) == pytest.approx(2.1, rel=1e-9)
 
 
-def test_a_loss_below_the_irreducible_one_is_reached_by_nobody(fit):
+def test_a_loss_below_the_irreducible_one_is_never_reached(fit):
   said = optimum.least(fit, 1.2)
-  assert said["C"] is None
-  assert said["reached_in"] == 0
-  assert optimum.least(fit, 2.5)["reached_in"] == 1
+  assert said.C is None
+  assert said.reached_in == 0
+  assert optimum.least(fit, 2.5).reached_in == 1
   assert optimum.reach(THETA[None], 2.1, 6.0, Limits(tokens=1e9))[0][0] == np.inf  # E + B / D^beta alone is more
 
 
-def test_being_off_costs_compute_and_intervals_hold_the_truth(fit):
+def test_other_sizes_cost_compute_and_intervals_contain_the_truth(fit):
   said = optimum.at(fit, 1e21)
   N, _, _ = optimum.best(THETA[None], 1e21, 6.0)
-  assert said["N_interval90"][0] < N[0] < said["N_interval90"][1]
-  assert [row["times"] for row in said["off"]] == list(optimum.OFF)
-  cost = [row["compute"] for row in said["off"]]
+  assert said.N_interval90 is not None
+  low, high = said.N_interval90
+  assert low is not None
+  assert high is not None
+  assert low < N[0] < high
+  assert [row.times for row in said.off] == list(optimum.OFF)
+  cost = [row.compute for row in said.off]
   assert cost[0] < cost[1] < 1 > cost[2] > cost[3]
-  for row in said["off"]:  # so much of the compute, spent well, is as good
-    assert optimum.best(fit.theta[None], row["compute"] * 1e21, 6.0)[2][0] == pytest.approx(row["loss"], rel=1e-9)
+  for row in said.off:  # so much of the compute, spent well, is as good
+    assert optimum.best(fit.theta[None], row.compute * 1e21, 6.0)[2][0] == pytest.approx(row.loss, rel=1e-9)
 
 
-def test_a_run_lowers_the_variance_as_was_foretold():
-  """Of 100 data sets, with and without the run: how far their forecasts spread, against what one of them foretold."""
+def test_a_run_lowers_the_variance_as_predicted():
+  """Of 100 data sets, with and without the run: the spread of forecasts, against the prediction from one data set."""
   noise, C = 1e-3, 1e22
   fit = chinchilla.fit(runs(noise=noise), 400)
-  forecaster = forecast.Forecaster(fit.points, (fit.known,), np.ones(1), forecast.Spread(noise, 0.0, 1))
+  forecaster = forecast.Forecaster(fit.points, (fit.base,), np.ones(1), forecast.Spread(noise, 0.0, 1))
   N, D = (float(x[0]) for x in optimum.best(THETA[None], C, 6.0)[:2])
   before, after = [], []
   for seed in range(100):
     points = runs(seed, noise)
     measured = loss(N, D) * np.exp(noise * np.random.default_rng(1000 + seed).normal())
-    both = [(points.N, N), (points.D, D), (points.C, C), (points.loss, measured)]
     before.append(points)
-    after.append(Points(*(np.append(old, new) for old, new in both)))
+    with_run = [np.append(old, new) for old, new in ((points.N, N), (points.D, D), (points.C, C))]
+    after.append(Points(with_run[0], with_run[1], with_run[2], np.append(points.loss, measured)))
   sets = fitting.stack([((own.N, own.D), own.loss, None) for own in before + after])
-  thetas, _, _ = fitting.best(chinchilla.LAW, sets, fitting.Loss(), starts=fit.known.theta[None])
-  errors = np.log(fit.known.predict(N, D, theta=thetas)) - np.log(loss(N, D))
+  thetas, _, _ = fitting.best(chinchilla.LAW, sets, fitting.Loss(), starts=fit.base.theta[None])
+  errors = np.log(fit.base.predict(N, D, theta=thetas)) - np.log(loss(N, D))
   found = np.mean(np.square(errors[100:])) / np.mean(np.square(errors[:100]))
-  added = Points(*(np.array([x]) for x in (N, D, C, 1.0)))
-  (foretold,) = design.variance_with(forecaster, forecast.Scale(N, D, C), added)["parameters"]
-  foretold /= design.variance(forecaster, forecast.Scale(N, D, C))["parameters"]
-  assert 0.2 < foretold < 0.8
-  assert found == pytest.approx(foretold, abs=0.2)
+  added = Points(np.array([N]), np.array([D]), np.array([C]), np.ones(1))
+  (predicted,) = design.variance_with(forecaster, forecast.Scale(N, D, C), added).parameters
+  predicted /= design.variance(forecaster, forecast.Scale(N, D, C)).parameters[0]
+  assert 0.2 < predicted < 0.8
+  assert found == pytest.approx(predicted, abs=0.2)
 
 
-def test_the_next_run_is_large_when_the_discrepancy_rules_and_edges_are_told(fit):
+def test_the_next_run_is_large_if_the_discrepancy_dominates_and_edges_are_listed(fit):
   def forecaster(discrepancy):
-    return forecast.Forecaster(fit.points, (fit.known,), np.ones(1), forecast.Spread(2e-3, discrepancy, 6))
+    return forecast.Forecaster(fit.points, (fit.base,), np.ones(1), forecast.Spread(2e-3, discrepancy, 6))
 
   wide = design.design(fit, forecaster(0.02), 1e22, 1e21)
-  assert wide["next"]["C"] > fit.points.C.max()
-  assert max(row["reduction"] for row in wide["candidates"]) == wide["candidates"][-1]["reduction"]
-  assert all(edge["inside"] for edge in wide["edges"])
+  assert wide.next is not None
+  assert fit.points.C.max() < wide.next.C
+  assert max(row.reduction for row in wide.candidates) == wide.candidates[-1].reduction
+  assert all(edge.inside for edge in wide.edges)
   small = dataclasses.replace(fit, points=fit.points[0.1 * np.sqrt(fit.points.C) > fit.points.N])
-  assert not any(edge["inside"] for edge in design.edges(small.points))
+  assert not any(edge.inside for edge in design.edges(small.points))
   none = design.design(fit, forecaster(0.0), 1e20, 1e17)
-  assert none["next"] is None or none["next"]["reduction"] >= design.WORTH
+  assert none.next is None or none.next.reduction >= design.WORTH

@@ -25,22 +25,22 @@ def test_an_unknown_name_is_refused():
     experiments.run("laddr")
 
 
-def test_published_points_are_where_the_user_says_or_in_the_cache(tmp_path, monkeypatch):
+def test_published_points_are_read_from_the_users_folder_or_from_the_cache(tmp_path, monkeypatch):
   """Not in a folder that happens to be beside the repository."""
   monkeypatch.setattr(reproduce, "SOURCES", {})
   monkeypatch.delenv("BIGMODEL_SCALING_DATA", raising=False)
   monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-  assert reproduce.where() == tmp_path / "cache" / "scaling_data"
+  assert reproduce.data_folder() == tmp_path / "cache" / "scaling_data"
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path))
-  assert reproduce.where() == tmp_path
+  assert reproduce.data_folder() == tmp_path
   monkeypatch.setenv("BIGMODEL_SCALING_DATA", str(tmp_path / "missing"))
   with pytest.raises(UserError, match=r"no published points at .*missing"):
-    reproduce.where()
-  assert reproduce.where(str(tmp_path)) == tmp_path
+    reproduce.data_folder()
+  assert reproduce.data_folder(str(tmp_path)) == tmp_path
 
 
-def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):
-  """Fetched once; refused where they are not what was used here, with nothing written."""
+def test_points_are_downloaded_once_and_checked(tmp_path, monkeypatch):
+  """A file that differs from the one that was used here is refused, and nothing is written."""
   content = b"x,y\n1,2\n"
   (tmp_path / "there.csv").write_bytes(content)
   address = (tmp_path / "there.csv").as_uri()
@@ -52,11 +52,11 @@ def test_points_come_from_their_address_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"there\.csv can't be fetched"):
     reproduce.download(tmp_path / "other")
   (tmp_path / "there.csv").write_bytes(b"something else")
-  with pytest.raises(UserError, match="not what was used here"):
+  with pytest.raises(UserError, match="not the file that was used here"):
     reproduce.download(tmp_path / "other")
   assert not (tmp_path / "other").exists()
 
 
-def test_addresses_have_the_points_that_are_here(scaling_data):
+def test_hashes_are_those_of_the_points_that_are_here(scaling_data):
   for name, (_, digest) in reproduce.SOURCES.items():
     assert hashlib.sha256((scaling_data / name).read_bytes()).hexdigest() == digest

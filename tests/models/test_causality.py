@@ -59,7 +59,7 @@ def registry():
       every[f"{option}={value}"] = variant({option: value})
   first: dict[decoder.Shape, str] = {}
   for name, config in every.items():
-    first.setdefault(models.shape_of(config), name)
+    first.setdefault(decoder.shape_of(config), name)
   return {name: every[name] for name in first.values()}
 
 
@@ -75,7 +75,7 @@ def tokens_of(documents):
 def initial(name):
   """The registry's config of that name, its model and initial parameters."""
   config = registry()[name]
-  model = models.build(config)
+  model = decoder.build(config, jnp.float32)
   params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
   return config, model, params
 

@@ -1,5 +1,7 @@
 """Mixture of experts: each token gets its own best experts, up to what they have room for."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,10 @@ def layer(**changes):
   module = experts.Experts(**{**settings, **changes})
   x = jax.random.normal(jax.random.key(1), (3, T, D))
   return module, nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x)["params"]), x
+
+
+def applied(module, params, x) -> tuple[jax.Array, dict[str, jax.Array]]:
+  return cast(tuple[jax.Array, dict[str, jax.Array]], module.apply({"params": params}, x))
 
 
 def by_hand(params, x_D):
@@ -84,7 +90,7 @@ def test_a_batch_of_evaluations_skips_the_rounds_that_none_of_them_needs():
 def test_in_training_a_token_whose_choices_are_all_dropped_passes_through_unchanged():
   module, params, x = layer(capacity_factor=1e-9, training=True)
   x = jnp.broadcast_to(x[:, :1], x.shape)  # all tokens of a row choose alike; one gets in
-  out, auxiliary = module.apply({"params": params}, x)
+  out, auxiliary = applied(module, params, x)
   assert np.abs(out[:, 0]).min() > 0
   assert np.abs(out[:, 1:]).max() == 0
   assert float(auxiliary["dropped_choices"]) == pytest.approx((T - 1) / T)
@@ -102,7 +108,12 @@ def test_the_work_of_evaluation_follows_the_load_and_its_memory_that_of_one_roun
     calls.clear()
     assert float(jax.jit(lambda last: experts.in_rounds(work, 8, C, last))(last_place)) == rounds
     assert calls == list(range(0, rounds * C, C))
-  temporary = lambda m: jax.jit(m.apply).lower({"params": params}, x).compile().memory_analysis().temp_size_in_bytes
+
+  def temporary(module):
+    memory = jax.jit(module.apply).lower({"params": params}, x).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
   slots_of_group = module.clone(training=True, capacity_factor=0.0)
   assert temporary(module) < 0.75 * temporary(slots_of_group)
 
@@ -128,7 +139,7 @@ def test_every_product_with_the_router_has_the_highest_precision(dtype, training
   module, params, x = layer(group=8, training=training)
 
   def objective(params, x):
-    out, auxiliary = module.apply({"params": params}, x)
+    out, auxiliary = applied(module, params, x)
     return jnp.sum(out.astype(jnp.float32) ** 2) + auxiliary["router_z_loss"]
 
   text = jax.jit(jax.grad(objective, (0, 1))).lower(params, x.astype(dtype)).as_text()

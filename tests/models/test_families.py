@@ -1,6 +1,8 @@
 """Every family: its own counts are exact, its axes have rules, its ways of being run agree."""
 
 import functools
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -53,7 +55,7 @@ def make(name, **changes):
   return study.resolve_without_data(config)
 
 
-def inputs_of(config, rows=2):
+def inputs_of(config, rows=2) -> tuple[np.ndarray, ...]:
   rng = np.random.default_rng(0)
   if config.data.kind == "examples":
     return (rng.standard_normal((rows, *config.model.inputs), np.float32),)
@@ -115,7 +117,7 @@ def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
   config = make(name)
   boxed, params = abstract(config)
   rows = {name: (*rows, *params[name].shape[1:]) for name, *rows in models.real_rows(config, boxed).items()}
-  sizes = {name: np.prod(rows.get(name, x.shape), dtype=int) for name, x in weights.flat(params).items()}
+  sizes = {name: math.prod(rows.get(name) or x.shape) for name, x in weights.flat(params).items()}
   assert models.counts_of(config).params_total == sum(sizes.values())
   mesh = parallel.make_mesh_of({"fsdp": 1}, jax.devices()[:1])
   parallel.shardings(mesh, boxed, parallel.RULES)  # refuses what no rule matches
@@ -131,7 +133,7 @@ def test_exact_flops_are_the_products_of_the_forward_pass(name):
   counts = models.counts_of(config)
   units = sum(np.size(x) for x in inputs) if config.data.kind == "text" else len(inputs[0])
   own = counts.hardware_per_token / 3 * units
-  shape = models.shape_of(config)
+  shape: Any = models.shape_of(config)
   HK = shape.heads * shape.head_size if hasattr(shape, "heads") else 0
   masked = 0.0  # what a causal mask hides is computed too
   if config.model.family in ("decoder", "transformer"):
@@ -219,7 +221,8 @@ def test_relative_positions_are_those_of_transformer_xl():
       (q[i] @ k[j] + q[i] @ r[i - j] + params["u"] @ k[j] + params["v"] @ r[i - j]) / K**0.5 for j in range(i + 1)
     ]
     out[i] = jax.nn.softmax(jnp.array(scores)) @ v[: i + 1]
-  np.testing.assert_allclose(module.apply({"params": params}, x)[0], out @ params["out"], atol=1e-5)
+  result_BxTxD, _ = module.apply({"params": params}, x)
+  np.testing.assert_allclose(result_BxTxD[0], out @ params["out"], atol=1e-5)
 
 
 def test_bad_models_are_refused_with_their_field():

@@ -76,8 +76,8 @@ def test_padding_stays_zero_with_every_optimizer(optimizer):
   params, task, how = init(config), tasks.build(config), optim.How.of(config)
   model, h, rows = models.build(config), optim.hyperparameters(config, 10), models.real_rows(config)
   batch = np.random.default_rng(0).integers(0, 23, (4, 7)).astype(np.int32)
-  numbers = dict.fromkeys(tasks.traced(config), jnp.float32(0.1))
-  loss = lambda p: task.objective(step.applied(model.apply, p), batch, numbers, jax.random.key(0))[0]
+  numbers = {name: jnp.float32(0.1) for name in tasks.traced(config)}
+  loss = lambda p: task.objective(step.applied(model.apply, p), jnp.asarray(batch), numbers, jax.random.key(0))[0]
 
   @jax.jit
   def steps(params):

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
 from test_families import CASES, abstract, init, inputs_of, make  # its folder is on the path of pytest
 
 from bigmodel import models, optim, parallel, tasks
+from bigmodel.models import decoder
 from bigmodel.models.layers.attention import attend
 from bigmodel.parallel import kernels
 from bigmodel.tasks import generation
@@ -26,7 +28,7 @@ def rounded(jaxpr, inputs, found):
   `inputs` says it of the jaxpr's inputs. The names of the operations of a softmax that meet one are added to `found`.
   """
   known = dict(zip(jaxpr.invars, inputs, strict=True))
-  of = lambda x: False if isinstance(x, jax.extend.core.Literal) else known.get(x, False)
+  of = lambda x: False if isinstance(x, Literal) else known.get(x, False)
   for eqn in jaxpr.eqns:
     own, name = [of(x) for x in eqn.invars], eqn.primitive.name
     inner = [p for p in jax.tree.leaves(list(eqn.params.values())) if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
@@ -34,7 +36,7 @@ def rounded(jaxpr, inputs, found):
     if name in PRODUCTS:
       out = [eqn.outvars[0].aval.dtype == jnp.bfloat16]
     elif name == "scan":
-      consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+      consts, carried, out = eqn.params["num_consts"], eqn.params["num_carry"], []
       for _ in range(carried + 1):
         out = rounded(inner[0], own, found)
         own[consts : consts + carried] = [a or b for a, b in zip(own[consts:], out[:carried], strict=False)]
@@ -98,7 +100,7 @@ def values(task, apply, params, batch, key):
 @pytest.mark.parametrize("name", ["gpt", "gopher"])
 def test_decoding_sees_no_rounded_products_either(name):
   config = make(name)
-  model, (_, params) = models.build(config, jnp.bfloat16), abstract(config)
+  model, (_, params) = decoder.build(config, jnp.bfloat16), abstract(config)
   caches = jax.eval_shape(lambda: generation.empty_caches(model, 2, 6))
   tokens = jax.ShapeDtypeStruct((2, 1), jnp.int32)
   check(lambda p, x, c: model.apply({"params": generation.by_layer(p)}, x, c, jnp.int32(3))[0], params, tokens, caches)

@@ -1,5 +1,7 @@
 """The FLOPs that a step is said to compute are those of its products, whatever the backward pass computes again."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,8 @@ def products(jaxpr) -> int:
 
 def uncounted(name, config, units, remat):
   """FLOPs of a step's products that `Counts` leaves out on purpose, each with the number of times it is computed."""
-  shape, again = models.shape_of(config), remat != "none"
+  shape: Any = models.shape_of(config)
+  again = remat != "none"
   D, HK = getattr(shape, "width", 0), shape.heads * shape.head_size
   # The half of the scores that a causal mask hides: forward, twice backward, and again; a plain kernel computes it.
   causal = units / 2 if name == "transformer" else units if config.model.family == "decoder" else 0

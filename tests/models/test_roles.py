@@ -11,10 +11,11 @@ import pytest
 from test_families import CASES, make  # its folder is on the path of pytest
 
 from bigmodel import models, optim
-from bigmodel.config import ConfigDict
+from bigmodel.config import Config, ConfigDict
 from bigmodel.errors import UserError
-from bigmodel.models.layers.basic import projection
+from bigmodel.models.layers.basic import Matrix, projection
 from bigmodel.models.layers.roles import STACKED, Role
+from bigmodel.models.registry import families
 
 VECTORS = (Role.BIAS, Role.NORM, Role.LAST_NORM)
 MATRICES = (Role.INPUT, Role.HIDDEN, Role.OUTPUT, Role.OUTPUT_TABLE)
@@ -64,13 +65,13 @@ class Anything(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = projection(self, "body", x, 6, ("inputs", "mlp"), Role.HIDDEN)
+    x = projection(self, "body", x, 6, Matrix(("inputs", "mlp"), Role.HIDDEN))
     if not self.labelled:
       return nn.Dense(3, name=self.head)(x), {}
-    return projection(self, self.head, x, 3, ("embed", "outputs"), Role.OUTPUT, bias=True), {}
+    return projection(self, self.head, x, 3, Matrix(("embed", "outputs"), Role.OUTPUT, bias=True)), {}
 
 
-def config_of_anything(monkeypatch, head, labelled=True):
+def config_of_anything(monkeypatch, head, labelled=True) -> Config:
   module = types.ModuleType("bigmodel.models.anything")
   module.__dict__.update(
     shape_of=lambda config: None,
@@ -78,7 +79,7 @@ def config_of_anything(monkeypatch, head, labelled=True):
     example=lambda shape: (jnp.zeros((1, 4)),),
   )
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setattr(models, "FAMILIES", (*models.FAMILIES, "anything"))
+  monkeypatch.setattr(families, "FAMILIES", (*models.FAMILIES, "anything"))
   return ConfigDict({"model": {"family": "anything"}, "data": {}, "optim": optim.defaults()})
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
 from test_families import CASES, T, init, make  # its folder is on the path of pytest
 
 from bigmodel import models, optim, parallel, tasks
@@ -44,7 +45,7 @@ def evaluated(jaxpr, consts, arguments, sums):
   Fails where many numbers are added up in bfloat16 along an axis.
   """
   known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
-  of = lambda x: x.val if isinstance(x, jax.extend.core.Literal) else known[x]
+  of = lambda x: x.val if isinstance(x, Literal) else known[x]
   for eqn in jaxpr.eqns:
     name, own = eqn.primitive.name, [of(x) for x in eqn.invars]
     if name in CALLS:
@@ -63,7 +64,8 @@ def evaluated(jaxpr, consts, arguments, sums):
 
 
 def loss_of(config, dtype):
-  task, model, h = tasks.build(config), models.build(config, dtype), dict.fromkeys(tasks.traced(config), jnp.float32(0))
+  task, model = tasks.build(config), models.build(config, dtype)
+  h = {name: jnp.float32(0) for name in tasks.traced(config)}
   return lambda params, batch: task.objective(step.applied(model.apply, params), batch, h, jax.random.key(0))[0]
 
 

@@ -22,7 +22,7 @@ def card_of(folder, capsys, **data):
   return json.loads(capsys.readouterr().out), page.read_text()
 
 
-def test_a_table_says_what_its_steps_did(tmp_path, capsys):
+def test_the_card_of_a_table_lists_what_its_steps_changed(tmp_path, capsys):
   rng = np.random.default_rng(0)
   age = [None if i == 3 else float(x) for i, x in enumerate(rng.normal(size=40))]
   table = pl.DataFrame({"age": age, "who": ["a", "b"] * 20, "kind": rng.permutation(["x", "y"] * 20)})

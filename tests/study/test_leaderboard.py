@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from scipy import stats
 
 from bigmodel.report import sweeps
+from bigmodel.report.facts import Leaderboard
 from bigmodel.study import comparisons, leaderboard
 
 SETTINGS = (2, 3, 5, 8, 16, 32)
@@ -250,7 +251,7 @@ def test_settings_that_follow_from_another_axis_are_none():
 def test_cells_without_a_rate_and_seeds_that_agree_break_nothing():
   planned = [planned_run(str(i), {"seed": i % 2} | ({"optim.lr": 0.1 * i} if i > 1 else {})) for i in range(8)]
   board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(8)])
-  assert sweeps.draw(msgspec.to_builtins(board), "loss")
+  assert sweeps.draw(msgspec.convert(msgspec.to_builtins(board), Leaderboard), "loss")
   planned = [planned_run(str(i), {"seed": i % 2, "optim.lr": 0.1 + i // 2}) for i in range(6)]
   board = leaderboard.board(planned, [fake(str(i), 2.0) for i in range(6)])
   assert (board.noise, board.resolution, board.alike) == (0.0, 0.0, 3)

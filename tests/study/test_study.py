@@ -23,7 +23,7 @@ from bigmodel.cli import main
 from bigmodel.config import load_module
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
-from bigmodel.laws import forecast, seals
+from bigmodel.laws import facts, forecast, seals
 from bigmodel.study import Grid, IsoFlop, Ladder, Listed, Scan, Study, Target, target
 from bigmodel.study.fits import fit_study
 from bigmodel.train.stop import StopRequest
@@ -148,13 +148,13 @@ def test_a_forecast_of_an_earlier_version_is_still_scored_and_reported(finished,
   shutil.copytree(folder / "whole", copy)
   path = copy / "forecasts" / "target.json"
   old = {name: x for name, x in read_json(path).items() if name not in ("forecaster", "parts", "sha256", "sealed_at")}
-  old = seals.seal(
-    old | {"law": "chinchilla", "parts": {"bootstrap": 0.1, "quantile": 2.0}}, report["forecast"]["sealed_at"]
-  )
-  write_json(path, old)
-  run = copy / "runs" / old["target"]["run_id"] / "provenance.json"
-  write_json(run, read_json(run) | {"forecast_sha256": old["sha256"]})
+  old |= {"law": "chinchilla", "parts": {"bootstrap": 0.1, "quantile": 2.0}}
+  old = seals.seal(facts.from_json(old, facts.Forecast, str(path)), report["forecast"]["sealed_at"])
+  seals.write(path, old)
+  run = copy / "runs" / old.forecast.target.run_id / "provenance.json"
+  write_json(run, read_json(run) | {"forecast_sha256": old.sha256})
   scored = target.score(copy)
+  assert scored is not None
   assert scored["actual"] == report["forecast"]["actual"]
   study.write_report(copy)
   assert "by law chinchilla" in (copy / "report.html").read_text()
@@ -177,10 +177,11 @@ def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
   prepared = study.prepare(config, dataclasses.replace(module.get_study(config), laws=(name,)), copy)
   write_json(copy / "study.json", msgspec.to_builtins(prepared.about()))
   fits = fit_study(copy)
-  assert [law["name"] for law in fits["laws"]] == ["mine"]
-  sealed = target.seal_forecast(prepared, fits)
-  assert sealed["forecaster"]["weights"] == {"mine": 1.0}
-  assert 0 < sealed["interval90"][0] < sealed["predicted"] < sealed["interval90"][1]
+  assert [law.name for law in fits.laws] == ["mine"]
+  sealed = target.seal_forecast(prepared, fits).forecast
+  assert sealed.forecaster
+  assert sealed.forecaster.weights == {"mine": 1.0}
+  assert 0 < sealed.interval90[0] < sealed.predicted < sealed.interval90[1]
 
 
 def test_a_law_that_a_study_cannot_have_is_refused_before_anything_runs(config, tmp_path):

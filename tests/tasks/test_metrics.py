@@ -38,10 +38,9 @@ def test_metrics_are_those_of_scikit_learn(cases):
     )
     expected = {"accuracy": theirs.accuracy_score(label, predicted, sample_weight=weight)}
     for average in metrics.AVERAGES:
-      three = theirs.precision_recall_fscore_support(
-        label, predicted, average=average, sample_weight=weight, zero_division=0
-      )
-      expected |= {f"{name}_{average}": x for name, x in zip(("precision", "recall", "f1"), three, strict=False)}
+      four = theirs.precision_recall_fscore_support(label, predicted, average=average, sample_weight=weight)
+      three = np.array(four[:3], float)
+      expected |= {f"{name}_{average}": x for name, x in zip(("precision", "recall", "f1"), three, strict=True)}
     for name, value in expected.items():
       np.testing.assert_allclose(ours[name], value, atol=1e-6, err_msg=f"{name}, case {seed}")
     for c in range(C):
@@ -88,6 +87,7 @@ def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
   spread = NamedSharding(mesh, PartitionSpec("data"))
   whole = jax.jit(lambda s, y, w: metrics.of_classes(s, y)(w))
   sums = jax.jit(lambda s, y, w: metrics.decisions(metrics.confusion(y, s.argmax(axis=1), w, 3)))
+  program = ""
   with enable_x64():
     for seed in range(20):
       rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
       found, expected = whole(*arrays), metrics.of_classes(score, label)(weight)
       for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
-    program = sums.lower(*arrays).compile().as_text()
+      program = program or sums.lower(*arrays).compile().as_text() or ""
   assert "all-reduce" in program
   assert "all-gather" not in program
 

@@ -162,7 +162,7 @@ def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, me
   with Display(quiet=True) as display:
     ended = train_runs(runs, data, display, StopRequest())
   for one in ended:
-    assert one.loss_eval == pytest.approx(record["loss_eval"], rel=1e-5)
+    assert one.loss_eval == pytest.approx(record.loss_eval, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp
     assert max(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == 10
   fresh, past = map(results.read_rungs, runs)
   assert fresh == past
-  assert list(fresh) == ["10"]
+  assert list(fresh) == [10]
 
 
 def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolved, tmp_path):

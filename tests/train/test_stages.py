@@ -261,7 +261,7 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
     store.close()
     for name, x in weights.flat(expected).items():
       np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)  # compiled or not: rounding
-    rung = results.read_rungs(run)[str(step)]
+    rung = results.read_rungs(run)[step]
     rows = pipeline.eval_rows(run.config, data)
     assert rung.loss_eval == pytest.approx(evaluate(program, expected, run.config, rows).loss, rel=1e-5)
     assert rung.loss_train is not None

@@ -9,6 +9,7 @@ from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
+  from bigmodel.laws.compare import Comparison
   from bigmodel.laws.points import Points
 
 EXAMPLES = (
@@ -26,16 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.laws import compare
+  from bigmodel.laws import compare, facts
 
-  facts = compare.compare(_points(arguments, arguments.a), _points(arguments, arguments.b))
-  _show(facts, f"A {arguments.a}, B {arguments.b}", output)
+  comparison = compare.compare(_points(arguments, arguments.a), _points(arguments, arguments.b))
+  _show(comparison, f"A {arguments.a}, B {arguments.b}", output)
   if arguments.report:
     from bigmodel.report import recipes
 
-    recipes.write(arguments.report, arguments.a, arguments.b, facts)
+    recipes.write(arguments.report, arguments.a, arguments.b, comparison)
     output.say(f"page: {arguments.report}")
-  return facts
+  return facts.to_json(comparison)
 
 
 def _points(arguments: argparse.Namespace, path: str) -> "Points":
@@ -45,23 +46,23 @@ def _points(arguments: argparse.Namespace, path: str) -> "Points":
   from bigmodel.study import folder
 
   if not Path(path).is_dir():
-    return columns.source(arguments, path).points()
+    return points.from_csv(columns.source(arguments, path))
   if not (Path(path) / "study.json").exists():
     raise UserError(f"{path} holds no study (no study.json)")
   return points.from_records(folder.of_role(path, "fit"), files.read_json(Path(path) / "study.json")["convention"])
 
 
-def _show(facts: Facts, recipes: str, output: Output) -> None:
+def _show(comparison: "Comparison", recipes: str, output: Output) -> None:
   rows = [
-    (row["C"], row["loss_a"], row["loss_b"], row["multiplier"], row["interval90"], "yes" if row["beyond"] else "")
-    for row in facts["rows"]
+    (row.C, row.loss_a, row.loss_b, row.multiplier, row.interval90, "yes" if row.beyond else "")
+    for row in comparison.rows
   ]
   title = f"{recipes}: loss at the best size, and B's compute in A's terms"
   output.table(title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
-  crossing = facts["crossing"]
-  if crossing["interval90"]:
-    at = "they do not cross near these scales" if crossing["C"] is None else f"they cross at {crossing['C']:.3g} FLOPs"
-    low, high = crossing["interval90"]
-    share = crossing["share_of_draws"]
+  crossing = comparison.crossing
+  if crossing.interval90:
+    at = "they do not cross near these scales" if crossing.C is None else f"they cross at {crossing.C:.3g} FLOPs"
+    low, high = crossing.interval90
+    share = crossing.share_of_draws
     output.say(f"{at} ({low:.3g} to {high:.3g} in the {share:.0%} of the resamples that cross)")
-  output.say(facts["verdict"])
+  output.say(comparison.verdict)

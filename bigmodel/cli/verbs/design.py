@@ -1,9 +1,13 @@
 """Propose the next run: the one that reduces the variance of a forecast most for its compute."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bigmodel.cli import columns, forecasters, options, session
 from bigmodel.cli.console import Facts, Output
+
+if TYPE_CHECKING:
+  from bigmodel.laws.design import Proposal
 
 EXAMPLES = (
   "bigmodel design runs.csv --n=params_total --d=tokens --loss=loss_eval --target=1e14",
@@ -27,33 +31,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.laws import design
+  from bigmodel.laws import design, facts
 
   cap = arguments.cap or arguments.target / 10
-  forecaster, fitted = forecasters.fit(columns.source(arguments, arguments.points), (), output)
-  facts = design.design(fitted, forecaster, arguments.target, cap)
-  _show(facts, arguments.target, output)
-  if facts["next"] is None:
+  forecaster, fit = forecasters.fit(columns.source(arguments, arguments.points), (), output)
+  proposal = design.design(fit, forecaster, arguments.target, cap)
+  _show(proposal, arguments.target, output)
+  if proposal.next is None:
     output.say(f"no run of up to {cap:.3g} FLOPs takes {design.WORTH:.0%} off the variance: raise --cap")
-  return facts
+  return facts.to_json(proposal)
 
 
-def _show(facts: Facts, target: float, output: Output) -> None:
+def _show(proposal: "Proposal", target: float, output: Output) -> None:
   rows = [
     (
-      row["C"],
-      row["N"],
-      row["D"],
-      f"{row['reduction']:.1%}",
-      row["reduction_per_flop"],
-      "the most for its compute" if row == facts["next"] else "",
+      candidate.C,
+      candidate.N,
+      candidate.D,
+      f"{candidate.reduction:.1%}",
+      candidate.reduction_per_flop,
+      "the most for its compute" if candidate == proposal.next else "",
     )
-    for row in facts["candidates"]
+    for candidate in proposal.candidates
   ]
-  title = f"one more run, for the forecast at {target:.3g} FLOPs (loss {facts['predicted']:.4f})"
+  title = f"one more run, for the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
   output.table(title, ("C", "N", "D", "less variance", "per FLOP", ""), rows)
-  edges = [(e["C"], e["smallest"], e["largest"], e["N"], "" if e["inside"] else "not inside") for e in facts["edges"]]
+  edges = [(e.C, e.smallest, e.largest, e.N, "" if e.inside else "not inside") for e in proposal.edges]
   if edges:
     output.table("minima of the budgets so far", ("C", "smallest N", "largest N", "minimum", ""), edges)
-  parts = ", ".join(f"{name} {value:.2%}" for name, value in facts["parts"].items())
-  output.say(f"standard deviation of that forecast: {facts['sd']:.2%} ({parts}); of one run {facts['noise']:.2%}")
+  output.say(
+    f"standard deviation of that forecast: {proposal.sd:.2%} (parameters {proposal.parts.parameters:.2%},"
+    f" discrepancy {proposal.parts.discrepancy:.2%}); of one run {proposal.noise:.2%}"
+  )

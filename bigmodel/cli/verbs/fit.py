@@ -4,11 +4,16 @@ A CSV needs columns for two of the parameters N, the tokens D and the FLOPs C, o
 """
 
 import argparse
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bigmodel.cli import columns, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
+
+if TYPE_CHECKING:
+  from bigmodel.laws.facts import Fits, LawFit, Params, TableFits
 
 EXAMPLES = (
   "bigmodel fit runs/quickstart",
@@ -28,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--law",
     default="",
     metavar="NAME,...",
-    help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto, which tries several (see laws/forms.py)",
+    help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto, which tries several (see laws/*_forms.py)",
   )
   parser.add_argument(
     "--at",
@@ -42,55 +47,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
+  from bigmodel.laws import facts
+
   if Path(arguments.points).is_dir():
     from bigmodel.study import fits
 
     if not (Path(arguments.points) / "study.json").exists():
       raise UserError(f"{arguments.points} holds no study (no study.json)")
-    facts = fits.fit_study(arguments.points)
+    fitted = fits.fit_study(arguments.points)
   else:
     from bigmodel.laws import fit_csv
 
-    facts = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
-  _show(facts, output)
-  return facts
+    fitted = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
+  _show(fitted, output)
+  return facts.to_json(fitted)
 
 
-def _show(facts: Facts, output: Output) -> None:
-  for law in facts["laws"]:
-    _show_law(law, len(facts["laws"]), output)
-  optima = [(o["law"], o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"]) for o in facts["optimum"]]
+def _show(fitted: "Fits | TableFits", output: Output) -> None:
+  for law in fitted.laws:
+    _show_law(law, output)
+  optima = [(o.law, o.C, o.N, o.N_interval90, o.D, o.D_interval90) for o in fitted.optimum]
   if optima:
     output.table("compute-optimal", ("law", "C", "N", "90%", "D", "90%"), optima)
-  for warning in facts.get("warnings", ()):
+  for warning in getattr(fitted, "warnings", ()):
     output.say(f"note: {warning}")
 
 
-def _show_law(law: Facts, laws: int, output: Output) -> None:
-  title = f"{law['name']}, {law.get('points', laws)} points"
-  title = f"{law['group']}: {title}" if law.get("group") else title
-  rows = [(name, _digits(value), law["intervals"].get(name)) for name, value in law["params"].items()]
-  if "objective" in law:
-    rows.append(("objective", _digits(law["objective"]), None))
-    rows.append(("starts at the optimum", " of ".join(map(str, law["starts_at_optimum"])), None))
-  if law.get("backtest"):
-    text = f"error on {law['backtest']['points']} points of the largest scales, hidden"
-    rows.append((text, f"{law['backtest']['rms_log_error']:.2%}", None))
+def _show_law(law: "LawFit", output: Output) -> None:
+  title = f"{law.group}: {law.name}, {law.points} points" if law.group else f"{law.name}, {law.points} points"
+  rows = [(name, _digits(value), law.intervals.get(name)) for name, value in law.params.items()]
+  if isinstance(law.objective, float) and law.starts_at_optimum:
+    rows.append(("objective", _digits(law.objective), None))
+    rows.append(("starts at the optimum", " of ".join(map(str, law.starts_at_optimum)), None))
+  if law.backtest:
+    text = f"error on {law.backtest.points} points of the largest scales, hidden"
+    rows.append((text, f"{law.backtest.rms_log_error:.2%}", None))
   output.table(title, ("parameter", "value", "90% interval"), rows)
-  for name, params in law.get("other_conventions", {}).items():
+  for name, params in (law.other_conventions or {}).items():
     output.say(
       f"with N as {name}: alpha {params['alpha']:.4g}, beta {params['beta']:.4g}, so N* ~ C^"
-      f"{_exponent(params):.3f} instead of C^{_exponent(law['params']):.3f}"
+      f"{_exponent(params):.3f} instead of C^{_exponent(law.params):.3f}"
     )
-  if law.get("caution"):
-    output.say(f"note: {law['caution']}")
-  for name in law.get("ridges", ()):
+  if law.caution:
+    output.say(f"note: {law.caution}")
+  for name in law.ridges or ():
     output.say(f"{name} is on a ridge: three times as much or as little fits nearly as well")
 
 
-def _exponent(params: Facts) -> float:
+def _exponent(params: "Params") -> float:
   """The exponent with which Chinchilla's optimal N grows with C."""
-  return params["beta"] / (params["alpha"] + params["beta"])
+  alpha, beta = params["alpha"], params["beta"]
+  return math.nan if alpha is None or beta is None else beta / (alpha + beta)
 
 
 def _digits(value: float | None) -> str | None:

@@ -6,9 +6,10 @@ truth.
 """
 
 import argparse
+import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,10 @@ from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.forecast import Forecaster, Prediction
+  import numpy as np
+
+  from bigmodel.laws.facts import BestSize, LeastCompute, ScoredRow, TableForecast
+  from bigmodel.laws.forecast import Forecaster, Predict, Prediction
   from bigmodel.laws.source import Source
 
 RUNS = "runs.csv --n=params_total --d=tokens --loss=loss_eval"
@@ -76,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel import files
-  from bigmodel.laws import curves, seals
+  from bigmodel.laws import facts, seals
 
   source = columns.source(arguments, arguments.points)
   if arguments.score:
@@ -87,72 +90,81 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if "x" in source.columns:
     if arguments.law or arguments.reach or _limits(arguments) or arguments.intervals != "bootstrap":
       raise UserError("--law, --reach, --max-params, --max-tokens, --served, --intervals: are for N and D, not for --x")
-    forecasts = {"forecaster": curves.facts(), "rows": _curve_rows(arguments, source, output)}
+    forecast = _curves(arguments, source, output)
   else:
-    forecasts = _surface(arguments, source, output)
-  sha256 = files.sha256_file(arguments.points)
-  facts = {"points": str(arguments.points), "points_sha256": sha256, **forecasts}
-  if arguments.seal:
-    if Path(arguments.seal).exists():
-      raise UserError(f"--seal: {arguments.seal} is there already; a forecast is kept as it was made")
-    facts = seals.seal(facts, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
-    files.write_json(arguments.seal, facts)
-    output.say(f"sealed: {arguments.seal}  sha256 {facts['sha256'][:16]}")
-  return facts
+    forecast = _surface(arguments, source, output)
+  if not arguments.seal:
+    return facts.to_json(forecast)
+  if Path(arguments.seal).exists():
+    raise UserError(f"--seal: {arguments.seal} is there already; a forecast is kept as it was made")
+  sealed = seals.seal(forecast, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
+  seals.write(arguments.seal, sealed)
+  output.say(f"sealed: {arguments.seal}  sha256 {sealed.sha256[:16]}")
+  return sealed.to_json()
 
 
 def _score(source: "Source", paths: Sequence[str], output: Output) -> Facts:
   """Sealed forecasts beside the truth of a CSV, and what their intervals cover."""
-  from bigmodel import files
-  from bigmodel.laws import seals
+  from bigmodel.laws import facts, seals
 
   scales = ("x",) if "x" in source.columns else ("N", "D")
-  truth = seals.read_truth(source.path, scales, dict(source.columns), source.loss, source.group)
-  ledger = seals.ledger([seals.verify(files.read_json(path), path) for path in paths], truth, scales)
+  truth = seals.read_truth(source, scales)
+  ledger = seals.ledger([seals.read(path, facts.TableForecast) for path in paths], truth, scales)
   if not ledger:
     raise UserError(f"--score: {source.path} has the truth of none of these forecasts (same columns and scales?)")
-  facts = {"rows": ledger, "coverage": seals.coverage(ledger)}
-  _show_score(facts, output)
-  return facts
+  coverage = seals.coverage(ledger)
+  _show_score(ledger, coverage, output)
+  return {"rows": [facts.to_json(row) for row in ledger], "coverage": coverage}
 
 
-def _asked(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[dict[str, float]]:
-  """The scales of every --at: the wanted ones, or C alone where one number is given for two."""
-  return [{name: row[name] for name in row if name != "group"} for row in _asked_of_groups(arguments, source, wanted)]
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """A place of --at: the values of the wanted scales, or of C alone if one number is given for two.
+
+  The group is that of a row in a CSV; None means all groups.
+  """
+
+  scales: dict[str, float]
+  group: str | None = None
 
 
-def _asked_of_groups(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[Facts]:
-  """As `_asked`, with the group that a CSV names for each row; None asks all groups."""
+def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[_Place]:
+  """The places of every --at."""
+  places = []
+  for text in arguments.at:
+    places += _places_of_csv(text, source, wanted) if Path(text).suffix == ".csv" else [_place(text, wanted)]
+  return places
+
+
+def _places_of_csv(path: str, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   from bigmodel.laws import table
 
-  rows: list[Facts] = []
-  for text in arguments.at:
-    if Path(text).suffix == ".csv":
-      given = table.read(text)
-      values = table.columns(given, text, wanted, dict(source.columns))
-      groups = given[source.group].to_list() if source.group in given.columns else [None] * len(given)
-      rows += [
-        {"group": None if group is None else str(group), **{name: float(values[name][i]) for name in wanted}}
-        for i, group in enumerate(groups)
-      ]
-      continue
-    try:
-      numbers = [float(part) for part in text.split(",")]
-    except ValueError as error:
-      raise UserError(f"--at: {text!r} is neither numbers nor a CSV") from error
-    if len(numbers) not in {1, len(wanted)} or not all(0 < number < math.inf for number in numbers):
-      raise UserError(f"--at: {text!r} is not {'a positive number' if len(wanted) == 1 else 'N,D or a budget C'}")
-    names = wanted if len(numbers) == len(wanted) else ("C",)
-    rows.append({"group": None, **dict(zip(names, numbers, strict=True))})
-  return rows
+  rows = table.read(path)
+  values = table.columns(rows, path, wanted, source.columns)
+  groups = rows[source.group].to_list() if source.group in rows.columns else [None] * len(rows)
+  return [
+    _Place({name: float(values[name][i]) for name in wanted}, None if group is None else str(group))
+    for i, group in enumerate(groups)
+  ]
 
 
-def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output) -> Sequence[Facts]:
+def _place(text: str, wanted: Sequence[str]) -> _Place:
+  try:
+    numbers = [float(part) for part in text.split(",")]
+  except ValueError as error:
+    raise UserError(f"--at: {text!r} is neither numbers nor a CSV") from error
+  if len(numbers) not in {1, len(wanted)} or not all(0 < number < math.inf for number in numbers):
+    raise UserError(f"--at: {text!r} is not {'a positive number' if len(wanted) == 1 else 'N,D or a budget C'}")
+  return _Place(dict(zip(wanted if len(numbers) == len(wanted) else ("C",), numbers, strict=True)))
+
+
+def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> "TableForecast":
   if source.drop_largest:
     raise UserError("--drop-largest: is for --n, --d, --c")
   if source.stderr:
     raise UserError("--stderr: is for --n, --d, --c")
-  from bigmodel.laws import curves, table
+  from bigmodel import files
+  from bigmodel.laws import curves, facts, table
 
   data = {
     group: (
@@ -161,12 +173,13 @@ def _curve_rows(arguments: argparse.Namespace, source: "Source", output: Output)
     )
     for group, part in table.groups(table.read(source.path), source.path, source.group).items()
   }
-  asked = [(one["group"], one["x"]) for one in _asked_of_groups(arguments, source, ("x",))]
-  rows = curves.rows(data, asked)
-  keys = (*(("group",) if source.group else ()), "x")
-  shown = [(*(row[key] for key in keys), row["predicted"], row["interval90"]) for row in rows]
-  output.table("forecast", (*keys, "loss", "90% interval"), shown)
-  return rows
+  rows = curves.rows(data, [(place.group, place.scales["x"]) for place in _places(arguments, source, ("x",))])
+  group = ("group",) if source.group else ()
+  shown = [(*(row.group for _ in group), row.x, row.predicted, row.interval90) for row in rows]
+  output.table("forecast", (*group, "x", "loss", "90% interval"), shown)
+  return facts.TableForecast(
+    points=source.path, points_sha256=files.sha256_file(source.path), forecaster=curves.method(), rows=rows
+  )
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float]:
@@ -174,29 +187,36 @@ def _limits(arguments: argparse.Namespace) -> dict[str, float]:
   return {name: value for name, value in given.items() if value is not None}
 
 
-def _surface(arguments: argparse.Namespace, source: "Source", output: Output) -> Facts:
-  from bigmodel.laws import forecast, optimum, summary
+def _surface(arguments: argparse.Namespace, source: "Source", output: Output) -> "TableForecast":
+  from msgspec import structs
+
+  from bigmodel import files
+  from bigmodel.laws import facts, forecast, optimum
 
   if source.group:
     raise UserError("--group: is for curves (--x)")
-  forecaster, fitted = forecasters.fit(source, _laws(arguments), output)
+  forecaster, fit = forecasters.fit(source, _laws(arguments), output)
   limits = optimum.Limits(**_limits(arguments))
-  asked = _asked(arguments, source, ("N", "D"))
+  places = [place.scales for place in _places(arguments, source, ("N", "D"))]
   # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
-  optima = [optimum.at(fitted, one["C"], limits) if "C" in one else None for one in asked]
-  sizes = [(best["N"], best["D"]) if best else (one["N"], one["D"]) for one, best in zip(asked, optima, strict=True)]
-  places = [forecast.Scale(N, D, summary.flops_per_nd(fitted) * N * D) for N, D in sizes]
-  rows = forecast.rows(places, _predictor(arguments.intervals, forecaster, output)) if places else []
-  for row, best in zip(rows, optima, strict=True):
-    row |= {name: best[name] for name in ("N_interval90", "D_interval90", "off")} if best else {}
-  facts = {
-    "forecaster": forecaster.facts(),
-    "rows": rows,
-    "optimum": [best for best in optima if best],
-    "reached": [optimum.least(fitted, loss, limits) for loss in arguments.reach],
-  }
-  _show_surface(facts, output)
-  return facts
+  optima = [optimum.at(fit, place["C"], limits) if "C" in place else None for place in places]
+  sizes = [(best.N, best.D) if best else (place["N"], place["D"]) for place, best in zip(places, optima, strict=True)]
+  scales = [forecast.Scale(N, D, fit.flops_per_nd * N * D) for N, D in sizes]
+  rows = forecast.rows(scales, _predictor(arguments.intervals, forecaster, output)) if scales else []
+  for i, best in enumerate(optima):
+    if best:
+      of_size = {"N_interval90": best.N_interval90, "D_interval90": best.D_interval90, "off": best.off}
+      rows[i] = structs.replace(rows[i], **of_size)
+  forecasts = facts.TableForecast(
+    points=source.path,
+    points_sha256=files.sha256_file(source.path),
+    forecaster=forecaster.method(),
+    rows=rows,
+    optimum=[best for best in optima if best],
+    reached=[optimum.least(fit, loss, limits) for loss in arguments.reach],
+  )
+  _show_surface(forecasts, output)
+  return forecasts
 
 
 def _laws(arguments: argparse.Namespace) -> list[str]:
@@ -207,53 +227,61 @@ def _laws(arguments: argparse.Namespace) -> list[str]:
   if arguments.intervals != "nuts":
     return names
   if len(names) > 1:
-    raise UserError("--intervals=nuts: is for one law")
+    raise UserError(f"--intervals=nuts: takes one law, not {len(names)}")
   return names or [forecast.LAWS[0]]
 
 
-def _predictor(intervals: str, forecaster: "Forecaster", output: Output) -> "Callable[..., Prediction]":
-  """What predicts losses at each (N, D, C) and level: the forecaster, or a posterior of its law."""
+def _predictor(intervals: str, forecaster: "Forecaster", output: Output) -> "Predict":
+  """The forecaster's predictions, or those of the posterior of its law."""
   if intervals != "nuts":
     return forecaster.predict
   from bigmodel.laws import bayes
 
   posterior = bayes.sample(forecaster.fits[0])
   output.say(f"NUTS: {posterior.divergences} divergences, R-hat {posterior.r_hat:.3f}")
-  return lambda N, D, C, level: posterior.predict(N, D, forecaster.spread, level)
+
+  def predict(N: "np.ndarray", D: "np.ndarray", C: "np.ndarray", level: float) -> "Prediction":
+    del C  # the posterior is that of a law of N and D
+    return posterior.predict(N, D, forecaster.spread, level)
+
+  return predict
 
 
-def _show_surface(facts: Facts, output: Output) -> None:
-  rows = [(row["N"], row["D"], row["C"], row["predicted"], row["interval90"]) for row in facts["rows"]]
-  if rows:
+def _show_surface(forecasts: "TableForecast", output: Output) -> None:
+  if forecasts.rows:
+    rows = [(row.N, row.D, row.C, row.predicted, row.interval90) for row in forecasts.rows]
     output.table("forecast", ("N", "D", "C", "loss", "90% interval"), rows)
-  optima = facts["optimum"]
-  if optima:
-    rows = [
-      (o["C"], o["N"], o["N_interval90"], o["D"], o["D_interval90"], f"{o['spent'] / o['C']:.0%}") for o in optima
-    ]
-    output.table("compute-optimal", ("C", "N", "90%", "D", "90%", "of C spent"), rows)
-    rows = [
-      (o["C"], f"{off['times']:g} x", off["N"], off["D"], off["loss"] - o["loss"], f"{off['compute']:.1%}")
-      for o in optima
-      for off in o["off"]
-    ]
-    output.table("off the optimum", ("C", "size", "N", "D", "more loss", "as good as this much of C"), rows)
-  if facts["reached"]:
-    rows = [(r["loss"], r["C"], r["C_interval90"], r["N"], r["D"], f"{r['reached_in']:.0%}") for r in facts["reached"]]
-    output.table("least compute to a loss", ("loss", "C", "90%", "N", "D", "reached in, of the draws"), rows)
+  if forecasts.optimum:
+    _show_optima(forecasts.optimum, output)
+  if forecasts.reached:
+    _show_reached(forecasts.reached, output)
 
 
-def _show_score(facts: Facts, output: Output) -> None:
+def _show_optima(optima: "Sequence[BestSize]", output: Output) -> None:
+  rows = [(o.C, o.N, o.N_interval90, o.D, o.D_interval90, f"{o.spent / o.C:.0%}") for o in optima]
+  output.table("compute-optimal", ("C", "N", "90%", "D", "90%", "of C spent"), rows)
+  rows = [
+    (o.C, f"{off.times:g} x", off.N, off.D, off.loss - o.loss, f"{off.compute:.1%}") for o in optima for off in o.off
+  ]
+  output.table("off the optimum", ("C", "size", "N", "D", "more loss", "as good as this much of C"), rows)
+
+
+def _show_reached(reached: "Sequence[LeastCompute]", output: Output) -> None:
+  rows = [(r.loss, r.C, r.C_interval90, r.N, r.D, f"{r.reached_in:.0%}") for r in reached]
+  output.table("least compute to a loss", ("loss", "C", "90%", "N", "D", "reached in, of the draws"), rows)
+
+
+def _show_score(ledger: "Sequence[ScoredRow]", coverage: dict[str, float], output: Output) -> None:
   rows = [
     (
-      row["group"] or "-",
-      row.get("x", row.get("N")),
-      row["predicted"],
-      row["interval90"],
-      row["actual"],
-      row["inside"]["interval90"],
+      row.group or "-",
+      row.x or row.N,
+      row.predicted,
+      row.interval90,
+      row.actual,
+      row.inside["interval90"],
     )
-    for row in facts["rows"]
+    for row in ledger
   ]
   output.table("forecast and truth", ("group", "scale", "forecast", "90% interval", "truth", "inside"), rows)
-  output.table(f"{len(rows)} forecasts", ("interval", "covered"), list(facts["coverage"].items()))
+  output.table(f"{len(rows)} forecasts", ("interval", "covered"), list(coverage.items()))

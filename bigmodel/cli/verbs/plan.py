@@ -152,5 +152,5 @@ def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
   if page:
     from bigmodel.report import coordinates
 
-    coordinates.write(page, checks, rows, comparison.refused)
+    coordinates.write(page, comparison)
   return {"checks": checks, "refused": comparison.refused}

@@ -2,20 +2,31 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
-from bigmodel.models.layers.basic import RMSNorm, constrain, einsum_float32, projection, repeated, sinusoids, zeros
+from bigmodel.models.layers.basic import (
+  Matrix,
+  RMSNorm,
+  constrain,
+  einsum_float32,
+  projection,
+  repeated,
+  sinusoids,
+  zeros,
+)
 from bigmodel.models.layers.roles import Role
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Keys and values of one layer, (B*G)xSxK each: just as the products read them, so that XLA updates them in place.
 Cache = tuple[jax.Array, jax.Array]
+# The position of the first query: an array while decoding, otherwise 0.
+Start = int | jax.Array
 HIDDEN = -1e30
 
 
@@ -23,9 +34,9 @@ def attend(
   q_BxTxHxK: jax.Array,
   k_BxSxGxK: jax.Array,
   v_BxSxGxK: jax.Array,
-  start: Any = 0,
+  start: Start = 0,
   causal: bool = True,
-  bias_BxHxTxS: Any = 0.0,
+  bias_BxHxTxS: ArrayLike = 0.0,
 ) -> jax.Array:
   """Softmax attention, as batched matrix products over (batch, head); query t has position `start + t`."""
   (T, H, K), S = q_BxTxHxK.shape[1:], k_BxSxGxK.shape[1]
@@ -40,7 +51,7 @@ def attend(
   return out_BxHxTxK.transpose(0, 2, 1, 3)
 
 
-def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: Any = None) -> jax.Array:
+def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: DTypeLike | None = None) -> jax.Array:
   """a @ b of arrays of one dtype, in the dtype `result` (by default theirs): scores need float32.
 
   For the gradient of b the narrower of the others is transposed, which is faster on CPU.
@@ -49,23 +60,24 @@ def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: Any = None) -> j
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: Any) -> jax.Array:
+def _product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: np.dtype) -> jax.Array:
   return jnp.matmul(a_BxHxMxN, b_BxHxNxP, preferred_element_type=result)
 
 
-def _product_forward(a: jax.Array, b: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _product_forward(a: jax.Array, b: jax.Array, result: np.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return jnp.matmul(a, b, preferred_element_type=result), (a, b)  # not `_product`: see `basic.times`
 
 
 def _product_backward(
-  result: Any, kept: tuple[jax.Array, jax.Array], g_BxHxMxP: jax.Array
+  result: np.dtype, kept: tuple[jax.Array, jax.Array], g_BxHxMxP: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   del result
   a, b = kept
   g_BxHxMxP = g_BxHxMxP.astype(a.dtype)
-  back = lambda x: x.swapaxes(2, 3)
-  a_is_narrower = a.shape[3] < b.shape[3]
-  return g_BxHxMxP @ back(b), back(a) @ g_BxHxMxP if a_is_narrower else back(back(g_BxHxMxP) @ a)
+  of_a = g_BxHxMxP @ b.swapaxes(2, 3)
+  if a.shape[3] < b.shape[3]:
+    return of_a, a.swapaxes(2, 3) @ g_BxHxMxP
+  return of_a, (g_BxHxMxP.swapaxes(2, 3) @ a).swapaxes(2, 3)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -99,13 +111,13 @@ def _repeat_heads_backward(times: int, _: None, gradient_BxTxHxK: jax.Array) -> 
 _repeat_heads.defvjp(_repeat_heads_forward, _repeat_heads_backward)
 
 
-def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Any = 0) -> jax.Array:
+def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Start = 0) -> jax.Array:
   """Rotates pairs (i, i + K/2) by position * base^(-2i/K) (Su et al. 2021, equation 34)."""
   T, K = x_BxTxHxK.shape[1], x_BxTxHxK.shape[3]
   frequency = base ** -(np.arange(K // 2) / (K // 2))
   if isinstance(start, int):
-    angle_TxK2: Any = np.arange(start, start + T)[:, None] * frequency
-    cos, sin = (np.asarray(f(angle_TxK2), np.float32)[:, None, :] for f in (np.cos, np.sin))
+    fixed_TxK2 = np.arange(start, start + T)[:, None] * frequency
+    cos, sin = (np.asarray(f(fixed_TxK2), np.float32)[:, None, :] for f in (np.cos, np.sin))
   else:
     angle_TxK2 = (start + jnp.arange(T))[:, None] * frequency.astype(np.float32)
     cos, sin = (f(angle_TxK2)[:, None, :] for f in (jnp.cos, jnp.sin))
@@ -118,15 +130,15 @@ class Attention(nn.Module):
   """Projections around `attend`; G = kv_heads groups of H // G query heads share keys and values.
 
   Queries come from x, keys and values too unless there is a `memory`. With a `cache`
-  that is filled up to position `start`, x are the tokens from there on, and the new
-  cache is returned beside the result.
+  that is filled up to position `start`, x are the tokens from there on. The new cache is
+  returned beside the result.
   """
 
   heads: int
   kv_heads: int
   head_size: int
   out_scale: float
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attend: Attend = attend
   qk_norm: bool = False
   bias: bool = False
@@ -136,16 +148,20 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None, cache: Cache | None = None, start: Any = 0
-  ) -> Any:
+    self, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None, cache: Cache | None = None, start: Start = 0
+  ) -> tuple[jax.Array, Cache | None]:
     B, T, D = x_BxTxD.shape
     H, G, K = self.heads, self.kv_heads, self.head_size
     source_BxSxD = x_BxTxD if memory_BxSxD is None else memory_BxSxD
-    split = lambda x, heads: x.reshape(*x.shape[:2], heads, K)
-    query = Role.HIDDEN if self.qk_norm else Role.QUERY
-    q = split(projection(self, "query", x_BxTxD, H * K, ("embed", "heads"), query, bias=self.bias), H)
-    k = split(projection(self, "key", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
-    v = split(projection(self, "value", source_BxSxD, G * K, ("embed", "kv_heads"), Role.HIDDEN, bias=self.bias), G)
+
+    def split(x: jax.Array, heads: int) -> jax.Array:
+      return x.reshape(*x.shape[:2], heads, K)
+
+    query = Matrix(("embed", "heads"), Role.HIDDEN if self.qk_norm else Role.QUERY, bias=self.bias)
+    shared = Matrix(("embed", "kv_heads"), Role.HIDDEN, bias=self.bias)
+    q = split(projection(self, "query", x_BxTxD, H * K, query), H)
+    k = split(projection(self, "key", source_BxSxD, G * K, shared), G)
+    v = split(projection(self, "value", source_BxSxD, G * K, shared), G)
     if self.qk_norm:
       q = RMSNorm("head_size", self.epsilon, Role.QUERY, name="query_norm")(q)
       k = RMSNorm("head_size", self.epsilon, name="key_norm")(k)
@@ -155,8 +171,11 @@ class Attention(nn.Module):
     k, v = (constrain(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))
     attend_ = self.attend
     if cache is not None:
-      flat = lambda x_BxTxGxK: x_BxTxGxK.swapaxes(1, 2).reshape(B * G, T, K)
-      filled = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, flat(new), start, 1)
+
+      def filled(old: jax.Array, new_BxTxGxK: jax.Array) -> jax.Array:
+        flat = new_BxTxGxK.swapaxes(1, 2).reshape(B * G, T, K)
+        return jax.lax.dynamic_update_slice_in_dim(old, flat, start, 1)
+
       cache = filled(cache[0], k), filled(cache[1], v)
       k, v = (x.reshape(B, G, -1, K).swapaxes(1, 2) for x in cache)
       attend_ = functools.partial(attend, start=start)
@@ -164,15 +183,15 @@ class Attention(nn.Module):
       q, bias = self._distances(q, k.shape[1], start, D)
       attend_ = functools.partial(attend, start=start, bias_BxHxTxS=bias)
     out_BxTxHK = attend_(q, k, v).reshape(B, T, H * K)
-    end = Role.BRANCH_END
-    out_BxTxD = projection(self, "out", out_BxTxHK, D, ("heads", "embed"), end, self.out_scale, self.bias)
-    return out_BxTxD if cache is None else (out_BxTxD, cache)
+    outward = Matrix(("heads", "embed"), Role.BRANCH_END, self.out_scale, self.bias)
+    out_BxTxD = projection(self, "out", out_BxTxHK, D, outward)
+    return out_BxTxD, cache
 
-  def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Any, D: int) -> tuple[jax.Array, jax.Array]:
+  def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Start, D: int) -> tuple[jax.Array, jax.Array]:
     """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
-    r_SxHxK = projection(self, "distance", table_SxD, H * K, ("embed", "heads"), Role.HIDDEN).reshape(S, H, K)
+    r_SxHxK = projection(self, "distance", table_SxD, H * K, Matrix(("embed", "heads"), Role.HIDDEN)).reshape(S, H, K)
 
     def to_all_queries(name: str) -> jax.Array:
       vector_HK = zeros(self, name, (H * K,), ("heads",), Role.QUERY)

@@ -2,50 +2,64 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.roles import Role, labelled
+from bigmodel.models.layers.roles import Parameter, Role, labelled
+
+
+def squared_relu(x: jax.Array) -> jax.Array:
+  return jnp.square(jax.nn.relu(x))
+
 
 ACTIVATIONS = {
   "gelu": jax.nn.gelu,  # by tanh, as GPT-2 has it
   "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
   "relu": jax.nn.relu,
-  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+  "relu2": squared_relu,
   "sigmoid": jax.nn.sigmoid,
   "tanh": jnp.tanh,
 }
 GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a gate
 
 
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """How the weights of a projection are made: W ~ N(0, scale^2 / fan_in), and a bias that starts at zero."""
+
+  axes: tuple[str, str]
+  role: Role
+  scale: float = 1.0
+  bias: bool = False
+
+
 def projection(
-  module: nn.Module,
-  name: str,
-  x: jax.Array,
-  width: int,
-  axes: tuple[str, str],
-  role: Role,
-  scale: float = 1.0,
-  bias: bool = False,
-  result: Any = None,
+  module: nn.Module, name: str, x: jax.Array, width: int, matrix: Matrix, result: DTypeLike | None = None
 ) -> jax.Array:
-  """x @ W with W ~ N(0, scale^2 / fan_in) in this role, plus a bias that starts at zero if asked for.
+  """x @ W [fan_in, width], plus the bias if the matrix has one.
 
   `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
   """
-  fan_in, dtype = x.shape[-1], result or x.dtype
-  init = initial.normal(scale * fan_in**-0.5)
-  weight: Any = module.param(name, labelled(init, axes, role), (fan_in, width), jnp.float32)
+  axes, role, fan_in, dtype = matrix.axes, matrix.role, x.shape[-1], result or x.dtype
+  init = initial.normal(matrix.scale * fan_in**-0.5)
+  weight = parameter(module, name, labelled(init, axes, role), (fan_in, width))
   out = with_gathered(functools.partial(times, result=dtype), x, weight, axes)
   bias_role = role if role in (Role.QUERY, Role.BRANCH_END) else Role.BIAS
-  return plus_bias(module, f"{name}_bias", out, axes[1], bias_role) if bias else out
+  return plus_bias(module, f"{name}_bias", out, axes[1], bias_role) if matrix.bias else out
+
+
+def outputs(module: nn.Module, x_BxF: jax.Array, width: int, axis: str = "embed") -> jax.Array:
+  """The outputs float32[B, width] of a model of examples, by the matrix `output` and its bias."""
+  return projection(module, "output", x_BxF, width, Matrix((axis, "outputs"), Role.OUTPUT, bias=True), jnp.float32)
 
 
 def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str, role: Role = Role.BIAS) -> jax.Array:
@@ -53,7 +67,7 @@ def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str, role: Role 
   return x + repeated(zeros(module, name, x.shape[-1:], (axis,), role), x.shape, (axis,), x.dtype)
 
 
-def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
+def exact_products(dtype: DTypeLike) -> contextlib.AbstractContextManager[object]:
   """A context in which products of a float32 model are traced at the highest precision.
 
   An accelerator otherwise multiplies float32 numbers as bfloat16 or TF32. Models of other dtypes are left alone.
@@ -61,7 +75,7 @@ def exact_products(dtype: Any) -> contextlib.AbstractContextManager[Any]:
   return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
-def times(x: jax.Array, weight: jax.Array, result: Any = None) -> jax.Array:
+def times(x: jax.Array, weight: jax.Array, result: DTypeLike | None = None) -> jax.Array:
   """x @ weight in the dtype `result`, by default that of x.
 
   The gradient comes in the order of the weight: a transposed one takes a CPU twice as long.
@@ -70,16 +84,18 @@ def times(x: jax.Array, weight: jax.Array, result: Any = None) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _times(x: jax.Array, weight: jax.Array, result: Any) -> jax.Array:
+def _times(x: jax.Array, weight: jax.Array, result: np.dtype) -> jax.Array:
   return jnp.matmul(x, weight, preferred_element_type=result)
 
 
-def _times_forward(x: jax.Array, weight: jax.Array, result: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _times_forward(x: jax.Array, weight: jax.Array, result: np.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   # The product itself and not `_times`, into which policies of rematerialization cannot look.
   return jnp.matmul(x, weight, preferred_element_type=result), (x, weight)
 
 
-def _times_backward(result: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _times_backward(
+  result: np.dtype, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   del result
   x, weight = kept
   gradient, rows = gradient.astype(x.dtype), tuple(range(x.ndim - 1))
@@ -119,21 +135,24 @@ def _einsum_backward(
 _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
+def parameter(module: nn.Module, name: str, init: Callable[..., Parameter], shape: tuple[int, ...]) -> jax.Array:
+  """A float32 parameter of a module, which `labelled` initial values put in a box with axes and a role."""
+  return cast(jax.Array, module.param(name, init, shape, jnp.float32))  # Flax takes it out of the box
+
+
 def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role) -> jax.Array:
   """A float32 parameter that starts at zero."""
-  parameter: Any = module.param(name, labelled(nn.initializers.zeros, axes, role), shape, jnp.float32)
-  return parameter
+  return parameter(module, name, labelled(nn.initializers.zeros, axes, role), shape)
 
 
 def normal(
   module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role, deviation: float
 ) -> jax.Array:
   """A float32 parameter ~ N(0, deviation^2)."""
-  parameter: Any = module.param(name, labelled(initial.normal(deviation), axes, role), shape, jnp.float32)
-  return parameter
+  return parameter(module, name, labelled(initial.normal(deviation), axes, role), shape)
 
 
-def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> jax.Array:
   """A float32 parameter in `dtype`, repeated along new leading axes to `shape`; `axes` are the parameter's.
 
   Its gradient is summed in float32: in bfloat16 a sum of ones stops at 256.
@@ -142,16 +161,18 @@ def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any) -> jax.Array:
+def _repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: np.dtype) -> jax.Array:
   return jnp.broadcast_to(gathered(parameter.astype(dtype), axes), shape)
 
 
-def _repeated_forward(parameter: jax.Array, *static: Any) -> tuple[jax.Array, None]:
-  return _repeated(parameter, *static), None
+def _repeated_forward(
+  parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: np.dtype
+) -> tuple[jax.Array, None]:
+  return _repeated(parameter, shape, axes, dtype), None
 
 
 def _repeated_backward(
-  shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any, _: None, gradient: jax.Array
+  shape: tuple[int, ...], axes: tuple[str, ...], dtype: np.dtype, _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
   del dtype
   new = tuple(range(len(shape) - len(axes)))
@@ -270,7 +291,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     ones = labelled(nn.initializers.ones, (self.axis_name,), self.role)
-    scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+    scale = parameter(self, "scale", ones, (x.shape[-1],))
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
     return (normed * scale).astype(x.dtype)
@@ -286,7 +307,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     ones = labelled(nn.initializers.ones, (self.axis_name,), self.role)
-    scale: Any = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+    scale = parameter(self, "scale", ones, (x.shape[-1],))
     bias = zeros(self, "bias", (x.shape[-1],), (self.axis_name,), self.role)
     x32 = x.astype(jnp.float32)
     centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -319,17 +340,15 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    inward, hidden, F = ("embed", "mlp"), Role.HIDDEN, self.feed_forward
-    up_BxTxF = projection(self, "up", x_BxTxD, F, inward, hidden, bias=self.bias)
-    gate_BxTxF = None
-    if self.activation in GATED:
-      gate_BxTxF = projection(self, "gate", x_BxTxD, F, inward, hidden, bias=self.bias)
+    F, inward = self.feed_forward, Matrix(("embed", "mlp"), Role.HIDDEN, bias=self.bias)
+    up_BxTxF = projection(self, "up", x_BxTxD, F, inward)
+    gate_BxTxF = projection(self, "gate", x_BxTxD, F, inward) if self.activation in GATED else None
     hidden_BxTxF = constrain(activate(self.activation, up_BxTxF, gate_BxTxF), ("batch", "length", "mlp"))
-    D, outward, end = x_BxTxD.shape[-1], ("mlp", "embed"), Role.BRANCH_END
-    return projection(self, "down", hidden_BxTxF, D, outward, end, self.out_scale, self.bias)
+    outward = Matrix(("mlp", "embed"), Role.BRANCH_END, self.out_scale, self.bias)
+    return projection(self, "down", hidden_BxTxF, x_BxTxD.shape[-1], outward)
 
 
-def sinusoids(positions: Any, width: int) -> jax.Array:
+def sinusoids(positions: np.ndarray, width: int) -> jax.Array:
   """Sines, then cosines, at `width / 2` wavelengths (Vaswani et al. 2017, section 3.5), float32[..., width]."""
   frequency = 10_000.0 ** -(np.arange(width // 2) / (width // 2))
   angle = positions[..., None] * frequency

@@ -2,22 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigmodel.accounting import Recomputed
-from bigmodel.models.layers.attention import Attend, Attention, Cache, attend_to_all
+from bigmodel.models.layers.attention import Attend, Attention, Cache, Start, attend_to_all
 from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, in_training, norm_params
 from bigmodel.models.layers.experts import Auxiliary, Experts, slots
 from bigmodel.models.layers.roles import Role
+from bigmodel.types import Params
+
+Results: TypeAlias = tuple[jax.Array, Auxiliary, Cache | None]
 
 # block(parameters of one layer, x_BxTxD) -> (x_BxTxD, auxiliary numbers of its experts)
-BlockFunction = Callable[[Any, jax.Array], tuple[jax.Array, Auxiliary]]
+BlockFunction = Callable[[Params, jax.Array], tuple[jax.Array, Auxiliary]]
 # run_blocks(block, parameters of all layers stacked, x_BxTxD) -> (x_BxTxD, their auxiliary numbers, summed over layers)
-RunBlocks = Callable[[BlockFunction, Any, jax.Array], tuple[jax.Array, Auxiliary]]
+RunBlocks = Callable[[BlockFunction, Params, jax.Array], tuple[jax.Array, Auxiliary]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +110,10 @@ class BlockShape:
 
 
 class Block(nn.Module):
-  """x_BxTxD -> (x_BxTxD, auxiliary numbers of the experts); with a cache also the new cache."""
+  """x_BxTxD -> (x_BxTxD, auxiliary numbers of the experts, the new cache where there is one)."""
 
   shape: BlockShape
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attend: Attend
   training: bool = False  # experts drop choices for which they have no slot
 
@@ -119,8 +123,8 @@ class Block(nn.Module):
     x_BxTxD: jax.Array,
     memory_BxSxD: jax.Array | None = None,
     cache: Cache | None = None,
-    start: Any = 0,
-  ) -> Any:
+    start: Start = 0,
+  ) -> Results:
     shape = self.shape
 
     def norm(name: str, role: Role = Role.NORM) -> nn.Module:
@@ -130,15 +134,13 @@ class Block(nn.Module):
 
     def attend(x: jax.Array) -> jax.Array:
       nonlocal cache
-      if cache is None:
-        return attention(x)
       x, cache = attention(x, None, cache, start)
       return x
 
     x_BxTxD = self._add(x_BxTxD, attend, norm("attention_norm"))
     if memory_BxSxD is not None:
       cross = self._attention("cross", attend_to_all, 0.0, False)
-      x_BxTxD = self._add(x_BxTxD, lambda x: cross(x, memory_BxSxD), norm("cross_norm"))
+      x_BxTxD = self._add(x_BxTxD, lambda x: cross(x, memory_BxSxD)[0], norm("cross_norm"))
     auxiliary: Auxiliary = {}
 
     def feed_forward(x: jax.Array) -> jax.Array:
@@ -162,7 +164,7 @@ class Block(nn.Module):
       x_BxTxD, feed_forward, norm("feed_forward_norm", Role.LAST_NORM if shape.gives_outputs else Role.NORM)
     )
     x_BxTxD = constrain(x_BxTxD, ("batch", "length", "activation_embed"))
-    return (x_BxTxD, auxiliary) if cache is None else (x_BxTxD, auxiliary, cache)
+    return x_BxTxD, auxiliary, cache
 
   def _add(self, x_BxTxD: jax.Array, part: Callable, norm: Callable) -> jax.Array:
     shape = self.shape
@@ -173,16 +175,26 @@ class Block(nn.Module):
   def _attention(self, name: str, attend: Attend, rotary: float, relative: bool) -> Attention:
     s = self.shape
     return Attention(
-      s.heads, s.kv_heads, s.head_size, self._out_scale, self.dtype, attend, s.qk_norm, s.bias, rotary, relative,
-      s.epsilon, name=name,
-    )  # fmt: skip
+      s.heads,
+      s.kv_heads,
+      s.head_size,
+      self._out_scale,
+      self.dtype,
+      attend,
+      s.qk_norm,
+      s.bias,
+      rotary,
+      relative,
+      s.epsilon,
+      name=name,
+    )
 
   @property
   def _out_scale(self) -> float:
     return (2 * self.shape.layers) ** -0.5 if self.shape.norm_first else 1.0
 
 
-def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
+def unrolled(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
   """One layer after another, each with its slice of the stacked parameters."""
   total: Auxiliary = {}
   for layer in unstacked(stacked):
@@ -191,43 +203,51 @@ def unrolled(block: BlockFunction, stacked: Any, x_BxTxD: jax.Array) -> tuple[ja
   return x_BxTxD, total
 
 
-def unstacked(stacked: Any) -> list[Any]:
+def unstacked(stacked: Params) -> list[Params]:
   """The parameters of each layer."""
   leaves, structure = jax.tree.flatten(stacked)
-  split: Any = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
+  split = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
   return [jax.tree.unflatten(structure, [leaf[0] for leaf in layer]) for layer in zip(*split, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A stack of blocks, and how it is computed."""
+
+  shape: BlockShape
+  dtype: DTypeLike
+  attend: Attend
+  run_blocks: RunBlocks
+
+
 def stack(
-  module: nn.Module,
-  name: str,
-  shape: BlockShape,
-  dtype: Any,
-  attend: Attend,
-  run_blocks: RunBlocks,
-  x_BxTxD: jax.Array,
-  memory_BxSxD: jax.Array | None = None,
+  module: nn.Module, name: str, blocks: Stack, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None
 ) -> tuple[jax.Array, Auxiliary]:
   """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run.
 
   The auxiliary numbers are sums over layers.
   """
-  block = Block(shape, dtype, attend, in_training(module), parent=None)
-  params: Any = module.param(name, lambda key: stacked_init(key, shape))
-  if module.is_initializing():  # nobody reads what comes out, and many layers take long to trace
+  shape, run_blocks = blocks.shape, blocks.run_blocks
+  block = Block(shape, blocks.dtype, blocks.attend, in_training(module), parent=None)
+  params: Params = module.param(name, lambda key: stacked_init(key, shape))
+  if module.is_initializing():  # the outputs are not used then, and many layers take long to trace
     return x_BxTxD, {}
   if shape.dropout and in_training(module):
     keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # a key a layer
 
-    def with_key(layer: Any, x: jax.Array) -> Any:
-      return block.apply({"params": layer[0]}, x, memory_BxSxD, rngs={"dropout": jax.random.wrap_key_data(layer[1])})
+    def with_key(layer: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
+      rngs = {"dropout": jax.random.wrap_key_data(layer[1])}
+      return cast(Results, block.apply({"params": layer[0]}, x, memory_BxSxD, rngs=rngs))[:2]
 
     return run_blocks(with_key, (params, keys), x_BxTxD)
-  run: Any = lambda params, x: block.apply({"params": params}, x, memory_BxSxD)
+
+  def run(layer: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
+    return cast(Results, block.apply({"params": layer}, x, memory_BxSxD))[:2]
+
   return run_blocks(run, params, x_BxTxD)
 
 
-def stacked_init(key: jax.Array, shape: BlockShape) -> Any:
+def stacked_init(key: jax.Array, shape: BlockShape) -> Params:
   """Parameters of all blocks, a key each, with the axis `layers` in front."""
   block, x_BxTxD = Block(shape, jnp.float32, lambda q, k, v: q, parent=None), jnp.zeros((1, 1, shape.width))
   memory = x_BxTxD if shape.cross else None

@@ -8,16 +8,16 @@ hidden, so they get no gradients and stay zero; they are neither counted nor exp
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bigmodel.models.layers import initial
 from bigmodel.models.layers.attention import HIDDEN
-from bigmodel.models.layers.basic import constrain, einsum_float32, gathered, is_spread, plus_bias
+from bigmodel.models.layers.basic import constrain, einsum_float32, gathered, is_spread, parameter, plus_bias
 from bigmodel.models.layers.roles import Role, labelled
 
 Axes = tuple[str, ...]
@@ -34,8 +34,7 @@ def padded(rows: int) -> int:
 def vocabulary(module: nn.Module, name: str, rows: int, width: int, role: Role, deviation: float) -> jax.Array:
   """A float32 table [padded(rows), width] ~ N(0, deviation^2), whose padding is zero."""
   init = labelled(initial.normal(deviation, rows), VOCABULARY, role)
-  table: Any = module.param(name, init, (padded(rows), width), jnp.float32)
-  return table
+  return parameter(module, name, init, (padded(rows), width))
 
 
 def logits(module: nn.Module, x_BxTxD: jax.Array, table_VxD: jax.Array, rows: int, bias: str = "") -> jax.Array:
@@ -55,23 +54,25 @@ def logits(module: nn.Module, x_BxTxD: jax.Array, table_VxD: jax.Array, rows: in
   return constrain(logits_BxTxV, ("batch", "length", "vocab"))
 
 
-def lookup(table_VxD: jax.Array, index: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+def lookup(table_VxD: jax.Array, index: jax.Array, axes: Axes, dtype: DTypeLike) -> jax.Array:
   """Rows of a float32 table by their int index, [*index.shape, D] in `dtype`; `axes` are the table's."""
   return _lookup(table_VxD, index, axes, jnp.dtype(dtype), table_VxD.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _lookup(table: jax.Array, index: jax.Array, axes: Axes, dtype: Any, shape: tuple[int, ...]) -> jax.Array:
+def _lookup(table: jax.Array, index: jax.Array, axes: Axes, dtype: np.dtype, shape: tuple[int, ...]) -> jax.Array:
   del shape
   return gathered(table.astype(dtype), axes)[index]
 
 
-def _lookup_forward(table: jax.Array, index: jax.Array, *static: Any) -> tuple[jax.Array, jax.Array]:
-  return _lookup(table, index, *static), index
+def _lookup_forward(
+  table: jax.Array, index: jax.Array, axes: Axes, dtype: np.dtype, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  return _lookup(table, index, axes, dtype, shape), index
 
 
 def _lookup_backward(
-  axes: Axes, dtype: Any, shape: tuple[int, ...], index: jax.Array, gradient: jax.Array
+  axes: Axes, dtype: np.dtype, shape: tuple[int, ...], index: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, None]:
   del dtype
   sums = jnp.zeros(shape, jnp.float32).at[index].add(gradient.astype(jnp.float32))

@@ -10,16 +10,15 @@ a row, S tokens a group, E experts, C slots an expert.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
-from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import GATED, activate, constrain, gathered, with_gathered
-from bigmodel.models.layers.roles import Role, labelled
+from bigmodel.models.layers.basic import GATED, activate, constrain, gathered, normal, with_gathered
+from bigmodel.models.layers.roles import Role
 
 PRODUCTS = "expert_products"  # name of the results of the experts' matrix products, for rematerialization policies
 # Numbers beside a model's outputs, by name: losses of the router, and shares to be logged. Empty without experts.
@@ -49,7 +48,7 @@ def route(logits_BxnxSxE: jax.Array, chosen: int) -> tuple[jax.Array, jax.Array,
 
 
 def assign(
-  expert_BxnxSxk: jax.Array, place_BxnxSxk: jax.Array, first: Any, E: int, C: int
+  expert_BxnxSxk: jax.Array, place_BxnxSxk: jax.Array, first: jax.Array | int, E: int, C: int
 ) -> tuple[jax.Array, jax.Array]:
   """Gives the choices with places first to first + C - 1 a slot: `(slot_BxnxSxk, token_BxnxEC)`.
 
@@ -124,13 +123,13 @@ class Experts(nn.Module):
       raise ValueError(f"a row of {T} tokens is not a whole number of groups of {S}")
     C = slots(S, E, k, self.capacity_factor if self.training else 1.0)
     x_BxnxSxD = x_BxTxD.reshape(B, T // S, S, D)
-    router = self._weight("router", (D, E), ("embed", "router"), Role.HIDDEN, D**-0.5)
+    router = normal(self, "router", (D, E), ("embed", "router"), Role.HIDDEN, D**-0.5)
     # Near ties decide where a token goes: an accelerator must not round these factors to bfloat16 or TF32.
     logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
     weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk = route(logits, k)
     products = self._products(D, F, x_BxTxD.dtype)
 
-    def work(first: Any) -> jax.Array:
+    def work(first: jax.Array | int) -> jax.Array:
       """The experts' results for choices with places first to first + C - 1; zeros for the others."""
       slot_BxnxSxk, token_BxnxEC = assign(expert_BxnxSxk, place_BxnxSxk, first, E, C)
       rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
@@ -149,7 +148,7 @@ class Experts(nn.Module):
     losses = {"balance_loss": balance_loss(logits, expert_BxnxSxk), "router_z_loss": z_loss}
     return mixed.reshape(B, T, D), losses | {"dropped_choices": dropped}
 
-  def _products(self, D: int, F: int, dtype: Any) -> dict[str, Callable[[jax.Array], jax.Array]]:
+  def _products(self, D: int, F: int, dtype: DTypeLike) -> dict[str, Callable[[jax.Array], jax.Array]]:
     """By name, the product of each expert's slots with its matrix of that name."""
     inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
     into, out = (self.experts, D, F), (self.experts, F, D)
@@ -158,11 +157,11 @@ class Experts(nn.Module):
       del weights["gate"]
     weights["down"] = (out, outward, Role.BRANCH_END, self.out_scale * F**-0.5)
     return {
-      name: self._product(self._weight(name, shape, axes, role, deviation), axes, dtype)
+      name: self._product(normal(self, name, shape, axes, role, deviation), axes, dtype)
       for name, (shape, axes, role, deviation) in weights.items()
     }
 
-  def _product(self, weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> Callable[[jax.Array], jax.Array]:
+  def _product(self, weight: jax.Array, axes: tuple[str, ...], dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
     if self.training:
       return lambda x: checkpoint_name(with_gathered(by_expert, x, weight, axes), PRODUCTS)
     whole = gathered(weight.astype(dtype), axes)  # once for all rounds
@@ -180,11 +179,8 @@ class Experts(nn.Module):
     hidden = constrain(activate(self.activation, up, gate), ("expert_batch", "length", "expert", None, "mlp"))
     return constrain(products["down"](hidden), axes)
 
-  def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role, deviation: float) -> Any:
-    return self.param(name, labelled(initial.normal(deviation), axes, role), shape, jnp.float32)
 
-
-def in_rounds(work: Callable[[Any], jax.Array], S: int, C: int, last_place: jax.Array) -> jax.Array:
+def in_rounds(work: Callable[[jax.Array | int], jax.Array], S: int, C: int, last_place: jax.Array) -> jax.Array:
   """The sum of `work(first)` over rounds of C places each, as many as there are choices for: at most S / C."""
   if C >= S:
     return work(0)

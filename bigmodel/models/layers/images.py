@@ -1,43 +1,44 @@
 """Layers of image models: convolution, pooling, group normalisation. Images are [B, height, width, channels]."""
 
+import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigmodel.models.layers import initial
-from bigmodel.models.layers.basic import gathered, plus_bias, zeros
+from bigmodel.models.layers.basic import gathered, parameter, plus_bias, zeros
 from bigmodel.models.layers.roles import Role, labelled
 
 
-def convolution(
-  module: nn.Module,
-  name: str,
-  x: jax.Array,
-  channels: int,
-  size: int,
-  role: Role,
-  stride: int = 1,
-  padding: int = 0,
-  groups: int = 1,
-  bias: bool = False,
-) -> jax.Array:
-  """A square convolution with W ~ N(0, 2 / fan_in) (He et al. 2015) in this role."""
-  fan_in = size * size * x.shape[-1] // groups
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+  """A square convolution; with `groups`, each group of channels sees as many of the channels before it."""
+
+  channels: int
+  size: int
+  stride: int = 1
+  padding: int = 0
+  groups: int = 1
+  bias: bool = False
+
+
+def convolution(module: nn.Module, name: str, x_BxHxWxC: jax.Array, shape: Convolution, role: Role) -> jax.Array:
+  """The convolution with W ~ N(0, 2 / fan_in) (He et al. 2015) in this role."""
+  channels_in = x_BxHxWxC.shape[-1] // shape.groups
   axes = ("kernel_height", "kernel_width", "inputs", "mlp")
-  init = labelled(initial.normal((2 / fan_in) ** 0.5), axes, role)
-  weight: Any = module.param(name, init, (size, size, x.shape[-1] // groups, channels), jnp.float32)
+  init = labelled(initial.normal((2 / (shape.size * shape.size * channels_in)) ** 0.5), axes, role)
+  weight = parameter(module, name, init, (shape.size, shape.size, channels_in, shape.channels))
   out = jax.lax.conv_general_dilated(
-    x,
-    gathered(weight.astype(x.dtype), axes),
-    (stride, stride),
-    [(padding, padding)] * 2,
+    x_BxHxWxC,
+    gathered(weight.astype(x_BxHxWxC.dtype), axes),
+    (shape.stride, shape.stride),
+    [(shape.padding, shape.padding)] * 2,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
+    feature_group_count=shape.groups,
   )
-  return plus_bias(module, f"{name}_bias", out, "mlp") if bias else out
+  return plus_bias(module, f"{name}_bias", out, "mlp") if shape.bias else out
 
 
 def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
@@ -62,7 +63,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     B, H, W, C = x.shape
     ones = labelled(nn.initializers.ones, ("norm",), Role.NORM)
-    scale: Any = self.param("scale", ones, (C,), jnp.float32)
+    scale = parameter(self, "scale", ones, (C,))
     bias = zeros(self, "bias", (C,), ("norm",), Role.NORM)
     G = math.gcd(self.groups, C)
     split = x.astype(jnp.float32).reshape(B, H * W, G, C // G)

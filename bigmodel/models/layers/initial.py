@@ -6,14 +6,16 @@ belong, and draws all of them in one loop over pieces of one size.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
+from jax.typing import DTypeLike
+
+from bigmodel.types import Params
 
 PIECE = 4096  # numbers that are drawn at once
 WORDS = 4  # of a place: its key, the bits of its deviation, and how many numbers come before zeros
@@ -27,7 +29,7 @@ def normal(deviation: float, rows: int | None = None) -> Callable[..., jax.Array
   With `rows`, rows past these are zeros, and the others are those of an array without them.
   """
 
-  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     size, own = math.prod(shape), jax.random.key_data(key)
     real = shape if rows is None else (rows, *shape[1:])
     counted = own.shape == (2,) and jax.threefry_partitionable.value  # `_piece` knows no other generator
@@ -50,12 +52,11 @@ def _places() -> Iterator[None]:
     _PLACES[0] = before
 
 
-def drawn(init: Callable[..., Any], key: jax.Array, *example: Any) -> Any:
+def drawn(init: Callable[..., Mapping[str, Params]], key: jax.Array, *example: jax.Array) -> Mapping[str, Params]:
   """What `init(key, *example)` returns, to the bit."""
   with _places():
     tree = init(key, *example)
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-  leaves, structure = jax.tree.flatten(tree, is_leaf=is_box)
+  leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
   places = [i for i, x in enumerate(leaves) if nn.meta.unbox(x).dtype == jnp.uint32]
   if not places:
     return tree

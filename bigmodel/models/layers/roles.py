@@ -8,15 +8,18 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import ParamSpec
 
 import jax
 from flax import linen as nn
 from flax import struct
 
 from bigmodel.config import require
+from bigmodel.types import Params
 
-Path = tuple[Any, ...]  # of a leaf in a tree of parameters, as JAX gives it
+P = ParamSpec("P")  # of an initializer
+
+Path = tuple[jax.tree_util.KeyEntry, ...]  # of a leaf in a tree of parameters, as JAX gives it
 
 # Logical axes along which whole parameters lie side by side: an optimizer treats each of them as if it were alone.
 STACKED = ("layers", "expert")
@@ -37,6 +40,11 @@ class Role(enum.Enum):
   BIAS = "added to the results of a matrix"
   NORM = "scales and biases of a norm"
   LAST_NORM = "scales and biases of the norm whose results the outputs are computed from"
+  UNKNOWN = "not declared by a user's model: safe with every optimizer, but nothing follows for models of other sizes"
+
+
+# Roles of tables, which counts of parameters without embeddings leave out.
+TABLES = (Role.TABLE, Role.SHRINKING_TABLE, Role.SCALED_TABLE, Role.OUTPUT_TABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +81,11 @@ class Parameter(nn.LogicallyPartitioned):
   role: Role | None = struct.field(default=None, pytree_node=False)
 
 
-def labelled(init: Callable[..., jax.Array], axes: tuple[str, ...], role: Role) -> Callable[..., Parameter]:
+def labelled(init: Callable[P, jax.Array], axes: tuple[str, ...], role: Role) -> Callable[P, Parameter]:
   """The initializer `init`, whose arrays come in a box with these axes and this role."""
 
   @functools.wraps(init)
-  def wrapper(*arguments: Any, **keywords: Any) -> Parameter:
+  def wrapper(*arguments: P.args, **keywords: P.kwargs) -> Parameter:
     return Parameter(init(*arguments, **keywords), axes, role=role)
 
   return wrapper
@@ -112,7 +120,7 @@ def dotted(path: Path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def labels_of(boxed: Any) -> Labels:
+def labels_of(boxed: Params) -> Labels:
   """The labels of a tree of boxed parameters, concrete or abstract; refuses a parameter that has none."""
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, Parameter))
   rows = []

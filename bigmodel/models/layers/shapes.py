@@ -1,6 +1,7 @@
 """What the shapes of several families have in common."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from bigmodel.config import Config
 from bigmodel.declarations import NOT_NEGATIVE, field
@@ -14,6 +15,6 @@ class ExampleShape:
   outputs: int = field(0, "classes, or numbers to predict; 0: those of the data", NOT_NEGATIVE)
 
 
-def resolve_examples(model: Config, facts: dict) -> None:
+def resolve_examples(model: Config, facts: Mapping[str, object]) -> None:
   """Fills in the shape of the examples, in place."""
   model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]

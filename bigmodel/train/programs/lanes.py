@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
 from bigmodel.models.layers.basic import exact_products
+from bigmodel.models.registry.protocol import Supplied
 from bigmodel.parallel import blocks, hosts
 from bigmodel.tasks.task import Values
 from bigmodel.train.programs import single
@@ -56,8 +57,8 @@ class CompiledLanes:
     # Members that each lane evaluates in one go.
     self.at_once = min(AT_ONCE, max(1, AT_ONCE_BYTES // (4 * models.counts_of(config).params_total)))
     self._dtype = jnp.dtype(config.train.compute_dtype)
-    supplied = {"run_blocks"} & set(models.family(config.model.family).SUPPLIED)
-    ways = {name: blocks.choose(config, mesh) for name in supplied}
+    has_blocks = "run_blocks" in models.family(config.model.family).SUPPLIED
+    ways: Supplied = {"run_blocks": blocks.choose(config, mesh)} if has_blocks else {}
     self._model, self._task = models.build(config, self._dtype, **ways), tasks.build(config)
     how = optim.How.of(config)
     one_step = functools.partial(train_step, self._model.apply, self._task, how, config.train.accumulate)

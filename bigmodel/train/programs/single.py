@@ -14,10 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from bigmodel import hardware, models, optim, parallel, tasks
 from bigmodel.config import Config
-from bigmodel.models.layers.attention import Attend
 from bigmodel.models.layers.basic import exact_products
-from bigmodel.models.layers.block import RunBlocks
 from bigmodel.models.layers.initial import drawn
+from bigmodel.models.registry.protocol import Supplied
 from bigmodel.parallel import blocks, hosts, kernels, reuse
 from bigmodel.tasks.task import Values
 from bigmodel.train import statistics
@@ -228,14 +227,13 @@ def _zeros_in_place_of(x: jax.Array) -> jax.Array:
   return jax.device_put(jnp.zeros_like(x), x.sharding)
 
 
-def _supplied(config: Config, mesh: Mesh, packed: bool) -> dict[str, Attend | RunBlocks]:
+def _supplied(config: Config, mesh: Mesh, packed: bool) -> Supplied:
   """The computations that depend on the mesh and that the model's family takes as arguments."""
-  supplied: dict[str, Attend | RunBlocks] = {}
-  for name in models.family(config.model.family).SUPPLIED:
-    if name == "attend":
-      supplied[name] = kernels.choose(config, mesh, mesh.devices.flat[0].platform, packed)
-    else:
-      supplied[name] = blocks.choose(config, mesh)
+  supplied, names = Supplied(), models.family(config.model.family).SUPPLIED
+  if "attend" in names:
+    supplied["attend"] = kernels.choose(config, mesh, mesh.devices.flat[0].platform, packed)
+  if "run_blocks" in names:
+    supplied["run_blocks"] = blocks.choose(config, mesh)
   return supplied
 
 

@@ -1,0 +1,1 @@
+"""Sources of examples, a file each; see `bigmodel/data/sources.py`."""

@@ -1,0 +1,1 @@
+"""Sources of text, a file each; see `bigmodel/data/sources.py`."""

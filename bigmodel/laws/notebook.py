@@ -1,0 +1,159 @@
+"""Fits and forecasts of a table in memory, as `bigmodel.fit` and `bigmodel.forecast` offer them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from bigmodel.config import nearest
+from bigmodel.errors import UserError
+from bigmodel.laws import chinchilla, curves, fitting, forms, table, uncertainty
+from bigmodel.laws import forecast as forecasts
+from bigmodel.laws.facts import ForecastRow
+from bigmodel.laws.points import Points
+
+POINTS_OF_A_LINE = 50  # where the fitted curve is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Which columns of a table hold what laws need. `scales` maps N, D, C, x, ... to columns; `''` means none."""
+
+  scales: Mapping[str, str]
+  loss: str
+  stderr: str = ""
+  group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+  """Forecast losses with intervals, and what is needed to draw them.
+
+  `table` has a row for each scale that was asked about. `points` are the runs that were fitted, with the scale (`C` in
+  FLOPs, or `x`) and the `loss`. `line` is the forecast along that scale, from the smallest point on: over N and D at
+  the best N and D of each budget. `weights` are those of the laws.
+  """
+
+  table: pl.DataFrame
+  points: pl.DataFrame
+  line: pl.DataFrame
+  weights: dict[str, float]
+
+  @property
+  def scale(self) -> str:
+    """The scale of the horizontal axis: `C` or `x`."""
+    return "x" if "x" in self.table.columns else "C"
+
+
+def fit(points: object, columns: Columns, law: str = "") -> fitting.Fit:
+  """Fits one law to a table, with draws of its parameters; see `bigmodel.fit`."""
+  found = forms.find(law or ("power_offset" if "x" in columns.scales else "chinchilla"), "law")
+  rows = _read(points, columns)
+  values = table.columns(rows, "points", found.columns, dict(columns.scales))
+  losses = table.column(rows, "points", columns.loss, "loss")
+  weights = None
+  if columns.stderr:
+    weights = table.weights(losses, table.column(rows, "points", columns.stderr, "stderr"))
+  how = fitting.Loss("squares", 1.0) if found.plain else fitting.Loss()
+  return uncertainty.bootstrap(fitting.fit(found, [values[name] for name in found.columns], losses, weights, how))
+
+
+def forecast(
+  points: object, columns: Columns, at: Sequence[float | tuple[float, float]], laws: Sequence[str] = ()
+) -> Forecast:
+  """Forecasts losses from a table; see `bigmodel.forecast`."""
+  if not at:
+    raise UserError("at: is empty; it is the scales to forecast")
+  for where in at:
+    numbers = where if isinstance(where, tuple) else (where,)
+    if len(numbers) > 2 or not all(0 < number < math.inf for number in numbers):
+      raise UserError(f"at: {where!r} is not a positive number or a pair (N, D) of positive numbers")
+  rows = _read(points, columns)
+  if "x" not in columns.scales:
+    return _forecast_surface(rows, columns, at, laws)
+  if laws:
+    raise UserError("laws: are for N and D, not for x")
+  return _forecast_curves(rows, columns, at)
+
+
+def _forecast_surface(
+  rows: pl.DataFrame, columns: Columns, at: Sequence[float | tuple[float, float]], laws: Sequence[str]
+) -> Forecast:
+  if columns.group:
+    raise UserError("group: is for curves over x")
+  found = table.columns(rows, "points", ("N", "D", "C"), dict(columns.scales))
+  points = Points(found["N"], found["D"], found["C"], table.column(rows, "points", columns.loss, "loss"))
+  forecaster = forecasts.fit(points, forecasts.find_laws(laws, "laws"))
+  of_forecaster = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
+  # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
+  law = chinchilla.Fit(points, of_forecaster) if of_forecaster else chinchilla.fit(points)
+  per_nd = law.flops_per_nd
+
+  def scale_of(where: float | tuple[float, float]) -> forecasts.Scale:
+    N, D = where if isinstance(where, tuple) else law.optimum(where, per_nd)
+    return forecasts.Scale(N, D, per_nd * N * D)
+
+  asked = [scale_of(where) for where in at]
+  budgets = np.geomspace(points.C.min(), max(points.C.max(), *(place.C for place in asked)), POINTS_OF_A_LINE)
+  along = [scale_of(float(C)) for C in budgets]
+  predicted = _table(forecasts.rows([*asked, *along], forecaster.predict), ("N", "D", "C"))
+  weights = {fit.law.name: float(weight) for fit, weight in zip(forecaster.fits, forecaster.weights, strict=True)}
+  shown = pl.DataFrame({"C": points.C, "loss": points.loss})
+  return Forecast(predicted[: len(asked)], shown, predicted[len(asked) :], weights)
+
+
+def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | tuple[float, float]]) -> Forecast:
+  asked = [float(x) for x in at if not isinstance(x, tuple)]
+  if len(asked) < len(at):
+    raise UserError("at: a pair is for N and D; over x it is one number")
+  groups = table.groups(rows, "points", columns.group)
+  scales = {name: table.column(part, "points", columns.scales["x"], "x") for name, part in groups.items()}
+  losses = {name: table.column(part, "points", columns.loss, "loss") for name, part in groups.items()}
+  keys = ("group", "x") if columns.group else ("x",)
+  ends = {name: (x.min(), max(x.max(), *asked)) for name, x in scales.items()}
+  places = [(name, x) for name in groups for x in asked]
+  along = [(name, float(x)) for name in groups for x in np.geomspace(*ends[name], POINTS_OF_A_LINE)]
+  predicted = _table(curves.rows({name: (scales[name], losses[name]) for name in groups}, places + along), keys)
+  shown = pl.concat(
+    pl.DataFrame({"group": name, "x": scales[name], "loss": losses[name]}).select(*keys, "loss") for name in groups
+  )
+  return Forecast(predicted[: len(places)], shown, predicted[len(places) :], curves.method().weights)
+
+
+def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
+  """Forecast rows with the ends of each interval in columns of their own, such as `low90` and `high90`."""
+  table_ = pl.DataFrame(msgspec.to_builtins(rows))
+  intervals = [name for name in table_.columns if name.startswith("interval")]
+  ends = [
+    pl.col(name).list.get(i).alias(name.replace("interval", end))
+    for name in intervals
+    for i, end in enumerate(("low", "high"))
+  ]
+  return table_.select(*keys, "predicted", *ends)
+
+
+def _read(points: object, columns: Columns) -> pl.DataFrame:
+  """The table with numbered rows. Raises `UserError` that names the first column it does not have."""
+  if isinstance(points, str | Path):
+    read = table.read(str(points))
+  elif isinstance(points, pl.DataFrame):
+    read = points.with_row_index(table.ROW)
+  elif isinstance(points, Mapping):
+    try:
+      read = pl.DataFrame(dict(points)).with_row_index(table.ROW)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+      raise UserError(f"points: not a table of columns of one length ({str(error).splitlines()[0]})") from error
+  else:
+    raise UserError(
+      f"points: a {type(points).__name__} is not a polars DataFrame, columns by name, or the path of a CSV"
+    )
+  wanted = {**columns.scales, "loss": columns.loss, "stderr": columns.stderr, "group": columns.group}
+  have = table.names(read)
+  for quantity, name in wanted.items():
+    if name and name not in have:
+      raise UserError(f"points: no column {name!r} for {quantity}{nearest(name, have)}; it has {', '.join(have)}")
+  return read
