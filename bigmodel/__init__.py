@@ -9,29 +9,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-  from bigmodel.api import (
-    Continuation,
-    Evaluation,
-    Forecast,
-    Interrupted,
-    LawFit,
-    Sampling,
-    Trained,
-    UserError,
-    default_config,
-    evaluate,
-    fit,
-    forecast,
-    generate,
-    load_config,
-    load_run,
-    load_study,
-    plot,
-    predict,
-    run_study,
-    train_run,
-    use_arrays,
-  )
+  # isort: off
+  from bigmodel.api import Continuation, Evaluation, Forecast, Interrupted, LawFit, Sampling, Trained, UserError
+  from bigmodel.api import default_config, evaluate, fit, forecast, generate, load_config, load_run, load_study
+  from bigmodel.api import plot, predict, run_study, train_run, use_arrays
+  # isort: on
 
 __all__ = [
   "Continuation",
