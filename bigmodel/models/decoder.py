@@ -164,7 +164,7 @@ class Decoder(nn.Module):
 
   Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
   The parameters of the blocks are stacked over layers, whichever way they are run: a
-  checkpoint and a run's bits do not say whether the layers were unrolled, scanned or piped.
+  checkpoint and a run's bits do not depend on whether the layers were unrolled, scanned or piped.
   With `caches`, one a layer and filled up to position `start`, tokens are those from there
   on, the blocks' parameters a list of layers, and the new caches come in place of the auxiliary numbers.
   """

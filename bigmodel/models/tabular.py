@@ -1,6 +1,6 @@
 """FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token, a class token is read out.
 
-The last features may be codes of categories, each with a vector of its own.
+The last features may be codes of categories, each category with its vector.
 """
 
 import dataclasses

@@ -66,15 +66,15 @@ def score(
     part = flat[first : first + batch]
     padded = np.zeros((batch, context + 1), np.int32)
     for i, (row, _) in enumerate(part):
-      padded[i, : len(row)] = row  # what follows is not seen by what comes before
-    found = losses(padded)
-    likelihood += [-float(found[i, begin - 1 : len(row) - 1].sum()) for i, (row, begin) in enumerate(part)]
+      padded[i, : len(row)] = row  # causal attention: the padding does not change earlier losses
+    loss_BxT = losses(padded)
+    likelihood += [-float(loss_BxT[i, begin - 1 : len(row) - 1].sum()) for i, (row, begin) in enumerate(part)]
   right, right_per_byte, at = [], [], 0
   for q in questions:
-    own = np.array(likelihood[at : at + len(q.rows)])
+    of_choices = np.array(likelihood[at : at + len(q.rows)])
     at += len(q.rows)
-    right.append(int(own.argmax()) == q.answer)
-    right_per_byte.append(int((own / q.bytes).argmax()) == q.answer)
+    right.append(int(of_choices.argmax()) == q.answer)
+    right_per_byte.append(int((of_choices / q.bytes).argmax()) == q.answer)
   n, share = len(questions), float(np.mean(right))
   return {
     "questions": n,

@@ -1,4 +1,4 @@
-"""Completions: what a decoder says after each prompt of a JSONL, beside what it should have said, as BLEU and chrF."""
+"""Completions: a decoder's continuations of the prompts in a JSONL, compared with references by BLEU and chrF."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from bigmodel.tasks import metrics
 def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, str]]:
   """Prompts as tokens, with their references, of lines {"prompt": text, "completion": text}; bad ones by line."""
   require(Path(path).is_file(), f"--completions: no file {path!r}")
-  found = []
+  prompts = []
   for number, line in enumerate(_text(path).split("\n"), 1):
     if not line.strip():
       continue
@@ -28,9 +28,9 @@ def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, s
     require(isinstance(prompt, str) and isinstance(completion, str), f"{where}: prompt and completion are texts")
     row = np.concatenate([[tokens.begin], tokens.encode(prompt)]).astype(np.int32)
     require(len(row) < context + 1, f"{where}: {len(row) - 1} tokens leave no room in the context of {context}")
-    found.append((row, completion))
-  require(bool(found), f"--completions: {path} has no prompts")
-  return found
+    prompts.append((row, completion))
+  require(bool(prompts), f"--completions: {path} has no prompts")
+  return prompts
 
 
 def _text(path: str) -> str:
@@ -47,19 +47,19 @@ def score(
   resamples: int,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
   """BLEU, chrF and exact matches of `complete(prompts of one length)`, and their bootstrap intervals."""
-  said: list[str] = [""] * len(asked)
+  completions: list[str] = [""] * len(asked)
   for length in sorted({len(row) for row, _ in asked}):  # of one length, since each is compiled anew
     places = [i for i, (row, _) in enumerate(asked) if len(row) == length]
     for first in range(0, len(places), batch):
       mine = places[first : first + batch]
       rows = np.stack([asked[i][0] for i in np.resize(mine, batch)])
       for place, text in zip(mine, complete(rows), strict=False):
-        said[place] = text
-  wanted = [completion for _, completion in asked]
+        completions[place] = text
+  references_of_all = [completion for _, completion in asked]
 
   def metric(times: np.ndarray) -> dict[str, float]:
     drawn = np.repeat(np.arange(len(asked)), times.astype(int))
-    texts, references = [said[i] for i in drawn], [wanted[i] for i in drawn]
+    texts, references = [completions[i] for i in drawn], [references_of_all[i] for i in drawn]
     same = np.mean([a == b for a, b in zip(texts, references, strict=True)])
     return {**metrics.bleu(texts, references), "exact": float(same)}
 

@@ -97,12 +97,12 @@ def decisions(matrix_CxC: Array) -> dict[str, Array]:
   total, have_C = matrix_CxC.sum(), matrix_CxC.sum(axis=1)
   there_C = ((have_C + matrix_CxC.sum(axis=0)) > 0).astype(matrix_CxC.dtype)
   accuracy = _ratio(xp.trace(matrix_CxC), total)
-  found = {"accuracy": accuracy}
+  averages = {"accuracy": accuracy}
   for name, each_C in by_class(matrix_CxC).items():
-    found[f"{name}_macro"] = _ratio((each_C * there_C).sum(), there_C.sum())
-    found[f"{name}_micro"] = accuracy  # every example has one label and gets one
-    found[f"{name}_weighted"] = _ratio((each_C * have_C).sum(), total)
-  return found
+    averages[f"{name}_macro"] = _ratio((each_C * there_C).sum(), there_C.sum())
+    averages[f"{name}_micro"] = accuracy  # every example has one label and gets one
+    averages[f"{name}_weighted"] = _ratio((each_C * have_C).sum(), total)
+  return averages
 
 
 class Ranks:
@@ -239,14 +239,14 @@ def bootstrap(
     if again.any():
       drawn.append(metric(again))
   tails = [(1 - level) / 2, (1 + level) / 2]
-  found = {}
+  intervals = {}
   for name in drawn[0] if drawn else ():
     values = np.array([float(one[name]) for one in drawn])
     values = values[np.isfinite(values)]
     if len(values) > 1:
       low, high = np.quantile(values, tails)
-      found[name] = (float(low), float(high))
-  return found
+      intervals[name] = (float(low), float(high))
+  return intervals
 
 
 def of_clusters(
@@ -265,13 +265,13 @@ def of_clusters(
   return {name: add(x * w) / np.where(whole > 0, whole, 1.0) for name, x in values.items()}, names, whole
 
 
-def bleu(said: list[str], wanted: list[str]) -> dict[str, float]:
+def bleu(texts: list[str], references: list[str]) -> dict[str, float]:
   """Corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
   try:
     import sacrebleu  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError("BLEU: sacrebleu is not here; pip install 'bigmodel[metrics]'") from error
   return {
-    "bleu": sacrebleu.corpus_bleu(said, [wanted]).score,
-    "chrf": sacrebleu.corpus_chrf(said, [wanted]).score,
+    "bleu": sacrebleu.corpus_bleu(texts, [references]).score,
+    "chrf": sacrebleu.corpus_chrf(texts, [references]).score,
   }

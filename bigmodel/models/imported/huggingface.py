@@ -197,10 +197,10 @@ def params_of(
       if name not in plain:
         raise UserError(f"import: no tensor {name!r}{nearest(name, plain)}")
       used.add(name)
-      for own, array in zip(row.ours, to_ours(np.asarray(plain[name], np.float32), row.form), strict=True):
-        if own not in shapes:
-          raise UserError(f"import: {name!r} would be {own!r}, which the model of this config does not have")
-        whole = ours.setdefault(own, np.empty(shapes[own], np.float32))
+      for parameter, array in zip(row.ours, to_ours(np.asarray(plain[name], np.float32), row.form), strict=True):
+        if parameter not in shapes:
+          raise UserError(f"import: {name!r} would be {parameter!r}, which the model of this config does not have")
+        whole = ours.setdefault(parameter, np.empty(shapes[parameter], np.float32))
         if whole[place].shape != array.shape:
           raise UserError(f"import: tensor {name!r} has the shape {array.shape}, not {whole[place].shape}")
         whole[place] = array
@@ -220,6 +220,6 @@ def tensors_of(params: Mapping[str, np.ndarray], kind: str, config: Config) -> d
   tensors = {}
   for row in rows(kind, config):
     for place, name in _places(row, config):
-      own = [np.asarray(params[one])[place] for one in row.ours]
-      tensors[name] = np.ascontiguousarray(to_theirs(own, row.form, config))
+      arrays = [np.asarray(params[parameter])[place] for parameter in row.ours]
+      tensors[name] = np.ascontiguousarray(to_theirs(arrays, row.form, config))
   return tensors

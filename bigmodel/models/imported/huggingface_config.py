@@ -49,7 +49,7 @@ def require_kind(kind: str) -> None:
 
 
 def fields_of(theirs: JsonObject, tensors: Collection[str] = ()) -> Imported:
-  """What their config.json says of a model; `tensors` are the names of its tensors.
+  """The family, fields and context of their config.json; `tensors` are the names of its tensors.
 
   Raises `KeyError` for what it lacks, and `UserError` for what our models cannot be.
   """
@@ -108,8 +108,8 @@ def _llama(theirs: JsonObject, with_experts: bool) -> Imported:
 
 def _bert(theirs: JsonObject, tensors: Collection[str]) -> Imported:
   head = "none"
-  for found, name in (("cls.predictions", "masked_lm"), ("pooler.", "pooler")):
-    if head == "none" and any(found in tensor for tensor in tensors):
+  for part, name in (("cls.predictions", "masked_lm"), ("pooler.", "pooler")):
+    if head == "none" and any(part in tensor for tensor in tensors):
       head = name
   fields = _same(theirs, SAME["bert"]) | _of_encoder(theirs) | {"head": head}
   return Imported("bert", fields, theirs["max_position_embeddings"])

@@ -194,5 +194,5 @@ def in_rounds(work: Callable[[jax.Array | int], jax.Array], S: int, C: int, last
 
 
 def by_expert(x_BxnxExCxI: jax.Array, weight_ExIxO: jax.Array) -> jax.Array:
-  """The product of each expert's slots with its own matrix."""
+  """The product of each expert's slots with that expert's matrix."""
   return jnp.einsum("bneci,eio->bneco", x_BxnxExCxI, weight_ExIxO)

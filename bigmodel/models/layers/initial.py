@@ -1,7 +1,7 @@
 """Initial values ~ N(0, deviation^2): flax's, from the same keys, in a program that compiles in a fraction of the time.
 
-A compiler works longest on what draws random numbers, anew for each parameter. `drawn` lets the model say where numbers
-belong, and draws all of them in one loop over pieces of one size.
+Code that draws random numbers takes longest to compile, and a model has it once for each parameter. `drawn` traces the
+initializers for places only, and then draws all numbers in one loop over pieces of one size.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ _PLACES = [False]  # whether parameters begin as places, which are uint32; other
 
 
 def normal(deviation: float, rows: int | None = None) -> Callable[..., jax.Array]:
-  """An initializer; within `drawn` it says only where its numbers belong, if they are at least as many as its words.
+  """An initializer; within `drawn` it gives the place of its numbers, if these are at least as many as its words.
 
   With `rows`, rows past these are zeros, and the others are those of an array without them.
   """
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    size, own = math.prod(shape), jax.random.key_data(key)
+    size, key_words = math.prod(shape), jax.random.key_data(key)
     real = shape if rows is None else (rows, *shape[1:])
-    counted = own.shape == (2,) and jax.threefry_partitionable.value  # `_piece` knows no other generator
+    counted = key_words.shape == (2,) and jax.threefry_partitionable.value  # the generator that `_piece` computes
     if not _PLACES[0] or size < WORDS or not counted:
       numbers = nn.initializers.normal(deviation)(key, real, dtype)
       return jnp.pad(numbers, [(0, n - m) for n, m in zip(shape, real, strict=True)]) if real != shape else numbers
     bits = np.array([deviation], np.float32).view(np.uint32)
-    words = jnp.concatenate([own, bits, np.array([math.prod(real)], np.uint32)])
+    words = jnp.concatenate([key_words, bits, np.array([math.prod(real)], np.uint32)])
     return jnp.zeros(size, jnp.uint32).at[:WORDS].set(words).reshape(shape)
 
   return init
@@ -73,18 +73,18 @@ def drawn(init: Callable[..., Mapping[str, Params]], key: jax.Array, *example: j
   numbers = jax.lax.map(_piece, (jnp.concatenate(keys), np.array(starts, np.uint32)))
   at = 0
   for i, (layers, pieces, size) in zip(places, spans, strict=True):
-    own = jax.lax.slice_in_dim(numbers, at, at + layers * pieces).reshape(layers, pieces * PIECE)[:, :size]
-    leaves[i] = leaves[i].replace_boxed(own.reshape(nn.meta.unbox(leaves[i]).shape))
+    values = jax.lax.slice_in_dim(numbers, at, at + layers * pieces).reshape(layers, pieces * PIECE)[:, :size]
+    leaves[i] = leaves[i].replace_boxed(values.reshape(nn.meta.unbox(leaves[i]).shape))
     at += layers * pieces
   return jax.tree.unflatten(structure, leaves)
 
 
-def _piece(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _piece(place: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Numbers of one parameter from a place on, as `jax.random.normal` draws all of them, times the deviation."""
-  words, start = given
+  words, start = place
   counts = start + jnp.arange(PIECE, dtype=jnp.uint32)
-  one, other = jnp.split(threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(counts), counts])), 2)
-  bits = jax.lax.bitwise_or((one ^ other) >> 9, np.float32(1).view(np.uint32))
+  first, second = jnp.split(threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(counts), counts])), 2)
+  bits = jax.lax.bitwise_or((first ^ second) >> 9, np.float32(1).view(np.uint32))
   low = np.nextafter(np.float32(-1), np.float32(0))
   uniform = jax.lax.bitcast_convert_type(bits, jnp.float32) - np.float32(1)
   uniform = jnp.maximum(low, uniform * (np.float32(1) - low) + low)

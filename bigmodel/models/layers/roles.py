@@ -1,4 +1,4 @@
-"""What each parameter is for. Models say it where they create a parameter; optimizers and parametrizations read it.
+"""Roles of parameters. Models declare them where they create parameters; optimizers and parametrizations read them.
 
 A parameter is created in a box that carries the logical names of its axes, by which meshes spread it, and its role.
 Nothing outside of a model's file needs the parameter's name to know how to treat it.

@@ -13,7 +13,7 @@ from bigmodel.models.layers.block import RunBlocks
 from bigmodel.models.layers.experts import Auxiliary
 from bigmodel.types import Params
 
-# What the data say: "vocab" of text, "inputs" and "outputs" of examples, "context", and more.
+# Facts of the data: "vocab" of text, "inputs" and "outputs" of examples, "context", and more.
 Facts: TypeAlias = Mapping[str, object]
 
 

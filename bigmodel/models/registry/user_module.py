@@ -132,8 +132,8 @@ class UserFamily:
     has_dtype = any(attribute.name == "dtype" for attribute in dataclasses.fields(self.module))
     require(
       has_dtype or config.train.compute_dtype == "float32",
-      f"config.train.compute_dtype: {config.train.compute_dtype}, but {self.name} has no attribute 'dtype' that would"
-      " say so to its layers; use float32, or give it one",
+      f"config.train.compute_dtype: {config.train.compute_dtype}, but {self.name} has no attribute 'dtype' for its"
+      " layers; use float32, or add one",
     )
     sizes = ("vocab",) if self.reads_tokens else ("inputs", "outputs")
     if all(config.model[name] for name in (*sizes, *({"context"} & set(config.model)))):
@@ -185,11 +185,11 @@ class UserShape:
   def counts(self, context: int) -> Counts:
     """Parameters, and training FLOPs per token or example. Embeddings are the tables among the roles."""
     del context
-    found = traced(self)
-    leaves = jax.tree.leaves(found.params, is_leaf=lambda x: isinstance(x, Parameter))
+    trace = traced(self)
+    leaves = jax.tree.leaves(trace.params, is_leaf=lambda x: isinstance(x, Parameter))
     sizes = [(leaf.role, meta.unbox(leaf).size) for leaf in leaves]
     embedding = sum(size for role, size in sizes if role in TABLES)
-    return plain_counts(sum(size for _, size in sizes), found.forward_flops / self.row, embedding)
+    return plain_counts(sum(size for _, size in sizes), trace.forward_flops / self.row, embedding)
 
 
 class Traced(NamedTuple):
@@ -251,7 +251,7 @@ class UserModel:
     return cast(jax.Array, outputs).astype(jnp.float32), {}
 
   def _labelled(self, params: Params) -> Params:
-    """The parameters in boxes with axes and roles: those that they have already, or that `roles` says."""
+    """The parameters in boxes with axes and roles: those that they have already, or those of `roles`."""
     unused = {pattern for pattern, _ in self.family.patterns}
 
     def label(path: Path, leaf: Any) -> Parameter:
