@@ -120,7 +120,7 @@ def fit(
 
   Args:
     points: one row per run: a polars DataFrame, columns by name, or the path of a CSV.
-    law: a name in `bigmodel/laws/forms.py`, or `FILE.py:NAME`. The default is `chinchilla`, or `power_offset` where
+    law: a name in `bigmodel/laws/*_forms.py`, or `FILE.py:NAME`. The default is `chinchilla`, or `power_offset` where
       the only column is `x`.
     columns: the column of each quantity of the law: `N` (parameters), `D` (tokens), `C` (FLOPs), `x` (any single
       scale) or others that a law names. Of N, D and C, the one without a column follows from C = 6 N D.

@@ -62,6 +62,24 @@ def test_an_optax_optimizer():
   assert trained(config).metrics["accuracy"] > 0.8
 
 
+def test_a_flax_model():
+  config = bigmodel.default_config("my_model.py:GatedNet")
+  config.model.width = 16
+  config.optim.update(name="muon", lr=0.02)  # which needs to know the roles of parameters
+  assert trained(config).metrics["accuracy"] > 0.8
+
+
+def test_a_loss():
+  losses = []
+  for gamma in (0.0, 2.0):
+    config = bigmodel.default_config("mlp", "my_loss.py:focal")
+    config.task.gamma, config.model.hidden = gamma, (8,)
+    ended = trained(config)
+    assert 0 <= ended.metrics["accuracy"] <= 1
+    losses.append(ended.loss_eval)
+  assert losses[1] < losses[0]
+
+
 def test_a_law():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e8, 5), np.geomspace(1e6, 1e10, 5)))
   loss = 1.7 + 400 / (N + 3e5) ** 0.4 + 400 / D**0.3

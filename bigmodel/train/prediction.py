@@ -17,10 +17,8 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   """
   config = trained.config
   require(config.data.kind == "examples", "predict: this model is of text; use generate")
-  is_table = sources.find(config.data).is_table
-  require(
-    is_table is False, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays"
-  )
+  is_table = sources.is_table(config.data)
+  require(not is_table, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
   data = pipeline.prepare(config)
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)

@@ -162,7 +162,7 @@ class Checkpoints:
         lost = True
       except Exception as error:
         problem, problems = error, [_message(error)]
-    problems, lost = hosts.share([problems, lost], f"{name}/sealed")
+    problems, lost = hosts.share((problems, lost), f"{name}/sealed")
     if lost:
       raise Interrupted(LOST)
     if problems:
