@@ -327,5 +327,5 @@ def test_runs_of_a_sweep_train_in_one_program(tmp_path):
 
 def test_a_run_is_planned(mixer):
   config = study.resolve_for_plan(mixer, 1)
-  facts = analytic.estimate(config, dict.fromkeys(parallel.AXES, 1), None)
-  assert facts["parts"]["parameters"] == 4 * models.counts_of(config).params_total
+  estimate = analytic.estimate(config, dict.fromkeys(parallel.AXES, 1), None)
+  assert estimate.parts["parameters"] == 4 * models.counts_of(config).params_total
