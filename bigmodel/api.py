@@ -37,7 +37,7 @@ from bigmodel.study import study as studies
 from bigmodel.study import table
 from bigmodel.study.study import Study
 from bigmodel.train import evaluate as evaluation
-from bigmodel.train import prediction, trained
+from bigmodel.train import prediction, trained, whole
 from bigmodel.train.evaluate import Evaluation
 from bigmodel.train.run import interruptible
 from bigmodel.train.trained import Continuation, Sampling, Trained
@@ -245,7 +245,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     >>> config.model.width
     96
   """
-  return configs.load(spec, overrides)[0]
+  return whole.overridden(configs.load(spec)[0], overrides)
 
 
 def use_arrays(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
 
 from bigmodel import accounting, models, study
 from bigmodel.config import load, load_module
@@ -22,12 +23,11 @@ def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
   tokens, records = 1000, []
   for config in configs.values():
     counts = models.counts_of(config)
-    known = {"status": "finished", "tokens": tokens, "loss_eval": 1.0}
-    records.append({**counts.params(), **counts.flops(tokens), **known})
+    records.append(record(**counts.params(), **counts.flops(tokens), tokens=tokens, loss_eval=1.0))
   read = points.from_records(records, convention)
   np.testing.assert_allclose(read.C, 6 * read.N * read.D, rtol=1e-12)
-  sparse = np.array([record["params_active"] < record["params_total"] for record in records])
+  sparse = np.array([one.params_active < one.params_total for one in records])
   assert sparse.sum() == 2  # mixtral_8x7b and moe
   name = "params_non_embedding" if convention == "flops_6nd_non_embedding" else "params_total"
-  whole = np.array([record[name] for record in records])
+  whole = np.array([getattr(one, name) for one in records])
   np.testing.assert_array_equal(whole == read.N, ~sparse)

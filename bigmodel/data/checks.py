@@ -59,7 +59,7 @@ def _check_examples(data: Config) -> None:
   require(source.scales_images or not data.image_size, "config.data.image_size: is for image_folder")
   if source.is_table is False:
     refuse_table_fields(data)
-  _check_table(data, bool(data.target) if source.is_table is None else source.is_table)
+  _check_table(data, sources.is_table(data))
 
 
 def _check_folds(data: Config, always_splits: bool) -> None:

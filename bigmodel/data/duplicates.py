@@ -1,37 +1,37 @@
-"""Documents that are much alike, and passages that training shares with what is held out.
+"""Near-duplicate documents, and passages that training documents share with held-out ones.
 
-Both look at shingles: every run of some bytes, in lower case and with single spaces, by a
-rolling hash that NumPy computes for all places of a document at once.
+Both compare shingles: all substrings of a fixed number of bytes, in lower case and with single spaces. NumPy computes
+their rolling hashes for all places of a document at once.
 """
 
 import numpy as np
 
-SHINGLE = 24  # bytes that near-duplicates are compared by
-PASSAGE = 100  # bytes in common that make a document contaminated
-BINS = 128  # of a signature
-BANDS = 32  # of 4 bins each: documents are compared that agree on all of one
-SAMPLED = 16  # of the hashes of passages one in so many is kept
+SHINGLE = 24  # bytes per shingle of near-duplicates
+PASSAGE = 100  # a document is contaminated if it shares a passage of so many bytes
+BINS = 128  # per signature
+BANDS = 32  # of 4 bins each; only documents that agree in all bins of a band are compared
+SAMPLED = 16  # one in so many hashes of passages is kept
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2^64
 _INVERSE = np.uint64(pow(int(_PRIME), -1, 1 << 64))
 
 
 def hashes(text: str, width: int) -> np.ndarray:
-  """Hashes of all runs of `width` bytes; of a shorter text, one."""
+  """Hashes of all substrings of `width` bytes, uint64; a shorter text has one hash."""
   data = np.frombuffer(" ".join(text.lower().split()).encode(), np.uint8).astype(np.uint64) + np.uint64(1)
   width = max(1, min(width, len(data)))
   with np.errstate(over="ignore"):
     powers = np.cumprod(np.full(len(data), _PRIME))
     sums = np.concatenate([[np.uint64(0)], np.cumsum(data * powers)])
     runs = (sums[width:] - sums[:-width]) * np.cumprod(np.full(len(data) - width + 1, _INVERSE))
-    # Mixed, since the low bits of a polynomial depend on few bytes (the finalizer of SplitMix64).
+    # The low bits of a polynomial depend on few bytes, so they are mixed by the finalizer of SplitMix64.
     runs = (runs ^ (runs >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     runs = (runs ^ (runs >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return runs ^ (runs >> np.uint64(31))
 
 
 def signature(text: str) -> np.ndarray:
-  """MinHash by one permutation (Li, Owen and Zhang 2012), uint64[BINS]; empty bins take their neighbour's."""
+  """One-permutation MinHash (Li, Owen and Zhang 2012), uint64[BINS]; empty bins have their neighbour's value."""
   runs = hashes(text, SHINGLE)
   bins = (runs >> np.uint64(57)).astype(np.int64)  # 128
   least = np.full(BINS, np.iinfo(np.uint64).max)
@@ -43,7 +43,7 @@ def signature(text: str) -> np.ndarray:
 
 
 class NearDuplicates:
-  """Remembers documents; says which are alike one that it knows: an estimated Jaccard index of at least `least`."""
+  """A set of documents without near-duplicates: pairs with an estimated Jaccard index of at least `least`."""
 
   def __init__(self, least: float):
     self.least = least
@@ -51,45 +51,47 @@ class NearDuplicates:
     self._bands: dict[tuple[int, bytes], list[int]] = {}
 
   def add(self, text: str) -> bool:
-    """Whether a document is new; it is remembered if so."""
-    own = signature(text)
-    for known in {place for band in _bands(own) for place in self._bands.get(band, ())}:
-      if np.mean(self._signatures[known] == own) >= self.least:
+    """Adds a document unless it is a near-duplicate of one in the set; returns whether it was added."""
+    new = signature(text)
+    for index in {index for band in _bands(new) for index in self._bands.get(band, ())}:
+      if np.mean(self._signatures[index] == new) >= self.least:
         return False
-    self.remember(own)
+    self.remember(new)
     return True
 
-  def remember(self, own: np.ndarray) -> None:
-    for band in _bands(own):
+  def remember(self, signature_: np.ndarray) -> None:
+    """Adds the document with this signature."""
+    for band in _bands(signature_):
       self._bands.setdefault(band, []).append(len(self._signatures))
-    self._signatures.append(own)
+    self._signatures.append(signature_)
 
 
-def _bands(own: np.ndarray) -> list[tuple[int, bytes]]:
-  return [(i, part.tobytes()) for i, part in enumerate(own.reshape(BANDS, -1))]
+def _bands(signature_: np.ndarray) -> list[tuple[int, bytes]]:
+  return [(i, part.tobytes()) for i, part in enumerate(signature_.reshape(BANDS, -1))]
 
 
 class Passages:
-  """Passages of held-out documents. One that is 100 bytes longer than `PASSAGE` is found in 99.8 of 100 cases."""
+  """Passages of held-out documents. A shared passage of 100 bytes more than `PASSAGE` is detected in 99.8% of cases."""
 
   def __init__(self):
     self._parts: list[np.ndarray] = []
-    self._known: np.ndarray | None = None
+    self._hashes: np.ndarray | None = None
 
   def add(self, text: str) -> None:
+    """Adds the passages of a held-out document."""
     self._parts.append(self._sample(text))
-    self._known = None
+    self._hashes = None
 
   def shared(self, text: str) -> bool:
-    """Whether a document has a passage in common with one of those that were added."""
-    if self._known is None:
-      self._known = np.unique(np.concatenate([*self._parts, np.empty(0, np.uint64)]))
-      self._parts = [self._known]
-    own = self._sample(text)
-    if not len(self._known) or not len(own):
+    """Whether a document shares a passage with one that was added."""
+    if self._hashes is None:
+      self._hashes = np.unique(np.concatenate([*self._parts, np.empty(0, np.uint64)]))
+      self._parts = [self._hashes]
+    sample = self._sample(text)
+    if not len(self._hashes) or not len(sample):
       return False
-    at = np.minimum(np.searchsorted(self._known, own), len(self._known) - 1)
-    return bool((self._known[at] == own).any())
+    nearest = np.minimum(np.searchsorted(self._hashes, sample), len(self._hashes) - 1)
+    return bool((self._hashes[nearest] == sample).any())
 
   @staticmethod
   def _sample(text: str) -> np.ndarray:

@@ -104,6 +104,12 @@ def find(data: Config) -> Source:
   return importlib.import_module(f"bigmodel.data.{FOLDERS[data.kind]}.{name}").SOURCE
 
 
+def is_table(data: Config) -> bool:
+  """Whether the data are a table; for a function in a user's file, whether the config names a target column."""
+  source = find(data)
+  return bool(data.target) if source.is_table is None else source.is_table
+
+
 def label(data: Config) -> str:
   """The name of the source for people: without the folder of a user's file."""
   return str(user_files.without_path(user_files.complete(data.name, "config.data.name")))

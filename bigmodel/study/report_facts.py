@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from etils import epath
 
-from bigmodel import record
+from bigmodel import record, tasks
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json
 from bigmodel.record import Record
@@ -16,15 +16,6 @@ from bigmodel.study.folder import About
 from bigmodel.study.plan import Plan
 from bigmodel.tasks.metrics import LARGER, main
 from bigmodel.train.results import as_measured
-
-LOSSES = {
-  "causal_lm": "loss (nats per token)",
-  "masked_lm": "loss (nats per masked token)",
-  "seq2seq": "loss (nats per target token)",
-  "classification": "loss (nats per example)",
-  "contrastive_divergence": "reconstruction (nats per example)",
-  "regression": "squared error (of the variance)",
-}
 
 
 class PlanError(msgspec.Struct, frozen=True):
@@ -97,7 +88,7 @@ def _shared(records: Sequence[Record]) -> float:
 def _axis_title(about: About) -> str:
   """What the laws describe: the loss, or the study's measure."""
   if about.measure == "loss":
-    return LOSSES.get(str(about.config["task.name"]), "loss")
+    return tasks.loss_title(str(about.config["task.name"]))
   return f"1 - {about.measure}" if about.measure.startswith(LARGER) else about.measure
 
 

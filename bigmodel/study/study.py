@@ -183,6 +183,7 @@ def work(prepared: Prepared, name: str, quiet: bool, stop: Stop, patience: float
       return
     if hosts.first(lambda: rounds.wait_for(target.forecast_path(workdir), stop)):
       sealed = hosts.first(lambda: target.read_forecast(workdir))
+      assert sealed is not None
       run, group = target.run_and_group(prepared, sealed, plan)
       # One worker trains the target, and one stays in case that fails; the others leave.
       worker.train([group], {run.run_id: run}, leave_to_others=True)

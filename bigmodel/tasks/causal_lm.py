@@ -18,6 +18,7 @@ from bigmodel.tasks.task import (
 )
 
 DATA = "text"
+LOSS = "loss (nats per token)"
 Fields = LanguageFields
 
 

@@ -29,6 +29,7 @@ from bigmodel.tasks.task import (
 )
 
 DATA = "examples"
+LOSS = "loss (nats per example)"
 
 
 @dataclasses.dataclass(frozen=True)

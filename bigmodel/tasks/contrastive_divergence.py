@@ -11,6 +11,7 @@ from bigmodel.declarations import NOT_NEGATIVE, field
 from bigmodel.tasks.task import Apply, Measured, Rows, Task, Traced, Values, example_rows
 
 DATA = "examples"
+LOSS = "reconstruction (nats per example)"
 
 
 @dataclasses.dataclass(frozen=True)

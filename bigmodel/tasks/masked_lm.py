@@ -30,6 +30,7 @@ from bigmodel.tasks.task import (
 )
 
 DATA = "text"
+LOSS = "loss (nats per masked token)"
 # (tokens_BxT, key) -> (tokens with some of them hidden, 1 where they are)
 Hide: TypeAlias = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -16,13 +17,16 @@ from bigmodel.tasks.task import Task
 from bigmodel.tasks.user_loss import user_loss
 from bigmodel.types import PyTree
 
-TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification", "regression", "contrastive_divergence")
+_FOLDER = Path(__file__).parent
+# The files of this folder that define DATA; the others are helpers.
+TASKS = tuple(sorted(path.stem for path in _FOLDER.glob("*.py") if "\nDATA = " in path.read_text(encoding="utf-8")))
 
 
 class TaskModule(Protocol):
   """What the file of a task defines."""
 
   DATA: str  # the kind of data that it needs
+  LOSS: str  # the title of an axis with its loss, including the unit
   Fields: type[Any]  # declares the fields of `config.task`
 
   def check(self, config: Config) -> None:
@@ -47,6 +51,11 @@ def task(name: str, kind: str = "") -> TaskModule:
     return cast(TaskModule, user_loss(user_files.complete(name, "config.task.name"), kind))
   require_choice("task.name", name, TASKS)
   return cast(TaskModule, importlib.import_module(f"bigmodel.tasks.{name}"))
+
+
+def loss_title(name: str) -> str:
+  """The title of an axis with the loss of a task."""
+  return "loss" if user_files.is_reference(name) else task(name).LOSS
 
 
 def kind_of(name: str, tasks_of_family: Sequence[str]) -> str:

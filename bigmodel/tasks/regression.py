@@ -14,6 +14,7 @@ from bigmodel.tasks import metrics
 from bigmodel.tasks.task import Apply, HostValues, Measured, MetricsOf, Rows, Task, Traced, Values, example_rows
 
 DATA = "examples"
+LOSS = "squared error (of the variance)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bigmodel.tasks.task import (
 )
 
 DATA = "text"
+LOSS = "loss (nats per target token)"
 TARGETS = ("next", "reversed")
 BEGIN = 0  # the token that a reversed target begins with
 

@@ -179,7 +179,7 @@ class Checkpoints:
         lost = True
       except Exception as error:
         problem, problems = error, [str(error) or repr(error)]
-    problems, lost = hosts.share([problems, lost], f"{name}/sealed")
+    problems, lost = hosts.share((problems, lost), f"{name}/sealed")
     if lost:
       raise Interrupted(LOST)
     if problems:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from bigmodel.config import require
-from bigmodel.data import examples, pipeline
+from bigmodel.data import examples, pipeline, sources
+from bigmodel.data.fields import has_numeric_targets
 from bigmodel.errors import UserError
 from bigmodel.train.trained import Trained
 
@@ -16,10 +17,8 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   """
   config = trained.config
   require(config.data.kind == "examples", "predict: this model is of text; use generate")
-  require(
-    not config.data.target,
-    f"predict: the data are a table ({config.data.name}), whose columns are encoded",
-  )
+  is_table = sources.is_table(config.data)
+  require(not is_table, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
   data = pipeline.prepare(config)
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)
@@ -43,6 +42,6 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
 def _values(trained: Trained, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
   """What the task computes of a batch, which is filled up to `size` rows so that one program serves all batches."""
   filled = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
-  target = np.float32 if trained.config.task.name == "regression" else np.int32
+  target = np.float32 if has_numeric_targets(trained.config.task) else np.int32
   batch = {"inputs": filled, "targets": np.zeros(size, target)}
   return {name: value[: len(rows)] for name, value in trained.program.values(trained.params, batch, 0).items()}

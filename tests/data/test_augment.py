@@ -154,7 +154,7 @@ def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
   ("names", "message"),
   [
     (("crop:4", "flop"), r"no 'flop' \(did you mean 'flip'"),
-    (("crop:x",), "numbers, please, after crop"),
+    (("crop:x",), "the arguments of crop are numbers"),
     (("flip:3",), "flip takes 0 numbers"),
     (("cutout:-1",), "not positive"),
   ],

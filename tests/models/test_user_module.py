@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import bigmodel
 from bigmodel import models, optim, parallel, study
 from bigmodel.assembly import check_resolved
 from bigmodel.data import pipeline
@@ -119,6 +120,7 @@ def test_naming_a_model_brings_its_fields_and_keeps_what_was_set(config, tmp_pat
   back = whole.overridden(new, ["model.family=decoder"])
   assert (back.model.width, back.model.head_size) == (24, 32)
   assert whole.overridden(config, ["model.family=mlp"]).task.name == "classification"
+  assert bigmodel.load_config("configs/quickstart.py", [f"model.family={path}:Mixer"]).model.vocab == 0
 
 
 def test_the_command_trains_evaluates_and_resumes_to_the_same_bits(mixer, tmp_path, inside, corpus_dir):

@@ -11,7 +11,7 @@ from handmade import labels_of  # its folder is on the path of pytest
 
 from bigmodel import optim
 from bigmodel.config import with_overrides
-from bigmodel.designs.spaces import Space, When
+from bigmodel.designs.spaces import Domain, Space, When
 from bigmodel.errors import UserError
 from bigmodel.models.layers.basic import exact_products
 from bigmodel.optim import kronecker, optimizers, schedules
@@ -103,7 +103,7 @@ def compiled(how):
     def step(carry, inputs):
       params, state = carry
       key, size, i = inputs
-      loss = lambda p: sum(jnp.sum((x - 0.3) ** 2 + jnp.sin(x)) for x in p.values())
+      loss = lambda p: sum((jnp.sum((x - 0.3) ** 2 + jnp.sin(x)) for x in p.values()), jnp.float32(0))
       noise = {k: size * jax.random.normal(key, x.shape) for k, x in params.items()}
       grads = jax.tree.map(jnp.add, noise, jax.grad(loss)(params))
       params, state, _ = optim.update(how, grads, state, params, i, h, loss)
@@ -217,7 +217,7 @@ def test_products_have_the_highest_precision(name):
 
 def test_a_sweep_over_all_optimizers_can_set_the_fields_that_each_reads():
   readers = lambda field: [name for name, optimizer in optimizers.BUILT_IN.items() if field in optimizer.reads]
-  axes = {"optim.name": optim.NAMES}
+  axes: dict[str, Domain] = {"optim.name": optim.NAMES}
   for field in optimizers.SPECIFIC:
     axes[f"optim.{field}"] = When("optim.name", readers(field), ("spectral",) if field == "update_scale" else (0.5,))
   cells = Space(axes, 128).cells()

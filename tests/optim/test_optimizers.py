@@ -42,7 +42,7 @@ def loss(params):
   """With a curvature that differs from place to place."""
   parts = [jnp.sum(jnp.cos(1.0 + jnp.arange(x.size)).reshape(x.shape) ** 2 * (x - 0.3) ** 2 + 0.1 * jnp.sin(x))
            for x in jax.tree.leaves(params)]  # fmt: skip
-  return sum(parts)
+  return sum(parts, jnp.float32(0))
 
 
 def config_of(name, **fields):
@@ -58,9 +58,10 @@ def ours(config, params=None, steps=STEPS):
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, steps)
   state = optim.initial_state(how, params)
   step = jax.jit(lambda p, s, i: optim.update(how, jax.grad(loss)(p), s, p, i, h, loss))
+  metrics = {}
   for i in range(steps):
-    params, state, told = step(params, state, jnp.int32(i))
-  return params, state, told
+    params, state, metrics = step(params, state, jnp.int32(i))
+  return params, state, metrics
 
 
 def theirs(transformation, params=None):

@@ -2,12 +2,14 @@
 
 import itertools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.core import Tracer
 
 from bigmodel import models, optim, study
 from bigmodel.errors import UserError
@@ -20,7 +22,7 @@ from bigmodel.planner import coordinates
 from bigmodel.study import default_config
 
 BASE = ("model.width=64", "model.layers=2")
-HOW = dict(schedule="constant", weight_decay=0.0, clip=1e9)
+HOW: dict[str, Any] = dict(schedule="constant", weight_decay=0.0, clip=1e9)
 ACCEPTED = [name for name, optimizer in optimizers.BUILT_IN.items() if parametrization.transfers(optimizer)]
 
 
@@ -95,9 +97,11 @@ def test_each_parameter_has_its_own_epsilon():
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), nn.meta.unbox(made)["params"])
   grads = jax.tree.map(lambda x: 1e-3 * x, params)
   h = optim.hyperparameters(config, 10)
-  new, _, told = optim.update(how, grads, optim.initial_state(how, params), params, np.int32(0), h)
+  new, _, told = optim.update(how, grads, optim.initial_state(how, params), params, jnp.int32(0), h)
   for name in ("blocks.attention.query", "blocks.feed_forward.down", "embedding", "final_norm.scale"):
     _, rate, _, epsilon = found.get(name, (1.0, 1.0, 1.0, 1.0))
+    assert isinstance(rate, float)
+    assert isinstance(epsilon, float)
     after = new
     for key in name.split("."):
       after = after[key]
@@ -177,7 +181,7 @@ def test_all_that_enters_the_scores_is_scaled_for_larger_heads(family, fields, m
   def attend(q, k, v, start=0, causal=True, bias_BxHxTxS=0.0):
     keys = attention.repeat_heads(k, q.shape[2])
     here = jnp.einsum("bthk,bshk->bhts", q * q.shape[-1] ** -0.5, keys) + bias_BxHxTxS
-    if not isinstance(here, jax.core.Tracer):  # of initial values, whose shapes are traced
+    if not isinstance(here, Tracer):  # of initial values, whose shapes are traced
       scores.append(here)
     return plain(q, k, v, start, causal, bias_BxHxTxS)
 
@@ -212,12 +216,9 @@ def test_scaled_initial_values_are_the_models_own_times_the_multiple():
 
 
 def test_what_cannot_be_carried_over_is_refused():
-  for fields, message in (
-    ({"base": ()}, "say a base size"),
-    ({"base": ("width=64",)}, "is not model.FIELD=VALUE"),
-  ):
+  for base, message in (((), "say a base size"), (("width=64",), "is not model.FIELD=VALUE")):
     with pytest.raises(UserError, match=message):
-      optim.check(config_of("mup", **fields))
+      optim.check(config_of("mup", base=base))
   for family in ("transformer", "bert"):
     with pytest.raises(UserError, match="blocks with their norms first"):
       optim.check(config_of("completep", family=family))
@@ -227,7 +228,7 @@ def test_a_check_is_traced_at_the_precision_of_float32_runs(monkeypatch):
   precisions, plain = [], optim.update
 
   def update(*arguments):
-    precisions.append(jax.config.jax_default_matmul_precision)
+    precisions.append(jax.config.read("jax_default_matmul_precision"))
     return plain(*arguments)
 
   monkeypatch.setattr(optim, "update", update)
@@ -308,6 +309,7 @@ def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every
   completep was -.15 from 32 to 128, and -.10 from 64 to 256.
   """
   step = optimizers.BUILT_IN[name].step
+  assert step is not None
   widths, steps, seeds = (64, 256), 4, 8
   if step is Step.GRADIENT:
     steps, seeds = 3, 32
@@ -326,7 +328,9 @@ def slopes_of_blocks(name, depths, steps, seeds):
 
   The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
   """
-  how = {"lr": SMALL_RATES[optimizers.BUILT_IN[name].step], "frozen": ("^embedding", "^final_norm"), **HOW}
+  step = optimizers.BUILT_IN[name].step
+  assert step is not None
+  how = {"lr": SMALL_RATES[step], "frozen": ("^embedding", "^final_norm"), **HOW}
   configs = [resolved(config_of("completep", layers=n, optimizer=name, base=UNIT_TABLES, **how)) for n in depths]
   for config in configs:
     config.model.vocab = 4

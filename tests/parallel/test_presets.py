@@ -15,6 +15,8 @@ from bigmodel.errors import UserError
 from bigmodel.train import programs
 
 spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[2] / "configs" / "published.py")
+assert spec is not None
+assert spec.loader is not None
 published = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(published)
 
