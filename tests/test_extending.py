@@ -80,6 +80,13 @@ def test_a_loss():
   assert losses[1] < losses[0]
 
 
+def test_a_numpy_data_source():
+  config = bigmodel.default_config("mlp")
+  config.data.name = "my_data.py:spirals"
+  config.model.hidden, config.optim.lr = (16,), 0.02
+  assert trained(config).metrics["accuracy"] > 0.7
+
+
 def test_a_law():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e8, 5), np.geomspace(1e6, 1e10, 5)))
   loss = 1.7 + 400 / (N + 3e5) ** 0.4 + 400 / D**0.3
