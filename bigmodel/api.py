@@ -215,7 +215,7 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
 
   Returns:
     An `ml_collections.ConfigDict` with the groups `model`, `task`, `data`, `optim`, `parallel`, `train`, `eval`, and
-    `seed`. Fields are changed by assignment; a field that does not exist is refused.
+    `seed`. Fields are changed by assignment; a field that does not exist is refused when the config is used.
 
   Raises:
     UserError: the family or the task does not exist.

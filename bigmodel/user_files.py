@@ -5,7 +5,6 @@ NAME@HASH in it: the same content is the same run wherever the file lies, and a 
 """
 
 import functools
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,10 @@ from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
 
 _REFERENCE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)(@(?P<hash>[0-9a-f]{12}))?")
+
+
+# Where the file of a name and hash was found last: the file that a run's config names may have moved there.
+_MOVED: dict[tuple[str, str | None], Path] = {}
 
 
 def is_reference(name: str) -> bool:
@@ -33,10 +36,18 @@ def complete(name: str, where: str) -> str:
   if match is None:
     return name
   path = Path(match["path"]).expanduser().resolve()
+  moved = _MOVED.get((match["name"], match["hash"]), path)
+  if moved != path and not _has_hash(path, match["hash"]) and _has_hash(moved, match["hash"]):
+    path = moved
   found = sha256_text(_text_of(path, where))[:12]
   if match["hash"] and match["hash"] != found:
     raise UserError(f"{where}: {path} has changed: its content has hash {found}, the run was made with {match['hash']}")
+  _MOVED[match["name"], found] = path
   return f"{path}:{match['name']}@{found}"
+
+
+def _has_hash(path: Path, hash_: str | None) -> bool:
+  return path.is_file() and sha256_text(path.read_text(encoding="utf-8"))[:12] == hash_
 
 
 def load(name: str, where: str) -> object:
@@ -76,13 +87,12 @@ def _text_of(path: Path, where: str) -> str:
 @functools.cache
 def _execute(path: str, text: str, where: str) -> ModuleType:
   name = f"bigmodel_user_{Path(path).stem}_{sha256_text(text)[:12]}"
-  spec = importlib.util.spec_from_file_location(name, path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
+  module = ModuleType(name)
+  module.__file__ = path
   sys.modules[name] = module  # dataclasses and pickle look there for the module of a class
   try:
-    spec.loader.exec_module(module)
+    # Not by Python's own import, which may take an older version of the file from its cache of compiled files.
+    exec(compile(text, path, "exec"), vars(module))
   except UserError:
     raise
   except Exception as error:

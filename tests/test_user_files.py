@@ -50,3 +50,22 @@ def test_other_names_are_left_alone():
   config = study.default_config()
   configs.complete_names(config)
   assert config.model.family == "decoder"
+
+
+def test_a_file_that_was_edited_at_once_is_read_anew(tmp_path):
+  """With a text of the same length, and within the second that a cache of compiled files would tell apart."""
+  path = write(tmp_path / "mine.py", "thing = 1\n")
+  assert user_files.load(f"{path}:thing", "here") == 1
+  write(path, "thing = 2\n")
+  assert user_files.load(f"{path}:thing", "here") == 2
+
+
+def test_a_completed_name_is_found_where_the_file_has_moved(tmp_path):
+  path = write(tmp_path / "moved.py", "thing = 'of the test of moving'\n")
+  completed = user_files.complete(f"{path}:thing", "here")
+  (tmp_path / "new").mkdir()
+  path.rename(tmp_path / "new" / "moved.py")
+  with pytest.raises(UserError, match="no file"):
+    user_files.load(completed, "here")
+  user_files.complete(f"{tmp_path / 'new' / 'moved.py'}:thing", "here")  # as the new command line names it
+  assert user_files.load(completed, "here") == "of the test of moving"

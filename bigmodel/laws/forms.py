@@ -5,6 +5,9 @@ This is also what a user's file imports: `from bigmodel.laws.forms import POSITI
 
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
+
 from bigmodel import user_files
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
@@ -45,7 +48,23 @@ def _law_of_file(reference: str, where: str) -> Law:
   if name not in by_name:
     defined = ", ".join(each.name for each in dict.fromkeys(by_name.values())) or "none"
     raise UserError(f"{where}: {path} defines no law {name!r}{nearest(name, by_name)}; it defines {defined}")
+  _require_losses(by_name[name], f"{where}: {path}: law {name}")
   return by_name[name]
+
+
+def _require_losses(law: Law, where: str) -> None:
+  """Refuses a user's law that fails, or that does not return one value for each point."""
+  shape = (3,)
+  theta = jax.ShapeDtypeStruct((len(law.names),), jnp.float32)
+  columns = [jax.ShapeDtypeStruct(shape, jnp.float32) for _ in law.columns]
+  try:
+    found = jax.eval_shape(law.predict, theta, columns)
+  except Exception as error:
+    raise UserError(f"{where} fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+  if getattr(found, "shape", None) != shape:
+    raise UserError(
+      f"{where} returns shape {getattr(found, 'shape', None)} for points of shape {shape}; one value each"
+    )
 
 
 def absolute(name: str, where: str = "get_study: laws") -> str:

@@ -12,6 +12,7 @@ from etils import epath
 from bigmodel.config import require
 from bigmodel.declarations import Value
 from bigmodel.errors import Interrupted, UserError
+from bigmodel.record import STATUSES
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, read_status
 from bigmodel.train.stop import Stop
@@ -245,7 +246,7 @@ class _Watch:
     held = [self._left[name] for name in self._leases.claimed() & self._left.keys()]
     statuses = [read_status(self._runs[run_id].folder) for group in held for run_id in group.run_ids]
     self.progress = max(self.progress, (ended, sum(status.step for status in statuses)))
-    running = sum(status.state == "running" for status in statuses)
+    running = sum(status.state not in STATUSES for status in statuses)  # held; their statuses may be seen late
     expected = sum(group.expected_seconds for group in self._left.values())
     self._display.say(
       f"{ended} of {self._total} runs have ended, {running} are under way, {duration(expected)} of work left"

@@ -126,8 +126,8 @@ def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
         with pytest.raises(Interrupted):
           train_runs([run], examples, display, stop_at(at))
       (sealed[name],) = train_runs([run], examples, display, StopRequest())
-  assert sealed["whole"]["result_sha256"] == sealed["cut"]["result_sha256"]
-  assert sealed["mesh"]["loss_eval"] == pytest.approx(sealed["whole"]["loss_eval"], rel=1e-5)
+  assert sealed["whole"].result_sha256 == sealed["cut"].result_sha256
+  assert sealed["mesh"].loss_eval == pytest.approx(sealed["whole"].loss_eval, rel=1e-5)
   assert isinstance(examples, Examples)
   assert run.config.task.black[0] == pytest.approx((0 - examples.mean[0]) / examples.deviation[0])
 

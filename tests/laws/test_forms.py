@@ -158,3 +158,21 @@ def test_parameters_that_points_cannot_identify_are_named_as_a_ridge():
   fit = lambda columns: fitting.fit(law, columns, fitting.predict(law, theta, columns) * noise)
   assert "A" in uncertainty.ridges(fit((alike, D)))
   assert uncertainty.ridges(fit((N, D))) == {}
+
+
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    ("(p.a * decay(N, p.k))[None]", r"law bad returns shape \(1, 3\) for points of shape \(3,\)"),
+    ("p.b * decay(N, p.k)", "law bad fails: AttributeError"),
+    ("p.a", r"law bad returns shape \(\) for points"),
+  ],
+)
+def test_a_users_law_that_does_not_return_one_value_for_each_point_is_refused(tmp_path, body, message):
+  (tmp_path / "bad.py").write_text(
+    "from bigmodel.laws.forms import POSITIVE, decay, law\n"
+    "@law('bad', 'here', grid={'k': (0.1, 0.3)}, linear=('a',), a=POSITIVE, k=(0, 2))\n"
+    f"def bad(p, N):\n  return {body}\n"
+  )
+  with pytest.raises(UserError, match=message):
+    forms.find(f"{tmp_path / 'bad.py'}:bad")
