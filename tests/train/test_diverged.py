@@ -227,7 +227,7 @@ def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken,
     caplog.clear()
     use_it()
     (said,) = [one.message for one in caplog.records if "diverged" in one.message]
-    assert said.startswith(f"{run.folder}: the checkpoint of step 6 is of a run that ended as diverged: 2 of 6 steps")
+    assert said.startswith(f"{run.folder}: the checkpoint of step 6 belongs to a run that diverged: 2 of 6 steps")
 
 
 def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):

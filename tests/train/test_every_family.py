@@ -197,7 +197,7 @@ def test_what_the_data_decide_is_checked_before_anything_compiles(files, config,
     ("mlp", {"task.class_weights": (1.0, 2.0)}, "2 weights for 4 classes"),
     ("mlp", {"parallel.remat": "full"}, "no stack of blocks"),
     ("vit", {"parallel.attention": "splash"}, "config.parallel.attention: 'splash' is not for this vit"),
-    ("bert", {"model.vocab": 257}, "config.model.vocab: 257 is less than the data's 258"),
+    ("bert", {"model.vocab": 257}, "config.model.vocab: 257 is less than the 258 that the data need"),
   ):
     own = study.with_overrides(config_of(family, files, config), changes)
     with pytest.raises(UserError, match=message):

@@ -141,7 +141,7 @@ def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():
 
 def test_bad_stages_are_refused(dbn, tmp_path):
   for text, message in (
-    ("optim.lr=0.1", "says neither train.tokens nor train.steps"),
+    ("optim.lr=0.1", "sets neither train.tokens nor train.steps"),
     ("train.steps=3 model.hidden=(3,)", "model.hidden is not one of"),
     ("train.steps=3 optim.rl=0.1", "config.optim.rl: no such field"),
     (PRE.format(2, 3), "config.task.layer: 2 is none of the 2 layers"),
