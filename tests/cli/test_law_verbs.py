@@ -52,7 +52,7 @@ def test_a_forecast_is_sealed_kept_and_scored(tmp_path, capsys):
   assert row["interval90"][0] < truth < row["interval90"][1]
   code, _, err = run(capsys, *asked)
   assert code == 2
-  assert "is there already" in err
+  assert "a sealed forecast is never overwritten" in err
   known = csv(tmp_path / "truth.csv", "size,ce", [2e9], [truth])
   code, scored, _ = run(capsys, "forecast", known, "--x=size", "--loss=ce", "--score", seal)
   assert code == 0

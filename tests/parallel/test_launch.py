@@ -83,7 +83,7 @@ def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, t
     (["--on=slurm", "--topology=h100", "--dry-run", *COMMAND], "'h100' is not KIND:SHAPE"),
     (["--on=slurm", "--topology=h10:8", "--dry-run", *COMMAND], "did you mean 'h100'"),
     (["--on=slurm", "--topology=v5p:4x4", "--dry-run", *COMMAND], "v5p has 3 dimensions"),
-    (["--on=slurm", "--topology=h100:8"], "end with what to run there"),
+    (["--on=slurm", "--topology=h100:8"], "the command is missing"),
     (["--on=slurm", "--topology=h100:8", *COMMAND], "no sbatch here; --dry-run prints the recipe"),
   ],
 )
