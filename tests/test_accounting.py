@@ -17,7 +17,7 @@ def published():
 
 
 @pytest.mark.parametrize("convention", SIX)
-def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
+def test_6nd_uses_the_parameters_that_laws_call_n(convention):
   """C = 6 N D of every record, whether all of its parameters are met by a token or not."""
   configs = published() | {"moe": study.resolve_without_data(load("configs/moe.py")[0])}
   tokens, records = 1000, []

@@ -61,8 +61,9 @@ def require_padding(config: Config, store: Checkpoints, step: int, shapes: Param
   stored = store.shapes(step)
   for name, x in _without_padding(config, stored, PREFIX, to_flat(shapes)).items():
     raise UserError(
-      f"--workdir: {store.folder.parent}: the checkpoint of step {step} was written by an earlier version and cannot be"
-      f" resumed ({name!r} has the shape {stored[PREFIX + name]}, not {x.shape}); begin another run with train.init_from"
+      f"--workdir: {store.folder.parent}: the checkpoint of step {step} was written by an earlier version and cannot"
+      f" be resumed ({name!r} has the shape {stored[PREFIX + name]}, not {x.shape}); begin another run with"
+      " train.init_from"
     )
 
 

@@ -81,7 +81,7 @@ def test_every_command_of_the_pages_and_docstrings_parses(path):
   assert commands or path == "docs"
 
 
-def test_help_and_mistakes_are_answered_without_slow_imports():
+def test_help_and_errors_need_no_slow_imports():
   code = f"""
 import sys
 from bigmodel.cli import main, parsing
@@ -127,7 +127,7 @@ def test_a_new_file_is_a_new_verb(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_with_json_a_mistake_is_one_document_too(verb, inside):
+def test_with_json_an_error_is_one_document(verb, inside):
   code, out, err = inside(verb, "--jsn", "--json")
   assert code == 2
   assert len(err.splitlines()) == 1
@@ -155,7 +155,7 @@ def test_with_json_a_mistake_is_one_document_too(verb, inside):
     (["generate", "--workdir=x", "--tokens=many"], "bigmodel generate: --tokens: 'many' is not a whole number"),
   ],
 )
-def test_a_mistake_is_one_line_that_says_what_is_allowed(words, message, inside):
+def test_an_error_is_one_line_that_says_what_is_allowed(words, message, inside):
   code, out, err = inside(*words)
   assert (code, out) == (2, "")
   assert len(err.splitlines()) == 1
@@ -180,7 +180,7 @@ class SurpriseError(UserError):
     (ValueError(), 1, "ValueError: "),
   ],
 )
-def test_the_class_of_an_error_decides_the_exit_code(error, code, message, tmp_path, monkeypatch, capsys):
+def test_the_class_of_an_error_determines_the_exit_code(error, code, message, tmp_path, monkeypatch, capsys):
   def run(arguments, output):
     raise error
 

@@ -75,7 +75,7 @@ def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
   assert (moving[:, 1:] / moving[:, :-1]).max() < 2.5, moving.round(3).tolist()
 
 
-def test_soap_does_not_magnify_rounding_errors():
+def test_soap_does_not_amplify_rounding_errors():
   """Gradients of rank 1 are one number in their eigenbasis; all others there are rounding errors."""
   grads = {"w": jax.random.normal(jax.random.key(1), (24, 1)) @ jax.random.normal(jax.random.key(2), (1, 16))}
   soap = kronecker.scale_by_soap(0.9, 0.95, 1e-8)
@@ -159,7 +159,7 @@ def effects(config, names):
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_a_field_is_refused_exactly_where_the_optimizer_does_not_read_it(name):
+def test_a_field_is_refused_exactly_if_the_optimizer_does_not_read_it(name):
   config = config_of(name, schedule="wsd", warmup=0.1, clip=1.0, weight_decay=0.1)
   found = effects(config, [*numeric_fields(), "update_scale"])
   assert {"lr", "final", "decay", "warmup", "clip", "weight_decay", "skip_above", *optimizers.SPECIFIC} <= set(found)
@@ -170,7 +170,7 @@ def test_a_field_is_refused_exactly_where_the_optimizer_does_not_read_it(name):
 
 
 @pytest.mark.parametrize("schedule", optim.SCHEDULES)
-def test_a_field_is_refused_exactly_where_the_schedule_does_not_read_it(schedule):
+def test_a_field_is_refused_exactly_if_the_schedule_does_not_read_it(schedule):
   found = effects(config_of("sgd", schedule=schedule, warmup=0.1), ["warmup", *schedules.SPECIFIC])
   assert all(moved != refused for refused, moved in found.values()), found
   assert {field for field in schedules.SPECIFIC if found[field][1]} == set(schedules.SCHEDULES[schedule].reads)

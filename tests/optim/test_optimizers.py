@@ -96,7 +96,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_what_is_said_of_single_numbers_is_optax_own(name):
+def test_elementwise_optimizers_equal_those_of_optax(name):
   params, state, _ = ours(config_of(name))
   expected, reference = theirs(REFERENCES[name])
   close(params, expected)
@@ -131,14 +131,14 @@ def by_layer(transformation, begin=None):
   return params
 
 
-def test_adafactor_is_optax_own_layer_by_layer():
+def test_adafactor_equals_that_of_optax_in_every_layer():
   params, _, _ = ours(config_of("adafactor"))
   close(layers(params), by_layer(optax.adafactor(0.05)))
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scale", optim.UPDATE_SCALES)
-def test_muon_is_optax_own_on_hidden_matrices_with_the_scale_that_is_named(scale):
+def test_muon_equals_that_of_optax_on_hidden_matrices(scale):
   params, _, _ = ours(config_of("muon", update_scale=scale), exact(start()))
   size = {"match_rms_adamw": 0.2 * 8**0.5, "spectral": (8 / 6) ** 0.5, "original": (8 / 6) ** 0.5}[scale]
   label = lambda p: {name: "muon" if name.startswith("w_") else "adam" for name in p}
@@ -169,7 +169,7 @@ def averages(memory, G, b1, b2):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("longest", [8, 6, 5])
-def test_shampoo_is_its_equations(longest, monkeypatch):
+def test_shampoo_equals_its_equations(longest, monkeypatch):
   """Of 6 x 8 matrices with both sides preconditioned, with one, and with none, which leaves Adam."""
   monkeypatch.setattr(optim.optimizers.kronecker, "LONGEST", longest)
   sides = [side for side, size in (("L", 6), ("R", 8)) if size <= longest]
@@ -197,7 +197,7 @@ def test_shampoo_is_its_equations(longest, monkeypatch):
 
 
 @pytest.mark.usefixtures("float64")
-def test_soap_is_its_equations():
+def test_soap_equals_its_equations():
   """Of square matrices: the eigenvectors of eigenvalues that are 0 are anybody's choice."""
 
   def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
@@ -222,7 +222,7 @@ def test_soap_is_its_equations():
     np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
 
 
-def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
+def test_weight_decay_of_matrices_follows_the_rate_or_the_schedule():
   """With gradients of zero only decay is left: (1 - lr wd)^steps, or (1 - wd)^steps where it is independent."""
   how = lambda config: optim.How.of(config, labels_of(start()))
   for independent, share in ((False, 1 - 0.01 * 0.1), (True, 1 - 0.1)):
@@ -237,7 +237,7 @@ def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
     np.testing.assert_array_equal(params["blocks"]["scale"], start()["blocks"]["scale"])
 
 
-def test_rules_give_parameters_rates_and_decay_of_their_own():
+def test_rules_set_rates_and_decay_of_single_parameters():
   plain, _, _ = ours(config_of("sgd"), steps=1)
   rules = {"rates": ("blocks.w=0.5", "embedding=0"), "decays": ("w$=0", "scale=1")}
   ruled, _, _ = ours(config_of("sgd", weight_decay=0.1, **rules), steps=1)
@@ -255,7 +255,7 @@ def test_rules_give_parameters_rates_and_decay_of_their_own():
     optim.check(config)
 
 
-def test_an_average_of_the_parameters_is_what_is_evaluated():
+def test_the_average_of_the_parameters_is_evaluated():
   config = config_of("sgd", average=0.9)
   params = start()
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, STEPS)

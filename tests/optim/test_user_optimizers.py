@@ -118,7 +118,7 @@ def test_learning_rate_decay_and_clipping_apply_to_a_direction_and_not_to_comple
     np.testing.assert_allclose(new["w"], expected, rtol=1e-6)
 
 
-def test_floats_are_traced_and_other_defaults_compiled(tmp_path):
+def test_float_arguments_are_traced_and_others_compiled(tmp_path):
   name = file_of(tmp_path, "def mine(beta1, pull=0.5, often=3, nesterov=True): return optax.trace(beta1)")
   added = {field: one for field, one in optim.declared(name).items() if field not in optim.declared()}
   assert {field: (one.default, one.use) for field, one in added.items()} == {
@@ -165,7 +165,7 @@ def test_floats_are_traced_and_other_defaults_compiled(tmp_path):
     ),
   ],
 )
-def test_a_wrong_definition_is_refused_in_one_line(tmp_path, text, message):
+def test_an_invalid_definition_is_refused_in_one_line(tmp_path, text, message):
   config = study.default_config()
   config.optim.name = file_of(tmp_path, text)
   with pytest.raises(UserError, match=r"^config\.optim\.name: mine.py:mine[: ]") as caught:

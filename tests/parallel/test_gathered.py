@@ -51,7 +51,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("family", "experts", "remat", "scan"), SETTINGS)
-def test_whole_weights_of_all_layers_are_never_in_memory_together(family, experts, remat, scan):
+def test_gathered_weights_of_all_layers_are_never_in_memory_at_once(family, experts, remat, scan):
   """Another layer adds pieces of its weights and gradients to the temporaries, but not the weights."""
   few, many = (in_pieces(family, experts, layers) for layers in (2, 8))
   for config in (few, many):
@@ -63,7 +63,7 @@ def test_whole_weights_of_all_layers_are_never_in_memory_together(family, expert
   assert (bytes_[1] - bytes_[0]) / (params[1] - params[0]) < 0.5
 
 
-def test_gathering_again_changes_neither_products_nor_gradients():
+def test_repeated_gathering_changes_neither_products_nor_gradients():
   """Bit for bit, on one device and where the weight is spread."""
   rng = np.random.default_rng(0)
   x, weight = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((4, 16), (16, 8)))

@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_does(job, tmp_path, inside):
   assert {p.name for p in (folder / "logs").iterdir()} == {"process_0.log", "process_1.log"}
 
 
-def test_each_process_loads_its_own_rows_and_together_they_are_the_batch(resolved, monkeypatch):
+def test_each_process_loads_its_rows_and_together_they_are_the_batch(resolved, monkeypatch):
   """What `put_rows` asks for in two processes of four devices is, row for row, the batch of one process."""
   config, corpus = resolved
   config.train.batch_size = 16
@@ -118,7 +118,7 @@ def test_each_process_loads_its_own_rows_and_together_they_are_the_batch(resolve
   assert sorted(asked) == [(0, 4), (4, 8), (8, 12), (12, 16)]  # devices along `tensor` share theirs
 
 
-def test_fingerprints_know_bits_and_places_and_no_mesh():
+def test_fingerprints_depend_on_bits_and_positions_but_not_on_the_mesh():
   x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
   mark = lambda value: hosts.fingerprints({"x": value})["x"]
   for sizes in (dict(data=8), dict(fsdp=2, tensor=4)):
@@ -281,7 +281,7 @@ def test_no_process_hashes_or_reads_more_than_its_share_of_a_checkpoint(tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_one_process_and_back(job):
+def test_two_processes_resume_from_one_process_and_back(job):
   whole, one = job(60, 1, 8, "whole")
   assert wait(one) == [0], log_of(whole)
   folder, one = job(60, 1, 8, "moved")
@@ -336,7 +336,7 @@ def test_sigterm_to_one_process_saves_the_same_step_in_all(job, trial):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(20))
-def test_sigkill_of_one_process_is_survived_by_the_supervisors(job, trial):
+def test_supervisors_recover_from_sigkill_of_one_process(job, trial):
   """At most one checkpoint interval is lost, and the rows that are read are the right ones."""
   rng = random.Random(100 + trial)
   folder, two = job(60, 2, 4, "kill", ("--restarts=5",))

@@ -64,7 +64,7 @@ def test_ray_recipe_is_python_with_the_command_in_it(capsys, topology, hosts):
   assert ast.literal_eval(values["HOSTS"]) == hosts
 
 
-def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, tmp_path):
+def test_a_launcher_does_not_write_to_the_standard_output_of_json(capfd, monkeypatch, tmp_path):
   (tmp_path / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
   (tmp_path / "sbatch").chmod(0o755)
   monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -87,7 +87,7 @@ def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, t
     (["--on=slurm", "--topology=h100:8", *COMMAND], "no sbatch here; --dry-run prints the recipe"),
   ],
 )
-def test_what_cannot_be_launched_is_said(capsys, monkeypatch, arguments, message):
+def test_commands_that_cannot_be_launched_are_refused(capsys, monkeypatch, arguments, message):
   monkeypatch.setenv("PATH", "")
   assert main(["launch", *arguments]) == 2
   assert message in capsys.readouterr().err

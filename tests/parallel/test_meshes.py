@@ -107,7 +107,7 @@ def test_every_mesh_trains_as_one_device(model, alone, name, experts):
   "name",
   ["ep", "pp", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in ("dp", "ep", "pp"))],
 )
-def test_experts_are_evaluated_alike_on_every_mesh(model, name):
+def test_evaluation_of_experts_is_the_same_on_every_mesh(model, name):
   """Nothing is dropped, in as many rounds as the fullest expert of any device needs."""
   config, corpus = model
   config = with_experts(config)
@@ -139,7 +139,7 @@ def test_experts_are_evaluated_alike_on_every_mesh(model, name):
     ("fsdp", 64, False, dict(fsdp=16)),
   ],
 )
-def test_presets_fill_what_devices_there_are(model, preset, devices, experts, sizes):
+def test_presets_use_all_available_devices(model, preset, devices, experts, sizes):
   config, _ = model
   config = on(with_experts(config) if experts else config, preset=preset)
   parallel.check(config, devices)
@@ -147,7 +147,7 @@ def test_presets_fill_what_devices_there_are(model, preset, devices, experts, si
   assert found == sizes
 
 
-def test_what_cannot_work_is_refused_by_name(model):
+def test_meshes_that_cannot_work_are_refused_with_a_reason(model):
   config, _ = model
   for changes, message in (
     (dict(preset="fdsp"), r"parallel.preset: no 'fdsp' \(did you mean 'fsdp'\?\)"),
@@ -179,7 +179,7 @@ def test_a_parameter_without_a_rule_is_refused_by_its_name():
     parallel.shardings(mesh, {"bare": jax.ShapeDtypeStruct((16, 16), np.float32)})
 
 
-def test_own_rules_come_first(model):
+def test_rules_of_the_config_take_precedence(model):
   config, _ = model
   config = on(config, preset="fsdp", rules=("mlp=fsdp", "embed="))
   state = programs.program(config).init(0)
@@ -189,7 +189,7 @@ def test_own_rules_come_first(model):
 
 
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
-def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
+def test_fsdp_shards_parameters_and_optimizer_state(model, experts):
   config, _ = model
   config.model.update(width=64, feed_forward=256)
   config = on(with_experts(config) if experts else config, preset="fsdp")
@@ -210,7 +210,7 @@ def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
     for p in ("fsdp", "fsdp_tp", "fsdp_tp_sp", "pp")
   ],
 )
-def test_optimizers_of_matrices_train_alike_on_every_mesh_and_their_state_is_spread(model, optimizer, preset):
+def test_matrix_optimizers_train_the_same_on_every_mesh_with_sharded_state(model, optimizer, preset):
   """Orthogonal steps, roots and bases are of whole matrices, wherever their parts lie."""
   config, corpus = model
   config = config.copy_and_resolve_references()

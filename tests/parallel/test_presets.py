@@ -55,7 +55,7 @@ def test_every_preset_plans_every_published_configuration(name):
 
 
 @pytest.mark.parametrize("width", [30, 33, 36])
-def test_presets_shrink_to_what_divides_a_width(width):
+def test_presets_shrink_axes_to_divisors_of_a_width(width):
   """Beside what is asked for of other axes that weights are spread over."""
   config = config_of("default")
   config.model.update(width=width, heads=3, kv_heads=3, head_size=10, feed_forward=64, experts=8, expert_group=8)
@@ -81,7 +81,7 @@ def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():
   assert axes(tensor=16) == ()
 
 
-def test_a_preset_says_what_it_did_not_get():
+def test_a_preset_that_cannot_be_filled_has_a_note():
   config = study.resolve_without_data(config_of("default"))
   config.parallel.preset = "ep"
   (note,) = parallel.notes(config, parallel.mesh_sizes(config, 8), 8)
@@ -92,7 +92,7 @@ def test_a_preset_says_what_it_did_not_get():
   assert note.startswith("8 of 24 devices are idle: the batch of 16")
 
 
-def test_what_a_user_asks_for_is_not_shrunk():
+def test_axes_that_a_user_sets_are_not_shrunk():
   config = study.resolve_without_data(config_of("default"))
   config.model.dropout, config.parallel.pipeline = 0.1, 2
   with pytest.raises(UserError, match="2 would draw other dropout masks"):

@@ -69,7 +69,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_every_notation_of_groups_and_loops_by_their_conditions():
+def test_every_notation_of_groups_and_loops_is_read():
   program = hlo.read(MODULE)
   beside = [c for c in program.collectives if c.sent == 32 * 4 * 2 * 7 / 8]
   assert [c.times for c in beside] == [1]  # it begins outside of the loop that it runs beside

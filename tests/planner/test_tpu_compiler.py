@@ -39,7 +39,7 @@ def test_slices_have_the_devices_of_their_shape(v5e, shape):
     assert topology.parse(name).count == len(topology.parse(name).devices) == np.prod(shape)
 
 
-def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
+def test_cycles_of_a_product_agree_with_the_matrix_units(v5e):
   """Within 15% of the bound, by the compiler's own estimate."""
   one = jax.sharding.SingleDeviceSharding(v5e.devices[0])
   x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one)
@@ -50,7 +50,7 @@ def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
 
 
 @pytest.mark.parametrize(("preset", "experts"), [("fsdp", False), ("ep", True)])
-def test_a_step_is_compiled_and_its_bytes_are_those_of_arithmetic(v5e, preset, experts):
+def test_bytes_of_a_compiled_step_agree_with_arithmetic(v5e, preset, experts):
   config = model(experts, preset=preset)
   found = compile_step(config, v5e)
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 16), v5e.chip)
@@ -64,7 +64,7 @@ def test_a_step_is_compiled_and_its_bytes_are_those_of_arithmetic(v5e, preset, e
   assert reduced < 0.1 * sum(row.bytes for row in found.collectives)
 
 
-def test_a_step_that_is_too_large_is_refused_in_words(v5e):
+def test_a_step_that_is_too_large_is_refused_with_a_reason(v5e):
   config = model(False, preset="fsdp", remat="none")
   config.train.batch_size = config.eval.batch_size = 16 * 512
   plan = plan_run(config, v5e, {"v5e": 1.0})

@@ -51,13 +51,13 @@ def same(one, other):
   return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-def test_what_is_restored_is_what_was_saved_and_old_steps_go(store):
+def test_restored_arrays_equal_saved_ones_and_old_steps_are_removed(store):
   assert sound_steps(store) == [30, 20]
   assert same(store.restore(30, state(0)), state(30))
   assert same(store.restore(20, state(0)), state(20))
 
 
-def test_small_arrays_are_written_as_one_and_restored_anywhere(store):
+def test_small_arrays_are_joined_and_restored_on_host_and_devices(store):
   """Of every type and shape, beside one that is written alone: on the host, on devices, and by its name."""
   rng = np.random.default_rng(0)
   saved = {
@@ -99,7 +99,7 @@ def test_saving_a_step_again_replaces_it(store):
   assert same(store.restore(30, state(0)), state(99))
 
 
-def test_one_flipped_bit_in_any_file_is_found(store, tmp_path):
+def test_one_flipped_bit_in_any_file_is_detected(store, tmp_path):
   """100 of 100, in every kind of file, the seal included."""
   rng = random.Random(0)
   pristine = tmp_path / "pristine"
@@ -219,9 +219,7 @@ def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("removed", ["seal", "all"])
-def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two_are_compared(
-  store, monkeypatch, removed
-):
+def test_a_save_succeeds_when_another_writer_removes_the_same_step_during_the_comparison(store, monkeypatch, removed):
   real, target = integrity.is_complete, store.folder / "30"
 
   def remove_after(folder):
@@ -247,7 +245,7 @@ def test_a_writer_that_was_replaced_commits_nothing(store):
   assert not list(Path(store.folder).glob(".*"))
 
 
-def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
+def test_only_the_newest_checkpoint_is_hashed(store, monkeypatch):
   """And the one before it only where that is damaged."""
   real, hashed = integrity._sha256, []
   monkeypatch.setattr(integrity, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
@@ -273,7 +271,7 @@ def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeypatch, parts):
+def test_processes_together_hash_every_block_of_a_checkpoint_once(store, monkeypatch, parts):
   """In blocks that are smaller than its files; a flipped bit anywhere is found by one of them."""
   monkeypatch.setattr(integrity, "BLOCK", 500)
   store.save(40, {"large": np.random.default_rng(0).normal(size=(64, 32)), **state(40)})
@@ -300,7 +298,7 @@ def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeyp
     victim.write_bytes(pristine)
 
 
-def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
+def test_a_full_disk_is_reported_with_the_last_complete_step(store, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -314,7 +312,7 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
   assert not list(Path(store.folder).glob(".*"))
 
 
-def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_written(store, monkeypatch):
   usage = shutil._ntuple_diskusage(1000, 900, 100)
   monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: usage)
   store.save(40, state(40))
@@ -322,7 +320,7 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
     store.wait()
 
 
-def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monkeypatch):
+def test_a_save_whose_wait_was_interrupted_is_awaited_on_close(store, monkeypatch):
   """A second Ctrl-C comes while the last checkpoint is being written: no other command may meet it half done."""
   real, going_on, writes = integrity.write_seal, threading.Event(), []
 
@@ -343,7 +341,7 @@ def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monke
   assert store.newest_sound() == 40
 
 
-def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatch):
+def test_a_checkpoint_holds_the_state_at_the_start_of_the_save(store, monkeypatch):
   """Training goes on in the same memory meanwhile: of arrays that are joined, alone of their type, or large."""
   saved = {"large": np.ones((700, 512), np.float32), "one": np.ones(3, np.float16), "a": np.ones(3), "b": np.ones(2)}
   real, going_on = folders.check_space, threading.Event()
@@ -356,7 +354,7 @@ def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatc
   assert same(store.restore(40, saved), jax.tree.map(np.ones_like, saved))
 
 
-def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
+def test_a_failed_save_is_reported_without_waiting(store, monkeypatch):
   monkeypatch.setattr(integrity, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))
   store._pending.exception()  # it has ended, and nobody has asked how

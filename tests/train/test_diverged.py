@@ -83,7 +83,7 @@ def assert_unchanged(before, after, *but):
 
 
 @pytest.mark.parametrize(("name", "average"), [(name, 0.0) for name in optim.NAMES] + [("adamw", 0.9)])
-def test_no_optimizer_learns_from_a_step_that_is_skipped(name, average):
+def test_a_skipped_step_changes_no_optimizer_state(name, average):
   config = study.default_config()
   config.optim.update(name=name, average=average, skip_above=5.0, lr=1.0 if name == "prodigy" else 0.01)
   h = optim.hyperparameters(config, 40)
@@ -155,7 +155,7 @@ def test_a_run_survives_bad_batches_and_skips_the_same_when_it_resumes(resolved,
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
-def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes):
+def test_members_of_a_pack_skip_steps_independently(resolved, broken, tmp_path, sizes):
   config, corpus = resolved
   config.model.vocab = 264
   config.parallel.update(**sizes)
@@ -182,7 +182,7 @@ def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes
   ],
   ids=["all", "the last", "most", "half"],
 )
-def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved, broken, tmp_path, bad, error):
+def test_a_run_that_skips_most_or_its_last_steps_counts_as_diverged(resolved, broken, tmp_path, bad, error):
   config, corpus = resolved
   config.optim.skip_above = 5.0
   broken[0] = bad
@@ -213,7 +213,7 @@ def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, sto
   assert ended.metrics["skipped_steps"] == 1
 
 
-def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken, tmp_path, caplog):
+def test_verbs_warn_about_checkpoints_of_diverged_runs(resolved, broken, tmp_path, caplog):
   config, corpus = resolved
   config.optim.skip_above, config.train.steps = 5.0, 6
   broken[0] = (4, 5)
@@ -249,7 +249,7 @@ def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):
 
 
 @pytest.mark.parametrize(("log_every", "checkpoint_every", "expected"), [(1, 1, 17), (5, 5, 15), (5, 100, None)])
-def test_the_newest_checkpoint_of_a_diverged_run_is_from_before(
+def test_the_newest_checkpoint_of_a_diverged_run_predates_the_divergence(
   resolved, broken, tmp_path, log_every, checkpoint_every, expected
 ):
   """Between the steps that are logged as well."""
@@ -266,7 +266,7 @@ def test_the_newest_checkpoint_of_a_diverged_run_is_from_before(
     assert newest(run) == (expected, True)
 
 
-def test_parameters_that_overflow_in_the_very_last_step_are_no_checkpoint(resolved, tmp_path):
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(resolved, tmp_path):
   """The loss of that step was finite."""
   config, corpus = resolved
   config.optim.update(name="sgd", lr=3e38, clip=1e30, warmup=0.0)
@@ -278,7 +278,7 @@ def test_parameters_that_overflow_in_the_very_last_step_are_no_checkpoint(resolv
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
-def test_companions_of_a_diverged_member_resume_where_they_were(resolved, broken, tmp_path, stop_at, sizes):
+def test_other_members_resume_after_a_member_diverged(resolved, broken, tmp_path, stop_at, sizes):
   """The longest member diverges; it has its record and its last sound checkpoint, and the others go on without it."""
   config, corpus = resolved
   config.model.vocab = 264
@@ -322,7 +322,7 @@ def test_a_member_that_diverges_before_a_rung_has_a_record_there(resolved, broke
   assert newest(runs[1]) == (10, True)
 
 
-def test_a_trunk_that_has_diverged_leaves_no_branch_a_checkpoint(resolved, broken, tmp_path):
+def test_a_diverged_trunk_gives_its_branches_no_checkpoint(resolved, broken, tmp_path):
   config, corpus = resolved
   broken[0] = range(3, 4)
   runs = [run_of(config, tmp_path / str(seed), **{"data.seed": seed}) for seed in range(2)]
@@ -365,7 +365,7 @@ def test_verbs_refuse_parameters_that_are_not_finite(not_finite, tmp_path, insid
   assert "checkpoint of step 7: parameters are not finite (embedding)" in err
 
 
-def test_a_run_does_not_begin_from_parameters_that_are_not_finite(resolved, not_finite, tmp_path):
+def test_initial_weights_that_are_not_finite_are_refused(resolved, not_finite, tmp_path):
   config, corpus = resolved
   config.train.init_from = str(not_finite)
   run = run_of(config, tmp_path / "run")

@@ -92,14 +92,14 @@ def test_a_family_learns_and_four_devices_agree_with_one(family, files, config):
 
 
 @pytest.mark.parametrize("family", ["linear", "tabular"])
-def test_a_regression_explains_what_there_is_to_explain(family, files, config):
+def test_a_regression_explains_most_of_the_variance(family, files, config):
   _, measured = train(config_of(family, files, config, "regression"), 60, measure=True)
   assert measured["r2"] > 0.6
   assert measured["mae"] < measured["loss"] ** 0.5
 
 
 @pytest.mark.parametrize("family", ["bert"])
-def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path, stop_at):
+def test_an_interrupted_run_repeats_its_random_numbers(family, files, config, tmp_path, stop_at):
   """Masks and dropout are functions of the seed and the step."""
   config = config_of(family, files, config)
   config.parallel.data = 1
@@ -115,7 +115,7 @@ def test_an_interrupted_run_draws_the_same_again(family, files, config, tmp_path
   assert sealed[0]["metrics"].keys() == {"accuracy", "perplexity"}
 
 
-def test_microbatches_draw_masks_of_their_own(files, config):
+def test_microbatches_have_independent_dropout_masks(files, config):
   """The loss of a step is the mean over its microbatches, each with a key of its own, row b in microbatch b % 4."""
   own = config_of("bert", files, config)
   own.model.dropout, own.train.accumulate, own.parallel.data = 0.0, 4, 1
@@ -136,7 +136,7 @@ def test_microbatches_draw_masks_of_their_own(files, config):
   assert np.ptp(expected) > 1e-3
 
 
-def test_packed_members_equal_runs_alone(files, config):
+def test_packed_members_equal_single_runs(files, config):
   """Two learning rates and seeds of a model with dropout, in one program."""
   own = config_of("mlp", files, config)
   own.parallel.data = 1
@@ -162,7 +162,7 @@ def test_packed_members_equal_runs_alone(files, config):
     jax.tree.map(close, program.member(host, index).params, jax.device_get(params))
 
 
-def test_traced_numbers_of_a_task_share_a_program(files, config):
+def test_tasks_that_differ_in_traced_numbers_share_a_program(files, config):
   own = config_of("mlp", files, config)
   data = pipeline.prepare(own)
   program = lambda changes: programs.program(study.resolve(study.with_overrides(own, changes), data))
@@ -190,7 +190,7 @@ def test_a_study_of_sizes_and_fractions_can_be_prepared(family, files, config, t
     study.prepare(own, more, tmp_path / "more")
 
 
-def test_what_the_data_decide_is_checked_before_anything_compiles(files, config, tmp_path):
+def test_fields_that_depend_on_the_data_are_checked_before_compiling(files, config, tmp_path):
   for family, changes, message in (
     ("vit", {"model.patch": 5}, "config.model.patch: 5 does not divide images of 63 x 63"),
     ("alexnet", {"model.form": "grouped"}, "63 x 63 are too small"),

@@ -73,7 +73,7 @@ def assert_equal(one, other, **tolerance):
 
 
 @pytest.mark.parametrize(("name", "average"), CASES)
-def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_path, name, average):
+def test_training_starts_from_given_weights_and_frozen_ones_stay(source, tmp_path, name, average):
   config, data, _, folder = source
   own = from_source(config, folder, name=name, average=average, frozen=FROZEN, lr=1e-9, weight_decay=0.1)
   program = programs.program(own)
@@ -112,7 +112,7 @@ def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_an_optimizer_whose_hidden_matrices_are_all_frozen_trains_the_rest(name):
+def test_optimizers_train_other_parameters_if_all_hidden_matrices_are_frozen(name):
   """Optimizers that treat hidden matrices apart then have none to treat."""
   config = study.default_config()
   config.optim.update(name=name, frozen=("blocks",), lr=1.0 if name == "prodigy" else 0.01)
@@ -134,14 +134,14 @@ def test_an_optimizer_whose_hidden_matrices_are_all_frozen_trains_the_rest(name)
   assert not np.array_equal(after["embedding"], params["embedding"])
 
 
-def test_nothing_left_to_train_is_refused(resolved):
+def test_freezing_every_parameter_is_refused(resolved):
   config, _ = resolved
   config.optim.frozen = (".",)
   with pytest.raises(UserError, match=r"config.optim.frozen: \('.',\) matches every parameter"):
     weights.check(config)
 
 
-def test_a_host_holds_more_members_whose_parameters_are_frozen(resolved):
+def test_more_members_fit_on_a_host_if_parameters_are_frozen(resolved):
   config, _ = resolved
   room = packs.room(config)
   config.optim.frozen = ("embedding",)
@@ -149,7 +149,7 @@ def test_a_host_holds_more_members_whose_parameters_are_frozen(resolved):
 
 
 @pytest.mark.parametrize("members", [1, 3])
-def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, members):
+def test_runs_and_packs_start_from_given_weights(source, tmp_path, members):
   """With an optimizer that evaluates other parameters than those it trains."""
   config, data, record, folder = source
   own = from_source(config, folder, name="schedule_free", lr=1e-9)
@@ -170,7 +170,7 @@ def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, me
   [("name=schedule_free", 1, {}), ("average=0.9", 2, {}), ("name=schedule_free", 2, {"fsdp": 2})],
   ids=str,
 )
-def test_a_stage_begins_at_the_parameters_by_which_the_one_before_is_judged(resolved, first, members, sizes):
+def test_a_stage_starts_from_the_evaluated_parameters_of_the_previous_one(resolved, first, members, sizes):
   config, data = resolved
   config.parallel.update(**sizes)
   config.model.vocab = 264  # divides by the mesh

@@ -65,7 +65,7 @@ def test_horizons_add_up_and_each_stage_has_its_own_settings(dbn):
   assert [s.config.optim.lr for s in found] == [0.02, 0.02, 0.01]
 
 
-def test_schedules_begin_anew_with_each_stage(dbn):
+def test_schedules_restart_with_each_stage(dbn):
   rates = []
   for stage in stages.of(dbn):
     h = optim.hyperparameters(stage.config, stage.stop - stage.first, stage.first)
@@ -85,7 +85,7 @@ def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, sto
   assert cut.steps == 20
 
 
-def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
+def test_a_stage_changes_only_the_layer_that_it_trains(dbn, tmp_path, stop_at):
   after = {}
   for at in (5, 10):  # the last steps of the first two stages, saved when interrupted
     run, data = study.single_run(dbn, tmp_path / str(at))
@@ -104,7 +104,7 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
 
 
 @pytest.mark.parametrize(("axes", "members"), [({"fsdp": 2}, 2), ({}, jax.device_count() + 1)])
-def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
+def test_members_of_a_pack_change_stages_like_single_runs(dbn, tmp_path, axes, members):
   """Spread over axes, and on lanes that they do not fill."""
   dbn.parallel.update(data=1, **axes)
   runs, data = [], pipeline.prepare(dbn)
@@ -153,7 +153,7 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_a_stage_drops_inherited_fields_that_its_optimizer_does_not_read(config, name):
+def test_a_stage_resets_inherited_fields_that_its_optimizer_does_not_read(config, name):
   """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
   defaults = optim.defaults()
   for own, optimizer in optim.optimizers.BUILT_IN.items():
@@ -181,7 +181,7 @@ def ramped(config):
   return config
 
 
-def test_a_ramp_is_batches_that_grow(config):
+def test_a_ramp_increases_the_batch_size(config):
   assert train.phases(ramped(config)) == [
     horizon.Phase(2, 0, 10, 0), horizon.Phase(4, 10, 20, 20), horizon.Phase(8, 20, 36, 60)
   ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_a_ramp_is_batches_that_grow(config):
       train.check(config)
 
 
-def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_path, stop_at):
+def test_a_ramp_reads_each_row_once_in_order_and_keeps_the_optimizer_state(config, tmp_path, stop_at):
   """Stopped within and at the ends of its phases it is the same run; what is learned is carried through them."""
   run, data = study.single_run(ramped(config), tmp_path / "whole")
   rows = []
@@ -246,7 +246,7 @@ def two_stages(config, first, last, **more):
 
 
 @pytest.mark.parametrize(("first", "last"), PAIRS)
-def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(config, tmp_path, first, last):
+def test_a_run_in_its_first_stage_is_evaluated_with_the_optimizer_of_that_stage(config, tmp_path, first, last):
   """At rungs in it and at its end, and from its checkpoints there."""
   own = two_stages(config, first, last)
   run, data = study.single_run(own, tmp_path / "run")
@@ -269,7 +269,7 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
 
 
 @pytest.mark.parametrize("last", KINDS)
-def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finish(config, tmp_path, last):
+def test_other_members_finish_if_one_diverges_in_its_first_stage(config, tmp_path, last):
   configs = [two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0) for lr in (3e38, 0.01)]
   runs, data = (
     [study.single_run(own, tmp_path / str(i))[0] for i, own in enumerate(configs)],

@@ -16,7 +16,7 @@ from bigmodel.train.run import Run
 from bigmodel.train.stop import StopRequest
 
 
-def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
+def test_noise_scale_of_microbatches_equals_that_of_single_rows(resolved):
   """At parameters that do not move: from the norms of microbatches, and from the gradient of every row by itself.
 
   After some steps of learning, when a row's noise is larger than the gradient of all.
@@ -87,7 +87,7 @@ def _one_step(config, data, count=1):
   return state, logged, (before, layers)
 
 
-def test_statistics_are_of_the_step_that_is_taken(resolved):
+def test_statistics_equal_those_of_the_actual_step(resolved):
   config, data = resolved
   config.model.layers = 2
   state, told, (before, found) = _one_step(config, data, 3)
@@ -122,7 +122,7 @@ MORE_KINDS = [("bert", 1), ("decoder", 4), ("transformer", 1), ("transformer", 2
 @pytest.mark.parametrize(
   ("family", "accumulate"), KINDS + [pytest.param(*kind, marks=pytest.mark.slow) for kind in MORE_KINDS]
 )
-def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, family, accumulate):
+def test_statistics_use_the_random_keys_of_the_actual_step(config, tmp_path, family, accumulate):
   """Of dropout and of hidden tokens. Under SGD at rate 1 what a step subtracts is its gradient."""
   own = study.default_config(family)
   if own.data.kind == "text":
@@ -152,7 +152,7 @@ def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, fa
       assert float(update) == pytest.approx(size, rel=1e-3, abs=1e-5 * largest), name
 
 
-def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolved, tmp_path):
+def test_members_of_a_pack_have_separate_statistics_and_unchanged_results(resolved, tmp_path):
   config, data = resolved
   runs = []
   for seed in (0, 1):

@@ -93,7 +93,7 @@ def pack(config, corpus, members, count=3):
   return [program.member(program.fetch(state), i) for i in range(len(members))], program
 
 
-def test_a_member_of_a_pack_is_the_run_alone(resolved):
+def test_a_member_of_a_pack_equals_the_single_run(resolved):
   config, corpus = resolved
   (first, second), program = pack(config, corpus, [(0, 3e-3), (1, 1e-2)])
   assert program.mesh.shape["member"] == 2
@@ -102,7 +102,7 @@ def test_a_member_of_a_pack_is_the_run_alone(resolved):
   assert steps.params_sha256(first.params) != steps.params_sha256(second.params)
 
 
-def test_the_bits_of_a_member_do_not_depend_on_its_companions(resolved):
+def test_the_bits_of_a_member_do_not_depend_on_other_members(resolved):
   config, corpus = resolved
   (first, _), _ = pack(config, corpus, [(0, 3e-3), (1, 1e-2)])
   (_, again), _ = pack(config, corpus, [(5, 1.0), (0, 3e-3)])
@@ -140,7 +140,7 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
   assert calls == ["single", "step"]
 
 
-def test_a_key_tells_apart_what_is_compiled_and_nothing_else(resolved):
+def test_program_keys_differ_exactly_if_compiled_fields_differ(resolved):
   config, _ = resolved
 
   def of(members=1, **changes):

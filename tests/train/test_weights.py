@@ -31,7 +31,7 @@ def trained(config, folder, **changes):
   return run, {name.removeprefix(parameters.PREFIX): x for name, x in params.items()}
 
 
-def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_path):
+def test_a_run_starts_from_weights_of_another_run_and_frozen_ones_stay(config, tmp_path):
   _, first = trained(config, tmp_path / "first", **{"train.steps": 10})
   tuned, second = trained(
     config, tmp_path / "second",
@@ -50,7 +50,7 @@ def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_pa
   assert scratch.run_id != study.single_run(moved, tmp_path / "z")[0].run_id
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_compiling(config, tmp_path):
   trained(config, tmp_path / "first", **{"train.steps": 2})
   config.train.init_from = str(tmp_path / "first")
   for changes, message in (
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_pa
     ({"train.init_fresh": ("^head",)}, r"config.train.init_fresh: no parameter matches '\^head'"),
     ({"train.init_from": str(tmp_path)}, "holds no run"),
     ({"train.init_sha256": "0" * 64}, "has no weights 000000000000"),
-    ({"train.init_from": "", "train.init_fresh": ("^output",)}, "config.train.init_fresh: is for runs with"),
+    ({"train.init_from": "", "train.init_fresh": ("^output",)}, "config.train.init_fresh: has no effect without"),
     ({"optim.frozen": ("*bias",)}, r"'\*bias' is not a regular expression"),
   ):
     with pytest.raises(UserError, match=message):
@@ -135,7 +135,7 @@ def exported(kind, folder):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_what_is_exported_comes_back_to_the_bit(kind, tmp_path, capsys):
+def test_exported_weights_are_imported_bit_for_bit(kind, tmp_path, capsys):
   params = exported(kind, tmp_path)
   rows = models.real_rows(configs.read_config(tmp_path / "run"))
   assert main(["import", str(tmp_path / "there"), "--workdir", str(tmp_path / "back"), "--json"]) == 0
@@ -171,7 +171,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(tmp_path
     interchange.import_weights(str(tmp_path / "there"), tmp_path / "back")
 
 
-def test_a_model_that_a_type_cannot_be_is_not_exported():
+def test_models_that_an_architecture_cannot_represent_are_not_exported():
   config = study.default_config()
   config.model.update(vocab=31, qk_norm=True)
   config = study.resolve_without_data(config)
