@@ -1,4 +1,4 @@
-"""The public API: every function runs as its docstring shows; runs on arrays are identified by what the arrays hold."""
+"""The public API: the examples of all docstrings run; ids of runs on arrays depend on the arrays' content."""
 
 import doctest
 import inspect
@@ -22,7 +22,7 @@ FUNCTIONS = [name for name in bigmodel.__all__ if inspect.isfunction(getattr(big
 
 @pytest.fixture(scope="module")
 def folder(corpus_dir, tmp_path_factory):
-  """What the examples read: the quickstart's config, a study of two small decoders, and the folder of one of them."""
+  """The inputs of the examples: the quickstart's config, a study of two small decoders, and the folder of one."""
   root = tmp_path_factory.mktemp("api")
   shutil.copytree(ROOT / "configs", root / "configs")
   config = bigmodel.default_config()

@@ -1,4 +1,4 @@
-"""Configs: what is overridden, refused, compared and hashed."""
+"""Configs: overrides, invalid fields, comparison and hashes."""
 
 import pytest
 from ml_collections import ConfigDict

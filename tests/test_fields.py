@@ -1,4 +1,4 @@
-"""Config fields are declared once; what is derived from the declarations holds for every field of every family."""
+"""Config fields are declared once; all that is derived from declarations holds for every field of every family."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def small(family, task):
 
 
 def other(name, one, value):
-  """Another value than `value` of a field."""
+  """A value of a field that differs from `value`."""
   if name in OTHER_VALUES:
     return OTHER_VALUES[name]
   if isinstance(one.allowed, OneOf):
@@ -124,7 +124,7 @@ def traced_step(config):
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_no_traced_field_of_an_optimizer_is_compiled_in(name):
-  """A step that is traced for other values of all traced fields is the same, to the letter."""
+  """The step's trace is the same text for other values of all traced fields."""
   config = small("linear", "classification")
   config.optim.update(name=name, skip_above=5.0, average=0.0 if name == "schedule_free" else 0.5, rates=("w=3",))
   assert traced_fields_are_inputs(config)

@@ -1,4 +1,4 @@
-"""The peak that a run is measured against, of all devices of its mesh in its compute type; and flags of XLA."""
+"""The peak FLOP/s of all devices of a run's mesh in its compute dtype; and flags of XLA."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ from bigmodel.train.watch import Clock, Watch
 
 @dataclasses.dataclass
 class Described:
-  """A device of which only this is known."""
+  """A device with only the attributes that the peak depends on."""
 
   device_kind: str
   platform: str
@@ -39,7 +39,7 @@ class Described:
 
 
 def devices_of(kind, hosts, on_each, platform="tpu"):
-  """What JAX shows of the devices of several hosts."""
+  """Devices of several hosts, as JAX describes them."""
   return [Described(kind, platform, host) for host in range(hosts) for _ in range(on_each)]
 
 
@@ -139,7 +139,7 @@ def test_runs_on_gpus_are_deterministic_unless_the_user_sets_flags(platforms, de
 
 
 def test_xla_accepts_the_flag():
-  """An unknown one would end the process; this XLA has the flags of all platforms."""
+  """An unknown flag would end the process; this build of XLA has the flags of all platforms."""
   environment = {**os.environ, "XLA_FLAGS": SET, "JAX_PLATFORMS": "cpu"}
   code = "import jax; assert jax.jit(lambda x: x + 1)(1.0) == 2"
   done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

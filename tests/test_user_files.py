@@ -1,4 +1,4 @@
-"""Names of the form FILE.py:NAME, which refer to what a user defines in a file of their own."""
+"""Names of the form FILE.py:NAME, which refer to definitions in a user's file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command as a user meets it: help at once, one line for each mistake, one document with --json."""
+"""The command as a user sees it: fast help, one line for each error, one document with --json."""
 
 import json
 import os
@@ -193,7 +193,7 @@ REFUSED = [name for name, one in optim.optimizers.BUILT_IN.items() if not optim.
 def test_a_coordinate_check_measures_every_parametrization_that_the_optimizer_accepts(
   name, config_file, inside, monkeypatch
 ):
-  """And says why not the rest, before anything is measured. Measuring, which takes long, is only noted here."""
+  """The reasons against the others are printed first. The slow measurement is replaced by a stub."""
   measured = []
 
   def check(configs, sizes, steps, seeds):

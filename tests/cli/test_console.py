@@ -1,4 +1,4 @@
-"""Text is printed as it is: extras in brackets, paths and config values with brackets, codes of emoji."""
+"""Text is printed literally: names of extras in brackets, paths and config values with brackets, emoji codes."""
 
 import io
 import re

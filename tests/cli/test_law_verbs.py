@@ -1,4 +1,4 @@
-"""The law lab as a command: laws of any CSV, forecasts that are kept and scored, bad rows named."""
+"""The commands for laws: fits to any CSV, sealed and scored forecasts, errors that name bad rows."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def surface(N, D, saved=1.0):
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-  """36 runs with noise; `other` counts parameters otherwise, `se` is the noise: of one in six ten times more."""
+  """A CSV of 36 noisy runs: `other` is another count of parameters, `se` the noise, ten times larger in every sixth."""
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
   rng = np.random.default_rng(0)
   se = np.where(np.arange(36) % 6 == 3, 1e-2, 1e-3) * surface(N, D)
@@ -96,7 +96,7 @@ def test_forecasts_of_sizes_and_tokens_and_of_a_budget(points, capsys):
 
 
 def test_a_forecast_respects_limits_and_finds_the_least_compute_for_a_loss(points, capsys):
-  """What is served makes the best model smaller; too little memory costs compute; a loss below E is out of reach."""
+  """Serving makes the best model smaller; a limit on memory costs compute; a loss below E cannot be reached."""
   ask = lambda *more: run(capsys, "forecast", points, "--n=n", "--d=d", "--law=chinchilla", *more)[1]
   free, serving = ask("--at=1e22", "--reach=2.2", "--reach=1.2"), ask("--at=1e22", "--served=1e12")
   assert serving["rows"][0]["N"] < 0.7 * free["rows"][0]["N"]
@@ -128,7 +128,7 @@ def test_other_counts_of_parameters_are_fitted_for_comparison(points, capsys):
 
 
 def test_runs_are_weighted_by_their_standard_errors(points, tmp_path, capsys):
-  """A run of which nothing is known but that it was run changes nothing; one that is trusted does."""
+  """A run with a very large standard error does not change the fit; one with a small standard error does."""
   lines = Path(points).read_text().splitlines()
   fitted = []
   for stderr in (None, 1e9, 1e-3):

@@ -1,4 +1,4 @@
-"""What optimizers declare is what they do: how their steps scale, and which fields of `config.optim` they read."""
+"""Optimizers behave as they declare: how their steps scale, and which fields of `config.optim` they read."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ def config_of(name, **fields):
 
 
 def step_sizes(name):
-  """A function of the gradients' scale: the rms of each step of each matrix, [matrices, STEPS], over the rate."""
+  """A function from the gradients' scale to the rms of each matrix's steps over the rate, [matrices, STEPS]."""
   small = {"epsilon": 1e-14} if "epsilon" in optimizers.BUILT_IN[name].reads else {}  # beside all gradients
   config = config_of(name, **small)
   begin = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(SHAPES.items())}
@@ -76,7 +76,7 @@ def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
 
 
 def test_soap_does_not_amplify_rounding_errors():
-  """Gradients of rank 1 are one number in their eigenbasis; all others there are rounding errors."""
+  """Gradients of rank 1 have one entry in their eigenbasis; all other entries there are rounding errors."""
   grads = {"w": jax.random.normal(jax.random.key(1), (24, 1)) @ jax.random.normal(jax.random.key(2), (1, 16))}
   soap = kronecker.scale_by_soap(0.9, 0.95, 1e-8)
   state = soap.init(grads)
@@ -120,7 +120,7 @@ def evaluated(config):
 
 
 def others(value):
-  """Other values to try for a numeric field; those that the check refuses as out of range do not count."""
+  """Other values to try for a numeric field; values that the check refuses as out of range are skipped."""
   return [not value] if isinstance(value, bool) else [0.5 if value != 0.5 else 0.25, 0.01, 3.0, 30.0]
 
 
@@ -198,7 +198,7 @@ def test_a_field_without_effect_is_named_with_the_reason_and_its_default(fields,
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_products_have_the_highest_precision(name):
-  """Only those of Muon's Newton-Schulz have that of the run, as its docstring says: the highest in float32."""
+  """Only Muon's Newton-Schulz iteration has the precision of the run, which is the highest in float32."""
   config = config_of(name)
   params = {"blocks": {"w": jnp.ones((2, 6, 4))}, "embedding": jnp.ones((5, 4))}
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, 10)

@@ -1,4 +1,4 @@
-"""Schedules end where they should, decay is of matrices only, hyperparameters do not recompile."""
+"""Schedules end at their final rate, only matrices decay, and other hyperparameters do not recompile."""
 
 import jax
 import jax.numpy as jnp

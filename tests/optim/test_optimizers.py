@@ -1,4 +1,4 @@
-"""Each optimizer is its reference over 20 steps: optax's own, or its paper's equations in NumPy, layer by layer."""
+"""Each optimizer agrees with a reference over 20 steps: optax, or its paper's equations in NumPy, layer by layer."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ LR = {"sgd": 0.1, "momentum": 0.02, "prodigy": 1.0, "adafactor": 0.05}
 
 @pytest.fixture
 def float64():
-  """Roots, bases and iterations magnify what float32 rounds away."""
+  """Computes in float64, because roots, eigenbases and iterations amplify float32 rounding errors."""
   with jax.enable_x64(True):
     yield
 
@@ -30,7 +30,7 @@ def exact(params):
 
 
 def start(width=8):
-  """A stack of two layers with a matrix and a vector each, and a table."""
+  """Initial parameters: a stack of two layers with a matrix and a vector each, and a table."""
   keys = jax.random.split(jax.random.key(0), 3)
   return {
     "blocks": {"w": jax.random.normal(keys[0], (2, 6, width)), "scale": jnp.ones((2, 6))},
@@ -39,7 +39,7 @@ def start(width=8):
 
 
 def loss(params):
-  """With a curvature that differs from place to place."""
+  """A loss whose curvature varies."""
   parts = [jnp.sum(jnp.cos(1.0 + jnp.arange(x.size)).reshape(x.shape) ** 2 * (x - 0.3) ** 2 + 0.1 * jnp.sin(x))
            for x in jax.tree.leaves(params)]  # fmt: skip
   return sum(parts, jnp.float32(0))
@@ -106,13 +106,13 @@ def test_elementwise_optimizers_equal_those_of_optax(name):
 
 
 def layers(params):
-  """The same parameters, each layer's its own."""
+  """The same parameters, with each layer unstacked."""
   split = {f"{name}_{i}": x[i] for name, x in params["blocks"].items() for i in range(2)}
   return {**split, "embedding": params["embedding"]}
 
 
 def by_layer(transformation, begin=None):
-  """The reference's parameters, where each layer is a parameter of its own, with the same losses."""
+  """Trains the reference with each layer as a separate parameter and the same loss; returns its parameters."""
 
   def whole(own):
     return {"blocks": {n: jnp.stack([own[f"{n}_0"], own[f"{n}_1"]]) for n in ("w", "scale")},
@@ -149,7 +149,7 @@ def test_muon_equals_that_of_optax_on_hidden_matrices(scale):
 
 
 def numpy_steps(update, width):
-  """Layers of w by equations in float64; gradients by JAX at those values."""
+  """Computes the layers of w by equations in float64, with gradients by JAX at these values."""
   begin = start(width)
   params = layers(begin)
   params = {name: np.asarray(x, np.float64) for name, x in params.items() if name.startswith("w_")}
@@ -170,7 +170,7 @@ def averages(memory, G, b1, b2):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("longest", [8, 6, 5])
 def test_shampoo_equals_its_equations(longest, monkeypatch):
-  """Of 6 x 8 matrices with both sides preconditioned, with one, and with none, which leaves Adam."""
+  """For 6 x 8 matrices with both sides preconditioned, one side, and none, which leaves Adam."""
   monkeypatch.setattr(optim.optimizers.kronecker, "LONGEST", longest)
   sides = [side for side, size in (("L", 6), ("R", 8)) if size <= longest]
 
@@ -198,7 +198,7 @@ def test_shampoo_equals_its_equations(longest, monkeypatch):
 
 @pytest.mark.usefixtures("float64")
 def test_soap_equals_its_equations():
-  """Of square matrices: the eigenvectors of eigenvalues that are 0 are anybody's choice."""
+  """For square matrices, because eigenvectors of zero eigenvalues are arbitrary."""
 
   def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
     step = 0 * G

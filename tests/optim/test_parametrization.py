@@ -1,4 +1,4 @@
-"""muP and CompleteP: multiples follow from shapes, are 1 at the base size, and keep changes of activations alike."""
+"""muP and CompleteP: multiples follow from shapes, are 1 at the base size, and keep changes of activations equal."""
 
 import itertools
 import re
@@ -59,7 +59,7 @@ def test_missing_fields_of_a_base_are_derived():
 
 
 def test_multiples_of_adam_agree_with_the_papers():
-  """Four times as wide: hidden rates a quarter, tables as before, logits a quarter; eight times as deep: branches."""
+  """At four times the width, hidden rates and logits are a quarter, tables unchanged; branches fall with the depth."""
   found = multiples(width=256, layers=16)
   ratio = resolved(config_of("mup", width=256)).model.feed_forward / resolved(config_of("mup")).model.feed_forward
   init, rate, decay, epsilon = found["blocks.attention.query"]
@@ -74,7 +74,7 @@ def test_multiples_of_adam_agree_with_the_papers():
 
 
 def test_epsilon_scales_as_gradients_do():
-  """At the start, behind a readout that is small: the rms of each parameter's gradient, between two sizes."""
+  """Compares the rms of each parameter's initial gradient, with a small readout, between two sizes."""
   sizes = []
   for width in (64, 256):
     config = resolved(config_of("mup", width=width))
@@ -110,7 +110,7 @@ def test_each_parameter_has_a_scaled_epsilon():
 
 
 def test_the_last_norm_of_a_stack_is_divided_in_its_last_layer():
-  """Where blocks end in a norm, the last layer's stands before the logits."""
+  """If blocks end in a norm, that of the last layer comes before the logits."""
   config = config_of("mup", width=256)
   config.model.norm_first = False
   found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
@@ -137,7 +137,7 @@ def test_multiples_of_other_optimizers_and_heads():
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if optimizers.BUILT_IN[name].step is Step.GRADIENT])
 def test_gradient_steps_compensate_for_smaller_gradients_in_deeper_models(name):
-  """Eight times as deep: a block's gradients are an eighth, and what ends a branch counts an eighth of its values."""
+  """At eight times the depth, gradients of blocks are an eighth, and outputs of branches are scaled by an eighth."""
   found = multiples(layers=16, optimizer=name)
   for inner in ("attention.query", "feed_forward.up", "attention_norm.scale", "feed_forward_norm.scale"):
     assert found[f"blocks.{inner}"][1] == 8.0
@@ -146,7 +146,7 @@ def test_gradient_steps_compensate_for_smaller_gradients_in_deeper_models(name):
 
 
 def test_scores_of_larger_heads_are_divided_by_their_size():
-  """1 / head_size in place of its root: queries begin smaller, and learn slower, by the root of the ratio."""
+  """Scores are divided by head_size instead of its root: queries start smaller and learn slower by the ratio's root."""
   config = config_of("mup", base=("model.head_size=16",))
   config.model.head_size = 64
   found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
@@ -167,7 +167,7 @@ def attentions():
 
 @pytest.mark.parametrize(("family", "fields"), attentions(), ids=str)
 def test_everything_in_the_scores_is_scaled_for_larger_heads(family, fields, monkeypatch):
-  """With four times the head size, multiples halve the scores of any parameters, vectors that begin as zeros too."""
+  """At four times the head size, multiples halve scores for all parameters, also for vectors that start as zeros."""
   config = default_config(family)
   config.model.update(width=16, layers=1, head_size=16, **fields)
   config.optim.update(parametrization="mup", base=("model.head_size=4",))
@@ -238,7 +238,7 @@ def test_a_check_is_traced_at_the_precision_of_float32_runs(monkeypatch):
 
 
 def test_layers_that_change_only_by_rounding_have_no_slope():
-  """Behind a readout of zeros the first step only moves the readout; at a vanishing rate nothing moves."""
+  """With a readout of zeros the first step only moves the readout; with a tiny rate nothing moves."""
   sizes = (16, 32)
   configs = [resolved(config_of("mup", width=size, layers=1, optimizer="sgd", lr=1e-3, **HOW)) for size in sizes]
   for config in configs:
@@ -255,7 +255,7 @@ UNIT_TABLES = ("model.width=1", "model.layers=2", "model.head_size=16")
 
 
 def checked(kind, axis, sizes, steps, seeds=2, family="decoder", lr=2e-3, base=BASE, **fields):
-  """Untied, so that the readout can be zero; with few tokens, so that what they share is no chance."""
+  """The check of an untied model, whose readout can be zero, with few tokens, so that chance plays no role."""
   configs = []
   for size in sizes:
     base = () if kind == "standard" else base
@@ -324,9 +324,9 @@ def test_steps_of_every_accepted_optimizer_change_activations_equally_at_every_w
 
 
 def slopes_of_blocks(name, depths, steps, seeds):
-  """The slope over depths of the last norm's change, at each step, where blocks alone learn: others would hide them.
+  """The slope over depths of the last norm's change at each step, with only blocks trained; others would hide them.
 
-  The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
+  The readout is the frozen table of embeddings: with a readout of zeros, blocks would have no gradients.
   """
   step = optimizers.BUILT_IN[name].step
   assert step is not None
@@ -340,9 +340,9 @@ def slopes_of_blocks(name, depths, steps, seeds):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_blocks_change_activations_equally_at_every_depth_with_every_accepted_optimizer(name):
-  """The first step of SOAP does not count: its first gradient only gives bases, so that no matrix moves.
+  """The first step of SOAP is ignored: its first gradient only gives the eigenbases, so no matrix moves.
 
-  Only scales of norms do, which are of no interest to it: their slope was -.18 from 2 to 4 layers, -.1 from 4 to 8.
+  Only scales of norms move, which this test is not about: their slope was -.18 from 2 to 4 layers, -.1 from 4 to 8.
   """
   first = 1 if name == "soap" else 0
   slopes = slopes_of_blocks(name, (2, 4, 8, 16), 2 + first, 2)[first:]

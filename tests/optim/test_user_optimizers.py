@@ -1,4 +1,4 @@
-"""Optimizers that users define in files of their own, and built-in ones that declare fields."""
+"""Optimizers that users define in their files, and built-in optimizers that declare fields."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def file_of(folder, text, name="mine"):
 
 @pytest.fixture
 def with_lamb(resolved, tmp_path):
-  """A config whose optimizer is a user's, resolved, and its data."""
+  """A resolved config with a user's optimizer, and its data."""
   config, corpus = resolved
   (tmp_path / "lamb.py").write_text(LAMB)
   config.optim.name = f"{tmp_path / 'lamb.py'}:lamb"
@@ -104,7 +104,7 @@ def test_the_state_of_a_user_optimizer_is_sharded_and_priced(with_lamb):
 
 
 def test_learning_rate_decay_and_clipping_apply_to_a_direction_and_not_to_complete_updates(tmp_path):
-  """A function without the parameter `learning_rate` returns a direction, one with it complete updates."""
+  """A function without the parameter `learning_rate` returns a direction; with it, complete updates."""
   params, grads = {"w": jnp.full((2, 2), 2.0)}, {"w": jnp.full((2, 2), 8.0)}
   for text, expected in (
     ("def mine(): return optax.identity()", 2.0 - 0.5 * (0.5 + 0.25 * 2.0)),  # the norm of 16 is clipped to 1
@@ -227,7 +227,7 @@ print(json.dumps({
 
 
 def test_a_built_in_optimizer_with_a_field_is_one_function(tmp_path):
-  """The field, what is traced, the check of its effect and the run's id follow from its definition."""
+  """The field, its tracing, the check of its effect and the run's id follow from the definition."""
   package = Path(optim.__file__).parent.parent
   shutil.copytree(package, tmp_path / "bigmodel", ignore=shutil.ignore_patterns("__pycache__"))
   file = tmp_path / "bigmodel" / "optim" / "optimizers.py"

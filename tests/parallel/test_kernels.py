@@ -1,4 +1,4 @@
-"""All attention kernels compute what plain attention does, and so do their gradients."""
+"""All attention kernels and their gradients agree with plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ MESH = dict(fsdp=2, tensor=2)
 
 
 def compare(other, shape=(B, T, H, G, K), atol=3e-6):
-  """Values and gradients of a random weighting of the output; float32 sums in another order."""
+  """Compares values and gradients of a randomly weighted sum of the output, up to the order of float32 sums."""
   b, t, h, g, k = shape
   keys = jax.random.split(jax.random.key(0), 4)
   q, weights = (jax.random.normal(key, (b, t, h, k)) for key in keys[:2])

@@ -1,4 +1,4 @@
-"""Launch recipes are valid in the languages of their launchers, and say the command whole."""
+"""Launch scripts are valid in the languages of their launchers, and contain the whole command."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Every preset, dense and with experts, trains as one device does; state is spread as asked."""
+"""Every preset, dense and with experts, trains as one device does, with state sharded as configured."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ VARIANTS = {
 
 @pytest.fixture
 def model(resolved):
-  """A config with four layers, whose every axis but the vocabulary of 257 bytes the meshes can divide; its corpus."""
+  """A config with four layers, and its corpus. The meshes divide all its axes except the vocabulary of 257."""
   config, corpus = resolved
   config.model.update(width=32, layers=4, heads=4, kv_heads=2, feed_forward=48)
   config.train.batch_size = config.eval.batch_size = 16
@@ -108,7 +108,7 @@ def test_every_mesh_trains_as_one_device(model, alone, name, experts):
   ["ep", "pp", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in ("dp", "ep", "pp"))],
 )
 def test_evaluation_of_experts_is_the_same_on_every_mesh(model, name):
-  """Nothing is dropped, in as many rounds as the fullest expert of any device needs."""
+  """No token is dropped: there are as many rounds as the fullest expert of any device needs."""
   config, corpus = model
   config = with_experts(config)
   rows = pipeline.train_pipeline(config, corpus, STEPS).part(0)
@@ -211,7 +211,7 @@ def test_fsdp_shards_parameters_and_optimizer_state(model, experts):
   ],
 )
 def test_matrix_optimizers_train_the_same_on_every_mesh_with_sharded_state(model, optimizer, preset):
-  """Orthogonal steps, roots and bases are of whole matrices, wherever their parts lie."""
+  """Orthogonalized steps, roots and eigenbases are those of whole matrices, however these are sharded."""
   config, corpus = model
   config = config.copy_and_resolve_references()
   config.optim.name, config.model.feed_forward = optimizer, 64

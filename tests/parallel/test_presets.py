@@ -35,7 +35,7 @@ def config_of(name):
 
 
 def _abstract(sizes):
-  """A mesh of these sizes, of devices that need not be here."""
+  """An abstract mesh of these sizes, without devices."""
   kinds = (AxisType.Auto,) * len(parallel.AXES)
   return AbstractMesh(tuple(sizes.get(axis, 1) for axis in parallel.AXES), parallel.AXES, axis_types=kinds)
 
@@ -56,7 +56,7 @@ def test_every_preset_plans_every_published_configuration(name):
 
 @pytest.mark.parametrize("width", [30, 33, 36])
 def test_presets_shrink_axes_to_divisors_of_a_width(width):
-  """Beside what is asked for of other axes that weights are spread over."""
+  """The axes that the config sets, and over which weights are also sharded, are taken into account."""
   config = config_of("default")
   config.model.update(width=width, heads=3, kv_heads=3, head_size=10, feed_forward=64, experts=8, expert_group=8)
   config.data.context, config.train.batch_size, config.eval.batch_size = 48, 192, 192

@@ -20,7 +20,7 @@ DEVICE = 3  # any but the first, on which everything else lies
 
 @pytest.fixture
 def saved(resolved, tmp_path, monkeypatch):
-  """`saved(name, **fields)`: a run's folder, with these fields of `config.parallel` and a state as after training."""
+  """`saved(name, **fields)` makes a run's folder with these fields of `config.parallel` and a trained state."""
   base, corpus = resolved
   base.model.update(vocab=264, width=64, layers=2, heads=4, kv_heads=2, feed_forward=96)
   base.parallel.scan = True  # compiles faster

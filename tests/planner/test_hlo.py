@@ -1,4 +1,4 @@
-"""Reading compiled programs: collectives in every notation, loops counted as often as they run."""
+"""Reading compiled programs: collectives in every notation, counted as often as their loops run."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The planner: published sizes, bytes by arithmetic beside the compiler's, search, money."""
+"""The planner: published sizes, bytes by arithmetic compared with the compiler's, search, costs."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ CASES = [
 
 @pytest.mark.parametrize(("preset", "experts"), CASES)
 def test_bytes_by_arithmetic_agree_with_the_compiler(preset, experts):
-  """State exactly, the peak within 15%."""
+  """Bytes of the state agree exactly, the peak within 15%."""
   config = small(experts, preset=preset)
   found = compile_step(config, topology.parse(""))
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 8), None)
@@ -149,7 +149,7 @@ GPUS = [name for name, chip in CHIPS.items() if not chip.dimensions]
 
 @pytest.mark.parametrize("name", GPUS)
 def test_between_hosts_a_group_has_the_network_cards_of_its_members(name):
-  """Groups of 16 GPUs with 8, 4 and 1 of them on a host, and of 8 on one: NVIDIA's rates, one way."""
+  """Groups of 16 GPUs with 8, 4 and 1 per host, and of 8 on one host, have NVIDIA's bandwidths, one way."""
   chip, sent = CHIPS[name], 8e9
   assert chip.link == (300e9 if name == "a100" else 450e9)
   assert chip.network == (25e9 if name == "a100" else 50e9)
@@ -186,7 +186,7 @@ def test_members_of_a_group_on_a_host_follow_from_the_order_of_the_axes():
 @pytest.mark.parametrize("name", GPUS)
 @pytest.mark.parametrize("preset", parallel.PRESETS)
 def test_the_share_of_the_peak_falls_from_one_host_of_gpus_to_many(name, preset):
-  """The same batch, and as many rows a GPU."""
+  """Both with the same batch and with the same number of rows per GPU."""
   for rows_of in (lambda n: 1024, lambda n: n):
     shares = []
     for n in (8, 16, 64, 256, 1024):
@@ -220,7 +220,7 @@ def test_prices_are_part_of_the_package(inside, tmp_path, monkeypatch):
 
 
 def test_communication_scales_with_the_mesh_as_in_theory():
-  """What a chip sends in a step, with the same rows a chip on 8 to 256 chips."""
+  """Bytes that a chip sends in a step, with the same rows per chip on 8 to 256 chips."""
   config, _ = configs.load("configs/published.py:mixtral_8x7b")
   sent, ways = {}, {}
   for preset in parallel.PRESETS:

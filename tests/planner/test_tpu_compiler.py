@@ -1,4 +1,4 @@
-"""The compiler for TPUs, on a machine without one: what the planner reads of its programs, and the kernels for TPUs."""
+"""The compiler for TPUs on a machine without TPUs: what the planner reads from its programs, and kernels for TPUs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found and the step before is used; a full disk is named; killed writers leave nothing."""
+"""Checkpoints: damage is detected and an older step used; full disks are reported; killed writers leave nothing."""
 
 import concurrent.futures
 import errno
@@ -27,7 +27,7 @@ from bigmodel.train.checkpoint import Checkpoints, arrays, folders, integrity
 
 
 def sound_steps(store):
-  """Newest first."""
+  """The sound steps, newest first."""
   return [step for step in reversed(store.steps()) if store.is_sound(step)]
 
 
@@ -58,7 +58,7 @@ def test_restored_arrays_equal_saved_ones_and_old_steps_are_removed(store):
 
 
 def test_small_arrays_are_joined_and_restored_on_host_and_devices(store):
-  """Of every type and shape, beside one that is written alone: on the host, on devices, and by its name."""
+  """Arrays of every dtype and shape, and a large one, are restored on the host, on devices, and by name."""
   rng = np.random.default_rng(0)
   saved = {
     "large": rng.normal(size=(700, 512)).astype(np.float32),
@@ -100,7 +100,7 @@ def test_saving_a_step_again_replaces_it(store):
 
 
 def test_one_flipped_bit_in_any_file_is_detected(store, tmp_path):
-  """100 of 100, in every kind of file, the seal included."""
+  """All of 100 flipped bits are detected, in every kind of file including the seal."""
   rng = random.Random(0)
   pristine = tmp_path / "pristine"
   shutil.copytree(store.folder / "30", pristine)
@@ -149,7 +149,7 @@ def left_over(store, writer):
 
 
 def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
-  """Those of this machine at once, and of another once nothing has changed in them for a day."""
+  """Those of this machine at once, and those of other machines after a day without changes."""
   code = "from bigmodel import processes; print(processes.this_process())"
   dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
   killed, elsewhere = left_over(store, dead), left_over(store, f"{'0' * 16}-1-2")
@@ -172,9 +172,9 @@ def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
 
 
 def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypatch):
-  """One that does not know that it was replaced saves on, while the other begins at the newest step and saves, too.
+  """A replaced writer that has not noticed it continues to save, while its successor resumes and saves, too.
 
-  12 trials with pauses at every point where one could be overtaken. Nothing fails, and nothing is left half written.
+  12 trials have pauses wherever a writer could be overtaken. Nothing fails, and nothing is left half written.
   """
   rng = random.Random(0)
   for module, name in (
@@ -235,7 +235,7 @@ def test_a_save_succeeds_when_another_writer_removes_the_same_step_during_the_co
 
 
 def test_a_writer_that_was_replaced_commits_nothing(store):
-  """It learns it while it writes: nothing appears or goes, and the reason is said in one line."""
+  """It learns this while it writes: no checkpoint is added or removed, and the error is one line."""
   store.lost = lambda: True
   before = {step: (store.folder / str(step) / checkpoint.SEAL).read_text() for step in store.steps()}
   store.save(40, state(40))
@@ -246,7 +246,7 @@ def test_a_writer_that_was_replaced_commits_nothing(store):
 
 
 def test_only_the_newest_checkpoint_is_hashed(store, monkeypatch):
-  """And the one before it only where that is damaged."""
+  """The previous checkpoint is hashed only if the newest is damaged."""
   real, hashed = integrity._sha256, []
   monkeypatch.setattr(integrity, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
   assert store.newest_sound() == 30
@@ -260,7 +260,7 @@ def test_only_the_newest_checkpoint_is_hashed(store, monkeypatch):
 
 
 def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
-  """Checkpoints from before files were hashed in blocks."""
+  """Earlier versions did not hash files in blocks."""
   folder = store.folder / "30"
   sealed = json.loads((folder / checkpoint.SEAL).read_text().partition("\n")[2])
   sealed["files"] = {name: facts["sha256"][0] for name, facts in sealed["files"].items()}
@@ -272,7 +272,7 @@ def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_processes_together_hash_every_block_of_a_checkpoint_once(store, monkeypatch, parts):
-  """In blocks that are smaller than its files; a flipped bit anywhere is found by one of them."""
+  """With blocks that are smaller than files, one of the processes detects a flipped bit anywhere."""
   monkeypatch.setattr(integrity, "BLOCK", 500)
   store.save(40, {"large": np.random.default_rng(0).normal(size=(64, 32)), **state(40)})
   store.wait()
@@ -321,7 +321,7 @@ def test_too_little_disk_space_is_reported_before_anything_is_written(store, mon
 
 
 def test_a_save_whose_wait_was_interrupted_is_awaited_on_close(store, monkeypatch):
-  """A second Ctrl-C comes while the last checkpoint is being written: no other command may meet it half done."""
+  """After a second Ctrl-C while the last checkpoint is being written, no other command may see it half written."""
   real, going_on, writes = integrity.write_seal, threading.Event(), []
 
   def slow(*given):
@@ -342,7 +342,7 @@ def test_a_save_whose_wait_was_interrupted_is_awaited_on_close(store, monkeypatc
 
 
 def test_a_checkpoint_holds_the_state_at_the_start_of_the_save(store, monkeypatch):
-  """Training goes on in the same memory meanwhile: of arrays that are joined, alone of their type, or large."""
+  """Training changes the same memory meanwhile: of arrays that are joined, the only ones of their dtype, or large."""
   saved = {"large": np.ones((700, 512), np.float32), "one": np.ones(3, np.float16), "a": np.ones(3), "b": np.ones(2)}
   real, going_on = folders.check_space, threading.Event()
   monkeypatch.setattr(folders, "check_space", lambda *given: (going_on.wait(60), real(*given)))
@@ -365,7 +365,7 @@ def test_a_failed_save_is_reported_without_waiting(store, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(65537, 40), (40, 65537), (30522, 90), (30592, 90), (2 * 3 * 65537,), (8, 512, 512)])
 def test_arrays_of_any_length_are_stored_in_few_pieces(tmp_path, shape):
-  """Orbax cuts at divisors: an axis with a large prime factor would be stored row by row, or number by number."""
+  """Orbax cuts at divisors, so it would store an axis with a large prime factor row by row or number by number."""
   store = Checkpoints(tmp_path)
   store.save(1, {"large": np.zeros(shape, np.float32), **{f"s{i}": np.zeros(100_003, np.float32) for i in range(13)}})
   store.close()

@@ -1,4 +1,4 @@
-"""Steps that are skipped change nothing, and a run that diverges leaves no checkpoint of what it became."""
+"""Skipped steps change nothing, and a diverged run leaves no checkpoint of its diverged state."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ BAD = 250  # a byte that the corpus does not have
 
 @pytest.fixture
 def broken(monkeypatch):
-  """`{data.seed: steps}`: in batches of these steps the loss is infinite, as one that overflows is."""
+  """A dict {data.seed: steps}: the loss of these steps' batches is made infinite, as by an overflow."""
   chosen: dict[int, Sequence[int]] = {}
   build, batch = tasks.build, Pipeline.batch
 
@@ -66,7 +66,7 @@ def train(runs, corpus, stop=None, **options):
 
 
 def newest(run):
-  """The step of the newest checkpoint, and whether all in it is finite."""
+  """The step of the newest checkpoint, and whether all of its arrays are finite."""
   store = Checkpoints(run.folder / "checkpoints")
   step = store.newest_sound()
   assert step is not None
@@ -194,7 +194,7 @@ def test_a_run_that_skips_most_or_its_last_steps_counts_as_diverged(resolved, br
 
 
 def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, stop_at):
-  """Also where the last stage skips none, and where a run was interrupted in its second stage."""
+  """Also if the last stage skips no steps, and if the run was interrupted in its second stage."""
   config, corpus = resolved
   config.train.steps = 6
   config.train.stages = ("optim.lr=0.02 optim.skip_above=5 train.steps=7",)
@@ -252,7 +252,7 @@ def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):
 def test_the_newest_checkpoint_of_a_diverged_run_predates_the_divergence(
   resolved, broken, tmp_path, log_every, checkpoint_every, expected
 ):
-  """Between the steps that are logged as well."""
+  """Also if it diverges between logged steps."""
   config, corpus = resolved
   config.train.update(log_every=log_every, checkpoint_every=checkpoint_every)
   broken[0] = range(17, 18)
@@ -279,7 +279,7 @@ def test_parameters_that_overflow_in_the_last_step_are_not_saved(resolved, tmp_p
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
 def test_other_members_resume_after_a_member_diverged(resolved, broken, tmp_path, stop_at, sizes):
-  """The longest member diverges; it has its record and its last sound checkpoint, and the others go on without it."""
+  """The longest member diverges; it keeps its record and its last sound checkpoint, and the others continue."""
   config, corpus = resolved
   config.model.vocab = 264
   config.parallel.update(**sizes)
@@ -334,7 +334,7 @@ def test_a_diverged_trunk_gives_its_branches_no_checkpoint(resolved, broken, tmp
 
 @pytest.fixture
 def not_finite(resolved, tmp_path):
-  """The folder of a run whose parameters are not finite, as an import of other versions could leave it."""
+  """The folder of a run whose parameters are not finite, as an earlier version could have imported it."""
   config, _ = resolved
   program = programs.program(config)
   state = jax.device_get(program.init(0))

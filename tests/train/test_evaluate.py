@@ -1,4 +1,4 @@
-"""Evaluation: the standard error over documents is that of resampling documents."""
+"""Evaluation: the standard error over documents equals that of resampling documents."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tasks on real text: exact where they can be, and well below what knows the frequencies of bytes only."""
+"""Tasks on real text: exact if possible, and otherwise much better than guessing by byte frequencies."""
 
 import importlib.util
 from pathlib import Path

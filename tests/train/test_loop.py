@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or diverge: nothing is lost, and the bits are those of a whole run."""
+"""Runs that are killed, interrupted or diverge: nothing is lost, and results are those of whole runs."""
 
 import concurrent.futures
 import json
@@ -57,7 +57,7 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
 
 
 def test_the_share_of_choices_that_experts_drop_is_logged_and_recorded(resolved, tmp_path):
-  """Half the slots of an even share leave half of the choices without one, at least."""
+  """With half of the slots that even choices need, at least half of the choices are dropped."""
   config, corpus = resolved
   config.model.update(experts=4, experts_per_token=2, expert_capacity=0.5)
   config.train.update(steps=4, accumulate=2, log_every=2)
@@ -86,7 +86,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, tmp_path, monkeypatch):
-  """It is saved while it is evaluated; here the disk says no when the evaluation has long been done."""
+  """The run is saved while it is evaluated; here the save fails after the evaluation has finished."""
   config, corpus = resolved
   config.train.checkpoint_every = 1000
 
@@ -101,7 +101,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
 
 
 def test_a_pack_that_cannot_be_saved_stops_evaluating(resolved, tmp_path, monkeypatch):
-  """The first members are evaluated meanwhile; the process would end only when they are."""
+  """The first members are evaluated during the save; otherwise the process would wait for the evaluation."""
   config, corpus = resolved
   config.train.update(steps=4, checkpoint_every=1000)
   began, gave_up = threading.Event(), threading.Event()
@@ -130,7 +130,7 @@ def test_a_pack_that_cannot_be_saved_stops_evaluating(resolved, tmp_path, monkey
 
 
 def test_a_run_past_a_new_rung_returns_to_it_and_pauses(resolved, tmp_path, stop_at):
-  """A rung may come to be when a run has gone further: where it was added to the design."""
+  """This happens if a rung is added to the design after a run has passed its step."""
   config, corpus = resolved
   runs = [Run(config, absolute(tmp_path / name)) for name in ("fresh", "past")]
   with pytest.raises(Interrupted):
@@ -196,7 +196,7 @@ def test_a_signal_requests_a_stop_and_old_handlers_are_restored(number):
 
 
 def test_evaluations_during_training_are_logged_and_do_not_affect_it(resolved, tmp_path, stop_at):
-  """They are those of the checkpoints of their steps, whether a run is whole, interrupted or a member of a pack."""
+  """They equal evaluations of the steps' checkpoints, for uninterrupted and interrupted runs and members of packs."""
   config, corpus = resolved
   plain = train(config, corpus, tmp_path / "plain")
   config.eval.every = 4
@@ -227,7 +227,7 @@ def test_evaluations_during_training_are_logged_and_do_not_affect_it(resolved, t
 
 @pytest.mark.parametrize("least", [12, 30])
 def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(resolved, tmp_path, stop_at, monkeypatch, least):
-  """Of made-up losses, at step 12 or at the end, also where the run was interrupted before, at and after it."""
+  """With made-up losses that are lowest at step 12 or at the end, also if interrupted before, at or after it."""
   config, corpus = resolved
   plain = train(config, corpus, tmp_path / "plain")
   config.eval.every, config.train.keep_best = 4, True

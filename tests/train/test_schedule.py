@@ -1,4 +1,4 @@
-"""Between events a program makes steps only; metrics are read one call late, and none after every member diverged."""
+"""Programs only make steps between events; metrics are read one call late, and none after all members diverged."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Stages: each trains what it says, schedules begin anew, a killed run ends with the bits of a whole one."""
+"""Stages: each trains its task, schedules restart, and resumed runs are bit-identical to uninterrupted ones."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight
 
 @pytest.fixture
 def dbn(tmp_path):
-  """A net on 60 rows of two noisy patterns: RBMs for 6 and 5 steps, by other optimizers, then 9 steps of all."""
+  """A config of a net on 60 rows of two noisy patterns: RBMs for 6 and 5 steps, then 9 steps of all layers."""
   rng = np.random.default_rng(0)
   labels = np.arange(60) % 2
   inputs = np.clip(
@@ -105,7 +105,7 @@ def test_a_stage_changes_only_the_layer_that_it_trains(dbn, tmp_path, stop_at):
 
 @pytest.mark.parametrize(("axes", "members"), [({"fsdp": 2}, 2), ({}, jax.device_count() + 1)])
 def test_members_of_a_pack_change_stages_like_single_runs(dbn, tmp_path, axes, members):
-  """Spread over axes, and on lanes that they do not fill."""
+  """Members are sharded over axes, or are too few to fill the lanes."""
   dbn.parallel.update(data=1, **axes)
   runs, data = [], pipeline.prepare(dbn)
   for i in range(members):
@@ -154,7 +154,7 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_a_stage_resets_inherited_fields_that_its_optimizer_does_not_read(config, name):
-  """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
+  """Every optimizer that reads additional fields, after a stage with every other optimizer."""
   defaults = optim.defaults()
   for own, optimizer in optim.optimizers.BUILT_IN.items():
     config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
@@ -198,7 +198,7 @@ def test_a_ramp_increases_the_batch_size(config):
 
 
 def test_a_ramp_reads_each_row_once_in_order_and_keeps_the_optimizer_state(config, tmp_path, stop_at):
-  """Stopped within and at the ends of its phases it is the same run; what is learned is carried through them."""
+  """Results are the same if the run is stopped within or at the ends of phases."""
   run, data = study.single_run(ramped(config), tmp_path / "whole")
   rows = []
   for stage in stages.of(run.config):
@@ -236,7 +236,7 @@ PAIRS = [(first, last) for first in KINDS for last in KINDS if first != last]
 
 
 def two_stages(config, first, last, **more):
-  """A copy whose first stage, of 4 steps, and whose own, of 3, have optimizers of these kinds."""
+  """A copy with a first stage of 4 steps and a last one of 3, with optimizers of these kinds."""
   own = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
   own.optim.update(lr=0.05, warmup=0.0)
   own.train.steps = 3
@@ -247,7 +247,7 @@ def two_stages(config, first, last, **more):
 
 @pytest.mark.parametrize(("first", "last"), PAIRS)
 def test_a_run_in_its_first_stage_is_evaluated_with_the_optimizer_of_that_stage(config, tmp_path, first, last):
-  """At rungs in it and at its end, and from its checkpoints there."""
+  """Both at rungs within the stage and at its end, and from the checkpoints there."""
   own = two_stages(config, first, last)
   run, data = study.single_run(own, tmp_path / "run")
   in_force = stages.of(run.config)[0].config

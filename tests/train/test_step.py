@@ -1,4 +1,4 @@
-"""One step is the same on every mesh, in every pack and in any number of microbatches."""
+"""A step is the same on every mesh, in every pack and with any number of microbatches."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def run_steps(config, corpus, count=3, **sizes):
 
 
 def close(one, other, rtol=2e-4):
-  """Equal but for the order of float32 sums, which Adam's division amplifies where gradients are tiny."""
+  """Compares up to the order of float32 sums, which Adam's division amplifies for tiny gradients."""
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-5)
 

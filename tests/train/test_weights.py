@@ -1,4 +1,4 @@
-"""Weights from elsewhere: begun from exactly, frozen where asked, refused with the tensor that does not fit."""
+"""Initial weights from other runs: used exactly, frozen as configured, and refused by name if they do not fit."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_weights_that_do_not_fit_are_refused_before_compiling(config, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["name=adamw", "average=0.9", "name=schedule_free"])
 def test_tables_of_an_earlier_version_without_padding_are_padded(config, tmp_path, optimizer):
-  """For another run and to evaluate, on a mesh by which only padded ones divide; to resume, they are refused."""
+  """This works for another run and for evaluation, on a mesh that only divides padded tables; resuming is refused."""
   name, _, value = optimizer.partition("=")
   config.optim[name] = value if name == "name" else float(value)
   run, _ = trained(config, tmp_path / "first", **{"train.steps": 2})
@@ -111,7 +111,7 @@ SHAPES = {
 
 
 def exported(kind, folder):
-  """A run's folder of random weights, exported; returns its parameters."""
+  """Makes a run with random weights and exports it; returns its parameters."""
   family, fields = SHAPES[kind]
   config = study.default_config(family)
   config.model.update(**fields)
