@@ -235,7 +235,7 @@ def _run_blocks(config: Config, sizes: dict[str, int]) -> RunBlocks:
 
 
 def _spread_attention(q: jax.Array, k: jax.Array, v: jax.Array, sequence_shards: int, ring: bool) -> jax.Array:
-  """One device's part of attention along `sequence`, with copies for what it would receive."""
+  """One device's part of attention along `sequence`, with copies in place of the data that it would receive."""
   if ring and sequence_shards > 1:
     return kernels.around(q, k, v, sequence_shards, jnp.int32(0), jax.lax.optimization_barrier)
   k, v = (jnp.concatenate([x] * sequence_shards, axis=1) for x in (k, v))

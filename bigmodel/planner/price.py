@@ -20,7 +20,7 @@ MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # a measurement ends after this many
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-  """What one run costs: parameters and FLOPs under every convention, bytes and expected seconds."""
+  """The costs of one run: parameters and FLOPs under every convention, bytes and expected seconds."""
 
   params_total: int
   params_non_embedding: int

@@ -15,7 +15,7 @@ class Best:
   """Keeps the state with the lowest held-out loss so far; `best.json` has its step and loss."""
 
   def __init__(self, run: Run, lost: Callable[[], bool]):
-    """`lost` says whether another worker has taken over the run: then nothing is committed any more."""
+    """`lost` returns whether another worker has taken over the run; nothing is committed from then on."""
     self._config, self._folder = run.config, run.folder / "best"
     self._store = Checkpoints(self._folder / "checkpoints", keep=1, lost=lost)
     self._loss = math.inf

@@ -1,4 +1,4 @@
-"""A member of a program: a run that is being trained, with what it reads and writes."""
+"""A member of a program: a run in training, with its data, metrics and checkpoints."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from bigmodel.train.stop import Stop
 
 @dataclasses.dataclass(eq=False)  # compared by identity: looking a member up compares no arrays
 class Member:
-  """One run of a program, with what it reads and writes."""
+  """One run of a program, with its data, metrics and checkpoints."""
 
   run: Run
   data: Data

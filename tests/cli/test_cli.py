@@ -209,7 +209,7 @@ def test_a_coordinate_check_measures_every_parametrization_that_the_optimizer_ac
   refused = json.loads(out)["refused"]
   assert set(refused) == set(optim.parametrization.PARAMETRIZATIONS) - set(kinds)
   assert all(f"no rule for {name}" in reason for reason in refused.values())
-  if name in REFUSED:  # a config that asks for what is refused is wrong
+  if name in REFUSED:  # a config with a refused parametrization is an error
     measured.clear()
     code, _, err = inside(*call, "--config.optim.parametrization=mup", "--config.optim.base=('model.width=8',)")
     assert (code, measured) == (2, [])

@@ -19,7 +19,7 @@ from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 ROOT = Path(__file__).parents[2]
 VERBS = list(main.verbs())
 EXAMPLES = [(verb, example) for verb in VERBS for example in main.find(verb).EXAMPLES]
-# These would make the help slow. numpy and rich stand for all that import them.
+# These would make the help slow. numpy and rich represent all modules that import them.
 SLOW = ("flax", "jax", "ml_collections", "numpy", "polars", "rich")
 
 
@@ -76,7 +76,7 @@ def test_every_command_of_the_pages_and_docstrings_parses(path):
   text = "\n".join(file.read_text() for file in files).replace("\\\n", " ")
   commands = [line.strip() for line in text.splitlines() if re.match(r" {4}bigmodel [a-z]+ ", line)]
   for command in commands:
-    if "..." not in command.partition("#")[0]:  # which stands for what was printed before
+    if "..." not in command.partition("#")[0]:  # a placeholder for earlier output
       arguments_of(command)
   assert commands or path == "docs"
 

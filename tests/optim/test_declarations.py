@@ -70,7 +70,7 @@ def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
     np.testing.assert_allclose(sizes(scale), plain * (scale if linear else 1.0), rtol=2e-3, atol=1e-4)
   moving = plain[:, plain.max(axis=0) > 0]  # SOAP's first gradient only gives a basis
   assert moving.shape[1] >= STEPS - 1
-  # Random gradients of the same size: what is left between matrices is chance.
+  # Random gradients of the same size: remaining differences between matrices are chance.
   assert (moving.max(axis=0) / moving.min(axis=0)).max() < 2.5, moving.round(3).tolist()
   assert (moving[:, 1:] / moving[:, :-1]).max() < 2.5, moving.round(3).tolist()
 
@@ -206,7 +206,7 @@ def test_products_have_the_highest_precision(name):
   text = jax.jit(update).lower(params, optim.initial_state(how, params)).as_text()
   products = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)]
   if name in ("shampoo", "soap"):
-    assert len(products) >= 5  # two statistics, two sides and what gives a root or a basis
+    assert len(products) >= 5  # two statistics, two sides, and a root or an eigenbasis
   if name == "muon":
     assert products
     with exact_products(jnp.float32):

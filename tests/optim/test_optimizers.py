@@ -53,7 +53,7 @@ def config_of(name, **fields):
   return config
 
 
-def ours(config, params=None, steps=STEPS):
+def our_run(config, params=None, steps=STEPS):
   params = start() if params is None else params
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, steps)
   state = optim.initial_state(how, params)
@@ -64,7 +64,7 @@ def ours(config, params=None, steps=STEPS):
   return params, state, metrics
 
 
-def theirs(transformation, params=None):
+def reference_run(transformation, params=None):
   params = start() if params is None else params
   state = transformation.init(params)
 
@@ -97,8 +97,8 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_elementwise_optimizers_equal_those_of_optax(name):
-  params, state, _ = ours(config_of(name))
-  expected, reference = theirs(REFERENCES[name])
+  params, state, _ = our_run(config_of(name))
+  expected, reference = reference_run(REFERENCES[name])
   close(params, expected)
   if name == "schedule_free":
     averaged = optim.evaluated(config_of(name), params, state)
@@ -132,14 +132,14 @@ def by_layer(transformation, begin=None):
 
 
 def test_adafactor_equals_that_of_optax_in_every_layer():
-  params, _, _ = ours(config_of("adafactor"))
+  params, _, _ = our_run(config_of("adafactor"))
   close(layers(params), by_layer(optax.adafactor(0.05)))
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scale", optim.UPDATE_SCALES)
 def test_muon_equals_that_of_optax_on_hidden_matrices(scale):
-  params, _, _ = ours(config_of("muon", update_scale=scale), exact(start()))
+  params, _, _ = our_run(config_of("muon", update_scale=scale), exact(start()))
   size = {"match_rms_adamw": 0.2 * 8**0.5, "spectral": (8 / 6) ** 0.5, "original": (8 / 6) ** 0.5}[scale]
   label = lambda p: {name: "muon" if name.startswith("w_") else "adam" for name in p}
   muon = optax.chain(contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=lambda p: jax.tree.map(
@@ -191,7 +191,7 @@ def test_shampoo_equals_its_equations(longest, monkeypatch):
     return step * np.linalg.norm(adam) / np.linalg.norm(step)
 
   expected = numpy_steps(update, 8)
-  params, _, _ = ours(config_of("shampoo"), exact(start()))
+  params, _, _ = our_run(config_of("shampoo"), exact(start()))
   for i in range(2):
     np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
 
@@ -217,7 +217,7 @@ def test_soap_equals_its_equations():
     return step
 
   expected = numpy_steps(update, 6)
-  params, _, _ = ours(config_of("soap"), exact(start(6)))
+  params, _, _ = our_run(config_of("soap"), exact(start(6)))
   for i in range(2):
     np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
 
@@ -238,9 +238,9 @@ def test_weight_decay_of_matrices_follows_the_rate_or_the_schedule():
 
 
 def test_rules_set_rates_and_decay_of_single_parameters():
-  plain, _, _ = ours(config_of("sgd"), steps=1)
+  plain, _, _ = our_run(config_of("sgd"), steps=1)
   rules = {"rates": ("blocks.w=0.5", "embedding=0"), "decays": ("w$=0", "scale=1")}
-  ruled, _, _ = ours(config_of("sgd", weight_decay=0.1, **rules), steps=1)
+  ruled, _, _ = our_run(config_of("sgd", weight_decay=0.1, **rules), steps=1)
   moved = lambda params, name: params["blocks"][name] - start()["blocks"][name]
   np.testing.assert_allclose(moved(ruled, "w"), 0.5 * moved(plain, "w"), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(moved(ruled, "scale"), moved(plain, "scale") - 0.1 * 0.1, rtol=1e-4)

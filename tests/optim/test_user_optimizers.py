@@ -60,9 +60,9 @@ def with_lamb(resolved, tmp_path):
 
 
 def changed(config, **values):
-  own = config.copy_and_resolve_references()
-  own.optim.update(values)
-  return own
+  changed_config = config.copy_and_resolve_references()
+  changed_config.optim.update(values)
+  return changed_config
 
 
 def train(runs, corpus, stop=None):
@@ -92,9 +92,9 @@ def test_the_state_of_a_user_optimizer_is_sharded_and_priced(with_lamb):
   config.model.vocab = 264
   states = {}
   for name in (config.optim.name, "adamw"):
-    own = changed(config, name=name)
-    own.parallel.update(data=1, fsdp=8)
-    state = programs.program(own).shapes.opt_state
+    changed_config = changed(config, name=name)
+    changed_config.parallel.update(data=1, fsdp=8)
+    state = programs.program(changed_config).shapes.opt_state
     states[name] = [(x.shape, x.sharding.spec) for x in jax.tree.leaves(state) if x.ndim]
   assert states[config.optim.name] == states["adamw"]
   assert any("fsdp" in str(spec) for _, spec in states["adamw"])

@@ -230,7 +230,7 @@ measured = {"mark": steps.params_sha256(made["params"])}
 for name in sys.argv[5:]:
   store = Checkpoints(f"{folder}/{name}")
   if name == f"of{processes}":
-    store.save(10, made)  # compiles what the fingerprints are computed with
+    store.save(10, made)  # compiles the computation of fingerprints
     store.wait()
     _, measured["save"] = costs(lambda: (store.save(20, made), store.wait()))
   step, measured[f"verify {name}"] = costs(store.newest_sound)

@@ -24,22 +24,22 @@ def recipe(capsys, place, topology):
 def test_shell_recipes_parse_and_run_the_command(capsys, tmp_path, place, topology):
   text = recipe(capsys, place, topology)
   assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-  # With stand-ins for the launchers, the command that arrives is the one that was given.
+  # Stub launchers record the command; it must be the given one.
   for name in ("gcloud", "srun", "scontrol"):
     script = tmp_path / name
     script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/said\n')
     script.chmod(0o755)
   text = text.replace("cd .", f"cd {tmp_path}")
   subprocess.run(["bash"], input=text, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-  said = (tmp_path / "said").read_text()
+  printed = (tmp_path / "said").read_text()
   if place == "slurm":
-    assert "--workdir=gs://bucket/it's here\n" in said
+    assert "--workdir=gs://bucket/it's here\n" in printed
     assert f"--nodes={2 if topology == 'h100:16' else 1}" in text
   else:
-    last = said.splitlines()[-1].removeprefix("--command=")
+    last = printed.splitlines()[-1].removeprefix("--command=")
     assert subprocess.run(["bash", "-n"], input=last, text=True, check=False).returncode == 0
     assert "--workdir=gs://bucket/it" in last
-    assert "--worker=all" in said
+    assert "--worker=all" in printed
     if topology == "v5p:4x4x4":
       assert "--accelerator-type=v5p-128" in text  # v5p is named by its cores
 
@@ -71,9 +71,9 @@ def test_a_launcher_does_not_write_to_the_standard_output_of_json(capfd, monkeyp
   assert main(["launch", "--on=slurm", "--topology=h100:8", *COMMAND]) == 0
   assert capfd.readouterr().out == "Submitted batch job 7\n"
   assert main(["launch", "--on=slurm", "--topology=h100:8", "--json", *COMMAND]) == 0
-  said = capfd.readouterr()
-  assert json.loads(said.out)["started"]
-  assert said.err == "Submitted batch job 7\n"
+  printed = capfd.readouterr()
+  assert json.loads(printed.out)["started"]
+  assert printed.err == "Submitted batch job 7\n"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def distance(one, other):
 
 @pytest.fixture(scope="module")
 def alone():
-  return {}  # what one device computed, by kind of model
+  return {}  # results of one device, by kind of model
 
 
 QUICK = {("fsdp", False), ("pp", False), ("fsdp_tp_sp", True), ("ep", True)}  # every axis once
@@ -96,7 +96,7 @@ def test_every_mesh_trains_as_one_device(model, alone, name, experts):
   program, losses_m, first_m, last_m = gradients(on(config, **(VARIANTS[name] or dict(preset=name))), corpus)
   assert program.mesh.size == 8
   assert losses[-1] < losses[0] - 0.3
-  # What the documentation promises: float32 sums in another order, and what 20 steps make of that.
+  # As documented: the order of float32 sums differs, and 20 steps amplify that.
   assert abs(losses_m[0] / losses[0] - 1) < 1e-5
   assert distance(first, first_m) < 1e-5
   assert abs(losses_m[-1] / losses[-1] - 1) < 1e-4

@@ -30,7 +30,7 @@ def config_of(name):
   if name == "default":
     config.train.steps = 10
   if config.model.family == "bert":
-    config.model.head = "masked_lm"  # as configs/published.py says to train it
+    config.model.head = "masked_lm"  # for training, as configs/published.py explains
   return config
 
 
@@ -65,11 +65,11 @@ def test_presets_shrink_axes_to_divisors_of_a_width(width):
   for preset in parallel.PRESETS:
     for asked in ({}, {"sequence": 3}, {"fsdp": 3}):
       for devices in (8, 64):
-        own = config.copy_and_resolve_references()
-        own.parallel.update(preset=preset, **asked)
-        parallel.check(own, devices)
-        sizes = parallel.mesh_sizes(own, devices)
-        parallel.shardings(_abstract(sizes), boxed, parallel.rules(own, sizes))
+        changed_config = config.copy_and_resolve_references()
+        changed_config.parallel.update(preset=preset, **asked)
+        parallel.check(changed_config, devices)
+        sizes = parallel.mesh_sizes(changed_config, devices)
+        parallel.shardings(_abstract(sizes), boxed, parallel.rules(changed_config, sizes))
 
 
 def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():
@@ -115,12 +115,12 @@ def test_the_default_config_trains_on_every_preset_as_on_one_device(preset, corp
   config = study.resolve(config, corpus)
 
   def losses(**mesh):
-    own = config.copy_and_resolve_references()
-    own.parallel.update(mesh)
-    parallel.check(own)
-    program, rows = programs.program(own), pipeline.train_pipeline(own, corpus, 3)
+    changed_config = config.copy_and_resolve_references()
+    changed_config.parallel.update(mesh)
+    parallel.check(changed_config)
+    program, rows = programs.program(changed_config), pipeline.train_pipeline(changed_config, corpus, 3)
     state, found = program.place([program.init(0)]), []
-    h = program.put_hyperparameters([optim.hyperparameters(own, 3)])
+    h = program.put_hyperparameters([optim.hyperparameters(changed_config, 3)])
     for step in range(3):
       state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
       found.append(float(metrics["loss"]))

@@ -15,7 +15,7 @@ from bigmodel.train import programs, trained
 from bigmodel.train.checkpoint import Checkpoints, arrays
 from bigmodel.train.evaluate import evaluate
 
-DEVICE = 3  # any but the first, on which everything else lies
+DEVICE = 3  # any except the first, which holds everything else
 
 
 @pytest.fixture

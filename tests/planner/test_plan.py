@@ -88,12 +88,12 @@ def test_state_bytes_equal_those_on_a_device(frozen):
   config = small(True, preset="ep")
   config.optim.frozen = frozen
   state = programs.program(config).init(0)
-  known = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
+  expected_bytes = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
   device = jax.devices()[5]
-  assert known["parameters"] == parallel.bytes_on(device, state.params)
-  assert known["optimizer"] == parallel.bytes_on(device, state.opt_state)
+  assert expected_bytes["parameters"] == parallel.bytes_on(device, state.params)
+  assert expected_bytes["optimizer"] == parallel.bytes_on(device, state.opt_state)
   config.optim.name = "sgd"
-  assert analytic.state_bytes(config, parallel.mesh_sizes(config, 8)) == {**known, "optimizer": 0}
+  assert analytic.state_bytes(config, parallel.mesh_sizes(config, 8)) == {**expected_bytes, "optimizer": 0}
 
 
 def test_a_plan_adds_up():
@@ -215,8 +215,10 @@ def test_prices_are_part_of_the_package(inside, tmp_path, monkeypatch):
   assert {*json.loads((root / "bigmodel" / "planner" / "prices.json").read_text())} == {*CHIPS}
   packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
   files = [p for p in (root / "bigmodel").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-  known = {p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)}
-  assert {*files} == known
+  packed_files = {
+    p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)
+  }
+  assert {*files} == packed_files
 
 
 def test_communication_scales_with_the_mesh_as_in_theory():

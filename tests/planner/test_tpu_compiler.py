@@ -52,16 +52,16 @@ def test_cycles_of_a_product_agree_with_the_matrix_units(v5e):
 @pytest.mark.parametrize(("preset", "experts"), [("fsdp", False), ("ep", True)])
 def test_bytes_of_a_compiled_step_agree_with_arithmetic(v5e, preset, experts):
   config = model(experts, preset=preset)
-  found = compile_step(config, v5e)
+  compiled_step = compile_step(config, v5e)
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 16), v5e.chip)
-  assert guess.argument_bytes == pytest.approx(found.argument_bytes, rel=1e-3)
-  assert guess.peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
-  kinds = {row.kind for row in found.collectives}
+  assert guess.argument_bytes == pytest.approx(compiled_step.argument_bytes, rel=1e-3)
+  assert guess.peak_bytes == pytest.approx(compiled_step.peak_bytes, rel=0.15)
+  kinds = {row.kind for row in compiled_step.collectives}
   assert "all-gather" in kinds
   assert not experts or "all-to-all" in kinds
   # No collective sums whole gradients: those are scattered.
-  reduced = sum(row.bytes for row in found.collectives if row.kind == "all-reduce")
-  assert reduced < 0.1 * sum(row.bytes for row in found.collectives)
+  reduced = sum(row.bytes for row in compiled_step.collectives if row.kind == "all-reduce")
+  assert reduced < 0.1 * sum(row.bytes for row in compiled_step.collectives)
 
 
 def test_a_step_that_is_too_large_is_refused_with_a_reason(v5e):

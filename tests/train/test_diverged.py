@@ -220,9 +220,9 @@ def test_verbs_warn_about_checkpoints_of_diverged_runs(resolved, broken, tmp_pat
   run = run_of(config, tmp_path / "run")
   (ended,) = train([run], corpus)
   assert ended.status == "diverged"
-  own = config.copy_and_resolve_references()
-  own.train.init_from = str(run.folder)
-  for use_it in (lambda: weights.resolve(own), lambda: trained.load(str(run.folder))):
+  changed_config = config.copy_and_resolve_references()
+  changed_config.train.init_from = str(run.folder)
+  for use_it in (lambda: weights.resolve(changed_config), lambda: trained.load(str(run.folder))):
     parameters._warn.cache_clear()
     caplog.clear()
     use_it()

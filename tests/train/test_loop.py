@@ -150,7 +150,7 @@ def test_the_steps_of_one_call_are_limited_by_time(resolved, tmp_path):
     config.train.step_timeout = timeout
     member = open_member(Run(config, absolute(tmp_path)), corpus, StopRequest())
     watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), 1e12)
-    strides = [watch.stride()]  # of which nothing is known yet
+    strides = [watch.stride()]  # before any step has been timed
     for watch.pace in (0.01, 0.5, 60.0):
       strides.append(watch.stride())
     found.append(strides)

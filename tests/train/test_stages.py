@@ -156,8 +156,10 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 def test_a_stage_resets_inherited_fields_that_its_optimizer_does_not_read(config, name):
   """Every optimizer that reads additional fields, after a stage with every other optimizer."""
   defaults = optim.defaults()
-  for own, optimizer in optim.optimizers.BUILT_IN.items():
-    config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
+  for last_name, optimizer in optim.optimizers.BUILT_IN.items():
+    config.optim.update(
+      defaults | {"name": last_name, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)}
+    )
     changed = {"update_scale": "spectral", "momentum": 0.8, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-6, "gamma": 0.1}
     config.optim.update({field: changed[field] for field in optimizer.reads})
     if optimizer.sets_rate:
@@ -202,8 +204,8 @@ def test_a_ramp_reads_each_row_once_in_order_and_keeps_the_optimizer_state(confi
   run, data = study.single_run(ramped(config), tmp_path / "whole")
   rows = []
   for stage in stages.of(run.config):
-    own = pipeline.train_pipeline(stage.config, data, stage.stop - stage.first, stage.before)
-    rows += [row for step in range(stage.stop - stage.first) for row in own.batch(step)]
+    stage_rows = pipeline.train_pipeline(stage.config, data, stage.stop - stage.first, stage.before)
+    rows += [row for step in range(stage.stop - stage.first) for row in stage_rows.batch(step)]
   plain = pipeline.train_pipeline(stages.of(run.config)[-1].config, data, 23)
   np.testing.assert_array_equal(rows[:184], [row for step in range(23) for row in plain.batch(step)])
   assert len(rows) == 188
@@ -237,19 +239,19 @@ PAIRS = [(first, last) for first in KINDS for last in KINDS if first != last]
 
 def two_stages(config, first, last, **more):
   """A copy with a first stage of 4 steps and a last one of 3, with optimizers of these kinds."""
-  own = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
-  own.optim.update(lr=0.05, warmup=0.0)
-  own.train.steps = 3
+  changed_config = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
+  changed_config.optim.update(lr=0.05, warmup=0.0)
+  changed_config.train.steps = 3
   settings = " ".join(f"optim.{name}={value}" for name, value in {**KINDS[first], **more}.items())
-  own.train.stages = (f"{settings} train.steps=4",)
-  return own
+  changed_config.train.stages = (f"{settings} train.steps=4",)
+  return changed_config
 
 
 @pytest.mark.parametrize(("first", "last"), PAIRS)
 def test_a_run_in_its_first_stage_is_evaluated_with_the_optimizer_of_that_stage(config, tmp_path, first, last):
   """Both at rungs within the stage and at its end, and from the checkpoints there."""
-  own = two_stages(config, first, last)
-  run, data = study.single_run(own, tmp_path / "run")
+  changed_config = two_stages(config, first, last)
+  run, data = study.single_run(changed_config, tmp_path / "run")
   in_force = stages.of(run.config)[0].config
   program = programs.program(in_force)
   for step in (3, 4):
@@ -272,7 +274,7 @@ def test_a_run_in_its_first_stage_is_evaluated_with_the_optimizer_of_that_stage(
 def test_other_members_finish_if_one_diverges_in_its_first_stage(config, tmp_path, last):
   configs = [two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0) for lr in (3e38, 0.01)]
   runs, data = (
-    [study.single_run(own, tmp_path / str(i))[0] for i, own in enumerate(configs)],
+    [study.single_run(two_stage, tmp_path / str(i))[0] for i, two_stage in enumerate(configs)],
     pipeline.prepare(configs[0]),
   )
   with Display(0, True) as display:

@@ -82,11 +82,11 @@ def pack(config, corpus, members, count=3):
   program = programs.program(config, len(members))
   states, rows, hs = [], [], []
   for seed, lr in members:
-    own = config.copy_and_resolve_references()
-    own.data.seed, own.optim.lr = seed, lr
+    member_config = config.copy_and_resolve_references()
+    member_config.data.seed, member_config.optim.lr = seed, lr
     states.append(program.init(seed))
-    rows.append(pipeline.train_pipeline(own, corpus, 30))
-    hs.append(optim.hyperparameters(own, 30))
+    rows.append(pipeline.train_pipeline(member_config, corpus, 30))
+    hs.append(optim.hyperparameters(member_config, 30))
   state, h = program.place(states), program.put_hyperparameters(hs)
   for step in range(count):
     state, _ = program.step(state, program.put_rows([r.batch(step) for r in rows]), h)
@@ -136,7 +136,7 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
     assert [int(program.member(host, i).step) for i in range(count)] == horizons
     assert (host.step[count:] == np.iinfo(np.int32).max).all()  # who fills up the lanes trains nothing
     assert values["loss"].shape == (count, program.stride)
-    assert [int(np.count_nonzero(own)) for own in values["loss"]] == horizons
+    assert [int(np.count_nonzero(losses)) for losses in values["loss"]] == horizons
   assert calls == ["single", "step"]
 
 
@@ -185,6 +185,6 @@ def test_batches_that_do_not_fit_the_mesh_are_refused(resolved):
   config.parallel.data, config.train.batch_size = 8, 12
   with pytest.raises(UserError, match="not divisible by the mesh"):
     parallel.check(config)
-  config.parallel.data = -1  # takes what divides
+  config.parallel.data = -1  # the largest axis that divides the batch
   parallel.check(config)
   assert parallel.mesh_sizes(config, 8)["data"] == 4

@@ -41,7 +41,7 @@ def test_a_run_starts_from_weights_of_another_run_and_frozen_ones_stay(config, t
     frozen = "attention" in name or name == "embedding"
     assert np.array_equal(value, first[name]) == frozen, name
   assert tuned.config.train.init_sha256
-  # A run from other weights is another run, wherever the folder of its weights lies.
+  # The run id depends on the initial weights, but not on the path of their folder.
   moved = study.with_overrides(config, {"train.steps": 10, "train.init_from": str(tmp_path / "moved")})
   (tmp_path / "first").rename(tmp_path / "moved")
   again, _ = study.single_run(study.with_overrides(moved, {"optim.frozen": tuned.config.optim.frozen}), tmp_path / "x")

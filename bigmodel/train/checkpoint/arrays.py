@@ -13,7 +13,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint.integrity import Seal, array_of
 from bigmodel.types import PyTree
 
-# Arrays by dotted name: on devices or on the host; in descriptions of what is wanted, abstract arrays.
+# Arrays by dotted name: on devices or on the host; abstract arrays where they describe what to restore.
 Arrays: TypeAlias = dict[str, jax.Array]
 
 SMALL = 1 << 20  # bytes: smaller arrays are joined

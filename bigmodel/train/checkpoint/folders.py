@@ -81,7 +81,7 @@ def commit(temporary: epath.Path, target: epath.Path) -> None:
 
 
 def is_abandoned(temporary: epath.Path) -> bool:
-  """Whether the writer of a temporary folder is known to be dead, or has changed nothing in it for a day."""
+  """Whether the writer of a temporary folder has certainly ended, or has changed nothing in it for a day."""
   parts = temporary.name.split(".")
   if len(parts) > 2 and processes.has_certainly_ended(parts[2]):
     return True

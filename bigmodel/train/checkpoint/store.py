@@ -50,7 +50,7 @@ class Checkpoints:
   """The checkpoints of one run. At most one save is in flight, in a thread."""
 
   def __init__(self, folder: epath.PathLike, keep: int = 2, lost: Callable[[], bool] = _never):
-    """`lost` says whether another worker has taken over the run: then nothing is committed any more."""
+    """`lost` returns whether another worker has taken over the run; nothing is committed from then on."""
     self.folder = epath.Path(folder)
     self.keep = keep
     self.lost = lost
