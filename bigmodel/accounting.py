@@ -1,13 +1,13 @@
-"""Named conventions for parameters and FLOPs; no bare counts anywhere.
+"""Counts of parameters and FLOPs, each under a named convention.
 
-A model says its own `Counts` (see `models/`); this module turns them and a
-number of tokens (of examples, where a model reads no tokens) into every convention, side by side:
+A model computes its `Counts` (see `models/`). From them and a number of tokens (or examples,
+for models that read no tokens) this module computes the FLOPs under every convention:
 
-- `flops_6nd`                 6 N D with all parameters that a token meets (Hoffmann et al. 2022, section 3)
-- `flops_6nd_non_embedding`   6 N D with those but the embeddings (Kaplan et al. 2020)
-- `flops_chinchilla`          Hoffmann et al. 2022, appendix F; for what is no decoder, `flops_exact`
-- `flops_exact`               the matrix products that training computes, causal attention at half
-- `flops_hardware`            `flops_exact` plus what recomputation and empty slots of experts add
+- `flops_6nd`                 6 N D with all parameters that process a token (Hoffmann et al. 2022, section 3)
+- `flops_6nd_non_embedding`   6 N D with these parameters without embeddings (Kaplan et al. 2020)
+- `flops_chinchilla`          Hoffmann et al. 2022, appendix F; `flops_exact` for models other than decoders
+- `flops_exact`               the matrix products of training, with causal attention counted at half
+- `flops_hardware`            `flops_exact` plus recomputation and empty slots of experts
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Params(TypedDict):
 
   params_total: int
   params_non_embedding: int
-  params_active: int  # those that a token meets: fewer in a mixture of experts
+  params_active: int  # those that process a token: fewer in a mixture of experts
 
 
 class Flops(TypedDict):
@@ -55,7 +55,7 @@ NOTHING_AGAIN = Recomputed()
 
 @dataclass(frozen=True)
 class Counts:
-  """What a model says of itself: parameters, and FLOPs of a forward and backward pass per token or example."""
+  """The parameters of a model, and its FLOPs of a forward and backward pass per token or example."""
 
   params_total: int
   params_non_embedding: int
@@ -73,15 +73,15 @@ class Counts:
     }
 
   def flops(self, tokens: int, remat: str = "none") -> Flops:
-    """FLOPs of training on `tokens`, under every convention; `remat` decides what is computed twice."""
+    """FLOPs of training on `tokens`, under every convention; `remat` decides what the backward pass recomputes."""
     dots, full = self.recomputed_per_token
-    again = {"none": 0.0, "dots": dots, "full": full, "offload": full}
+    recomputed = {"none": 0.0, "dots": dots, "full": full, "offload": full}
     return {
       "flops_6nd": 6.0 * self.params_active * tokens,
       "flops_6nd_non_embedding": 6.0 * (self.params_active - self.embedding) * tokens,
       "flops_chinchilla": self.chinchilla_per_token * tokens,
       "flops_exact": self.exact_per_token * tokens,
-      "flops_hardware": (self.hardware_per_token + again[remat]) * tokens,
+      "flops_hardware": (self.hardware_per_token + recomputed[remat]) * tokens,
     }
 
   def flops_in(self, convention: str, tokens: int) -> float:
@@ -94,7 +94,7 @@ class Counts:
 
 
 def plain_counts(params: int, forward: float, embedding: int = 0, recomputed: Recomputed = NOTHING_AGAIN) -> Counts:
-  """Counts of a model without conventions of its own; `forward` are the FLOPs of a forward pass."""
+  """Counts of a model for which the FLOP conventions agree; `forward` are the FLOPs of a forward pass."""
   return Counts(params, params - embedding, params, 3 * forward, 3 * forward, 3 * forward, recomputed)
 
 
@@ -106,7 +106,7 @@ def params_of(convention: str) -> str:
 def params_in(facts: Params, convention: str) -> int:
   """N as a FLOP convention counts it, from a record's parameter counts or those of `Counts.params()`.
 
-  The parameters that a token meets: of a mixture of experts they alone make FLOPs, so that C = 6 N D.
+  These are the parameters that process a token. In a mixture of experts only these cost FLOPs, so that C = 6 N D.
   """
   active = facts["params_active"]
   embedding = facts["params_total"] - facts["params_non_embedding"]

@@ -1,4 +1,4 @@
-"""The devices of this machine: set-up, identity, memory and peak FLOP/s; and what is published about chips."""
+"""The devices of this machine: setup, identity, memory and peak FLOP/s; and published facts about chips."""
 
 import contextlib
 import ctypes
@@ -54,7 +54,7 @@ _GPU_PLATFORMS = {"cuda", "gpu", "rocm"}
 
 
 def flags_of_xla(platforms: str, devices: Sequence[str], flags: str) -> str:
-  """XLA_FLAGS for this process: `flags`, and on GPUs the flag with which equal runs give equal bits.
+  """XLA_FLAGS for this process: `flags`, and on GPUs the flag that makes equal runs bit-identical.
 
   `platforms` is the value of JAX_PLATFORMS ('' lets JAX choose), `devices` the paths of this machine's device files.
   """
@@ -71,8 +71,8 @@ def _has_libtpu_without_tpu() -> bool:
 
   JAX would then try the TPU first, and libtpu would print five lines about not finding one.
   """
-  asked = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
-  if asked or importlib.util.find_spec("libtpu") is None:
+  chosen = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
+  if chosen or importlib.util.find_spec("libtpu") is None:
     return False
   return not _signs_of_accelerators(glob.glob("/dev/*") + glob.glob("/dev/vfio/*"), _pci_vendors(), os.environ)
 
@@ -81,7 +81,7 @@ def _has_libtpu_without_tpu() -> bool:
 _ACCELERATOR_DEVICES = ("/dev/accel", "/dev/vfio", "/dev/nvidia", "/dev/dxg", "/dev/kfd")
 _ACCELERATOR_VENDORS = ("0x1ae0", "0x10de")  # Google, NVIDIA
 _TPU_VARIABLES = ("TPU_", "CLOUD_TPU_", "MEGASCALE_", "JAX_FORCE_TPU_INIT")
-# These may also be set where there is no TPU: by JAX, by libtpu itself, or to silence it.
+# These may be set on machines without a TPU, too: by JAX, by libtpu, or by users to silence libtpu.
 _SET_ANYWHERE = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL")
 
 
@@ -146,19 +146,19 @@ def cpu_flags() -> frozenset[str]:
 
 
 def peak_flops(devices: Sequence[Device], dtype: str) -> float:
-  """FLOP/s that these devices, of all hosts, reach together in products of this type.
+  """The peak FLOP/s of these devices, of all hosts together, in matrix products of this dtype.
 
-  It is the published peak where the chip is in the table. Otherwise the devices of this process are measured, all at
+  It is the published peak if the chip is in the table. Otherwise the devices of this process are measured, all at
   once, and devices of other hosts are assumed to be as fast.
   """
   chip = chip_of(devices[0].device_kind)
   if chip is not None:
     return len(devices) * chip.peak(dtype) / chip.devices
   here = tuple(device for device in devices if device.process_index == jax.process_index())
-  # An accelerator needs large products to be busy, and a CPU may compute bfloat16 in float32.
+  # Only large products keep an accelerator busy. A CPU may compute bfloat16 products in float32.
   size = 1024 if devices[0].platform == "cpu" else 8192
   types = {dtype, "float32"} if devices[0].platform == "cpu" else {dtype}
-  return len(devices) / len(here) * max(measured_flops(here, one, size) for one in sorted(types))
+  return len(devices) / len(here) * max(measured_flops(here, name, size) for name in sorted(types))
 
 
 @functools.cache
@@ -189,7 +189,7 @@ def memory() -> float:
 
 
 def describe() -> dict[str, object]:
-  """The devices of this run, for `devices` of its record."""
+  """The devices of this process, for the field `devices` of a record."""
   device = jax.devices()[0]
   return {
     "platform": device.platform,
@@ -213,7 +213,7 @@ class Chip:
   devices: int = 1  # devices of JAX per chip
   host: int = 4  # chips per host
   flops32: float = 0.0  # float32 FLOP/s; 0: six bfloat16 passes, which is how a TPU computes it
-  kinds: tuple[str, ...] = ()  # names of its devices in JAX
+  kinds: tuple[str, ...] = ()  # JAX's names of its devices
   network: float = 0.0  # the network card of one chip, one way, bytes per second; 0: the torus connects the hosts
 
   def peak(self, dtype: str) -> float:
@@ -222,7 +222,7 @@ class Chip:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip whose devices have this name in JAX, or None where the table does not have it."""
+  """The chip whose devices JAX gives this name, or None if the table does not have it."""
   return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 

@@ -1,7 +1,7 @@
-"""Which process wrote something, and whether that process has certainly ended.
+"""Names processes uniquely, and tells whether a named process has certainly ended.
 
-A worker that died on this machine is replaced at once, and the files that it left half written are removed. Of a
-process of another machine nothing is certain.
+A worker that died on this machine is replaced at once, and its half-written files are removed. Whether a process of
+another machine still runs is never certain.
 """
 
 import functools
@@ -25,9 +25,9 @@ def has_certainly_ended(process: str) -> bool:
 
 @functools.cache
 def _machine() -> str:
-  """A digest that stands for one boot, one container and one user: their process numbers are comparable.
+  """A digest of this boot, container and user, within which process numbers are comparable.
 
-  Empty where the system does not say.
+  Empty if the system does not provide them.
   """
   try:
     if os.readlink("/proc/self") != str(os.getpid()):

@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json, write_json, write_jsonl
 
 SCHEMA = 5
-STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, because other runs did better
+STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, in favor of better runs
 
 # Fields in which two executions of the same run may differ.
 NOT_RESULT = (
@@ -32,9 +32,9 @@ NULLABLE = ("loss_train", "loss_eval", "loss_eval_stderr", "bits_per_byte", "tok
 
 
 class Branch(msgspec.Struct, frozen=True, omit_defaults=True):
-  """Where a run branches from another, with which it shares its first steps. False for a run that does not."""
+  """The step at which a run branches off from another run, its trunk. False if it is not a branch."""
 
-  trunk: str = ""  # the id of that other run
+  trunk: str = ""  # the trunk's run id
   step: int = 0
 
   def __bool__(self) -> bool:
@@ -42,7 +42,7 @@ class Branch(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-  """The facts about one run that has ended. None stands for what a run that did not finish cannot have."""
+  """The facts about one run that has ended. Fields that only a finished run can have are None for other runs."""
 
   schema: int = SCHEMA
   run_id: str
@@ -55,7 +55,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
   params_total: int
   params_non_embedding: int
   params_active: int
-  tokens: int  # or examples, where a row is one
+  tokens: int  # or examples
   epochs_seen: float
   steps: int
   batch_tokens: int
@@ -131,12 +131,12 @@ def result_sha256(document: JsonObject) -> str:
 
 
 def to_json(record: Record) -> JsonObject:
-  """The record as record.json holds it."""
+  """The JSON document of a record, as in record.json."""
   return msgspec.to_builtins(record)
 
 
 def from_json(document: object, where: str) -> Record:
-  """The record of a document; a `UserError` that begins with `where` names the first field that is wrong."""
+  """The record in a JSON document. Raises `UserError`, starting with `where`, for the first invalid field."""
   if not isinstance(document, dict) or document.get("schema") not in (4, SCHEMA):
     raise UserError(f"{where}: not a record of schema {SCHEMA}; delete it to run again")
   if document["schema"] == 4:  # written before runs could branch
@@ -153,7 +153,7 @@ def from_json(document: object, where: str) -> Record:
 
 
 def write(folder: epath.PathLike, record: Record) -> None:
-  """Writes `record.json`, the last file of a run: its presence means that the run ended. An existing one stays."""
+  """Writes `record.json`, the last file of a run: its presence means that the run ended. Never overwrites one."""
   path = epath.Path(folder) / "record.json"
   if not path.exists():
     document = to_json(record)

@@ -1,7 +1,7 @@
 """Does pre-training pay off when labels are few? A deep belief net 784-500-500-2000-10 on Fashion-MNIST.
 
 `configs/dbn.py` pre-trains its three layers by contrastive divergence on all 60,000 images, of
-which `data.examples` have labels; `configs/dbn.py:plain` is the same net without that.
+which `data.examples` have labels; `configs/dbn.py:plain` is the same net without pre-training.
 """
 
 from bigmodel.errors import UserError
@@ -12,7 +12,7 @@ EPOCHS = 5  # of pre-training each layer
 
 def get_config(arg=None):
   if arg not in (None, "plain"):
-    raise UserError(f"configs/dbn.py:{arg}: with no argument, or plain")
+    raise UserError(f"configs/dbn.py:{arg}: the only argument is plain")
   config = default_config("dbn")
   config.data.normalise = "unit"
   config.optim.update(lr=1e-3, weight_decay=0.0, final=0.0)

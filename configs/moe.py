@@ -1,6 +1,6 @@
 """Does a larger mixture of experts, or more text, pay off on Python source? Nine runs, some minutes on 2 cores.
 
-Four experts, of which a token meets two; the law counts the parameters that a token meets, and their FLOPs.
+Each token uses two of four experts; the law counts the parameters that a token uses, and their FLOPs.
 """
 
 from bigmodel.study import Fractions, Study, default_config

@@ -1,8 +1,8 @@
 """Published models: `configs/published.py:NAME`, with the batch and the length of training of their papers.
 
 For `bigmodel plan --topology=...` and `bigmodel models`: to train one, set config.data to data
-whose vocabulary or images fit. Parameters are counted exactly; tests hold them against the
-published numbers. Where a paper does not say, or contradicts itself, the choice is stated here.
+whose vocabulary or images fit. Parameters are counted exactly; tests compare them with the
+published numbers. If a paper omits a value or contradicts itself, a comment states the choice.
 """
 
 from bigmodel.errors import UserError
@@ -18,7 +18,7 @@ LLAMAS = {
   "llama3_70b": (8192, 80, 64, 8, 28_672, 8192, 128_256, 1024, 15e12, 1.5e-4),
   "llama3_405b": (16_384, 126, 128, 8, 53_248, 8192, 128_256, 2048, 15.6e12, 8e-5),
   "mistral_7b": (4096, 32, 32, 8, 14_336, 4096, 32_000, 1024, 2e12, 3e-4),  # 2023; tokens not published
-  "mixtral_8x7b": (4096, 32, 32, 8, 14_336, 4096, 32_000, 1024, 2e12, 3e-4),  # Jiang et al. 2024; nor here
+  "mixtral_8x7b": (4096, 32, 32, 8, 14_336, 4096, 32_000, 1024, 2e12, 3e-4),  # Jiang et al. 2024; tokens not published
 }
 # width, layers, heads, head size, context, vocabulary, rows a batch, tokens, learning rate
 GPTS = {
@@ -28,8 +28,8 @@ GPTS = {
   "gpt2_medium": (1024, 24, 16, 64, 1024, 50_257, 512, 10e9, 3e-4),
   "gpt2_large": (1280, 36, 20, 64, 1024, 50_257, 512, 10e9, 2.5e-4),
   "gpt2_xl": (1600, 48, 25, 64, 1024, 50_257, 512, 10e9, 2e-4),
-  # Brown et al. 2020, table 2.1. XL: its 24 heads of 128 are not its width of 2,048, and would make 1.5B; 16 heads
-  # of 128 are, and make its 1.3B. 13B: its width of 5,140 is not its 40 heads of 128; 5,120 is.
+  # Brown et al. 2020, table 2.1. XL: the published 24 heads of 128 contradict the width of 2,048 and would give 1.5B
+  # parameters; 16 heads of 128 give the published 1.3B. 13B: the published width of 5,140 is not 40 heads of 128.
   "gpt3_small": (768, 12, 12, 64, 2048, 50_257, 256, 300e9, 6e-4),
   "gpt3_medium": (1024, 24, 16, 64, 2048, 50_257, 256, 300e9, 3e-4),
   "gpt3_large": (1536, 24, 16, 96, 2048, 50_257, 256, 300e9, 2.5e-4),
@@ -40,14 +40,14 @@ GPTS = {
   "gpt3_175b": (12_288, 96, 96, 128, 2048, 50_257, 1600, 300e9, 0.6e-4),
   # Rosset 2020: 78 layers of 4,256 with 28 heads, batches of 512 rows of 1,024, 300,000 steps.
   "turing_nlg_17b": (4256, 78, 28, 152, 1024, 50_257, 512, 512 * 1024 * 300_000, 1.5e-4),
-  # Rae et al. 2021, table 1; Hoffmann et al. 2022, table 4. Their relative positions have a matrix a layer, without
-  # which 280B would be 258B and 70B 65B.
+  # Rae et al. 2021, table 1; Hoffmann et al. 2022, table 4. Relative positions add a matrix per layer; without these,
+  # 280B would be 258B and 70B would be 65B.
   "gopher_280b": (16_384, 80, 128, 128, 2048, 32_000, 1536, 300e9, 4e-5),
   "chinchilla_70b": (8192, 80, 64, 128, 2048, 32_000, 768, 1.4e12, 1e-4),
 }
 # width, layers, heads
 BERTS = {"bert_base": (768, 12, 12), "bert_large": (1024, 24, 16)}  # Devlin et al. 2019
-# Vaswani et al. 2017, table 3: width, heads, feed-forward, dropout, steps. Their vocabulary is of about 37,000 tokens.
+# Vaswani et al. 2017, table 3: width, heads, feed-forward, dropout, steps. Their vocabulary has about 37,000 tokens.
 TRANSFORMERS = {
   "transformer_base": (512, 8, 2048, 0.1, 100_000),
   "transformer_big": (1024, 16, 4096, 0.3, 300_000),
@@ -62,7 +62,7 @@ RESNETS = {
   "resnet101": ("bottleneck", (3, 4, 23, 3)),
   "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
-# Krizhevsky et al. 2012, with crops of 227 pixels, which its sizes need; Krizhevsky 2014, as torchvision has it
+# Krizhevsky et al. 2012, with crops of 227 pixels, which its sizes need; Krizhevsky 2014, as in torchvision
 ALEXNETS = {
   "alexnet": ("grouped", 227),
   "alexnet_ungrouped": ("ungrouped", 227),
@@ -113,7 +113,7 @@ def gpt(name, width, layers, heads, head_size, context, vocab, rows, tokens, lr)
 
 
 def bert(width, layers, heads):
-  """The encoder and its pooler, as the published counts have it; model.head=masked_lm pre-trains it."""
+  """The encoder and its pooler, as in the published counts; use model.head=masked_lm for pre-training."""
   config = default_config("bert")
   config.model.update(
     vocab=30_522, width=width, layers=layers, heads=heads, head_size=width // heads, feed_forward=4 * width,
@@ -131,7 +131,7 @@ def transformer(width, heads, feed_forward, dropout, steps):
     dropout=dropout,
   )  # fmt: skip
   config.optim.update(beta2=0.98, epsilon=1e-9)
-  # About 25,000 tokens a side and batch, in pairs of sentences; rows of 256 hold a pair here.
+  # The paper's batches have about 25,000 tokens per side, in pairs of sentences; here a row of 256 holds a pair.
   return on_text(config, 256, 196, 196 * 256 * steps, 7e-4)
 
 

@@ -7,7 +7,7 @@ forecast of a run of 8 times the largest fitted budget.
 
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
 
-# Width is the only axis of size, so that the law is about size: 3.7k to 247k parameters.
+# Only the width varies, so that the law depends on size alone: 3.7k to 247k parameters.
 SIZES = [
   {"model.width": width, "model.head_size": width // 2} for width in (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 ]
@@ -27,7 +27,7 @@ def get_config(arg=None):
   config.model.activation = "relu2"
   config.model.qk_norm = True  # without it the loss of these small models differs 2 to 3 times as much between seeds
   config.optim.final = 0.0  # a rate that ends at zero leaves less noise between seeds
-  config.train.batch_size = 4  # small, so that the smallest budgets are not limited by their steps
+  config.train.batch_size = 4  # small, so that runs of the smallest budgets still have enough steps
   config.train.checkpoint_every = 500
   config.train.log_every = 20
   config.eval.tokens = 1 << 17
@@ -36,7 +36,7 @@ def get_config(arg=None):
 
 
 def settings(params, tokens):
-  """The learning rate falls with size; the study's scan says whether it lies near the best."""
+  """The learning rate falls with size; the study's scan checks whether it is near the best."""
   del tokens
   return {"optim.lr": float(f"{0.01 * (params / 30_000) ** -0.3:.3g}")}
 

@@ -4,9 +4,10 @@
     bigmodel study --config=configs/recipes.py:gated --workdir=runs/gated
     bigmodel compare runs/plain runs/gated --report=runs/recipes.html
 
-`plain` is a decoder as GPT-2 has it (learned positions, LayerNorm, GELU), `gated` as Llama has it (rotary
+`plain` is a decoder like GPT-2 (learned positions, LayerNorm, GELU), `gated` one like Llama (rotary
 positions, RMSNorm, SwiGLU with feed-forward layers of as many parameters). 15 runs each over four budgets, some minutes
-on 2 cores. `bigmodel compare` says how much compute one saves over the other, whether that grows, and where they cross.
+on 2 cores. `bigmodel compare` estimates how much compute one saves over the other, whether that grows, and where
+they cross.
 """
 
 from bigmodel.study import IsoFlop, Study, default_config
@@ -35,7 +36,7 @@ def get_config(arg=None):
 
 
 def settings(params, tokens):
-  """Falls with size, as in `configs/quickstart.py`."""
+  """The learning rate falls with size, as in `configs/quickstart.py`."""
   del tokens
   return {"optim.lr": float(f"{0.01 * (params / 30_000) ** -0.3:.3g}")}
 

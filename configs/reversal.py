@@ -1,4 +1,4 @@
-"""The Transformer of 2017 learns to say a row of bytes backwards, exactly: minutes on 2 CPU cores."""
+"""The Transformer of 2017 learns to reverse a row of bytes exactly, within minutes on 2 CPU cores."""
 
 from bigmodel.study import default_config
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs go together in every convention, for every published model."""
+"""Parameters and FLOPs agree in every convention, for every published model."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ def published():
 
 
 @pytest.mark.parametrize("convention", SIX)
-def test_6nd_counts_the_parameters_that_a_law_calls_n(convention):
-  """C = 6 N D of every record, whether all of its parameters are met by a token or not."""
+def test_6nd_uses_the_parameters_that_laws_call_n(convention):
+  """C = 6 N D in every record, also for mixtures of experts."""
   configs = published() | {"moe": study.resolve_without_data(load("configs/moe.py")[0])}
   tokens, records = 1000, []
   for config in configs.values():

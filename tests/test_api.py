@@ -1,4 +1,4 @@
-"""The public API: every function runs as its docstring shows; runs on arrays are identified by what the arrays hold."""
+"""The public API: the examples of all docstrings run; ids of runs on arrays depend on the arrays' content."""
 
 import doctest
 import inspect
@@ -22,7 +22,7 @@ FUNCTIONS = [name for name in bigmodel.__all__ if inspect.isfunction(getattr(big
 
 @pytest.fixture(scope="module")
 def folder(corpus_dir, tmp_path_factory):
-  """What the examples read: the quickstart's config, a study of two small decoders, and the folder of one of them."""
+  """The inputs of the examples: the quickstart's config, a study of two small decoders, and the folder of one."""
   root = tmp_path_factory.mktemp("api")
   shutil.copytree(ROOT / "configs", root / "configs")
   config = bigmodel.default_config()
@@ -86,7 +86,7 @@ def test_the_package_is_lazy_typed_and_lists_its_names():
   assert Path(bigmodel.__file__).with_name("py.typed").exists()
 
 
-def test_a_study_is_a_table_with_roles_and_what_it_varies(folder):
+def test_a_study_is_a_table_with_roles_and_varied_fields(folder):
   runs = bigmodel.load_study("runs/quickstart")
   assert runs["model.width"].to_list() == [8, 12]
   assert runs["roles"].to_list() == [["fit"], ["fit"]]
@@ -98,7 +98,7 @@ def test_a_study_is_a_table_with_roles_and_what_it_varies(folder):
     bigmodel.load_study("runs/decoder")
 
 
-def test_runs_on_arrays_are_identified_by_what_the_arrays_hold(tmp_path):
+def test_run_ids_depend_on_the_content_of_arrays(tmp_path):
   ids = []
   for seed in (0, 0, 1):
     config = arrays_config()
@@ -107,7 +107,7 @@ def test_runs_on_arrays_are_identified_by_what_the_arrays_hold(tmp_path):
   assert ids[0] == ids[1] != ids[2]
 
 
-def test_predictions_are_those_of_evaluation_in_the_units_of_the_targets(tmp_path):
+def test_predictions_agree_with_evaluation_in_the_units_of_the_targets(tmp_path):
   inputs, _ = arrays()
   targets = 1000 + 50 * inputs[:, 0]
   config = bigmodel.default_config("linear", "regression")
@@ -148,7 +148,7 @@ def surface():
 COLUMNS = {"N": "params", "D": "tokens"}
 
 
-def test_forecasts_are_those_of_the_command(surface, tmp_path, capsys):
+def test_forecasts_equal_those_of_the_command(surface, tmp_path, capsys):
   import json
 
   from bigmodel.cli import main
@@ -183,7 +183,7 @@ def test_every_group_of_curves_is_forecast_and_drawn():
   assert len(bigmodel.plot(forecast).to_dict()["data"]) == 8
 
 
-def test_fit_weighs_by_standard_errors_and_takes_any_law(surface):
+def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
   worse = {**surface, "loss": surface["loss"] * np.where(np.arange(25) % 5 == 0, 1.2, 1.0)}
   worse["error"] = np.where(np.arange(25) % 5 == 0, 10.0, 0.001)
   fit = bigmodel.fit(worse, "chinchilla", COLUMNS, "loss", stderr="error")
@@ -208,7 +208,7 @@ def test_fit_weighs_by_standard_errors_and_takes_any_law(surface):
     ({"group": "params"}, "group: is for curves"),
   ],
 )
-def test_forecast_names_what_is_wrong(surface, change, message):
+def test_forecast_names_the_invalid_argument(surface, change, message):
   arguments = {"points": surface, "at": [1e23], "columns": COLUMNS, "loss": "loss", **change}
   with pytest.raises(UserError, match=message):
     bigmodel.forecast(**arguments)

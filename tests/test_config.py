@@ -1,4 +1,4 @@
-"""Configs: what is overridden, refused, compared and hashed."""
+"""Configs: overrides, invalid fields, comparison and hashes."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -59,5 +59,5 @@ def test_flat_configs_round_trip_through_json():
   assert configs.digest(flat) == configs.digest(configs.flatten(again))
 
 
-def test_difference_says_what_changed():
+def test_difference_lists_changed_fields():
   assert configs.difference({"a": 1, "b": (1, 2)}, {"a": 2, "b": [1, 2], "c": 0}) == "a: 1 -> 2; c: 'absent' -> 0"

@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, every page can be reached, verbs and Python examples are those of the package."""
+"""The pages: links exist, every page is linked, and verbs and Python examples agree with the package."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def links_of(page: Path) -> list[str]:
 
 
 def anchors_of(page: Path) -> set[str]:
-  """The anchors that GitHub makes of a page's headings."""
+  """The anchors that GitHub makes from a page's headings."""
   headings = re.findall(r"^#+ (.*)$", CODE.sub("", page.read_text()), re.MULTILINE)
   return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -19,7 +19,7 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(corpus_dir, tmp_path_factory):
-  """The files of the examples, and a quickstart that is small."""
+  """The files of the examples, and a small version of the quickstart."""
   root = tmp_path_factory.mktemp("extending")
   for name, text in EXAMPLES.items():
     (root / name).write_text(text)

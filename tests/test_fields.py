@@ -1,4 +1,4 @@
-"""Config fields are declared once; what is derived from the declarations holds for every field of every family."""
+"""Config fields are declared once; all that is derived from declarations holds for every field of every family."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def small(family, task):
 
 
 def other(name, one, value):
-  """Another value than `value` of a field."""
+  """A value of a field that differs from `value`."""
   if name in OTHER_VALUES:
     return OTHER_VALUES[name]
   if isinstance(one.allowed, OneOf):
@@ -72,7 +72,7 @@ def changed(config, changes):
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
-def test_defaults_are_what_their_fields_allow_and_every_field_has_a_meaning(family, task):
+def test_defaults_are_allowed_and_every_field_has_a_help_text(family, task):
   config = study.default_config(family, task)
   known = configs.declared(family, task)
   assert set(flatten(config)) == set(known)
@@ -97,7 +97,7 @@ def test_traced_fields_pack_and_compiled_fields_separate_programs(family, task, 
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
-def test_compiled_fields_of_the_step_have_programs_of_their_own(family, task, monkeypatch):
+def test_compiled_fields_of_the_step_change_the_program_key(family, task, monkeypatch):
   config = small(family, task)
   labels = models.labels(config)
   monkeypatch.setattr(models, "labels", lambda config: labels)  # because other values need not make a model
@@ -124,7 +124,7 @@ def traced_step(config):
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_no_traced_field_of_an_optimizer_is_compiled_in(name):
-  """A step that is traced for other values of all traced fields is the same, to the letter."""
+  """The step's trace is the same text for other values of all traced fields."""
   config = small("linear", "classification")
   config.optim.update(name=name, skip_above=5.0, average=0.0 if name == "schedule_free" else 0.5, rates=("w=3",))
   assert traced_fields_are_inputs(config)
@@ -154,7 +154,7 @@ class Group:
   name: str = field("a", "one of two", OneOf(("a", "b")))
 
 
-def test_values_that_are_not_allowed_are_named_with_what_is():
+def test_errors_name_the_invalid_value_and_the_allowed_ones():
   for changes, message in (
     ({"old": 1.5}, r"config.group.old: 1.5 is not in \[0, 1\]"),
     ({"new": 0}, "config.group.new: 0; at least 1"),
@@ -173,7 +173,7 @@ def test_open_bounds_are_excluded(low_open, high_open):
   assert all(Range(0, 1).problem(x) for x in (np.nan, np.inf))
 
 
-def test_a_field_that_is_added_later_leaves_ids_alone_until_it_is_set(monkeypatch):
+def test_a_field_that_is_added_later_does_not_change_ids_until_it_is_set(monkeypatch):
   config = study.default_config()
   before = run_id(config)
   known = configs.declared("decoder", "causal_lm")
@@ -183,7 +183,7 @@ def test_a_field_that_is_added_later_leaves_ids_alone_until_it_is_set(monkeypatc
   assert run_id(changed(config, {"optim.later": 8})) != before
 
 
-def test_how_a_run_is_carried_out_is_not_in_its_id():
+def test_fields_that_only_affect_execution_are_not_in_the_run_id():
   config = study.default_config()
   for name, one in configs.declared("decoder", "causal_lm").items():
     own = changed(config, {name: other(name, one, flatten(config)[name])}) if name not in CHOOSE_THE_FIELDS else config

@@ -1,4 +1,4 @@
-"""The peak that a run is measured against, of all devices of its mesh in its compute type; and flags of XLA."""
+"""The peak FLOP/s of all devices of a run's mesh in its compute dtype; and flags of XLA."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ from bigmodel.train.watch import Clock, Watch
 
 @dataclasses.dataclass
 class Described:
-  """A device of which only this is known."""
+  """A device with only the attributes that the peak depends on."""
 
   device_kind: str
   platform: str
@@ -39,7 +39,7 @@ class Described:
 
 
 def devices_of(kind, hosts, on_each, platform="tpu"):
-  """What JAX shows of the devices of several hosts."""
+  """Devices of several hosts, as JAX describes them."""
   return [Described(kind, platform, host) for host in range(hosts) for _ in range(on_each)]
 
 
@@ -55,12 +55,12 @@ def test_known_chips_have_their_published_peak_times_the_devices_of_all_hosts(na
   assert chip.peak("float32") <= chip.peak("bfloat16") / 4  # no float32 product runs in the narrow units
 
 
-def test_no_two_chips_have_one_kind_of_device():
+def test_device_kinds_are_unique_among_chips():
   kinds = [kind for chip in CHIPS.values() for kind in chip.kinds]
   assert len(kinds) == len(set(kinds))
 
 
-def test_elsewhere_the_devices_in_use_are_measured_and_those_of_other_hosts_count_alike(monkeypatch):
+def test_unknown_devices_are_measured_and_other_hosts_assumed_equal(monkeypatch):
   asked = []
 
   def measured(devices, dtype, size):
@@ -76,13 +76,13 @@ def test_elsewhere_the_devices_in_use_are_measured_and_those_of_other_hosts_coun
   assert asked[3] == (8, "bfloat16", 8192)  # smaller products would leave it idle
 
 
-def test_measured_speed_is_of_the_devices_that_are_used():
+def test_measured_speed_covers_only_the_given_devices():
   few = hardware.measured_flops(tuple(jax.devices()[:1]), "float32", 256, 2)
   assert 1e8 < few < 1e14
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
-def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_path, monkeypatch, hosts):
+def test_the_share_of_the_peak_covers_all_hosts(resolved, tmp_path, monkeypatch, hosts):
   config, corpus = resolved
   config.train.log_every = 1
   now = [0.0]
@@ -102,7 +102,7 @@ def test_the_share_of_the_peak_is_that_of_the_speed_of_all_hosts(resolved, tmp_p
 
 @pytest.mark.parametrize("name", CHIPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_plan_is_faster_than_its_chips_compute_in_its_type(name, dtype):
+def test_no_plan_exceeds_the_peak_of_its_chips_and_dtype(name, dtype):
   config, _ = configs.load("configs/published.py:tinyllama_1b")
   config.train.compute_dtype = dtype
   where = topology.parse(f"{name}:{'x'.join(['2'] * max(1, CHIPS[name].dimensions))}", devices=False)
@@ -134,12 +134,12 @@ SET = hardware.DETERMINISTIC
     ("", GPU, f"{MINE} {SET}", f"{MINE} {SET}"),  # of a parent process
   ],
 )
-def test_runs_on_gpus_are_deterministic_unless_the_user_decides_otherwise(platforms, devices, flags, expected):
+def test_runs_on_gpus_are_deterministic_unless_the_user_sets_flags(platforms, devices, flags, expected):
   assert hardware.flags_of_xla(platforms, devices, flags) == expected
 
 
-def test_the_flag_is_one_that_xla_takes():
-  """An unknown one would end the process; this XLA has the flags of all platforms."""
+def test_xla_accepts_the_flag():
+  """An unknown flag would end the process; this build of XLA has the flags of all platforms."""
   environment = {**os.environ, "XLA_FLAGS": SET, "JAX_PLATFORMS": "cpu"}
   code = "import jax; assert jax.jit(lambda x: x + 1)(1.0) == 2"
   done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Imports inside the package only go down its list of rooms, at load time and later."""
+"""Imports inside the package only go down its list of rooms, at load time and inside functions."""
 
 import ast
 import collections
@@ -41,7 +41,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_of(path):
-  """Modules of the package that this file imports anywhere, functions included; not those for type checkers only."""
+  """Modules of the package that a file imports anywhere, except those for type checkers only."""
   tree = ast.parse(path.read_text())
   skipped = {
     child

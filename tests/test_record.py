@@ -28,7 +28,7 @@ OTHER = {
 }
 
 
-def test_result_hash_covers_all_but_times_versions_and_devices():
+def test_the_result_hash_covers_everything_except_times_versions_and_devices():
   base = example()
   for field in msgspec.structs.fields(record.Record):
     if field.name in ("schema", "status", "result_sha256"):

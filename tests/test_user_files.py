@@ -1,4 +1,4 @@
-"""Names of the form FILE.py:NAME, which refer to what a user defines in a file of their own."""
+"""Names of the form FILE.py:NAME, which refer to definitions in a user's file."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def write(path, text):
   return path
 
 
-def test_the_same_content_is_one_object_wherever_it_lies_and_other_content_another(tmp_path):
+def test_files_with_equal_content_give_one_object(tmp_path):
   first = write(tmp_path / "a" / "mine.py", "thing = object()\n")
   name = f"{first}:thing"
   assert user_files.load(name, "here") is user_files.load(name, "here")
@@ -33,7 +33,7 @@ def test_a_completed_name_refuses_a_file_that_has_changed(tmp_path):
     user_files.load(completed, "config.model.family")
 
 
-def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path):
+def test_errors_in_a_file_are_reported_in_one_line(tmp_path):
   with pytest.raises(UserError, match=r"here: no file '.*absent\.py'"):
     user_files.load(f"{tmp_path / 'absent.py'}:thing", "here")
   path = write(tmp_path / "mine.py", "def things(): ...\n")

@@ -1,4 +1,4 @@
-"""What a verb prints for people: tables and lines, with the text exactly as it is given.
+"""Prints tables and lines for people; rich interprets no markup in their text.
 
 Progress bars are in `bigmodel/train/display.py`, because the training loop draws them.
 """
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # rich is slow to import, and --help does not need it
   from rich.console import Console
 
-# What json.dumps takes.
+# Types that json.dumps accepts.
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | int | float | bool | None
-# A part of such a document, as rooms return it.
+# A JSON object, as functions of other rooms return it.
 Facts = Mapping[str, Any]
 
 
@@ -22,11 +22,11 @@ class Output:
     self.quiet, self.failed = quiet, False
 
   def fail(self) -> None:
-    """Makes the command exit with 1 although it ran to its end, such as for a run that diverged."""
+    """Makes the command exit with 1 although it completed, for example because a run diverged."""
     self.failed = True
 
   def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table whose first column is aligned to the left and all others to the right."""
+    """Prints a table whose first column is aligned to the left and all others to the right."""
     if self.quiet:
       return
     from rich.table import Table
@@ -39,17 +39,17 @@ class Output:
     self._console().print(table)
 
   def say(self, text: str) -> None:
-    """One line, which only a terminal wraps."""
+    """Prints one line, which only a terminal wraps."""
     if not self.quiet:
       self._console().print(text, highlight=False, soft_wrap=True)
 
   def notes(self, notes: Iterable[str]) -> None:
-    """Every different note on a line."""
+    """Prints each distinct note on a line."""
     for note in dict.fromkeys(notes):
       self.say(note)
 
   def write(self, text: str) -> None:
-    """Text to the character, such as a file's content."""
+    """Prints text unchanged, such as the content of a file."""
     if not self.quiet:
       print(text, end="")
 

@@ -1,9 +1,9 @@
 """The command: `bigmodel VERB --config=FILE[:arg] --workdir=DIR [--config.group.field=value ...]`.
 
 This file finds the verb, runs it, and turns errors into one line and an exit code: 0 success, 2 invalid input,
-75 interrupted but resumable, 1 anything else; 69 tells the command that started a worker that the worker's machine is
-at fault. A verb is a file in `verbs/`. Only the chosen one is imported, and it imports rooms when it runs, so that
-`--help` answers at once.
+75 interrupted but resumable, 1 anything else. A worker exits with 69 to report to the command that started it that its
+machine cannot do the work. A verb is a file in `verbs/`. Only the chosen one is imported, and it imports rooms when it
+runs, so that `--help` is fast.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   if words[:1] == ["--version"]:
     print(bigmodel.__version__)
     return SUCCESS
-  # Until the words are parsed, this is what is known of the options. Those after -- belong to another command.
-  mine = words[: words.index("--")] if "--" in words else words
+  # Errors in parsing are reported with these options, so they are read before. Words after -- are another command's.
+  before_dashes = words[: words.index("--")] if "--" in words else words
   verb = words[0] if words else ""
-  report = Failure(verb if verb in verbs() else "", as_json="--json" in mine, debug="--debug" in mine)
+  report = Failure(verb if verb in verbs() else "", as_json="--json" in before_dashes, debug="--debug" in before_dashes)
   try:
     module = find(verb)
     arguments = parsing.parse(verb, module, words[1:])
@@ -72,7 +72,7 @@ def _run(verb: parsing.Verb, arguments: argparse.Namespace) -> int:
 
 
 class Failure:
-  """Tells the user in one line why a verb ended, and the shell in an exit code."""
+  """Reports why a verb failed: in one line to the user, and as an exit code to the shell."""
 
   def __init__(self, verb: str, as_json: bool, debug: bool, is_worker: bool = False):
     self.command = f"bigmodel {verb}".rstrip()
@@ -112,25 +112,25 @@ def verbs() -> dict[str, Path]:
 
 def find(name: str) -> parsing.Verb:
   """Imports a verb; raises `UserError` for an unknown one."""
-  known = verbs()
-  if name in known:
-    return cast(parsing.Verb, importlib.import_module(f"bigmodel.cli.verbs.{known[name].stem}"))
+  files = verbs()
+  if name in files:
+    return cast(parsing.Verb, importlib.import_module(f"bigmodel.cli.verbs.{files[name].stem}"))
   if not name:
-    raise UserError(f"a verb is missing; use one of {', '.join(known)}")
-  raise UserError(f"no verb {name!r}{parsing.nearest(name, known)}; use one of {', '.join(known)}")
+    raise UserError(f"a verb is missing; use one of {', '.join(files)}")
+  raise UserError(f"no verb {name!r}{parsing.nearest(name, files)}; use one of {', '.join(files)}")
 
 
 def summary(path: Path) -> str:
-  """What a verb does, in one line: the first line of its file, which is read and not imported."""
+  """What a verb does, in one line: the first line of its file, which is read without importing it."""
   with path.open(encoding="utf-8") as file:
     return file.readline().strip().removeprefix('"""').removesuffix('"""')
 
 
 def overview() -> str:
   """The text of `bigmodel --help`."""
-  known = verbs()
-  width = max(map(len, known)) + 2
-  lines = [f"  {name:{width}}{summary(path)}" for name, path in known.items()]
+  files = verbs()
+  width = max(map(len, files)) + 2
+  lines = [f"  {name:{width}}{summary(path)}" for name, path in files.items()]
   return "\n".join(
     [
       "usage: bigmodel VERB [options]",
@@ -163,7 +163,7 @@ def _supervise(words: Sequence[str], arguments: argparse.Namespace) -> int:
 
 
 def _collect_less_garbage() -> None:
-  """Most objects that imports and tracing make live on. Searching them for garbage took a third of a short command."""
+  """Makes garbage collection rare: searching the objects of imports and tracing took a third of a short command."""
   gc.set_threshold(100_000, 10, 10)
   atexit.register(gc.freeze)
 

@@ -1,4 +1,4 @@
-"""The words of a command become the arguments of a verb; invalid words raise `UserError`."""
+"""Parses the words of a command to the arguments of a verb; raises `UserError` for invalid words."""
 
 import argparse
 import itertools
@@ -27,7 +27,7 @@ class Verb(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises `UserError` for invalid words, where argparse prints its usage and exits."""
+  """An argparse parser that raises `UserError` for invalid words instead of printing its usage and exiting."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message.removeprefix("argument "))
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
       yield from action.option_strings
 
   def passes_words_on(self) -> bool:
-    """Whether the last words belong to another command."""
+    """Whether the last words of this verb are another command."""
     return any(action.nargs == argparse.REMAINDER for action in self._actions)
 
 
@@ -61,51 +61,51 @@ def parser_of(name: str, verb: Verb) -> Parser:
 def parse(name: str, verb: Verb, words: Sequence[str]) -> argparse.Namespace:
   """The arguments of a verb; raises `UserError` with the nearest option for a typo.
 
-  Beside the verb's own there are `verb`, `argv` (all words) and `overrides` ('group.field=value' of --config...).
+  The namespace also has `verb`, `argv` (all words) and `overrides` ('group.field=value' of --config...).
   """
   parser = parser_of(name, verb)
-  known = list(parser.options())
+  option_names = list(parser.options())
   try:
     arguments, rest = parser.parse_known_args(words)
   except UserError:
-    # A mistyped option also leaves the right one missing; the typo is the better message.
-    for word in _own_words(parser, words):
+    # A mistyped option may also leave a required one missing; then the typo is the better message.
+    for word in _words_of_verb(parser, words):
       option = word.partition("=")[0]
-      if word.startswith("--") and option not in known and not option.startswith("--config."):
-        raise _unexpected(word, known) from None
+      if word.startswith("--") and option not in option_names and not option.startswith("--config."):
+        raise _unexpected(word, option_names) from None
     raise
   takes_overrides = bool(getattr(arguments, "config", None))
   overrides = [word for word in rest if takes_overrides and word.startswith("--config.")]
   for word in rest:
     if word not in overrides:
-      raise _unexpected(word, known)
+      raise _unexpected(word, option_names)
   arguments.verb, arguments.argv = name, [name, *words]
   arguments.overrides = [word.removeprefix("--config.") for word in overrides]
   return arguments
 
 
-def _own_words(parser: Parser, words: Sequence[str]) -> Iterable[str]:
-  """The words that surely do not belong to a command that the verb passes on."""
+def _words_of_verb(parser: Parser, words: Sequence[str]) -> Iterable[str]:
+  """The words before a command that the verb passes on, as far as that is certain."""
   if parser.passes_words_on():
     return itertools.takewhile(lambda word: word.startswith("-") and word != "--", words)
   return itertools.takewhile(lambda word: word != "--", words)
 
 
-def _unexpected(word: str, known: Sequence[str]) -> UserError:
-  """Why a word cannot be used, where the options are `known`."""
+def _unexpected(word: str, option_names: Sequence[str]) -> UserError:
+  """The error for a word that is none of the options `option_names`."""
   option = word.partition("=")[0]
-  if option.startswith("--config.") and "--config" in known:
+  if option.startswith("--config.") and "--config" in option_names:
     return UserError(f"{word}: needs --config=FILE[:arg]")
   if option.startswith("-"):
-    return UserError(f"{option}: no such option{nearest(option, known) or '; see --help'}")
+    return UserError(f"{option}: no such option{nearest(option, option_names) or '; see --help'}")
   return UserError(f"{word!r}: unexpected word")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-  """As `config.nearest`, which is slow to import and is needed for errors only."""
+def nearest(name: str, names: Iterable[str]) -> str:
+  """`config.nearest`, imported only for errors because it is slow to import."""
   from bigmodel import config
 
-  return config.nearest(name, known)
+  return config.nearest(name, names)
 
 
 def without_option(words: Sequence[str], option: str) -> list[str]:

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
   from bigmodel.planner.plan import RunPlan, StudyPlan
   from bigmodel.planner.search import Layout
 
-SMALLEST = 1e5  # bytes of collectives that are worth a row
+SMALLEST = 1e5  # bytes; smaller collectives are not shown
 
 
 def show_study_here(facts: Facts, name: str, output: Output) -> None:
-  """A study on this machine: its runs and its target."""
+  """Prints the plan of a study on this machine: its runs and its target."""
   from bigmodel.train.display import duration
 
   fields = ("params_total", "tokens", "flops_6nd", "expected_seconds")
-  rows = [(one["run_id"], ", ".join(one["roles"]), *(one[field] for field in fields)) for one in facts["runs"]]
+  rows = [(run["run_id"], ", ".join(run["roles"]), *(run[field] for field in fields)) for run in facts["runs"]]
   if facts["target"]:
     rows.append(("target", "at most", *(facts["target"][field] for field in fields)))
   total = facts["total"]
@@ -28,7 +28,7 @@ def show_study_here(facts: Facts, name: str, output: Output) -> None:
 
 
 def show_study(plan: "StudyPlan", output: Output) -> None:
-  """A study on a topology."""
+  """Prints the plan of a study on a topology."""
   rows = [
     (
       run.role,
@@ -51,7 +51,7 @@ def show_study(plan: "StudyPlan", output: Output) -> None:
 
 
 def show_layouts(layouts: "Sequence[Layout]", topology: str, output: Output) -> None:
-  """Layouts, and the best one as options for the command line."""
+  """Prints layouts, and the best one as options for the command line."""
   rows = [
     (
       _name(layout.overrides),
@@ -70,18 +70,18 @@ def show_layouts(layouts: "Sequence[Layout]", topology: str, output: Output) -> 
 
 
 def show_run(plan: "RunPlan", output: Output) -> None:
-  """One run on a topology: memory, time and cost, and what its devices send to each other."""
+  """Prints the plan of one run on a topology: memory, time, cost and collectives."""
   step = plan.compiled or plan.analytic
   rows = [*_memory_rows(plan), *_time_rows(plan, step.cycle_seconds)]
-  output.table(f"one run on {plan.topology}", ("what", "value"), rows)
+  output.table(f"one run on {plan.topology}", ("quantity", "value"), rows)
   output.notes(plan.notes)
   collectives = [
-    (one.kind, one.group, one.overlaps, one.count, f"{one.bytes / 1e9:.3f} GB", f"{one.seconds:.3g} s")
-    for one in step.collectives
-    if one.bytes > SMALLEST
+    (cost.kind, cost.group, cost.overlaps, cost.count, f"{cost.bytes / 1e9:.3f} GB", f"{cost.seconds:.3g} s")
+    for cost in step.collectives
+    if cost.bytes > SMALLEST
   ]
-  columns = ("collective", "devices", "overlaps", "times", "sent a step", "on the wire")
-  output.table("a device's collectives", columns, collectives)
+  columns = ("collective", "devices", "overlaps", "times", "sent per step", "time on the links")
+  output.table("collectives of one device", columns, collectives)
 
 
 def _memory_rows(plan: "RunPlan") -> list[tuple[str, object]]:
@@ -91,12 +91,12 @@ def _memory_rows(plan: "RunPlan") -> list[tuple[str, object]]:
   return [
     ("mesh", ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"),
     ("parameters", plan.work.params["params_total"]),
-    ("a device holds: parameters", _gigabytes(parts["parameters"])),
-    ("optimizer state", _gigabytes(parts["optimizer"])),
-    ("activations (arithmetic)", _gigabytes(activations)),
+    ("parameters on a device", _gigabytes(parts["parameters"])),
+    ("optimizer state on a device", _gigabytes(parts["optimizer"])),
+    ("activations on a device, by arithmetic", _gigabytes(activations)),
     ("peak, by arithmetic", _gigabytes(plan.analytic.peak_bytes)),
     ("peak, by the compiler", compiled),
-    ("memory", _gigabytes(costs.memory_bytes)),
+    ("memory of a device", _gigabytes(costs.memory_bytes)),
     ("fits", costs.fits),
   ]
 
@@ -104,7 +104,7 @@ def _memory_rows(plan: "RunPlan") -> list[tuple[str, object]]:
 def _time_rows(plan: "RunPlan", cycle_seconds: float | None) -> list[tuple[str, object]]:
   costs = plan.costs
   return [
-    *((f"{name} a step", value) for name, value in plan.work.flops_per_step.items()),
+    *((f"{name} per step", value) for name, value in plan.work.flops_per_step.items()),
     ("compiler's cycles", None if cycle_seconds is None else f"{cycle_seconds:.3g} s"),
     ("computation", f"{costs.compute_seconds:.3g} s"),
     ("step", f"{costs.step_seconds:.3g} s"),
@@ -122,7 +122,7 @@ def _gigabytes(value: float | None) -> str | None:
 
 
 def _name(overrides: Mapping[str, int | str]) -> str:
-  """What differs from one device, as 'fsdp 64, remat full'."""
+  """The overrides that differ from their defaults, as 'fsdp 64, remat full'."""
   short = {name.split(".")[1]: value for name, value in overrides.items()}
   return ", ".join(f"{name} {value}" for name, value in short.items() if value not in (0, 1))
 

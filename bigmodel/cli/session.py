@@ -1,4 +1,4 @@
-"""What verbs do before their work: prepare JAX, join the other processes of a job, load the config."""
+"""Prepares verbs for their work: sets up JAX, joins the other processes of a job, loads the config."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # slow to import
 
 
 def start() -> None:
-  """Prepares JAX and the log of a verb that runs in one process."""
+  """Sets up JAX and logging for a verb that runs in one process."""
   from bigmodel import hardware
 
   hardware.setup()
@@ -21,7 +21,7 @@ def start() -> None:
 
 
 def join(arguments: argparse.Namespace) -> bool:
-  """Prepares JAX and joins the other processes of the job (see `options.add_hosts`).
+  """Sets up JAX and logging, and joins the other processes of the job (see `options.add_hosts`).
 
   Returns whether this process is the one that prints and writes.
   """

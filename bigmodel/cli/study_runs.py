@@ -1,4 +1,4 @@
-"""What `study` and `sweep` share: options for workers, the run of a study or of one worker's part, and its results."""
+"""The common part of the verbs `study` and `sweep`: options for workers, the run itself, and the printed results."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
   from bigmodel.config import Config
   from bigmodel.study import Study
 
-SETTINGS = 20  # that are printed; the report has all
+SETTINGS = 20  # printed at most; the report has all
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: "Config", study: "Study", output: Output | None) -> Facts:
-  """Runs all of a study, or a worker's part of its training. `output` is None in processes that print nothing."""
+  """Runs a study, or trains as one of its workers. `output` is None in processes that print nothing."""
   from bigmodel import config as configs
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
@@ -88,7 +88,7 @@ def _show_forecast(forecast: Facts, noise: Facts | None, output: Output) -> None
     ("truth", outcome),
     ("noise between seeds", noise["std"] if noise else None),
   ]
-  output.table(f"forecast sealed {forecast['sealed_at'][:19]}", ("what", "value"), rows)
+  output.table(f"forecast sealed {forecast['sealed_at'][:19]}", ("quantity", "value"), rows)
 
 
 def _show_leaderboard(board: Facts, output: Output) -> None:
@@ -129,7 +129,7 @@ def _show_leaderboard(board: Facts, output: Output) -> None:
 
 
 def _runs_of(cell: Facts) -> str:
-  """How many runs of a setting finished, and what became of the others."""
+  """Describes how many runs of a setting finished, diverged or were stopped."""
   ends = [f"{cell['diverged']} diverged"] if cell["diverged"] else []
   if cell["stopped"]:
     loss = "" if cell["loss_at_stop"] is None else f" with {cell['loss_at_stop']:.4g}"

@@ -1,1 +1,1 @@
-"""What a run or a study costs before it starts: time, memory and money."""
+"""Estimates of what a run or a study costs before it starts: time, memory and money."""

@@ -1,8 +1,8 @@
-"""The plan by arithmetic: bytes on a device, collectives and their time, without compiling.
+"""Estimates a step by arithmetic: bytes on a device, collectives and their time, without compiling.
 
 State is counted exactly, from shapes and sharding rules. Activations are those of the
 layers that the backward pass keeps, plus what one layer and the loss need at their
-largest. Tests hold the sum against the compiler's.
+largest. Tests compare the sum with the compiler's.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ from bigmodel.planner import liveness, traffic
 from bigmodel.train.step import applied
 from bigmodel.types import Params, PyTree
 
-EFFICIENCY = 0.75  # of the peak, in dense training steps of large models that are limited by nothing else
+EFFICIENCY = 0.75  # share of the peak FLOP/s that large dense models reach if nothing else limits them
 
 
 @dataclasses.dataclass(frozen=True)
 class StepEstimate:
-  """One training step by arithmetic, of one device."""
+  """One training step of one device, by arithmetic."""
 
   collectives: list[traffic.CollectiveCost]
   bubble: float  # the share of its time that a stage of a pipeline is idle
   argument_bytes: float  # parameters, optimizer state and rows; 0 without memory
   peak_bytes: float
-  parts: dict[str, float]  # bytes by what they are for
-  # What only a compiler can say.
+  parts: dict[str, float]  # bytes by purpose
+  # Only compiled steps have these.
   cycle_seconds: None = None
   refused: None = None
 
@@ -57,7 +57,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip | None, memory: b
 
 
 def bubble(config: Config, sizes: dict[str, int]) -> float:
-  """The share of its time that a stage of a pipeline has nothing to do."""
+  """The share of its time that a stage of a pipeline is idle."""
   stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
   return (stages - 1) / (pieces + stages - 1)
 
@@ -72,11 +72,11 @@ def state_bytes(config: Config, sizes: dict[str, int]) -> dict[str, float]:
 
 
 def run_bytes(config: Config) -> int:
-  """Exact bytes of the parameters and the optimizer state of one run, wherever they are."""
+  """Exact bytes of the parameters and the optimizer state of one run, on all devices together."""
   return int(sum(state_bytes(config, dict.fromkeys(parallel.AXES, 1)).values()))
 
 
-# The layouts of a search share most of these.
+# Caches, because the layouts of a search share most of these.
 _INITIAL: dict[str, PyTree] = {}
 _TRACES: dict[str, core.Jaxpr] = {}
 
@@ -96,9 +96,9 @@ def _initial(config: Config) -> PyTree:
 
 
 def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -> dict[str, float]:
-  """Bytes of what one device's part of a step holds at once besides its state, by what it is for."""
-  ways = math.prod(sizes[axis] for axis in parallel.BATCH)
-  rows = max(1, config.train.batch_size // config.train.accumulate // ways)
+  """The most bytes that a step holds at once on one device besides the state, by purpose."""
+  batch_shards = math.prod(sizes[axis] for axis in parallel.BATCH)
+  rows = max(1, config.train.batch_size // config.train.accumulate // batch_shards)
   stages, pieces = sizes["pipeline"], parallel.microbatches(config, sizes["pipeline"])
   part = _part(config, sizes)
   gradients = state_bytes(config, sizes)["parameters"]
@@ -109,56 +109,56 @@ def activation_bytes(config: Config, sizes: dict[str, int], chip: Chip | None) -
   key = _key(part, piece, options, sizes["sequence"], chip)
   if key not in _TRACES:
     _TRACES[key] = _trace(part, config, sizes, chip, piece)
-  whole = _TRACES[key]
-  working = liveness.peak(whole, size_of, fuses_scatters=chip is not None)
-  half, tokens = jnp.dtype(part.train.compute_dtype).itemsize, data.unit(config) // sizes["sequence"] * rows
+  trace = _TRACES[key]
+  working = liveness.peak(trace, size_of, fuses_scatters=chip is not None)
+  item_bytes, tokens = jnp.dtype(part.train.compute_dtype).itemsize, data.unit(config) // sizes["sequence"] * rows
   if stages > 1:
-    working = _pipeline_bytes(config, sizes, part, whole, size_of, tokens)
+    working = _pipeline_bytes(config, sizes, part, trace, size_of, tokens)
   if config.train.accumulate > 1 or stages > 1:
-    working += gradients  # the sum so far, and what is added to it
+    working += gradients  # the accumulated gradients and those of one microbatch
   if {"heads", "width"} <= set(config.model):
-    working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * half)
-  in_pieces = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
+    working += _exchanged_bytes(config, sizes, tokens // pieces * config.model.width * item_bytes)
+  is_sharded = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert")) > 1
   return {
     "activations": max(0.0, working - gradients),
     "gradients": gradients,
-    "gathered": 2 * layer if in_pieces else 0.0,  # this layer's weights and the next one's
-    "reduced": layer if ways > 1 else 0.0,  # a layer's gradients on their way
+    "gathered": 2 * layer if is_sharded else 0.0,  # weights of this layer and of the next one
+    "reduced": layer if batch_shards > 1 else 0.0,  # gradients of one layer during the reduction
   }
 
 
 def _pipeline_bytes(
-  config: Config, sizes: dict[str, int], part: Config, whole: core.Jaxpr, size_of: liveness.SizeOf, tokens: int
+  config: Config, sizes: dict[str, int], part: Config, trace: core.Jaxpr, size_of: liveness.SizeOf, tokens: int
 ) -> float:
-  """What all turns of a pipeline keep; and then the last stage's blocks at work, or the loss of all rows."""
+  """Bytes that all turns of a pipeline keep, and the larger of the last stage's blocks and the loss of all rows."""
   turns = parallel.microbatches(config, sizes["pipeline"]) + sizes["pipeline"] - 1
-  half = jnp.dtype(part.train.compute_dtype).itemsize
+  item_bytes = jnp.dtype(part.train.compute_dtype).itemsize
   shapes = {leaf.shape for leaf in jax.tree.leaves(_parameters(part))}
 
   def size_but_of_parameters(array: liveness.Array) -> float:
     return 0.0 if array.shape in shapes else size_of(array)
 
-  saved = liveness.stacked(whole, size_but_of_parameters)
-  kept = saved * turns + 3 * tokens * config.model.width * half
+  saved = liveness.stacked(trace, size_but_of_parameters)
+  kept = saved * turns + 3 * tokens * config.model.width * item_bytes
   logits = tokens * part.model.vocab * 4
-  loss = logits * (2 + half / 4) + state_bytes(config, sizes)["parameters"]
-  return kept + max(liveness.peak(whole, size_of) - saved, loss)
+  loss = logits * (2 + item_bytes / 4) + state_bytes(config, sizes)["parameters"]
+  return kept + max(liveness.peak(trace, size_of) - saved, loss)
 
 
 def _exchanged_bytes(config: Config, sizes: dict[str, int], activations: float) -> float:
-  """Both ends of the exchanges of a layer that are under way together; `activations` is one array of them."""
+  """Bytes of both ends of a layer's concurrent exchanges; `activations` are the bytes of one array of them."""
   slots = traffic.slots_per_token(config) * activations
   total = 0.0
   if sizes["tensor"] > 1:
     # Sums of the gradients of a norm's result, by query, key and value; and of slots' results and their gradients.
     total += 6 * activations + 4 * slots
   if sizes["expert"] > 1:
-    total += 4 * slots  # before and after each all-to-all, of slots and of their results
+    total += 4 * slots  # slots and their results, before and after each all-to-all
   return total
 
 
 def _part(config: Config, sizes: dict[str, int]) -> Config:
-  """The config of the model that one device computes: its heads, its slice of the widths, its layers."""
+  """The config of one device's part of the model: its heads, its slice of the widths, its layers."""
   part = config.copy_and_resolve_references()
   model = part.model
   for name in {"heads", "kv_heads", "feed_forward"} & set(model):
@@ -177,7 +177,7 @@ def _parameters(config: Config) -> Params:
 
 
 def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> liveness.SizeOf:
-  """The bytes of arrays of the trace: one that has the shape of a parameter is spread as that is."""
+  """A function from arrays of the trace to their bytes; arrays with the shape of a parameter are sharded as it is."""
   shares: dict[tuple[int, ...], float] = {}
   boxed = _initial(config)[0]
   specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), parallel.rules(config, sizes))
@@ -193,7 +193,7 @@ def _sizes_of(config: Config, sizes: dict[str, int], part: Config) -> liveness.S
 
 
 def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | None, rows: int) -> core.Jaxpr:
-  """The jaxpr of loss and gradients of one device's part."""
+  """The jaxpr of the loss and its gradients for one device's part."""
   supplied = models.family(config.model.family).SUPPLIED
   replaced: Supplied = {}
   if "attend" in supplied and (attend := _attend(config, sizes["sequence"], chip)) is not None:
@@ -210,15 +210,17 @@ def _trace(part: Config, config: Config, sizes: dict[str, int], chip: Chip | Non
   return jax.make_jaxpr(jax.grad(loss))(_parameters(part), tasks.batch_shape(part, rows)).jaxpr
 
 
-def _attend(config: Config, spread: int, chip: Chip | None) -> Attend | None:
-  """Stands for attention along `sequence` of this size as its kernel uses memory; None for the plain expression."""
+def _attend(config: Config, sequence_shards: int, chip: Chip | None) -> Attend | None:
+  """A stand-in for attention that uses memory as its kernel does on this many devices; None for plain attention."""
   kernel = config.parallel.attention
   if kernel == "auto":
     kernel = kernels.best(config, "cpu" if chip is None else "tpu" if chip.dimensions else "cuda")
   if kernel in ("splash", "cudnn"):
     return _fused_attention
-  if spread > 1 or kernel == "blockwise":
-    return functools.partial(_spread_attention, ways=spread, ring=config.parallel.sequence_attention == "ring")
+  if sequence_shards > 1 or kernel == "blockwise":
+    return functools.partial(
+      _spread_attention, sequence_shards=sequence_shards, ring=config.parallel.sequence_attention == "ring"
+    )
   return None
 
 
@@ -232,17 +234,17 @@ def _run_blocks(config: Config, sizes: dict[str, int]) -> RunBlocks:
   return run_blocks
 
 
-def _spread_attention(q: jax.Array, k: jax.Array, v: jax.Array, ways: int, ring: bool) -> jax.Array:
-  """One device's part of attention along `sequence`, with copies for what it would receive."""
-  if ring and ways > 1:
-    return kernels.around(q, k, v, ways, jnp.int32(0), jax.lax.optimization_barrier)
-  k, v = (jnp.concatenate([x] * ways, axis=1) for x in (k, v))
+def _spread_attention(q: jax.Array, k: jax.Array, v: jax.Array, sequence_shards: int, ring: bool) -> jax.Array:
+  """One device's part of attention along `sequence`, with copies in place of the data that it would receive."""
+  if ring and sequence_shards > 1:
+    return kernels.around(q, k, v, sequence_shards, jnp.int32(0), jax.lax.optimization_barrier)
+  k, v = (jnp.concatenate([x] * sequence_shards, axis=1) for x in (k, v))
   return kernels.chunk(q, k, v, jnp.int32(0))[0]
 
 
 @jax.custom_vjp
 def _fused_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Stands for a kernel that writes its result and one number a query, and no scores."""
+  """A stand-in for a kernel that writes its result and one number per query, but no scores."""
   return jax.lax.optimization_barrier(q)
 
 

@@ -1,4 +1,4 @@
-"""The real training step, compiled for the chips that it is meant for, which need not be present."""
+"""Compiles the real training step for chips that need not be present."""
 
 import dataclasses
 import re
@@ -13,19 +13,19 @@ from bigmodel.planner import analytic, hlo, traffic
 from bigmodel.planner.traffic import CollectiveCost
 from bigmodel.train.programs.single import Single
 
-UNKNOWN_BYTES = 1e18  # more than any device has: the compiler refused a step without saying what it needs
+UNKNOWN_BYTES = 1e18  # more than any device has; for steps that the compiler refuses without naming their size
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """One training step as the compiler reports it, of one device."""
+  """One training step of one device, as the compiler reports it."""
 
   argument_bytes: int | None  # None where the compiler refused the step
   temporary_bytes: int | None
   peak_bytes: float
   host_bytes: int
   collectives: list[CollectiveCost]
-  cycle_seconds: float | None  # by the compiler's estimate of cycles; None where it makes none
+  cycle_seconds: float | None  # from the compiler's estimate of cycles; None if it has none
   bubble: float  # the share of its time that a stage of a pipeline is idle
   compile_seconds: float
   refused: str | None = None  # the compiler's reason
@@ -65,9 +65,9 @@ def compile_step(config: Config, topology: Topology) -> CompiledStep:
 
 
 def _too_large(error: str, seconds: float) -> CompiledStep:
-  """A step that the compiler refused, with the memory that it asked for."""
-  asked = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([GM])", error)
-  number, unit = asked.groups() if asked else ("0", "G")
+  """A step that the compiler refused, with the memory that it would need."""
+  needed = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([GM])", error)
+  number, unit = needed.groups() if needed else ("0", "G")
   size = float(number) * (2**30 if unit == "G" else 2**20)
   return CompiledStep(
     argument_bytes=None,
@@ -83,23 +83,23 @@ def _too_large(error: str, seconds: float) -> CompiledStep:
 
 
 def collectives(read: hlo.Program, places: list[tuple[int, ...]], topology: Topology) -> list[CollectiveCost]:
-  """The collectives of a compiled step, together by kind, size of the group and whether they overlap; largest first.
+  """Sums the collectives of a compiled step by kind, size of the group and overlap; largest first.
 
   `places` are the coordinates of the mesh's devices.
   """
   costs: dict[tuple[str, int, bool], CollectiveCost] = {}
-  for one in read.collectives:
-    members = [places[i] for i in one.group]
+  for collective in read.collectives:
+    members = [places[i] for i in collective.group]
     varying = sum(len({place[axis] for place in members}) > 1 for axis in range(len(places[0])))
     group = traffic.Group(len(members), max(1, varying))
-    seconds = one.times * traffic.wire_seconds(one.kind, one.sent, group, topology.chip)
-    key = one.kind, len(members), one.overlaps
+    seconds = collective.times * traffic.wire_seconds(collective.kind, collective.sent, group, topology.chip)
+    key = collective.kind, len(members), collective.overlaps
     before = costs.get(key, CollectiveCost(*key, bytes=0.0, seconds=0.0, count=0, exposed=0.0))
     costs[key] = dataclasses.replace(
       before,
-      bytes=before.bytes + one.sent * one.times,
+      bytes=before.bytes + collective.sent * collective.times,
       seconds=before.seconds + seconds,
-      count=before.count + one.times,
-      exposed=before.exposed + (0.0 if one.overlaps else seconds),
+      count=before.count + collective.times,
+      exposed=before.exposed + (0.0 if collective.overlaps else seconds),
     )
   return sorted(costs.values(), key=lambda cost: -cost.bytes)

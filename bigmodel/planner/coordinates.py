@@ -1,8 +1,8 @@
-"""The coordinate check (Yang et al. 2022, appendix D.1): does a step change activations as much at every size?
+"""The coordinate check (Yang et al. 2022, appendix D.1): do steps change activations equally at every size?
 
-Models of several sizes take some steps on one batch; the root of the mean square by which each layer's output has
-changed since the start is compared between sizes. Where it grows or falls as a power of the width or the depth, a
-learning rate that is right for one size is wrong for another.
+Models of several sizes take some steps on one batch. The root mean square of the change of each layer's output since
+the start is compared between sizes. If it grows or falls as a power of the width or the depth, a learning rate that is
+right for one size is wrong for another.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from bigmodel.train.step import Batch, applied
 from bigmodel.types import Params
 
 ROUNDING = 1e-5  # changes below this share of an output's size are taken for errors of float32 rounding
-ROWS, TOKENS = 4, 8  # few, so that what they have in common by chance does not depend on the width
+ROWS, TOKENS = 4, 8  # few, so that chance similarities between them do not depend on the width
 Carry: TypeAlias = tuple[Params, optim.State]
 
 
@@ -44,28 +44,28 @@ class Check:
 
 
 def check(configs: Sequence[Config], sizes: Sequence[float], steps: int = 10, seeds: int = 2) -> Check:
-  """Of resolved configs that differ in one size.
+  """Checks resolved configs that differ in one size, given by `sizes`.
 
-  Of the modules of one kind the last counts. Between depths only what comes out of the last norm and of the model
-  can be compared: a branch is meant to add less where there are more, and the stream, to which initial values add
-  less as well, is read through norms alone. Raises `UserError` where no layer changes by more than rounding.
+  Of several modules of one kind, the last one is compared. Between depths only the outputs of the last norm and of the
+  model are compared: deeper models are meant to add less per branch, and the residual stream, to which initial values
+  also add less, is only read through norms. Raises `UserError` if no layer changes by more than rounding.
   """
-  found = [_measure(config, steps, seeds) for config in configs]
-  kinds = [each.layers for each in found]
-  same_depth = len({len(own) for own in kinds}) == 1
+  measurements = [_measure(config, steps, seeds) for config in configs]
+  kinds = [measured.layers for measured in measurements]
+  same_depth = len({len(layers) for layers in kinds}) == 1
   change, slopes, labels = {}, {}, models.labels(configs[0])
   last_norms = {name.split(".")[-2]: label for name, label in labels if label.role is Role.LAST_NORM}
-  # What comes out of a last norm that is divided falls with the width by intent; in a stack it comes out of the block.
+  # The output of a divided last norm falls with the width by intent; in a stack it is also the block's output.
   divided = set(last_norms) if optim.parametrization.divides_last_norm(labels) else set()
   divided |= {"block" for norm in divided if last_norms[norm].in_stack}
   compared = {norm for norm, label in last_norms.items() if not label.in_stack} | {kinds[0][-1]}  # between depths
   for kind in dict.fromkeys(kinds[0]):
     if kind in divided if same_depth else kind not in compared:
       continue
-    last = [len(own) - 1 - own[::-1].index(kind) for own in kinds]
-    change[kind] = np.stack([own.change[i] for own, i in zip(found, last, strict=True)])
-    size = np.stack([own.size[i] for own, i in zip(found, last, strict=True)])
-    # Behind a readout of zeros the first step only moves the readout; other layers differ in their last digits.
+    last = [len(layers) - 1 - layers[::-1].index(kind) for layers in kinds]
+    change[kind] = np.stack([measured.change[i] for measured, i in zip(measurements, last, strict=True)])
+    size = np.stack([measured.size[i] for measured, i in zip(measurements, last, strict=True)])
+    # With a readout of zeros the first step only moves the readout; other layers change by rounding errors.
     moved = (change[kind] > ROUNDING * size[:, None]).all(axis=0)
     if moved.any():
       slopes[kind] = np.polyfit(np.log(sizes), np.log(change[kind][:, moved]), 1)[0]
@@ -116,7 +116,7 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
     def loss_and_outputs(params: Params) -> tuple[jax.Array, list[jax.Array]]:
       losses: list[jax.Array] = []
       outputs = activations(lambda: losses.append(loss(params, rows, key)))
-      layers[:] = [name for name, _ in outputs]  # while this is traced
+      layers[:] = [name for name, _ in outputs]  # set while this function is traced
       return losses[0], [x for _, x in outputs]
 
     def step(carry: Carry, i: jax.Array) -> tuple[Carry, list[jax.Array]]:
@@ -125,7 +125,7 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
       params, state, _ = optim.update(how, grads, state, params, i, h, lambda p: loss(p, rows, key))
       return (params, state), outputs
 
-    # The step after the last is only taken for the outputs before it.
+    # The additional last step is only taken for the outputs before it.
     _, outputs = jax.lax.scan(step, (params, optim.initial_state(how, params)), jnp.arange(steps + 1))
     size = [_root_mean_square(x[:1]) for x in outputs]
     return jnp.concatenate(size), jnp.stack([_root_mean_square(x[1:] - x[0]) for x in outputs])
@@ -137,7 +137,7 @@ def _measure(config: Config, steps: int, seeds: int) -> Measured:
 
 
 def _root_mean_square(x: jax.Array) -> jax.Array:
-  """Over all axes but the first."""
+  """The root mean square over all axes but the first."""
   return jnp.sqrt(jnp.mean(x**2, axis=tuple(range(1, x.ndim))))
 
 

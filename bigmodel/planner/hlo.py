@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: its collectives, how often they run, and the compiler's cycles."""
+"""Reads a compiled program's text: its collectives, how often they run, and the compiler's estimate of cycles."""
 
 import dataclasses
 import math
@@ -22,19 +22,19 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of a step. `sent` is what each device sends, in bytes, each time it runs."""
+  """One collective of a step. `sent` are the bytes that each device sends each time it runs."""
 
   kind: str
   sent: float
-  group: tuple[int, ...]  # the devices of one of its groups, by their places in the mesh
-  times: int  # a step
+  group: tuple[int, ...]  # one of its groups of devices, by their index in the mesh
+  times: int  # per step
   overlaps: bool  # with computation
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
   collectives: tuple[Collective, ...]
-  cycles: float  # a step, by the compiler's cost model; 0 where it has none
+  cycles: float  # per step, by the compiler's cost model; 0 if it has none
 
 
 def read(text: str) -> Program:
@@ -43,8 +43,8 @@ def read(text: str) -> Program:
   times: dict[str, int] = defaultdict(int)
   inside: dict[str, str] = {}  # fused computation -> the computation that it runs in
   _count(bodies, entry, 1, times, inside)
-  found: dict[tuple, Collective] = {}
-  least: dict[tuple, int] = {}  # (kind, channel) -> the times of the part that runs least
+  collectives: dict[tuple, Collective] = {}
+  least: dict[tuple, int] = {}  # (kind, channel) -> how often the least frequent part runs
   cycles = 0.0
   for name, lines in bodies.items():
     if not times[name]:
@@ -58,15 +58,17 @@ def read(text: str) -> Program:
       kind = match.group(2).removesuffix("-start")
       if kind in KINDS:
         channel = re.search(r"channel_id=(\d+)", line)
-        # The parts of an asynchronous collective are fusions of their own, with one channel.
+        # The parts of an asynchronous collective are separate fusions that share a channel.
         key = (inside.get(name, name), kind, channel.group(1) if channel else line)
         overlaps = match.group(2).endswith("-start") or "async" in name or name in inside
-        found[key] = _collective(kind, match.group(1), line, times[name], overlaps, match.group(2).endswith("-start"))
+        collectives[key] = _collective(
+          kind, match.group(1), line, times[name], overlaps, match.group(2).endswith("-start")
+        )
         if name in inside:
           least[key[1:]] = min(times[name], least.get(key[1:], times[name]))
-  # Those in a loop that it runs beside begin and end outside of it: it runs as often as these.
-  once = (one for key, one in found.items() if one.times == least.get(key[1:], one.times))
-  return Program(tuple(once), cycles)
+  # An asynchronous collective that overlaps with a loop begins and ends outside of the loop; those parts count.
+  distinct = (part for key, part in collectives.items() if part.times == least.get(key[1:], part.times))
+  return Program(tuple(distinct), cycles)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -86,7 +88,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _count(bodies: dict, name: str, times: int, total: dict[str, int], inside: dict[str, str]) -> None:
-  """Adds up how often each computation runs, from the entry down."""
+  """Adds up in `total` how often each computation runs, from the entry down."""
   total[name] += times
   for line in bodies.get(name, ()):
     match = _OPCODE.match(line)
@@ -96,8 +98,8 @@ def _count(bodies: dict, name: str, times: int, total: dict[str, int], inside: d
     trips = 1
     if opcode == "while":
       trips = _trips(bodies, line)
-    for several, one in _CALLED.findall(line):
-      for called in [c.strip().lstrip("%") for c in several.split(",")] if several else [one]:
+    for several, single in _CALLED.findall(line):
+      for called in [c.strip().lstrip("%") for c in several.split(",")] if several else [single]:
         if called in bodies and opcode not in ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort"):
           if opcode == "fusion":
             inside[called] = inside.get(name, name)
@@ -105,9 +107,9 @@ def _count(bodies: dict, name: str, times: int, total: dict[str, int], inside: d
 
 
 def _trips(bodies: dict, line: str) -> int:
-  """How often a loop runs: as the compiler noted, or the number that its condition compares with."""
-  if known := _TRIPS.search(line):
-    return int(known.group(1))
+  """How often a loop runs: the compiler's annotation, or else the number that its condition compares with."""
+  if annotated := _TRIPS.search(line):
+    return int(annotated.group(1))
   condition = re.search(r"condition=%?([\w.\-]+)", line)
   numbers = [
     int(n) for text in bodies.get(condition.group(1) if condition else "", ()) for n in _CONSTANT.findall(text)
@@ -128,14 +130,14 @@ def _collective(kind: str, result: str, line: str, times: int, overlaps: bool, s
   n = len(group)
   size = _bytes(result)
   if starts and kind == "all-gather":
-    size *= n / (n + 1)  # the result names operand and result
+    size *= n / (n + 1)  # the result lists the operand and the result
   if starts and kind == "collective-permute":
-    size = _bytes(result.split("]")[0] + "]")  # and here operand, result and two counters
+    size = _bytes(result.split("]")[0] + "]")  # the result lists operand, result and two counters
   share = (n - 1) / n if n else 0.0
   sent = {
     "all-gather": size * share,
     "all-reduce": 2 * size * share,
-    "reduce-scatter": size * (n - 1),  # the result is one n-th
+    "reduce-scatter": size * (n - 1),  # the result is one n-th of the operand
     "all-to-all": size * share,
     "collective-permute": size,
   }[kind]
@@ -143,7 +145,7 @@ def _collective(kind: str, result: str, line: str, times: int, overlaps: bool, s
 
 
 def _group(line: str) -> tuple[int, ...]:
-  """The members of the first group, in any of the notations."""
+  """The members of the first group, in any of HLO's notations."""
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
     return tuple(int(x) for x in pairs.groups())
   if plain := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -159,7 +161,7 @@ def _group(line: str) -> tuple[int, ...]:
     names = list(axes)
     order = [i for i, a in enumerate(names) if a not in named] + [i for i, a in enumerate(names) if a in named]
     places = _iota(list(axes.values()), order)[: math.prod(axes[a] for a in named)]
-    if mesh.group(2):  # the mesh's devices are not in their own order
+    if mesh.group(2):  # the mesh's devices are permuted
       dims = [int(x) for x in mesh.group(2).split(",")]
       devices = _iota(dims, [int(x) for x in mesh.group(3).split(",")] if mesh.group(3) else list(range(len(dims))))
       places = tuple(devices[place] for place in places)

@@ -1,4 +1,4 @@
-"""The most bytes that a traced function holds at once, without compiling it.
+"""Estimates the most bytes that a traced function holds at once, without compiling it.
 
 Walks a jaxpr in order and frees each array after its last use. What a compiler fuses
 away is not counted: elementwise operations, broadcasts and changes of shape live on as
@@ -42,8 +42,8 @@ LOOPS = {"scan", "while", "cond"}
 def peak(jaxpr: core.Jaxpr, size_of: SizeOf, fuses_scatters: bool = False) -> float:
   """The largest sum of live arrays without the inputs, in bytes.
 
-  With `fuses_scatters`, as compilers for accelerators do it, a scatter onto zeros that is then added to another array
-  is written into that one: the gradient of picking each token's logit takes no array of its own.
+  With `fuses_scatters`, as in compilers for accelerators, a scatter onto zeros that is then added to another array is
+  written into that array, so that the gradient of picking each token's logit needs no additional array.
   """
   flat = _flatten(jaxpr)
   materialized = _materialized(flat, fuses_scatters)
@@ -107,7 +107,7 @@ def _opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
 
 
 def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
-  """The inputs of an equation that are no constants."""
+  """The inputs of an equation that are not constants."""
   return [var for var in eqn.invars if not isinstance(var, core.Literal)]
 
 
@@ -117,14 +117,14 @@ def _union(parts: Iterator[Sources]) -> Sources:
 
 @dataclasses.dataclass(frozen=True)
 class _Flat:
-  """The equations of a trace with those of inlined calls in their place, and its results."""
+  """The equations of a trace, with calls replaced by their equations, and its results."""
 
   eqns: list[core.JaxprEqn]
   outvars: list[core.Var]
 
 
 def _materialized(flat: _Flat, fuses_scatters: bool) -> set[core.Var]:
-  """Results that lie in memory: of products and the like, what those read, and the results of the trace."""
+  """The values that are in memory: results of products and the like, their operands, and the trace's results."""
   chosen: set[core.Var] = set()
   readers: dict[core.Var, list[str]] = {}
   for eqn in flat.eqns:
@@ -160,7 +160,7 @@ def _flatten(jaxpr: core.Jaxpr) -> _Flat:
   seen: set[core.Var] = set()
 
   def visit(inner: core.Jaxpr, names: dict[core.Var, Atom]) -> None:
-    """Appends the equations of `inner`, whose variables are called by `names` outside; adds its results to them."""
+    """Appends the equations of `inner`, with its variables renamed by `names`; adds the names of its results there."""
     for eqn in inner.eqns:
       calls = _called(eqn) if eqn.primitive.name not in (*LOOPS, "pallas_call") else []
       renamed = eqn.replace(invars=[_renamed(var, names) for var in eqn.invars])

@@ -16,7 +16,7 @@ STEPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """One axis of one parametrization."""
+  """The coordinate check of one axis of one parametrization."""
 
   parametrization: str
   axis: str
@@ -26,7 +26,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What was measured, and why the other parametrizations were not."""
+  """The checks that were made, and why the other parametrizations were refused."""
 
   measured: list[Measured]
   refused: dict[str, str]
@@ -70,7 +70,7 @@ def _check(configs: Sequence[Config], sizes: Sequence[int]) -> coordinates.Check
 
 
 def _resized(config: Config, parametrization: str, axis: str, size: int) -> Config:
-  """The config at another size, with a constant learning rate and no weight decay, so that only steps matter."""
+  """The config at another size, with a constant learning rate and no weight decay, which would hide the steps."""
   base = config.optim.base or (f"model.width={config.model.width}", f"model.layers={config.model.layers}")
   resized = config.copy_and_resolve_references()
   resized.model[axis] = size

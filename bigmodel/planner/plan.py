@@ -17,15 +17,15 @@ from bigmodel.planner.compiled import CompiledStep, compile_step
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What a run needs and takes: by the compiled step where there is one, else by arithmetic."""
+  """Memory, time and money of a run, from the compiled step if there is one and otherwise by arithmetic."""
 
   peak_bytes: float  # on one device
-  memory_bytes: float | None  # that a device has; None where it is unknown
+  memory_bytes: float | None  # of one device; None if unknown
   fits: bool | None
-  compute_seconds: float  # of a step
-  collective_seconds: float  # of a step
+  compute_seconds: float  # per step
+  collective_seconds: float  # per step
   step_seconds: float
-  mfu: float  # exact FLOPs as a share of what all devices could do
+  mfu: float  # exact FLOPs as a share of the peak of all devices
   tokens_per_second: float
   hours: float
   chip_hours: float
@@ -35,13 +35,13 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a run computes, and on how many devices."""
+  """The amount of computation of a run, and its number of devices."""
 
   devices: int
   compute_dtype: str
   tokens_per_step: int
   steps: int
-  full_steps: float  # steps of the last batch size; fewer than `steps` where batches grow
+  full_steps: float  # the tokens in units of the last batch size; fewer than `steps` if batches grow
   params: Params
   flops_per_step: Flops
 
@@ -73,13 +73,13 @@ class StudyRun:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-  """What all runs of a study need and take together."""
+  """Time, money and fit of all runs of a study together."""
 
   runs: int
   hours: float
   chip_hours: float
   cost: float | None  # dollars
-  critical_path_hours: float  # all fitted runs at once, each on as many chips, and the target after them
+  critical_path_hours: float  # if all fitted runs train at once, each on this topology, and then the target
   fits: bool
 
 
@@ -96,9 +96,9 @@ class StudyPlan:
 def plan_run(
   config: Config, topology: Topology, prices: Mapping[str, float], compiles: bool = True, memory: bool = True
 ) -> RunPlan:
-  """What one run costs on a topology; `prices` are dollars per chip-hour by kind.
+  """Plans one run on a topology; `prices` are dollars per chip-hour by kind.
 
-  The step is compiled with `compiles`, where a compiler is installed. Without `memory` no bytes are estimated.
+  With `compiles` the step is compiled, if a compiler is installed. Without `memory` no bytes are estimated.
   """
   counts = models.counts_of(config)
   sizes = parallel.mesh_sizes(config, topology.count)
@@ -136,15 +136,15 @@ def _costs(work: Work, step: StepEstimate | CompiledStep, topology: Topology, pr
     peak = hardware.peak_flops(jax.devices()[: work.devices], work.compute_dtype)
   by_flops = work.flops_per_step["flops_hardware"] / peak / analytic.EFFICIENCY
   compute = max(by_flops, step.cycle_seconds or 0.0)
-  overlapping = sum(one.seconds for one in step.collectives if one.overlaps)
-  seconds = max(compute / (1 - step.bubble), overlapping) + sum(one.exposed for one in step.collectives)
+  overlapping = sum(collective.seconds for collective in step.collectives if collective.overlaps)
+  seconds = max(compute / (1 - step.bubble), overlapping) + sum(collective.exposed for collective in step.collectives)
   hours, price = seconds * work.full_steps / 3600, prices.get(topology.kind)
   return Costs(
     peak_bytes=step.peak_bytes,
     memory_bytes=limit,
     fits=None if limit is None else step.refused is None and step.peak_bytes <= limit,
     compute_seconds=compute,
-    collective_seconds=sum(one.seconds for one in step.collectives),
+    collective_seconds=sum(collective.seconds for collective in step.collectives),
     step_seconds=seconds,
     # Idle devices are paid for, too.
     mfu=work.flops_per_step["flops_exact"] / seconds / (peak * topology.count / work.devices),

@@ -1,4 +1,4 @@
-"""The price of runs on this machine: FLOPs, bytes and seconds, from a short measured calibration."""
+"""The costs of runs on this machine: FLOPs, bytes and seconds, from a short measured calibration."""
 
 import dataclasses
 import time
@@ -15,12 +15,12 @@ from bigmodel.planner import analytic
 from bigmodel.train import programs
 from bigmodel.train.run import Run
 
-CALIBRATED = 4  # shapes that are measured alone, and in packs; with several families or optimizers 2 of each
-MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # at most, and enough
+CALIBRATED = 4  # shapes to measure, for single runs and for packs; 2 of each with several families or optimizers
+MEASURED_CALLS, MEASURED_SECONDS = 10, 0.5  # a measurement ends after this many calls or seconds
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-  """What one run costs: parameters and FLOPs under every convention, bytes and expected seconds."""
+  """The costs of one run: parameters and FLOPs under every convention, bytes and expected seconds."""
 
   params_total: int
   params_non_embedding: int
@@ -39,15 +39,15 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """Measured points of each way to train: (exact FLOPs of a step, its seconds)."""
+  """Measured (exact FLOPs, seconds) of steps, for each family, optimizer and kind of program."""
 
   points: dict[str, list[tuple[float, float]]]
   compile_seconds: float  # of one program
 
   def step_seconds(self, run: Run, packed: bool) -> float:
-    """Seconds of a step, interpolated in the logarithms. Beyond the measured shapes the last one's FLOP rate holds.
+    """Seconds of a step, interpolated in logarithms. Beyond the measured shapes the nearest one's FLOP rate is used.
 
-    A way to train that was not measured is taken to be as fast as the first one that was.
+    A family, optimizer or kind of program that was not measured is assumed to be as fast as the first one that was.
     """
     x, y = np.log(self.points.get(_way(run, packed)) or next(iter(self.points.values()))).T
     flops = np.log(flops_per_step(run))
@@ -61,7 +61,7 @@ def flops_per_step(run: Run) -> float:
 
 
 def _way(run: Run, packed: bool) -> str:
-  """What determines the time of a step besides its FLOPs."""
+  """The key of measured points: what determines the time of a step besides its FLOPs."""
   return f"{run.config.model.family}, {run.config.optim.name}, {'in a pack' if packed else 'alone'}"
 
 
@@ -100,8 +100,8 @@ def calibrate(
 def _measure(run: Run, members: int) -> tuple[float, float]:
   """(seconds to compile, seconds a step of one member) of a run's program, on random rows.
 
-  On the lanes of a CPU, where members take turns, one member of each lane makes a step. A call in which none does is
-  timed, too: the difference is the time of one member's step.
+  On the lanes of a CPU, where members take turns, one member of each lane makes a step. A call in which no member
+  makes a step is timed, too; the difference is the time of one member's step.
   """
   config, began = run.config, time.perf_counter()
   program = programs.program(config, members)
@@ -109,15 +109,15 @@ def _measure(run: Run, members: int) -> tuple[float, float]:
   rows = program.put_rows(*[[_random_rows(config)] * members] * program.stride)
   lanes = members > 1 and parallel.mapped(config)
   turns = -(-members // program.mesh.size) if lanes else 1
-  own = optim.hyperparameters(config, run.steps)
-  ended, going = own._replace(steps=np.float32(0)), own._replace(steps=np.float32(1e6))
-  resting = program.put_hyperparameters([ended] * members)
-  working = program.put_hyperparameters([ended if i % turns else going for i in range(members)])
+  base = optim.hyperparameters(config, run.steps)
+  past_horizon, before_horizon = base._replace(steps=np.float32(0)), base._replace(steps=np.float32(1e6))
+  resting = program.put_hyperparameters([past_horizon] * members)
+  working = program.put_hyperparameters([past_horizon if i % turns else before_horizon for i in range(members)])
 
   def seconds(hyperparameters: optim.Hyperparameters) -> float:
     nonlocal state
     times: list[float] = []
-    # All hosts must make equally many steps, which they make together.
+    # All hosts must make the same number of steps, because they make them together.
     while hosts.first(lambda: len(times) < MEASURED_CALLS and sum(times) < MEASURED_SECONDS):
       start = time.perf_counter()
       state, _ = program.step(state, rows, hyperparameters)
@@ -145,7 +145,7 @@ def _random_rows(config: Config) -> hosts.Rows:
 
 
 def price(run: Run, calibration: Calibration, packed: bool = False) -> Price:
-  """What one run costs, alone or as a member of a pack."""
+  """The costs of one run, alone or as a member of a pack."""
   config = run.config
   counts = models.counts_of(config)
   tokens = train.tokens_at(config, run.steps)

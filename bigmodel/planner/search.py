@@ -12,12 +12,12 @@ from bigmodel.planner.plan import RunPlan, plan_run
 from bigmodel.train.configs import with_overrides
 
 KEPT = 8
-COMPILED = 3  # of the fastest by arithmetic, for which the compiler decides what fits
+COMPILED = 3  # layouts to compile, the fastest by arithmetic; the compiler decides whether they fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A way to carry out a run, as overrides of its config, with its plan."""
+  """A mesh, remat policy and number of microbatches, as overrides of a config, and the plan with them."""
 
   overrides: dict[str, int | str]
   plan: RunPlan
@@ -26,10 +26,10 @@ class Layout:
 def search(config: Config, topology: Topology, prices: Mapping[str, float]) -> list[Layout]:
   """The layouts that fit, fastest first; the first few are compiled where a compiler is installed.
 
-  Raises `UserError` for a model whose layouts are not searched.
+  Raises `UserError` for models other than decoders.
   """
   if not models.in_pieces(config.model):
-    raise UserError(f"--search: knows layouts of decoders, not of a {config.model.family}")
+    raise UserError(f"--search: supports decoders only, not {config.model.family}")
   fitting = _fitting(config, topology, prices)
   if topology.devices is None or not topology.kind:
     return fitting

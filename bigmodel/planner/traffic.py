@@ -1,4 +1,4 @@
-"""What the devices of a mesh send to each other in a step, by arithmetic, and how long it takes on their links."""
+"""Computes what the devices of a mesh send to each other in a step, and how long that takes on their links."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from bigmodel.hardware import NETWORK_LATENCY, SWITCH_LATENCY, Chip
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveCost:
-  """The collectives of one kind in a step, of one device."""
+  """The collectives of one kind in a step, for one device."""
 
   kind: str
   group: int  # devices
   overlaps: bool  # with computation
-  bytes: float  # that the device sends
+  bytes: float  # sent by the device
   seconds: float  # 0 where the links are unknown
   count: float
-  exposed: float  # seconds with no computation to hide behind
+  exposed: float  # seconds that do not overlap with computation
 
 
 def slots_per_token(config: Config) -> float:
-  """Slots of experts that are computed for a token."""
+  """Slots of experts per token."""
   model = config.model
   if "experts" not in model or not model.experts:
     return 0.0
@@ -33,7 +33,7 @@ def slots_per_token(config: Config) -> float:
 
 
 def layer_bytes(config: Config, sizes: dict[str, int]) -> float:
-  """The weights of one layer as they are multiplied."""
+  """Bytes of one layer's weights on a device, gathered and in the dtype of products."""
   width = jnp.dtype(config.train.compute_dtype).itemsize
   layers = config.model.layers if "layers" in config.model else 1
   layer = (models.counts_of(config).params_non_embedding) / layers
@@ -42,7 +42,7 @@ def layer_bytes(config: Config, sizes: dict[str, int]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Sent:
-  """What a device sends in a step by the collectives of one kind along some axes of the mesh."""
+  """The bytes that a device sends in a step by collectives of one kind along some axes of the mesh."""
 
   kind: str
   axes: tuple[str, ...]
@@ -54,19 +54,19 @@ class _Sent:
 def collectives(config: Config, sizes: dict[str, int], chip: Chip | None) -> list[CollectiveCost]:
   """The collectives of a step on a mesh of these sizes, with seconds where the chip's links are known."""
   costs = []
-  for sent in (*_of_weights(config, sizes), *_of_activations(config, sizes)):
+  for sent in (*_weight_traffic(config, sizes), *_activation_traffic(config, sizes)):
     members = math.prod(sizes[axis] for axis in sent.axes)
     near = members_per_host(sizes, sent.axes, chip.host) if chip and not chip.dimensions else members
     group = Group(members, _dimensions(members, chip), near)
     seconds = wire_seconds(sent.kind, sent.bytes, group, chip, sent.times)
-    # Of collectives that overlap, the first gathering and the last sum have nothing to hide behind.
+    # Of overlapping collectives, only the first gather and the last reduction are not hidden by computation.
     exposed = seconds / sent.times if sent.overlaps else seconds
     costs.append(CollectiveCost(sent.kind, members, sent.overlaps, sent.bytes, seconds, 1, exposed))
   return costs
 
 
-def _again(config: Config) -> int:
-  """How often the forward pass is computed once more for the backward pass."""
+def _recomputed_passes(config: Config) -> int:
+  """How many times the backward pass recomputes the forward pass: 0 or 1."""
   return 1 if config.parallel.remat in ("full", "offload") else 0
 
 
@@ -78,10 +78,10 @@ def _layers(config: Config, sizes: dict[str, int]) -> float:
   return (config.model.layers if "layers" in config.model else 1) / sizes["pipeline"]
 
 
-def _of_weights(config: Config, sizes: dict[str, int]) -> list[_Sent]:
-  """Weights are gathered for each pass, and again where a layer is recomputed, and their gradients are scattered."""
+def _weight_traffic(config: Config, sizes: dict[str, int]) -> list[_Sent]:
+  """Traffic of weights: gathered for each pass and each recomputation; their gradients are scattered."""
   width, layers, passes = jnp.dtype(config.train.compute_dtype).itemsize, _layers(config, sizes), _passes(config, sizes)
-  gathered = 2 + _again(config)
+  gathered = 2 + _recomputed_passes(config)
   weights = layer_bytes(config, sizes) * layers
   stored = math.prod(sizes[axis] for axis in ("fsdp", "sequence", "expert"))
   sent = []
@@ -95,12 +95,14 @@ def _of_weights(config: Config, sizes: dict[str, int]) -> list[_Sent]:
   return sent
 
 
-def _of_activations(config: Config, sizes: dict[str, int]) -> list[_Sent]:
-  """Activations are summed over `tensor` four times a layer, keys and values travel along `sequence`, slots cross
-  `expert` four times a layer, and a pipeline passes its activations on.
+def _activation_traffic(config: Config, sizes: dict[str, int]) -> list[_Sent]:
+  """Traffic of activations.
+
+  They are summed over `tensor` four times per layer, keys and values travel along `sequence`, slots cross `expert` four
+  times per layer, and a pipeline passes its activations on.
   """
   model, width = config.model, jnp.dtype(config.train.compute_dtype).itemsize
-  layers, passes, again = _layers(config, sizes), _passes(config, sizes), _again(config)
+  layers, passes, again = _layers(config, sizes), _passes(config, sizes), _recomputed_passes(config)
   ways = math.prod(sizes[axis] for axis in parallel.BATCH)
   tokens = config.train.batch_size * data.unit(config) / ways / sizes["sequence"]
   activations = tokens * model.width * width if {"heads", "width"} <= set(model) else 0.0
@@ -123,7 +125,7 @@ def _of_activations(config: Config, sizes: dict[str, int]) -> list[_Sent]:
 
 
 def members_per_host(sizes: dict[str, int], axes: tuple[str, ...], host: int) -> int:
-  """The fewest members of a group along some axes of the mesh that are on one host. Devices are in their order."""
+  """The fewest members that a group along some axes of the mesh has on one host, with devices in the mesh's order."""
   strides, step = {}, 1
   for axis in reversed(parallel.AXES):
     strides[axis], step = step, step * sizes.get(axis, 1)
@@ -138,12 +140,12 @@ class Group:
   """Devices that take part in a collective together."""
 
   members: int
-  dimensions: int = 1  # of the torus of which they are rings
-  near: int = 0  # members on each host, where these are GPUs; 0: all
+  dimensions: int = 1  # dimensions of the torus that the group spans, as rings
+  near: int = 0  # members on each host, for GPUs; 0: all
 
 
 def _between_gpus(kind: str, sent: float, group: Group, chip: Chip, times: float) -> float:
-  """`wire_seconds` through the switch of each host and one network card for each GPU. A message has a latency."""
+  """`wire_seconds` for GPUs: a switch in each host, one network card for each GPU, and a latency for each message."""
   members, near = group.members, group.near or group.members
   far = members - near  # those on other hosts
   if kind == "all-to-all":  # directly to each of the others, by the switch or by the sender's network card
@@ -152,7 +154,7 @@ def _between_gpus(kind: str, sent: float, group: Group, chip: Chip, times: float
   if kind == "collective-permute":  # to the next member, which for some member of each host is on another host
     slowest, latency = (min(chip.link, chip.network), NETWORK_LATENCY) if far else (chip.link, SWITCH_LATENCY)
     return sent / slowest + times * latency
-  # Rings through all members; where they leave the hosts, as many as there are network cards of members on each.
+  # Rings through all members. Between hosts there are as many rings as a host has network cards of members.
   bandwidth = min(chip.link, chip.network * near) if far else chip.link
   hops = members - 1 if not far else members / near * (near - 1)
   latency = hops * SWITCH_LATENCY + (members / near * NETWORK_LATENCY if far else 0.0)
@@ -174,6 +176,6 @@ def wire_seconds(kind: str, sent: float, group: Group, chip: Chip | None, times:
   if kind == "collective-permute":
     return sent / chip.link
   if kind == "all-to-all":
-    # Half of it crosses the middle of the ring, whose links are few.
+    # Half of the data crosses the middle of the ring, which has few links.
     return sent * max(1.0, group.members ** (1 / group.dimensions) / 4) / (chip.link * links)
   return sent / (chip.link * links)

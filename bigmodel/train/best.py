@@ -12,10 +12,10 @@ from bigmodel.train.step import State
 
 
 class Best:
-  """Keeps the state of the evaluation with the least held-out loss so far; `best.json` has its step and loss."""
+  """Keeps the state with the lowest held-out loss so far; `best.json` has its step and loss."""
 
   def __init__(self, run: Run, lost: Callable[[], bool]):
-    """`lost` says whether another worker has taken over the run: then nothing is committed any more."""
+    """`lost` returns whether another worker has taken over the run; nothing is committed from then on."""
     self._config, self._folder = run.config, run.folder / "best"
     self._store = Checkpoints(self._folder / "checkpoints", keep=1, lost=lost)
     self._loss = math.inf
@@ -23,7 +23,8 @@ class Best:
   def resume(self, step: int) -> None:
     """Drops evaluations after `step`, from which the run resumes.
 
-    If the checkpoint of best.json is gone, a better one of a later step replaced it, and that step will come again.
+    If the checkpoint that best.json names is gone, a better one of a later step had replaced it. The resumed run
+    reaches that step again.
     """
     self._store.drop_after(step)
     self._loss = hosts.first(self._read)
@@ -34,7 +35,7 @@ class Best:
     return best["loss_eval"] if best["step"] in self._store.steps() else math.inf
 
   def offer(self, step: int, state: State, loss: float) -> None:
-    """Saves the state of a step if no evaluation before had as small a loss."""
+    """Saves the state of a step if its held-out loss is the lowest so far."""
     if not loss < self._loss:
       return
     self._loss = loss

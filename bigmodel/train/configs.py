@@ -19,7 +19,7 @@ EXAMPLE_DEFAULTS = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_
 
 # Fields that may name a definition in a user's file as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
-NAMES = ("model.family", "task.name", "optim.name")  # which bring fields
+NAMES = ("model.family", "task.name", "optim.name")  # each adds fields to the config
 
 
 def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
@@ -43,7 +43,7 @@ def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
     "train": declared_in(Train),
     "eval": declared_in(Eval),
   }
-  fields = {"seed": Field(0, "of initial values, dropout and what a task draws", use=TRACED)}
+  fields = {"seed": Field(0, "seed of initial values, dropout and the random numbers of the task", use=TRACED)}
   for group, in_group in groups.items():
     fields |= {f"{group}.{name}": field for name, field in in_group.items()}
   return fields
@@ -61,7 +61,7 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
 def overridden(config: Config, overrides: Iterable[str]) -> Config:
   """The config with `group.field=value` overrides applied.
 
-  Those of `model.family`, `task.name` and `optim.name` come first, because they bring fields.
+  Those of `model.family`, `task.name` and `optim.name` are applied first, because they add fields.
   """
   items = [item.partition("=") for item in overrides]
   names: dict[str, str] = {name: value for name, equals, value in items if equals and name in NAMES}
@@ -71,7 +71,7 @@ def overridden(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def with_overrides(config: Config, changes: Mapping[str, Value]) -> Config:
-  """A copy of `config` with `{'group.field': value}` applied, names that bring fields first."""
+  """A copy of `config` with `{'group.field': value}` applied, names that add fields first."""
   names = {name: str(value) for name, value in changes.items() if name in NAMES}
   copy = _with_names(config.copy_and_resolve_references(), names)
   for name, value in changes.items():
@@ -81,7 +81,7 @@ def with_overrides(config: Config, changes: Mapping[str, Value]) -> Config:
 
 
 def _with_names(config: Config, names: Mapping[str, str]) -> Config:
-  """The config with these names set, and with the fields that they bring."""
+  """The config with these names set, and with the fields that they add."""
   family, task = names.get("model.family", ""), names.get("task.name", "")
   if family or task:
     config = renamed(config, family or config.model.family, task)
@@ -105,7 +105,7 @@ def renamed(config: Config, family: str, task: str = "") -> Config:
     task = task if stays else tasks_of_family[0]
   old, new = (flatten(default_config(*names)) for names in ((config.model.family, config.task.name), (family, task)))
   for name, value in flatten(config).items():
-    if name.startswith("optim."):  # a user's optimizer may have brought fields
+    if name.startswith("optim."):  # a user's optimizer may have added fields
       new[name] = value
       continue
     if name not in old:
@@ -125,14 +125,14 @@ def complete_names(config: Config) -> None:
 
 
 def add_fields(config: Config) -> None:
-  """Adds, in place and with their defaults, the fields that the config lacks and a user's optimizer declares."""
+  """Adds, in place, the fields that a user's optimizer declares and the config lacks, at their defaults."""
   if not user_files.is_reference(config.optim.name):
     return
   for name, default in optim.defaults(config.optim.name).items():
     if name not in config.optim:
       config.optim[name] = default
     elif isinstance(default, float) and type(config.optim[name]) is int:
-      value = float(config.optim[name])  # as ConfigDict does for the fields that it has
+      value = float(config.optim[name])  # as ConfigDict does for existing fields
       del config.optim[name]
       config.optim[name] = value
 
@@ -152,9 +152,10 @@ def declared_of(flat: Mapping[str, Value]) -> dict[str, Field]:
 
 
 def identity(flat: Mapping[str, Value]) -> dict[str, Value]:
-  """The fields of a flat config that make a run what it is: its id is their hash.
+  """The fields of a flat config that determine a run's results; the run's id is their hash.
 
-  Left out are fields that say how a run is carried out, and fields that were added later and are at their defaults.
+  Fields that only affect the execution of a run, and fields that a later version added and that are at their defaults,
+  are left out.
   """
   fields = declared_of(flat)
   kept = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
@@ -162,8 +163,8 @@ def identity(flat: Mapping[str, Value]) -> dict[str, Value]:
   return {name: value for name, value in kept.items() if name not in fields or _identifies(fields[name], value)}
 
 
-def carried_out(flat: Mapping[str, Value]) -> dict[str, Value]:
-  """The fields of a flat config that say how a run is carried out."""
+def execution_fields(flat: Mapping[str, Value]) -> dict[str, Value]:
+  """The fields of a flat config that affect the execution of a run but not its results."""
   fields = declared_of(flat)
   return {name: value for name, value in flat.items() if name in fields and fields[name].use is PROVENANCE}
 

@@ -17,7 +17,7 @@ from bigmodel.train.programs import Program
 from bigmodel.train.programs.protocol import BatchValues
 from bigmodel.types import Params
 
-Z90 = 1.645  # standard errors
+Z90 = 1.645  # half the width of a 90% interval, in standard errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Evaluation:
   details: Mapping[str, Sequence[Mapping[str, object]]]  # tables by name, such as a confusion matrix
 
 
-NOTHING = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})  # of a run that diverged
+NOTHING = Evaluation(math.nan, math.nan, math.nan, {}, {}, {})  # the evaluation of a run that diverged
 
 
 def evaluate(program: Program, params: Params, config: Config, rows: EvalRows) -> Evaluation:
@@ -54,22 +54,22 @@ def measure(
     return []
   evaluate_batch, measured = program.evaluator(params), [[] for _ in params]
   for key, batch in enumerate(rows.batches(config.eval.batch_size)):
-    for of_member, values in zip(measured, evaluate_batch(batch, key), strict=True):
-      of_member.append(values)
+    for values_of_member, values in zip(measured, evaluate_batch(batch, key), strict=True):
+      values_of_member.append(values)
     beat()
   return measured
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """The loss and the metrics of held-out rows, without intervals, which take most of the time of an evaluation."""
+  """The loss and the metrics of held-out rows, without intervals, which would take most of the time."""
 
   loss: float
   metrics: dict[str, float]
 
 
 def held_out(config: Config, rows: EvalRows, measured: Sequence[BatchValues]) -> HeldOut:
-  """The loss and the metrics from the values of all batches."""
+  """Computes the loss and the metrics from the values of all batches."""
   values, weight = _joined(rows, measured)
   metrics = _finite(tasks.build(config).measure(values)(weight))
   parts = {name: part for name, (part, _) in _losses_of_parts(rows, values["loss"], weight).items()}
@@ -85,14 +85,14 @@ def _losses_of_parts(rows: EvalRows, loss: np.ndarray, weight: np.ndarray) -> di
   """`loss_PART` of each part of a mixture that was evaluated, with its standard error."""
   clusters, losses = np.broadcast_to(rows.clusters, loss.shape), {}
   for name, mask in rows.parts.items():
-    of_part = np.where(mask, weight, 0)
-    if of_part.any():
-      losses[f"loss_{name}"] = clustered_mean(loss.ravel(), clusters.ravel(), of_part.ravel())
+    weight_in_part = np.where(mask, weight, 0)
+    if weight_in_part.any():
+      losses[f"loss_{name}"] = clustered_mean(loss.ravel(), clusters.ravel(), weight_in_part.ravel())
   return losses
 
 
 def _joined(rows: EvalRows, measured: Sequence[BatchValues]) -> tuple[BatchValues, np.ndarray]:
-  """The values of all batches by name, and the weight of each token or example."""
+  """Joins the values of all batches by name; returns them and the weight of each token or example."""
   values = {
     name: np.concatenate([batch[name] for batch in measured])[: rows.count].astype(np.float64) for name in measured[0]
   }
@@ -101,7 +101,7 @@ def _joined(rows: EvalRows, measured: Sequence[BatchValues]) -> tuple[BatchValue
 
 
 def judge(config: Config, rows: EvalRows, measured: Sequence[BatchValues]) -> Evaluation:
-  """The evaluation from the values of all batches."""
+  """Computes an evaluation, with intervals, from the values of all batches."""
   values, weight = _joined(rows, measured)
   loss, clusters = values["loss"], np.broadcast_to(rows.clusters, values["loss"].shape)
   mean, stderr = clustered_mean(loss.ravel(), clusters.ravel(), weight.ravel())

@@ -11,7 +11,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def nothing(value: object) -> None:
-  """The compiled part of a field that only says where a run begins."""
+  """Stands for the compiled part of a field that is not compiled: it only selects the initial weights."""
   del value
 
 
@@ -20,31 +20,35 @@ class Train:
   tokens: int = field(0, "the horizon, in tokens or examples; set this or steps", NOT_NEGATIVE, TRACED)
   steps: int = field(0, "the horizon, in steps; set this or tokens", NOT_NEGATIVE, TRACED)
   init_from: str = field(
-    "", "folder of a run, trained or imported, whose weights to begin with", None, PROVENANCE, nothing
+    "", "folder of a trained or imported run whose weights are the initial values", None, PROVENANCE, nothing
   )
-  init_sha256: str = field("", "of those weights; filled in when empty, refused when they differ", None, TRACED)
-  init_fresh: tuple[str, ...] = field((), "patterns of parameters that get new initial values all the same")
+  init_sha256: str = field("", "sha256 of those weights; filled in if empty, an error if they differ", None, TRACED)
+  init_fresh: tuple[str, ...] = field((), "patterns of parameters that are initialized anew in spite of init_from")
   batch_size: int = field(16, "rows of data.context tokens, or examples", POSITIVE)
   ramp: tuple[str, ...] = field(
-    (), "'ROWS@TOKENS': smaller batches until this many tokens or examples were seen, one after another"
+    (), "batch sizes to begin with, each as 'ROWS@TOKENS': ROWS until TOKENS (or examples) have been seen"
   )
-  stages: tuple[str, ...] = field((), "what is trained for before the config's own task; see `train.stages`")
-  accumulate: int = field(1, "microbatches a step", POSITIVE)
-  compute_dtype: str = field("float32", "of activations; parameters and optimizer state are float32", OneOf(DTYPES))
+  stages: tuple[str, ...] = field(
+    (), "stages of training before the config's task, each as overrides; see `train.stages`"
+  )
+  accumulate: int = field(1, "microbatches per step", POSITIVE)
+  compute_dtype: str = field(
+    "float32", "dtype of activations; parameters and optimizer state are float32", OneOf(DTYPES)
+  )
   noise_scale: bool = field(
-    False, "measure from the microbatches up to which batch size more rows are worth their compute"
+    False, "measure the gradient noise scale: up to which batch size more rows are worth their compute"
   )
   log_every: int = field(20, "steps between rows of metrics", POSITIVE, PROVENANCE)
   layers_every: int = field(
     0, "steps between statistics of every layer, a multiple of log_every; 0: none", None, PROVENANCE
   )
   checkpoint_every: int = field(1000, "steps between checkpoints", POSITIVE, PROVENANCE)
-  keep: int = field(2, "checkpoints that are kept; the second is there if the first is damaged", Range(2), PROVENANCE)
-  keep_best: bool = field(
-    False, "keep the checkpoint with the least held-out loss of all evaluations, too, in best/", None, PROVENANCE
+  keep: int = field(
+    2, "number of checkpoints to keep; an older one is used if the newest is damaged", Range(2), PROVENANCE
   )
+  keep_best: bool = field(False, "also keep the checkpoint with the lowest held-out loss, in best/", None, PROVENANCE)
   step_timeout: float = field(
-    1800.0, "seconds without a step after which the process is ended; 0: never", NOT_NEGATIVE, PROVENANCE
+    1800.0, "seconds without a step after which the process ends itself; 0: never", NOT_NEGATIVE, PROVENANCE
   )
 
 
@@ -53,8 +57,8 @@ class Eval:
   every: int = field(
     0, "steps between evaluations on held-out data during training; 0: only at the end", NOT_NEGATIVE, PROVENANCE
   )
-  tokens: int = field(1 << 17, "held-out tokens, or examples, that are evaluated", POSITIVE)
-  batch_size: int = field(16, "rows that are evaluated together", POSITIVE)
+  tokens: int = field(1 << 17, "held-out tokens (or examples) to evaluate", POSITIVE)
+  batch_size: int = field(16, "rows per batch of an evaluation", POSITIVE)
   resamples: int = field(
     100, "resamples of the held-out documents or examples, for the intervals of the metrics", NOT_NEGATIVE
   )
@@ -68,7 +72,7 @@ def check(config: Config) -> None:
   )
   declarations.check("train", Train, train)
   declarations.check("eval", Eval, config.eval)
-  require(not (train.ramp and train.stages), "config.train.ramp: not with stages")
+  require(not (train.ramp and train.stages), "config.train.ramp: cannot be combined with config.train.stages")
   horizon.phases(config)
   require(
     train.layers_every >= 0 and train.layers_every % train.log_every == 0,

@@ -1,4 +1,4 @@
-"""Runs that begin as another run does: at the step where they leave it, they get a checkpoint and its metrics."""
+"""Branches: runs that share the first steps of another run, their trunk, and start from its checkpoint."""
 
 import msgspec
 
@@ -13,7 +13,7 @@ from bigmodel.train.stop import Stop
 
 
 def hand_over(trunk: Member, run: Run, state: State, stop: Stop) -> None:
-  """Gives a run that begins as `trunk` does the state and the metrics so far; it then starts by resuming."""
+  """Writes the trunk's state and metrics so far into the folder of a branch, which then starts by resuming."""
   step, branch = run.branch.step, msgspec.to_builtins(run.branch)
   hosts.first(lambda: open_folder(run))
   trunk.metrics.flush()

@@ -1,4 +1,4 @@
-"""How long a run is, in steps and in tokens, and the batch sizes that it goes through."""
+"""The length of a run in steps and in tokens, and its batch sizes."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from bigmodel.config import Config, require
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Steps `first` to `stop` of a run, with batches of `rows`; `before` rows were seen before them."""
+  """Steps `first` to `stop` of a run, with batches of `rows`, after `before` rows in earlier phases."""
 
   rows: int
   first: int
@@ -17,36 +17,36 @@ class Phase:
 
 
 def phases(config: Config) -> list[Phase]:
-  """The batches of a run's last stage: those of its ramp, and then its own, to its horizon."""
-  train, each, found = config.train, data.unit(config), [Phase(0, 0, 0, 0)]
+  """The phases of a run's last stage: one for each batch size of its ramp, then the full batch size to its horizon."""
+  train, unit, ramp = config.train, data.unit(config), [Phase(0, 0, 0, 0)]
   for text in train.ramp:
     rows, at, until = text.partition("@")
     require(
       bool(at) and rows.isdigit() and until.isdigit() and int(rows) > 0,
       f"config.train.ramp: {text!r} is not ROWS@TOKENS",
     )
-    found.append(_next(found[-1], int(rows), int(until) / each))
-    require(found[-1].stop > found[-2].stop, f"config.train.ramp: {text!r} ends before it begins")
-  last = _next(found[-1], train.batch_size, train.tokens / each)
+    ramp.append(_next(ramp[-1], int(rows), int(until) / unit))
+    require(ramp[-1].stop > ramp[-2].stop, f"config.train.ramp: {text!r} ends before it begins")
+  last = _next(ramp[-1], train.batch_size, train.tokens / unit)
   if train.steps or not train.ramp:
     last = dataclasses.replace(last, stop=train.steps or max(1, last.stop))
-  require(last.stop > last.first, f"config.train.ramp: it is longer than the run, of {last.stop} steps")
-  return [*found[1:], last]
+  require(last.stop > last.first, f"config.train.ramp: the ramp is longer than the run, which has {last.stop} steps")
+  return [*ramp[1:], last]
 
 
 def _next(phase: Phase, rows: int, until: float) -> Phase:
-  """What follows a phase, until so many rows were seen."""
+  """The phase after `phase`, which ends when `until` rows have been seen."""
   before = phase.before + (phase.stop - phase.first) * phase.rows
   return Phase(rows, phase.stop, phase.stop + round((until - before) / rows), before)
 
 
 def own_steps(config: Config) -> int:
-  """The number of steps of a run's last stage, from either way of giving its horizon."""
+  """The number of steps of a run's last stage, whether its horizon is set in steps or in tokens."""
   return phases(config)[-1].stop
 
 
 def tokens_at(config: Config, step: int) -> int:
-  """Tokens (or examples) that a run has seen when so many steps are done."""
+  """The tokens (or examples) that a run has seen after `step` steps."""
   if not config.train.ramp:
     return step * batch_tokens(config)
   seen = sum(max(0, min(step, phase.stop) - phase.first) * phase.rows for phase in phases(config))
@@ -54,5 +54,5 @@ def tokens_at(config: Config, step: int) -> int:
 
 
 def batch_tokens(config: Config) -> int:
-  """Tokens of a batch; examples, where a row is one."""
+  """The tokens of a batch, or its examples if a row is one example."""
   return config.train.batch_size * data.unit(config)

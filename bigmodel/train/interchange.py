@@ -57,7 +57,7 @@ def is_imported(folder: epath.PathLike) -> bool:
 
 
 def text_ends(folder: epath.PathLike) -> TextEnds | None:
-  """The ends of a text that came with imported weights; None for the folder of a trained run."""
+  """The tokens that begin and end a text, for imported weights; None for the folder of a trained run."""
   return msgspec.convert(read_json(absolute(folder) / IMPORTED), TextEnds) if is_imported(folder) else None
 
 
@@ -66,9 +66,9 @@ def import_weights(source: str, workdir: epath.PathLike) -> Imported:
   folder, target = Path(source), absolute(workdir)
   require((folder / "config.json").is_file(), f"import: {source} has no config.json")
   require(not (target / "config.json").exists(), f"import: {target} holds a run; choose another --workdir")
-  tensors, theirs = _read_tensors(folder), read_json(folder / "config.json")
+  tensors, hf_config = _read_tensors(folder), read_json(folder / "config.json")
   try:
-    family, fields, context = huggingface.fields_of(theirs, tensors)
+    family, fields, context = huggingface.fields_of(hf_config, tensors)
   except KeyError as error:
     raise UserError(f"import: {folder / 'config.json'} has no {error}") from error
   config = default_config(family)
@@ -77,15 +77,17 @@ def import_weights(source: str, workdir: epath.PathLike) -> Imported:
     config.data.update(name="text_files", context=context)
   config.train.steps = 1
   shapes = parameters.shapes_of(config)
-  ours = huggingface.params_of(tensors, theirs["model_type"], config, parameters.real_shapes(config))
-  parameters.require_finite(ours, f"import: {source}")
-  params = _nested({name: parameters.padded(array, shapes[name]) for name, array in ours.items()})
+  arrays = huggingface.params_of(tensors, hf_config["model_type"], config, parameters.real_shapes(config))
+  parameters.require_finite(arrays, f"import: {source}")
+  params = _nested({name: parameters.padded(array, shapes[name]) for name, array in arrays.items()})
   _save_initial(config, params, target)
-  write_json(target / IMPORTED, {"begin": _first_id(theirs, "bos_token_id"), "end": _first_id(theirs, "eos_token_id")})
+  write_json(
+    target / IMPORTED, {"begin": _first_id(hf_config, "bos_token_id"), "end": _first_id(hf_config, "eos_token_id")}
+  )
   if (folder / "tokenizer.json").is_file():
     shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
   write_json(target / "config.json", flatten(config))
-  return Imported(Run(config, target).run_id, family, theirs["model_type"], models.counts_of(config).params())
+  return Imported(Run(config, target).run_id, family, hf_config["model_type"], models.counts_of(config).params())
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -112,9 +114,9 @@ def _save_initial(config: Config, params: Params, folder: epath.Path) -> None:
   store.close()
 
 
-def _first_id(theirs: JsonObject, name: str) -> int | None:
-  """A special token of a Hugging Face config, which may name one token or a list."""
-  ids = theirs.get(name)
+def _first_id(hf_config: JsonObject, name: str) -> int | None:
+  """The first id of a special token in a Hugging Face config, which has one id or a list."""
+  ids = hf_config.get(name)
   return next(iter(ids), None) if isinstance(ids, list) else ids
 
 
@@ -144,11 +146,11 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> Exported:
   params = {name: x[: rows[name]] if name in rows else x for name, x in params.items()}
   store.close()
   parameters.require_finite(params, f"export: {workdir}: checkpoint of step {step}")
-  theirs = huggingface.config_of(kind, config)
+  hf_config = huggingface.config_of(kind, config)
   tensors = huggingface.tensors_of({name: np.asarray(x) for name, x in params.items()}, kind, config)
   folder = Path(target)
   require(not folder.exists() or not any(folder.iterdir()), f"export: {target} is not empty")
   folder.mkdir(parents=True, exist_ok=True)
   save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-  write_json(folder / "config.json", theirs)
+  write_json(folder / "config.json", hf_config)
   return Exported(str(folder), kind, len(tensors), step)

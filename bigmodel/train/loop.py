@@ -30,11 +30,11 @@ from bigmodel.train.watch import Clock, Watch, title
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a call of `train_runs` differs from training to the end of every run."""
+  """Options of one call of `train_runs`; by default it trains every run to its end."""
 
   expected_seconds: float = 0.0  # of the whole call, for the display
-  profile: int = 0  # steps of which a trace is written
-  branches: Sequence[Run] = ()  # runs that begin at a step of one of the runs; each gets a checkpoint there
+  profile: int = 0  # number of steps to trace
+  branches: Sequence[Run] = ()  # runs that branch off from one of the runs and get its checkpoint
   until: int = 0  # the step at which the runs pause, saved and evaluated; 0: at their ends
 
 
@@ -67,7 +67,7 @@ def train_runs(
 
 
 class _Loop:
-  """The training of members in one program, from where they are to their ends or to a rung."""
+  """Trains members in one program, from their newest common step to their horizons or to a rung."""
 
   def __init__(self, members: list[Member], display: Display, stop: Stop, watchdog: Watchdog, options: Options):
     """Restores the newest state that all members have, or makes the initial one."""
@@ -78,12 +78,12 @@ class _Loop:
     self.members, self.display, self.stop, self.watchdog, self.options = members, display, stop, watchdog, options
     end = min(self.longest.steps, options.until or self.longest.steps)
     self.done = newest_common([member.checkpoints for member in waiting], end) or 0
-    # A checkpoint of the step at which one stage ends is of that stage.
+    # A checkpoint at the last step of a stage belongs to that stage, not to the next one.
     self.ahead = [stage for stage in longest.stages if stage.stop >= self.done]
     self.schedule = Schedule.of(members, self.ahead, options.branches, options.until)
     self.program, self.hyperparameters = _enter_stage(members, self.ahead[0])
     self.state = restore(self.program, members, self.done)
-    peak, clock = self._peak_flops(), Clock(len(waiting))  # measured, where it has to be, before the first step
+    peak, clock = self._peak_flops(), Clock(len(waiting))  # a peak that must be measured is measured before the steps
     self.watch = Watch(members, self.done, self.longest.steps, display, clock, peak)
     self.pack = Pack(members, self.program, clock, watchdog.beat)
     self.pending = Pending(self.watch.read)
@@ -99,42 +99,42 @@ class _Loop:
           self._begin_stage()
         if not self.pending.all_diverged:
           self._dispatch()
-        # Before anything that writes the metrics of this step, which an evaluation completes.
+        # Evaluation comes first, because it adds to the metrics of this step, which the other events write.
         if self._is_time(schedule.evaluates(self.done)):
           self._evaluate()
         if self._is_time(self.done in schedule.branches):
-          self._leave_branches()
-        if self._is_time(self.done in schedule.horizons and bool(self._at_their_ends())):
-          self._end_some()
+          self._start_branches()
+        if self._is_time(self.done in schedule.horizons and bool(self._members_at_horizon())):
+          self._end_members()
         if not self.pending.all_diverged:
           self._save_or_stop(agreement)
     self.pending.drain()
 
   def _is_time(self, due: bool) -> bool:
-    """Whether an event is due. The metrics of all steps before it are then read; if all have diverged, it is not."""
+    """Whether an event is due. If so, reads all earlier metrics first; none is due if all have diverged."""
     return due and not self.pending.drain()
 
   def _begin_stage(self) -> None:
     """Enters the next stage, or the same stage with another batch size."""
-    ended, of_ended = self.ahead.pop(0), self.hyperparameters
+    ended, old_hyperparameters = self.ahead.pop(0), self.hyperparameters
     self.program, self.hyperparameters = _enter_stage(self.members, self.ahead[0])
     self.pack.program = self.program
     if self.done == self.ahead[0].begin:
-      self.state = self.program.next_stage(self.state, of_ended, ended.config, self.ahead[0].config)
-    # With larger batches the mesh may be larger, too.
+      self.state = self.program.next_stage(self.state, old_hyperparameters, ended.config, self.ahead[0].config)
+    # Larger batches may allow a larger mesh, which has another peak.
     self.watch.pace, self.watch.peak = math.inf, self._peak_flops()
 
   def _dispatch(self) -> None:
-    """Gives the device the next steps, up to the next event, and meanwhile reads the metrics of those before."""
-    first, look_every = self.done, self.config.train.layers_every
+    """Dispatches the steps up to the next event, and reads the metrics of the previous steps meanwhile."""
+    first, layers_every = self.done, self.config.train.layers_every
     self.profiler.before(first)
-    most = 1 if look_every or self.profiler.steps else min(self.program.stride, self.watch.stride())
-    count = min(self.schedule.next(first) - first, most)
+    limit = 1 if layers_every or self.profiler.steps else min(self.program.stride, self.watch.stride())
+    count = min(self.schedule.next(first) - first, limit)
     self.done = first + count
     begin = self.ahead[0].first
     rows = self.program.put_rows(*([m.rows.part(k - begin) for m in self.members] for k in range(first, self.done)))
-    looks = look_every and self.done % look_every == 0
-    layers = self.program.layer_statistics(self.state, rows, self.hyperparameters) if looks else None
+    wants_layers = layers_every and self.done % layers_every == 0
+    layers = self.program.layer_statistics(self.state, rows, self.hyperparameters) if wants_layers else None
     self.state, metrics = self.program.step(self.state, rows, self.hyperparameters)
     self.pending.put(Dispatched(first, count, functools.partial(self.program.fetch_metrics, metrics), layers))
     if not self.pending.all_diverged:
@@ -142,53 +142,53 @@ class _Loop:
       self.watchdog.beat()
 
   def _evaluate(self) -> None:
-    """Evaluates the members on held-out data, which changes only what is logged and shown."""
-    began, found = time.monotonic(), {}
+    """Evaluates the members on held-out data. This only affects what is logged and shown."""
+    began, evaluations = time.monotonic(), {}
     state = self.program.fetch(self.state)
-    going_on = [member for member in self.pack.under_way() if member.run.steps > self.done]
-    for part in self.pack.parts(going_on):
+    unfinished = [member for member in self.pack.under_way() if member.run.steps > self.done]
+    for part in self.pack.parts(unfinished):
       for measured in self.pack.measure(state, part, self.watchdog.beat):
         member = measured.member
         if measured.values is not None:
-          found[member] = held_out(member.run.config, part.rows, measured.values)
+          evaluations[member] = held_out(member.run.config, part.rows, measured.values)
           if member.best is not None:
-            _require_held(self.stop)
-            member.best.offer(self.done, measured.state, found[member].loss)
-    self.watch.evaluated(self.done, found, time.monotonic() - began)
+            _require_ownership(self.stop)
+            member.best.offer(self.done, measured.state, evaluations[member].loss)
+    self.watch.evaluated(self.done, evaluations, time.monotonic() - began)
 
-  def _leave_branches(self) -> None:
-    """Gives runs that begin as a member does a checkpoint and the metrics so far."""
-    _require_held(self.stop)
+  def _start_branches(self) -> None:
+    """Gives every run that branches off from a member at this step the member's checkpoint and metrics."""
+    _require_ownership(self.stop)
     state, by_id = self.program.fetch(self.state), {member.run.run_id: member for member in self.members}
     for run in self.options.branches:
       if run.branch.step == self.done:
         trunk = by_id[run.branch.trunk]
-        own = self.pack.state_of(state, trunk)
-        if not has_diverged(own):  # else the run trains from its first step, and diverges as well
-          handover.hand_over(trunk, run, own, self.stop)
+        trunk_state = self.pack.state_of(state, trunk)
+        if not has_diverged(trunk_state):  # otherwise the branch trains from its first step, and diverges as well
+          handover.hand_over(trunk, run, trunk_state, self.stop)
     self.watchdog.beat()
 
-  def _at_their_ends(self) -> list[Member]:
+  def _members_at_horizon(self) -> list[Member]:
     return [member for member in self.pack.under_way() if member.run.steps == self.done]
 
-  def _end_some(self) -> None:
-    """Ends the members whose horizon this is, while the others wait."""
-    _require_held(self.stop)
+  def _end_members(self) -> None:
+    """Evaluates and ends the members that have reached their horizon, while the others wait."""
+    _require_ownership(self.stop)
     state, spent = self.program.fetch(self.state), self.watch.clock.spent()
-    self.pack.end(self._at_their_ends(), state, self.done, spent)
+    self.pack.end(self._members_at_horizon(), state, self.done, spent)
     del state  # as large as the whole pack
-    self.watch.clock.go_on(len(self.pack.under_way()))
+    self.watch.clock.restart(len(self.pack.under_way()))
 
   def _save_or_stop(self, agreement: hosts.Agreement) -> None:
-    """Saves where a checkpoint is due or a stop was requested; raises `Interrupted` once all is saved for a stop."""
+    """Saves if a checkpoint is due or a stop was requested. For a stop, raises `Interrupted` once all is saved."""
     for member in self.members:
       member.checkpoints.check()
     stopping = agreement.stop_before(self.done)
-    if stopping:  # perhaps because another worker has taken over: then not even metrics may be written
-      _require_held(self.stop)
+    if stopping:  # if another worker has taken over, not even metrics may be written
+      _require_ownership(self.stop)
     if not self._is_time(stopping or self.schedule.saves(self.done)):
       return
-    _require_held(self.stop)
+    _require_ownership(self.stop)
     self.pack.end_diverged(self.state, self.done)
     self.pack.save(self.pack.under_way(), self.state, self.done)
     self.watchdog.beat()
@@ -196,7 +196,7 @@ class _Loop:
       self._interrupt()
 
   def _interrupt(self) -> None:
-    """Waits until all is saved, and raises `Interrupted`."""
+    """Waits until everything is saved, then raises `Interrupted`."""
     spent = self.watch.clock.spent()
     for member in self.members:
       member.checkpoints.wait()
@@ -207,9 +207,9 @@ class _Loop:
     raise Interrupted(f"{title(self.members)} saved at step {self.done} of {self.longest.steps}")
 
   def finish(self) -> list[Record]:
-    """Evaluates the members where they are; returns their records, or nothing where they pause at a rung."""
+    """Evaluates the members at their last step; returns their records, or [] if they pause at a rung."""
     self.watchdog.close()
-    _require_held(self.stop)
+    _require_ownership(self.stop)
     state, seconds = self.program.fetch(self.state), self.watch.clock.spent()
     del self.state  # as large as the whole pack, on the devices
     waiting = self.pack.under_way()
@@ -230,16 +230,17 @@ class _Loop:
 
 
 def _enter_stage(members: list[Member], stage: stages.Stage) -> tuple[Program, optim.Hyperparameters]:
-  """The program of a stage, and the members' hyperparameters in it; gives the members the rows of the stage."""
+  """Returns the program of a stage and the members' hyperparameters; sets the members' rows to those of the stage."""
   program, hyperparameters = programs.program(stage.config, len(members)), []
   for member in members:
-    own = next(one for one in member.stages if one.first == stage.first)
-    member.rows = pipeline.train_pipeline(own.config, member.data, own.stop - own.first, own.before)
-    hyperparameters.append(optim.hyperparameters(own.config, own.horizon, own.begin))
+    member_stage = next(candidate for candidate in member.stages if candidate.first == stage.first)
+    steps = member_stage.stop - member_stage.first
+    member.rows = pipeline.train_pipeline(member_stage.config, member.data, steps, member_stage.before)
+    hyperparameters.append(optim.hyperparameters(member_stage.config, member_stage.horizon, member_stage.begin))
   return program, program.put_hyperparameters(hyperparameters)
 
 
-def _require_held(stop: Stop) -> None:
-  """Raises `Interrupted` in all processes of a job where another worker has taken over its runs and their files."""
+def _require_ownership(stop: Stop) -> None:
+  """Raises `Interrupted`, in all processes of a job, if another worker has taken over its runs."""
   if hosts.first(stop.lost):
     raise Interrupted(LOST)

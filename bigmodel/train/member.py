@@ -1,4 +1,4 @@
-"""A member of a program: a run that is being trained, with what it reads and writes."""
+"""A member of a program: a run in training, with its data, metrics and checkpoints."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from bigmodel.train.stop import Stop
 
 @dataclasses.dataclass(eq=False)  # compared by identity: looking a member up compares no arrays
 class Member:
-  """One run of a program, with what it reads and writes."""
+  """One run of a program, with its data, metrics and checkpoints."""
 
   run: Run
   data: Data
@@ -31,7 +31,7 @@ class Member:
   stages: list[stages.Stage]
   metrics: Metrics
   checkpoints: Checkpoints
-  seconds: float  # of training before this attempt
+  seconds: float  # of training before this process started
   best: Best | None  # where `config.train.keep_best` is set
   ended: Record | None  # its record, once it has ended
 
@@ -65,13 +65,13 @@ def under_way(members: Sequence[Member]) -> list[Member]:
 
 
 def restore(program: Program, members: Sequence[Member], step: int) -> State:
-  """The program's state with the members' states of a step, which are the initial ones at step 0."""
+  """The program's state from the members' checkpoints of a step, or from their initial states at step 0."""
   return program.place([_restored(program, member, step) for member in members])
 
 
 def _restored(program: Program, member: Member, step: int) -> State:
   config = member.run.config
-  if member.ended is not None:  # past its horizon, so that it makes no step
+  if member.ended is not None:  # at its horizon, so that it makes no more steps
     return dataclasses.replace(program.init(config.seed), step=np.int32(member.run.steps))
   if step:
     parameters.require_padding(config, member.checkpoints, step, program.shapes.params)
@@ -80,7 +80,7 @@ def _restored(program: Program, member: Member, step: int) -> State:
     state = weights.start(config, program.init(config.seed), program.optimizer_state)
     hosts.first(lambda: remove(member.run.folder / "trunk.json"))
   hosts.barrier(f"{member.run.run_id}/restored")
-  member.checkpoints.drop_after(step)  # which are damaged, or which not all members have
+  member.checkpoints.drop_after(step)  # later ones are damaged, or missing for other members
   member.metrics.cut(step)
   if member.best is not None:
     member.best.resume(step)

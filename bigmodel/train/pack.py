@@ -1,4 +1,4 @@
-"""The members of one program: evaluated, saved and ended, as many at once as the program can."""
+"""Evaluates, saves and ends the members of one program, as many at once as the program allows."""
 
 import concurrent.futures
 import dataclasses
@@ -25,7 +25,7 @@ from bigmodel.train.step import State
 from bigmodel.train.watch import Clock, finite
 from bigmodel.types import Params
 
-VALUES_BYTES = 1 << 30  # of the values of evaluations that are held at once
+VALUES_BYTES = 1 << 30  # of evaluation values in memory at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,81 +33,82 @@ class Part:
   """Members that are evaluated at once, on the same rows."""
 
   rows: EvalRows
-  places: list[int]
+  indices: list[int]  # of the members in the pack
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """A member with the values of held-out rows."""
+  """A member, its state, and its values on held-out rows."""
 
   member: Member
   state: State
-  params: Params  # those that are evaluated
+  params: Params  # the evaluated ones: averages, for some optimizers
   values: list[BatchValues] | None  # None where the member has diverged
 
 
 @dataclasses.dataclass
 class Pack:
-  """The runs that one program trains together, in their places."""
+  """The runs that one program trains together; their order is that of the program's members."""
 
   members: list[Member]
-  program: Program  # of the stage in which they are
+  program: Program  # of the current stage
   clock: Clock
   beat: Callable[[], None]  # called after each piece of work, so that the watchdog does not end the process
 
   def under_way(self) -> list[Member]:
-    """Those that have no record yet; the others rest, and keep what they have on disk."""
+    """The members that have no record yet. The files of the others no longer change."""
     return [member for member in self.members if member.ended is None]
 
   def state_of(self, state: State, member: Member) -> State:
     """The state of one member, taken from a state that `program.fetch` returned."""
     return self.program.member(state, self.members.index(member))
 
-  def parts(self, some: Sequence[Member]) -> list[Part]:
-    """Some members in parts that are evaluated at once."""
+  def parts(self, members: Sequence[Member]) -> list[Part]:
+    """Splits members into parts that are evaluated at once."""
     parts = []
-    for data in {id(member.data): member.data for member in some}.values():
-      places = [i for i, member in enumerate(self.members) if member in some and member.data is data]
-      rows = pipeline.eval_rows(self.members[places[0]].run.config, data)
+    for data in {id(member.data): member.data for member in members}.values():
+      indices = [i for i, member in enumerate(self.members) if member in members and member.data is data]
+      rows = pipeline.eval_rows(self.members[indices[0]].run.config, data)
       most = max(1, min(self.program.at_once, VALUES_BYTES // (16 * max(1, rows.clusters.size))))
-      parts += [Part(rows, places[k : k + most]) for k in range(0, len(places), most)]
+      parts += [Part(rows, indices[k : k + most]) for k in range(0, len(indices), most)]
     return parts
 
   def measure(self, state: State, part: Part, beat: Callable[[], None]) -> list[Measured]:
     """The values of a part's members, whose `state` was fetched; `beat` is called after each batch."""
-    members = [self.members[i] for i in part.places]
-    states = [self.program.member(state, i) for i in part.places]
+    members = [self.members[i] for i in part.indices]
+    states = [self.program.member(state, i) for i in part.indices]
     params = []
-    for member, own in zip(members, states, strict=True):
-      config = stages.at(member.run.config, int(own.step)).config  # whose optimizer has this state
-      params.append(optim.evaluated(config, own.params, own.opt_state))
-    sound = [not has_diverged(own) for own in states]
+    for member, member_state in zip(members, states, strict=True):
+      # The optimizer of this stage wrote the state.
+      config = stages.at(member.run.config, int(member_state.step)).config
+      params.append(optim.evaluated(config, member_state.params, member_state.opt_state))
+    sound = [not has_diverged(member_state) for member_state in states]
     config = members[0].run.config
     values = iter(measure(self.program, list(itertools.compress(params, sound)), config, part.rows, beat))
     return [
-      Measured(member, own, evaluated, next(values) if is_sound else None)
-      for member, own, evaluated, is_sound in zip(members, states, params, sound, strict=True)
+      Measured(member, member_state, evaluated, next(values) if is_sound else None)
+      for member, member_state, evaluated, is_sound in zip(members, states, params, sound, strict=True)
     ]
 
-  def save(self, some: Sequence[Member], state: State, step: int) -> None:
-    """Saves those of `some` that have not diverged: the newest checkpoint of one that has is from before it did."""
+  def save(self, members: Sequence[Member], state: State, step: int) -> None:
+    """Saves those of `members` that have not diverged; others keep their last checkpoint from before they diverged."""
     state = self.program.fetch(state)
-    for member in some:
+    for member in members:
       member.metrics.flush()
-    states = [(member, self.state_of(state, member)) for member in some]
-    states = [(member, own) for member, own in states if not has_diverged(own)]
+    states = [(member, self.state_of(state, member)) for member in members]
+    states = [(member, member_state) for member, member_state in states if not has_diverged(member_state)]
     # All fingerprints are computed before the threads that write compete with this one; copies are made one by one.
-    fingerprints = [hosts.fingerprints(own) for _, own in states]
-    for (member, own), of_member in zip(states, fingerprints, strict=True):
-      member.checkpoints.save(step, own, of_member)
+    fingerprints = [hosts.fingerprints(member_state) for _, member_state in states]
+    for (member, member_state), of_member in zip(states, fingerprints, strict=True):
+      member.checkpoints.save(step, member_state, of_member)
 
-  def end(self, some: Sequence[Member], state: State, step: int, seconds: float) -> None:
-    """Saves and evaluates some members, whose `state` was fetched, and writes their records.
+  def end(self, members: Sequence[Member], state: State, step: int, seconds: float) -> None:
+    """Saves and evaluates members, whose `state` was fetched, and writes their records.
 
-    `seconds` is the time of each so far. On the lanes of a CPU the next part is evaluated while the members of the
-    last one are saved and their records are written.
+    `seconds` is the training time of each so far. On the lanes of a CPU the next part is evaluated while the members
+    of the last one are saved and their records are written.
     """
-    parts, given_up = self.parts(some), threading.Event()
+    parts, given_up = self.parts(members), threading.Event()
     pool = concurrent.futures.ThreadPoolExecutor(1, "evaluation") if self.program.at_once > 1 else None
 
     def beat() -> None:
@@ -116,21 +117,21 @@ class Pack:
         raise concurrent.futures.CancelledError
 
     def begin(k: int) -> Callable[[], list[Measured]]:
-      """Begins to evaluate a part where another thread can; calling the result waits for the values."""
+      """Starts the evaluation of a part, in a thread if there is one; calling the result waits for the values."""
       work = functools.partial(self.measure, state, parts[k], beat)
       return pool.submit(work).result if pool else work
 
     try:
       wait_for_values, began = begin(0), time.monotonic()
-      self.save(some, state, step)
-      seconds += (time.monotonic() - began) / len(some)
+      self.save(members, state, step)
+      seconds += (time.monotonic() - began) / len(members)
       for k, part in enumerate(parts):
         began, measured = time.monotonic(), wait_for_values()
-        spent = (time.monotonic() - began) / len(part.places)
+        spent = (time.monotonic() - began) / len(part.indices)
         if k + 1 < len(parts):
           wait_for_values = begin(k + 1)
-        for one in measured:
-          _finish(one, part.rows, seconds + spent)
+        for measured_member in measured:
+          _finish(measured_member, part.rows, seconds + spent)
           self.beat()
     finally:
       given_up.set()
@@ -140,15 +141,15 @@ class Pack:
   def end_diverged(self, state: State, step: int) -> None:
     """Writes the records of members that have diverged, before the others are saved.
 
-    They have no checkpoint of this step, which resuming the others would look for.
+    Resuming looks for a step that all members without a record have, and diverged members are not saved at this step.
     """
     state = self.program.fetch(state)
     if diverged := [member for member in self.under_way() if has_diverged(self.state_of(state, member))]:
       self.end(diverged, state, step, self.clock.spent())
-      self.clock.go_on(len(self.under_way()))
+      self.clock.restart(len(self.under_way()))
 
   def pause(self, state: State, step: int, seconds: float) -> None:
-    """Evaluates the members at a rung, once each, and writes the results to rungs.json."""
+    """Evaluates the members at a rung, once each, and writes their losses and metrics to rungs.json."""
 
     def has_paused(member: Member) -> bool:
       return hosts.first(lambda: step in results.read_rungs(member.run))
@@ -157,13 +158,13 @@ class Pack:
     for part in self.parts(waiting):
       began = time.monotonic()
       measured = self.measure(state, part, self.beat)
-      spent = (time.monotonic() - began) / len(part.places)
-      for one in measured:
-        _write_rung(one, part.rows, step, seconds + spent)
+      spent = (time.monotonic() - began) / len(part.indices)
+      for measured_member in measured:
+        _write_rung(measured_member, part.rows, step, seconds + spent)
 
 
 def has_diverged(state: State) -> bool:
-  """Whether one member has diverged. The metrics of its last step have been read, so this does not wait."""
+  """Whether the member of this state has diverged. Does not wait: the metrics of its last step have been read."""
   return int(state.diverged_at) >= 0
 
 
@@ -182,7 +183,7 @@ def _write_rung(measured: Measured, rows: EvalRows, step: int, seconds: float) -
   rung = _rung(measured, rows)
   member.checkpoints.wait()
   write_status(member.run, "paused", step, member.seconds + seconds)
-  results.write_rung(member.run, step, rung)  # last, after all that it refers to
+  results.write_rung(member.run, step, rung)  # last, when everything that it refers to is written
 
 
 def _rung(measured: Measured, rows: EvalRows) -> results.Rung:

@@ -21,17 +21,17 @@ from bigmodel.train.checkpoint import Arrays, Checkpoints, to_flat
 from bigmodel.types import Params
 
 log = logging.getLogger("bigmodel")
-PREFIX = "params."  # of their names in a checkpoint
+PREFIX = "params."  # of the names of parameters in a checkpoint
 
 
 def warn_of_divergence(workdir: epath.PathLike, step: int) -> None:
-  """Warns, once, where a sound checkpoint is of a run that ended as diverged."""
+  """Warns once if the sound checkpoint of a step belongs to a run that diverged."""
   try:
     ended = record.read(absolute(workdir))
   except UserError:  # a corrupt record does not make a sound checkpoint unusable
     return
   if ended is not None and ended.status == "diverged":
-    _warn(f"{workdir}: the checkpoint of step {step} is of a run that ended as diverged: {ended.error}")
+    _warn(f"{workdir}: the checkpoint of step {step} belongs to a run that diverged: {ended.error}")
 
 
 @functools.cache  # every run of a study would repeat the warning
@@ -40,7 +40,7 @@ def _warn(text: str) -> None:
 
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
-  """The shape of every parameter of a resolved config's model, by dotted name."""
+  """The shape of every parameter of a resolved config's model, by its dotted name."""
   return {name: leaf.shape for name, leaf in to_flat(nn.meta.unbox(models.abstract_parameters(config))).items()}
 
 
@@ -57,19 +57,20 @@ def padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def require_padding(config: Config, store: Checkpoints, step: int, shapes: Params) -> None:
-  """Raises `UserError` where an earlier version saved a run's tables without padding: it cannot be resumed."""
+  """Raises `UserError` if an earlier version saved the run's tables without padding; the run cannot be resumed."""
   stored = store.shapes(step)
   for name, x in _without_padding(config, stored, PREFIX, to_flat(shapes)).items():
     raise UserError(
-      f"--workdir: {store.folder.parent}: the checkpoint of step {step} is of an earlier version ({name!r} has the"
-      f" shape {stored[PREFIX + name]}, not {x.shape}) and cannot be resumed; begin another run with train.init_from"
+      f"--workdir: {store.folder.parent}: the checkpoint of step {step} was written by an earlier version and cannot"
+      f" be resumed ({name!r} has the shape {stored[PREFIX + name]}, not {x.shape}); begin another run with"
+      " train.init_from"
     )
 
 
 def _without_padding(
   config: Config, stored: Mapping[str, tuple[int, ...]], prefix: str, wanted: Arrays
 ) -> dict[str, jax.Array]:
-  """Those of `wanted` that are tables which an earlier version saved without padding; `stored` are the saved shapes."""
+  """The tables among `wanted` that an earlier version saved without padding; `stored` has the saved shapes."""
   others = {name: x for name, x in wanted.items() if stored.get(f"{prefix}{name}", x.shape) != x.shape}
   rows = models.real_rows(config) if others else {}
   return {name: x for name, x in others.items() if stored[f"{prefix}{name}"] == (rows.get(name), *x.shape[1:])}
@@ -88,12 +89,12 @@ def _is_finite(x: jax.Array | np.ndarray) -> bool:
 
 
 def evaluated(config: Config, store: Checkpoints, step: int, wanted: Arrays | None = None) -> dict[str, jax.Array]:
-  """The parameters of a checkpoint by which its run is evaluated (`optim.evaluated`), by name.
+  """Reads, by name, the parameters of a checkpoint that are evaluated (see `optim.evaluated`).
 
-  They are on the host; or, with `wanted`, in its shapes and with its shardings. Tables of earlier versions then get
-  the padding that they lack. Of the optimizer's state, only what the parameters depend on is read.
+  They are on the host, or with `wanted` in its shapes and shardings; tables that an earlier version saved without
+  padding are then padded. Only the part of the optimizer's state that these parameters depend on is read.
   """
-  config = stages.at(config, step).config  # whose optimizer wrote the state of this step
+  config = stages.at(config, step).config  # the optimizer of this stage wrote the state
 
   def read(prefix: str) -> dict[str, jax.Array]:
     tables, shardings = {}, None

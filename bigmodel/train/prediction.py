@@ -12,11 +12,11 @@ from bigmodel.train.trained import Trained
 def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   """Class probabilities [examples, classes], or values [examples] (or quantiles) in the units of the training targets.
 
-  `inputs` are as the data of the run were before normalisation. Raises `UserError` for other tasks, for tables, whose
-  columns are encoded, and for inputs of another shape than the examples of the run.
+  `inputs` are raw, as the run's data before normalisation. Raises `UserError` for other tasks, for tables, whose
+  columns are encoded, and for inputs that differ in shape from the examples of the run.
   """
   config = trained.config
-  require(config.data.kind == "examples", "predict: this model is of text; use generate")
+  require(config.data.kind == "examples", "predict: this is a text model; use generate")
   is_table = sources.is_table(config.data)
   require(not is_table, f"predict: the data are a table ({config.data.name}), whose columns are encoded; pass arrays")
   data = pipeline.prepare(config)
@@ -30,7 +30,7 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   if "score" in values[0]:
     return np.concatenate([batch["score"] for batch in values])
   if "guess" not in values[0]:
-    raise UserError(f"predict: is for classification and regression, not for {config.task.name}")
+    raise UserError(f"predict: works for classification and regression, not for {config.task.name}")
   guess = np.concatenate([batch["guess"] for batch in values])
   mean, deviation = data.facts["target_mean"], data.facts["target_deviation"]
   assert isinstance(mean, float)
@@ -40,8 +40,8 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
 
 
 def _values(trained: Trained, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
-  """What the task computes of a batch, which is filled up to `size` rows so that one program serves all batches."""
-  filled = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+  """The task's values for a batch, which is padded to `size` rows so that one program serves all batches."""
+  padded = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
   target = np.float32 if has_numeric_targets(trained.config.task) else np.int32
-  batch = {"inputs": filled, "targets": np.zeros(size, target)}
+  batch = {"inputs": padded, "targets": np.zeros(size, target)}
   return {name: value[: len(rows)] for name, value in trained.program.values(trained.params, batch, 0).items()}

@@ -17,7 +17,7 @@ class Profiler:
       jax.profiler.start_trace(str(self.folder))
 
   def after(self, step: int, state: object) -> None:
-    """To be called once `step` was given to the device."""
+    """To be called after `step` has been dispatched."""
     if self.steps and self.start + 2 <= step == min(self.start + 1 + self.steps, self.total - 1):
       jax.block_until_ready(state)
       jax.profiler.stop_trace()

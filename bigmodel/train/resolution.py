@@ -1,4 +1,4 @@
-"""Checks a config of all rooms, and fills in what follows from its data."""
+"""Checks the fields of a config together, and fills in those that are derived from its data."""
 
 from typing import cast
 
@@ -9,7 +9,7 @@ from bigmodel.data.pipeline import Data
 from bigmodel.errors import UserError
 from bigmodel.train import configs, stages, weights
 
-BYTE_VOCABULARY = 257  # of the tokenizer `bytes`: every byte, and the separator
+BYTE_VOCABULARY = 257  # of the tokenizer `bytes`: 256 bytes and the separator
 
 
 def check(config: Config) -> None:
@@ -18,7 +18,9 @@ def check(config: Config) -> None:
   declared, given = configs.declared(family, task, config.optim.name), flatten(config)
   start = f"default_config({family!r}, {task!r})"
   for name in given:
-    if name not in declared:  # looking for the nearest name is slow, and a study checks thousands of configs
+    if (
+      name not in declared
+    ):  # only then, because finding the nearest name is slow and a study checks thousands of configs
       raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
   from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
   for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
@@ -45,7 +47,7 @@ def resolve(config: Config, corpus: Data) -> Config:
       least += 1  # the mask is an additional token
     require(
       not least or resolved.model[name] >= least,
-      f"config.model.{name}: {resolved.model.get(name)} is less than the data's {least}",
+      f"config.model.{name}: {resolved.model.get(name)} is less than the {least} that the data need",
     )
   require(
     not corpus.facts.get("categories") or "categories" in resolved.model,
@@ -59,7 +61,7 @@ def resolve(config: Config, corpus: Data) -> Config:
 
 
 def resolve_without_data(config: Config) -> Config:
-  """A copy with every field filled in that can be derived without data; a vocabulary is its tokenizer's."""
+  """A copy with every field filled in that can be derived without data; the vocabulary follows from the tokenizer."""
   resolved = config.copy_and_resolve_references()
   configs.complete_names(resolved)
   facts = {"inputs": (), "outputs": 0, "context": data.unit(resolved)}
@@ -68,7 +70,7 @@ def resolve_without_data(config: Config) -> Config:
   else:
     require(
       bool(resolved.model.inputs and resolved.model.outputs),
-      "config.model: set inputs and outputs, which otherwise are the data's",
+      "config.model: set inputs and outputs, which cannot be derived without data",
     )
   models.resolve(resolved.model, facts)
   optim.parametrization.resolve(resolved, config, facts)
@@ -76,7 +78,7 @@ def resolve_without_data(config: Config) -> Config:
 
 
 def resolve_for_plan(config: Config, devices: int) -> Config:
-  """A resolved and checked copy that can be planned for so many devices without its data."""
+  """A resolved and checked copy that can be planned for this number of devices without its data."""
   resolved = resolve_without_data(config)
   for room in (models, tasks, optim, train):
     room.check(resolved)
@@ -85,12 +87,12 @@ def resolve_for_plan(config: Config, devices: int) -> Config:
 
 
 def check_resolved(config: Config, corpus: Data) -> None:
-  """Raises `UserError` where a resolved config and its data cannot be trained: its shapes, and rows for every stage."""
+  """Raises `UserError` if a resolved config's shapes do not fit, or its data has too few rows for a stage."""
   parallel.check(config)
   for stage in stages.of(config):
     for room in (models, tasks):
       room.check(stage.config)
-    optim.parametrization.multiples(stage.config)  # refuses models that it has no rules for
+    optim.parametrization.multiples(stage.config)  # raises for models without rules
     weights.check(stage.config)
     parallel.check(stage.config)
     pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)

@@ -16,7 +16,7 @@ from bigmodel.train.run import Run, now, read_status, write_status
 
 
 class Rung(msgspec.Struct, frozen=True):
-  """The losses of a run at a step where it paused; None where it had diverged."""
+  """The losses of a run at a step where it paused; None if it had diverged."""
 
   loss_train: float | None = None
   loss_eval: float | None = None
@@ -38,7 +38,7 @@ def read_rungs(run: Run) -> dict[int, Rung]:
 def write_rung(run: Run, step: int, rung: Rung) -> None:
   """Adds a rung to rungs.json."""
   rungs = {**read_rungs(run), step: rung}
-  document = {str(at): msgspec.to_builtins(one) for at, one in rungs.items()}
+  document = {str(step): msgspec.to_builtins(rung) for step, rung in rungs.items()}
   hosts.first(lambda: write_json(run.folder / "rungs.json", document))
 
 
@@ -75,9 +75,9 @@ def end(run: Run, ended: Record) -> Record:
 
 
 def unevaluated(run: Run, steps: int) -> Record:
-  """A record with the facts that are known without evaluating the run, FLOPs being those of `steps` steps.
+  """A record with all facts that do not need an evaluation; its FLOPs are those of `steps` steps.
 
-  Its status is that of a failed run.
+  Its status is 'failed' until the caller replaces it.
   """
   config, branch = run.config, run.folder / "trunk.json"
   return Record(
@@ -112,7 +112,7 @@ def unevaluated(run: Run, steps: int) -> Record:
 
 
 def flops_of(run: Run, steps: int) -> Flops:
-  """The FLOPs of so many steps of a run."""
+  """The FLOPs of the first `steps` steps of a run."""
   return models.counts_of(run.config).flops(train.tokens_at(run.config, steps), run.config.parallel.remat)
 
 
@@ -125,7 +125,7 @@ def as_measured(ended: Record, measure: str) -> Record:
 
 
 def measured_value(loss: float, metrics: Mapping[str, float], measure: str) -> float:
-  """A study's `measure` as a number of which less is better: the loss, a metric, or 1 - metric."""
+  """A study's `measure` as a number to minimize: the loss, a metric, or 1 - metric."""
   if measure == "loss":
     return loss
   require(measure in metrics, f"get_study: measure: no {measure!r}{nearest(measure, metrics)}")
@@ -133,7 +133,7 @@ def measured_value(loss: float, metrics: Mapping[str, float], measure: str) -> f
 
 
 def summary(sealed: Record) -> str:
-  """A line for the progress display."""
+  """One line about an ended run, for the progress display."""
   if not sealed.finished:
     why = f": {sealed.error}" if sealed.error else ""
     return f"{sealed.run_id}  {sealed.status} at step {sealed.steps}{why}"

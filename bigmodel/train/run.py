@@ -18,7 +18,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json, write_json
 from bigmodel.parallel import hosts
 from bigmodel.record import Branch
-from bigmodel.train.configs import carried_out, identity
+from bigmodel.train.configs import execution_fields, identity
 from bigmodel.train.stop import StopRequest
 
 NO_BRANCH = Branch()
@@ -53,17 +53,17 @@ def now() -> str:
 
 
 def open_folder(run: Run) -> None:
-  """Writes config.json into the run's folder; a folder of another config is refused, with the difference."""
+  """Writes config.json into the run's folder. Raises `UserError`, with the difference, if another config is there."""
   path = run.folder / "config.json"
-  mine = flatten(run.config)
+  flat_config = flatten(run.config)
   if path.exists():
-    changed = difference(identity(read_json(path)), identity(mine))
+    changed = difference(identity(read_json(path)), identity(flat_config))
     if changed:
       raise UserError(f"{run.folder} holds a run of another config ({changed}); choose another --workdir")
     return
   if (run.folder / "study.json").exists():
     raise UserError(f"{run.folder} holds a study; choose another --workdir or use bigmodel study")
-  write_json(path, mine)
+  write_json(path, flat_config)
 
 
 def write_provenance(run: Run) -> None:
@@ -73,7 +73,7 @@ def write_provenance(run: Run) -> None:
   facts: JsonObject = {
     "run_id": run.run_id,
     "started_at": started,
-    "config": carried_out(flatten(run.config)),
+    "config": execution_fields(flatten(run.config)),
     "command": sys.argv,
     "versions": record.versions(),
     "devices": hardware.describe(),
@@ -84,7 +84,7 @@ def write_provenance(run: Run) -> None:
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
-  """How far a run is."""
+  """The progress of a run."""
 
   state: str  # waiting, running, interrupted, paused, or one of `record.STATUSES`
   step: int
@@ -105,7 +105,7 @@ def write_status(run: Run, state: str, step: int, seconds: float, left: float | 
 
 
 def read_status(folder: epath.PathLike) -> Status:
-  """The status of a run's folder: waiting, where nothing was written yet."""
+  """The status of a run's folder; `WAITING` if nothing has been written yet."""
   path = epath.Path(folder) / "status.json"
   if not path.exists():
     return WAITING
@@ -117,7 +117,7 @@ def read_status(folder: epath.PathLike) -> Status:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[StopRequest]:
-  """Within it SIGTERM, SIGUSR2 (a batch system's warning) and Ctrl-C request a stop.
+  """Makes SIGTERM, SIGUSR2 (a batch system's warning) and Ctrl-C request a stop inside the `with` block.
 
   A second Ctrl-C stops at once.
   """

@@ -13,12 +13,12 @@ from bigmodel.train.statistics import LayerStatistics
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The events of a program, by the number of steps before them. Between events only steps are made."""
+  """The events of a program, each by the number of steps before it. Between events the program only makes steps."""
 
   end: int  # the last step: a rung, or the longest horizon
   stages: frozenset[int]  # where another stage begins, or another batch size
-  branches: frozenset[int]  # where other runs get a checkpoint to begin from
-  horizons: frozenset[int]  # where a member ends and its companions go on
+  branches: frozenset[int]  # where other runs branch off
+  horizons: frozenset[int]  # where a member ends and others continue
   checkpoint_every: int
   evaluate_every: int  # 0: only at the end
   longest: int  # the longest horizon, at which the last checkpoint is written with the record
@@ -44,17 +44,17 @@ class Schedule:
     return min(event for event in events if event > step)
 
   def saves(self, step: int) -> bool:
-    """Whether a checkpoint is due."""
+    """Whether a checkpoint is due at `step`."""
     return step % self.checkpoint_every == 0 and step < self.longest
 
   def evaluates(self, step: int) -> bool:
-    """Whether members are evaluated though none has ended."""
+    """Whether an evaluation during training is due at `step`."""
     return self.evaluate_every > 0 and step % self.evaluate_every == 0 and step < self.longest
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatched:
-  """Steps that were given to the device, which may not have computed them yet."""
+  """Steps that were dispatched to the device, which may still be computing them."""
 
   first: int
   count: int
@@ -63,21 +63,21 @@ class Dispatched:
 
 
 class Pending:
-  """The steps whose metrics have not been read yet: the last ones, so that the device never waits for the host."""
+  """The last dispatched steps, whose metrics are read one call later so that the device never waits for the host."""
 
   def __init__(self, read: Callable[[Dispatched], bool]):
-    """`read` logs the metrics of steps, and says whether every member has diverged."""
+    """`read` logs the metrics of steps, and returns whether every member has diverged."""
     self._read = read
     self._last: Dispatched | None = None
     self.all_diverged = False
 
   def put(self, dispatched: Dispatched) -> None:
-    """Reads the steps before these, which compute meanwhile."""
+    """Reads the metrics of the previous steps while the device computes these."""
     self.drain()
     self._last = None if self.all_diverged else dispatched
 
   def drain(self) -> bool:
-    """Waits for the metrics that have not been read and reads them; returns whether every member has diverged."""
+    """Waits for the unread metrics and reads them; returns whether every member has diverged."""
     last, self._last = self._last, None
     if last is not None:
       self.all_diverged = self._read(last)

@@ -1,4 +1,4 @@
-"""One run by itself, from its config to its record."""
+"""Trains a single run, from its config to its record."""
 
 from etils import epath
 
@@ -15,7 +15,7 @@ from bigmodel.train.run import Run, interruptible, open_folder
 
 
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
-  """A checked run of one config, whose folder is `workdir`, and its data. Nothing is written."""
+  """Prepares and checks the run of a config in the folder `workdir`; returns it and its data. Writes nothing."""
   check(config)
   corpus = pipeline.prepare(config)
   run = Run(resolve(config, corpus), absolute(workdir))
@@ -26,7 +26,7 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
 def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> record.Record:
   """Trains the run of one config from its last checkpoint, if there is one, to its end, and returns its record.
 
-  `profile` is the number of steps of which a trace is written. Several processes that call this train one run together.
+  `profile` is the number of steps to trace. Several processes that call this train one run together.
   Raises `Interrupted` after a signal, when everything is saved.
   """
   with interruptible() as stop:

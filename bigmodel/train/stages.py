@@ -1,6 +1,6 @@
-"""Stages: a run that trains for one thing and then for another, with one set of parameters.
+"""Stages: a run that trains the same parameters for several tasks, one after another.
 
-`train.stages` lists what comes before the config's own task, each as overrides in one text,
+`train.stages` lists the stages before the config's task, each as overrides in one string,
 such as 'task.name=contrastive_divergence task.layer=0 optim.lr=0.01 train.tokens=60000'.
 """
 
@@ -19,41 +19,41 @@ ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "dat
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """Steps `first` to `stop` of a run, with the config that is in force for them.
+  """Steps `first` to `stop` of a run, with the config that applies to them.
 
-  Of a ramp each batch size is a stage, too; what was learned goes on through them.
+  Each batch size of a ramp is a stage, too; the optimizer's state and the schedule continue across these.
   """
 
   config: Config
   first: int
   stop: int
   begin: int  # the step at which its schedule and its optimizer's state began
-  horizon: int  # steps, from there
-  before: int = 0  # rows that were seen since
+  horizon: int  # steps of the schedule, counted from `begin`
+  before: int = 0  # rows seen from step `begin` to step `first`
 
 
 def of(config: Config) -> list[Stage]:
-  """The stages of a run, the config's own last."""
-  own = config.copy_and_resolve_references()
-  own.train.stages = ()
+  """The stages of a run; the last one is that of the config's task."""
+  last = config.copy_and_resolve_references()
+  last.train.stages = ()
   stages, first = [], 0
   for text in config.train.stages:
-    changed = _changed(own, text)
+    changed = _changed(last, text)
     stages.append(Stage(changed, first, first + horizon.own_steps(changed), first, horizon.own_steps(changed)))
     first = stages[-1].stop
-  phases = horizon.phases(own)
-  own.train.ramp = ()
+  phases = horizon.phases(last)
+  last.train.ramp = ()
   for phase in phases:
-    with_rows = own.copy_and_resolve_references()
+    with_rows = last.copy_and_resolve_references()
     with_rows.train.batch_size = phase.rows
     stages.append(Stage(with_rows, first + phase.first, first + phase.stop, first, phases[-1].stop, phase.before))
   return stages
 
 
 def at(config: Config, step: int) -> Stage:
-  """The stage whose optimizer a run's state of `step` steps is of: where one stage ends, still that one."""
-  known = of(config)
-  return next((stage for stage in known if step <= stage.stop), known[-1])
+  """The stage that wrote a run's state after `step` steps: at the end of a stage, that stage and not the next."""
+  stages = of(config)
+  return next((stage for stage in stages if step <= stage.stop), stages[-1])
 
 
 def steps_of(config: Config) -> int:
@@ -76,13 +76,13 @@ def _changed(base: Config, text: str) -> Config:
       changed.train.update(tokens=0, steps=0)
     configs.override(changed, name, parsed)
     given.add(name)
-  # Such as the beta1 that a stage inherits, where its own optimizer has none.
+  # A stage may inherit fields that its optimizer does not have, such as beta1.
   optim.reset_without_effect(changed.optim, keep={name.removeprefix("optim.") for name in given})
   where = f"config.train.stages: {text!r}"
   require(
-    has_horizon and changed.train.tokens + changed.train.steps > 0, f"{where} says neither train.tokens nor train.steps"
+    has_horizon and changed.train.tokens + changed.train.steps > 0, f"{where} sets neither train.tokens nor train.steps"
   )
-  require(not changed.task.get("balanced"), f"{where}: say class_weights, balanced is for the last stage")
+  require(not changed.task.get("balanced"), f"{where}: set class_weights; balanced is for the last stage only")
   numbers = has_numeric_targets(changed.task), has_numeric_targets(base.task)
-  require(numbers[0] == numbers[1], f"{where}: classes are no numbers for a regression, nor numbers classes")
+  require(numbers[0] == numbers[1], f"{where}: stages cannot mix regression and classification")
   return changed

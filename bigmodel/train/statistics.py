@@ -33,7 +33,7 @@ def activations(forward: Callable[[], object]) -> list[tuple[str, jax.Array]]:
     context: nn.module.InterceptorContext,
   ) -> PyTree:
     out = method(*arguments, **keywords)
-    if context.method_name == "__call__" and not context.module.is_initializing():  # where only shapes are computed
+    if context.method_name == "__call__" and not context.module.is_initializing():  # initializing only computes shapes
       name = "/".join(context.module.path) or type(context.module).__name__.lower()
       outputs.append((name, (out[0] if isinstance(out, tuple) else out).astype(jnp.float32)))
     return out
@@ -46,7 +46,7 @@ def activations(forward: Callable[[], object]) -> list[tuple[str, jax.Array]]:
 def of_step(
   recipe: steps.Recipe, real_rows: dict[str, int], state: steps.State, rows: steps.Batch, h: optim.Hyperparameters
 ) -> LayerStatistics:
-  """Root mean squares by layer, of the step that `state` is about to take; activations of its first microbatch.
+  """Root mean squares by layer for the next step of `state`; activations are those of its first microbatch.
 
   Frozen parameters have no gradient. Of padded tables only the `real_rows` count, and of logits only those that are
   not hidden.
@@ -67,7 +67,7 @@ def of_step(
 
 
 def _visible(x: jax.Array) -> jax.Array:
-  """The root mean square of an output, without logits that are hidden."""
+  """The root mean square of an output without hidden logits."""
   visible = ~(x <= HIDDEN / 2)  # written so that NaN is visible
   return jnp.sqrt(jnp.sum(jnp.where(visible, x, 0) ** 2) / jnp.sum(visible))
 

@@ -17,15 +17,15 @@ from bigmodel.parallel import hosts
 from bigmodel.tasks import Apply, Measured, Task
 from bigmodel.types import Params
 
-EMA = 0.98  # of the training loss: about the last 50 steps
-NOISE_EMA = 0.99  # of both parts of the gradient noise scale, which are noisier
+EMA = 0.98  # decay of the average training loss: about the last 50 steps
+NOISE_EMA = 0.99  # decay of the averages in the gradient noise scale, which are noisier
 
 # Rows of a batch: tokens [B, T + 1], or arrays [B, ...] by name.
 Batch: TypeAlias = "jax.Array | dict[str, jax.Array]"
 Metrics: TypeAlias = "dict[str, jax.Array]"
 # Averages of the squared norm of the gradient and of its variance over rows; () where they are not measured.
 Noise: TypeAlias = "tuple[jax.Array, ...]"
-Sums: TypeAlias = tuple[Measured, Params]  # over microbatches, of what is logged and of gradients
+Sums: TypeAlias = tuple[Measured, Params]  # over microbatches, of the logged values and of the gradients
 
 
 @flax.struct.dataclass
@@ -47,7 +47,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What is compiled into the training step of a run."""
+  """The parts of a run that are compiled into its training step."""
 
   apply: Apply  # of the model, with its variables before its inputs
   task: Task
@@ -56,7 +56,7 @@ class Recipe:
 
 
 def applied(apply: Apply, params: Params, key: jax.Array | None = None) -> Apply:
-  """The model as a task calls it; with a key, as in training: some units drop out."""
+  """The model as a task calls it; with a key, with dropout as in training."""
 
   def call(*inputs: jax.Array) -> tuple[jax.Array, Auxiliary]:
     return apply({"params": params}, *inputs, rngs=None if key is None else {"dropout": key})
@@ -67,23 +67,23 @@ def applied(apply: Apply, params: Params, key: jax.Array | None = None) -> Apply
 def objective(
   recipe: Recipe, h: optim.Hyperparameters, params: Params, rows: Batch, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
-  """`(what is minimised, what is logged)` in training. `key` draws the masks of dropout and what the task draws."""
+  """Returns `(objective, logged values)` in training. `key` draws dropout masks and the task's random numbers."""
   for_task, for_dropout = jax.random.split(key)
   return recipe.task.objective(applied(recipe.apply, params, for_dropout), rows, h.task, for_task)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-  """The gradients of a step, and what is measured with them."""
+  """The gradients of a step, and the values that are computed with them."""
 
   measured: Measured  # means over the batch, the loss among them
-  of_params: Params  # without those that are frozen
+  of_params: Params  # of the trainable parameters
   squares: jax.Array | None  # [K]: the squared norm of each microbatch's gradient, where it is measured
   first: tuple[Batch, jax.Array]  # the rows of the first microbatch, and the key of its objective
 
 
 def gradients(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparameters) -> Gradients:
-  """The gradients of the step that `state` is about to take, over all of its microbatches."""
+  """The gradients of the next step of `state`, over all of its microbatches."""
 
   def of_part(part: Params, rows: Batch, key: jax.Array) -> tuple[jax.Array, Measured]:
     return objective(recipe, h, optim.merged(state.params, part), rows, key)
@@ -113,7 +113,7 @@ def gradients(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparameter
 
 
 def train_step(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparameters) -> tuple[State, Metrics]:
-  """One step of one run: pure, and the same for every mesh."""
+  """Returns the state and the metrics after one step of one run. Pure; the same for every mesh."""
   how, gradient = recipe.how, gradients(recipe, state, rows, h)
   loss, noise = gradient.measured["loss"], state.noise
   if gradient.squares is not None:
@@ -134,10 +134,10 @@ def train_step(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparamete
 
     loss_ema, noise = jax.tree.map(unless_skipped, (state.loss_ema, state.noise), (loss_ema, noise))
     gave_up = opt_state.skipped_in_a_row >= optim.MOST_SKIPPED
-    now = jnp.where(gave_up, state.step + 1 - optim.MOST_SKIPPED, -1)
+    diverged_now = jnp.where(gave_up, state.step + 1 - optim.MOST_SKIPPED, -1)
   else:
-    now = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), -1, state.step + 1), state.step)
-  diverged = jnp.where(state.diverged_at < 0, now, state.diverged_at)
+    diverged_now = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), -1, state.step + 1), state.step)
+  diverged = jnp.where(state.diverged_at < 0, diverged_now, state.diverged_at)
   new = State(state.step + 1, params, opt_state, loss_ema, diverged, noise)
   metrics = {**gradient.measured, "param_norm": norm, "diverged_at": diverged, **logged}
   if gradient.squares is not None:
@@ -146,7 +146,7 @@ def train_step(recipe: Recipe, state: State, rows: Batch, h: optim.Hyperparamete
 
 
 def _mixed(old: jax.Array, new: jax.Array) -> jax.Array:
-  """A running average, which ignores values that are not finite."""
+  """The running average updated with a new value, unless that is not finite."""
   return jnp.where(jnp.isfinite(new), NOISE_EMA * old + (1 - NOISE_EMA) * new, old)
 
 
@@ -160,9 +160,9 @@ def _noise(squares_K: jax.Array, grads: Params, rows: int) -> tuple[jax.Array, j
 
 
 def noise_scale(noise: Noise) -> jax.Array:
-  """The rows of a batch at which noise and gradient are equally large; further rows are worth less each.
+  """The batch size, in rows, at which noise and gradient are equally large; larger batches have diminishing returns.
 
-  NaN where the noise hides the gradient's size.
+  NaN if the noise is too large to estimate the gradient's size.
   """
   return jnp.where(noise[0] > 0, noise[1] / noise[0], jnp.nan)
 

@@ -1,4 +1,4 @@
-"""The question that training asks before every step: has it to stop, and may it still write?"""
+"""How training learns before every step whether it must stop, and before every write whether it may still write."""
 
 from typing import Protocol
 
@@ -6,22 +6,22 @@ LOST = "another worker has taken over"
 
 
 class Stop(Protocol):
-  """Why a run may have to stop before its end."""
+  """The reasons for which a run stops before its end."""
 
   def requested(self) -> bool:
-    """Whether to save and stop. It is asked before every step, so the answer must be quick."""
+    """Whether to save and stop. It is called before every step, so it must be fast."""
     ...
 
   def lost(self) -> bool:
-    """Whether another worker has taken over these runs, so that this one must not write to them any more.
+    """Whether another worker has taken over these runs, so that this one must no longer write to their folders.
 
-    It is asked before every write, and the answer may take a look at the disk.
+    It is called before every write, and may read from the disk.
     """
     ...
 
 
 class StopRequest:
-  """A request to stop that a signal handler, another thread or a test makes. These runs have no other worker."""
+  """A stop that a signal handler, another thread or a test requests, for runs that no other worker can take over."""
 
   def __init__(self) -> None:
     self._requested = False

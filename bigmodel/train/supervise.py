@@ -1,7 +1,7 @@
-"""A supervisor, which restarts a dead process, and a watchdog, which ends a hanging one.
+"""A supervisor, which restarts a process that died, and a watchdog, which ends a process that hangs.
 
-This file does not use JAX: the supervisor is the parent of the process that trains. It must not hold devices, nor die
-of what kills its child.
+This file does not use JAX: the supervisor is the parent of the process that trains. It must not hold devices, and
+must survive what kills its child.
 """
 
 import faulthandler
@@ -20,7 +20,7 @@ LONGEST_WAIT = 60.0
 
 
 def progress(workdir: epath.PathLike) -> list[str]:
-  """The checkpoints and records that a run or study has on disk: a restart that adds to them has made progress."""
+  """Names the checkpoints and records of a run or study on disk. A restart that changes them has made progress."""
   workdir = epath.Path(workdir)
   runs = [workdir, *(workdir / "runs").glob("*")]
   names = []
@@ -31,7 +31,7 @@ def progress(workdir: epath.PathLike) -> list[str]:
 
 
 def has_record(workdir: epath.PathLike) -> bool:
-  """Whether the folder is that of a single run that has ended."""
+  """Whether the folder belongs to a single run that has ended."""
   return (epath.Path(workdir) / "record.json").exists()
 
 
@@ -45,7 +45,7 @@ def supervise(
 ) -> int:
   """Runs `command`, and again each time it dies, until it ends; returns its exit code.
 
-  Where `is_over()`, the run has ended with a record, and a restart would only print it again. Gives up after `restarts`
+  A run for which `is_over()` is true has ended with a record, and is not restarted. Gives up after `restarts`
   restarts in a row that did not change `done()`. Each wait before a restart is twice as long as the last, up to a
   minute. Signals are passed on to the child.
   """
@@ -62,7 +62,7 @@ def supervise(
     signal.signal(number, forward)
   tries, before = 0, done()
   while True:
-    child = subprocess.Popen(command, start_new_session=True)  # Ctrl-C comes to it from here, once
+    child = subprocess.Popen(command, start_new_session=True)  # this process passes Ctrl-C on, once
     if stopped:
       child.send_signal(signal.SIGTERM)
     code = child.wait()
@@ -88,8 +88,8 @@ def supervise(
 class Watchdog:
   """Ends this process, with the stacks of its threads on standard error, when `beat` is not called for too long.
 
-  Time counts from the first beat, as the first step compiles. Mostly a collective hangs because another process is
-  gone, which only a new process can recover from.
+  Time counts from the first beat, because the first step compiles. Usually a collective hangs because another process
+  has died, and only a new process can recover from that.
   """
 
   def __init__(self, seconds: float, end: Callable[[int], object] = os._exit):

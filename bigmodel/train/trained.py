@@ -1,4 +1,4 @@
-"""A trained model in use: its evaluated parameters on its run's mesh, its tokenizer, and the text that it generates."""
+"""Loads trained models to evaluate them or to generate text: parameters on the run's mesh, and the tokenizer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How a text is continued.
+  """Options for continuing a text.
 
   A temperature of 0 takes the likeliest token each time. `top_k` samples among that many tokens (0: all) and `top_p`
   among the fewest tokens that have this probability together. `beams` above 1 searches that many sequences at once
@@ -128,20 +128,20 @@ def _generated(
     jnp.float32(sampling.top_p),
   )
   sample = trained.program.generating(generation.sample)
-  new_BxT, each_BxT = sample(
+  new_BxT, log_probabilities_BxT = sample(
     model, trained.params, prompts_BxP, sampling.tokens, key, temperature, top_p, sampling.top_k
   )
   lengths = [len(_before(row, separator)) + 1 for row in np.asarray(new_BxT)]
-  chances = [row[:length].sum() for row, length in zip(np.asarray(each_BxT), lengths, strict=True)]
+  chances = [row[:length].sum() for row, length in zip(np.asarray(log_probabilities_BxT), lengths, strict=True)]
   return np.asarray(new_BxT), chances
 
 
 def score_completions(trained: Trained, path: str) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """BLEU, chrF and exact matches of the likeliest tokens after each prompt of a JSONL file, and their 90% intervals."""
+  """BLEU, chrF and exact matches of greedy completions of the prompts in a JSONL file, and their 90% intervals."""
   _require_decoder(trained, "--completions")
   tokens, context = tokenizer_of(trained), trained.config.data.context
-  asked = completions.read(path, tokens, context)
-  longest = max(len(tokens.encode(text)) for _, text in asked) + 1
+  pairs = completions.read(path, tokens, context)
+  longest = max(len(tokens.encode(text)) for _, text in pairs) + 1
   model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
   sample = trained.program.generating(generation.sample)
 
@@ -151,7 +151,7 @@ def score_completions(trained: Trained, path: str) -> tuple[dict[str, float], di
     new_BxT, _ = sample(model, trained.params, rows_BxP, new, jax.random.key(0), *greedy)
     return [tokens.decode(_before(row, tokens.separator)) for row in np.asarray(new_BxT)]
 
-  return completions.score(asked, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
+  return completions.score(pairs, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
 
 
 def score_choices(trained: Trained, path: str) -> dict[str, float]:

@@ -18,13 +18,13 @@ from bigmodel.train.run import write_status
 from bigmodel.train.schedule import Dispatched
 from bigmodel.train.statistics import LayerStatistics
 
-FLUSH_SECONDS = 10.0  # between writes of metrics; longer where these would take more than FLUSH_SHARE of the time
+FLUSH_SECONDS = 10.0  # between writes of metrics; more if writing would take over FLUSH_SHARE of the time
 FLUSH_SHARE = 0.01
-AT_ONCE_SECONDS = 4.0  # of the steps of one call, at most
+AT_ONCE_SECONDS = 4.0  # that the steps of one call take, at most
 
 
 class Clock:
-  """Each member's share of the seconds of a program: its time is divided among the members under way."""
+  """Each member's share of a program's time, which is divided equally among the members under way."""
 
   def __init__(self, members: int):
     self._members, self._spent, self._since = members, 0.0, time.monotonic()
@@ -35,8 +35,8 @@ class Clock:
     self._since = now
     return self._spent
 
-  def go_on(self, members: int) -> None:
-    """Divides the time from now on among so many members; the time since the last reading is not shared."""
+  def restart(self, members: int) -> None:
+    """Divides the time from now on among this number of members; the time since the last reading is not counted."""
     self._members, self._since = members, time.monotonic()
 
 
@@ -58,23 +58,25 @@ class Watch:
     self.pace = math.inf  # seconds per step; unknown until metrics have been read
     self.at_once = min(AT_ONCE_SECONDS, config.train.step_timeout / 4 or math.inf)
     self.every, self.evaluate_every = config.train.log_every, config.eval.every
-    self.held_out = ""  # the last evaluation, for the display
-    self.ends = {member.run.steps for member in self.members}  # steps that are logged whatever `log_every` says
-    for member in self.members:  # the next stage counts its skipped steps anew
+    self.held_out = ""  # text about the last evaluation, for the display
+    self.ends = {
+      member.run.steps for member in self.members
+    }  # steps that are logged in addition to every `log_every`-th
+    for member in self.members:  # the next stage resets the count of skipped steps
       self.ends |= {stage.stop for stage in member.stages if optim.How.of(stage.config).skips}
-    self.of_row = train.batch_tokens(config) // config.train.batch_size
+    self.tokens_per_row = train.batch_tokens(config) // config.train.batch_size
     self.unit = unit_of(config)
     self.flops = models.counts_of(config).exact_per_token
 
   def stride(self) -> int:
-    """The number of steps that one call may make, so that a signal or a lost lease does not wait long."""
+    """The most steps that one call may make, so that it soon notices a signal or a lost lease."""
     return int(max(1.0, min(self.at_once / self.pace, 1e6)))
 
   def _evaluates(self, step: int) -> bool:
     return self.evaluate_every > 0 and step % self.evaluate_every == 0
 
   def evaluated(self, step: int, results: Mapping[Member, HeldOut], seconds: float) -> None:
-    """Logs evaluations on held-out data that took `seconds`, which do not count as time of steps."""
+    """Logs evaluations on held-out data; their `seconds` are excluded from the time of steps."""
     for member, result in results.items():
       member.metrics.add(step, {"loss_eval": finite(result.loss), "metrics": result.metrics})
     if results:
@@ -83,12 +85,12 @@ class Watch:
     self.logged_at += seconds
 
   def read(self, dispatched: Dispatched) -> bool:
-    """Logs steps where it is time to, and waits for them; returns whether every member under way has diverged."""
+    """Waits for dispatched steps and logs those that are due; returns whether every member under way has diverged."""
     values, count = dispatched.metrics(), dispatched.count
     now = time.monotonic()
     self.pace = max(1e-9, now - self.read_at) / count
     if "noise_scale" in values:
-      values["noise_scale"] = values["noise_scale"] * self.of_row
+      values["noise_scale"] = values["noise_scale"] * self.tokens_per_row
     under_way = [member.ended is None for member in self.members]
     before, self.read_at = self.read_at, now
     for k in range(count):
@@ -117,17 +119,17 @@ class Watch:
     for index, member in enumerate(self.members):
       if under_way[index]:
         row = {name: finite(x[index]) for name, x in values.items() if name != "diverged_at"}
-        of_layers = {} if layers is None else {"layers": jax.tree.map(finite, layers[index])}
-        member.metrics.add(done, row | shared | of_layers)
+        layer_values = {} if layers is None else {"layers": jax.tree.map(finite, layers[index])}
+        member.metrics.add(done, row | shared | layer_values)
     text = f"{speed * sum(under_way):,.0f} {self.unit}/s"
     if values.get("dropped_choices", np.zeros(1)).any():
       text += f"  {np.mean(values['dropped_choices'][under_way]):.1%} of the experts' choices dropped"
     self.display.update(done, self.total, float(np.max(values["loss"][under_way])), text + self.held_out, left)
-    if now > self.flush_at and not self._evaluates(done):  # an evaluation adds facts to the rows of its step
+    if now > self.flush_at and not self._evaluates(done):  # an evaluation still adds to the rows of its step
       self._flush(done, left)
 
   def _flush(self, done: int, left: float) -> None:
-    """Writes the rows so far and the status of every member."""
+    """Writes the unwritten rows and the status of every member."""
     spent, began = self.clock.spent(), time.monotonic()
     for member in self.members:
       if member.ended is None:

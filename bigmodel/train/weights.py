@@ -1,4 +1,4 @@
-"""The weights of another run, with which a run begins (`train.init_from`)."""
+"""Initial weights that are taken from another run (`train.init_from`)."""
 
 import ast
 import dataclasses
@@ -28,7 +28,7 @@ from bigmodel.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """The checkpoint that `train.init_from` stands for."""
+  """The checkpoint that `train.init_from` refers to."""
 
   step: int
   sha256: str  # of its parameters
@@ -57,7 +57,7 @@ def _source(config: Config) -> _Source:
 
 
 def _require_no_divergence(arrays: Mapping[str, str], source: str, step: int) -> None:
-  """Raises `UserError` where a seal, with these fingerprints, shows that its run had diverged. Reads no arrays."""
+  """Raises `UserError` if the fingerprints of a seal show that its run had diverged. Reads no arrays."""
   name, never = "diverged_at", np.int32(-1)
   expected = hosts.fingerprints({name: never})[name]
   require(
@@ -67,7 +67,7 @@ def _require_no_divergence(arrays: Mapping[str, str], source: str, step: int) ->
 
 
 def resolve(config: Config) -> None:
-  """Fills in, in place, the sha256 of the weights that `train.init_from` stands for."""
+  """Sets `train.init_sha256`, in place, to the sha256 of the weights that `train.init_from` refers to."""
   if config.train.init_from:
     source = _source(config)
     config.train.init_sha256 = source.sha256
@@ -78,7 +78,8 @@ def check(config: Config) -> None:
   """Raises `UserError`, before anything compiles, for weights that do not fit and patterns that match no parameter."""
   for name in ("init_fresh", "init_sha256"):
     require(
-      bool(config.train.init_from) or not config.train[name], f"config.train.{name}: is for runs with train.init_from"
+      bool(config.train.init_from) or not config.train[name],
+      f"config.train.{name}: has no effect without train.init_from",
     )
   rules = {field: optim.patterns.parse(field, config.optim[field]) for field in ("rates", "decays")}
   if not (config.optim.frozen or config.train.init_from or any(rules.values())):
@@ -92,7 +93,7 @@ def check(config: Config) -> None:
   frozen = tuple(config.optim.frozen)
   require(
     bool(optim.trainable(dict.fromkeys(names), frozen)),
-    f"config.optim.frozen: {frozen} matches every parameter, so that none is left to train",
+    f"config.optim.frozen: {frozen} matches every parameter, so none is left to train",
   )
   if config.train.init_from:
     _check_tokenizer(config)
@@ -111,25 +112,25 @@ def _check_pattern(field: str, pattern: str, names: list[str]) -> None:
 
 
 def _check_shapes(config: Config) -> None:
-  """Raises `UserError` unless the weights have every parameter of the model, in its shape, but those to begin anew."""
+  """Raises `UserError` unless the weights have every parameter that is not in `train.init_fresh`, in its shape."""
   stored = {name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in _source(config).fingerprints.items()}
   vocab = read_config(config.train.init_from).model.get("vocab")
   tables, where = models.real_rows(config), f"config.train.init_from: {config.train.init_from}"
   for name, expected in parameters.real_shapes(config).items():
-    if _begins_anew(config, name):
+    if _is_fresh(config, name):
       continue
-    require(name in stored, f"{where} has no {name!r}; name it in train.init_fresh to begin it anew")
+    require(name in stored, f"{where} has no {name!r}; name it in train.init_fresh to initialize it anew")
     shape = stored[name]
     if name in tables and vocab and shape[0] == padded(vocab):  # tables of earlier versions have no padding
       shape = (vocab, *shape[1:])
     require(
       shape == expected,
-      f"{where}: {name!r} has the shape {shape}, not {expected}; name it in train.init_fresh to begin it anew",
+      f"{where}: {name!r} has the shape {shape}, not {expected}; name it in train.init_fresh to initialize it anew",
     )
 
 
 def _check_tokenizer(config: Config) -> None:
-  """Raises `UserError` for another tokenizer than the one the weights were trained with."""
+  """Raises `UserError` unless the tokenizer is the one that the weights were trained with."""
   if config.data.kind != "text":
     return
   source, tokenizer = config.train.init_from, config.data.tokenizer
@@ -138,33 +139,35 @@ def _check_tokenizer(config: Config) -> None:
     same = Path(tokenizer).is_file() and file.is_file() and Path(tokenizer).read_bytes() == file.read_bytes()
     require(same, f"config.data.tokenizer: {tokenizer!r}; the weights of {source} are for {file}")
   else:
-    theirs = read_config(source).data.tokenizer
-    require(theirs == tokenizer, f"config.data.tokenizer: {tokenizer!r}; the weights of {source} are for {theirs!r}")
+    required = read_config(source).data.tokenizer
+    require(
+      required == tokenizer, f"config.data.tokenizer: {tokenizer!r}; the weights of {source} are for {required!r}"
+    )
 
 
-def _begins_anew(config: Config, name: str) -> bool:
-  """Whether a parameter gets new initial values though the others are those of another run."""
+def _is_fresh(config: Config, name: str) -> bool:
+  """Whether a parameter is initialized anew, while others are taken from another run."""
   return any(re.search(pattern, name) for pattern in config.train.init_fresh)
 
 
 def start(config: Config, state: State, optimizer_state: Callable[[Params], optim.State]) -> State:
   """The initial state of a run, with the weights of `train.init_from` where it is set.
 
-  `optimizer_state` gives the optimizer's state that begins at parameters: some optimizers keep a copy of these.
+  `optimizer_state` makes the initial state of the optimizer from parameters, of which some optimizers keep a copy.
   """
   source = config.train.init_from
   if not source:
     return state
   store = Checkpoints(absolute(source) / "checkpoints")
   step = _source(config).step
-  wanted = {name: x for name, x in to_flat(state.params).items() if not _begins_anew(config, name)}
-  theirs = parameters.evaluated(read_config(source), store, step, wanted)
+  wanted = {name: x for name, x in to_flat(state.params).items() if not _is_fresh(config, name)}
+  weights = parameters.evaluated(read_config(source), store, step, wanted)
   store.close()
-  parameters.require_finite(theirs, f"config.train.init_from: {source}: checkpoint of step {step}")
+  parameters.require_finite(weights, f"config.train.init_from: {source}: checkpoint of step {step}")
 
   def take(path: jax.tree_util.KeyPath, initial: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return initial if _begins_anew(config, name) else jax.device_put(theirs[name], initial.sharding)
+    return initial if _is_fresh(config, name) else jax.device_put(weights[name], initial.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
   return dataclasses.replace(state, params=params, opt_state=optimizer_state(params))

@@ -1,4 +1,4 @@
-"""The command as a user meets it: help at once, one line for each mistake, one document with --json."""
+"""The command as a user sees it: fast help, one line for each error, one document with --json."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def config_file(corpus_dir, tmp_path):
   return path
 
 
-def test_help_answers_in_under_half_a_second():
+def test_help_takes_under_half_a_second():
   times = []
   for _ in range(3):
     start = time.perf_counter()
@@ -76,7 +76,7 @@ def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, 
   assert json.loads(out)["flops_exact"] == pytest.approx(sealed["flops_exact"] * 6 / 8)
 
 
-def test_what_a_preset_did_not_get_is_said_in_one_line(config_file, tmp_path, inside):
+def test_a_preset_that_cannot_be_filled_prints_one_note(config_file, tmp_path, inside):
   note = "preset: ep is for expert=4, and expert=1 is what divides the devices, the model and the batch\n"  # dense
   ep = "--config.parallel.preset=ep", "--config.parallel.data=0", "--config.parallel.fsdp=1"  # compiles faster
   _, out, _ = inside("plan", f"--config={config_file}", "--topology=h100:8", *ep)
@@ -134,7 +134,7 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(config_file, tmp_path, 
   assert not (tmp_path / "run").exists()
 
 
-def test_workdirs_that_cannot_serve_are_refused(config_file, tmp_path, inside):
+def test_unusable_workdirs_are_refused(config_file, tmp_path, inside):
   (tmp_path / "file").write_text("x")
   code, _, err = inside("train", f"--config={config_file}", f"--workdir={tmp_path / 'file' / 'run'}")
   assert code == 2
@@ -154,13 +154,13 @@ def test_workdirs_that_cannot_serve_are_refused(config_file, tmp_path, inside):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_tracebacks_only_with_debug(config_file, tmp_path, inside):
+def test_tracebacks_are_shown_only_with_debug(config_file, tmp_path, inside):
   arguments = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--config.optim.lrr=1"]
   assert "Traceback" not in inside(*arguments)[2]
   assert "Traceback" in call(*arguments, "--debug")[2]
 
 
-def test_fit_takes_anybodys_points(tmp_path, inside):
+def test_fit_takes_any_csv(tmp_path, inside):
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -190,8 +190,10 @@ REFUSED = [name for name, one in optim.optimizers.BUILT_IN.items() if not optim.
 
 
 @pytest.mark.parametrize("name", ["adamw", *REFUSED])
-def test_a_coordinate_check_measures_what_the_optimizer_can_be_checked_under(name, config_file, inside, monkeypatch):
-  """And says why not the rest, before anything is measured. Measuring, which takes long, is only noted here."""
+def test_a_coordinate_check_measures_every_parametrization_that_the_optimizer_accepts(
+  name, config_file, inside, monkeypatch
+):
+  """The reasons against the others are printed first. The slow measurement is replaced by a stub."""
   measured = []
 
   def check(configs, sizes, steps, seeds):
@@ -207,7 +209,7 @@ def test_a_coordinate_check_measures_what_the_optimizer_can_be_checked_under(nam
   refused = json.loads(out)["refused"]
   assert set(refused) == set(optim.parametrization.PARAMETRIZATIONS) - set(kinds)
   assert all(f"no rule for {name}" in reason for reason in refused.values())
-  if name in REFUSED:  # a config that asks for what is refused is wrong
+  if name in REFUSED:  # a config with a refused parametrization is an error
     measured.clear()
     code, _, err = inside(*call, "--config.optim.parametrization=mup", "--config.optim.base=('model.width=8',)")
     assert (code, measured) == (2, [])

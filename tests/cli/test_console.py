@@ -1,4 +1,4 @@
-"""Text is printed as it is: extras in brackets, paths and config values with brackets, codes of emoji."""
+"""Text is printed literally: names of extras in brackets, paths and config values with brackets, emoji codes."""
 
 import io
 import re
@@ -66,7 +66,7 @@ def test_messages_name_extras_that_exist_and_all_go_through_one_console():
     ([], [], {"JAX_FORCE_TPU_INIT": "1"}, 1),
   ],
 )
-def test_a_machine_with_an_accelerator_is_told_by_its_devices_or_environment(devices, vendors, variables, signs):
+def test_accelerators_are_detected_by_devices_or_environment(devices, vendors, variables, signs):
   assert len(hardware._signs_of_accelerators(devices, vendors, variables)) == signs
 
 
@@ -87,7 +87,7 @@ def test_only_libtpu_without_any_accelerator_makes_the_platform_cpu(monkeypatch)
 
 
 @pytest.mark.tpu_compiler
-def test_with_libtpu_and_no_tpu_a_command_writes_nothing_of_its_own_to_standard_error():
+def test_with_libtpu_and_no_tpu_a_command_writes_nothing_to_standard_error():
   pytest.importorskip("libtpu")
   import os
   import subprocess

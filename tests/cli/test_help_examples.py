@@ -60,7 +60,7 @@ def run(command: str) -> int:
 
 @pytest.fixture(scope="module")
 def folder(corpus_dir, tmp_path_factory):
-  """What the examples read: configs, a corpus, CSVs, questions, and a model as Hugging Face has it."""
+  """A folder with the inputs of the examples: configs, a corpus, CSVs, questions, and a Hugging Face model."""
   root = tmp_path_factory.mktemp("examples")
   (root / "configs").mkdir()
   (root / "configs" / "quickstart.py").write_text(QUICKSTART.format(path=str(corpus_dir / "*.jsonl")))
@@ -84,7 +84,7 @@ def folder(corpus_dir, tmp_path_factory):
 
 @pytest.fixture
 def prepared(folder):
-  """`prepared(example)`: what earlier commands left for the example, and the example cut down to some steps."""
+  """`prepared(example)` makes the outputs of earlier commands that it needs, and returns it with fewer steps."""
 
   def prepare(example: str) -> str:
     verb = example.split()[1]

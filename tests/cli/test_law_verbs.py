@@ -1,4 +1,4 @@
-"""The law lab as a command: laws of any CSV, forecasts that are kept and scored, bad rows named."""
+"""The commands for laws: fits to any CSV, sealed and scored forecasts, errors that name bad rows."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_several_laws_are_fitted_and_the_best_forecaster_comes_first(tmp_path, c
   assert low < best["params"]["a"] < high
 
 
-def test_a_forecast_is_sealed_kept_and_scored(tmp_path, capsys):
+def test_a_forecast_is_sealed_not_overwritten_and_scored(tmp_path, capsys):
   points, seal = curve(tmp_path / "a.csv"), tmp_path / "seal.json"
   asked = ("forecast", points, "--x=size", "--loss=ce", "--at=2e9", f"--seal={seal}")
   code, said, _ = run(capsys, *asked)
@@ -52,7 +52,7 @@ def test_a_forecast_is_sealed_kept_and_scored(tmp_path, capsys):
   assert row["interval90"][0] < truth < row["interval90"][1]
   code, _, err = run(capsys, *asked)
   assert code == 2
-  assert "is there already" in err
+  assert "a sealed forecast is never overwritten" in err
   known = csv(tmp_path / "truth.csv", "size,ce", [2e9], [truth])
   code, scored, _ = run(capsys, "forecast", known, "--x=size", "--loss=ce", "--score", seal)
   assert code == 0
@@ -74,7 +74,7 @@ def surface(N, D, saved=1.0):
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-  """36 runs with noise; `other` counts parameters otherwise, `se` is the noise: of one in six ten times more."""
+  """A CSV of 36 noisy runs: `other` is another count of parameters, `se` the noise, ten times larger in every sixth."""
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
   rng = np.random.default_rng(0)
   se = np.where(np.arange(36) % 6 == 3, 1e-2, 1e-3) * surface(N, D)
@@ -95,8 +95,8 @@ def test_forecasts_of_sizes_and_tokens_and_of_a_budget(points, capsys):
   assert len(best["off"]) == 4
 
 
-def test_a_forecast_minds_limits_and_says_what_a_loss_costs(points, capsys):
-  """What is served makes the best model smaller; too little memory costs compute; a loss below E is out of reach."""
+def test_a_forecast_respects_limits_and_finds_the_least_compute_for_a_loss(points, capsys):
+  """Serving makes the best model smaller; a limit on memory costs compute; a loss below E cannot be reached."""
   ask = lambda *more: run(capsys, "forecast", points, "--n=n", "--d=d", "--law=chinchilla", *more)[1]
   free, serving = ask("--at=1e22", "--reach=2.2", "--reach=1.2"), ask("--at=1e22", "--served=1e12")
   assert serving["rows"][0]["N"] < 0.7 * free["rows"][0]["N"]
@@ -118,7 +118,7 @@ def test_the_next_run_is_designed(points, capsys):
   assert all(0 <= row["reduction"] <= 1 for row in said["candidates"])
 
 
-def test_parameters_counted_otherwise_are_fitted_beside(points, capsys):
+def test_other_counts_of_parameters_are_fitted_for_comparison(points, capsys):
   _, said, _ = run(capsys, "fit", points, "--n=n,other", "--d=d")
   (law,) = said["laws"]
   assert law["other_conventions"]["other"]["alpha"] == pytest.approx(law["params"]["alpha"] / 0.97, rel=1e-3)
@@ -127,8 +127,8 @@ def test_parameters_counted_otherwise_are_fitted_beside(points, capsys):
   assert "no column 'othr' for --n" in err
 
 
-def test_runs_are_weighed_by_their_standard_errors(points, tmp_path, capsys):
-  """A run of which nothing is known but that it was run changes nothing; one that is trusted does."""
+def test_runs_are_weighted_by_their_standard_errors(points, tmp_path, capsys):
+  """A run with a very large standard error does not change the fit; one with a small standard error does."""
   lines = Path(points).read_text().splitlines()
   fitted = []
   for stderr in (None, 1e9, 1e-3):
@@ -195,7 +195,7 @@ def test_bad_points_are_refused_in_one_line(tmp_path, capsys, text, flags, messa
     raise UserError(err)
 
 
-def test_what_a_reader_should_know_of_points_is_said():
+def test_warnings_about_points_are_given():
   x = np.array([1.0, 2.0, 2.0, 4.0])
   (same,) = table.warnings([x], np.array([4.0, 3.0, 2.9, 2.0]), range(2, 6))
   assert "rows 3 and 4 have the same scales and losses of 3 and 2.9" in same

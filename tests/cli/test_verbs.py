@@ -1,4 +1,4 @@
-"""The verbs of the command: their help and examples, and what a file in `verbs/` has to have."""
+"""The verbs of the command: their help and examples, and the required content of a file in `verbs/`."""
 
 import argparse
 import ast
@@ -19,7 +19,7 @@ from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 ROOT = Path(__file__).parents[2]
 VERBS = list(main.verbs())
 EXAMPLES = [(verb, example) for verb in VERBS for example in main.find(verb).EXAMPLES]
-# These would make the help slow. numpy and rich stand for all that import them.
+# These would make the help slow. numpy and rich represent all modules that import them.
 SLOW = ("flax", "jax", "ml_collections", "numpy", "polars", "rich")
 
 
@@ -42,17 +42,17 @@ def test_help_says_what_a_verb_does_and_ends_with_its_examples(verb, capsys):
   with pytest.raises(SystemExit) as ended:
     main.main([verb, "--help"])
   assert ended.value.code == 0
-  said = capsys.readouterr().out
+  printed = capsys.readouterr().out
   module = main.find(verb)
   summary = main.summary(main.verbs()[verb])
   assert module.__doc__.splitlines()[0] == summary
   assert summary.endswith(".")
-  assert said.startswith(f"usage: bigmodel {verb} ")
-  assert summary in said
+  assert printed.startswith(f"usage: bigmodel {verb} ")
+  assert summary in printed
   assert module.EXAMPLES
-  assert said.endswith("examples:\n" + "".join(f"  {example}\n" for example in module.EXAMPLES))
+  assert printed.endswith("examples:\n" + "".join(f"  {example}\n" for example in module.EXAMPLES))
   for option in ("--json", "--debug"):
-    assert option in said
+    assert option in printed
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -76,12 +76,12 @@ def test_every_command_of_the_pages_and_docstrings_parses(path):
   text = "\n".join(file.read_text() for file in files).replace("\\\n", " ")
   commands = [line.strip() for line in text.splitlines() if re.match(r" {4}bigmodel [a-z]+ ", line)]
   for command in commands:
-    if "..." not in command.partition("#")[0]:  # which stands for what was said before
+    if "..." not in command.partition("#")[0]:  # a placeholder for earlier output
       arguments_of(command)
   assert commands or path == "docs"
 
 
-def test_help_and_mistakes_are_answered_without_slow_imports():
+def test_help_and_errors_need_no_slow_imports():
   code = f"""
 import sys
 from bigmodel.cli import main, parsing
@@ -121,13 +121,13 @@ def test_a_new_file_is_a_new_verb(tmp_path, monkeypatch, capsys):
   assert main.main(["greet", "World"]) == 0
   assert capsys.readouterr().out == "chatter\nHello, World\n"
   assert main.main(["greet", "World", "--json"]) == 0
-  said = capsys.readouterr()
-  assert json.loads(said.out) == {"greeted": "World"}
-  assert said.err == "chatter\n"
+  printed = capsys.readouterr()
+  assert json.loads(printed.out) == {"greeted": "World"}
+  assert printed.err == "chatter\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_with_json_a_mistake_is_one_document_too(verb, inside):
+def test_with_json_an_error_is_one_document(verb, inside):
   code, out, err = inside(verb, "--jsn", "--json")
   assert code == 2
   assert len(err.splitlines()) == 1
@@ -155,7 +155,7 @@ def test_with_json_a_mistake_is_one_document_too(verb, inside):
     (["generate", "--workdir=x", "--tokens=many"], "bigmodel generate: --tokens: 'many' is not a whole number"),
   ],
 )
-def test_a_mistake_is_one_line_that_says_what_is_allowed(words, message, inside):
+def test_an_error_is_one_line_that_says_what_is_allowed(words, message, inside):
   code, out, err = inside(*words)
   assert (code, out) == (2, "")
   assert len(err.splitlines()) == 1
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(words, message, inside)
 
 
 class SurpriseError(UserError):
-  """A kind of invalid input that has a class of its own."""
+  """A subclass of `UserError`."""
 
 
 @pytest.mark.parametrize(
@@ -180,18 +180,18 @@ class SurpriseError(UserError):
     (ValueError(), 1, "ValueError: "),
   ],
 )
-def test_the_class_of_an_error_decides_the_exit_code(error, code, message, tmp_path, monkeypatch, capsys):
+def test_the_class_of_an_error_determines_the_exit_code(error, code, message, tmp_path, monkeypatch, capsys):
   def run(arguments, output):
     raise error
 
   monkeypatch.setattr(main.find("status"), "run", run)
   assert main.main(["status", "--workdir=x"]) == code
-  said = capsys.readouterr()
-  assert (said.out, said.err) == ("", f"bigmodel status: {message}\n")
+  printed = capsys.readouterr()
+  assert (printed.out, printed.err) == ("", f"bigmodel status: {message}\n")
   assert main.main(["status", "--workdir=x", "--json", "--debug"]) == code
-  said = capsys.readouterr()
-  assert json.loads(said.out) == {"error": message, "code": code}
-  assert "Traceback" in said.err
+  printed = capsys.readouterr()
+  assert json.loads(printed.out) == {"error": message, "code": code}
+  assert "Traceback" in printed.err
 
 
 def test_the_command_that_started_a_worker_learns_that_the_worker_is_unfit(monkeypatch, capsys):

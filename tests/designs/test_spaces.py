@@ -129,4 +129,4 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   assert 'id="plot-rates"' in page
   assert 'id="plot-axes"' in page
   assert main.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
-  assert "say what to vary" in capsys.readouterr().err
+  assert "name fields to vary" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What optimizers declare is what they do: how their steps scale, and which fields of `config.optim` they read."""
+"""Optimizers behave as they declare: how their steps scale, and which fields of `config.optim` they read."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ def config_of(name, **fields):
 
 
 def step_sizes(name):
-  """A function of the gradients' scale: the rms of each step of each matrix, [matrices, STEPS], over the rate."""
+  """A function from the gradients' scale to the rms of each matrix's steps over the rate, [matrices, STEPS]."""
   small = {"epsilon": 1e-14} if "epsilon" in optimizers.BUILT_IN[name].reads else {}  # beside all gradients
   config = config_of(name, **small)
   begin = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(SHAPES.items())}
@@ -70,13 +70,13 @@ def test_steps_scale_as_declared_at_every_shape_and_step(name, monkeypatch):
     np.testing.assert_allclose(sizes(scale), plain * (scale if linear else 1.0), rtol=2e-3, atol=1e-4)
   moving = plain[:, plain.max(axis=0) > 0]  # SOAP's first gradient only gives a basis
   assert moving.shape[1] >= STEPS - 1
-  # Random gradients of the same size: what is left between matrices is chance.
+  # Random gradients of the same size: remaining differences between matrices are chance.
   assert (moving.max(axis=0) / moving.min(axis=0)).max() < 2.5, moving.round(3).tolist()
   assert (moving[:, 1:] / moving[:, :-1]).max() < 2.5, moving.round(3).tolist()
 
 
-def test_soap_does_not_magnify_rounding_errors():
-  """Gradients of rank 1 are one number in their eigenbasis; all others there are rounding errors."""
+def test_soap_does_not_amplify_rounding_errors():
+  """Gradients of rank 1 have one entry in their eigenbasis; all other entries there are rounding errors."""
   grads = {"w": jax.random.normal(jax.random.key(1), (24, 1)) @ jax.random.normal(jax.random.key(2), (1, 16))}
   soap = kronecker.scale_by_soap(0.9, 0.95, 1e-8)
   state = soap.init(grads)
@@ -120,7 +120,7 @@ def evaluated(config):
 
 
 def others(value):
-  """Other values to try for a numeric field; those that the check refuses as out of range do not count."""
+  """Other values to try for a numeric field; values that the check refuses as out of range are skipped."""
   return [not value] if isinstance(value, bool) else [0.5 if value != 0.5 else 0.25, 0.01, 3.0, 30.0]
 
 
@@ -159,7 +159,7 @@ def effects(config, names):
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_a_field_is_refused_exactly_where_the_optimizer_does_not_read_it(name):
+def test_a_field_is_refused_exactly_if_the_optimizer_does_not_read_it(name):
   config = config_of(name, schedule="wsd", warmup=0.1, clip=1.0, weight_decay=0.1)
   found = effects(config, [*numeric_fields(), "update_scale"])
   assert {"lr", "final", "decay", "warmup", "clip", "weight_decay", "skip_above", *optimizers.SPECIFIC} <= set(found)
@@ -170,7 +170,7 @@ def test_a_field_is_refused_exactly_where_the_optimizer_does_not_read_it(name):
 
 
 @pytest.mark.parametrize("schedule", optim.SCHEDULES)
-def test_a_field_is_refused_exactly_where_the_schedule_does_not_read_it(schedule):
+def test_a_field_is_refused_exactly_if_the_schedule_does_not_read_it(schedule):
   found = effects(config_of("sgd", schedule=schedule, warmup=0.1), ["warmup", *schedules.SPECIFIC])
   assert all(moved != refused for refused, moved in found.values()), found
   assert {field for field in schedules.SPECIFIC if found[field][1]} == set(schedules.SCHEDULES[schedule].reads)
@@ -198,7 +198,7 @@ def test_a_field_without_effect_is_named_with_the_reason_and_its_default(fields,
 
 @pytest.mark.parametrize("name", optim.NAMES)
 def test_products_have_the_highest_precision(name):
-  """Only those of Muon's Newton-Schulz have that of the run, as its docstring says: the highest in float32."""
+  """Only Muon's Newton-Schulz iteration has the precision of the run, which is the highest in float32."""
   config = config_of(name)
   params = {"blocks": {"w": jnp.ones((2, 6, 4))}, "embedding": jnp.ones((5, 4))}
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, 10)
@@ -206,7 +206,7 @@ def test_products_have_the_highest_precision(name):
   text = jax.jit(update).lower(params, optim.initial_state(how, params)).as_text()
   products = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)]
   if name in ("shampoo", "soap"):
-    assert len(products) >= 5  # two statistics, two sides and what gives a root or a basis
+    assert len(products) >= 5  # two statistics, two sides, and a root or an eigenbasis
   if name == "muon":
     assert products
     with exact_products(jnp.float32):

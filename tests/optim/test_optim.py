@@ -1,4 +1,4 @@
-"""Schedules end where they should, decay is of matrices only, hyperparameters do not recompile."""
+"""Schedules end at their final rate, only matrices decay, and other hyperparameters do not recompile."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def rates(schedule, steps=100, **fields):
 
 @pytest.mark.parametrize("schedule", optim.SCHEDULES)
 @pytest.mark.parametrize("steps", [10, 100, 1000])
-def test_schedules_rise_to_the_rate_and_end_at_their_own_horizon(schedule, steps):
+def test_schedules_rise_to_the_rate_and_end_at_the_horizon(schedule, steps):
   values, fields = rates(schedule, steps, lr=0.5, warmup=0.1, decay=0.3, final=0.1)
   warmup = round(0.1 * steps)
   assert values[warmup - 1] == values.max() == pytest.approx(fields.lr)
@@ -53,7 +53,7 @@ def one_update(config, grads, params):
   )[0]
 
 
-def test_one_step_of_adamw_is_optax_own():
+def test_one_step_of_adamw_equals_that_of_optax():
   config = default_config()
   config.optim.update(lr=0.1, warmup=0.0, schedule="constant")
   params = {"w": jnp.ones((3, 3)), "scale": jnp.ones(3)}

@@ -1,4 +1,4 @@
-"""Each optimizer is its reference over 20 steps: optax's own, or its paper's equations in NumPy, layer by layer."""
+"""Each optimizer agrees with a reference over 20 steps: optax, or its paper's equations in NumPy, layer by layer."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ LR = {"sgd": 0.1, "momentum": 0.02, "prodigy": 1.0, "adafactor": 0.05}
 
 @pytest.fixture
 def float64():
-  """Roots, bases and iterations magnify what float32 rounds away."""
+  """Computes in float64, because roots, eigenbases and iterations amplify float32 rounding errors."""
   with jax.enable_x64(True):
     yield
 
@@ -30,7 +30,7 @@ def exact(params):
 
 
 def start(width=8):
-  """A stack of two layers with a matrix and a vector each, and a table."""
+  """Initial parameters: a stack of two layers with a matrix and a vector each, and a table."""
   keys = jax.random.split(jax.random.key(0), 3)
   return {
     "blocks": {"w": jax.random.normal(keys[0], (2, 6, width)), "scale": jnp.ones((2, 6))},
@@ -39,7 +39,7 @@ def start(width=8):
 
 
 def loss(params):
-  """With a curvature that differs from place to place."""
+  """A loss whose curvature varies."""
   parts = [jnp.sum(jnp.cos(1.0 + jnp.arange(x.size)).reshape(x.shape) ** 2 * (x - 0.3) ** 2 + 0.1 * jnp.sin(x))
            for x in jax.tree.leaves(params)]  # fmt: skip
   return sum(parts, jnp.float32(0))
@@ -53,7 +53,7 @@ def config_of(name, **fields):
   return config
 
 
-def ours(config, params=None, steps=STEPS):
+def our_run(config, params=None, steps=STEPS):
   params = start() if params is None else params
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, steps)
   state = optim.initial_state(how, params)
@@ -64,7 +64,7 @@ def ours(config, params=None, steps=STEPS):
   return params, state, metrics
 
 
-def theirs(transformation, params=None):
+def reference_run(transformation, params=None):
   params = start() if params is None else params
   state = transformation.init(params)
 
@@ -96,9 +96,9 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_what_is_said_of_single_numbers_is_optax_own(name):
-  params, state, _ = ours(config_of(name))
-  expected, reference = theirs(REFERENCES[name])
+def test_elementwise_optimizers_equal_those_of_optax(name):
+  params, state, _ = our_run(config_of(name))
+  expected, reference = reference_run(REFERENCES[name])
   close(params, expected)
   if name == "schedule_free":
     averaged = optim.evaluated(config_of(name), params, state)
@@ -106,13 +106,13 @@ def test_what_is_said_of_single_numbers_is_optax_own(name):
 
 
 def layers(params):
-  """The same parameters, each layer's its own."""
+  """The same parameters, with each layer unstacked."""
   split = {f"{name}_{i}": x[i] for name, x in params["blocks"].items() for i in range(2)}
   return {**split, "embedding": params["embedding"]}
 
 
 def by_layer(transformation, begin=None):
-  """The reference's parameters, where each layer is a parameter of its own, with the same losses."""
+  """Trains the reference with each layer as a separate parameter and the same loss; returns its parameters."""
 
   def whole(own):
     return {"blocks": {n: jnp.stack([own[f"{n}_0"], own[f"{n}_1"]]) for n in ("w", "scale")},
@@ -131,15 +131,15 @@ def by_layer(transformation, begin=None):
   return params
 
 
-def test_adafactor_is_optax_own_layer_by_layer():
-  params, _, _ = ours(config_of("adafactor"))
+def test_adafactor_equals_that_of_optax_in_every_layer():
+  params, _, _ = our_run(config_of("adafactor"))
   close(layers(params), by_layer(optax.adafactor(0.05)))
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scale", optim.UPDATE_SCALES)
-def test_muon_is_optax_own_on_hidden_matrices_with_the_scale_that_is_named(scale):
-  params, _, _ = ours(config_of("muon", update_scale=scale), exact(start()))
+def test_muon_equals_that_of_optax_on_hidden_matrices(scale):
+  params, _, _ = our_run(config_of("muon", update_scale=scale), exact(start()))
   size = {"match_rms_adamw": 0.2 * 8**0.5, "spectral": (8 / 6) ** 0.5, "original": (8 / 6) ** 0.5}[scale]
   label = lambda p: {name: "muon" if name.startswith("w_") else "adam" for name in p}
   muon = optax.chain(contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=lambda p: jax.tree.map(
@@ -149,7 +149,7 @@ def test_muon_is_optax_own_on_hidden_matrices_with_the_scale_that_is_named(scale
 
 
 def numpy_steps(update, width):
-  """Layers of w by equations in float64; gradients by JAX at those values."""
+  """Computes the layers of w by equations in float64, with gradients by JAX at these values."""
   begin = start(width)
   params = layers(begin)
   params = {name: np.asarray(x, np.float64) for name, x in params.items() if name.startswith("w_")}
@@ -169,8 +169,8 @@ def averages(memory, G, b1, b2):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("longest", [8, 6, 5])
-def test_shampoo_is_its_equations(longest, monkeypatch):
-  """Of 6 x 8 matrices with both sides preconditioned, with one, and with none, which leaves Adam."""
+def test_shampoo_equals_its_equations(longest, monkeypatch):
+  """For 6 x 8 matrices with both sides preconditioned, one side, and none, which leaves Adam."""
   monkeypatch.setattr(optim.optimizers.kronecker, "LONGEST", longest)
   sides = [side for side, size in (("L", 6), ("R", 8)) if size <= longest]
 
@@ -191,14 +191,14 @@ def test_shampoo_is_its_equations(longest, monkeypatch):
     return step * np.linalg.norm(adam) / np.linalg.norm(step)
 
   expected = numpy_steps(update, 8)
-  params, _, _ = ours(config_of("shampoo"), exact(start()))
+  params, _, _ = our_run(config_of("shampoo"), exact(start()))
   for i in range(2):
     np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("float64")
-def test_soap_is_its_equations():
-  """Of square matrices: the eigenvectors of eigenvalues that are 0 are anybody's choice."""
+def test_soap_equals_its_equations():
+  """For square matrices, because eigenvectors of zero eigenvalues are arbitrary."""
 
   def update(G, memory, t, b1=0.9, b2=0.95, epsilon=1e-8):
     step = 0 * G
@@ -217,12 +217,12 @@ def test_soap_is_its_equations():
     return step
 
   expected = numpy_steps(update, 6)
-  params, _, _ = ours(config_of("soap"), exact(start(6)))
+  params, _, _ = our_run(config_of("soap"), exact(start(6)))
   for i in range(2):
     np.testing.assert_allclose(params["blocks"]["w"][i], expected[f"w_{i}"], rtol=1e-5, atol=1e-5)
 
 
-def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
+def test_weight_decay_of_matrices_follows_the_rate_or_the_schedule():
   """With gradients of zero only decay is left: (1 - lr wd)^steps, or (1 - wd)^steps where it is independent."""
   how = lambda config: optim.How.of(config, labels_of(start()))
   for independent, share in ((False, 1 - 0.01 * 0.1), (True, 1 - 0.1)):
@@ -237,10 +237,10 @@ def test_decay_is_of_matrices_times_the_rate_or_the_schedule_alone():
     np.testing.assert_array_equal(params["blocks"]["scale"], start()["blocks"]["scale"])
 
 
-def test_rules_give_parameters_rates_and_decay_of_their_own():
-  plain, _, _ = ours(config_of("sgd"), steps=1)
+def test_rules_set_rates_and_decay_of_single_parameters():
+  plain, _, _ = our_run(config_of("sgd"), steps=1)
   rules = {"rates": ("blocks.w=0.5", "embedding=0"), "decays": ("w$=0", "scale=1")}
-  ruled, _, _ = ours(config_of("sgd", weight_decay=0.1, **rules), steps=1)
+  ruled, _, _ = our_run(config_of("sgd", weight_decay=0.1, **rules), steps=1)
   moved = lambda params, name: params["blocks"][name] - start()["blocks"][name]
   np.testing.assert_allclose(moved(ruled, "w"), 0.5 * moved(plain, "w"), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(moved(ruled, "scale"), moved(plain, "scale") - 0.1 * 0.1, rtol=1e-4)
@@ -255,7 +255,7 @@ def test_rules_give_parameters_rates_and_decay_of_their_own():
     optim.check(config)
 
 
-def test_an_average_of_the_parameters_is_what_is_evaluated():
+def test_the_average_of_the_parameters_is_evaluated():
   config = config_of("sgd", average=0.9)
   params = start()
   how, h = optim.How.of(config, labels_of(params)), optim.hyperparameters(config, STEPS)

@@ -1,4 +1,4 @@
-"""muP and CompleteP: multiples follow from shapes, are 1 at the base size, and keep changes of activations alike."""
+"""muP and CompleteP: multiples follow from shapes, are 1 at the base size, and keep changes of activations equal."""
 
 import itertools
 import re
@@ -46,20 +46,20 @@ def multiples(**fields):
   return {name: rest for name, *rest in parametrization.multiples(resolved(config_of("completep", **fields)))}
 
 
-def test_nothing_is_multiplied_at_the_base():
+def test_all_multiples_are_one_at_the_base_size():
   assert multiples() == {}
   assert parametrization.multiples(resolved(config_of("standard", width=256))) == ()
 
 
-def test_a_base_is_filled_up_with_what_follows_from_it():
+def test_missing_fields_of_a_base_are_derived():
   base = resolved(config_of("mup", width=256)).optim.base
   assert "model.width=64" in base
   assert "model.heads=4" in base
   assert any(text.startswith("model.feed_forward=") for text in base)
 
 
-def test_multiples_of_adam_are_those_of_the_papers():
-  """Four times as wide: hidden rates a quarter, tables as before, logits a quarter; eight times as deep: branches."""
+def test_multiples_of_adam_agree_with_the_papers():
+  """At four times the width, hidden rates and logits are a quarter, tables unchanged; branches fall with the depth."""
   found = multiples(width=256, layers=16)
   ratio = resolved(config_of("mup", width=256)).model.feed_forward / resolved(config_of("mup")).model.feed_forward
   init, rate, decay, epsilon = found["blocks.attention.query"]
@@ -73,8 +73,8 @@ def test_multiples_of_adam_are_those_of_the_papers():
   assert found["blocks.attention_norm.scale"] == [1.0, 1.0, 1.0, pytest.approx(0.25 / 8)]
 
 
-def test_gradients_fall_as_epsilon_does():
-  """At the start, behind a readout that is small: the rms of each parameter's gradient, between two sizes."""
+def test_epsilon_scales_as_gradients_do():
+  """Compares the rms of each parameter's initial gradient, with a small readout, between two sizes."""
   sizes = []
   for width in (64, 256):
     config = resolved(config_of("mup", width=width))
@@ -89,7 +89,7 @@ def test_gradients_fall_as_epsilon_does():
     assert sizes[1][name] / sizes[0][name] == pytest.approx(epsilon.get(name, 1.0), rel=0.6), name
 
 
-def test_each_parameter_has_its_own_epsilon():
+def test_each_parameter_has_a_scaled_epsilon():
   """The first step of Adam is g / (|g| + epsilon), with epsilon times its multiple."""
   config = resolved(config_of("completep", width=256, layers=4, epsilon=1e-2, weight_decay=0.0, clip=1e9, warmup=0.0))
   how, found = optim.How.of(config), {name: rest for name, *rest in parametrization.multiples(config)}
@@ -110,7 +110,7 @@ def test_each_parameter_has_its_own_epsilon():
 
 
 def test_the_last_norm_of_a_stack_is_divided_in_its_last_layer():
-  """Where blocks end in a norm, the last layer's stands before the logits."""
+  """If blocks end in a norm, that of the last layer comes before the logits."""
   config = config_of("mup", width=256)
   config.model.norm_first = False
   found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
@@ -136,8 +136,8 @@ def test_multiples_of_other_optimizers_and_heads():
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if optimizers.BUILT_IN[name].step is Step.GRADIENT])
-def test_gradient_steps_make_up_for_gradients_that_shrink_with_the_layers(name):
-  """Eight times as deep: a block's gradients are an eighth, and what ends a branch counts an eighth of its values."""
+def test_gradient_steps_compensate_for_smaller_gradients_in_deeper_models(name):
+  """At eight times the depth, gradients of blocks are an eighth, and outputs of branches are scaled by an eighth."""
   found = multiples(layers=16, optimizer=name)
   for inner in ("attention.query", "feed_forward.up", "attention_norm.scale", "feed_forward_norm.scale"):
     assert found[f"blocks.{inner}"][1] == 8.0
@@ -146,7 +146,7 @@ def test_gradient_steps_make_up_for_gradients_that_shrink_with_the_layers(name):
 
 
 def test_scores_of_larger_heads_are_divided_by_their_size():
-  """1 / head_size in place of its root: queries begin smaller, and learn slower, by the root of the ratio."""
+  """Scores are divided by head_size instead of its root: queries start smaller and learn slower by the ratio's root."""
   config = config_of("mup", base=("model.head_size=16",))
   config.model.head_size = 64
   found = {name: rest for name, *rest in parametrization.multiples(resolved(config))}
@@ -166,8 +166,8 @@ def attentions():
 
 
 @pytest.mark.parametrize(("family", "fields"), attentions(), ids=str)
-def test_all_that_enters_the_scores_is_scaled_for_larger_heads(family, fields, monkeypatch):
-  """With four times the head size, multiples halve the scores of any parameters, vectors that begin as zeros too."""
+def test_everything_in_the_scores_is_scaled_for_larger_heads(family, fields, monkeypatch):
+  """At four times the head size, multiples halve scores for all parameters, also for vectors that start as zeros."""
   config = default_config(family)
   config.model.update(width=16, layers=1, head_size=16, **fields)
   config.optim.update(parametrization="mup", base=("model.head_size=4",))
@@ -202,7 +202,7 @@ def test_all_that_enters_the_scores_is_scaled_for_larger_heads(family, fields, m
   assert all(init == rate for name, (init, rate) in rates.items() if re.search(r"query|\.[uv]$", name))
 
 
-def test_scaled_initial_values_are_the_models_own_times_the_multiple():
+def test_scaled_initial_values_are_the_unscaled_ones_times_the_multiple():
   config = resolved(config_of("completep", width=128, layers=4))
   model, found = models.build(config), parametrization.multiples(config)
   boxed = model.init(jax.random.key(0), *models.example(config))["params"]
@@ -215,7 +215,7 @@ def test_scaled_initial_values_are_the_models_own_times_the_multiple():
     np.testing.assert_allclose(own, x * times.get(dotted(path), 1.0), rtol=1e-6)
 
 
-def test_what_cannot_be_carried_over_is_refused():
+def test_parametrizations_without_rules_are_refused():
   for base, message in (((), "say a base size"), (("width=64",), "is not model.FIELD=VALUE")):
     with pytest.raises(UserError, match=message):
       optim.check(config_of("mup", base=base))
@@ -237,8 +237,8 @@ def test_a_check_is_traced_at_the_precision_of_float32_runs(monkeypatch):
   assert set(precisions) == {"highest"}
 
 
-def test_layers_that_differ_by_rounding_alone_have_no_slope():
-  """Behind a readout of zeros the first step only moves the readout; at a vanishing rate nothing moves."""
+def test_layers_that_change_only_by_rounding_have_no_slope():
+  """With a readout of zeros the first step only moves the readout; with a tiny rate nothing moves."""
   sizes = (16, 32)
   configs = [resolved(config_of("mup", width=size, layers=1, optimizer="sgd", lr=1e-3, **HOW)) for size in sizes]
   for config in configs:
@@ -255,7 +255,7 @@ UNIT_TABLES = ("model.width=1", "model.layers=2", "model.head_size=16")
 
 
 def checked(kind, axis, sizes, steps, seeds=2, family="decoder", lr=2e-3, base=BASE, **fields):
-  """Untied, so that the readout can be zero; with few tokens, so that what they share is no chance."""
+  """The check of an untied model, whose readout can be zero, with few tokens, so that chance plays no role."""
   configs = []
   for size in sizes:
     base = () if kind == "standard" else base
@@ -268,7 +268,7 @@ def checked(kind, axis, sizes, steps, seeds=2, family="decoder", lr=2e-3, base=B
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("standard", 0.3, 2.0), ("mup", 0.0, 0.1)])
-def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
+def test_a_step_changes_activations_equally_at_every_width(kind, low, high):
   found = checked(kind, "width", (64, 256), 3)
   assert all(np.isfinite(x).all() for x in found.change.values())
   assert {"attention", "feed_forward", "block", "decoder"} <= set(found.slopes)
@@ -276,7 +276,7 @@ def test_a_step_changes_activations_as_much_at_every_width(kind, low, high):
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("mup", 0.3, 2.0), ("completep", 0.0, 0.1)])
-def test_a_step_changes_activations_as_much_at_every_depth(kind, low, high):
+def test_a_step_changes_activations_equally_at_every_depth(kind, low, high):
   found = checked(kind, "layers", (2, 8), 3, lr=1e-2, base=UNIT_TABLES)
   assert set(found.slopes) == {"final_norm", "decoder"}
   assert low < found.steepest < high, found.slopes
@@ -299,7 +299,7 @@ SMALL_RATES = {Step.ENTRY: 1e-3, Step.SPECTRAL: 1e-3, Step.GRADIENT: 0.005}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 @pytest.mark.parametrize("kind", ["mup", "completep"])
-def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every_width(name, kind):
+def test_steps_of_every_accepted_optimizer_change_activations_equally_at_every_width(name, kind):
   """Under completep with twice the base's layers, so that its multiples are others than mup's.
 
   Finite widths make the changes of one seed differ from the mean: by 10% for steps of Adam's size, and by 25 to 40%
@@ -324,9 +324,9 @@ def test_a_step_of_every_accepted_optimizer_changes_activations_as_much_at_every
 
 
 def slopes_of_blocks(name, depths, steps, seeds):
-  """The slope over depths of the last norm's change, at each step, where blocks alone learn: others would hide them.
+  """The slope over depths of the last norm's change at each step, with only blocks trained; others would hide them.
 
-  The readout is the frozen table of embeddings: behind zeros blocks would have no gradients.
+  The readout is the frozen table of embeddings: with a readout of zeros, blocks would have no gradients.
   """
   step = optimizers.BUILT_IN[name].step
   assert step is not None
@@ -339,10 +339,10 @@ def slopes_of_blocks(name, depths, steps, seeds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_blocks_change_activations_as_much_at_every_depth_by_every_accepted_optimizer(name):
-  """The first step of SOAP does not count: its first gradient only gives bases, so that no matrix moves.
+def test_blocks_change_activations_equally_at_every_depth_with_every_accepted_optimizer(name):
+  """The first step of SOAP is ignored: its first gradient only gives the eigenbases, so no matrix moves.
 
-  Only scales of norms do, which are of no interest to it: their slope was -.18 from 2 to 4 layers, -.1 from 4 to 8.
+  Only scales of norms move, which this test is not about: their slope was -.18 from 2 to 4 layers, -.1 from 4 to 8.
   """
   first = 1 if name == "soap" else 0
   slopes = slopes_of_blocks(name, (2, 4, 8, 16), 2 + first, 2)[first:]
@@ -351,14 +351,14 @@ def test_blocks_change_activations_as_much_at_every_depth_by_every_accepted_opti
 
 
 @pytest.mark.slow
-def test_widths_to_1024_are_alike_over_ten_steps():
+def test_changes_of_activations_agree_up_to_width_1024_over_ten_steps():
   widths = (64, 128, 256, 512, 1024)
   assert checked("mup", "width", widths, 10, 3).steepest <= 0.1
   assert checked("standard", "width", widths, 10, 1).steepest >= 0.3
 
 
 @pytest.mark.slow
-def test_depths_to_16_are_alike_over_ten_steps():
+def test_changes_of_activations_agree_up_to_depth_16_over_ten_steps():
   depths, how = (2, 4, 8, 16), {"lr": 1e-2, "base": UNIT_TABLES}
   assert checked("completep", "layers", depths, 10, **how).steepest <= 0.1
   assert checked("mup", "layers", depths, 10, **how).steepest >= 0.3
@@ -366,6 +366,6 @@ def test_depths_to_16_are_alike_over_ten_steps():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["transformer", "bert"])
-def test_blocks_that_end_in_norms_are_alike_at_every_width(family):
+def test_changes_of_activations_agree_for_blocks_that_end_in_norms(family):
   assert checked("mup", "width", (64, 256), 3, family=family).steepest <= 0.25  # their readout is not zero
   assert checked("standard", "width", (64, 256), 3, family=family).steepest >= 0.3

@@ -1,4 +1,4 @@
-"""Optimizers that users define in files of their own, and built-in ones that declare fields."""
+"""Optimizers that users define in their files, and built-in optimizers that declare fields."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def file_of(folder, text, name="mine"):
 
 @pytest.fixture
 def with_lamb(resolved, tmp_path):
-  """A config whose optimizer is a user's, resolved, and its data."""
+  """A resolved config with a user's optimizer, and its data."""
   config, corpus = resolved
   (tmp_path / "lamb.py").write_text(LAMB)
   config.optim.name = f"{tmp_path / 'lamb.py'}:lamb"
@@ -60,9 +60,9 @@ def with_lamb(resolved, tmp_path):
 
 
 def changed(config, **values):
-  own = config.copy_and_resolve_references()
-  own.optim.update(values)
-  return own
+  changed_config = config.copy_and_resolve_references()
+  changed_config.optim.update(values)
+  return changed_config
 
 
 def train(runs, corpus, stop=None):
@@ -92,9 +92,9 @@ def test_the_state_of_a_user_optimizer_is_sharded_and_priced(with_lamb):
   config.model.vocab = 264
   states = {}
   for name in (config.optim.name, "adamw"):
-    own = changed(config, name=name)
-    own.parallel.update(data=1, fsdp=8)
-    state = programs.program(own).shapes.opt_state
+    changed_config = changed(config, name=name)
+    changed_config.parallel.update(data=1, fsdp=8)
+    state = programs.program(changed_config).shapes.opt_state
     states[name] = [(x.shape, x.sharding.spec) for x in jax.tree.leaves(state) if x.ndim]
   assert states[config.optim.name] == states["adamw"]
   assert any("fsdp" in str(spec) for _, spec in states["adamw"])
@@ -104,7 +104,7 @@ def test_the_state_of_a_user_optimizer_is_sharded_and_priced(with_lamb):
 
 
 def test_learning_rate_decay_and_clipping_apply_to_a_direction_and_not_to_complete_updates(tmp_path):
-  """A function without the parameter `learning_rate` returns a direction, one with it complete updates."""
+  """A function without the parameter `learning_rate` returns a direction; with it, complete updates."""
   params, grads = {"w": jnp.full((2, 2), 2.0)}, {"w": jnp.full((2, 2), 8.0)}
   for text, expected in (
     ("def mine(): return optax.identity()", 2.0 - 0.5 * (0.5 + 0.25 * 2.0)),  # the norm of 16 is clipped to 1
@@ -118,7 +118,7 @@ def test_learning_rate_decay_and_clipping_apply_to_a_direction_and_not_to_comple
     np.testing.assert_allclose(new["w"], expected, rtol=1e-6)
 
 
-def test_floats_are_traced_and_other_defaults_compiled(tmp_path):
+def test_float_arguments_are_traced_and_others_compiled(tmp_path):
   name = file_of(tmp_path, "def mine(beta1, pull=0.5, often=3, nesterov=True): return optax.trace(beta1)")
   added = {field: one for field, one in optim.declared(name).items() if field not in optim.declared()}
   assert {field: (one.default, one.use) for field, one in added.items()} == {
@@ -165,7 +165,7 @@ def test_floats_are_traced_and_other_defaults_compiled(tmp_path):
     ),
   ],
 )
-def test_a_wrong_definition_is_refused_in_one_line(tmp_path, text, message):
+def test_an_invalid_definition_is_refused_in_one_line(tmp_path, text, message):
   config = study.default_config()
   config.optim.name = file_of(tmp_path, text)
   with pytest.raises(UserError, match=r"^config\.optim\.name: mine.py:mine[: ]") as caught:
@@ -227,7 +227,7 @@ print(json.dumps({
 
 
 def test_a_built_in_optimizer_with_a_field_is_one_function(tmp_path):
-  """The field, what is traced, the check of its effect and the run's id follow from its definition."""
+  """The field, its tracing, the check of its effect and the run's id follow from the definition."""
   package = Path(optim.__file__).parent.parent
   shutil.copytree(package, tmp_path / "bigmodel", ignore=shutil.ignore_patterns("__pycache__"))
   file = tmp_path / "bigmodel" / "optim" / "optimizers.py"

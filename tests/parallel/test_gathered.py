@@ -1,4 +1,4 @@
-"""Weights that are stored in pieces: how much of them is in memory at once."""
+"""Sharded weights: how much of them is gathered in memory at once."""
 
 import contextlib
 import functools
@@ -51,8 +51,8 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("family", "experts", "remat", "scan"), SETTINGS)
-def test_whole_weights_of_all_layers_are_never_in_memory_together(family, experts, remat, scan):
-  """Another layer adds pieces of its weights and gradients to the temporaries, but not the weights."""
+def test_gathered_weights_of_all_layers_are_never_in_memory_at_once(family, experts, remat, scan):
+  """An additional layer adds shards of its weights and gradients to the temporaries, but not whole weights."""
   few, many = (in_pieces(family, experts, layers) for layers in (2, 8))
   for config in (few, many):
     config.parallel.update(remat=remat, scan=scan)
@@ -64,8 +64,8 @@ def test_whole_weights_of_all_layers_are_never_in_memory_together(family, expert
   assert (bytes_[1] - bytes_[0]) / (params[1] - params[0]) < 0.5
 
 
-def test_gathering_again_changes_neither_products_nor_gradients():
-  """Bit for bit, on one device and where the weight is spread."""
+def test_repeated_gathering_changes_neither_products_nor_gradients():
+  """Results agree bit for bit, on one device and with a sharded weight."""
   rng = np.random.default_rng(0)
   x, weight = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((4, 16), (16, 8)))
   mesh = parallel.make_mesh_of(dict(fsdp=8))
@@ -84,7 +84,7 @@ def test_gathering_again_changes_neither_products_nor_gradients():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_one_device_computes_as_without_any_gathering(devices):
-  """Nothing is wrapped where no weight is in pieces, so that its program and its speed are what they were."""
+  """Without sharded weights nothing is wrapped, so the program and its speed are unchanged."""
   config = in_pieces("decoder", False, 2)
   mesh = parallel.make_mesh(config, devices=jax.devices()[:devices])
   assert blocks.stored_in_pieces(config, mesh.shape) == (devices > 1)

@@ -1,4 +1,4 @@
-"""Two processes of four devices against one of eight: the same batches, losses and checkpoints; what dies goes on."""
+"""Two processes of four devices agree with one of eight in batches, losses and checkpoints; they recover."""
 
 import json
 import os
@@ -95,8 +95,8 @@ def test_two_processes_train_as_one_does(job, tmp_path, inside):
   assert {p.name for p in (folder / "logs").iterdir()} == {"process_0.log", "process_1.log"}
 
 
-def test_each_process_loads_its_own_rows_and_together_they_are_the_batch(resolved, monkeypatch):
-  """What `put_rows` asks for in two processes of four devices is, row for row, the batch of one process."""
+def test_each_process_loads_its_rows_and_together_they_are_the_batch(resolved, monkeypatch):
+  """The rows that `put_rows` requests in two processes of four devices are, row for row, the batch of one process."""
   config, corpus = resolved
   config.train.batch_size = 16
   mesh = parallel.make_mesh_of(dict(data=2, fsdp=2, tensor=2))
@@ -118,7 +118,7 @@ def test_each_process_loads_its_own_rows_and_together_they_are_the_batch(resolve
   assert sorted(asked) == [(0, 4), (4, 8), (8, 12), (12, 16)]  # devices along `tensor` share theirs
 
 
-def test_fingerprints_know_bits_and_places_and_no_mesh():
+def test_fingerprints_depend_on_bits_and_positions_but_not_on_the_mesh():
   x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
   mark = lambda value: hosts.fingerprints({"x": value})["x"]
   for sizes in (dict(data=8), dict(fsdp=2, tensor=4)):
@@ -142,7 +142,7 @@ MESHES = {1: dict(data=1), 2: dict(fsdp=2), 4: dict(preset="fsdp_tp"), 8: dict(p
 
 
 def test_a_checkpoint_restores_on_any_other_mesh(resolved, tmp_path):
-  """Bit-identical parameters; the next 10 losses to float32 sums in another order."""
+  """Parameters are bit-identical; the next 10 losses agree up to the order of float32 sums."""
   config, corpus = resolved
   config.model.update(vocab=264, width=32, layers=2, heads=4, kv_heads=2, feed_forward=48)
   config.train.batch_size = config.eval.batch_size = 16
@@ -192,7 +192,7 @@ if processes > 1:
   hosts.connect(f"127.0.0.1:{port}", processes, process)
 mesh = Mesh(np.array(jax.devices()), ("fsdp",))
 integrity.BLOCK, stored.CHUNK = 1 << 20, 1 << 18  # smaller than the parts of these arrays, as of large ones
-counts = {"hashed": 0, "told": 0, "largest": 0}
+counts = {"hashed": 0, "shared": 0, "largest": 0}
 sha256, share, put = integrity._sha256, hosts.share, hosts.put
 
 def counted_sha256(folder, block):
@@ -201,7 +201,7 @@ def counted_sha256(folder, block):
 
 def counted_share(*given, **named):
   value = share(*given, **named)
-  counts["told"] += len(json.dumps(value))
+  counts["shared"] += len(json.dumps(value))
   return value
 
 def counted_put(value, sharding):
@@ -226,29 +226,29 @@ def make(shape, seed, spec):
 
 made = {"params": {f"w{i}": make((1024, 2048), i, P("fsdp")) for i in range(4)}, "step": make((), 9, P())}
 like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)
-told = {"mark": steps.params_sha256(made["params"])}
+measured = {"mark": steps.params_sha256(made["params"])}
 for name in sys.argv[5:]:
   store = Checkpoints(f"{folder}/{name}")
   if name == f"of{processes}":
-    store.save(10, made)  # compiles what the fingerprints are computed with
+    store.save(10, made)  # compiles the computation of fingerprints
     store.wait()
-    _, told["save"] = costs(lambda: (store.save(20, made), store.wait()))
-  step, told[f"verify {name}"] = costs(store.newest_sound)
+    _, measured["save"] = costs(lambda: (store.save(20, made), store.wait()))
+  step, measured[f"verify {name}"] = costs(store.newest_sound)
   assert step == 20
-  state, told[f"restore {name}"] = costs(lambda: store.restore(20, like))
-  assert steps.params_sha256(state["params"]) == told["mark"]
+  state, measured[f"restore {name}"] = costs(lambda: store.restore(20, like))
+  assert steps.params_sha256(state["params"]) == measured["mark"]
   shardings = {f"w{i}": like["params"][f"w{i}"].sharding for i in range(4)}
-  arrays, told[f"part {name}"] = costs(lambda: store.arrays(20, "params.", shardings))
+  arrays, measured[f"part {name}"] = costs(lambda: store.arrays(20, "params.", shardings))
   arrays = {name.removeprefix("params."): x for name, x in arrays.items()}
-  assert steps.params_sha256(arrays) == told["mark"]
+  assert steps.params_sha256(arrays) == measured["mark"]
   assert {name: x.sharding for name, x in arrays.items()} == shardings
   store.close()
-print("TOLD" + json.dumps(told))
+print("MEASURED" + json.dumps(measured))
 """
 
 
 def test_no_process_hashes_or_reads_more_than_its_share_of_a_checkpoint(tmp_path, free_port):
-  """Of 4 processes, saving, verifying and restoring 32 MiB, also what 1 process wrote; digests are alike.
+  """4 processes save, verify and restore 32 MiB, also from a checkpoint that 1 process wrote; digests agree.
 
   Bytes hashed and bytes read (by the system's count, in all) by each are at most a quarter, and little more: a block
   of a file, and what Python reads of its own modules. No array comes by the service that passes words around.
@@ -264,24 +264,24 @@ def test_no_process_hashes_or_reads_more_than_its_share_of_a_checkpoint(tmp_path
     ]
     texts = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes
-    return [json.loads(text.partition("TOLD")[2]) for text in texts]
+    return [json.loads(text.partition("MEASURED")[2]) for text in texts]
 
   (one,) = together(1, "of1")
   four = together(4, "of4", "of1")
-  assert {told["mark"] for told in four} == {one["mark"]}
+  assert {measured["mark"] for measured in four} == {one["mark"]}
   whole = sum(path.stat().st_size for path in (tmp_path / "of4" / "20").rglob("*") if path.is_file())
   most = whole / 4 + (1 << 20)
-  for told in four:
-    for what in told.keys() - {"mark"}:
-      assert told[what]["hashed"] <= most, what
-      assert told[what]["read"] <= most, what
-      assert told[what]["told"] < 1 << 16, what
-      assert told[what]["largest"] < 1 << 16, what
-  assert sum(told["verify of4"]["hashed"] for told in four) >= whole - (1 << 16)
+  for measured in four:
+    for what in measured.keys() - {"mark"}:
+      assert measured[what]["hashed"] <= most, what
+      assert measured[what]["read"] <= most, what
+      assert measured[what]["shared"] < 1 << 16, what
+      assert measured[what]["largest"] < 1 << 16, what
+  assert sum(measured["verify of4"]["hashed"] for measured in four) >= whole - (1 << 16)
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_one_process_and_back(job):
+def test_two_processes_resume_from_one_process_and_back(job):
   whole, one = job(60, 1, 8, "whole")
   assert wait(one) == [0], log_of(whole)
   folder, one = job(60, 1, 8, "moved")
@@ -336,8 +336,8 @@ def test_sigterm_to_one_process_saves_the_same_step_in_all(job, trial):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(20))
-def test_sigkill_of_one_process_is_survived_by_the_supervisors(job, trial):
-  """At most one checkpoint interval is lost, and the rows that are read are the right ones."""
+def test_supervisors_recover_from_sigkill_of_one_process(job, trial):
+  """At most one checkpoint interval is lost, and the resumed run reads the right rows."""
   rng = random.Random(100 + trial)
   folder, two = job(60, 2, 4, "kill", ("--restarts=5",))
   wait_for(folder, 5)

@@ -1,4 +1,4 @@
-"""All attention kernels compute what plain attention does, and so do their gradients."""
+"""All attention kernels and their gradients agree with plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ MESH = dict(fsdp=2, tensor=2)
 
 
 def compare(other, shape=(B, T, H, G, K), atol=3e-6):
-  """Values and gradients of a random weighting of the output; float32 sums in another order."""
+  """Compares values and gradients of a randomly weighted sum of the output, up to the order of float32 sums."""
   b, t, h, g, k = shape
   keys = jax.random.split(jax.random.key(0), 4)
   q, weights = (jax.random.normal(key, (b, t, h, k)) for key in keys[:2])
@@ -36,7 +36,7 @@ def test_blockwise(monkeypatch, block):
 
 @pytest.mark.parametrize("kind", [kernels.ring, kernels.gathered])
 @pytest.mark.parametrize("sizes", [dict(sequence=8), dict(sequence=2, **MESH), dict(sequence=4, data=2)], ids=str)
-def test_rows_spread_over_devices(kind, sizes):
+def test_attention_over_rows_on_several_devices(kind, sizes):
   compare(kind(parallel.make_mesh_of(sizes)))
 
 
@@ -66,6 +66,6 @@ def test_ring_moves_only_keys_and_values():
     ("cuda", "float32", 4096, 128, "blockwise"),
   ],
 )
-def test_the_platform_picks_the_kernel(config, platform, dtype, context, head_size, expected):
+def test_the_platform_determines_the_kernel(config, platform, dtype, context, head_size, expected):
   config.data.context, config.model.head_size, config.train.compute_dtype = context, head_size, dtype
   assert kernels.best(config, platform) == expected

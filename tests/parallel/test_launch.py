@@ -1,4 +1,4 @@
-"""Launch recipes are valid in the languages of their launchers, and say the command whole."""
+"""Launch scripts are valid in the languages of their launchers, and contain the whole command."""
 
 import ast
 import json
@@ -24,22 +24,22 @@ def recipe(capsys, place, topology):
 def test_shell_recipes_parse_and_run_the_command(capsys, tmp_path, place, topology):
   text = recipe(capsys, place, topology)
   assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-  # With stand-ins for the launchers, the command that arrives is the one that was given.
+  # Stub launchers record the command; it must be the given one.
   for name in ("gcloud", "srun", "scontrol"):
     script = tmp_path / name
     script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/said\n')
     script.chmod(0o755)
   text = text.replace("cd .", f"cd {tmp_path}")
   subprocess.run(["bash"], input=text, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-  said = (tmp_path / "said").read_text()
+  printed = (tmp_path / "said").read_text()
   if place == "slurm":
-    assert "--workdir=gs://bucket/it's here\n" in said
+    assert "--workdir=gs://bucket/it's here\n" in printed
     assert f"--nodes={2 if topology == 'h100:16' else 1}" in text
   else:
-    last = said.splitlines()[-1].removeprefix("--command=")
+    last = printed.splitlines()[-1].removeprefix("--command=")
     assert subprocess.run(["bash", "-n"], input=last, text=True, check=False).returncode == 0
     assert "--workdir=gs://bucket/it" in last
-    assert "--worker=all" in said
+    assert "--worker=all" in printed
     if topology == "v5p:4x4x4":
       assert "--accelerator-type=v5p-128" in text  # v5p is named by its cores
 
@@ -64,16 +64,16 @@ def test_ray_recipe_is_python_with_the_command_in_it(capsys, topology, hosts):
   assert ast.literal_eval(values["HOSTS"]) == hosts
 
 
-def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, tmp_path):
+def test_a_launcher_does_not_write_to_the_standard_output_of_json(capfd, monkeypatch, tmp_path):
   (tmp_path / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
   (tmp_path / "sbatch").chmod(0o755)
   monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
   assert main(["launch", "--on=slurm", "--topology=h100:8", *COMMAND]) == 0
   assert capfd.readouterr().out == "Submitted batch job 7\n"
   assert main(["launch", "--on=slurm", "--topology=h100:8", "--json", *COMMAND]) == 0
-  said = capfd.readouterr()
-  assert json.loads(said.out)["started"]
-  assert said.err == "Submitted batch job 7\n"
+  printed = capfd.readouterr()
+  assert json.loads(printed.out)["started"]
+  assert printed.err == "Submitted batch job 7\n"
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_a_launcher_leaves_standard_output_to_the_document(capfd, monkeypatch, t
     (["--on=slurm", "--topology=h100", "--dry-run", *COMMAND], "'h100' is not KIND:SHAPE"),
     (["--on=slurm", "--topology=h10:8", "--dry-run", *COMMAND], "did you mean 'h100'"),
     (["--on=slurm", "--topology=v5p:4x4", "--dry-run", *COMMAND], "v5p has 3 dimensions"),
-    (["--on=slurm", "--topology=h100:8"], "end with what to run there"),
+    (["--on=slurm", "--topology=h100:8"], "the command is missing"),
     (["--on=slurm", "--topology=h100:8", *COMMAND], "no sbatch here; --dry-run prints the recipe"),
   ],
 )
-def test_what_cannot_be_launched_is_said(capsys, monkeypatch, arguments, message):
+def test_commands_that_cannot_be_launched_are_refused(capsys, monkeypatch, arguments, message):
   monkeypatch.setenv("PATH", "")
   assert main(["launch", *arguments]) == 2
   assert message in capsys.readouterr().err

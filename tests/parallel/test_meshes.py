@@ -1,4 +1,4 @@
-"""Every preset, dense and with experts, trains as one device does; state is spread as asked."""
+"""Every preset, dense and with experts, trains as one device does, with state sharded as configured."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ VARIANTS = {
 
 @pytest.fixture
 def model(resolved):
-  """A config with four layers, whose every axis but the vocabulary of 257 bytes the meshes can divide; its corpus."""
+  """A config with four layers, and its corpus. The meshes divide all its axes except the vocabulary of 257."""
   config, corpus = resolved
   config.model.update(width=32, layers=4, heads=4, kv_heads=2, feed_forward=48)
   config.train.batch_size = config.eval.batch_size = 16
@@ -74,7 +74,7 @@ def distance(one, other):
 
 @pytest.fixture(scope="module")
 def alone():
-  return {}  # what one device computed, by kind of model
+  return {}  # results of one device, by kind of model
 
 
 QUICK = {("fsdp", False), ("pp", False), ("fsdp_tp_sp", True), ("ep", True)}  # every axis once
@@ -97,7 +97,7 @@ def test_every_mesh_trains_as_one_device(model, alone, name, experts):
   program, losses_m, first_m, last_m = gradients(on(config, **(VARIANTS[name] or dict(preset=name))), corpus)
   assert program.mesh.size == 8
   assert losses[-1] < losses[0] - 0.3
-  # What the documentation promises: float32 sums in another order, and what 20 steps make of that.
+  # As documented: the order of float32 sums differs, and 20 steps amplify that.
   assert abs(losses_m[0] / losses[0] - 1) < 1e-5
   assert distance(first, first_m) < 1e-5
   assert abs(losses_m[-1] / losses[-1] - 1) < 1e-4
@@ -108,8 +108,8 @@ def test_every_mesh_trains_as_one_device(model, alone, name, experts):
   "name",
   ["ep", "pp", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in ("dp", "ep", "pp"))],
 )
-def test_experts_are_evaluated_alike_on_every_mesh(model, name):
-  """Nothing is dropped, in as many rounds as the fullest expert of any device needs."""
+def test_evaluation_of_experts_is_the_same_on_every_mesh(model, name):
+  """No token is dropped: there are as many rounds as the fullest expert of any device needs."""
   config, corpus = model
   config = with_experts(config)
   rows = pipeline.train_pipeline(config, corpus, STEPS).part(0)
@@ -140,7 +140,7 @@ def test_experts_are_evaluated_alike_on_every_mesh(model, name):
     ("fsdp", 64, False, dict(fsdp=16)),
   ],
 )
-def test_presets_fill_what_devices_there_are(model, preset, devices, experts, sizes):
+def test_presets_use_all_available_devices(model, preset, devices, experts, sizes):
   config, _ = model
   config = on(with_experts(config) if experts else config, preset=preset)
   parallel.check(config, devices)
@@ -148,7 +148,7 @@ def test_presets_fill_what_devices_there_are(model, preset, devices, experts, si
   assert found == sizes
 
 
-def test_what_cannot_work_is_refused_by_name(model):
+def test_meshes_that_cannot_work_are_refused_with_a_reason(model):
   config, _ = model
   for changes, message in (
     (dict(preset="fdsp"), r"parallel.preset: no 'fdsp' \(did you mean 'fsdp'\?\)"),
@@ -180,7 +180,7 @@ def test_a_parameter_without_a_rule_is_refused_by_its_name():
     parallel.shardings(mesh, {"bare": jax.ShapeDtypeStruct((16, 16), np.float32)})
 
 
-def test_own_rules_come_first(model):
+def test_rules_of_the_config_take_precedence(model):
   config, _ = model
   config = on(config, preset="fsdp", rules=("mlp=fsdp", "embed="))
   state = programs.program(config).init(0)
@@ -192,7 +192,7 @@ def test_own_rules_come_first(model):
 
 
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
-def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
+def test_fsdp_shards_parameters_and_optimizer_state(model, experts):
   config, _ = model
   config.model.update(width=64, feed_forward=256)
   config = on(with_experts(config) if experts else config, preset="fsdp")
@@ -213,8 +213,8 @@ def test_fsdp_spreads_parameters_and_optimizer_state(model, experts):
     for p in ("fsdp", "fsdp_tp", "fsdp_tp_sp", "pp")
   ],
 )
-def test_optimizers_of_matrices_train_alike_on_every_mesh_and_their_state_is_spread(model, optimizer, preset):
-  """Orthogonal steps, roots and bases are of whole matrices, wherever their parts lie."""
+def test_matrix_optimizers_train_the_same_on_every_mesh_with_sharded_state(model, optimizer, preset):
+  """Orthogonalized steps, roots and eigenbases are those of whole matrices, however these are sharded."""
   config, corpus = model
   config = config.copy_and_resolve_references()
   config.optim.name, config.model.feed_forward = optimizer, 64

@@ -30,12 +30,12 @@ def config_of(name):
   if name == "default":
     config.train.steps = 10
   if config.model.family == "bert":
-    config.model.head = "masked_lm"  # as configs/published.py says to train it
+    config.model.head = "masked_lm"  # for training, as configs/published.py explains
   return config
 
 
 def _abstract(sizes):
-  """A mesh of these sizes, of devices that need not be here."""
+  """An abstract mesh of these sizes, without devices."""
   kinds = (AxisType.Auto,) * len(parallel.AXES)
   return AbstractMesh(tuple(sizes.get(axis, 1) for axis in parallel.AXES), parallel.AXES, axis_types=kinds)
 
@@ -55,8 +55,8 @@ def test_every_preset_plans_every_published_configuration(name):
 
 
 @pytest.mark.parametrize("width", [30, 33, 36])
-def test_presets_shrink_to_what_divides_a_width(width):
-  """Beside what is asked for of other axes that weights are spread over."""
+def test_presets_shrink_axes_to_divisors_of_a_width(width):
+  """The axes that the config sets, and over which weights are also sharded, are taken into account."""
   config = config_of("default")
   config.model.update(width=width, heads=3, kv_heads=3, head_size=10, feed_forward=64, experts=8, expert_group=8)
   config.data.context, config.train.batch_size, config.eval.batch_size = 48, 192, 192
@@ -65,11 +65,11 @@ def test_presets_shrink_to_what_divides_a_width(width):
   for preset in parallel.PRESETS:
     for asked in ({}, {"sequence": 3}, {"fsdp": 3}):
       for devices in (8, 64):
-        own = config.copy_and_resolve_references()
-        own.parallel.update(preset=preset, **asked)
-        parallel.check(own, devices)
-        sizes = parallel.mesh_sizes(own, devices)
-        parallel.shardings(_abstract(sizes), boxed, parallel.rules(own, sizes))
+        changed_config = config.copy_and_resolve_references()
+        changed_config.parallel.update(preset=preset, **asked)
+        parallel.check(changed_config, devices)
+        sizes = parallel.mesh_sizes(changed_config, devices)
+        parallel.shardings(_abstract(sizes), boxed, parallel.rules(changed_config, sizes))
 
 
 def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():
@@ -81,7 +81,7 @@ def test_a_vocabulary_stays_whole_on_axes_that_do_not_divide_it():
   assert axes(tensor=16) == ()
 
 
-def test_a_preset_says_what_it_did_not_get():
+def test_a_preset_that_cannot_be_filled_has_a_note():
   config = study.resolve_without_data(config_of("default"))
   config.parallel.preset = "ep"
   (note,) = parallel.notes(config, parallel.mesh_sizes(config, 8), 8)
@@ -92,7 +92,7 @@ def test_a_preset_says_what_it_did_not_get():
   assert note.startswith("8 of 24 devices are idle: the batch of 16")
 
 
-def test_what_a_user_asks_for_is_not_shrunk():
+def test_axes_that_a_user_sets_are_not_shrunk():
   config = study.resolve_without_data(config_of("default"))
   config.model.dropout, config.parallel.pipeline = 0.1, 2
   with pytest.raises(UserError, match="2 would draw other dropout masks"):
@@ -115,12 +115,12 @@ def test_the_default_config_trains_on_every_preset_as_on_one_device(preset, corp
   config = study.resolve(config, corpus)
 
   def losses(**mesh):
-    own = config.copy_and_resolve_references()
-    own.parallel.update(mesh)
-    parallel.check(own)
-    program, rows = programs.program(own), pipeline.train_pipeline(own, corpus, 3)
+    changed_config = config.copy_and_resolve_references()
+    changed_config.parallel.update(mesh)
+    parallel.check(changed_config)
+    program, rows = programs.program(changed_config), pipeline.train_pipeline(changed_config, corpus, 3)
     state, found = program.place([program.init(0)]), []
-    h = program.put_hyperparameters([optim.hyperparameters(own, 3)])
+    h = program.put_hyperparameters([optim.hyperparameters(changed_config, 3)])
     for step in range(3):
       state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
       found.append(float(metrics["loss"]))

@@ -15,12 +15,12 @@ from bigmodel.train import programs, trained
 from bigmodel.train.checkpoint import Checkpoints, arrays
 from bigmodel.train.evaluate import evaluate
 
-DEVICE = 3  # any but the first, on which everything else lies
+DEVICE = 3  # any except the first, which holds everything else
 
 
 @pytest.fixture
 def saved(resolved, tmp_path, monkeypatch):
-  """`saved(name, **fields)`: a run's folder, with these fields of `config.parallel` and a state as after training."""
+  """`saved(name, **fields)` makes a run's folder with these fields of `config.parallel` and a trained state."""
   base, corpus = resolved
   base.model.update(vocab=264, width=64, layers=2, heads=4, kv_heads=2, feed_forward=96)
   base.parallel.scan = True  # compiles faster
@@ -63,7 +63,7 @@ PRESETS = [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p i
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_evaluates_and_generates_as_one_device_with_the_parameters_where_training_has_them(saved, preset):
+def test_every_preset_evaluates_and_generates_like_one_device_without_moving_parameters(saved, preset):
   experts = preset == "ep"
   folder, config, corpus = saved("run", experts, preset=preset)
   single, _, _ = saved("single", experts, preset="dp", data=1)
@@ -109,7 +109,7 @@ DERIVED = ("schedule_free", "adamw+average")  # whose evaluated parameters are n
 @pytest.mark.parametrize(
   "optimizer", [*DERIVED, *(pytest.param(name, marks=pytest.mark.slow) for name in optim.NAMES if name not in DERIVED)]
 )
-def test_of_the_optimizers_state_only_what_the_evaluated_parameters_follow_from_is_read(saved, optimizer, monkeypatch):
+def test_only_the_optimizer_state_that_evaluation_needs_is_read(saved, optimizer, monkeypatch):
   folder, config, _ = saved("run", optimizer=optimizer, preset="fsdp")
   read = []
   restore = ocp.Checkpointer.restore
@@ -137,7 +137,7 @@ def test_of_the_optimizers_state_only_what_the_evaluated_parameters_follow_from_
 @pytest.mark.parametrize("family_experts", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("preset", parallel.PRESETS)
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
-def test_the_mesh_of_a_large_run_shrinks_to_the_devices_that_are_here(
+def test_the_mesh_of_a_large_run_shrinks_to_the_available_devices(
   resolved, monkeypatch, preset, devices, family_experts
 ):
   config, _ = resolved
@@ -163,7 +163,7 @@ def test_the_mesh_of_a_large_run_shrinks_to_the_devices_that_are_here(
 
 @pytest.mark.parametrize("preset", parallel.PRESETS)
 @pytest.mark.parametrize("data", [-1, 0, 1, 2])
-def test_generation_spreads_the_weights_that_a_pipeline_had(resolved, preset, data):
+def test_generation_shards_the_weights_of_pipeline_stages(resolved, preset, data):
   config, _ = resolved
   config.model.update(vocab=264, width=64, layers=4, heads=4, kv_heads=2, feed_forward=96)
   config.train.batch_size = config.eval.batch_size = 64
@@ -175,7 +175,7 @@ def test_generation_spreads_the_weights_that_a_pipeline_had(resolved, preset, da
   assert found["fsdp"] * found["tensor"] * found["sequence"] == 8 // max(data, 1)
 
 
-def test_a_run_whose_vocabulary_stays_whole_is_evaluated_on_its_own_mesh(resolved, monkeypatch):
+def test_a_run_with_an_unsharded_vocabulary_is_evaluated_on_its_mesh(resolved, monkeypatch):
   config, _ = resolved
   config.model.update(vocab=264, width=64, layers=4, heads=4, kv_heads=4, feed_forward=96)
   config.train.batch_size = config.eval.batch_size = 16

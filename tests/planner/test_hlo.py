@@ -1,4 +1,4 @@
-"""Reading compiled programs: collectives in every notation, loops counted as often as they run."""
+"""Reading compiled programs: collectives in every notation, counted as often as their loops run."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_every_notation_of_groups_and_loops_by_their_conditions():
+def test_every_notation_of_groups_and_loops_is_read():
   program = hlo.read(MODULE)
   beside = [c for c in program.collectives if c.sent == 32 * 4 * 2 * 7 / 8]
   assert [c.times for c in beside] == [1]  # it begins outside of the loop that it runs beside

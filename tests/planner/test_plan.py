@@ -1,4 +1,4 @@
-"""The planner: published sizes, bytes by arithmetic beside the compiler's, search, money."""
+"""The planner: published sizes, bytes by arithmetic compared with the compiler's, search, costs."""
 
 import itertools
 import json
@@ -61,8 +61,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("preset", "experts"), CASES)
-def test_bytes_by_arithmetic_are_those_of_the_compiler(preset, experts):
-  """State exactly, the peak within 15%."""
+def test_bytes_by_arithmetic_agree_with_the_compiler(preset, experts):
+  """Bytes of the state agree exactly, the peak within 15%."""
   config = small(experts, preset=preset)
   found = compile_step(config, topology.parse(""))
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 8), None)
@@ -71,7 +71,7 @@ def test_bytes_by_arithmetic_are_those_of_the_compiler(preset, experts):
 
 
 @pytest.mark.parametrize(("width", "stages"), [(16, (1, 1, 1)), (32, (2, 2, 2))])
-def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
+def test_bytes_of_convolutions_agree_with_the_compiler(width, stages):
   config = study.default_config("resnet")
   config.model.update(width=width, stages=stages, groups=8)
   config.train.update(batch_size=64, steps=10)
@@ -84,16 +84,16 @@ def test_bytes_of_convolutions_are_those_of_the_compiler(width, stages):
 
 
 @pytest.mark.parametrize("frozen", [(), ("experts", "^embedding$")], ids=str)
-def test_state_bytes_are_those_on_a_device(frozen):
+def test_state_bytes_equal_those_on_a_device(frozen):
   config = small(True, preset="ep")
   config.optim.frozen = frozen
   state = programs.program(config).init(0)
-  known = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
+  expected_bytes = analytic.state_bytes(config, parallel.mesh_sizes(config, 8))
   device = jax.devices()[5]
-  assert known["parameters"] == parallel.bytes_on(device, state.params)
-  assert known["optimizer"] == parallel.bytes_on(device, state.opt_state)
+  assert expected_bytes["parameters"] == parallel.bytes_on(device, state.params)
+  assert expected_bytes["optimizer"] == parallel.bytes_on(device, state.opt_state)
   config.optim.name = "sgd"
-  assert analytic.state_bytes(config, parallel.mesh_sizes(config, 8)) == {**known, "optimizer": 0}
+  assert analytic.state_bytes(config, parallel.mesh_sizes(config, 8)) == {**expected_bytes, "optimizer": 0}
 
 
 def test_a_plan_adds_up():
@@ -122,14 +122,14 @@ def test_idle_devices_are_noted_and_paid_for():
   assert used == pytest.approx(plan.work.flops_per_step["flops_exact"])
 
 
-def test_what_does_not_fit_is_said():
+def test_a_plan_says_if_a_run_does_not_fit():
   config, _ = configs.load("configs/published.py:llama2_70b")
   plan = plan_run(study.resolve_for_plan(config, 8), topology.parse("h100:8"), {})
   assert plan.costs.fits is False
   assert plan.costs.cost is None
 
 
-def test_search_drops_what_does_not_fit_and_ranks_the_rest():
+def test_search_ranks_the_layouts_that_fit():
   config, _ = configs.load("configs/published.py:llama2_7b")
   config = study.resolve_for_plan(config, 16)
   where = topology.parse("h100:16")
@@ -149,7 +149,7 @@ GPUS = [name for name, chip in CHIPS.items() if not chip.dimensions]
 
 @pytest.mark.parametrize("name", GPUS)
 def test_between_hosts_a_group_has_the_network_cards_of_its_members(name):
-  """Groups of 16 GPUs with 8, 4 and 1 of them on a host, and of 8 on one: NVIDIA's rates, one way."""
+  """Groups of 16 GPUs with 8, 4 and 1 per host, and of 8 on one host, have NVIDIA's bandwidths, one way."""
   chip, sent = CHIPS[name], 8e9
   assert chip.link == (300e9 if name == "a100" else 450e9)
   assert chip.network == (25e9 if name == "a100" else 50e9)
@@ -186,7 +186,7 @@ def test_members_of_a_group_on_a_host_follow_from_the_order_of_the_axes():
 @pytest.mark.parametrize("name", GPUS)
 @pytest.mark.parametrize("preset", parallel.PRESETS)
 def test_the_share_of_the_peak_falls_from_one_host_of_gpus_to_many(name, preset):
-  """The same batch, and as many rows a GPU."""
+  """Both with the same batch and with the same number of rows per GPU."""
   for rows_of in (lambda n: 1024, lambda n: n):
     shares = []
     for n in (8, 16, 64, 256, 1024):
@@ -204,7 +204,7 @@ def test_the_share_of_the_peak_falls_from_one_host_of_gpus_to_many(name, preset)
     assert shares[-1] > 0
 
 
-def test_prices_are_found_from_any_folder_and_travel_with_the_package(inside, tmp_path, monkeypatch):
+def test_prices_are_part_of_the_package(inside, tmp_path, monkeypatch):
   root = Path(__file__).parents[2]
   config = f"--config={root}/configs/published.py:tinyllama_1b"
   monkeypatch.chdir(tmp_path)
@@ -215,12 +215,14 @@ def test_prices_are_found_from_any_folder_and_travel_with_the_package(inside, tm
   assert {*json.loads((root / "bigmodel" / "planner" / "prices.json").read_text())} == {*CHIPS}
   packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
   files = [p for p in (root / "bigmodel").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-  known = {p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)}
-  assert {*files} == known
+  packed_files = {
+    p for room, patterns in packed.items() for x in patterns for p in root.joinpath(*room.split(".")).glob(x)
+  }
+  assert {*files} == packed_files
 
 
-def test_communication_goes_with_the_mesh_as_theory_says():
-  """What a chip sends in a step, with the same rows a chip on 8 to 256 chips."""
+def test_communication_scales_with_the_mesh_as_in_theory():
+  """Bytes that a chip sends in a step, with the same rows per chip on 8 to 256 chips."""
   config, _ = configs.load("configs/published.py:mixtral_8x7b")
   sent, ways = {}, {}
   for preset in parallel.PRESETS:
@@ -250,7 +252,7 @@ def test_a_study_is_planned_whole(capsys):
   ("name", "message"),
   [("v5p", "is not KIND:SHAPE"), ("v5q:2x2", "no chip 'v5q'"), ("v5e:2x2x2", "v5e has 2 dimensions")],
 )
-def test_topologies_that_are_none_are_refused(capsys, name, message):
+def test_invalid_topologies_are_refused(capsys, name, message):
   assert main(["plan", "--config=configs/published.py:llama2_7b", f"--topology={name}"]) == 2
   assert message in capsys.readouterr().err
 

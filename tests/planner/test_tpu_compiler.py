@@ -1,4 +1,4 @@
-"""The compiler for TPUs, on a machine without one: what the planner reads of its programs, and the kernels for TPUs."""
+"""The compiler for TPUs on a machine without TPUs: what the planner reads from its programs, and kernels for TPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_slices_have_the_devices_of_their_shape(v5e, shape):
     assert topology.parse(name).count == len(topology.parse(name).devices) == np.prod(shape)
 
 
-def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
+def test_cycles_of_a_product_agree_with_the_matrix_units(v5e):
   """Within 15% of the bound, by the compiler's own estimate."""
   one = jax.sharding.SingleDeviceSharding(v5e.devices[0])
   x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one)
@@ -50,21 +50,21 @@ def test_a_product_takes_the_cycles_that_its_matrix_units_need(v5e):
 
 
 @pytest.mark.parametrize(("preset", "experts"), [("fsdp", False), ("ep", True)])
-def test_a_step_is_compiled_and_its_bytes_are_those_of_arithmetic(v5e, preset, experts):
+def test_bytes_of_a_compiled_step_agree_with_arithmetic(v5e, preset, experts):
   config = model(experts, preset=preset)
-  found = compile_step(config, v5e)
+  compiled_step = compile_step(config, v5e)
   guess = analytic.estimate(config, parallel.mesh_sizes(config, 16), v5e.chip)
-  assert guess.argument_bytes == pytest.approx(found.argument_bytes, rel=1e-3)
-  assert guess.peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
-  kinds = {row.kind for row in found.collectives}
+  assert guess.argument_bytes == pytest.approx(compiled_step.argument_bytes, rel=1e-3)
+  assert guess.peak_bytes == pytest.approx(compiled_step.peak_bytes, rel=0.15)
+  kinds = {row.kind for row in compiled_step.collectives}
   assert "all-gather" in kinds
   assert not experts or "all-to-all" in kinds
   # No collective sums whole gradients: those are scattered.
-  reduced = sum(row.bytes for row in found.collectives if row.kind == "all-reduce")
-  assert reduced < 0.1 * sum(row.bytes for row in found.collectives)
+  reduced = sum(row.bytes for row in compiled_step.collectives if row.kind == "all-reduce")
+  assert reduced < 0.1 * sum(row.bytes for row in compiled_step.collectives)
 
 
-def test_a_step_that_is_too_large_is_refused_in_words(v5e):
+def test_a_step_that_is_too_large_is_refused_with_a_reason(v5e):
   config = model(False, preset="fsdp", remat="none")
   config.train.batch_size = config.eval.batch_size = 16 * 512
   plan = plan_run(config, v5e, {"v5e": 1.0})

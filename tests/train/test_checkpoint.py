@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found and the step before is used; a full disk is named; killed writers leave nothing."""
+"""Checkpoints: damage is detected and an older step used; full disks are reported; killed writers leave nothing."""
 
 import concurrent.futures
 import errno
@@ -27,7 +27,7 @@ from bigmodel.train.checkpoint import Checkpoints, arrays, folders, integrity
 
 
 def sound_steps(store):
-  """Newest first."""
+  """The sound steps, newest first."""
   return [step for step in reversed(store.steps()) if store.is_sound(step)]
 
 
@@ -51,14 +51,14 @@ def same(one, other):
   return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-def test_what_is_restored_is_what_was_saved_and_old_steps_go(store):
+def test_restored_arrays_equal_saved_ones_and_old_steps_are_removed(store):
   assert sound_steps(store) == [30, 20]
   assert same(store.restore(30, state(0)), state(30))
   assert same(store.restore(20, state(0)), state(20))
 
 
-def test_small_arrays_are_written_as_one_and_restored_anywhere(store):
-  """Of every type and shape, beside one that is written alone: on the host, on devices, and by its name."""
+def test_small_arrays_are_joined_and_restored_on_host_and_devices(store):
+  """Arrays of every dtype and shape, and a large one, are restored on the host, on devices, and by name."""
   rng = np.random.default_rng(0)
   saved = {
     "large": rng.normal(size=(700, 512)).astype(np.float32),
@@ -99,8 +99,8 @@ def test_saving_a_step_again_replaces_it(store):
   assert same(store.restore(30, state(0)), state(99))
 
 
-def test_one_flipped_bit_in_any_file_is_found(store, tmp_path):
-  """100 of 100, in every kind of file, the seal included."""
+def test_one_flipped_bit_in_any_file_is_detected(store, tmp_path):
+  """All of 100 flipped bits are detected, in every kind of file including the seal."""
   rng = random.Random(0)
   pristine = tmp_path / "pristine"
   shutil.copytree(store.folder / "30", pristine)
@@ -149,7 +149,7 @@ def left_over(store, writer):
 
 
 def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
-  """Those of this machine at once, and of another once nothing has changed in them for a day."""
+  """Those of this machine at once, and those of other machines after a day without changes."""
   code = "from bigmodel import processes; print(processes.this_process())"
   dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
   killed, elsewhere = left_over(store, dead), left_over(store, f"{'0' * 16}-1-2")
@@ -172,9 +172,9 @@ def test_leftovers_of_writers_that_have_certainly_ended_are_removed(store):
 
 
 def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypatch):
-  """One that does not know that it was replaced saves on, while the other begins at the newest step and saves, too.
+  """A replaced writer that has not noticed it continues to save, while its successor resumes and saves, too.
 
-  12 trials with pauses at every point where one could be overtaken. Nothing fails, and nothing is left half written.
+  12 trials have pauses wherever a writer could be overtaken. Nothing fails, and nothing is left half written.
   """
   rng = random.Random(0)
   for module, name in (
@@ -219,9 +219,7 @@ def test_two_writers_of_one_run_leave_only_sound_checkpoints(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("removed", ["seal", "all"])
-def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two_are_compared(
-  store, monkeypatch, removed
-):
+def test_a_save_succeeds_when_another_writer_removes_the_same_step_during_the_comparison(store, monkeypatch, removed):
   real, target = integrity.is_complete, store.folder / "30"
 
   def remove_after(folder):
@@ -237,7 +235,7 @@ def test_a_save_goes_on_where_another_writer_removes_the_same_step_while_the_two
 
 
 def test_a_writer_that_was_replaced_commits_nothing(store):
-  """It learns it while it writes: nothing appears or goes, and the reason is said in one line."""
+  """It learns this while it writes: no checkpoint is added or removed, and the error is one line."""
   store.lost = lambda: True
   before = {step: (store.folder / str(step) / checkpoint.SEAL).read_text() for step in store.steps()}
   store.save(40, state(40))
@@ -247,8 +245,8 @@ def test_a_writer_that_was_replaced_commits_nothing(store):
   assert not list(Path(store.folder).glob(".*"))
 
 
-def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
-  """And the one before it only where that is damaged."""
+def test_only_the_newest_checkpoint_is_hashed(store, monkeypatch):
+  """The previous checkpoint is hashed only if the newest is damaged."""
   real, hashed = integrity._sha256, []
   monkeypatch.setattr(integrity, "_sha256", lambda folder, block: hashed.append(folder.name) or real(folder, block))
   assert store.newest_sound() == 30
@@ -262,7 +260,7 @@ def test_of_all_checkpoints_the_newest_alone_is_hashed(store, monkeypatch):
 
 
 def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
-  """Checkpoints from before files were hashed in blocks."""
+  """Earlier versions did not hash files in blocks."""
   folder = store.folder / "30"
   sealed = json.loads((folder / checkpoint.SEAL).read_text().partition("\n")[2])
   sealed["files"] = {name: facts["sha256"][0] for name, facts in sealed["files"].items()}
@@ -273,8 +271,8 @@ def test_a_seal_with_one_sum_of_each_file_is_still_read(store):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeypatch, parts):
-  """In blocks that are smaller than its files; a flipped bit anywhere is found by one of them."""
+def test_processes_together_hash_every_block_of_a_checkpoint_once(store, monkeypatch, parts):
+  """With blocks that are smaller than files, one of the processes detects a flipped bit anywhere."""
   monkeypatch.setattr(integrity, "BLOCK", 500)
   store.save(40, {"large": np.random.default_rng(0).normal(size=(64, 32)), **state(40)})
   store.wait()
@@ -300,7 +298,7 @@ def test_processes_hash_shares_of_a_checkpoint_that_are_all_of_it(store, monkeyp
     victim.write_bytes(pristine)
 
 
-def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
+def test_a_full_disk_is_reported_with_the_last_complete_step(store, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -314,7 +312,7 @@ def test_a_full_disk_is_named_with_the_last_good_step(store, monkeypatch):
   assert not list(Path(store.folder).glob(".*"))
 
 
-def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_written(store, monkeypatch):
   usage = shutil._ntuple_diskusage(1000, 900, 100)
   monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: usage)
   store.save(40, state(40))
@@ -322,8 +320,8 @@ def test_a_disk_that_will_be_full_is_named_before_anything_is_written(store, mon
     store.wait()
 
 
-def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monkeypatch):
-  """A second Ctrl-C comes while the last checkpoint is being written: no other command may meet it half done."""
+def test_a_save_whose_wait_was_interrupted_is_awaited_on_close(store, monkeypatch):
+  """After a second Ctrl-C while the last checkpoint is being written, no other command may see it half written."""
   real, going_on, writes = integrity.write_seal, threading.Event(), []
 
   def slow(*given):
@@ -343,8 +341,8 @@ def test_a_save_whose_wait_was_interrupted_is_waited_for_at_the_end(store, monke
   assert store.newest_sound() == 40
 
 
-def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatch):
-  """Training goes on in the same memory meanwhile: of arrays that are joined, alone of their type, or large."""
+def test_a_checkpoint_holds_the_state_at_the_start_of_the_save(store, monkeypatch):
+  """Training changes the same memory meanwhile: of arrays that are joined, the only ones of their dtype, or large."""
   saved = {"large": np.ones((700, 512), np.float32), "one": np.ones(3, np.float16), "a": np.ones(3), "b": np.ones(2)}
   real, going_on = folders.check_space, threading.Event()
   monkeypatch.setattr(folders, "check_space", lambda *given: (going_on.wait(60), real(*given)))
@@ -356,7 +354,7 @@ def test_what_is_written_is_what_was_there_when_the_save_began(store, monkeypatc
   assert same(store.restore(40, saved), jax.tree.map(np.ones_like, saved))
 
 
-def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
+def test_a_failed_save_is_reported_without_waiting(store, monkeypatch):
   monkeypatch.setattr(integrity, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
   store.save(40, state(40))
   store._pending.exception()  # it has ended, and nobody has asked how
@@ -367,7 +365,7 @@ def test_a_failed_save_is_noticed_without_waiting(store, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(65537, 40), (40, 65537), (30522, 90), (30592, 90), (2 * 3 * 65537,), (8, 512, 512)])
 def test_arrays_of_any_length_are_stored_in_few_pieces(tmp_path, shape):
-  """Orbax cuts at divisors: an axis with a large prime factor would be stored row by row, or number by number."""
+  """Orbax cuts at divisors, so it would store an axis with a large prime factor row by row or number by number."""
   store = Checkpoints(tmp_path)
   store.save(1, {"large": np.zeros(shape, np.float32), **{f"s{i}": np.zeros(100_003, np.float32) for i in range(13)}})
   store.close()

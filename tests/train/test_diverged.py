@@ -1,4 +1,4 @@
-"""Steps that are skipped change nothing, and a run that diverges leaves no checkpoint of what it became."""
+"""Skipped steps change nothing, and a diverged run leaves no checkpoint of its diverged state."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ BAD = 250  # a byte that the corpus does not have
 
 @pytest.fixture
 def broken(monkeypatch):
-  """`{data.seed: steps}`: in batches of these steps the loss is infinite, as one that overflows is."""
+  """A dict {data.seed: steps}: the loss of these steps' batches is made infinite, as by an overflow."""
   chosen: dict[int, Sequence[int]] = {}
   build, batch = tasks.build, Pipeline.batch
 
@@ -67,7 +67,7 @@ def train(runs, corpus, stop=None, **options):
 
 
 def newest(run):
-  """The step of the newest checkpoint, and whether all in it is finite."""
+  """The step of the newest checkpoint, and whether all of its arrays are finite."""
   store = Checkpoints(run.folder / "checkpoints")
   step = store.newest_sound()
   assert step is not None
@@ -84,7 +84,7 @@ def assert_unchanged(before, after, *but):
 
 
 @pytest.mark.parametrize(("name", "average"), [(name, 0.0) for name in optim.NAMES] + [("adamw", 0.9)])
-def test_no_optimizer_learns_from_a_step_that_is_skipped(name, average):
+def test_a_skipped_step_changes_no_optimizer_state(name, average):
   config = study.default_config()
   config.optim.update(name=name, average=average, skip_above=5.0, lr=1.0 if name == "prodigy" else 0.01)
   h = optim.hyperparameters(config, 40)
@@ -156,7 +156,7 @@ def test_a_run_survives_bad_batches_and_skips_the_same_when_it_resumes(resolved,
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
-def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes):
+def test_members_of_a_pack_skip_steps_independently(resolved, broken, tmp_path, sizes):
   config, corpus = resolved
   config.model.vocab = 264
   config.parallel.update(**sizes)
@@ -183,7 +183,7 @@ def test_members_of_a_pack_skip_for_themselves(resolved, broken, tmp_path, sizes
   ],
   ids=["all", "the last", "most", "half"],
 )
-def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved, broken, tmp_path, bad, error):
+def test_a_run_that_skips_most_or_its_last_steps_counts_as_diverged(resolved, broken, tmp_path, bad, error):
   config, corpus = resolved
   config.optim.skip_above = 5.0
   broken[0] = bad
@@ -195,7 +195,7 @@ def test_a_run_that_skips_most_steps_or_its_last_ones_has_not_finished(resolved,
 
 
 def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, stop_at):
-  """Also where the last stage skips none, and where a run was interrupted in its second stage."""
+  """Also if the last stage skips no steps, and if the run was interrupted in its second stage."""
   config, corpus = resolved
   config.train.steps = 6
   config.train.stages = ("optim.lr=0.02 optim.skip_above=5 train.steps=7",)
@@ -214,21 +214,21 @@ def test_skipped_steps_of_all_stages_are_counted(resolved, broken, tmp_path, sto
   assert ended.metrics["skipped_steps"] == 1
 
 
-def test_verbs_say_that_a_checkpoint_is_of_a_run_that_diverged(resolved, broken, tmp_path, caplog):
+def test_verbs_warn_about_checkpoints_of_diverged_runs(resolved, broken, tmp_path, caplog):
   config, corpus = resolved
   config.optim.skip_above, config.train.steps = 5.0, 6
   broken[0] = (4, 5)
   run = run_of(config, tmp_path / "run")
   (ended,) = train([run], corpus)
   assert ended.status == "diverged"
-  own = config.copy_and_resolve_references()
-  own.train.init_from = str(run.folder)
-  for use_it in (lambda: weights.resolve(own), lambda: trained.load(str(run.folder))):
+  changed_config = config.copy_and_resolve_references()
+  changed_config.train.init_from = str(run.folder)
+  for use_it in (lambda: weights.resolve(changed_config), lambda: trained.load(str(run.folder))):
     parameters._warn.cache_clear()
     caplog.clear()
     use_it()
     (said,) = [one.message for one in caplog.records if "diverged" in one.message]
-    assert said.startswith(f"{run.folder}: the checkpoint of step 6 is of a run that ended as diverged: 2 of 6 steps")
+    assert said.startswith(f"{run.folder}: the checkpoint of step 6 belongs to a run that diverged: 2 of 6 steps")
 
 
 def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):
@@ -250,10 +250,10 @@ def test_many_skips_in_a_row_end_a_run(resolved, broken, tmp_path, stop_at):
 
 
 @pytest.mark.parametrize(("log_every", "checkpoint_every", "expected"), [(1, 1, 17), (5, 5, 15), (5, 100, None)])
-def test_the_newest_checkpoint_of_a_diverged_run_is_from_before(
+def test_the_newest_checkpoint_of_a_diverged_run_predates_the_divergence(
   resolved, broken, tmp_path, log_every, checkpoint_every, expected
 ):
-  """Between the steps that are logged as well."""
+  """Also if it diverges between logged steps."""
   config, corpus = resolved
   config.train.update(log_every=log_every, checkpoint_every=checkpoint_every)
   broken[0] = range(17, 18)
@@ -267,7 +267,7 @@ def test_the_newest_checkpoint_of_a_diverged_run_is_from_before(
     assert newest(run) == (expected, True)
 
 
-def test_parameters_that_overflow_in_the_very_last_step_are_no_checkpoint(resolved, tmp_path):
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(resolved, tmp_path):
   """The loss of that step was finite."""
   config, corpus = resolved
   config.optim.update(name="sgd", lr=3e38, clip=1e30, warmup=0.0)
@@ -279,8 +279,8 @@ def test_parameters_that_overflow_in_the_very_last_step_are_no_checkpoint(resolv
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}], ids=str)
-def test_companions_of_a_diverged_member_resume_where_they_were(resolved, broken, tmp_path, stop_at, sizes):
-  """The longest member diverges; it has its record and its last sound checkpoint, and the others go on without it."""
+def test_other_members_resume_after_a_member_diverged(resolved, broken, tmp_path, stop_at, sizes):
+  """The longest member diverges; it keeps its record and its last sound checkpoint, and the others continue."""
   config, corpus = resolved
   config.model.vocab = 264
   config.parallel.update(**sizes)
@@ -323,7 +323,7 @@ def test_a_member_that_diverges_before_a_rung_has_a_record_there(resolved, broke
   assert newest(runs[1]) == (10, True)
 
 
-def test_a_trunk_that_has_diverged_leaves_no_branch_a_checkpoint(resolved, broken, tmp_path):
+def test_a_diverged_trunk_gives_its_branches_no_checkpoint(resolved, broken, tmp_path):
   config, corpus = resolved
   broken[0] = range(3, 4)
   runs = [run_of(config, tmp_path / str(seed), **{"data.seed": seed}) for seed in range(2)]
@@ -335,7 +335,7 @@ def test_a_trunk_that_has_diverged_leaves_no_branch_a_checkpoint(resolved, broke
 
 @pytest.fixture
 def not_finite(resolved, tmp_path):
-  """The folder of a run whose parameters are not finite, as an import of other versions could leave it."""
+  """The folder of a run whose parameters are not finite, as an earlier version could have imported it."""
   config, _ = resolved
   program = programs.program(config)
   state = jax.device_get(program.init(0))
@@ -366,7 +366,7 @@ def test_verbs_refuse_parameters_that_are_not_finite(not_finite, tmp_path, insid
   assert "checkpoint of step 7: parameters are not finite (embedding)" in err
 
 
-def test_a_run_does_not_begin_from_parameters_that_are_not_finite(resolved, not_finite, tmp_path):
+def test_initial_weights_that_are_not_finite_are_refused(resolved, not_finite, tmp_path):
   config, corpus = resolved
   config.train.init_from = str(not_finite)
   run = run_of(config, tmp_path / "run")

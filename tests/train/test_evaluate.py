@@ -1,4 +1,4 @@
-"""Evaluation: the standard error over documents is that of resampling documents."""
+"""Evaluation: the standard error over documents equals that of resampling documents."""
 
 import math
 
@@ -11,7 +11,7 @@ from bigmodel.train.evaluate import clustered_mean, evaluate, judge, measure
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_standard_error_of_clusters_is_that_of_resampling_them(weighted):
+def test_standard_error_of_clusters_equals_that_of_resampling_clusters(weighted):
   rng = np.random.default_rng(0)
   sizes = rng.integers(5, 50, 80)
   clusters = np.repeat(np.arange(80), sizes)
@@ -50,7 +50,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(resolved, batch_size):
   assert expected.bits_per_byte == pytest.approx(expected.loss / math.log(2) * tokens_per_byte)
 
 
-def test_members_of_a_pack_are_evaluated_each_as_alone(resolved):
+def test_members_of_a_pack_are_evaluated_like_single_runs(resolved):
   config, corpus = resolved
   pack = programs.program(config, 16)
   assert pack.at_once == 16 > pack.mesh.size

@@ -1,4 +1,4 @@
-"""Every optimizer begins at the weights it is given, and leaves frozen parameters alone."""
+"""Every optimizer starts from given weights, and does not change frozen parameters."""
 
 import jax
 import numpy as np
@@ -43,14 +43,14 @@ def source(corpus_dir, tmp_path_factory):
 
 
 def from_source(config, folder, **optim_fields):
-  """The config of a run that begins with the weights of `folder`."""
-  own = config.copy_and_resolve_references()
-  own.train.init_from, own.train.steps = str(folder), STEPS
-  own.optim.update(optim_fields)
-  optim.check(own)
-  weights.resolve(own)
-  weights.check(own)
-  return own
+  """The config of a run whose initial weights are those of the run in `folder`."""
+  changed_config = config.copy_and_resolve_references()
+  changed_config.train.init_from, changed_config.train.steps = str(folder), STEPS
+  changed_config.optim.update(optim_fields)
+  optim.check(changed_config)
+  weights.resolve(changed_config)
+  weights.check(changed_config)
+  return changed_config
 
 
 def take_steps(config, data, program, state, count):
@@ -73,34 +73,34 @@ def assert_equal(one, other, **tolerance):
 
 
 @pytest.mark.parametrize(("name", "average"), CASES)
-def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_path, name, average):
+def test_training_starts_from_given_weights_and_frozen_ones_stay(source, tmp_path, name, average):
   config, data, _, folder = source
-  own = from_source(config, folder, name=name, average=average, frozen=FROZEN, lr=1e-9, weight_decay=0.1)
-  program = programs.program(own)
-  start = weights.start(own, program.init(own.seed), program.optimizer_state)
+  changed_config = from_source(config, folder, name=name, average=average, frozen=FROZEN, lr=1e-9, weight_decay=0.1)
+  program = programs.program(changed_config)
+  start = weights.start(changed_config, program.init(changed_config.seed), program.optimizer_state)
   store = Checkpoints(folder / "checkpoints")
   loaded = parameters.evaluated(configs.read_config(folder), store, store.steps()[-1])
   store.close()
   assert_equal(start.params, loaded)
-  assert_equal(start.opt_state, optim.initial_state(optim.How.of(own), start.params))
+  assert_equal(start.opt_state, optim.initial_state(optim.How.of(changed_config), start.params))
   held = to_flat(start.opt_state)
   assert not [path for path in held if "attention" in path or "embedding" in path]
-  sizes = analytic.state_bytes(own, dict.fromkeys(program.mesh.shape, 1))
+  sizes = analytic.state_bytes(changed_config, dict.fromkeys(program.mesh.shape, 1))
   assert sizes["optimizer"] == sum(x.nbytes for x in held.values())
 
   # One step at (almost) no rate leaves the evaluated model as it was loaded.
-  state = take_steps(own, data, program, start, 1)
-  assert_equal(optim.evaluated(own, state.params, state.opt_state), loaded, **ROUNDING)
+  state = take_steps(changed_config, data, program, start, 1)
+  assert_equal(optim.evaluated(changed_config, state.params, state.opt_state), loaded, **ROUNDING)
 
   # Steps that learn leave the frozen parameters as they were, wherever the model is looked at.
-  own.optim.lr = {"prodigy": 1.0}.get(name, 0.01)
-  start = weights.start(own, program.init(own.seed), program.optimizer_state)
-  state = take_steps(own, data, program, start, STEPS)
+  changed_config.optim.lr = {"prodigy": 1.0}.get(name, 0.01)
+  start = weights.start(changed_config, program.init(changed_config.seed), program.optimizer_state)
+  state = take_steps(changed_config, data, program, start, STEPS)
   store = Checkpoints(tmp_path / "learned")
   store.save(STEPS, jax.device_get(state))
   store.close()
-  evaluated = to_flat(optim.evaluated(own, state.params, state.opt_state))
-  exported = parameters.evaluated(own, store, STEPS)
+  evaluated = to_flat(optim.evaluated(changed_config, state.params, state.opt_state))
+  exported = parameters.evaluated(changed_config, store, STEPS)
   moved = set()
   for path, value in loaded.items():
     for found in (to_flat(state.params), evaluated, exported):
@@ -112,8 +112,8 @@ def test_weights_are_where_an_optimizer_begins_and_frozen_ones_stay(source, tmp_
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_an_optimizer_whose_hidden_matrices_are_all_frozen_trains_the_rest(name):
-  """Optimizers that treat hidden matrices apart then have none to treat."""
+def test_optimizers_train_other_parameters_if_all_hidden_matrices_are_frozen(name):
+  """Optimizers with a special update for hidden matrices then have none to apply it to."""
   config = study.default_config()
   config.optim.update(name=name, frozen=("blocks",), lr=1.0 if name == "prodigy" else 0.01)
   params = {"blocks": {"w": np.ones((2, 6, 8), np.float32)}, "embedding": np.ones((10, 6), np.float32)}
@@ -134,14 +134,14 @@ def test_an_optimizer_whose_hidden_matrices_are_all_frozen_trains_the_rest(name)
   assert not np.array_equal(after["embedding"], params["embedding"])
 
 
-def test_nothing_left_to_train_is_refused(resolved):
+def test_freezing_every_parameter_is_refused(resolved):
   config, _ = resolved
   config.optim.frozen = (".",)
   with pytest.raises(UserError, match=r"config.optim.frozen: \('.',\) matches every parameter"):
     weights.check(config)
 
 
-def test_a_host_holds_more_members_whose_parameters_are_frozen(resolved):
+def test_more_members_fit_on_a_host_if_parameters_are_frozen(resolved):
   config, _ = resolved
   room = packs.room(config)
   config.optim.frozen = ("embedding",)
@@ -149,16 +149,16 @@ def test_a_host_holds_more_members_whose_parameters_are_frozen(resolved):
 
 
 @pytest.mark.parametrize("members", [1, 3])
-def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, members):
-  """With an optimizer that evaluates other parameters than those it trains."""
+def test_runs_and_packs_start_from_given_weights(source, tmp_path, members):
+  """With an optimizer that trains and evaluates different parameters."""
   config, data, record, folder = source
-  own = from_source(config, folder, name="schedule_free", lr=1e-9)
-  own.train.steps = 1
+  changed_config = from_source(config, folder, name="schedule_free", lr=1e-9)
+  changed_config.train.steps = 1
   runs = []
   for seed in range(members):
-    own = own.copy_and_resolve_references()
-    own.seed = seed
-    runs.append(Run(own, tmp_path / str(seed)))
+    changed_config = changed_config.copy_and_resolve_references()
+    changed_config.seed = seed
+    runs.append(Run(changed_config, tmp_path / str(seed)))
   with Display(quiet=True) as display:
     ended = train_runs(runs, data, display, StopRequest())
   for one in ended:
@@ -170,7 +170,7 @@ def test_runs_and_packs_begin_at_the_weights_they_are_given(source, tmp_path, me
   [("name=schedule_free", 1, {}), ("average=0.9", 2, {}), ("name=schedule_free", 2, {"fsdp": 2})],
   ids=str,
 )
-def test_a_stage_begins_at_the_parameters_by_which_the_one_before_is_judged(resolved, first, members, sizes):
+def test_a_stage_starts_from_the_evaluated_parameters_of_the_previous_one(resolved, first, members, sizes):
   config, data = resolved
   config.parallel.update(**sizes)
   config.model.vocab = 264  # divides by the mesh
@@ -188,9 +188,9 @@ def test_a_stage_begins_at_the_parameters_by_which_the_one_before_is_judged(reso
   after = program.fetch(state)
   for i in range(members):
     ended, begun = program.member(before, i), program.member(after, i)
-    own = one.config.copy_and_resolve_references()
-    own.optim.beta1 = float(hs[i].beta1)
-    judged = optim.evaluated(own, ended.params, ended.opt_state)
+    changed_config = one.config.copy_and_resolve_references()
+    changed_config.optim.beta1 = float(hs[i].beta1)
+    judged = optim.evaluated(changed_config, ended.params, ended.opt_state)
     assert_equal(begun.params, judged, **ROUNDING)
     assert_equal(begun.opt_state.own.z, begun.params)
     assert not np.allclose(judged["embedding"], ended.params["embedding"], rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Tasks on real text: exact where they can be, and well below what knows the frequencies of bytes only."""
+"""Tasks on real text: exact if possible, and otherwise much better than guessing by byte frequencies."""
 
 import importlib.util
 from pathlib import Path
@@ -39,13 +39,13 @@ def trained(config, folder):
 
 
 @pytest.mark.slow
-def test_a_transformer_says_rows_backwards_exactly(tmp_path):
+def test_a_transformer_reverses_rows_exactly(tmp_path):
   record, _ = trained(config_of("reversal"), tmp_path)
   assert record.metrics["accuracy"] == 1.0
 
 
 @pytest.mark.slow
-def test_masked_tokens_are_guessed_from_both_sides(tmp_path):
+def test_masked_tokens_are_predicted_from_both_sides(tmp_path):
   config = config_of("bert")
   config.train.tokens, config.model.width = 4_000_000, 64
   record, unigram = trained(config, tmp_path)
@@ -53,7 +53,7 @@ def test_masked_tokens_are_guessed_from_both_sides(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_second_half_of_a_row_is_said_after_the_first(tmp_path):
+def test_the_second_half_of_a_row_is_predicted_from_the_first(tmp_path):
   config = config_of("reversal")
   config.task.target, config.data.context, config.train.steps = "next", 64, 1500
   record, unigram = trained(config, tmp_path)

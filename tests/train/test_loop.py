@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or diverge: nothing is lost, and the bits are those of a whole run."""
+"""Runs that are killed, interrupted or diverge: nothing is lost, and results are those of whole runs."""
 
 import concurrent.futures
 import json
@@ -57,7 +57,7 @@ def test_a_run_learns_and_its_record_is_complete(resolved, tmp_path):
 
 
 def test_the_share_of_choices_that_experts_drop_is_logged_and_recorded(resolved, tmp_path):
-  """Half the slots of an even share leave half of the choices without one, at least."""
+  """With half of the slots that even choices need, at least half of the choices are dropped."""
   config, corpus = resolved
   config.model.update(experts=4, experts_per_token=2, expert_capacity=0.5)
   config.train.update(steps=4, accumulate=2, log_every=2)
@@ -86,7 +86,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_rows(resolved, tmp_path
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, tmp_path, monkeypatch):
-  """It is saved while it is evaluated; here the disk says no when the evaluation has long been done."""
+  """The run is saved while it is evaluated; here the save fails after the evaluation has finished."""
   config, corpus = resolved
   config.train.checkpoint_every = 1000
 
@@ -100,8 +100,8 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_no_record(resolved, t
   assert record.read(tmp_path) is None
 
 
-def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_path, monkeypatch):
-  """The first members are evaluated meanwhile; the process would end only when they are."""
+def test_a_pack_that_cannot_be_saved_stops_evaluating(resolved, tmp_path, monkeypatch):
+  """The first members are evaluated during the save; otherwise the process would wait for the evaluation."""
   config, corpus = resolved
   config.train.update(steps=4, checkpoint_every=1000)
   began, gave_up = threading.Event(), threading.Event()
@@ -129,8 +129,8 @@ def test_a_pack_that_cannot_be_saved_does_not_go_on_evaluating(resolved, tmp_pat
   assert not any(record.read(run.folder) for run in runs)
 
 
-def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp_path, stop_at):
-  """A rung may come to be when a run has gone further: where it was added to the design."""
+def test_a_run_past_a_new_rung_returns_to_it_and_pauses(resolved, tmp_path, stop_at):
+  """This happens if a rung is added to the design after a run has passed its step."""
   config, corpus = resolved
   runs = [Run(config, absolute(tmp_path / name)) for name in ("fresh", "past")]
   with pytest.raises(Interrupted):
@@ -143,14 +143,14 @@ def test_a_run_that_is_past_a_rung_pauses_at_it_as_one_that_is_not(resolved, tmp
   assert list(fresh) == [10]
 
 
-def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolved, tmp_path):
+def test_the_steps_of_one_call_are_limited_by_time(resolved, tmp_path):
   config, corpus = resolved
   found = []
   for timeout in (0.0, 8.0):
     config.train.step_timeout = timeout
     member = open_member(Run(config, absolute(tmp_path)), corpus, StopRequest())
     watch = Watch([member], 0, 30, Display(quiet=True), Clock(1), 1e12)
-    strides = [watch.stride()]  # of which nothing is known yet
+    strides = [watch.stride()]  # before any step has been timed
     for watch.pace in (0.01, 0.5, 60.0):
       strides.append(watch.stride())
     found.append(strides)
@@ -162,7 +162,7 @@ def test_a_call_takes_as_many_steps_as_signals_and_timeouts_can_wait_for(resolve
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.0, [11, 22, 33]), (0.5, [11, 62])])
-def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_time(
+def test_metrics_are_flushed_every_ten_seconds_in_at_most_one_percent_of_the_time(
   resolved, tmp_path, monkeypatch, cost, expected
 ):
   config, corpus = resolved
@@ -186,7 +186,7 @@ def test_what_is_known_is_written_every_ten_seconds_or_for_a_hundredth_of_the_ti
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
+def test_a_signal_requests_a_stop_and_old_handlers_are_restored(number):
   before = signal.getsignal(number)
   with interruptible() as stop:
     assert not stop.requested()
@@ -195,8 +195,8 @@ def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
   assert signal.getsignal(number) == before
 
 
-def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_path, stop_at):
-  """They are those of the checkpoints of their steps, whether a run is whole, interrupted or a member of a pack."""
+def test_evaluations_during_training_are_logged_and_do_not_affect_it(resolved, tmp_path, stop_at):
+  """They equal evaluations of the steps' checkpoints, for uninterrupted and interrupted runs and members of packs."""
   config, corpus = resolved
   plain = train(config, corpus, tmp_path / "plain")
   config.eval.every = 4
@@ -226,8 +226,8 @@ def test_evaluations_in_training_are_logged_and_change_nothing(resolved, tmp_pat
 
 
 @pytest.mark.parametrize("least", [12, 30])
-def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path, stop_at, monkeypatch, least):
-  """Of made-up losses, at step 12 or at the end, also where the run was interrupted before, at and after it."""
+def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(resolved, tmp_path, stop_at, monkeypatch, least):
+  """With made-up losses that are lowest at step 12 or at the end, also if interrupted before, at or after it."""
   config, corpus = resolved
   plain = train(config, corpus, tmp_path / "plain")
   config.eval.every, config.train.keep_best = 4, True
@@ -247,7 +247,7 @@ def test_the_checkpoint_with_the_least_held_out_loss_is_kept(resolved, tmp_path,
   assert config.train.init_sha256
 
 
-def test_what_a_killed_run_had_kept_after_its_newest_checkpoint_is_found_again(resolved, tmp_path):
+def test_a_resumed_run_finds_the_best_checkpoint_again_after_it_was_replaced(resolved, tmp_path):
   config, _ = resolved
   run, state = Run(config, absolute(tmp_path)), programs.program(config).init(0)
   one = best.Best(run, lambda: False)
@@ -275,7 +275,7 @@ def test_logging_and_checkpoints_do_not_change_the_run(resolved, tmp_path):
   assert train(config, corpus, tmp_path / "two").result_sha256 == one.result_sha256
 
 
-def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
+def test_seeds_of_initialization_and_data_order_are_independent(resolved, tmp_path):
   config, corpus = resolved
   config.train.steps = 3
   hashes = set()
@@ -285,7 +285,7 @@ def test_seeds_of_initialisation_and_order_are_separate(resolved, tmp_path):
   assert len(hashes) == 3
 
 
-def test_a_damaged_checkpoint_falls_back_and_the_bits_stay(resolved, tmp_path, stop_at):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_bit_for_bit(resolved, tmp_path, stop_at):
   config, corpus = resolved
   whole = train(config, corpus, tmp_path / "whole")
   with pytest.raises(Interrupted):
@@ -311,7 +311,7 @@ def test_a_diverged_run_is_a_record_and_stops_early(resolved, tmp_path, log_ever
   assert train(config, corpus, tmp_path / "again").result_sha256 == sealed.result_sha256
 
 
-def test_cutting_metrics_twice_or_half_way_loses_nothing(tmp_path, monkeypatch):
+def test_cutting_metrics_twice_or_partly_loses_nothing(tmp_path, monkeypatch):
   kept = metrics.Metrics(tmp_path)
   for step in range(1, 10):
     kept.add(step, {})

@@ -1,4 +1,4 @@
-"""Between events a program makes steps only; metrics are read one call late, and none after every member diverged."""
+"""Programs only make steps between events; metrics are read one call late, and none after all members diverged."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def schedule(**changes):
 
 @pytest.mark.parametrize("most", [1, 3, 8, 100])
 @pytest.mark.parametrize("start", [0, 7, 9])
-def test_every_event_comes_at_the_end_of_a_call_whatever_a_call_takes(most, start):
+def test_every_event_is_at_the_end_of_a_call_of_any_length(most, start):
   one, seen, done = schedule(), [start], start
   while done < one.end:
     done += min(one.next(done) - done, most)
@@ -33,12 +33,12 @@ def test_every_event_comes_at_the_end_of_a_call_whatever_a_call_takes(most, star
   assert most < 100 or seen[1:] == [step for step in (7, 10, 12, 20, 30) if step > start]
 
 
-def test_a_checkpoint_is_due_at_its_steps_but_not_with_the_record():
+def test_a_checkpoint_is_due_at_multiples_but_not_at_the_end():
   assert [step for step in range(1, 31) if schedule().saves(step)] == [10, 20]
   assert [step for step in range(1, 26) if schedule(end=25).saves(step)] == [10, 20]
 
 
-def test_evaluations_are_events_but_not_at_the_end_where_the_record_has_one():
+def test_evaluations_are_events_except_at_the_end():
   one = schedule(evaluate_every=4)
   assert [step for step in range(1, 31) if one.evaluates(step)] == [4, 8, 12, 16, 20, 24, 28]
   assert [one.next(step) for step in (0, 4, 7, 8, 16)] == [4, 7, 8, 10, 20]

@@ -1,4 +1,4 @@
-"""Stages: each trains what it says, schedules begin anew, a killed run ends with the bits of a whole one."""
+"""Stages: each trains its task, schedules restart, and resumed runs are bit-identical to uninterrupted ones."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ PRE = "task.name=contrastive_divergence task.layer={} optim.lr=0.02 optim.weight
 
 @pytest.fixture
 def dbn(tmp_path):
-  """A net on 60 rows of two noisy patterns: RBMs for 6 and 5 steps, by other optimizers, then 9 steps of all."""
+  """A config of a net on 60 rows of two noisy patterns: RBMs for 6 and 5 steps, then 9 steps of all layers."""
   rng = np.random.default_rng(0)
   labels = np.arange(60) % 2
   inputs = np.clip(
@@ -65,7 +65,7 @@ def test_horizons_add_up_and_each_stage_has_its_own_settings(dbn):
   assert [s.config.optim.lr for s in found] == [0.02, 0.02, 0.01]
 
 
-def test_schedules_begin_anew_with_each_stage(dbn):
+def test_schedules_restart_with_each_stage(dbn):
   rates = []
   for stage in stages.of(dbn):
     h = optim.hyperparameters(stage.config, stage.stop - stage.first, stage.first)
@@ -85,7 +85,7 @@ def test_a_run_cut_anywhere_ends_with_the_bits_of_a_whole_one(dbn, tmp_path, sto
   assert cut.steps == 20
 
 
-def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
+def test_a_stage_changes_only_the_layer_that_it_trains(dbn, tmp_path, stop_at):
   after = {}
   for at in (5, 10):  # the last steps of the first two stages, saved when interrupted
     run, data = study.single_run(dbn, tmp_path / str(at))
@@ -104,8 +104,8 @@ def test_a_stage_changes_its_own_layer_only(dbn, tmp_path, stop_at):
 
 
 @pytest.mark.parametrize(("axes", "members"), [({"fsdp": 2}, 2), ({}, jax.device_count() + 1)])
-def test_members_go_from_stage_to_stage_as_alone(dbn, tmp_path, axes, members):
-  """Spread over axes, and on lanes that they do not fill."""
+def test_members_of_a_pack_change_stages_like_single_runs(dbn, tmp_path, axes, members):
+  """Members are sharded over axes, or are too few to fill the lanes."""
   dbn.parallel.update(data=1, **axes)
   runs, data = [], pipeline.prepare(dbn)
   for i in range(members):
@@ -141,7 +141,7 @@ def test_the_gradient_of_contrastive_divergence_is_hinton_s_rule():
 
 def test_bad_stages_are_refused(dbn, tmp_path):
   for text, message in (
-    ("optim.lr=0.1", "says neither train.tokens nor train.steps"),
+    ("optim.lr=0.1", "sets neither train.tokens nor train.steps"),
     ("train.steps=3 model.hidden=(3,)", "model.hidden is not one of"),
     ("train.steps=3 optim.rl=0.1", "config.optim.rl: no such field"),
     (PRE.format(2, 3), "config.task.layer: 2 is none of the 2 layers"),
@@ -153,11 +153,13 @@ def test_bad_stages_are_refused(dbn, tmp_path):
 
 
 @pytest.mark.parametrize("name", optim.NAMES)
-def test_a_stage_drops_inherited_fields_that_its_optimizer_does_not_read(config, name):
-  """Every optimizer that reads fields of its own, before which a stage of every other one comes."""
+def test_a_stage_resets_inherited_fields_that_its_optimizer_does_not_read(config, name):
+  """Every optimizer that reads additional fields, after a stage with every other optimizer."""
   defaults = optim.defaults()
-  for own, optimizer in optim.optimizers.BUILT_IN.items():
-    config.optim.update(defaults | {"name": own, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)})
+  for last_name, optimizer in optim.optimizers.BUILT_IN.items():
+    config.optim.update(
+      defaults | {"name": last_name, "schedule": "cosine", "final": 0.2, "decays": ("embedding=0.5",)}
+    )
     changed = {"update_scale": "spectral", "momentum": 0.8, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-6, "gamma": 0.1}
     config.optim.update({field: changed[field] for field in optimizer.reads})
     if optimizer.sets_rate:
@@ -181,7 +183,7 @@ def ramped(config):
   return config
 
 
-def test_a_ramp_is_batches_that_grow(config):
+def test_a_ramp_increases_the_batch_size(config):
   assert train.phases(ramped(config)) == [
     horizon.Phase(2, 0, 10, 0), horizon.Phase(4, 10, 20, 20), horizon.Phase(8, 20, 36, 60)
   ]  # fmt: skip
@@ -197,13 +199,13 @@ def test_a_ramp_is_batches_that_grow(config):
       train.check(config)
 
 
-def test_a_ramp_sees_the_rows_in_order_once_and_learning_goes_on(config, tmp_path, stop_at):
-  """Stopped within and at the ends of its phases it is the same run; what is learned is carried through them."""
+def test_a_ramp_reads_each_row_once_in_order_and_keeps_the_optimizer_state(config, tmp_path, stop_at):
+  """Results are the same if the run is stopped within or at the ends of phases."""
   run, data = study.single_run(ramped(config), tmp_path / "whole")
   rows = []
   for stage in stages.of(run.config):
-    own = pipeline.train_pipeline(stage.config, data, stage.stop - stage.first, stage.before)
-    rows += [row for step in range(stage.stop - stage.first) for row in own.batch(step)]
+    stage_rows = pipeline.train_pipeline(stage.config, data, stage.stop - stage.first, stage.before)
+    rows += [row for step in range(stage.stop - stage.first) for row in stage_rows.batch(step)]
   plain = pipeline.train_pipeline(stages.of(run.config)[-1].config, data, 23)
   np.testing.assert_array_equal(rows[:184], [row for step in range(23) for row in plain.batch(step)])
   assert len(rows) == 188
@@ -236,20 +238,20 @@ PAIRS = [(first, last) for first in KINDS for last in KINDS if first != last]
 
 
 def two_stages(config, first, last, **more):
-  """A copy whose first stage, of 4 steps, and whose own, of 3, have optimizers of these kinds."""
-  own = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
-  own.optim.update(lr=0.05, warmup=0.0)
-  own.train.steps = 3
+  """A copy with a first stage of 4 steps and a last one of 3, with optimizers of these kinds."""
+  changed_config = study.with_overrides(config, {f"optim.{name}": value for name, value in KINDS[last].items()})
+  changed_config.optim.update(lr=0.05, warmup=0.0)
+  changed_config.train.steps = 3
   settings = " ".join(f"optim.{name}={value}" for name, value in {**KINDS[first], **more}.items())
-  own.train.stages = (f"{settings} train.steps=4",)
-  return own
+  changed_config.train.stages = (f"{settings} train.steps=4",)
+  return changed_config
 
 
 @pytest.mark.parametrize(("first", "last"), PAIRS)
-def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(config, tmp_path, first, last):
-  """At rungs in it and at its end, and from its checkpoints there."""
-  own = two_stages(config, first, last)
-  run, data = study.single_run(own, tmp_path / "run")
+def test_a_run_in_its_first_stage_is_evaluated_with_the_optimizer_of_that_stage(config, tmp_path, first, last):
+  """Both at rungs within the stage and at its end, and from the checkpoints there."""
+  changed_config = two_stages(config, first, last)
+  run, data = study.single_run(changed_config, tmp_path / "run")
   in_force = stages.of(run.config)[0].config
   program = programs.program(in_force)
   for step in (3, 4):
@@ -269,10 +271,10 @@ def test_a_run_in_its_first_stage_is_judged_by_the_optimizer_of_that_stage(confi
 
 
 @pytest.mark.parametrize("last", KINDS)
-def test_a_member_that_diverges_in_its_first_stage_leaves_its_companion_to_finish(config, tmp_path, last):
+def test_other_members_finish_if_one_diverges_in_its_first_stage(config, tmp_path, last):
   configs = [two_stages(config, "plain", last, name="sgd", lr=lr, clip=1e30, weight_decay=0.0) for lr in (3e38, 0.01)]
   runs, data = (
-    [study.single_run(own, tmp_path / str(i))[0] for i, own in enumerate(configs)],
+    [study.single_run(two_stage, tmp_path / str(i))[0] for i, two_stage in enumerate(configs)],
     pipeline.prepare(configs[0]),
   )
   with Display(0, True) as display:

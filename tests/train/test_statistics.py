@@ -1,4 +1,4 @@
-"""The gradient noise scale is that of a direct measurement; statistics of layers are of the step that is taken."""
+"""The gradient noise scale equals a direct measurement; statistics of layers equal those of the actual step."""
 
 import jax
 import numpy as np
@@ -16,10 +16,10 @@ from bigmodel.train.run import Run
 from bigmodel.train.stop import StopRequest
 
 
-def test_noise_scale_of_microbatches_is_that_of_single_rows(resolved):
-  """At parameters that do not move: from the norms of microbatches, and from the gradient of every row by itself.
+def test_noise_scale_of_microbatches_equals_that_of_single_rows(resolved):
+  """Compares the estimate from norms of microbatches with that from the gradient of every row, at fixed parameters.
 
-  After some steps of learning, when a row's noise is larger than the gradient of all.
+  The model has learned some steps, so that the noise of a row is larger than the mean gradient.
   """
   config, corpus = resolved
   config.train.update(accumulate=4, batch_size=16, noise_scale=True)
@@ -69,12 +69,12 @@ def test_noise_scale_needs_microbatches_and_is_recorded_in_tokens(config, tmp_pa
   last = metrics.read(tmp_path)[-1]
   assert record.metrics["noise_scale"] == pytest.approx(last["noise_scale"])
   assert last["noise_scale"] > 0
-  _, told, _ = _one_step(run.config, data, 30)
-  assert last["noise_scale"] == pytest.approx(float(told["noise_scale"]) * config.data.context)
+  _, step_metrics, _ = _one_step(run.config, data, 30)
+  assert last["noise_scale"] == pytest.approx(float(step_metrics["noise_scale"]) * config.data.context)
 
 
 def _one_step(config, data, count=1):
-  """The state after some steps, the metrics of the last one, the parameters before it and its statistics."""
+  """Makes some steps; returns the state, and the last step's metrics and (parameters before it, statistics)."""
   program, rows = programs.program(config), pipeline.train_pipeline(config, data, 30)
   state = program.place([program.init(0)])
   h = program.put_hyperparameters([optim.hyperparameters(config, 30)])
@@ -87,10 +87,10 @@ def _one_step(config, data, count=1):
   return state, logged, (before, layers)
 
 
-def test_statistics_are_of_the_step_that_is_taken(resolved):
+def test_statistics_equal_those_of_the_actual_step(resolved):
   config, data = resolved
   config.model.layers = 2
-  state, told, (before, found) = _one_step(config, data, 3)
+  state, step_metrics, (before, found) = _one_step(config, data, 3)
   assert set(found) == {"activation", "parameter", "gradient", "update"}
   assert len(found["activation"]["block"]) == len(found["parameter"]["blocks.attention.query"]) == 2
   assert len(found["activation"]["decoder"]) == 1
@@ -108,7 +108,7 @@ def test_statistics_are_of_the_step_that_is_taken(resolved):
       assert float(found["update"][name][i]) == pytest.approx(root(new - old), rel=1e-2)
   sizes = {name: x[: rows.get(name, len(x))].size for name, x in to_flat(before).items()}
   norm = sum(sizes[n] / len(x) * sum(float(v) ** 2 for v in x) for n, x in found["gradient"].items()) ** 0.5
-  assert norm == pytest.approx(float(told["grad_norm"]), rel=1e-4)
+  assert norm == pytest.approx(float(step_metrics["grad_norm"]), rel=1e-4)
   model = models.build(config)
   rows = pipeline.train_pipeline(config, data, 30).batch(2)
   logits, _ = model.apply({"params": before}, np.asarray(rows)[:, :-1])
@@ -122,27 +122,27 @@ MORE_KINDS = [("bert", 1), ("decoder", 4), ("transformer", 1), ("transformer", 2
 @pytest.mark.parametrize(
   ("family", "accumulate"), KINDS + [pytest.param(*kind, marks=pytest.mark.slow) for kind in MORE_KINDS]
 )
-def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, family, accumulate):
-  """Of dropout and of hidden tokens. Under SGD at rate 1 what a step subtracts is its gradient."""
-  own = study.default_config(family)
-  if own.data.kind == "text":
-    own.data = config.data
-    own.model.update(width=16, layers=1, head_size=8)
+def test_statistics_use_the_random_keys_of_the_actual_step(config, tmp_path, family, accumulate):
+  """The keys of dropout and of masked tokens. With SGD at rate 1, the change of the parameters is the gradient."""
+  changed_config = study.default_config(family)
+  if changed_config.data.kind == "text":
+    changed_config.data = config.data
+    changed_config.model.update(width=16, layers=1, head_size=8)
   else:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "rows.npz", inputs=rng.standard_normal((64, 6)), targets=np.arange(64) % 4)
-    own.data.update(name="arrays", path=str(tmp_path / "rows.npz"))
-  if "dropout" in own.model:
-    own.model.dropout = 0.5
-  own.optim.update(name="sgd", lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0, clip=1e9)
-  own.train.update(steps=30, batch_size=8, accumulate=accumulate)
-  own.parallel.data = 1
-  data = pipeline.prepare(own)
-  own = study.resolve(own, data)
-  state, _, (before, found) = _one_step(own, data)
+    changed_config.data.update(name="arrays", path=str(tmp_path / "rows.npz"))
+  if "dropout" in changed_config.model:
+    changed_config.model.dropout = 0.5
+  changed_config.optim.update(name="sgd", lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0, clip=1e9)
+  changed_config.train.update(steps=30, batch_size=8, accumulate=accumulate)
+  changed_config.parallel.data = 1
+  data = pipeline.prepare(changed_config)
+  changed_config = study.resolve(changed_config, data)
+  state, _, (before, found) = _one_step(changed_config, data)
   moved = jax.tree.map(lambda new, old: old - np.asarray(new), state.params, before)
   largest = max(float(x) for layers in found["gradient"].values() for x in layers)
-  rows = models.real_rows(own)
+  rows = models.real_rows(changed_config)
   for name, x in to_flat(moved).items():
     layers = list(x) if "blocks." in name else [x[: rows.get(name, len(x))]]
     for layer, gradient, update in zip(layers, found["gradient"][name], found["update"][name], strict=True):
@@ -152,19 +152,19 @@ def test_statistics_have_the_keys_of_the_step_that_is_taken(config, tmp_path, fa
       assert float(update) == pytest.approx(size, rel=1e-3, abs=1e-5 * largest), name
 
 
-def test_members_of_a_pack_have_statistics_of_their_own_and_the_same_bits(resolved, tmp_path):
+def test_members_of_a_pack_have_separate_statistics_and_unchanged_results(resolved, tmp_path):
   config, data = resolved
   runs = []
   for seed in (0, 1):
-    own = config.copy_and_resolve_references()
-    own.seed = seed
-    own.train.update(steps=10, layers_every=5)
-    runs.append(Run(own, tmp_path / str(seed)))
+    changed_config = config.copy_and_resolve_references()
+    changed_config.seed = seed
+    changed_config.train.update(steps=10, layers_every=5)
+    runs.append(Run(changed_config, tmp_path / str(seed)))
   with Display(0, True) as display:
     packed = train_runs(runs, data, display, StopRequest())
-  own.train.layers_every = 0
+  changed_config.train.layers_every = 0
   with Display(0, True) as display:
-    (plain,) = train_runs([Run(own, tmp_path / "plain")], data, display, StopRequest())
+    (plain,) = train_runs([Run(changed_config, tmp_path / "plain")], data, display, StopRequest())
   assert plain.run_id == packed[1].run_id
   layers = [{row["step"]: row["layers"] for row in metrics.read(run.folder) if "layers" in row} for run in runs]
   assert [set(one) for one in layers] == [{5, 10}] * 2

@@ -1,4 +1,4 @@
-"""One step is the same on every mesh, in every pack and in any number of microbatches."""
+"""A step is the same on every mesh, in every pack and with any number of microbatches."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def run_steps(config, corpus, count=3, **sizes):
 
 
 def close(one, other, rtol=2e-4):
-  """Equal but for the order of float32 sums, which Adam's division amplifies where gradients are tiny."""
+  """Compares up to the order of float32 sums, which Adam's division amplifies for tiny gradients."""
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-5)
 
@@ -82,18 +82,18 @@ def pack(config, corpus, members, count=3):
   program = programs.program(config, len(members))
   states, rows, hs = [], [], []
   for seed, lr in members:
-    own = config.copy_and_resolve_references()
-    own.data.seed, own.optim.lr = seed, lr
+    member_config = config.copy_and_resolve_references()
+    member_config.data.seed, member_config.optim.lr = seed, lr
     states.append(program.init(seed))
-    rows.append(pipeline.train_pipeline(own, corpus, 30))
-    hs.append(optim.hyperparameters(own, 30))
+    rows.append(pipeline.train_pipeline(member_config, corpus, 30))
+    hs.append(optim.hyperparameters(member_config, 30))
   state, h = program.place(states), program.put_hyperparameters(hs)
   for step in range(count):
     state, _ = program.step(state, program.put_rows([r.batch(step) for r in rows]), h)
   return [program.member(program.fetch(state), i) for i in range(len(members))], program
 
 
-def test_a_member_of_a_pack_is_the_run_alone(resolved):
+def test_a_member_of_a_pack_equals_the_single_run(resolved):
   config, corpus = resolved
   (first, second), program = pack(config, corpus, [(0, 3e-3), (1, 1e-2)])
   assert program.mesh.shape["member"] == 2
@@ -102,7 +102,7 @@ def test_a_member_of_a_pack_is_the_run_alone(resolved):
   assert steps.params_sha256(first.params) != steps.params_sha256(second.params)
 
 
-def test_the_bits_of_a_member_do_not_depend_on_its_companions(resolved):
+def test_the_bits_of_a_member_do_not_depend_on_other_members(resolved):
   config, corpus = resolved
   (first, _), _ = pack(config, corpus, [(0, 3e-3), (1, 1e-2)])
   (_, again), _ = pack(config, corpus, [(5, 1.0), (0, 3e-3)])
@@ -136,11 +136,11 @@ def test_packs_of_all_sizes_and_horizons_share_one_step(resolved, monkeypatch):
     assert [int(program.member(host, i).step) for i in range(count)] == horizons
     assert (host.step[count:] == np.iinfo(np.int32).max).all()  # who fills up the lanes trains nothing
     assert values["loss"].shape == (count, program.stride)
-    assert [int(np.count_nonzero(own)) for own in values["loss"]] == horizons
+    assert [int(np.count_nonzero(losses)) for losses in values["loss"]] == horizons
   assert calls == ["single", "step"]
 
 
-def test_a_key_tells_apart_what_is_compiled_and_nothing_else(resolved):
+def test_program_keys_differ_exactly_if_compiled_fields_differ(resolved):
   config, _ = resolved
 
   def of(members=1, **changes):
@@ -185,6 +185,6 @@ def test_batches_that_do_not_fit_the_mesh_are_refused(resolved):
   config.parallel.data, config.train.batch_size = 8, 12
   with pytest.raises(UserError, match="not divisible by the mesh"):
     parallel.check(config)
-  config.parallel.data = -1  # takes what divides
+  config.parallel.data = -1  # the largest axis that divides the batch
   parallel.check(config)
   assert parallel.mesh_sizes(config, 8)["data"] == 4

@@ -1,4 +1,4 @@
-"""The supervisor restarts what died, as often as allowed; the watchdog ends what hangs."""
+"""The supervisor restarts processes that died, up to a limit; the watchdog ends processes that hang."""
 
 import functools
 import os
@@ -22,15 +22,15 @@ counter.write_text(str(n + 1))
 
 def run(tmp_path, body, restarts, done=lambda: 0):
   counter = tmp_path / "count"
-  said = []
+  messages = []
   code = supervise(
     [sys.executable, "-c", SCRIPT.format(counter=str(counter), body=body)],
     restarts,
     done,
     first_wait=0.01,
-    say=lambda text, **_: said.append(text),
+    say=lambda text, **_: messages.append(text),
   )
-  return code, int(counter.read_text()), said
+  return code, int(counter.read_text()), messages
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +42,19 @@ def handlers():
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
-def test_ends_that_are_final_are_passed_on(tmp_path, code):
+def test_final_exit_codes_are_passed_on(tmp_path, code):
   assert run(tmp_path, f"sys.exit({code})", 3)[:2] == (code, 1)
 
 
-def test_a_dead_process_is_started_again(tmp_path):
-  code, starts, said = run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if n < 2 else None", 3)
+def test_a_dead_process_is_restarted(tmp_path):
+  code, starts, messages = run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if n < 2 else None", 3)
   assert (code, starts) == (0, 3)
-  assert said[0] == "the process was killed by SIGKILL; restart 1 of 3 in 0.01 s"
-  assert "restart 2 of 3 in 0.02 s" in said[1]
+  assert messages[0] == "the process was killed by SIGKILL; restart 1 of 3 in 0.01 s"
+  assert "restart 2 of 3 in 0.02 s" in messages[1]
 
 
-def test_a_run_that_has_ended_is_not_started_again(tmp_path):
-  """Such as one that diverged, which ends with 1."""
+def test_an_ended_run_is_not_restarted(tmp_path):
+  """For example a diverged run, which exits with 1."""
   (tmp_path / "record.json").write_text("{}")
   started = tmp_path / "started"
   command = [sys.executable, "-c", f"open({str(started)!r}, 'a').write('x'); raise SystemExit(1)"]
@@ -63,13 +63,13 @@ def test_a_run_that_has_ended_is_not_started_again(tmp_path):
   assert started.read_text() == "x"
 
 
-def test_without_progress_it_gives_up(tmp_path):
-  code, starts, said = run(tmp_path, "sys.exit(1)", 2)
+def test_the_supervisor_gives_up_without_progress(tmp_path):
+  code, starts, messages = run(tmp_path, "sys.exit(1)", 2)
   assert (code, starts) == (1, 3)
-  assert said[-1] == "the process ended with code 1; giving up after 2 restarts without progress"
+  assert messages[-1] == "the process ended with code 1; giving up after 2 restarts without progress"
 
 
-def test_progress_earns_new_restarts(tmp_path):
+def test_progress_resets_the_count_of_restarts(tmp_path):
   counter = tmp_path / "count"
   code, starts, _ = run(
     tmp_path, "sys.exit(1 if n < 6 else 0)", 1, done=lambda: counter.exists() and counter.read_text()
@@ -89,7 +89,7 @@ def test_signals_reach_the_child_and_end_the_supervision(tmp_path):
   assert process.wait(10) == 75
 
 
-def test_the_watchdog_bites_only_after_the_first_step_and_when_none_follows():
+def test_the_watchdog_ends_a_process_only_if_no_step_follows_the_first():
   ends = []
   dog = Watchdog(0.2, ends.append)
   time.sleep(0.4)  # compiling

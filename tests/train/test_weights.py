@@ -1,4 +1,4 @@
-"""Weights from elsewhere: begun from exactly, frozen where asked, refused with the tensor that does not fit."""
+"""Initial weights from other runs: used exactly, frozen as configured, and refused by name if they do not fit."""
 
 import json
 
@@ -31,7 +31,7 @@ def trained(config, folder, **changes):
   return run, {name.removeprefix(parameters.PREFIX): x for name, x in params.items()}
 
 
-def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_path):
+def test_a_run_starts_from_weights_of_another_run_and_frozen_ones_stay(config, tmp_path):
   _, first = trained(config, tmp_path / "first", **{"train.steps": 10})
   tuned, second = trained(
     config, tmp_path / "second",
@@ -41,7 +41,7 @@ def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_pa
     frozen = "attention" in name or name == "embedding"
     assert np.array_equal(value, first[name]) == frozen, name
   assert tuned.config.train.init_sha256
-  # A run from other weights is another run, wherever the folder of its weights lies.
+  # The run id depends on the initial weights, but not on the path of their folder.
   moved = study.with_overrides(config, {"train.steps": 10, "train.init_from": str(tmp_path / "moved")})
   (tmp_path / "first").rename(tmp_path / "moved")
   again, _ = study.single_run(study.with_overrides(moved, {"optim.frozen": tuned.config.optim.frozen}), tmp_path / "x")
@@ -50,7 +50,7 @@ def test_a_run_begins_from_another_s_weights_and_frozen_ones_stay(config, tmp_pa
   assert scratch.run_id != study.single_run(moved, tmp_path / "z")[0].run_id
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_compiling(config, tmp_path):
   trained(config, tmp_path / "first", **{"train.steps": 2})
   config.train.init_from = str(tmp_path / "first")
   for changes, message in (
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_pa
     ({"train.init_fresh": ("^head",)}, r"config.train.init_fresh: no parameter matches '\^head'"),
     ({"train.init_from": str(tmp_path)}, "holds no run"),
     ({"train.init_sha256": "0" * 64}, "has no weights 000000000000"),
-    ({"train.init_from": "", "train.init_fresh": ("^output",)}, "config.train.init_fresh: is for runs with"),
+    ({"train.init_from": "", "train.init_fresh": ("^output",)}, "config.train.init_fresh: has no effect without"),
     ({"optim.frozen": ("*bias",)}, r"'\*bias' is not a regular expression"),
   ):
     with pytest.raises(UserError, match=message):
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(config, tmp_pa
 
 @pytest.mark.parametrize("optimizer", ["name=adamw", "average=0.9", "name=schedule_free"])
 def test_tables_of_an_earlier_version_without_padding_are_padded(config, tmp_path, optimizer):
-  """For another run and to evaluate, on a mesh by which only padded ones divide; to resume, they are refused."""
+  """This works for another run and for evaluation, on a mesh that only divides padded tables; resuming is refused."""
   name, _, value = optimizer.partition("=")
   config.optim[name] = value if name == "name" else float(value)
   run, _ = trained(config, tmp_path / "first", **{"train.steps": 2})
@@ -95,7 +95,7 @@ def test_tables_of_an_earlier_version_without_padding_are_padded(config, tmp_pat
     assert not np.asarray(found["embedding"])[257:].any()
   store.close()
   (run.folder / "record.json").unlink()
-  with Display(0, True) as display, pytest.raises(UserError, match=r"of step 2 is of an earlier version \('embedding'"):
+  with Display(0, True) as display, pytest.raises(UserError, match=r"step 2 was written .* resumed \('embedding'"):
     train_runs([run], data, display, StopRequest())
 
 
@@ -111,7 +111,7 @@ SHAPES = {
 
 
 def exported(kind, folder):
-  """A run's folder of random weights, exported; returns its parameters."""
+  """Makes a run with random weights and exports it; returns its parameters."""
   family, fields = SHAPES[kind]
   config = study.default_config(family)
   config.model.update(**fields)
@@ -135,7 +135,7 @@ def exported(kind, folder):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_what_is_exported_comes_back_to_the_bit(kind, tmp_path, capsys):
+def test_exported_weights_are_imported_bit_for_bit(kind, tmp_path, capsys):
   params = exported(kind, tmp_path)
   rows = models.real_rows(configs.read_config(tmp_path / "run"))
   assert main(["import", str(tmp_path / "there"), "--workdir", str(tmp_path / "back"), "--json"]) == 0
@@ -171,7 +171,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(tmp_path
     interchange.import_weights(str(tmp_path / "there"), tmp_path / "back")
 
 
-def test_a_model_that_a_type_cannot_be_is_not_exported():
+def test_models_that_an_architecture_cannot_represent_are_not_exported():
   config = study.default_config()
   config.model.update(vocab=31, qk_norm=True)
   config = study.resolve_without_data(config)

@@ -1,4 +1,4 @@
-"""Say what one recipe's compute is worth in another's terms, by scale, and where the two cross."""
+"""Compare two recipes: how much of A's compute equals B's, by scale, and where the two cross."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("a", metavar="A", help="a study's folder, or a CSV with one row per run")
-  parser.add_argument("b", metavar="B", help="the other recipe; its compute is expressed in A's terms")
+  parser.add_argument("b", metavar="B", help="the other recipe; its compute is expressed as a multiple of A's")
   columns.add(parser)
   parser.add_argument("--report", default="", metavar="FILE.html", help="write a page with plots")
 
@@ -57,7 +57,7 @@ def _show(comparison: "Comparison", recipes: str, output: Output) -> None:
     (row.C, row.loss_a, row.loss_b, row.multiplier, row.interval90, "yes" if row.beyond else "")
     for row in comparison.rows
   ]
-  title = f"{recipes}: loss at the best size, and B's compute in A's terms"
+  title = f"{recipes}: loss at the best size, and B's compute as a multiple of A's"
   output.table(title, ("C", "A", "B", "multiplier", "90% interval", "beyond the runs"), rows)
   crossing = comparison.crossing
   if crossing.interval90:

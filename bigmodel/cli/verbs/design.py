@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run")
   columns.add(parser)
   parser.add_argument(
-    "--target", type=options.positive_number, required=True, metavar="FLOPS", help="the budget of the forecast"
+    "--target",
+    type=options.positive_number,
+    required=True,
+    metavar="FLOPS",
+    help="the budget at which the loss is forecast",
   )
   parser.add_argument(
     "--cap",
@@ -38,7 +42,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   proposal = design.design(fit, forecaster, arguments.target, cap)
   _show(proposal, arguments.target, output)
   if proposal.next is None:
-    output.say(f"no run of up to {cap:.3g} FLOPs takes {design.WORTH:.0%} off the variance: raise --cap")
+    output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
   return facts.to_json(proposal)
 
 
@@ -54,7 +58,7 @@ def _show(proposal: "Proposal", target: float, output: Output) -> None:
     )
     for candidate in proposal.candidates
   ]
-  title = f"one more run, for the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
+  title = f"candidates for one more run, to improve the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
   output.table(title, ("C", "N", "D", "less variance", "per FLOP", ""), rows)
   edges = [(e.C, e.smallest, e.largest, e.N, "" if e.inside else "not inside") for e in proposal.edges]
   if edges:

@@ -1,7 +1,7 @@
 """Evaluate a run's newest sound checkpoint.
 
 Prints the loss and metrics on the held-out data of the run, with 90% intervals; or the score on a file of
-multiple-choice questions or of completions. The evaluation uses the run's mesh, shrunk to the devices that are here.
+multiple-choice questions or of completions. The evaluation uses the run's mesh, shrunk to the devices of this machine.
 """
 
 import argparse
@@ -77,6 +77,10 @@ def _held_out(model: "Trained") -> Scores:
   from bigmodel.train import evaluate, resolution
 
   rows = resolution.held_out_rows(model.config)
-  found = evaluate.evaluate(model.program, model.params, model.config, rows)
-  losses = {"loss": found.loss, "loss_stderr": found.loss_stderr, "bits_per_byte": found.bits_per_byte}
-  return Scores({**losses, **found.metrics}, found.intervals, found.details)
+  evaluation = evaluate.evaluate(model.program, model.params, model.config, rows)
+  losses = {
+    "loss": evaluation.loss,
+    "loss_stderr": evaluation.loss_stderr,
+    "bits_per_byte": evaluation.bits_per_byte,
+  }
+  return Scores({**losses, **evaluation.metrics}, evaluation.intervals, evaluation.details)

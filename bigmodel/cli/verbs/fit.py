@@ -80,7 +80,7 @@ def _show_law(law: "LawFit", output: Output) -> None:
     rows.append(("objective", _digits(law.objective), None))
     rows.append(("starts at the optimum", " of ".join(map(str, law.starts_at_optimum)), None))
   if law.backtest:
-    text = f"error on {law.backtest.points} points of the largest scales, hidden"
+    text = f"error on the {law.backtest.points} points of the largest scales, held out"
     rows.append((text, f"{law.backtest.rms_log_error:.2%}", None))
   output.table(title, ("parameter", "value", "90% interval"), rows)
   for name, params in (law.other_conventions or {}).items():

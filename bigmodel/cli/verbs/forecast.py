@@ -1,8 +1,8 @@
 """Forecast the loss at scales that have not been run, with intervals.
 
 With --n, --d, --c the forecast is for sizes and amounts of data, or for budgets with their best size; with --x it
-extrapolates curves. A forecast can be sealed with its time and hash, and --score compares sealed forecasts with the
-truth.
+extrapolates curves. --seal saves a forecast with its time and hash, and --score compares sealed forecasts with measured
+losses.
 """
 
 import argparse
@@ -36,7 +36,9 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run; with --score, the truth")
+  parser.add_argument(
+    "points", metavar="POINTS.csv", help="a CSV with one row per run; with --score, the measured losses"
+  )
   columns.add(parser)
   columns.add_curves(parser)
   parser.add_argument(
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="X|N,D|C|FILE.csv",
-    help="where: an x, a size and tokens N,D, a budget C (at its best N and D), or a CSV of them (repeatable)",
+    help="scales to forecast: an x, a size and tokens N,D, a budget C (at its best N and D), or a CSV (repeatable)",
   )
   parser.add_argument(
     "--reach",
@@ -58,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--max-params", type=options.positive_number, metavar="N", help="the largest model that fits into memory"
   )
   parser.add_argument(
-    "--max-tokens", type=options.positive_number, metavar="D", help="the most tokens that there are to train on"
+    "--max-tokens", type=options.positive_number, metavar="D", help="the most tokens that are available for training"
   )
   parser.add_argument(
     "--served",
     type=options.positive_number,
     metavar="TOKENS",
-    help="tokens that the model will serve, at 2 N FLOPs each of the budget",
+    help="tokens that the model will serve, each of which takes 2 N FLOPs of the budget",
   )
   parser.add_argument(
     "--law", default="", metavar="NAME,...", help="laws of N and D, weighted by their backtests (default: three laws)"
@@ -72,9 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--intervals", choices=("bootstrap", "nuts"), default="bootstrap", help="nuts samples the posterior of one law"
   )
-  parser.add_argument("--seal", default="", metavar="FILE.json", help="keep the forecast with its time and hash")
+  parser.add_argument("--seal", default="", metavar="FILE.json", help="save the forecast with its time and hash")
   parser.add_argument(
-    "--score", nargs="+", default=[], metavar="FILE.json", help="compare sealed forecasts with the truth in POINTS"
+    "--score",
+    nargs="+",
+    default=[],
+    metavar="FILE.json",
+    help="compare sealed forecasts with the measured losses in POINTS",
   )
 
 
@@ -86,17 +92,19 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.score:
     return _score(source, arguments.score, output)
   if not arguments.at and not arguments.reach:
-    raise UserError("--at: say where: an x, N,D, a budget C, or a CSV of them (repeatable); or --reach=LOSS")
+    raise UserError("--at: missing; give an x, N,D, a budget C, or a CSV of them (repeatable); or --reach=LOSS")
   if "x" in source.columns:
     if arguments.law or arguments.reach or _limits(arguments) or arguments.intervals != "bootstrap":
-      raise UserError("--law, --reach, --max-params, --max-tokens, --served, --intervals: are for N and D, not for --x")
+      raise UserError(
+        "--law, --reach, --max-params, --max-tokens, --served, --intervals: need N and D; they cannot be used with --x"
+      )
     forecast = _curves(arguments, source, output)
   else:
     forecast = _surface(arguments, source, output)
   if not arguments.seal:
     return facts.to_json(forecast)
   if Path(arguments.seal).exists():
-    raise UserError(f"--seal: {arguments.seal} is there already; a forecast is kept as it was made")
+    raise UserError(f"--seal: {arguments.seal} exists; a sealed forecast is never overwritten")
   sealed = seals.seal(forecast, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
   seals.write(arguments.seal, sealed)
   output.say(f"sealed: {arguments.seal}  sha256 {sealed.sha256[:16]}")
@@ -104,7 +112,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 
 def _score(source: "Source", paths: Sequence[str], output: Output) -> Facts:
-  """Sealed forecasts beside the truth of a CSV, and what their intervals cover."""
+  """Scores sealed forecasts with the losses of a CSV, and computes the coverage of their intervals."""
   from bigmodel.laws import facts, seals
 
   scales = ("x",) if "x" in source.columns else ("N", "D")
@@ -119,9 +127,9 @@ def _score(source: "Source", paths: Sequence[str], output: Output) -> Facts:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """A place of --at: the values of the wanted scales, or of C alone if one number is given for two.
+  """A point of --at: the values of the required scales, or of C alone if one number is given for two scales.
 
-  The group is that of a row in a CSV; None means all groups.
+  The group comes from a row of a CSV; None means all groups.
   """
 
   scales: dict[str, float]
@@ -129,7 +137,7 @@ class _Place:
 
 
 def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[_Place]:
-  """The places of every --at."""
+  """The points of all --at options."""
   places = []
   for text in arguments.at:
     places += _places_of_csv(text, source, wanted) if Path(text).suffix == ".csv" else [_place(text, wanted)]
@@ -160,9 +168,9 @@ def _place(text: str, wanted: Sequence[str]) -> _Place:
 
 def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> "TableForecast":
   if source.drop_largest:
-    raise UserError("--drop-largest: is for --n, --d, --c")
+    raise UserError("--drop-largest: needs --n, --d or --c")
   if source.stderr:
-    raise UserError("--stderr: is for --n, --d, --c")
+    raise UserError("--stderr: needs --n, --d or --c")
   from bigmodel import files
   from bigmodel.laws import curves, facts, table
 
@@ -194,11 +202,11 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
   from bigmodel.laws import facts, forecast, optimum
 
   if source.group:
-    raise UserError("--group: is for curves (--x)")
+    raise UserError("--group: needs curves (--x)")
   forecaster, fit = forecasters.fit(source, _laws(arguments), output)
   limits = optimum.Limits(**_limits(arguments))
   places = [place.scales for place in _places(arguments, source, ("N", "D"))]
-  # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
+  # Chinchilla's law gives the best size for a budget, whichever laws forecast the loss.
   optima = [optimum.at(fit, place["C"], limits) if "C" in place else None for place in places]
   sizes = [(best.N, best.D) if best else (place["N"], place["D"]) for place, best in zip(places, optima, strict=True)]
   scales = [forecast.Scale(N, D, fit.flops_per_nd * N * D) for N, D in sizes]
@@ -220,7 +228,7 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
 
 
 def _laws(arguments: argparse.Namespace) -> list[str]:
-  """The laws that --law names; nuts is for one."""
+  """The laws that --law names; exactly one with --intervals=nuts."""
   from bigmodel.laws import forecast
 
   names = arguments.law.split(",") if arguments.law else []
@@ -232,7 +240,7 @@ def _laws(arguments: argparse.Namespace) -> list[str]:
 
 
 def _predictor(intervals: str, forecaster: "Forecaster", output: Output) -> "Predict":
-  """The forecaster's predictions, or those of the posterior of its law."""
+  """The function that predicts losses: the forecaster's, or that of the posterior of its law."""
   if intervals != "nuts":
     return forecaster.predict
   from bigmodel.laws import bayes

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--beams", type=at_least_one, default=1, metavar="W", help="search W sequences at once instead of sampling"
   )
   parser.add_argument("--samples", type=at_least_one, default=1, metavar="N", help="number of texts (default: 1)")
-  parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
@@ -48,10 +48,10 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   sampling = trained.Sampling(**{name: getattr(arguments, name) for name in fields})
   model = trained.load(arguments.workdir, generating=True)
   continuations = trained.generate(model, arguments.prompt, sampling)
-  for one in continuations:
-    output.write(f"{arguments.prompt}{one.text}\n[log-probability {one.log_probability:.3f}]\n")
+  for continuation in continuations:
+    output.write(f"{arguments.prompt}{continuation.text}\n[log-probability {continuation.log_probability:.3f}]\n")
   return {
     "prompt": arguments.prompt,
     "step": model.step,
-    "continuations": [dataclasses.asdict(one) for one in continuations],
+    "continuations": [dataclasses.asdict(continuation) for continuation in continuations],
   }

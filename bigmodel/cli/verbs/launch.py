@@ -1,6 +1,6 @@
-"""Start train or study on other machines, or print the recipe that would.
+"""Start train or study on other machines, or print the script that would do it.
 
-The words after -- are the command that every host there runs.
+The words after -- are the command that every host runs.
 """
 
 import argparse
@@ -23,9 +23,9 @@ RESTARTS = 3  # of each host's process, unless the command says --restarts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--on", required=True, choices=("tpu-vm", "gke", "slurm", "ray"), help="where to start it")
+  parser.add_argument("--on", required=True, choices=("tpu-vm", "gke", "slurm", "ray"), help="the launcher")
   parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="the chips: v5e:4x4, v5p:4x4x4, h100:16")
-  parser.add_argument("--dry-run", action="store_true", help="print the recipe and start nothing")
+  parser.add_argument("--dry-run", action="store_true", help="print the script and start nothing")
   parser.add_argument("--name", default="bigmodel", help="name of the job (default: bigmodel)")
   parser.add_argument("--zone", default="us-central2-b", help="tpu-vm: the zone (default: us-central2-b)")
   parser.add_argument("--runtime", default="tpu-ubuntu2204-base", help="tpu-vm: the image of the machines")
@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--source", default=".", metavar="DIR", help="the checkout: copied to TPU VMs, shared elsewhere (default: .)"
   )
-  parser.add_argument(
-    "command", nargs=argparse.REMAINDER, metavar="-- train|study ...", help="the command to run there"
-  )
+  parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- train|study ...", help="the command to run")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
@@ -44,8 +42,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
   if not command or command[0] not in VERBS:
-    raise UserError("launch: end with what to run there: -- train --config=... --workdir=..., or -- study ...")
-  inner = parsing.parse(command[0], VERBS[command[0]], command[1:])  # reports mistakes here and not on the machines
+    raise UserError("launch: the command is missing: end with -- train --config=... --workdir=..., or -- study ...")
+  inner = parsing.parse(command[0], VERBS[command[0]], command[1:])  # reports errors here instead of on the machines
   where = topology.parse(arguments.topology, devices=False)
   settings = {name: getattr(arguments, name) for name in ("name", "zone", "runtime", "image", "time", "source")}
   settings |= {"restarts": inner.restarts or RESTARTS, "workdir": inner.workdir}

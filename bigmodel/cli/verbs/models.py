@@ -1,4 +1,4 @@
-"""List the model families, and count parameters and FLOPs of published models or of a config's."""
+"""List the model families, and count parameters and FLOPs of published models or of a config's models."""
 
 import argparse
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Say what a run or a study costs before it starts: time, memory and money.
+"""Estimate what a run or a study costs before it starts: time, memory and money.
 
 Without --topology the plan is for this machine. With it, the step is compiled for chips that need not be present, if
 libtpu is installed, and is otherwise planned by arithmetic.
@@ -29,7 +29,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_config(parser)
   parser.add_argument(
-    "--workdir", default="", metavar="DIR", help="a study's folder, whose finished runs cost nothing more"
+    "--workdir", default="", metavar="DIR", help="a study's folder, whose finished runs are not counted again"
   )
   parser.add_argument(
     "--topology", default="", metavar="KIND:SHAPE", help="chips to plan for: v5e:16x16, v5p:4x4x4, v6e:4x4, h100:8, ..."
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs="?",
     const="",
     metavar="FILE.html",
-    help="measure how much steps move activations as width and depth grow; with FILE.html, also write a page",
+    help="measure how much steps change activations as width and depth grow; with FILE.html, also write a page",
   )
 
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 
 def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
-  """One run on this machine."""
+  """Plans one run on this machine."""
   import msgspec
 
   from bigmodel import parallel
@@ -70,13 +70,13 @@ def _plan_run(config: "Config", workdir: str, output: Output) -> Facts:
 
   planned, _ = single_run.single_run(config, workdir or ".")
   cost = msgspec.to_builtins(price.price(planned, price.calibrate([planned], {})[0]))
-  output.table(f"one run, {duration(cost['expected_seconds'])}", ("what", "value"), list(cost.items()))
+  output.table(f"one run, {duration(cost['expected_seconds'])}", ("quantity", "value"), list(cost.items()))
   output.notes(parallel.notes_here(planned.config))
   return cost
 
 
 def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) -> Facts:
-  """A study on this machine."""
+  """Plans a study on this machine."""
   from bigmodel import study as studies
   from bigmodel.study import plan as plans
 
@@ -87,7 +87,7 @@ def _plan_study(config: "Config", study: "Study", workdir: str, output: Output) 
 
 
 def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "Study | None", output: Output) -> Facts:
-  """A run, a search over its layouts, or a whole study, for chips that need not be present."""
+  """Plans a run, a search over its layouts, or a whole study, for chips that need not be present."""
   from bigmodel import files
   from bigmodel import study as studies
   from bigmodel.parallel import topology
@@ -106,7 +106,7 @@ def _plan_for_topology(arguments: argparse.Namespace, config: "Config", study: "
     plan_tables.show_run(planned, output)
     return plan_tables.run_facts(planned)
   if arguments.search:
-    raise UserError("--search: is for one run; take a run of the study with --config.model.width=... and the like")
+    raise UserError("--search: works for one run, and this config file defines a study")
   planned = studies.plan_for(config, study, where, prices)
   plan_tables.show_study(planned, output)
   return plan_tables.study_facts(planned)
@@ -124,7 +124,7 @@ def _search(config: "Config", where: "Topology", prices: dict[str, float], outpu
 
 
 def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
-  """How much a step moves activations as the config's model grows, under each parametrization."""
+  """Measures how much a step changes activations as the config's model grows, under each parametrization."""
   from bigmodel.planner import parametrizations
   from bigmodel.train import resolution
 
@@ -134,19 +134,19 @@ def _check_coordinates(config: "Config", page: str, output: Output) -> Facts:
 
   comparison = parametrizations.compare(config, resolve)
   rows = [
-    (one.parametrization, one.axis, f"{one.sizes[0]} to {one.sizes[-1]}", one.check.steepest)
-    for one in comparison.measured
+    (result.parametrization, result.axis, f"{result.sizes[0]} to {result.sizes[-1]}", result.check.steepest)
+    for result in comparison.measured
   ]
   checks = [
     {
-      "parametrization": one.parametrization,
-      "axis": one.axis,
-      "sizes": list(one.sizes),
-      "steepest": one.check.steepest,
-      "change": {name: values.tolist() for name, values in one.check.change.items()},
-      "slopes": {name: values.tolist() for name, values in one.check.slopes.items()},
+      "parametrization": result.parametrization,
+      "axis": result.axis,
+      "sizes": list(result.sizes),
+      "steepest": result.check.steepest,
+      "change": {name: values.tolist() for name, values in result.check.change.items()},
+      "slopes": {name: values.tolist() for name, values in result.check.slopes.items()},
     }
-    for one in comparison.measured
+    for result in comparison.measured
   ]
   columns = ("parametrization", "axis", "sizes", "steepest slope")
   output.table("changes of activations over 5 steps, as powers of the size", columns, rows)

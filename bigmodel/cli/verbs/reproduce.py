@@ -1,6 +1,6 @@
 """Compare published numbers of a paper with ours.
 
-NAME is a file of experiments/, which says what was claimed and how it is checked.
+NAME is a file of experiments/, which states a published claim and checks it.
 """
 
 import argparse
@@ -31,9 +31,12 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   claim, results = experiments.run(arguments.name, arguments.data, arguments.workdir, output.quiet)
   output.say(claim.rsplit("\n\n", 1)[0])
-  rows = [(one.what, _digits(one.published), _digits(one.ours), one.verdict) for one in results]
-  output.table(arguments.name, ("what", "published", "ours", "verdict"), rows)
-  facts = [{"what": one.what, "published": one.published, "ours": one.ours, "verdict": one.verdict} for one in results]
+  rows = [(result.what, _digits(result.published), _digits(result.ours), result.verdict) for result in results]
+  output.table(arguments.name, ("quantity", "published", "ours", "verdict"), rows)
+  facts = [
+    {"what": result.what, "published": result.published, "ours": result.ours, "verdict": result.verdict}
+    for result in results
+  ]
   return {"name": arguments.name, "claim": claim, "results": facts}
 
 

@@ -1,6 +1,6 @@
 """Train a config at every point of some axes, or resume; ends in a leaderboard.
 
-A sweep is a study without a law. Rerunning it with more points or seeds adds them to the runs that are there.
+A sweep is a study without a law. Rerunning it with more points or seeds only trains the additional runs.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   elif arguments.points or arguments.seeds > 1:
     raise UserError("--points, --seeds: need --axis; in get_study use a design such as Repeated(design, seeds)")
   if study is None or study.laws:
-    raise UserError(f"--axis: say what to vary; {arguments.config} has no get_study(config) without laws")
+    raise UserError(
+      f"--axis: missing; name fields to vary, or define get_study(config) without laws in {arguments.config}"
+    )
   return study_runs.run(arguments, config, study, output if is_first else None)
 
 

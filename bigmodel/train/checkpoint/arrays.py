@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint: how orbax stores them and how they are read, all or some, in the places where they go."""
+"""Stores the arrays of a checkpoint with orbax, and reads all or some of them onto the host or onto devices."""
 
 import math
 from typing import TypeAlias, cast
@@ -13,7 +13,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train.checkpoint.integrity import Seal, array_of
 from bigmodel.types import PyTree
 
-# Arrays by dotted name: on devices or on the host; in descriptions of what is wanted, abstract arrays.
+# Arrays by dotted name: on devices or on the host; abstract arrays where they describe what to restore.
 Arrays: TypeAlias = dict[str, jax.Array]
 
 SMALL = 1 << 20  # bytes: smaller arrays are joined
@@ -30,7 +30,7 @@ def to_flat(tree: PyTree) -> Arrays:
 
 
 def join(arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-  """Copies of the arrays on the host, small ones joined to one of each type, and the names in those by type."""
+  """Copies the arrays to the host, small ones joined to one per dtype; returns them and the joined names by dtype."""
   joined: dict[str, list[str]] = {}
   total = 0
   for name, array in sorted(arrays.items(), key=lambda item: item[1].nbytes):
@@ -45,7 +45,7 @@ def join(arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
 
 
 def save_args(arrays: Arrays | dict[str, np.ndarray]) -> ocp.args.StandardSave:
-  """What orbax needs to save these arrays."""
+  """The arguments with which orbax saves these arrays."""
   return ocp.args.StandardSave(arrays, save_args={name: _in_pieces(name, x.shape) for name, x in arrays.items()})
 
 
@@ -71,7 +71,7 @@ def _largest_prime_factor(number: int) -> int:
 def read(folder: epath.Path, seal: Seal, wanted: Arrays) -> Arrays:
   """Some arrays of a checkpoint by name, each with the sharding of its description in `wanted`, or else on the host.
 
-  Raises `CheckpointError` where an array does not have the fingerprint that the seal has of it.
+  Raises `CheckpointError` if an array does not have its fingerprint in the seal.
   """
   joined = {f"{JOINED_NAME}{kind}": names for kind, names in seal.joined.items()}
   inside = {name for names in joined.values() for name in names}
@@ -109,7 +109,7 @@ def _restore(folder: epath.Path, stored: PyTree) -> Arrays:
 
 
 def _split(joined: jax.Array, names: list[str], seal: Seal, wanted: Arrays) -> Arrays:
-  """Those of the joined arrays that are wanted, where they are wanted."""
+  """The wanted ones of the joined arrays, with the shardings of their descriptions."""
   ends = np.cumsum([math.prod(array_of(seal.arrays[name]).shape) for name in names])[:-1]
   arrays: Arrays = {}
   for name, part in zip(names, np.split(joined, ends), strict=True):

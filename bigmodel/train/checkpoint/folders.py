@@ -1,4 +1,4 @@
-"""The folders of checkpoints on disk: temporary ones of writers, complete ones, and those that are removed."""
+"""The folders of checkpoints on disk: temporary, complete and removed ones."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ ABANDONED_SECONDS = 24 * 3600.0  # without a change by a writer on another machi
 
 
 def temporary_name(step: int) -> str:
-  """A name that no other save has, of this or of other writers; agreed upon by the processes of a job."""
+  """A name that no other save of any writer has; the same in all processes of a job."""
   return hosts.share(f".{step}.{processes.this_process()}.{uuid.uuid4().hex[:12]}")
 
 
@@ -35,7 +35,7 @@ def complete_steps(folder: epath.Path) -> list[int]:
 
 
 def check_space(folder: epath.Path, arrays: Iterable[np.ndarray]) -> None:
-  """Raises ENOSPC where the arrays and their metadata would not fit. Orbax reports it late and in many words."""
+  """Raises ENOSPC if the arrays and their metadata would not fit on the disk. Orbax reports that late."""
   if "://" in str(folder):
     return  # an object store does not fill up
   sizes = [array.nbytes for array in arrays]
@@ -52,7 +52,7 @@ def is_full(error: Exception) -> bool:
 
 
 def commit(temporary: epath.Path, target: epath.Path) -> None:
-  """Gives a complete checkpoint its name. A checkpoint of that name is replaced, but stays if it is the same."""
+  """Renames a complete checkpoint to `target`, replacing a checkpoint of that name unless it is the same."""
   for _ in range(COMMIT_TRIES):
     try:
       temporary.rename(target)  # fails where a checkpoint is there
@@ -81,7 +81,7 @@ def commit(temporary: epath.Path, target: epath.Path) -> None:
 
 
 def is_abandoned(temporary: epath.Path) -> bool:
-  """Whether the writer of a temporary folder is known to be dead, or has changed nothing in it for a day."""
+  """Whether the writer of a temporary folder has certainly ended, or has changed nothing in it for a day."""
   parts = temporary.name.split(".")
   if len(parts) > 2 and processes.has_certainly_ended(parts[2]):
     return True
@@ -105,7 +105,7 @@ def discard(folder: epath.Path) -> None:
       folder.rename(hidden)
     except FileNotFoundError:
       return
-  for _ in range(REMOVE_TRIES):  # a writer may add files while it is removed
+  for _ in range(REMOVE_TRIES):  # a writer may add files meanwhile
     try:
       remove(hidden)
       return
@@ -114,7 +114,7 @@ def discard(folder: epath.Path) -> None:
 
 
 def writer_of(file: str) -> int:
-  """The process that wrote a file. Orbax has a folder for the data of each; the first writes the little else."""
+  """The index of the process that wrote a file. Each has a folder for its data; the first writes all other files."""
   match = re.match(r"arrays/ocdbt\.process_(\d+)/", file)
   return int(match[1]) if match else 0
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold, as its seal says, and whether it does."""
+"""Writes the seal of a checkpoint, which lists its content, and verifies checkpoints against their seals."""
 
 import ast
 import concurrent.futures
@@ -19,8 +19,8 @@ from bigmodel.files import write_text
 
 T = TypeVar("T")
 SEAL = "SEAL"
-BLOCK = 64 << 20  # bytes of a file that are hashed as one, so that processes and threads share a large file
-WORTH_THREADS = 1 << 20  # bytes that are hashed by several threads
+BLOCK = 64 << 20  # bytes that are hashed together, so that processes and threads can share a large file
+WORTH_THREADS = 1 << 20  # bytes from which several threads hash
 
 
 class FileSums(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class FileSums(msgspec.Struct, frozen=True):
 
 
 class Seal(msgspec.Struct, frozen=True):
-  """What a checkpoint must hold."""
+  """The content of a checkpoint."""
 
   files: dict[str, FileSums | str]  # earlier versions wrote one sha256 of each file
   arrays: dict[str, str]  # 'shape dtype fingerprint' of each array by name, see `hosts.fingerprints`
@@ -76,8 +76,9 @@ class _Block:
 
 
 def damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None:
-  """What is wrong with a checkpoint's files, or None. Of `parts` processes, which together hash all, this one hashes
-  the share `part`.
+  """Describes what is wrong with a checkpoint's files; None if nothing is.
+
+  `parts` processes together hash all files; this one hashes the share `part`.
   """
   folder = epath.Path(folder)
   try:
@@ -95,7 +96,7 @@ def damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None:
 
 
 def _share(blocks: Sequence[_Block], part: int, parts: int) -> list[_Block]:
-  """The blocks whose middle lies in one of equal parts of all their bytes."""
+  """The blocks of the share `part`, when their bytes are cut into `parts` equal parts."""
   ends = list(itertools.accumulate(block.size for block in blocks))
   share = []
   for block, end in zip(blocks, ends, strict=True):
@@ -111,7 +112,7 @@ def _blocks(name: str, sums: FileSums) -> list[_Block]:
 
 
 def _file_sums(folder: epath.Path) -> dict[str, FileSums]:
-  """What the seal says of every file; where it has one sha256 of a file, as of one block."""
+  """The sums of every file in the seal; a single sha256 of a file, from an earlier version, becomes one block."""
   sums = {}
   for name, of_file in read_seal(folder).files.items():
     if isinstance(of_file, str):
@@ -134,7 +135,7 @@ def checksums(folder: epath.Path, names: Sequence[str]) -> dict[str, FileSums]:
 
 
 def _sha256(folder: epath.Path, block: _Block) -> str:
-  """Of the bytes that are on disk now in the place of a block."""
+  """The sha256 of a block's bytes on disk."""
   digest, left = hashlib.sha256(), block.size
   with (folder / block.file).open("rb") as file:
     file.seek(block.start)
@@ -145,7 +146,7 @@ def _sha256(folder: epath.Path, block: _Block) -> str:
 
 
 def _in_threads(work: Callable[[_Block], T], blocks: Sequence[_Block]) -> list[T]:
-  """`work` of each block, in several threads where there are many bytes; hashing lets other threads run."""
+  """Applies `work` to each block, in several threads if there are many bytes; hashing releases the interpreter lock."""
   if sum(block.size for block in blocks) < WORTH_THREADS:
     return [work(block) for block in blocks]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -153,7 +154,7 @@ def _in_threads(work: Callable[[_Block], T], blocks: Sequence[_Block]) -> list[T
 
 
 def is_complete(folder: epath.Path) -> bool:
-  """Whether all files are there in their sizes; their content is not read."""
+  """Whether all files exist with their sizes; their content is not read."""
   try:
     return all((folder / name).stat().length == sums.bytes for name, sums in _file_sums(folder).items())
   except (FileNotFoundError, ValueError):
@@ -161,7 +162,7 @@ def is_complete(folder: epath.Path) -> bool:
 
 
 def same_content(one: epath.Path, other: epath.Path) -> bool:
-  """Whether two checkpoints are complete and hold the same arrays. False if another writer removes one meanwhile."""
+  """Whether two checkpoints are complete and hold the same arrays. False if one is removed meanwhile."""
   try:
     return is_complete(one) and is_complete(other) and read_seal(one).arrays == read_seal(other).arrays
   except (FileNotFoundError, ValueError):
@@ -169,7 +170,7 @@ def same_content(one: epath.Path, other: epath.Path) -> bool:
 
 
 def difference(stored: Mapping[str, str], wanted: Mapping[str, jax.Array]) -> str:
-  """The first array that has another shape or dtype in a checkpoint than in a program, or ''."""
+  """Describes the first array whose shape or dtype differs between a checkpoint and a program; '' if none does."""
   for name in {**stored, **wanted}:
     there = stored[name].rsplit(" ", 1)[0] if name in stored else "missing"
     here = f"{wanted[name].shape} {wanted[name].dtype}" if name in wanted else "missing"

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saved in the background, found, verified and restored."""
+"""The checkpoints of one run: saves in the background, verifies and restores."""
 
 import concurrent.futures
 import dataclasses
@@ -20,7 +20,7 @@ from bigmodel.train.checkpoint.integrity import FileSums, Seal, read_seal
 from bigmodel.train.stop import LOST
 from bigmodel.types import PyTree
 
-# Threads that write, for all runs of a pack. More would compete for the interpreter where writing is to a disk.
+# Threads that write, for all runs of a pack. More threads that write to a disk would compete for the interpreter.
 _WRITERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checkpoint")
 _REMOTE_WRITERS = concurrent.futures.ThreadPoolExecutor(32, "checkpoint")
 log = logging.getLogger("bigmodel")
@@ -36,7 +36,7 @@ class _Save:
 
 
 class _Part(msgspec.Struct, frozen=True):
-  """What one process contributed to a save."""
+  """The part of one process in a save that several processes write."""
 
   problem: str
   files: dict[str, FileSums]
@@ -50,7 +50,7 @@ class Checkpoints:
   """The checkpoints of one run. At most one save is in flight, in a thread."""
 
   def __init__(self, folder: epath.PathLike, keep: int = 2, lost: Callable[[], bool] = _never):
-    """`lost` says whether another worker has taken over the run: then nothing is committed any more."""
+    """`lost` returns whether another worker has taken over the run; nothing is committed from then on."""
     self.folder = epath.Path(folder)
     self.keep = keep
     self.lost = lost
@@ -102,7 +102,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits for the save in flight; raises `CheckpointError` if it failed."""
     if self._pending is not None:
-      concurrent.futures.wait([self._pending])  # if this is interrupted, one can wait again
+      concurrent.futures.wait([self._pending])  # an interrupted wait can be repeated
       pending, self._pending = self._pending, None
       pending.result()
 
@@ -248,7 +248,7 @@ def newest_common(stores: Sequence[Checkpoints], most: int | None = None) -> int
   tried: set[int] = set()
 
   def candidate() -> int | None:
-    # Looks again each time: meanwhile another writer may have committed a newer one and removed an older one.
+    # Lists the steps each time, because another writer may have committed a newer one and removed an older one.
     common = set.intersection(*({*store.steps()} for store in stores)) - tried
     return max((step for step in common if most is None or step <= most), default=None)
 

@@ -1,4 +1,4 @@
-"""The program of a pack whose members are computed together, by `vmap`, as accelerators like it."""
+"""The program of a pack whose members are computed together by `vmap`, which suits accelerators."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ class Batched(Pack):
     super().__init__(program, mesh, members)
     self._one_of_pack = single.Single(config, mesh, packed=True)
     self._by_member = parallel.member_sharding(mesh)
-    # With a leading axis of members in each array of the state.
+    # Each array of the state has a leading axis of members.
     self._state_sharding: State = jax.tree.map(lambda x: _for_each_member(x.sharding), self._one_of_pack.shapes)
     self._rows_sharding = _for_each_member(parallel.batch_sharding(mesh))
     self._step = jax.jit(

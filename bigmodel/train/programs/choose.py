@@ -1,4 +1,4 @@
-"""Which program trains a config, and when two runs can share one."""
+"""Chooses the program that trains a config, which runs of equal shape share."""
 
 from bigmodel import data, optim, parallel, tasks
 from bigmodel.config import Config, digest, flatten
@@ -13,7 +13,7 @@ _PACKS: dict[str, Program] = {}
 
 
 def program(config: Config, members: int = 1) -> Program:
-  """The program of a resolved config for so many members; runs that differ in traced inputs only get the same one.
+  """The program of a resolved config for `members` members. Runs that differ only in traced inputs share it.
 
   A member of a pack that reaches its horizon before the others costs nothing on the lanes of a CPU, which leave its
   state unchanged. In a batched program it is computed on, and the results are ignored.
@@ -36,7 +36,7 @@ def program(config: Config, members: int = 1) -> Program:
 
 
 def key(config: Config, members: int = 1) -> str:
-  """Runs and packs with the same key share everything that is compiled.
+  """A key that runs and packs share if everything that is compiled for them is the same.
 
   A program compiles once for each batch size, so the key contains the size of the batch.
   """
@@ -44,7 +44,7 @@ def key(config: Config, members: int = 1) -> str:
 
 
 def _keys(config: Config, members: int) -> tuple[str, str, str]:
-  """What tells apart the programs of single runs, the compiled lanes of packs of any size, and the packs' programs."""
+  """The keys of three caches: programs of single runs, compiled lanes of packs of any size, and programs of packs."""
   traced = tasks.traced(config)
   compiled_in = {
     name: value

@@ -27,8 +27,8 @@ from bigmodel.train.statistics import LayerStatistics
 from bigmodel.train.step import Batch, Metrics, Recipe, State, applied, train_step
 from bigmodel.types import Params
 
-STRIDE = 8  # steps that a member of a pack may make before the next one's turn, while its state is in the cache
-STRIDE_BYTES = 4 << 20  # of their rows: larger ones would not leave it there
+STRIDE = 8  # steps that a member makes before the next one's turn, while its state is in the CPU's cache
+STRIDE_BYTES = 4 << 20  # of the rows of these steps: larger rows would push the state out of the cache
 AT_ONCE = 8  # members that each core evaluates before the host reads the results
 AT_ONCE_BYTES = 64 << 20  # of their parameters
 
@@ -46,13 +46,13 @@ def stride_of(config: Config) -> int:
 
 
 class CompiledLanes:
-  """What the lanes compute, for packs of any size.
+  """The compiled functions of the lanes, for packs of any size.
 
   State, rows, hyperparameters and parameters have a leading axis of members, those of one lane beside each other.
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    config = config.copy_and_resolve_references()  # it is read when the functions are traced, which may be later
+    config = config.copy_and_resolve_references()  # a copy, because tracing reads it later
     self.mesh = mesh
     self.stride = stride_of(config)
     # Members that each lane evaluates in one go.
@@ -71,7 +71,7 @@ class CompiledLanes:
     self._values = compiled(by_lane(self._values_of_lane, in_specs=(each, shared, shared)))
 
   def step(self, count: int, state: State, rows: Batch, h: optim.Hyperparameters) -> tuple[State, Metrics]:
-    """`count` steps of every member; rows and metrics are [members, stride, ...], of which `count` have a meaning."""
+    """`count` steps of every member; rows and metrics are [members, stride, ...], with `count` meaningful entries."""
     return self._step(np.int32(count), state, rows, h)
 
   def values(self, params: Params, rows: Batch, key: int) -> Values:
@@ -92,7 +92,7 @@ class CompiledLanes:
 
 
 def _several(one_step: OneStep, most: int) -> Steps:
-  """A function that makes several steps of one run, but none beyond its horizon; its metrics are [most, ...]."""
+  """A function that makes up to `most` steps of one run, none beyond its horizon; its metrics are [most, ...]."""
 
   def steps(count: jax.Array, state: State, rows_K: Batch, h: optim.Hyperparameters) -> tuple[State, Metrics]:
     shapes = jax.eval_shape(one_step, state, member_of(rows_K, 0), h)[1]
@@ -110,7 +110,7 @@ def _several(one_step: OneStep, most: int) -> Steps:
 
 
 class Lanes(Pack):
-  """A pack whose members take turns on the lanes. Copies of the last member fill lanes up, and train nothing."""
+  """A pack whose members take turns on the lanes. Copies of the last member fill empty lanes and make no steps."""
 
   def __init__(self, program: single.Single, lanes: CompiledLanes, members: int):
     super().__init__(program, lanes.mesh, members)
@@ -138,7 +138,7 @@ class Lanes(Pack):
     return {name: np.asarray(x_MxK)[: self.members] for name, x_MxK in metrics.items()}
 
   def layer_statistics(self, state: State, rows: PlacedRows, h: optim.Hyperparameters) -> list[LayerStatistics]:
-    """Of the first of the rows' steps."""
+    """`Program.layer_statistics`, for the first of the rows' steps."""
     first = jax.tree.map(lambda x_MxK: x_MxK[:, 0], rows.arrays)
     arguments = jax.device_get((state, first, h))
     return [self._single.statistics_of_step(*member_of(arguments, i)) for i in range(self.members)]

@@ -1,4 +1,4 @@
-"""What the programs of packs, batched or on lanes, have in common."""
+"""The common base of the programs of packs, batched or on lanes."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 
 
 class Pack:
-  """Several members of one shape. What concerns one member alone is computed by the program of a single run."""
+  """Several members of one shape. The program of a single run computes everything that involves one member only."""
 
   stride = 1
   at_once = 1

@@ -1,4 +1,4 @@
-"""What the training loop, evaluation and the planner may ask of a program, whichever class it is.
+"""The interface of programs, which the training loop, evaluation and the planner use.
 
 A program has `members`: one run, or the runs of a pack. Its state, rows, hyperparameters and metrics hold those of all
 members in a layout that only the program knows: `place`, `put_rows` and `put_hyperparameters` put the members' values
@@ -21,7 +21,7 @@ from bigmodel.types import Params
 
 # The numbers of every token or example of a batch, on the host: [B, T] each, by name (see `tasks.task.Values`).
 BatchValues = dict[str, np.ndarray]
-# (rows, key) -> the values of these rows for each member; the key draws what the task draws.
+# (rows, key) -> the values of these rows for each member; the key is that of the task's random numbers.
 Evaluator = Callable[[hosts.Rows, int], list[BatchValues]]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -81,11 +81,11 @@ class Program(Protocol):
     ...
 
   def fetch_metrics(self, metrics: Metrics) -> dict[str, np.ndarray]:
-    """Metrics that `step` returned, on the host: [M, stride] each. Only the steps that were made have a meaning."""
+    """Metrics that `step` returned, on the host: [M, stride] each. Only steps that were made are meaningful."""
     ...
 
   def layer_statistics(self, state: State, rows: PlacedRows, h: optim.Hyperparameters) -> list[LayerStatistics]:
-    """What `statistics.of_step` says of each member's next step."""
+    """`statistics.of_step` of each member's next step."""
     ...
 
   def next_stage(self, state: State, h: optim.Hyperparameters, before: Config, config: Config) -> State:
@@ -93,7 +93,7 @@ class Program(Protocol):
     ...
 
   def fetch(self, state: State) -> State:
-    """The program's state where `member` can take it apart: on the host for a pack, where it is for one run."""
+    """The program's state for `member` to take apart: on the host for a pack, unmoved for one run."""
     ...
 
   def member(self, state: State, index: int) -> State:

@@ -31,7 +31,7 @@ OptimizerSharding: TypeAlias = "optim.State | NamedSharding"
 
 
 class Single:
-  """One run on a mesh, whose devices need not be here where the step is only lowered.
+  """One run on a mesh. The mesh's devices need not exist if the step is only lowered.
 
   With `packed`, `one_step` computes a member of a pack, batched with others on this mesh.
   """
@@ -40,7 +40,7 @@ class Single:
   at_once = 1
 
   def __init__(self, config: Config, mesh: Mesh, packed: bool = False):
-    config = config.copy_and_resolve_references()  # it is read when the functions are traced, which may be later
+    config = config.copy_and_resolve_references()  # a copy, because tracing reads it later
     self.mesh = mesh
     self._config, self._task, self._how = config, tasks.build(config), optim.How.of(config)
     self._dtype = jnp.dtype(config.train.compute_dtype)
@@ -51,7 +51,7 @@ class Single:
     self._rules = parallel.rules_on(mesh, rules)
     self._generation_rules = parallel.rules_on(mesh, reuse.generation_rules(rules))
     self._initial_state = jax.jit(self._initial)  # traced once, for the shapes and for `init`
-    key = jax.random.key(0)  # made here and not on the mesh, whose devices need not be here
+    key = jax.random.key(0)  # made on this machine, because the mesh's devices need not exist
     with self.on_mesh():
       boxed = jax.eval_shape(self._initial_state, key)
     self._state_on_device: State = parallel.shardings(mesh, boxed, rules)
@@ -94,7 +94,7 @@ class Single:
 
   @contextlib.contextmanager
   def on_mesh(self) -> Iterator[None]:
-    """A context for tracing and calling: the model's axes mean axes of the mesh, products are as exact as asked."""
+    """A context for tracing and calling, which maps the model's axes to the mesh and sets the precision of products."""
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self._rules), exact_products(self._dtype):
       yield
 
@@ -104,7 +104,7 @@ class Single:
     """The state before the first step, boxed. The parameters do not depend on the mesh nor on how they will be used."""
     init = self._plain_model.init
     if self._platform == "cpu":
-      init = functools.partial(drawn, init)  # no chip has room for what this draws at once
+      init = functools.partial(drawn, init)  # draws all parameters at once, for which no chip has the memory
     params = init(key, *models.example(self._config))["params"]
     params = optim.parametrization.scaled(params, self._how.multiples)
     noise = (jnp.float32(0),) * 2 if self._config.train.noise_scale else ()
@@ -136,7 +136,7 @@ class Single:
   # The members of `protocol.Program`.
 
   def init(self, seed: int) -> State:
-    key = jax.random.key(seed)  # on every mesh the same program makes it
+    key = jax.random.key(seed)  # outside `on_mesh`, so that the key does not depend on the mesh
     with self.on_mesh():
       return self._init(key)
 
@@ -202,7 +202,7 @@ def begin_stage(
   config: Config,
   packed: bool,
 ) -> State:
-  """The state with which another stage begins. Of what the stage before learned, it keeps the parameters.
+  """The initial state of the next stage, which keeps only the parameters of the stage before.
 
   These are the parameters by which the stage before, with hyperparameters `h`, would be evaluated. With `packed`,
   state and hyperparameters have a leading axis of members.
@@ -240,6 +240,6 @@ def _supplied(config: Config, mesh: Mesh, packed: bool) -> Supplied:
 
 
 def _with_optimizer_on_host(sharding: State) -> State:
-  """The shardings of a state whose optimizer state lies in the host's memory between steps."""
+  """The shardings of a state whose optimizer state is in the host's memory between steps."""
   on_host = jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), sharding.opt_state)
   return dataclasses.replace(sharding, opt_state=on_host)
