@@ -86,7 +86,7 @@ def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeyp
   assert slot.is_running()
   slot = pool._Slot(Fails([2]))
   slot.keep_running((0, 0))
-  with pytest.raises(UserError, match="refused its input"):
+  with pytest.raises(UserError, match="rejected its input"):
     slot.keep_running((0, 0))
   place = Fails([clusters.VANISHED] * 20)  # a time limit, again and again, while runs get further
   slot = pool._Slot(place)

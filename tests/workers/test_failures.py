@@ -246,7 +246,7 @@ def test_a_worker_that_was_replaced_says_so_notes_nothing_and_goes_on(prepared, 
   monkeypatch.setattr(execute, "train_runs", Training(fault))
   monkeypatch.setattr(Display, "say", lambda self, text: told.append(text))
   work(prepared, groups)
-  assert told[0] == f"{stolen}: another worker has taken over; this worker goes on with other runs"
+  assert told[0] == f"{stolen}: another worker has taken over; this worker continues with other runs"
   assert not (prepared.workdir / "failures").exists()
   assert {*statuses(prepared).values()} == {"finished"}
 

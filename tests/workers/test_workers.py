@@ -117,12 +117,12 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
     done = pool.submit(first)
     inside.wait(60)
     with (
-      pytest.raises(Interrupted, match="another command was at the plan"),
+      pytest.raises(Interrupted, match="waiting for another command to finish the plan"),
       worker.exclusive(tmp_path, "plan", Asked(2)),
     ):
       order.append("never")
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
-      "waits for another command, which is at the plan or was when it was last seen"
+      "waiting for another command to finish the plan"
     ]
     with worker.exclusive(tmp_path, "forecast", StopRequest()):  # is another thing
       leave.set()
