@@ -1,10 +1,10 @@
-"""The fields of `config.parallel`: how a run is carried out, and never what it computes."""
+"""The fields of `config.parallel`, which set how a run is computed, and never its results."""
 
 import dataclasses
 
 from bigmodel.declarations import NOT_NEGATIVE, PROVENANCE, OneOf, Range, field
 
-# Sizes that a preset wishes for: -1 takes what is left, others shrink until they divide the devices.
+# The preferred sizes of a preset: -1 takes the remaining devices, others shrink until they divide the devices.
 PRESETS: dict[str, dict[str, int]] = {
   "dp": {"data": -1},
   "fsdp": {"fsdp": -1},
@@ -22,7 +22,7 @@ SIZE = Range(-1)
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-  """Sizes of the mesh's axes are 0 for the preset's, or -1 for the devices that are left over."""
+  """The size of an axis of the mesh is 0 for the size of the preset, or -1 for all remaining devices."""
 
   preset: str = field("dp", "sizes and rules to begin with", OneOf(PRESETS), PROVENANCE)
   data: int = field(0, "copies of the model, each with rows of its own", SIZE, PROVENANCE)
