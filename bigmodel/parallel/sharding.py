@@ -15,7 +15,7 @@ from bigmodel.types import Device, PyTree
 
 
 def shardings(mesh: Mesh | AbstractMesh, abstract: PyTree, rules: Rules = RULES) -> PyTree:
-  """Returns NamedShardings for a tree of boxed abstract arrays; raises if a name lacks a rule or a size is indivisible."""
+  """Returns NamedShardings of a tree of boxed abstract arrays; raises if a name lacks a rule or a size does not fit."""
   specs = nn.get_partition_spec(abstract)
   names = {name for name, _ in rules}
   leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(abstract))

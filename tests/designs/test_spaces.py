@@ -73,7 +73,7 @@ def test_an_axis_may_depend_on_another():
     ("optim.lr", "write NAME=VALUE"),
     ("optim.lr=log:1:0.1:3", "is not below"),
     ("optim.lr=log:0:1:3", "a log axis needs low > 0"),
-    ("optim.lr=log:a:b", "come LOW:HIGH"),
+    ("optim.lr=log:a:b", "must be followed by LOW:HIGH"),
     ("optim.lr=log:0.1:1", "give the number of values"),
   ],
 )

@@ -42,7 +42,7 @@ def test_the_likeliest_choice_in_all_and_per_byte(tmp_path):
     ("{", "line 2: is not"),
     ({"question": "a", "choices": ["b"], "answer": 0}, "line 2: needs a question and at least two choices"),
     ({"question": "a", "choices": ["b", 3], "answer": 0}, "line 2: needs"),
-    ({"question": "a", "choices": ["b", "c"], "answer": 2}, "line 2: answer 2 is none of 2"),
+    ({"question": "a", "choices": ["b", "c"], "answer": 2}, "line 2: answer 2 is not an index of 2"),
     ({"question": "a" * 30, "choices": ["b", "c"], "answer": 0}, "31 tokens are more than the context of 24"),
   ],
 )
