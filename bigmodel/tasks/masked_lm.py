@@ -45,7 +45,7 @@ def check(config: Config) -> None:
   task = config.task
   require(
     chosen(config) > 0 and task.masked_percent <= 100,
-    f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens is no tokens, or too many",
+    f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens must be 1 to all",
   )
   vocab = config.model.vocab
   require(not vocab or task.mask_token < vocab, f"config.task.mask_token: {task.mask_token} is not below vocab {vocab}")
