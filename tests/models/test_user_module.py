@@ -267,7 +267,7 @@ def test_dropout_is_active_in_training_only(tmp_path):
     (("return nn.Dense", "return 1, nn.Dense"), r"gives a tuple, not an array"),
     (
       ("    x = nn.Dropout", "    x = nn.BatchNorm(False)(x)\n    x = nn.Dropout"),
-      r"keeps batch_stats beside parameters",
+      r"keeps batch_stats besides parameters",
     ),
   ],
 )

@@ -179,5 +179,5 @@ def test_a_model_that_a_type_cannot_be_is_not_exported():
     huggingface.config_of("llama", config)
   with pytest.raises(UserError, match=r"a gpt2 has no config.model.norm = 'rms'"):
     huggingface.config_of("gpt2", config)
-  with pytest.raises(UserError, match="a bert is a bert here, not a decoder"):
+  with pytest.raises(UserError, match="a bert needs the family bert, not decoder"):
     huggingface.config_of("bert", config)
