@@ -261,7 +261,7 @@ def test_dropout_is_active_in_training_only(tmp_path):
     (("outputs: int = 0", "classes: int = 0"), r"needs a field 'vocab: int = 0' if it reads tokens"),
     (("width: int = 8", "width: int"), r"the attribute 'width' has no default"),
     (('"hidden"', '"hiden"'), r"no role 'hiden' \(did you mean 'hidden'\?\)"),
-    (('"Dense_2"', '"Dense_7"'), r"its roles have \['Dense_7'\], which matches no parameter"),
+    (('"Dense_2"', '"Dense_7"'), r"its roles contain \['Dense_7'\], which matches no parameter"),
     (("self.outputs)(x)", "self.outputs + 1)(x)"), r"gives outputs of shape \[1, 4\] .* they must be \[1, 3\]"),
     (("nn.relu(nn.Dense(self", "nn.silly(nn.Dense(self"), r"fails on inputs float32\[1, 4\]: AttributeError: .*silly"),
     (("return nn.Dense", "return 1, nn.Dense"), r"gives a tuple, not an array"),
