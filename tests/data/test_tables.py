@@ -156,7 +156,7 @@ def test_groups_are_not_split_and_times_are_in_order():
   assert seen.max() == 1  # later rows wait for their own fold
 
 
-def test_windows_share_no_row_with_their_targets(tmp_path):
+def test_held_out_windows_share_no_row_with_training(tmp_path):
   n, W, H = 100, 8, 3
   table = pl.DataFrame({"t": np.arange(n)[::-1].copy(), "load": np.sin(np.arange(n))[::-1], "heat": np.arange(n) * 2.0})
   config = config_of(tmp_path, table, "mlp", "regression", target="load", drop=(), time="t", window=W, horizon=H)
@@ -340,7 +340,7 @@ def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, capl
     assert held == sum(table["city"][int(i)] != "p0" for i in found.places["validation"])
 
 
-def test_too_many_categories_are_refused(tmp_path, monkeypatch):
+def test_invalid_limits_of_categories_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
   refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")
   refused(
