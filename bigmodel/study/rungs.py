@@ -15,9 +15,9 @@ from bigmodel.workers import execute
 def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[dict[str, Run], int], None]) -> None:
   """Trains runs from rung to rung by calling `train_to(runs, step)`, where step 0 means the end.
 
-  Rungs that are on disk are not measured again. At a rung the best runs by `measure` continue: the held-out loss, or a
-  metric of held-out data. When the design has grown, the runs are compared again at each rung, and a run that was
-  stopped there resumes if it is now among the best.
+  At a rung, the best runs by `measure` continue, which is the held-out loss or a metric of held-out data. Measurements
+  on disk are reused. If the design has grown, the runs are compared again at each rung, and a run that was stopped
+  there resumes if it is now among the best.
   """
   require(len({run.steps for run in runs}) == 1, "study design: runs compared at rungs must have equal horizons")
   for halving, members in design.brackets(runs):

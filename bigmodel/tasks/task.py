@@ -117,6 +117,6 @@ class RouterFields:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageFields(RouterFields):
-  """What `config.task` holds for every language model."""
+  """Fields of `config.task` for every language model."""
 
   z_loss: float = field(0.0, "weight of the squared log-partition, which keeps logits near 0", NOT_NEGATIVE, TRACED)

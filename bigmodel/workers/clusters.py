@@ -25,7 +25,7 @@ PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 class Place(Protocol):
-  """Where one worker runs."""
+  """The place of one worker: a process, a Ray task or a Slurm job."""
 
   log: str  # where the user finds the messages of the worker
 

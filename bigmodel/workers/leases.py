@@ -177,7 +177,7 @@ class Lease:
 
 
 class Turn(NamedTuple):
-  """What a worker does next: trains `name`, or waits; with neither a name nor a wait everything has ended."""
+  """The next action of a worker: it trains `name`, or waits; with neither a name nor a wait everything has ended."""
 
   name: str
   lease: Lease | None
