@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -9,13 +10,19 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 QUIET_SECONDS = 10.0
 
 
-def plain_console(stderr: bool = False, quiet: bool = False, highlight: bool = True) -> Console:
+def plain_console(
+  stderr: bool = False,
+  quiet: bool = False,
+  highlight: bool = True,
+  file: IO[str] | None = None,
+  width: int | None = None,
+) -> Console:
   """A console that reads no markup and no emoji codes into text.
 
   Paths, config values and error messages may hold brackets, such as `bigmodel[tpu]`, which rich would otherwise
   take for styles and leave out.
   """
-  return Console(markup=False, emoji=False, stderr=stderr, quiet=quiet, highlight=highlight)
+  return Console(markup=False, emoji=False, stderr=stderr, quiet=quiet, highlight=highlight, file=file, width=width)
 
 
 def duration(seconds: float) -> str:

@@ -53,8 +53,10 @@ def test_the_best_regularisation_is_kept(axes, tmp_path):
   assert report["sweep"]["cells"][0]["run_ids"] == [best]
   assert plain not in kept
   rungs = {run_id: read_rungs(run)[60] for run_id, run in halved.runs.items()}
-  assert min(rungs, key=lambda run_id: rungs[run_id].loss_train) == plain
-  assert max(rungs[i].loss_eval for i in kept) < min(rungs[i].loss_eval for i in rungs.keys() - kept)
+  train = {run_id: rung.loss_train or math.inf for run_id, rung in rungs.items()}
+  heldout = {run_id: rung.loss_eval or math.inf for run_id, rung in rungs.items()}
+  assert min(train, key=lambda run_id: train[run_id]) == plain
+  assert max(heldout[i] for i in kept) < min(heldout[i] for i in rungs.keys() - kept)
   assert "accuracy" in rungs[best].metrics
 
 
@@ -177,6 +179,7 @@ def test_a_grown_design_finishes_the_same_runs_as_a_new_one(design, count, confi
         results.end(one, msgspec.structs.replace(ended, status="finished", steps=one.steps))
 
   def finished(folder, *counts):
+    members = []
     for many in counts:
       members = fake_runs(config, tmp_path / folder, many)
       rungs.run(design(Grid({}), first=1 / 9), members, "loss", train)
@@ -235,6 +238,7 @@ def test_the_loss_of_a_part_of_a_mixture_is_measured_at_a_rung(config, tmp_path)
   for run in prepared.runs.values():
     rung = read_rungs(run)[3]
     low, high = sorted(rung.metrics[f"loss_part{part}"] for part in range(2))
+    assert rung.loss_eval is not None
     assert low < rung.loss_eval < high  # the loss of all is between those of the parts, which differ
   best = min(prepared.runs, key=lambda run_id: read_rungs(prepared.runs[run_id])[3].metrics["loss_part1"])
   assert [one["run_id"] for one in report["runs"] if one["status"] == "finished"] == [best]

@@ -51,7 +51,7 @@ def test_points_are_in_their_ranges_and_reproducible(method):
   axes = {"optim.lr": spaces.Between(1e-4, 1e-1, log=True), "model.layers": spaces.Between(1, 4, integer=True)}
   found = cells(spaces.Space(axes, 32, method))
   assert found == cells(spaces.Space(axes, 64, method))[:32]  # more points extend fewer points
-  assert all(1e-4 <= one["optim.lr"] <= 1e-1 for one in found)
+  assert all(1e-4 <= float(one["optim.lr"]) <= 1e-1 for one in found)
   assert {one["model.layers"] for one in found} == {1, 2, 3, 4}
   decades = np.histogram(np.log10([one["optim.lr"] for one in found]), bins=3, range=(-4, -1))[0]
   assert decades.min() >= (10 if method == "sobol" else 4)  # a Sobol sequence leaves no gap

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import NamedSharding
 
 from bigmodel import optim, parallel
 from bigmodel.data import pipeline
@@ -184,7 +185,9 @@ def test_own_rules_come_first(model):
   config = on(config, preset="fsdp", rules=("mlp=fsdp", "embed="))
   state = programs.program(config).init(0)
   arrays = to_flat(state.params)
-  assert tuple(arrays["blocks.feed_forward.up"].sharding.spec) == ("pipeline", None, "fsdp")
+  up = arrays["blocks.feed_forward.up"].sharding
+  assert isinstance(up, NamedSharding)
+  assert tuple(up.spec) == ("pipeline", None, "fsdp")
   assert arrays["embedding"].sharding.is_fully_replicated
 
 

@@ -110,6 +110,7 @@ def test_a_leaderboard_marks_the_settings_that_may_be_the_best():
   assert board.axes == ("optim.lr",)
   assert [cell.finished for cell in board.cells] == [4, 4, 4]
   assert board.cells[-1].overrides == {"optim.lr": 0.4}
+  assert board.noise is not None
   assert 0.005 < board.noise < 0.02
   critical = stats.studentized_range.ppf(0.9, 3, 9)
   assert board.resolution == pytest.approx(critical * board.noise / 4**0.5, rel=1e-3)
@@ -169,6 +170,7 @@ def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
       assert np.isclose(rates, low).any()
       assert np.isclose(rates, high).any()
     else:
+      assert row.best is not None
       assert low <= row.best <= high
   assert len(hit) >= 0.95 * sweeps
   return np.mean(hit), np.mean(flat)

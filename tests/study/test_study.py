@@ -21,6 +21,7 @@ import pytest
 from bigmodel import record, study
 from bigmodel.cli import main
 from bigmodel.config import load_module
+from bigmodel.designs.design import tokens_of
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.laws import facts, forecast, seals
@@ -352,13 +353,11 @@ def test_designs_return_the_runs_that_they_describe(config, tmp_path):
   iso = IsoFlop((1e9, 2e9), sizes, ratios=(1, 40), convention="flops_exact").runs(counts)
   for one in iso:
     own = counts({k: v for k, v in one.overrides.items() if k.startswith("model")})
-    tokens = one.overrides["train.tokens"]
+    tokens = tokens_of(one.overrides)
     assert own.flops(tokens)["flops_exact"] == pytest.approx(one.budget, rel=1e-3)
     assert 1 <= tokens / own.params_total <= 40
   ladder = Ladder(sizes, (10, 20)).runs(counts)
-  assert [r.overrides["train.tokens"] / counts(s).params_total for s, r in zip(sizes, ladder[::2], strict=True)] == [
-    10
-  ] * 3
+  assert [tokens_of(r.overrides) / counts(s).params_total for s, r in zip(sizes, ladder[::2], strict=True)] == [10] * 3
   grid = Grid({"model.width": (8, 16), "optim.lr": (0.1, 0.2, 0.3)}).runs(counts)
   assert len({tuple(r.overrides.items()) for r in grid}) == 6
 

@@ -16,6 +16,7 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import absolute, write_json
+from bigmodel.optim import updates
 from bigmodel.train import metrics, parameters, programs, trained, weights
 from bigmodel.train import step as steps
 from bigmodel.train.checkpoint import Checkpoints, to_flat
@@ -99,8 +100,8 @@ def test_no_optimizer_learns_from_a_step_that_is_skipped(name, average):
     grads = jax.tree.map(lambda g: scale * g, jax.grad(loss)(params))
     return optim.update(how, grads, state, params, i, h, loss, finite)[:2]
 
-  last = np.int32(optim.SETTLED)
-  for i in range(optim.SETTLED + 1):
+  last = np.int32(updates.SETTLED)
+  for i in range(updates.SETTLED + 1):
     params, state = step(params, state, np.int32(i), 1.0, True)
   for count, (scale, finite) in enumerate([(np.nan, True), (1.0, False), (1e6, True)], 1):
     after = step(params, state, last, scale, finite)

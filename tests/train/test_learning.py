@@ -32,7 +32,9 @@ def trained(config, folder):
     (record,) = train_runs([run], data, display, StopRequest())
   assert isinstance(data, Corpus)
   counts = np.bincount(data.tokens["train"], minlength=data.vocab) + 1
-  held_out = pipeline.eval_rows(run.config, data).rows[:, 1:]
+  rows = pipeline.eval_rows(run.config, data).rows
+  assert isinstance(rows, np.ndarray)
+  held_out = rows[:, 1:]
   return record, float(-np.log(counts / counts.sum())[held_out].mean())
 
 

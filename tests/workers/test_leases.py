@@ -42,6 +42,7 @@ def test_only_one_of_many_workers_takes_a_lease(tmp_path):
 def test_a_renewed_lease_is_kept_and_a_released_one_is_free(tmp_path):
   one, other = Leases(tmp_path, "one", 0.3), Leases(tmp_path, "other", 0.3)
   lease = one.claim("run")
+  assert lease is not None
   with lease:
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
@@ -106,6 +107,7 @@ def test_a_holder_that_wakes_up_late_does_not_write(tmp_path):
   stop = WhileHeld(StopRequest(), sleeper)
   assert stop.requested()
   assert stop.lost()
+  assert sleeper is not None
   with sleeper:  # its thread neither renews nor releases a lost lease
     time.sleep(0.2)
   assert holder(tmp_path) == "other"
@@ -131,7 +133,7 @@ def test_no_run_is_lost_or_repeated_if_workers_die_stall_and_wake_up_late(tmp_pa
   spec = importlib.util.spec_from_file_location("leases", Path(__file__).parents[2] / "benchmarks" / "leases.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  module.DIES, module.STALLS = 600.0, 900.0
+  vars(module).update(DIES=600.0, STALLS=900.0)
   simulation = module.Simulation(40, 8, 4.0, tmp_path)
   simulation.go()
   assert [simulation.ended[name] for name in simulation.names] == [1] * 40

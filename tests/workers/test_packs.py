@@ -64,7 +64,7 @@ def test_a_member_past_its_horizon_is_not_computed(resolved):
   program, rows = programs.program(config, 2), pipeline.train_pipeline(config, corpus, 5)
   state = program.place([program.init(seed) for seed in range(2)])
   h = program.put_hyperparameters([optim.hyperparameters(config, count) for count in (3, 5)])
-  marks = []
+  marks, host = [], None
   for step in range(5):
     state, _ = program.step(state, program.put_rows([rows.batch(step)] * 2), h)
     host = program.fetch(state)
