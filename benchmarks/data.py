@@ -1,8 +1,8 @@
-"""Preparing data beside pandas and `tokenizers` alone, with the memory that it takes, and how fast rows come.
+"""Compares data preparation with pandas and with `tokenizers` alone in time and memory, and measures row throughput.
 
     python benchmarks/data.py [--json] [--rows 1000000] [--bytes 1000000000]    (needs pip install 'bigmodel[tables]')
 
-Each part runs in a process of its own, so that its peak of memory is its own.
+Each part runs in a separate process, so that its peak memory is measured separately.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = 50
-TEN = "0000?.txt"  # of the files of text
+TEN = "0000?.txt"  # ten of the text files
 PARTS = ("table", "pandas", "corpus", "bpe", "tokenizers", "text_rows", "image_rows")
 
 
@@ -35,11 +35,11 @@ def main() -> None:
     folder = Path(name)
     make_table(folder, arguments.rows)
     make_text(folder, arguments.bytes)
-    found = {part: run(part, folder) for part in PARTS}
+    results = {part: run(part, folder) for part in PARTS}
   if arguments.json:
-    print(json.dumps(found))
+    print(json.dumps(results))
     return
-  for part, facts in found.items():
+  for part, facts in results.items():
     print(f"{part:11s}", "  ".join(f"{name} {value:,.4g}" for name, value in facts.items()))
 
 
@@ -66,7 +66,7 @@ def make_table(folder: Path, rows: int) -> None:
 
 
 def make_text(folder: Path, size: int) -> None:
-  """Documents of words that are frequent as in a language."""
+  """Writes documents whose word frequencies resemble those of a language."""
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def table(folder: Path) -> dict[str, float]:
 
 
 def pandas(folder: Path) -> dict[str, float]:
-  """The same with pandas: read, split, impute by the training median, normalise."""
+  """Does the same with pandas: read, split, impute by the training median, normalise."""
   import numpy as np
   import pandas as pd  # pyright: ignore[reportMissingImports]
 
@@ -136,7 +136,7 @@ def corpus(folder: Path) -> dict[str, float]:
 
 
 def bpe(folder: Path) -> dict[str, float]:
-  """Ten files as BPE: trained, tokenized and stored."""
+  """Trains a BPE tokenizer on ten files, tokenizes them and stores the tokens."""
   from bigmodel.data import pipeline
 
   config = config_of(folder, "text")
@@ -148,7 +148,7 @@ def bpe(folder: Path) -> dict[str, float]:
 
 
 def tokenizers(folder: Path) -> dict[str, float]:
-  """The same training and tokenizing by `tokenizers` alone, document by document; nothing is stored."""
+  """Does the same training and tokenizing with `tokenizers` alone, document by document, without storing tokens."""
   from tokenizers import Tokenizer
 
   from bigmodel.data import documents, tokenizer
@@ -165,7 +165,7 @@ def tokenizers(folder: Path) -> dict[str, float]:
 
 
 def text_rows(folder: Path) -> dict[str, float]:
-  """Tokens a second of training rows, context 128, batches of 16."""
+  """Measures tokens per second of training rows, with context 128 and batches of 16."""
   from bigmodel.data import pipeline
 
   config = config_of(folder, "text")
@@ -175,7 +175,7 @@ def text_rows(folder: Path) -> dict[str, float]:
 
 
 def image_rows(folder: Path) -> dict[str, float]:
-  """Examples a second of Fashion-MNIST, batches of 64."""
+  """Measures examples per second of Fashion-MNIST, with batches of 64."""
   from bigmodel.data import pipeline
   from bigmodel.study import default_config
 

@@ -1,9 +1,9 @@
-"""Greedy decoding with a cache of keys and values beside decoding without one, in one run.
+"""Compares greedy decoding with and without a cache of keys and values, in one run.
 
     python benchmarks/decoding.py [--json] [--tokens 512]
 
-The same tokens, the ratio of the times, and how near the cached decoder comes to the time
-that reading its weights and cache from memory takes, at the bandwidth that was measured here.
+Reports whether both give the same tokens, the ratio of their times, and the time needed to
+read weights and cache at this machine's memory bandwidth as a share of the cached decoder's time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
   from bigmodel import hardware
 
   hardware.setup()
-  stream = jnp.ones(1 << 26, jnp.float32)  # 256 MB: more than any cache of a CPU holds
+  stream = jnp.ones(1 << 26, jnp.float32)  # 256 MB: larger than a CPU's caches
   total = jax.jit(jnp.sum)
   bandwidth = stream.nbytes / timed(lambda: total(stream))
   rows = [measure(width, layers, arguments.tokens, bandwidth) for width, layers in ((256, 4), (512, 8))]
@@ -55,7 +55,7 @@ def measure(width: int, layers: int, new: int, bandwidth: float) -> dict[str, An
 
   @jax.jit
   def extended(tokens_1xT: jax.Array, at: jax.Array) -> jax.Array:
-    """The tokens with the one that follows position `at`; what lies after it is not seen from it."""
+    """Returns the tokens with the next one written after position `at`; causal attention hides later positions."""
     return tokens_1xT.at[0, at + 1].set(jnp.argmax(model.apply({"params": params}, tokens_1xT)[0][0, at]))
 
   tokens = jnp.zeros((1, new + 1), jnp.int32)
@@ -65,7 +65,7 @@ def measure(width: int, layers: int, new: int, bandwidth: float) -> dict[str, An
     tokens = extended(tokens, at)
   jax.block_until_ready(tokens)
   slow, fast = time.perf_counter() - began, timed(cached)
-  # A token needs all weights and all of the cache once.
+  # Each token reads all weights and the whole cache once.
   needed = sum(x.nbytes for x in jax.tree.leaves(params)) + 2 * 4 * layers * width * (new + 1)
   return {
     "width": width,
@@ -79,7 +79,7 @@ def measure(width: int, layers: int, new: int, bandwidth: float) -> dict[str, An
 
 
 def timed(function: Any, repeats: int = 3) -> float:
-  """Seconds of a call, the best of some after one that compiles."""
+  """Returns the seconds of the fastest of several calls, after one that compiles."""
   import jax
 
   jax.block_until_ready(function())

@@ -1,8 +1,8 @@
-"""Fitting Chinchilla's law beside scipy: 4,500 starts and bootstrap refits on the points of Epoch's refit.
+"""Compares fitting Chinchilla's law with scipy: 4,500 starts and bootstrap refits on the points of Epoch's refit.
 
     python benchmarks/laws.py [--json] [--scipy-starts 90] [--scipy-refits 40]    (needs the published points)
 
-scipy's BFGS with analytic gradients runs some starts and refits; its time is scaled to all.
+scipy's BFGS with analytic gradients runs a sample of starts and refits; its time is scaled up to all of them.
 """
 
 import argparse
@@ -24,34 +24,34 @@ def main() -> None:
   from bigmodel.laws.source import Source
 
   path = str(reproduce.data_folder() / "epoch" / "svg_extracted_data.csv")
-  known = points.from_csv(Source(path, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=5))
-  found: dict[str, Any] = {}
+  runs = points.from_csv(Source(path, {"N": "Model Size", "C": "Training FLOP"}, drop_largest=5))
+  results: dict[str, Any] = {}
 
   def timed(name: str, work: Any) -> Any:
     began = time.perf_counter()
     result = work()
-    found[name] = time.perf_counter() - began
+    results[name] = time.perf_counter() - began
     return result
 
-  fit = timed("4,500 starts, cold", lambda: chinchilla.fit(known, 0, starts=chinchilla.STARTS))
-  timed("4,500 starts, warm", lambda: chinchilla.fit(known, 0, starts=chinchilla.STARTS))
-  found["share of starts at the optimum"] = fit.base.reached / fit.base.starts
+  fit = timed("4,500 starts, cold", lambda: chinchilla.fit(runs, 0, starts=chinchilla.STARTS))
+  timed("4,500 starts, warm", lambda: chinchilla.fit(runs, 0, starts=chinchilla.STARTS))
+  results["share of starts at the optimum"] = fit.base.reached / fit.base.starts
   timed("4,000 refits", lambda: uncertainty.bootstrap(fit.base, 4000))
-  data = np.log(known.N), np.log(known.D), np.log(known.loss)
+  data = np.log(runs.N), np.log(runs.D), np.log(runs.loss)
   rng = np.random.default_rng(0)
   some = chinchilla.GRID[rng.choice(len(chinchilla.GRID), arguments.scipy_starts, replace=False)]
-  ones = np.ones(len(known))
+  ones = np.ones(len(runs))
   values = timed("scipy", lambda: [scipy_fit(start, *data, ones).fun for start in some])
-  found["scipy, 4,500 starts"] = found.pop("scipy") * len(chinchilla.GRID) / len(some)
+  results["scipy, 4,500 starts"] = results.pop("scipy") * len(chinchilla.GRID) / len(some)
   best = fit.base.objective * 1e3
-  found["scipy, share of starts at the optimum"] = float(np.mean(np.array(values) < best * (1 + 1e-5)))
-  weights = rng.exponential(size=(arguments.scipy_refits, len(known)))
+  results["scipy, share of starts at the optimum"] = float(np.mean(np.array(values) < best * (1 + 1e-5)))
+  weights = rng.exponential(size=(arguments.scipy_refits, len(runs)))
   timed("scipy", lambda: [scipy_fit(fit.theta, *data, w) for w in weights])
-  found["scipy, 4,000 refits"] = found.pop("scipy") * 4000 / len(weights)
+  results["scipy, 4,000 refits"] = results.pop("scipy") * 4000 / len(weights)
   if arguments.json:
-    print(json.dumps(found))
+    print(json.dumps(results))
     return
-  for name, value in found.items():
+  for name, value in results.items():
     print(f"{name:38s} {value:8.3g}" + ("" if "share" in name else " s"))
 
 

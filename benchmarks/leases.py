@@ -1,14 +1,14 @@
-"""Ten thousand runs on a thousand workers that die, stall and wake up late, without training anything.
+"""Simulates ten thousand runs on a thousand workers that die, stall and wake up late, without training.
 
     python benchmarks/leases.py [--runs 10000] [--workers 1000] [--minutes 10]
 
-Workers are those of `--workers`, turn by turn on a clock of the simulation's own; their leases are files in a real
-folder, in memory. Runs last as long as a log-normal draw around `--minutes` says; a worker dies once in an hour or so,
-and another takes its place a minute later; once in two hours one stalls for two minutes, and goes on as if nothing had
-been.
-Operations are what Python tells of on files: listings, opens, renames, removals, new folders; the last word, a look
-whether a record exists, is counted with them. Prints how many a second of the simulation's clock, how many this disk
-does, and from that the number of workers at which it would be busy with nothing else.
+The `--workers` workers take turns on a simulated clock. Their leases are files in a real folder, in memory. The length
+of a run is log-normal around `--minutes`. A worker dies about once an hour, and is replaced a minute later. About once
+in two hours a worker stalls for two minutes and then continues as if nothing had happened.
+
+File operations are counted by Python's audit events (listings, opens, renames, removals, new folders) and by checks of
+whether a record exists. Prints the operations per simulated second, the operations per second that this disk can do,
+and the number of workers at which the disk would be fully busy with leases.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import numpy as np
 from bigmodel.workers.leases import PATIENCE, Lease, Leases, Turns
 
 FILES = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
-DIES, STALLS = 3600.0, 7200.0  # seconds between, of a worker
+DIES, STALLS = 3600.0, 7200.0  # mean seconds between deaths and between stalls of a worker
 STALL, REPLACED = 120.0, 60.0
-BIN = 60.0  # seconds, of operations counted together
+BIN = 60.0  # operations are counted in bins of this many seconds
 
 
 class Simulation:
@@ -38,14 +38,14 @@ class Simulation:
     self.records.mkdir()
     self.names = [f"{i:05d}" for i in range(runs)]
     self.lasts = dict(zip(self.names, 60 * minutes * self.rng.lognormal(-0.125, 0.5, runs), strict=True))
-    self.trained: dict[str, float] = collections.defaultdict(float)  # seconds
+    self.trained: dict[str, float] = collections.defaultdict(float)  # seconds of training of each run
     self.ended: dict[str, int] = collections.defaultdict(int)
     self.operations: dict[int, int] = collections.defaultdict(int)
     self.deaths = self.stalls = self.lost = 0
     self.queue: list[tuple[float, int, Any]] = []
     self.count = 0
     for _ in range(workers):
-      self._at(self.rng.uniform(0, 30), self._live())  # they do not start at once
+      self._at(self.rng.uniform(0, 30), self._live())  # workers start at different times
 
   def hear(self, event: str, arguments: tuple) -> None:
     if event in FILES and arguments and str(self.folder) in str(arguments[0]):
@@ -63,7 +63,7 @@ class Simulation:
         self._at(self.now + wait, what)
 
   def _live(self):
-    """One worker: yields how long it does nothing that the folder would notice."""
+    """Simulates one worker; yields the seconds until its next file operation."""
     leases = Leases(self.folder / "leases", f"w{self.count}", PATIENCE, lambda: self.now)
     turns = Turns(leases, self.names, self._has_ended, lambda _: True)
     dies = self.now + self.rng.exponential(DIES)
@@ -81,7 +81,7 @@ class Simulation:
         return
 
   def _train(self, name: str, lease: Lease, dies: float):
-    left = self.lasts[name] - self.trained[name]  # from the checkpoint on
+    left = self.lasts[name] - self.trained[name]  # seconds after the last checkpoint
     while left > 0:
       step = min(left, PATIENCE / 6)
       if self.rng.random() < step / STALLS:
@@ -109,7 +109,7 @@ class Simulation:
 
 
 def disk(folder: Path) -> float:
-  """Operations a second of this disk: of the kinds that a lease needs, one after another."""
+  """Measures the lease operations per second that this disk does, one after another."""
   probe = Leases(folder / "probe", "probe")
   lease = probe.claim("one")
   assert lease is not None
@@ -127,9 +127,7 @@ def main() -> None:
   arguments = parser.parse_args()
   with TemporaryDirectory() as real_disk:
     able = disk(Path(real_disk))
-  with TemporaryDirectory(
-    dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-  ) as folder:  # in memory, where it can be
+  with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:  # in memory if possible
     began = time.perf_counter()
     simulation = Simulation(arguments.runs, arguments.workers, arguments.minutes, Path(folder))
     sys.addaudithook(simulation.hear)
@@ -138,7 +136,7 @@ def main() -> None:
     operations = simulation.operations
     most = max(operations.values()) / BIN
     needed = sum(simulation.lasts.values()) / arguments.workers
-    found = {
+    results = {
       "runs": arguments.runs,
       "workers": arguments.workers,
       "lost_runs": sum(simulation.ended[name] == 0 for name in simulation.names),
@@ -155,7 +153,7 @@ def main() -> None:
       "workers_that_fill_this_disk": round(arguments.workers * able / most),
       "seconds_simulating": real,
     }
-  print(json.dumps({name: round(x, 3) if isinstance(x, float) else x for name, x in found.items()}, indent=1))
+  print(json.dumps({name: round(x, 3) if isinstance(x, float) else x for name, x in results.items()}, indent=1))
 
 
 if __name__ == "__main__":

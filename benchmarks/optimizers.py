@@ -1,8 +1,8 @@
-"""What each optimizer's update costs beside AdamW's, in one run: a decoder of width 256, gradients given.
+"""Compares the cost of each optimizer's update with AdamW's in one run, on the gradients of a decoder of width 256.
 
     python benchmarks/optimizers.py [--json] [--width 256]
 
-Sophia's update has a Hessian-vector product every tenth step, Shampoo's and SOAP's their eigenvectors: times are means
+Every tenth step Sophia computes a Hessian-vector product, and Shampoo and SOAP compute eigenvectors: times are means
 over ten steps.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     return
   for name, row in rows.items():
     times = f"{row['times_adamw']:6.2f} times AdamW"
-    print(f"{name:14s} {1e3 * row['seconds']:8.2f} ms  {times}  {row['state']:.2f} numbers kept for each parameter")
+    print(f"{name:14s} {1e3 * row['seconds']:8.2f} ms  {times}  {row['state']:.2f} state numbers per parameter")
 
 
 def measure(name: str, width: int) -> dict[str, Any]:

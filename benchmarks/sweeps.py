@@ -1,15 +1,15 @@
-"""Sweeps: what packs and the engine around them cost and save, all in one run on the same cores.
+"""Measures sweeps: what packs save and what the study engine costs, all in one run on the same cores.
 
     python benchmarks/sweeps.py runs [--widths 64 128]   # 8 learning rates x 4 seeds, from start to leaderboard
     python benchmarks/sweeps.py overhead                 # 200 runs of about a second each
     python benchmarks/sweeps.py packs                    # steps of packs of 1 to 128 members, on any device
 
-`runs` compares one `bigmodel sweep` with as many `bigmodel train` commands one after another, and with PyTorch in two
-processes of one thread side by side, which neither evaluates nor saves anything. Of those two some runs are timed, half
-before the sweep and half after it, and the time of all is that many times as long: all do the same work. Each has as
-many steps as make a command take 20 s or a little more (`separate_seconds`; steps: `alone_stepping_seconds`). What the
-sweep compiles is in nobody's cache the first time. How the steps of a sweep compare with those of one run after another
-is measured with both in turn, in one warm process. Needs bigmodel[bench] for PyTorch.
+`runs` compares one `bigmodel sweep` with the same runs as sequential `bigmodel train` commands, and with PyTorch in two
+processes of one thread each, which neither evaluates nor saves. Only some of the separate runs are timed, half before
+and half after the sweep, and their time is scaled up to all runs, which do the same work. The number of steps is chosen
+so that a command takes at least 20 s (`separate_seconds`; its steps alone: `alone_stepping_seconds`). The sweep starts
+with an empty compilation cache. The step speeds of a sweep and of sequential runs are measured alternately in one warm
+process. Needs bigmodel[bench] for PyTorch.
 """
 
 import argparse
@@ -30,16 +30,16 @@ import train_step
 
 RATES, SEEDS = "1e-3,1.5e-3,2e-3,3e-3,4e-3,6e-3,8e-3,1.2e-2", 4
 RUNS = 8 * SEEDS
-ROWS = 4  # of a batch, as in the quickstart: small models and budgets want small batches
-SECONDS = 21.5  # of each command, as fast as those that came before: one that is a little faster still takes 20
-TIMED = 4  # runs, of those that come one after another
-LOGGED = 50  # steps together
-TURNS, STRIDE = 3, 8  # of a run alone and of a sweep; the steps that those log together
+ROWS = 4  # rows of a batch, as in the quickstart: small models and budgets need small batches
+SECONDS = 21.5  # planned time of a command: slightly more than 20, so that a faster one still takes 20
+TIMED = 4  # number of sequential runs that are timed
+LOGGED = 50  # steps per log line
+TURNS, STRIDE = 3, 8  # alternations of single run and sweep; steps per log line in these
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def fields(width: int, steps: int) -> list[str]:
-  """The decoder of `train_step.py`, on the text of the quickstart."""
+  """Returns the config fields of the decoder of `train_step.py`, on the text of the quickstart."""
   values = {
     "data.context": train_step.CONTEXT, "data.repeat": True, "model.width": width, "model.layers": train_step.LAYERS,
     "model.heads": width // train_step.HEAD, "model.head_size": train_step.HEAD, "model.activation": "gelu",
@@ -64,7 +64,7 @@ def runs(width: int) -> dict[str, Any]:
     train = lambda seed, steps, name: timed(
       [*bigmodel, "train", *config(steps), f"--config.seed={seed}", f"--workdir={folder}/{name}"]
     )
-    # The corpus and the compiled programs of this run are in the cache for all.
+    # This run puts the corpus and its compiled programs into the cache, for all other commands.
     train(0, 500, "first")
     step_seconds = ROWS * train_step.CONTEXT / logged_speed([Path(folder, "first")])
     left = max(0.0, SECONDS - train(0, LOGGED, "short"))
@@ -85,7 +85,7 @@ def runs(width: int) -> dict[str, Any]:
     plan = json.loads(Path(folder, "sweep", "plan.json").read_text())
     members = max(len(group["run_ids"]) for group in plan["groups"])
   tokens = steps * ROWS * train_step.CONTEXT
-  compared = told([sys.executable, __file__, "steady", str(width), str(members)])[0].split()[-1]
+  compared = outputs_of([sys.executable, __file__, "steady", str(width), str(members)])[0].split()[-1]
   return {
     "width": width,
     "parameters": record["params_total"],
@@ -101,8 +101,8 @@ def runs(width: int) -> dict[str, Any]:
   }
 
 
-def told(*commands: list[str]) -> list[str]:
-  """What commands print that run side by side."""
+def outputs_of(*commands: list[str]) -> list[str]:
+  """Runs commands side by side and returns what they print."""
   processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
   printed = [process.communicate()[0] for process in processes]
   if any(process.returncode for process in processes):
@@ -111,7 +111,7 @@ def told(*commands: list[str]) -> list[str]:
 
 
 def steady(width: int, members: int) -> None:
-  """Prints how many times as many tokens a second a sweep steps through as a run alone does: the median of turns."""
+  """Prints the tokens per second of a sweep over those of a single run: the median of several turns."""
   from bigmodel import hardware, study
   from bigmodel.config import load
 
@@ -127,25 +127,25 @@ def steady(width: int, members: int) -> None:
 
   ratios = []
   for _ in range(1 + TURNS):
-    one = speed(1, 17 * STRIDE)  # the first of which is not looked at
-    ratios.append(speed(members, 3 * STRIDE) / one)
-  print(statistics.median(ratios[1:]))  # the first compiles
+    single = speed(1, 17 * STRIDE)
+    ratios.append(speed(members, 3 * STRIDE) / single)
+  print(statistics.median(ratios[1:]))  # the first turn compiles
 
 
 def logged_speed(folders: list[Path], middle: Callable[[list[float]], float] = statistics.median) -> float:
-  """Tokens a second of a run as its metrics tell, in the middle of runs and of steps but the first that were logged."""
+  """Returns the tokens per second from the metrics of runs: the middle of all log lines but the first of each run."""
   rows = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
   return middle([row["tokens_per_second"] for row in rows])
 
 
 def torch_seconds(width: int, steps: int, count: int) -> float:
-  """Of so many runs, in two processes, after their imports: all runs would need those once."""
+  """Returns the seconds of `count` runs in two processes, without imports."""
   command = [sys.executable, __file__, "torch", str(width), str(steps), str(count // 2)]
-  return max(map(float, told(command, command)))
+  return max(map(float, outputs_of(command, command)))
 
 
 def torch_runs(width: int, steps: int, count: int) -> None:
-  """Runs one after another in this process, on rows at random."""
+  """Trains runs one after another in this process, on random rows, and prints the seconds."""
   import numpy as np
 
   train_step.torch_trainer(width, 1)  # imports
@@ -158,10 +158,10 @@ def torch_runs(width: int, steps: int, count: int) -> None:
 
 
 def overhead(count: int = 200) -> dict[str, Any]:
-  """The share of a sweep's time that is neither steps nor evaluation of its runs.
+  """Measures the share of a sweep's time that is neither training steps nor evaluation.
 
-  The speed of a machine that others use drifts by more than this share: steps count as long as they took in the sweep,
-  and `steps_over_bare` says how much longer that is than they take outside it, before and after.
+  The speed of a shared machine drifts by more than this share. So steps are timed within the sweep, and
+  `steps_over_bare` is the ratio to the time of the same steps outside it, measured before and after.
   """
   import jax
 
@@ -208,7 +208,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
     bare_stepping = evaluating = 0.0
 
     def measure() -> None:
-      """A quarter of the steps, and some of the evaluations; it is done before the sweep and after it."""
+      """Times a quarter of the steps and some evaluations; called before and after the sweep."""
       nonlocal state, bare_stepping, evaluating
       began = time.perf_counter()
       state = bare(state, one.steps // 4)
@@ -232,7 +232,7 @@ def overhead(count: int = 200) -> dict[str, Any]:
 
 
 def packs(width: int) -> list[dict[str, Any]]:
-  """Tokens a second of packs, and of one run alone."""
+  """Returns the tokens per second of packs of several sizes and of a single run."""
   import jax
   import numpy as np
 
@@ -241,7 +241,7 @@ def packs(width: int) -> list[dict[str, Any]]:
   from bigmodel.train import programs
 
   hardware.setup()
-  found, rng = [], np.random.default_rng(0)
+  results, rng = [], np.random.default_rng(0)
   shape = (train_step.ROWS, train_step.CONTEXT + 1)
   for dtype in ("float32", "bfloat16") if jax.default_backend() != "cpu" else ("float32",):
     config = default_config()
@@ -263,12 +263,12 @@ def packs(width: int) -> list[dict[str, Any]]:
 
       seconds = train_step.best_step(step) / program.stride
       rate = members * train_step.ROWS * train_step.CONTEXT / seconds
-      alone = rate if members == 1 else found[-1]["tokens_per_second"] / found[-1]["over_one"]
-      found.append({
+      alone = rate if members == 1 else results[-1]["tokens_per_second"] / results[-1]["over_one"]
+      results.append({
         "device": jax.devices()[0].device_kind, "dtype": dtype, "width": width, "members": members,
         "tokens_per_second": rate, "over_one": rate / alone,
       })  # fmt: skip
-  return found
+  return results
 
 
 def main() -> None:
@@ -287,7 +287,7 @@ def main() -> None:
     rows = itertools.chain.from_iterable(map(packs, arguments.widths))
   else:
     rows = map(runs, arguments.widths)
-  for row in rows:  # each as soon as it is known
+  for row in rows:  # prints each row as soon as it is measured
     rounded = {name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}
     print(json.dumps(rounded), flush=True)
 

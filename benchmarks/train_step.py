@@ -1,11 +1,11 @@
-"""Training step: bigmodel beside a plain Linen GPT and a plain PyTorch GPT of the same shapes.
+"""Compares the training step with those of a plain Linen GPT and a plain PyTorch GPT of the same shapes.
 
     make bench    (or: python benchmarks/train_step.py [--json] [--widths 64 128 256])
 
 All three train the same decoder (RMSNorm, rotary positions, tied embeddings, GELU,
 4 layers, heads of 32, context 128, 16 rows, AdamW, clipping, float32) on the same
-cores. Each is measured in a process of its own, in turn, several times; the best
-round of each counts. The matmul peak is measured in the same run.
+cores. Each is measured several times, alternately and in separate processes; the
+fastest round of each counts. The matmul peak is measured in the same run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROUNDS, SECONDS = 3, 4.0
 
 
 def best_step(step) -> float:
-  """Seconds of the fastest of several windows, after a warm-up."""
+  """Returns the seconds per step of the fastest of several windows, after a warm-up."""
   step()
   step()
   best, began = float("inf"), time.perf_counter()
@@ -58,14 +58,14 @@ def bigmodel_step(width: int) -> float:
     nonlocal state, last
     state, metrics = program.step(state, program.put_rows([rows]), h)
     if last is not None:
-      float(last["loss"])  # as the loop does: the step before
+      float(last["loss"])  # the training loop also waits for the previous step
     last = metrics
 
   return best_step(step)
 
 
 def linen_step(width: int) -> float:
-  """What a Flax user writes: nn modules, optax.adamw, one jax.jit, one device."""
+  """Measures what a Flax user would write: nn modules, optax.adamw, one jax.jit, one device."""
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
@@ -131,7 +131,7 @@ def linen_step(width: int) -> float:
 
 
 def torch_trainer(width: int, threads: int, lr: float = 1e-3, seed: int = 0):
-  """What a PyTorch user writes: eager modules, scaled_dot_product_attention, AdamW. A function of rows: one step."""
+  """Returns a PyTorch step, a function of rows: eager modules, scaled_dot_product_attention, AdamW."""
   import torch  # pyright: ignore[reportMissingImports]
   import torch.nn.functional as F  # noqa: N812  # pyright: ignore[reportMissingImports]
   from torch import nn  # pyright: ignore[reportMissingImports]
@@ -204,7 +204,7 @@ KINDS = {"bigmodel": bigmodel_step, "linen": linen_step, "torch": torch_step, "p
 
 
 def measure(kind: str, width: int) -> float:
-  """One measurement in a process of its own."""
+  """Runs one measurement in a separate process."""
   done = subprocess.run(
     [sys.executable, __file__, "--one", kind, str(width)], capture_output=True, text=True, check=False
   )

@@ -1,10 +1,10 @@
-"""Weak scaling of compiled collectives: what a chip sends in a step, with the same rows a chip on 8 to 256 chips.
+"""Weak scaling of compiled collectives: bytes sent per chip and step, with equal rows per chip on 8 to 256 chips.
 
     python benchmarks/weak_scaling.py [--json] [--chip v5e]    (needs pip install 'bigmodel[tpu]', no TPU)
 
-Each preset is compiled by the compiler for TPUs. Theory: a ring of k devices sends
-(k - 1) / k of what it gathers, scatters or reduces, so from 8 to 256 chips bytes may grow
-by k / (k - 1) of the ring at 8 chips, and not with the number of chips.
+The TPU compiler compiles each preset. In theory, each of k devices in a ring sends
+(k - 1) / k of what it gathers, scatters or reduces. So from 8 to 256 chips, the bytes per chip
+may grow by at most k / (k - 1) for the ring at 8 chips, and not with the number of chips.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import sys
 
 SLICES = {"v5e": ("2x4", "4x8", "8x16", "16x16"), "v5p": ("2x2x2", "4x4x2", "4x4x8", "4x8x8")}
-ROWS = 2  # a chip
+ROWS = 2  # rows per chip
 
 
 def model(preset: str, chips: int):
@@ -35,7 +35,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--chip", default="v5e", choices=sorted(SLICES))
-  parser.add_argument("--presets", default="", help="some, joined by commas; otherwise all")
+  parser.add_argument("--presets", default="", help="presets separated by commas; default: all")
   arguments = parser.parse_args()
   from bigmodel import hardware, parallel
   from bigmodel.parallel import topology

@@ -1,1 +1,1 @@
-"""Designs: which runs a study consists of."""
+"""Designs: each defines the set of runs of a study."""

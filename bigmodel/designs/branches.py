@@ -1,7 +1,7 @@
-"""Branches: where the learning rate is constant until it decays, runs of several horizons share their first steps.
+"""Branches: runs of several horizons share their first steps if their learning rate is constant before it decays.
 
-The longest of them is the trunk. Where the decay of a shorter run begins, the trunk leaves a checkpoint for it; the
-shorter run continues from there, with the same results as if it had trained alone (Haegele et al. 2024).
+The longest run is the trunk. The trunk saves a checkpoint at the step where the decay of a shorter run begins. The
+shorter run branches from there, with the same results as if it had trained alone (Haegele et al. 2024).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settin
 from bigmodel.train.configs import identity
 from bigmodel.train.run import Branch, Run
 
-# Schedules whose rate does not depend on the horizon before it decays, and the fields that set horizon and decay.
+# Schedules whose learning rate before the decay does not depend on the horizon, and the fields of horizon and decay.
 STEADY = ("wsd", "constant", "inverse_sqrt")
 HORIZON = ("train.tokens", "train.steps", "optim.warmup", "optim.decay", "optim.final")
 
@@ -22,7 +22,7 @@ HORIZON = ("train.tokens", "train.steps", "optim.warmup", "optim.decay", "optim.
 class Branches:
   """Every run of a design at every horizon. All horizons share one warm-up, and each has its own decay.
 
-  `warmup` is a share of the shortest horizon, `decay` of each.
+  `warmup` is a share of the shortest horizon, `decay` a share of each horizon.
   """
 
   design: Design
@@ -52,7 +52,7 @@ class Branches:
 
 
 def find(runs: Mapping[str, Run]) -> dict[str, Branch]:
-  """By run id, the branch of each run that shares its first steps with a longer run."""
+  """Returns, by run id, the branch of each run that shares its first steps with a longer run."""
   groups: dict[str, list[tuple[int, Run]]] = {}
   for run in runs.values():
     if run.config.optim.schedule not in STEADY or run.config.train.stages:

@@ -1,4 +1,4 @@
-"""What a design is: it returns the runs of a study, as overrides of the study's config."""
+"""The interface of designs. A design returns the runs of a study, as overrides of the study's config."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Settings = Callable[[int, int], Overrides]  # (params_total, tokens) -> the sett
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """One run of a study: what it is for, and how its config differs from the base."""
+  """A run that a design plans: its role, and how its config differs from the study's."""
 
   role: str  # fit | scan | seed | target
   overrides: Overrides
@@ -37,17 +37,17 @@ class Design(Protocol):
 
 
 def tokens_of(overrides: Overrides) -> int:
-  """The tokens that a run trains on; 0 where its overrides do not set them."""
+  """Returns the number of tokens that a run trains on; 0 if its overrides do not set it."""
   tokens = overrides.get("train.tokens", 0)
   assert isinstance(tokens, int | float)
   return int(tokens)
 
 
 def closest_size(sizes: Sequence[Overrides], counts_of: CountsOf, convention: str, N: float) -> Overrides:
-  """The size whose number of parameters has the log nearest to that of N, both counted by the convention."""
+  """Returns the size whose number of parameters is closest to N on a log scale, counted by the convention."""
   return min(sizes, key=lambda size: abs(math.log(params_in(counts_of(size).params(), convention) / N)))
 
 
 def repeat_seeds(run: Planned, seeds: int) -> list[Planned]:
-  """The run with other seeds of its initial values and of the order of its data."""
+  """Returns repetitions of a run with other seeds for its initial values and its data order."""
   return [Planned("seed", {**run.overrides, "seed": seed, "data.seed": seed}, run.budget) for seed in range(1, seeds)]

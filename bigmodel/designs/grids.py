@@ -1,4 +1,4 @@
-"""Grids: the product of axes, or runs that are listed one by one."""
+"""Grids: the product of axes, or an explicit list of runs."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from bigmodel.designs.design import CountsOf, Overrides, Planned, Settings, no_s
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """One run for each of a list of overrides."""
+  """An explicit list of runs, each given by its overrides."""
 
   overrides: Sequence[Overrides]
   convention: str = "flops_6nd"
@@ -19,8 +19,8 @@ class Listed:
     runs = []
     for overrides in self.overrides:
       counts, tokens = counts_of(overrides), tokens_of(overrides)
-      own = settings(counts.params_total, tokens)
-      runs.append(Planned("fit", {**own, **overrides}, counts.flops_in(self.convention, tokens)))
+      chosen = settings(counts.params_total, tokens)
+      runs.append(Planned("fit", {**chosen, **overrides}, counts.flops_in(self.convention, tokens)))
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Successive halving and Hyperband: most runs stop early, at rungs, because others do better on held-out data."""
+"""Successive halving and Hyperband: at each rung, only the runs that are best on held-out data continue."""
 
 import dataclasses
 import math
@@ -12,15 +12,14 @@ from bigmodel.designs.design import CountsOf, Design, Planned, Settings, no_sett
 from bigmodel.train import stages
 from bigmodel.train.run import Run
 
-UNDECAYED = 0.1  # share of the peak learning rate above which it has not decayed
+UNDECAYED = 0.1  # a learning rate above this share of its peak counts as not decayed
 
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
   """Successive halving (Jamieson and Talwalkar 2016): at each rung the best 1 in `factor` continue, the others stop.
 
-  Runs are compared by the study's measure on held-out data: the training loss would favour the settings that regularise
-  least.
+  Runs are compared by the study's measure on held-out data, because the training loss favours weak regularisation.
 
   Rungs are at powers of 1 / `factor` of the horizon, the first at the share `first` or just before it.
   """
@@ -41,29 +40,29 @@ class Halving:
     return [dataclasses.replace(run, role="halving") for run in self.design.runs(counts_of, settings)]
 
   def rungs(self, steps: int) -> list[int]:
-    """The steps at which runs of this horizon are compared."""
+    """Returns the steps at which runs of this horizon are compared."""
     count = math.ceil(math.log(1 / self.first, self.factor) - 1e-9)
     return sorted({max(1, round(steps * self.factor**-k)) for k in range(1, count + 1)})
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple["Halving", list[Run]]]:
-    """The parts of the runs that are compared with each other, each with its own rungs."""
+    """Splits the runs into brackets. The runs of a bracket are compared with each other, at the bracket's rungs."""
     return [(self, list(runs))]
 
   def survivors(self, losses: Mapping[str, float]) -> set[str]:
-    """The ids of the runs that continue, given the losses of all runs at a rung."""
+    """Returns the ids of the runs that continue, given the losses of all runs at a rung."""
     count = max(1, math.ceil(len(losses) / self.factor))
     return set(sorted(losses, key=lambda run_id: (losses[run_id], run_id))[:count])
 
 
 class Hyperband(Halving):
-  """Successive halving with several first rungs (Li et al. 2017), each for a part of the runs.
+  """Successive halving in several brackets with different first rungs (Li et al. 2017), each with a part of the runs.
 
   Settings that need many steps to show their advantage survive in the later brackets. The earliest first rung is at the
   share `first` of the horizon.
   """
 
   def brackets(self, runs: Sequence[Run]) -> list[tuple[Halving, list[Run]]]:
-    """Brackets that cost about the same: the earlier the first rung, the more runs."""
+    """Splits the runs into brackets of similar cost: the earlier the first rung of a bracket, the more runs it has."""
     most = max(1, math.ceil(math.log(1 / self.first, self.factor) - 1e-9))
     shares = [self.factor**s / (s + 1) for s in range(most + 1)]
     left, brackets = sorted(runs, key=lambda run: run.run_id), []  # an order that does not depend on the axes
@@ -76,7 +75,7 @@ class Hyperband(Halving):
 
 
 def undecayed(design: Halving, runs: Sequence[Run]) -> str:
-  """A warning where runs are compared at rungs before their learning rate has decayed; '' where there is none.
+  """Returns a warning if runs are compared at rungs before their learning rate has decayed, otherwise ''.
 
   Runs that are evaluated on an average of their parameters need no decay.
   """
@@ -103,7 +102,7 @@ def undecayed(design: Halving, runs: Sequence[Run]) -> str:
 
 
 def _share_of_peak(run: Run, step: int) -> float:
-  """The learning rate of the step before a rung, as a share of its peak."""
+  """Returns the learning rate of the step before a rung, as a share of its peak."""
   stage = stages.at(run.config, step)
   h = optim.hyperparameters(stage.config, stage.horizon, stage.begin)
   return float(optim.schedules.factor(stage.config.optim.schedule, jnp.int32(step - 1), h))

@@ -34,7 +34,7 @@ class IsoFlop:
   def cell(
     self, budget: float, size: Overrides, counts_of: CountsOf, settings: Settings, role: str = "fit"
   ) -> Planned | None:
-    """The run of one budget and size, or None where its ratio is out of bounds."""
+    """Returns the run of one budget and size, or None if its tokens per parameter are outside `ratios`."""
     counts = counts_of(size)
     tokens = round(budget / counts.flops_in(self.convention, 1))
     if role == "fit" and not self.ratios[0] <= tokens / params_in(counts.params(), self.convention) <= self.ratios[1]:
@@ -61,7 +61,7 @@ class Scan:
       assert center is not None
       rate = center.overrides.get("optim.lr")
       if not isinstance(rate, int | float):
-        raise UserError("study scan: settings(params, tokens) must return optim.lr, the rule that is scanned")
+        raise UserError("study scan: settings(params, tokens) must return optim.lr, the learning rate to scan")
       for factor in (1.0, *self.factors):
         lr = float(f"{rate * factor:.4g}")
         runs.append(Planned("scan", {**center.overrides, "optim.lr": lr}, budget))

@@ -1,4 +1,4 @@
-"""Search: a design that looks at the results of its runs before it asks for more, with Optuna."""
+"""Search: an adaptive design that proposes runs from the results of earlier runs, with Optuna."""
 
 import dataclasses
 import warnings
@@ -21,9 +21,9 @@ Trial = tuple[Overrides, float | None]  # a point of the space, and its loss if 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """`trials` points of a space; each batch of `at_once` is chosen from the losses of those before (Optuna's TPE).
+  """`trials` points of a space, proposed in batches of `at_once` from the losses of earlier batches (Optuna's TPE).
 
-  The batch depends on the study's records alone: equal records ask for equal points.
+  A batch depends only on the study's records: equal records give equal points.
   """
 
   axes: Mapping[str, Domain]
@@ -33,16 +33,16 @@ class Search:
   convention: str = "flops_6nd"
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    """The first batch."""
+    """Returns the first batch."""
     return self.more([], counts_of, settings)
 
   def more(self, trials: Sequence[Trial], counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
-    """The next batch; empty once there are enough trials."""
+    """Returns the next batch; empty once there are `trials` points."""
     planned = Listed(self.ask(trials), self.convention).runs(counts_of, settings)
     return [dataclasses.replace(run, role="search") for run in planned]
 
   def ask(self, trials: Sequence[Trial]) -> list[Overrides]:
-    """The points of the next batch. Points that were tried are not asked for again."""
+    """Returns the points of the next batch, without points that were tried already."""
     require(self.trials > 0 and self.at_once > 0, f"sweep: {self.trials} trials, {self.at_once} at once; at least 1")
     study = self._study_of(trials)
     count = min(self.at_once, self.trials - len(trials))
@@ -57,7 +57,7 @@ class Search:
     return points
 
   def _study_of(self, trials: Sequence[Trial]) -> "optuna.Study":
-    """An Optuna study with these trials, without those outside the space: it may have been larger when they ran."""
+    """Returns an Optuna study with these trials, except those outside the space, which may have been larger earlier."""
     optuna = _optuna()
     sampler = optuna.samplers.TPESampler(
       seed=self.seed + len(trials), constant_liar=True, multivariate=True, group=True, n_startup_trials=self.at_once
@@ -121,6 +121,6 @@ def _is_inside(domain: Domain, value: Value) -> bool:
 
 
 def _to_optuna(domain: Domain, value: Value) -> Value:
-  """What Optuna calls a value: its index in a list, or the number itself."""
+  """Returns a value as Optuna stores it: its index in a list, or the number itself."""
   values = plain(domain)
   return value if isinstance(values, Between) else list(values).index(value)

@@ -1,4 +1,4 @@
-"""Spaces: the axes that a sweep can have, and designs that choose points of them."""
+"""Spaces: the axes of sweeps, and designs that choose points in their product."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ class Between:
   integer: bool = False
 
   def at(self, share: float) -> float:
-    """The number at a share of the way from low to high, rounded to four digits."""
+    """Returns the number at a share of the way from low to high, rounded to four digits."""
     if self.log:
       value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
     else:
@@ -53,17 +53,17 @@ Domain = Plain | When
 
 
 def plain(domain: Domain) -> Plain:
-  """The values of an axis, where it applies."""
+  """Returns the values of an axis, without its condition."""
   return domain.domain if isinstance(domain, When) else domain
 
 
 def applies(axes: Mapping[str, Domain], name: str, point: Overrides) -> bool:
-  """Whether an axis applies at a point that has the values of the axes before it."""
+  """Whether an axis applies at a point, which has the values of the axes before it."""
   domain = axes[name]
   if not isinstance(domain, When):
     return True
   before = list(axes)[: list(axes).index(name)]
-  require(domain.axis in before, f"axis {name}: depends on {domain.axis}, which is not an axis before it")
+  require(domain.axis in before, f"axis {name}: depends on {domain.axis}, which is not an earlier axis")
   return point.get(domain.axis) in domain.values
 
 
@@ -81,7 +81,7 @@ class Space:
     return Listed(self.cells(), self.convention).runs(counts_of, settings)
 
   def cells(self) -> list[Overrides]:
-    """The overrides of each point."""
+    """Returns the overrides of each point."""
     require(self.method in METHODS, f"sweep: no method {self.method!r}; known: {', '.join(METHODS)}")
     require(self.points > 0, f"sweep: {self.points} points; at least 1")
     for name, domain in self.axes.items():
@@ -91,7 +91,7 @@ class Space:
     return [_point(self.axes, shares) for shares in self._shares().tolist()]
 
   def _shares(self) -> np.ndarray:
-    """Points of the unit cube [points, axes]. A larger number of points begins with the same ones."""
+    """Returns points of the unit cube, float[points, axes]. More points extend fewer points."""
     from scipy.stats import qmc
 
     if self.method == "random":
@@ -121,7 +121,7 @@ class Zipped:
 
   def runs(self, counts_of: CountsOf, settings: Settings = no_settings) -> list[Planned]:
     lengths = {name: len(values) for name, values in self.axes.items()}
-    require(len(set(lengths.values())) == 1, f"sweep: zipped axes are of different lengths: {lengths}")
+    require(len(set(lengths.values())) == 1, f"sweep: zipped axes have different lengths: {lengths}")
     cells = [dict(zip(self.axes, values, strict=True)) for values in zip(*self.axes.values(), strict=True)]
     return Listed(cells, self.convention).runs(counts_of, settings)
 
@@ -147,19 +147,19 @@ class Repeated:
 
 
 def of_arguments(axes: Sequence[str], points: int, method: str, seeds: int) -> Design:
-  """The design of `--axis NAME=VALUE,VALUE,...` and `--axis NAME=log:LOW:HIGH[:COUNT]` (or lin:)."""
+  """Returns the design of options `--axis NAME=VALUE,VALUE,...` and `--axis NAME=log:LOW:HIGH[:COUNT]` (or lin:)."""
   parsed = dict(map(parse_axis, axes))
   if points:
     design: Design = Space({name: domain for name, (domain, _) in parsed.items()}, points, method)
   else:
     for name, (_, count) in parsed.items():
-      require(count > 0, f"--axis {name}: say how many values, as in log:LOW:HIGH:COUNT, or --points for all axes")
+      require(count > 0, f"--axis {name}: give the number of values, as log:LOW:HIGH:COUNT, or --points for all axes")
     design = Grid({name: _spaced(domain, count) for name, (domain, count) in parsed.items()})
   return Repeated(design, seeds) if seeds > 1 else design
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Plain, int]]:
-  """The name of the axis, its values and how many of them it asks for (0: not said)."""
+  """Parses one `--axis`: returns its name, its values, and the number of values (0 if not given)."""
   name, equals, value = text.partition("=")
   require(bool(equals and value), f"--axis {text}: write NAME=VALUE,VALUE or NAME=log:LOW:HIGH:COUNT")
   kind, *numbers = value.split(":")
@@ -171,7 +171,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Plain, int]]:
     low, high, *rest = (float(number) for number in numbers)
     count = int(rest[0]) if rest else 0
   except (ValueError, IndexError):
-    require(False, f"--axis {text}: after {kind} come LOW:HIGH or LOW:HIGH:COUNT")
+    require(False, f"--axis {text}: {kind} must be followed by LOW:HIGH or LOW:HIGH:COUNT")
     raise
   whole = all(number.lstrip("-").isdigit() for number in numbers[:2]) and high - low >= max(2, count - 1)
   domain = Between(low, high, kind == "log", integer=whole)
@@ -180,7 +180,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Plain, int]]:
 
 
 def _spaced(values: Plain, count: int) -> Sequence[Value]:
-  """`count` different values from low to high; all values of a list."""
+  """Returns `count` different values from low to high, or all values of a list."""
   if not isinstance(values, Between):
     return values
   spaced = [values.at(i / max(1, count - 1)) for i in range(count)]

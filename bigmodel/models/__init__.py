@@ -1,7 +1,7 @@
-"""Models: one file per family on top of shared layers; each counts its own parameters and FLOPs.
+"""Models: one file per family, built from shared layers. Each family counts its parameters and FLOPs.
 
-`registry.protocol.Family` says what the file of a family defines. Each parameter has a role and named axes: see
-`layers.roles`. A model that is applied with a key named 'dropout' is in training; without that key it is evaluated.
+`registry.protocol.Family` is the interface of a family's file. Each parameter has a role and named axes: see
+`layers.roles`. A model is in training if it is applied with a key named 'dropout', and otherwise in evaluation.
 """
 
 from bigmodel.models.registry.families import (

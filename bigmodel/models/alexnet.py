@@ -1,8 +1,8 @@
-"""AlexNet (Krizhevsky et al. 2012) in three forms that the name is used for.
+"""AlexNet (Krizhevsky et al. 2012), in the three forms that have this name.
 
-`grouped` is the original, whose second, fourth and fifth convolutions see half of the channels
-each, for two GPUs; `ungrouped` has whole ones; `one_weird_trick` (Krizhevsky 2014) is narrower, and
-without normalisation: torchvision's.
+`grouped` is the original for two GPUs, whose second, fourth and fifth convolutions have two groups
+of channels; `ungrouped` has ordinary convolutions; `one_weird_trick` (Krizhevsky 2014) is narrower
+and has no normalisation, as in torchvision.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ FORMS = {
     _convolution(256, 3, padding=1),
   ),
 }
-POOLED = (0, 1, 4)  # the convolutions after which sides are pooled
+POOLED = (0, 1, 4)  # the convolutions that are followed by pooling
 NORMALISED = ("grouped", "ungrouped")
 
 
@@ -77,17 +77,17 @@ def build(config: Config, dtype: DTypeLike) -> "AlexNet":
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters."""
+  """The sizes that determine the parameters."""
 
-  form: str = field("grouped", "which of the networks of this name", OneOf(FORMS))
+  form: str = field("grouped", "variant of AlexNet", OneOf(FORMS))
   hidden: int = field(4096, "units of each of the two hidden dense layers", POSITIVE)
-  dropout: float = field(0.5, "share of activations that are dropped in training", BELOW_ONE)
+  dropout: float = field(0.5, "share of activations dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, object]:
     return {"family": "alexnet", **dataclasses.asdict(self), "inputs": list(self.inputs)}
 
   def sides(self, side: int) -> list[int]:
-    """The side of the image after each convolution, and in the end."""
+    """Returns the side of the image after each convolution, and the final side."""
     sides = []
     for layer, conv in enumerate(FORMS[self.form]):
       sides.append(convolved(side, conv.size, conv.stride, conv.padding))
@@ -95,7 +95,7 @@ class Shape(ExampleShape):
     return [*sides, side]
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per example."""
+    """Returns parameters, and training FLOPs per example."""
     del context
     params, products, channels_in = 0, 0, self.inputs[2]
     heights, widths = self.sides(self.inputs[0]), self.sides(self.inputs[1])

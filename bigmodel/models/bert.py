@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019): a bidirectional encoder, pre-trained by guessing masked tokens."""
+"""BERT (Devlin et al. 2019): a bidirectional encoder, pre-trained by predicting masked tokens."""
 
 import dataclasses
 from typing import Unpack, cast
@@ -35,7 +35,7 @@ HEADS = ("masked_lm", "pooler", "none")
 
 
 def resolve(model: Config, facts: Facts) -> None:
-  model.vocab = model.vocab or cast(int, facts["vocab"]) + 1  # the mask
+  model.vocab = model.vocab or cast(int, facts["vocab"]) + 1  # plus the mask token
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.feed_forward = model.feed_forward or 4 * model.width
   model.positions = model.positions or facts["context"]
@@ -59,19 +59,19 @@ def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Be
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+  """The sizes that determine the parameters. In a config, `resolve` replaces sizes of 0."""
 
-  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's, and one more that masks", NOT_NEGATIVE)
+  vocab: int = field(0, "entries of the token table; 0: the tokenizer's, plus a mask token", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
   layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
-  activation: str = field("gelu_erf", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  activation: str = field("gelu_erf", "activation of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
   positions: int = field(0, "learned positions; 0: data.context", NOT_NEGATIVE)
   types: int = field(2, "kinds of segments; rows of a corpus are all of the first", POSITIVE)
-  epsilon: float = field(1e-12, "added under the root of the norms", POSITIVE)
-  dropout: float = field(0.0, "share of activations that are dropped in training; 0.1 in the paper", BELOW_ONE)
+  epsilon: float = field(1e-12, "added to the variance in norms", POSITIVE)
+  dropout: float = field(0.0, "share of activations dropped in training; 0.1 in the paper", BELOW_ONE)
   head: str = field("masked_lm", "on top of the encoder: predicts tokens, pools a sequence, or none", OneOf(HEADS))
 
   def describe(self) -> dict[str, object]:
@@ -94,7 +94,7 @@ class Shape:
     )
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per token; embeddings are those of tokens, positions and types."""
+    """Returns parameters, and training FLOPs per token; embeddings are those of tokens, positions and types."""
     D = self.width
     head = {"masked_lm": D * D + 3 * D + self.vocab, "pooler": D * D + D, "none": 0}[self.head]
     embedding = (self.vocab + self.positions + self.types) * D
@@ -109,7 +109,7 @@ class Shape:
 class Bert(nn.Module):
   """tokens int[B, T] -> (logits float32[B, T, V], or pooled [B, D], or states [B, T, D]; no auxiliary numbers).
 
-  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
+  If a mesh shards the vocabulary, hidden logits of padding come last: see `layers.embedding.logits`.
   """
 
   shape: Shape

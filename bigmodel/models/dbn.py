@@ -32,7 +32,8 @@ def resolve(model: Config, facts: Facts) -> None:
 def check(config: Config) -> None:
   hidden = config.model.hidden
   require(
-    bool(hidden) and all(width > 0 for width in hidden), f"config.model.hidden: {hidden} are not widths of layers"
+    bool(hidden) and all(width > 0 for width in hidden),
+    f"config.model.hidden: {hidden} must be positive widths of layers",
   )
   require(
     config.data.normalise == "unit",
@@ -50,7 +51,7 @@ def build(config: Config, dtype: DTypeLike) -> "DBN":
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters."""
+  """The sizes that determine the parameters."""
 
   hidden: tuple[int, ...] = field((500, 500, 2000), "units of each hidden layer")
 
@@ -62,7 +63,7 @@ class Shape(ExampleShape):
     return (math.prod(self.inputs), *self.hidden)
 
   def counts(self, context: int) -> Counts:
-    """Parameters with the biases of visible units, and FLOPs per example of training all layers together."""
+    """Returns parameters, with the biases of visible units, and FLOPs per example of training all layers together."""
     del context
     widths = (*self.widths, self.outputs)
     matrices = sum(a * b for a, b in itertools.pairwise(widths))
@@ -99,10 +100,10 @@ class DBN(nn.Module):
 def divergence(
   v_BxV: jax.Array, weight_VxH: jax.Array, hidden_H: jax.Array, visible_V: jax.Array, key: jax.Array
 ) -> jax.Array:
-  """[free energy of the data less that of their reconstructions, cross-entropy of these] for each row.
+  """Returns, for each row, the free energy of the data minus that of the reconstruction, and its cross-entropy.
 
-  The gradient of the first is the rule of contrastive divergence with one step of Gibbs
-  sampling (Hinton 2002, equation 5): hidden units are sampled, the others stay probabilities.
+  The gradient of the first is contrastive divergence with one step of Gibbs sampling (Hinton 2002,
+  equation 5): hidden units are sampled, visible units stay probabilities.
   """
 
   def free_energy(v: jax.Array) -> jax.Array:

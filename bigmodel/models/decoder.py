@@ -1,7 +1,7 @@
 """Decoder-only Transformers: GPT, Turing-NLG, Gopher, Chinchilla, Llama and, with experts, Mixtral.
 
-By default pre-norm RMSNorm and rotary positions; LayerNorm, norms after the sums, biases and
-learned or relative positions make the older ones.
+The defaults are pre-norm RMSNorm and rotary positions. Older models use LayerNorm, post-norm,
+biases, and learned or relative positions.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ POSITIONS = ("rotary", "learned", "relative", "none")
 
 
 def resolve(model: Config, facts: Facts) -> None:
-  """Replaces the zeros of `config.model` by what they stand for, in place."""
+  """Replaces zeros in `config.model` by the values that they stand for, in place."""
   model.vocab = model.vocab or facts["vocab"]
   model.heads = model.heads or max(1, model.width // model.head_size)
   model.kv_heads = model.kv_heads or model.heads
@@ -51,7 +51,7 @@ def default_feed_forward(model: Config) -> int:
 
 
 def check(config: Config) -> None:
-  """Refuses fields of `config.model` that do not fit together."""
+  """Raises `UserError` if fields of `config.model` are inconsistent."""
   model = config.model
   require(
     model.positions != "rotary" or model.head_size % 2 == 0,
@@ -78,18 +78,18 @@ def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "De
 
 
 def shape_of(config: Config) -> "Shape":
-  """The shape of a resolved config."""
+  """Returns the shape of a resolved config."""
   return read(Shape, config.model, context=config.data.context if config.model.positions == "learned" else 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Everything that decides the parameters of a decoder, and how its tokens are routed.
+  """The sizes that determine the parameters of a decoder and the routing of its tokens.
 
-  In a config, 0 leaves a size to `resolve`.
+  In a config, `resolve` replaces sizes of 0.
   """
 
-  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's", NOT_NEGATIVE)
+  vocab: int = field(0, "entries of the token table; 0: the tokenizer's", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
   layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
@@ -98,22 +98,22 @@ class Shape:
   feed_forward: int = field(
     0, "hidden units; 0: 4 * width, or 8/3 * width rounded up to a multiple of 8 for gated activations", NOT_NEGATIVE
   )
-  activation: str = field("swiglu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  activation: str = field("swiglu", "activation of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
   qk_norm: bool = field(False, "normalise queries and keys")
-  tie_embeddings: bool = field(True, "the table of tokens gives the logits, too")
-  experts: int = field(0, "feed-forward blocks a layer, of which a token meets some; 0: one, met by all", NOT_NEGATIVE)
-  experts_per_token: int = field(2, "experts that each token meets", POSITIVE)
+  tie_embeddings: bool = field(True, "whether the token table also gives the logits")
+  experts: int = field(0, "experts per layer, of which each token uses some; 0: one block for all tokens", NOT_NEGATIVE)
+  experts_per_token: int = field(2, "experts that each token uses", POSITIVE)
   expert_group: int = field(0, "tokens of a row that are routed together; 0: the whole row", NOT_NEGATIVE)
   expert_capacity: float = field(
-    1.25, "in training, an expert's slots over its even share of a group; 0: no choice is dropped", NOT_NEGATIVE
+    1.25, "slots of an expert over its even share of a group, in training; 0: drop no choice", NOT_NEGATIVE
   )
   norm: str = field("rms", "RMSNorm or LayerNorm", OneOf(NORMS))
-  norm_first: bool = field(True, "norms before attention and feed-forward, as opposed to after the sums")
-  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
-  bias: bool = field(False, "biases of the projections")
-  positions: str = field("rotary", "how positions enter", OneOf(POSITIONS))
+  norm_first: bool = field(True, "pre-norm: norms before attention and feed-forward; otherwise after the residual sums")
+  epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
+  bias: bool = field(False, "whether projections have biases")
+  positions: str = field("rotary", "kind of position information", OneOf(POSITIONS))
   rotary_base: float = field(10_000.0, "longest wavelength of rotary positions over 2 pi", POSITIVE)
-  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  dropout: float = field(0.0, "share of activations dropped in training", BELOW_ONE)
   context: int = 0  # number of learned positions; not a field of the config
 
   def describe(self) -> dict[str, object]:
@@ -128,7 +128,7 @@ class Shape:
     return BlockShape(**same, rotary=rotary, relative=self.positions == "relative", gives_outputs=not self.norm_first)
 
   def params(self) -> dict[str, int]:
-    """Exact parameter counts, by what they are for; `active` are those that one token meets."""
+    """Returns exact parameter counts by purpose; `active` counts those that one token uses."""
     block, idle = self.block.params()
     final = norm_params(self.norm, self.width) if self.norm_first else 0
     embedding = self.vocab * self.width * (1 if self.tie_embeddings else 2) + self.context * self.width
@@ -137,9 +137,9 @@ class Shape:
     return {"blocks": blocks, "embedding": embedding, "total": total, "active": total - self.layers * idle}
 
   def counts(self, context: int) -> Counts:
-    """Parameters and training FLOPs per token (forward and backward: three forwards).
+    """Returns parameters and training FLOPs per token (forward and backward: three forwards).
 
-    Non-embedding leaves out the embeddings of tokens and positions and, where untied, the output matrix.
+    Non-embedding parameters exclude the embeddings of tokens and positions and, where untied, the output matrix.
     """
     D, T, HK, block = self.width, context, self.heads * self.head_size, self.block
     params = self.params()
@@ -152,8 +152,8 @@ class Shape:
       params_active=params["active"],
       chinchilla_per_token=3.0 * chinchilla,
       exact_per_token=3.0 * exact,
-      # Slots of experts that stay empty are computed too.
-      # So are the logits of padding.
+      # Empty slots of experts are computed, too.
+      # The logits of padding are computed, too.
       hardware_per_token=3.0 * (exact + self.layers * block.idle(T) + 2 * D * (padded(self.vocab) - self.vocab)),
       recomputed_per_token=block.recomputed(T).times(self.layers),
     )
@@ -162,11 +162,11 @@ class Shape:
 class Decoder(nn.Module):
   """tokens int[B, T] -> (logits float32[B, T, V], auxiliary numbers of the experts, means over layers).
 
-  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
-  The parameters of the blocks are stacked over layers, whichever way they are run: a
-  checkpoint and a run's bits do not depend on whether the layers were unrolled, scanned or piped.
-  With `caches`, one a layer and filled up to position `start`, tokens are those from there
-  on, the blocks' parameters a list of layers, and the new caches come in place of the auxiliary numbers.
+  If a mesh shards the vocabulary, hidden logits of padding come last: see `layers.embedding.logits`.
+  The parameters of the blocks are always stacked over layers, so checkpoints and results do not
+  depend on whether the layers are unrolled, scanned or pipelined. With `caches`, one per layer and
+  filled up to position `start`, the tokens are those from `start` on, the parameters of the blocks
+  are a list over layers, and the new caches are returned in place of the auxiliary numbers.
   """
 
   shape: Shape
@@ -209,6 +209,6 @@ class Decoder(nn.Module):
 
 
 def example(shape: Shape) -> tuple[jax.Array, ...]:
-  """Inputs of the least size, for initial values."""
+  """Returns inputs of the smallest size, for computing initial values."""
   del shape
   return (jnp.zeros((1, 1), jnp.int32),)

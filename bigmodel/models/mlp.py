@@ -40,18 +40,18 @@ def build(config: Config, dtype: DTypeLike) -> "MLP":
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters; no hidden layers make a linear model."""
+  """The sizes that determine the parameters; no hidden layers make a linear model."""
 
   hidden: tuple[int, ...] = field((256,), "units of each hidden layer")
-  activation: str = field("relu", "of the hidden layers", OneOf(ACTIVATIONS))
-  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  activation: str = field("relu", "activation of the hidden layers", OneOf(ACTIVATIONS))
+  dropout: float = field(0.0, "share of activations dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, object]:
     lists = {"inputs": list(self.inputs), "hidden": list(self.hidden)}
     return {"family": "mlp" if self.hidden else "linear", **dataclasses.asdict(self), **lists}
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per example."""
+    """Returns parameters, and training FLOPs per example."""
     del context
     widths = (math.prod(self.inputs), *self.hidden, self.outputs)
     matrices = sum(a * b for a, b in itertools.pairwise(widths))
@@ -68,7 +68,7 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     shape = self.shape
     x_BxF = x.reshape(x.shape[0], -1).astype(self.dtype)
-    # A rectifier halves the variance (He et al. 2015).
+    # A ReLU halves the variance (He et al. 2015).
     scale = 2**0.5 if shape.activation in ("relu", "gelu", "gelu_erf") else 1.0
     axis, role = "inputs", Role.INPUT
     for layer, width in enumerate(shape.hidden):

@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2016): 18 to 152 layers for photographs, and small ones for small images.
 
-Strides lie on the 3 x 3 convolutions of bottlenecks, as torchvision has them. Group
-normalisation stands in for batch normalisation: see `layers.images.GroupNorm`.
+The 3 x 3 convolutions of bottlenecks have the strides, as in torchvision. Group
+normalisation replaces batch normalisation: see `layers.images.GroupNorm`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
   model = config.model
   require(
     bool(model.stages) and all(depth > 0 for depth in model.stages),
-    f"config.model.stages: {model.stages} are not numbers of blocks",
+    f"config.model.stages: {model.stages} must be positive numbers of blocks",
   )
   require(
     not model.inputs or len(model.inputs) == 3,
@@ -52,20 +52,20 @@ def build(config: Config, dtype: DTypeLike) -> "ResNet":
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters."""
+  """The sizes that determine the parameters."""
 
   block: str = field("basic", "two 3 x 3 convolutions, or a bottleneck", OneOf(BLOCKS))
   stages: tuple[int, ...] = field((2, 2, 2), "blocks of each stage; each stage halves the sides and doubles the width")
   width: int = field(32, "channels of the first stage's 3 x 3 convolutions", POSITIVE)
   stem: str = field("small", "first convolution: large (7 x 7, stride 2, pooled) or small (3 x 3)", OneOf(STEMS))
-  groups: int = field(32, "most groups of channels that are normalised together", POSITIVE)
+  groups: int = field(32, "largest number of groups of channels in group normalisation", POSITIVE)
 
   def describe(self) -> dict[str, object]:
     lists = {"inputs": list(self.inputs), "stages": list(self.stages)}
     return {"family": "resnet", **dataclasses.asdict(self), **lists}
 
   def convolutions(self) -> list[tuple[str, int, int, int, int]]:
-    """Every convolution of the blocks: (name, channels, size, stride, block that it begins, or -1)."""
+    """Returns all convolutions of the blocks: (name, channels, size, stride, index of the block it begins, or -1)."""
     layers, channels, number = [], self.width, 0
     for stage, depth in enumerate(self.stages):
       inner = self.width * 2**stage
@@ -82,7 +82,7 @@ class Shape(ExampleShape):
     return layers
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per example."""
+    """Returns parameters, and training FLOPs per example."""
     del context
     size = 7 if self.stem == "large" else 3
     weights = size * size * self.inputs[2] * self.width

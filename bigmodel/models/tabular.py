@@ -1,6 +1,6 @@
-"""FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token, a class token is read out.
+"""FT-Transformer (Gorishniy et al. 2021): each feature of a table is a token; a class token gives the outputs.
 
-The last features may be codes of categories, each category with its vector.
+The last features may be codes of categories, and each category has a vector.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def check(config: Config) -> None:
   )
   require(
     not model.inputs or len(model.categories) <= model.inputs[0],
-    f"config.model.categories: {len(model.categories)} of {model.inputs} features",
+    f"config.model.categories: {len(model.categories)} categorical features of inputs {model.inputs}",
   )
 
 
@@ -56,17 +56,17 @@ def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "FT
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+  """The sizes that determine the parameters. In a config, `resolve` replaces sizes of 0."""
 
   width: int = field(64, "size of a feature's vector between the layers", POSITIVE)
   layers: int = field(3, "blocks of attention and feed-forward", POSITIVE)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(8, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4/3 * width rounded up to a multiple of 8", NOT_NEGATIVE)
-  activation: str = field("reglu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
-  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  activation: str = field("reglu", "activation of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  dropout: float = field(0.0, "share of activations dropped in training", BELOW_ONE)
   categories: tuple[int, ...] = field(
-    (), "of the last features, which are codes of categories: how many each has; (): those of the data"
+    (), "number of categories of each of the last features, which are codes; (): those of the data"
   )
 
   def describe(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Shape(ExampleShape):
 
   @property
   def numbers(self) -> int:
-    """Features that are numbers: they come first."""
+    """The number of numeric features, which come first."""
     return self.inputs[0] - len(self.categories)
 
   @property
@@ -93,10 +93,11 @@ class Shape(ExampleShape):
     )
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per row of a table."""
+    """Returns parameters, and training FLOPs per row of a table."""
     del context
     D, T = self.width, self.inputs[0] + 1
-    vectors = self.numbers + sum(self.categories) + self.inputs[0] + 1  # of numbers, of categories, biases, the token
+    # One vector for each number and each category, one bias for each feature, and the class token.
+    vectors = self.numbers + sum(self.categories) + self.inputs[0] + 1
     params = self.layers * self.block.params()[0] + 2 * D + vectors * D + (D + 1) * self.outputs
     layers = self.layers * T * (self.block.dense() + self.block.attention(T))
     recomputed = self.block.recomputed(T).times(self.layers * T)

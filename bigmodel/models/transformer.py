@@ -1,4 +1,4 @@
-"""The encoder-decoder Transformer (Vaswani et al. 2017), with one table for both vocabularies and the output."""
+"""The encoder-decoder Transformer (Vaswani et al. 2017), with one table for source, target and output."""
 
 import dataclasses
 from typing import Unpack
@@ -51,18 +51,18 @@ def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Tr
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+  """The sizes that determine the parameters. In a config, `resolve` replaces sizes of 0."""
 
-  vocab: int = field(0, "entries of the table of tokens; 0: the tokenizer's", NOT_NEGATIVE)
+  vocab: int = field(0, "entries of the token table; 0: the tokenizer's", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
-  layers: int = field(2, "blocks of the encoder, and as many of the decoder", POSITIVE)
+  layers: int = field(2, "blocks of the encoder and of the decoder", POSITIVE)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
-  activation: str = field("relu", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
-  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
+  activation: str = field("relu", "activation of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
   dropout: float = field(
-    0.0, "share of activations that are dropped in training; 0.1 in the paper, or 0.3 for its big model", BELOW_ONE
+    0.0, "share of activations dropped in training; 0.1 in the paper, or 0.3 for its big model", BELOW_ONE
   )
 
   def describe(self) -> dict[str, object]:
@@ -86,13 +86,14 @@ class Shape:
     )
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per token of source and target, which have half of `context` each."""
+    """Returns parameters, and training FLOPs per token of source and target, each half of `context` long."""
     encoder, decoder, T = self.block(False), self.block(True), context / 2
     embedding = self.vocab * self.width
     params = self.layers * (encoder.params()[0] + decoder.params()[0])
     attention = self.layers * (encoder.attention(T) + decoder.attention(T, T)) / 2
     layers = self.layers * (encoder.dense() + decoder.dense()) / 2 + attention
-    stacks = zip(encoder.recomputed(T), decoder.recomputed(T, T), strict=True)  # of which a token meets one
+    # Each token passes through one of the two stacks.
+    stacks = zip(encoder.recomputed(T), decoder.recomputed(T, T), strict=True)
     recomputed = Recomputed(*map(sum, stacks)).times(self.layers / 2)
     counts = plain_counts(embedding + params, layers + embedding, embedding, recomputed)
     padding = 3 * self.width * (padded(self.vocab) - self.vocab)
@@ -100,9 +101,9 @@ class Shape:
 
 
 class Transformer(nn.Module):
-  """(source int[B, S], target int[B, T]) -> (logits of what follows each target token float32[B, T, V], no losses).
+  """(source int[B, S], target int[B, T]) -> (logits of the token after each target token float32[B, T, V], {}).
 
-  Where a mesh splits the vocabulary, hidden logits of its padding follow: see `layers.embedding.logits`.
+  If a mesh shards the vocabulary, hidden logits of padding come last: see `layers.embedding.logits`.
   """
 
   shape: Shape

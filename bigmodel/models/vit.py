@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token that is read out."""
+"""Vision Transformer (Dosovitskiy et al. 2021): patches are tokens, and a class token gives the outputs."""
 
 import dataclasses
 from typing import Unpack
@@ -60,7 +60,7 @@ def build(config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> "Vi
 
 @dataclasses.dataclass(frozen=True)
 class Shape(ExampleShape):
-  """Everything that decides the parameters. In a config, 0 leaves a size to `resolve`."""
+  """The sizes that determine the parameters. In a config, `resolve` replaces sizes of 0."""
 
   patch: int = field(4, "side of a patch, in pixels", POSITIVE)
   width: int = field(64, "size of a patch's vector between the layers", POSITIVE)
@@ -68,9 +68,9 @@ class Shape(ExampleShape):
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)
-  activation: str = field("gelu_erf", "of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
-  epsilon: float = field(1e-6, "added under the root of the norms", POSITIVE)
-  dropout: float = field(0.0, "share of activations that are dropped in training", BELOW_ONE)
+  activation: str = field("gelu_erf", "activation of the feed-forward blocks", OneOf((*GATED, *ACTIVATIONS)))
+  epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
+  dropout: float = field(0.0, "share of activations dropped in training", BELOW_ONE)
 
   def describe(self) -> dict[str, object]:
     return {"family": "vit", **dataclasses.asdict(self), "inputs": list(self.inputs)}
@@ -95,7 +95,7 @@ class Shape(ExampleShape):
     return self.inputs[0] // self.patch * (self.inputs[1] // self.patch)
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per image."""
+    """Returns parameters, and training FLOPs per image."""
     del context
     D, T, pixels = self.width, self.patches + 1, self.patch**2 * self.inputs[2]
     params = self.layers * self.block.params()[0] + 2 * D + (pixels + 1) * D + (T + 1) * D + (D + 1) * self.outputs

@@ -1,7 +1,6 @@
-"""Meshes and sharding: where arrays lie. Models name the axes of arrays, rules map the names to axes of the mesh.
+"""Meshes and sharding. Models name the logical axes of arrays, and rules map these names to axes of the mesh.
 
-`config.parallel` says how a run is carried out and never what it computes. A preset gives sizes to the axes of the
-mesh.
+`config.parallel` sets how a run is computed, and never its results. A preset sets the sizes of the mesh's axes.
 """
 
 from bigmodel.parallel.checks import check

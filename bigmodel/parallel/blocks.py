@@ -1,6 +1,6 @@
-"""Ways of running a stack of blocks: unrolled, scanned, or as a pipeline; with rematerialization.
+"""Runs a stack of blocks: unrolled, scanned, or as a pipeline, with or without rematerialization.
 
-Each has the signature of `models.layers.block.RunBlocks` and computes the same.
+All variants have the signature of `models.layers.block.RunBlocks` and compute the same function.
 """
 
 import functools
@@ -21,7 +21,7 @@ from bigmodel.types import Params
 
 POLICIES = {
   "full": None,
-  # All products with parameters: those of experts have a batch dimension, the experts, and are kept by name.
+  # All products with parameters. Products of experts have a batch dimension, so they are selected by name.
   "dots": jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names(PRODUCTS),
@@ -36,7 +36,7 @@ POLICIES = {
 
 
 def choose(config: Config, mesh: Mesh) -> RunBlocks:
-  """The way of running blocks that `config.parallel` asks for on this mesh."""
+  """Returns the function that runs the blocks as `config.parallel` requires on this mesh."""
   policy, in_pieces = config.parallel.remat, stored_in_pieces(config, mesh.shape)
   run = scanned if is_scanned(config, mesh.shape) else unrolled
   stages = mesh.shape["pipeline"]
@@ -48,22 +48,22 @@ def choose(config: Config, mesh: Mesh) -> RunBlocks:
 
 
 def is_scanned(config: Config, sizes: Mapping[str, int]) -> bool:
-  """Whether the layers run as one loop on a mesh of these sizes: if the config says so, or if weights are sharded.
+  """Whether the layers run as one loop on a mesh of these sizes: if `scan` is set, or if weights are sharded.
 
-  Without a loop the compiler may gather the weights of all layers, and reduce their gradients, at the same time. Then
-  the whole arrays of all layers are in memory together, even with rematerialization.
+  Without a loop, the compiler may gather the weights of all layers, or reduce their gradients, at the same time. Then
+  the unsharded arrays of all layers are in memory together, even with rematerialization.
   """
   return config.parallel.scan or stored_in_pieces(config, sizes)
 
 
 def stored_in_pieces(config: Config, sizes: Mapping[str, int]) -> bool:
-  """Whether weights are gathered before they are multiplied: their axis `embed` is sharded over devices."""
+  """Whether weights are gathered before products, because their axis `embed` is sharded."""
   along = [axes or () for name, axes in rules(config, sizes) if name == "embed"]
   return any(sizes[axis] > 1 for axes in along for axis in axes)
 
 
 def remat(block: BlockFunction, policy: str) -> BlockFunction:
-  """The block with rematerialization: the backward pass recomputes what `policy` does not keep."""
+  """Returns the block with rematerialization: the backward pass recomputes what `policy` does not keep."""
   if policy == "none":
     return block
 
@@ -74,30 +74,30 @@ def remat(block: BlockFunction, policy: str) -> BlockFunction:
 
 
 def gathered_twice(block: BlockFunction) -> BlockFunction:
-  """The block, with everything kept for the backward pass except the weights that were gathered for a product.
+  """Returns the block, which keeps everything for the backward pass except gathered weights.
 
-  Each device keeps its shard of these, and the backward pass gathers them again.
+  Each device keeps its shard of the weights, and the backward pass gathers them again.
   """
 
   def gathering(params: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
     with gathering_again():
       return block(params, x)
 
-  # A compiler that sees both gathers would gather once and keep the result; `checkpoint` prevents that.
+  # The compiler would merge both gathers and keep the result; `checkpoint` prevents that.
   return jax.checkpoint(gathering, policy=jax.checkpoint_policies.everything_saveable)
 
 
 def scanned(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
-  """Computes the same as `unrolled` in one loop, which is compiled once for all layers."""
+  """Runs the blocks as one loop, which compiles once for all layers; computes the same as `unrolled`."""
   x_BxTxD, auxiliary_N = jax.lax.scan(lambda x, params: block(params, x), x_BxTxD, stacked)
   return x_BxTxD, jax.tree.map(jnp.sum, auxiliary_N)
 
 
 def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
-  """GPipe's schedule (Huang et al. 2019): `pieces` microbatches follow each other through the stages.
+  """Returns a function that runs the blocks as a pipeline of `pieces` microbatches (GPipe, Huang et al. 2019).
 
-  All stages work at once, each on another microbatch; the shift from stage to stage is a collective permute. Each stage
-  is idle in stages - 1 of the pieces + stages - 1 turns.
+  All stages compute at the same time, each on a different microbatch. A collective permute shifts the results to the
+  next stage. Each stage is idle in stages - 1 of the pieces + stages - 1 turns.
   """
   stages = mesh.shape["pipeline"]
 
@@ -122,7 +122,7 @@ def pipelined(run_stage: RunBlocks, mesh: Mesh, pieces: int) -> RunBlocks:
       out_SxBxTxD, auxiliary_S = stage(params_SxL, on_stages(shifted))
       piece_S = now - jnp.arange(stages)
       working_S = (piece_S >= 0) & (piece_S < pieces)
-      # Without a constraint on what leaves, the backward pass gathers the gradients of the whole batch in every turn.
+      # Without this constraint, the backward pass gathers the gradients of the whole batch in every turn.
       leaves_BxTxD = spread(None, out_SxBxTxD[-1:])[0]
       auxiliary = jax.tree.map(lambda x_S: jnp.sum(jnp.where(working_S, x_S, 0.0)), auxiliary_S)
       return on_stages(out_SxBxTxD), (leaves_BxTxD, auxiliary)

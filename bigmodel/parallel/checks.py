@@ -12,7 +12,7 @@ from bigmodel.parallel.sizes import DIVIDES, divided_number, groups_of_experts, 
 
 
 def check(config: Config, devices: int | None = None) -> None:
-  """Refuses a mesh that this batch and model cannot fill; `devices` are by default those that are here."""
+  """Raises `UserError` if this batch and model do not fit the mesh; `devices` defaults to this job's devices."""
   declarations.check("parallel", Parallel, config.parallel)
   rules(config)
   sizes = mesh_sizes(config, jax.device_count() if devices is None else devices)
@@ -29,7 +29,7 @@ def check(config: Config, devices: int | None = None) -> None:
 
 
 def _check_rows(config: Config, sizes: dict[str, int]) -> None:
-  """Refuses batches whose rows the mesh cannot share out."""
+  """Raises `UserError` if the rows of a batch cannot be sharded evenly over the mesh."""
   pieces = microbatches(config, sizes["pipeline"])
   shards = math.prod(sizes[axis] for axis in BATCH)
   require(
@@ -50,7 +50,7 @@ def _check_rows(config: Config, sizes: dict[str, int]) -> None:
 
 
 def _check_divided_numbers(config: Config, sizes: dict[str, int]) -> None:
-  """Refuses axes whose size does not divide the numbers of the model or data that are sharded over them."""
+  """Raises `UserError` if the size of an axis does not divide what is sharded over it."""
   for axis, names in DIVIDES.items():
     for name in names:
       number = divided_number(config, name)
@@ -65,7 +65,7 @@ def _check_divided_numbers(config: Config, sizes: dict[str, int]) -> None:
 
 
 def _check_model(config: Config, sizes: dict[str, int]) -> None:
-  """Refuses ways of computing that the model's family does not have."""
+  """Raises `UserError` for options that the model's family does not support."""
   parallel, model = config.parallel, config.model
   supplied = models.family(model.family).SUPPLIED
   if "run_blocks" not in supplied:

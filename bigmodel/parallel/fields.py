@@ -1,10 +1,10 @@
-"""The fields of `config.parallel`: how a run is carried out, and never what it computes."""
+"""The fields of `config.parallel`, which set how a run is computed, and never its results."""
 
 import dataclasses
 
 from bigmodel.declarations import NOT_NEGATIVE, PROVENANCE, OneOf, Range, field
 
-# Sizes that a preset wishes for: -1 takes what is left, others shrink until they divide the devices.
+# The preferred sizes of a preset: -1 takes the remaining devices, others shrink until they divide the devices.
 PRESETS: dict[str, dict[str, int]] = {
   "dp": {"data": -1},
   "fsdp": {"fsdp": -1},
@@ -22,11 +22,11 @@ SIZE = Range(-1)
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-  """Sizes of the mesh's axes are 0 for the preset's, or -1 for the devices that are left over."""
+  """The size of an axis of the mesh is 0 for the size of the preset, or -1 for all remaining devices."""
 
-  preset: str = field("dp", "sizes and rules to begin with", OneOf(PRESETS), PROVENANCE)
-  data: int = field(0, "copies of the model, each with rows of its own", SIZE, PROVENANCE)
-  fsdp: int = field(0, "devices with rows of their own that share one copy of the weights", SIZE, PROVENANCE)
+  preset: str = field("dp", "default sizes and rules of the mesh", OneOf(PRESETS), PROVENANCE)
+  data: int = field(0, "replicas of the model, each with different rows", SIZE, PROVENANCE)
+  fsdp: int = field(0, "devices with different rows that shard one copy of the weights", SIZE, PROVENANCE)
   tensor: int = field(0, "devices that split heads and hidden units", SIZE, PROVENANCE)
   sequence: int = field(0, "devices that split the positions of a row", SIZE, PROVENANCE)
   expert: int = field(0, "devices that split the experts", SIZE, PROVENANCE)
@@ -34,13 +34,13 @@ class Parallel:
   rules: tuple[str, ...] = field(
     (), "'logical=axis' or 'logical=axis+axis' or 'logical=', before the built-in ones", None, PROVENANCE
   )
-  attention: str = field("auto", "kernel of the attention", OneOf(ATTENTION), PROVENANCE)
+  attention: str = field("auto", "attention kernel", OneOf(ATTENTION), PROVENANCE)
   sequence_attention: str = field(
-    "ring", "how keys and values meet queries along `sequence`", OneOf(SEQUENCE_ATTENTION), PROVENANCE
+    "ring", "exchange of keys and values along `sequence`", OneOf(SEQUENCE_ATTENTION), PROVENANCE
   )
-  # Layers whose weights are stored in pieces (fsdp) always run as one loop, so that the whole weights of all layers
+  # Layers with sharded weights (fsdp) always run as one loop, so that the gathered weights of all layers
   # are never in memory together.
-  scan: bool = field(False, "layers as one loop, compiled once for all of them", None, PROVENANCE)
-  remat: str = field("none", "what the backward pass computes again", OneOf(REMAT), PROVENANCE)
-  microbatches: int = field(0, "of a pipeline; 0: twice its stages", NOT_NEGATIVE, PROVENANCE)
-  offload: str = field("none", "what lies in the host's memory between its uses", OneOf(OFFLOAD), PROVENANCE)
+  scan: bool = field(False, "run layers as one loop, compiled once", None, PROVENANCE)
+  remat: str = field("none", "what the backward pass recomputes", OneOf(REMAT), PROVENANCE)
+  microbatches: int = field(0, "microbatches of a pipeline; 0: twice its stages", NOT_NEGATIVE, PROVENANCE)
+  offload: str = field("none", "state that is kept in the host's memory between uses", OneOf(OFFLOAD), PROVENANCE)

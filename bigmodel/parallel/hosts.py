@@ -1,4 +1,4 @@
-"""Several hosts: set-up, agreement, and arrays of which each host holds a part.
+"""Jobs of several hosts: set-up, communication between processes, and arrays of which each host holds a part.
 
 Every process runs the same code in the same order. Process 0 writes files; it shares results with the others through
 JAX's coordination service (`barrier`, `share`, `first`).
@@ -27,21 +27,21 @@ from bigmodel.errors import UserError
 from bigmodel.types import PyTree
 
 Arrays = np.ndarray | dict[str, np.ndarray]
-# Rows of a batch: arrays, or (their number, load) with load(start, stop) -> arrays of these rows.
+# Rows of a batch: arrays, or (number of rows, load), where load(start, stop) returns the arrays of these rows.
 Rows = Arrays | tuple[int, Callable[[int, int], Arrays]]
 Shared = TypeVar("Shared")
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 log = logging.getLogger("bigmodel")
 TIMEOUT_MS = 30 * 60 * 1000
-SMALL = 1 << 16  # elements of arrays whose mixed positions are cached
+SMALL = 1 << 16  # mixed positions are cached for arrays of at most this many elements
 POLL_SECONDS = 0.2
 END = 1 << 62  # later than every step
 _numbers = itertools.count()
 
 
 def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-  """Joins the other processes of this job; does nothing where there are none.
+  """Connects to the other processes of this job, if there are any.
 
   JAX recognises TPU pods, Slurm, Kubernetes and Open MPI; elsewhere the three arguments are needed: the address of
   process 0, the number of processes, and the index of this one. Call it before the first JAX computation.
@@ -64,7 +64,7 @@ def _in_cluster() -> bool:
   if os.environ.get("SLURM_NTASKS") == "1" or os.environ.get("OMPI_COMM_WORLD_SIZE") == "1":
     return False
   if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ:
-    return False  # a pod by itself, such as a notebook
+    return False  # a single pod, such as a notebook
   kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
   return any(kind.is_env_present() for kind in kinds)
 
@@ -113,13 +113,13 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-  """Waits until every process is here; safe in any thread if the name is unique."""
+  """Waits until every process has called it; safe in any thread if the name is unique."""
   if several():
     _client().wait_at_barrier(f"bigmodel/{name}", TIMEOUT_MS)
 
 
 def share(value: Shared | None = None, name: str | None = None, source: int = 0) -> Shared:
-  """The value of process `source`. Calls without a name are numbered, so all processes must make the same calls."""
+  """Returns the value of process `source`. Unnamed calls are numbered, so all processes must make the same calls."""
   if not several():
     return cast(Shared, value)
   key = f"bigmodel/share/{next(_numbers) if name is None else name}"
@@ -130,7 +130,7 @@ def share(value: Shared | None = None, name: str | None = None, source: int = 0)
 
 
 def first(work: Callable[[], Shared]) -> Shared:
-  """The value of `work()`, which only the first process does; all return it, or raise what it raises."""
+  """Calls `work` in the first process only; all processes return its value or raise its exception."""
   if not several():
     return work()
   result: Shared | None = None
@@ -149,14 +149,14 @@ def first(work: Callable[[], Shared]) -> Shared:
 
 
 def gather(value: Shared, name: str | None = None) -> list[Shared]:
-  """The JSON values of all processes, in their order; safe in any thread if the name is unique."""
+  """Returns the JSON values of all processes, in order; safe in any thread if the name is unique."""
   mine = jax.process_index()
   name = f"gather/{next(_numbers)}" if name is None else name
   return [share(value if i == mine else None, f"{name}/{i}", source=i) for i in range(jax.process_count())]
 
 
 def collect(value: Shared, name: str) -> list[Shared]:
-  """As `gather`, for the first process; the others read nothing and get an empty list."""
+  """Like `gather`, but only the first process reads the values; the others return an empty list."""
   if not several():
     return [value]
   key, mine = f"bigmodel/collect/{name}", jax.process_index()
@@ -168,10 +168,10 @@ def collect(value: Shared, name: str) -> list[Shared]:
 
 
 class Agreement:
-  """All processes of a job stop before the same step, whichever of them was asked to stop.
+  """Makes all processes of a job stop before the same step when any of them is asked to stop.
 
-  A thread of each process listens, so a step costs nothing. Once any process is asked to stop, every thread publishes
-  the first step that its process has not begun; all processes continue to the largest of these.
+  A thread of each process listens, so training steps do not wait. Once any process is asked to stop, each thread
+  publishes the first step that its process has not begun. All processes continue to the largest of these steps.
   """
 
   def __init__(self, requested: Callable[[], bool]):
@@ -196,7 +196,7 @@ class Agreement:
       self._publish(END)
 
   def stop_before(self, step: int) -> bool:
-    """Whether the run has to stop before this step; to be called before each."""
+    """Whether the run has to stop before this step; the loop calls it before every step."""
     if not several():
       return self._requested()
     with self._lock:
@@ -221,7 +221,7 @@ class Agreement:
     return f"stopped/{self._number}/{process}"
 
   def _publish(self, step: int | None) -> None:
-    """Publishes, once, the first step that this process has not begun: by default its next; END after its loop."""
+    """Publishes, only once, the first step that this process has not begun, by default its next; END after the loop."""
     with self._lock:
       if self._published is None:
         self._published = self._next if step is None else step
@@ -238,24 +238,24 @@ class Agreement:
 
 
 def put(value: jax.typing.ArrayLike, sharding: jax.sharding.Sharding) -> jax.Array:
-  """A small array that every process has, on all devices of a sharding."""
+  """Puts a small array, which every process has, on all devices of a sharding."""
   array = np.asarray(value)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def all_rows(rows: Rows) -> Arrays:
-  """The rows as arrays, loaded if they are not yet."""
+  """Returns the rows as arrays, loading them if necessary."""
   return rows[1](0, rows[0]) if isinstance(rows, tuple) else rows
 
 
 def put_rows(rows: Rows, sharding: NamedSharding) -> PyTree:
-  """Rows on the mesh; a process loads only those of its devices."""
+  """Puts rows on the mesh; each process loads only the rows of its devices."""
   if not several():
     return jax.device_put(all_rows(rows), sharding)
   if not isinstance(rows, tuple):
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), rows)
   count, load = rows
-  cached = functools.cache(load)  # devices that differ along other axes have the same rows
+  cached = functools.cache(load)  # devices that differ only along other axes of the mesh have the same rows
 
   def span(index: tuple[slice, ...]) -> tuple[int, int]:
     start, stop, _ = index[0].indices(count)
@@ -273,13 +273,13 @@ def put_rows(rows: Rows, sharding: NamedSharding) -> PyTree:
   return structure.unflatten([put(place, like) for place, like in enumerate(leaves)])
 
 
-# A fingerprint is uint32[2]: sums over mixed bits and positions. Sums of integers do not depend on an array's layout.
+# A fingerprint is uint32[2]: sums of mixed bits and positions. Integer sums do not depend on the array's layout.
 
 
 def _fingerprint_on_host(x: np.ndarray) -> np.ndarray:
   wide = np.ascontiguousarray(x).view(_unsigned(x.dtype)).reshape(x.shape)
   bits = wide.astype(np.uint32)
-  if x.dtype.itemsize == 8:  # such arrays are only ever on the host
+  if x.dtype.itemsize == 8:  # arrays of 8-byte elements exist only on the host
     bits = bits ^ _mix((wide >> np.uint64(32)).astype(np.uint32), np)
   places = _small_places(x.shape) if x.size < SMALL else _places(x.shape, np)
   return np.stack([np.sum(_mix(bits ^ place, np), dtype=np.uint32) for place in places])
@@ -292,7 +292,7 @@ def _fingerprint_on_device(x: jax.Array) -> jax.Array:
 
 
 def _places(shape: tuple[int, ...], numpy: ModuleType) -> list[PyTree]:
-  """Two arrays of mixed positions, to be mixed with the bits of an array of this shape; by NumPy or jax.numpy."""
+  """Returns two arrays of mixed positions for an array of this shape, as NumPy or jax.numpy arrays."""
   place = numpy.zeros(shape, numpy.uint32)
   for axis, size in enumerate(shape):
     along = numpy.arange(size, dtype=numpy.uint32).reshape([-1 if i == axis else 1 for i in range(len(shape))])
@@ -302,7 +302,7 @@ def _places(shape: tuple[int, ...], numpy: ModuleType) -> list[PyTree]:
 
 @functools.lru_cache(64)
 def _small_places(shape: tuple[int, ...]) -> list[np.ndarray]:
-  """Cached for the shapes that a pack of small runs needs many times."""
+  """Returns cached positions, because a pack of small runs needs the same shapes many times."""
   return _places(shape, np)
 
 
@@ -311,18 +311,18 @@ def _unsigned(dtype: jax.typing.DTypeLike) -> type[np.unsignedinteger]:
 
 
 def _mix(x: AnyArray, numpy: ModuleType) -> AnyArray:
-  """A bijection of uint32 whose output bits each depend on all input bits (the finalizer of MurmurHash3)."""
+  """Returns a bijection of uint32 in which every output bit depends on all input bits (MurmurHash3's finalizer)."""
   x = (x ^ (x >> numpy.uint32(16))) * numpy.uint32(0x85EBCA6B)
   x = (x ^ (x >> numpy.uint32(13))) * numpy.uint32(0xC2B2AE35)
   return x ^ (x >> numpy.uint32(16))
 
 
-# One program for all arrays: several at once, each with a reduction over hosts, could start in different orders.
+# One program computes all fingerprints: several programs with reductions over hosts could start in different orders.
 _fingerprint_on_devices = jax.jit(lambda arrays: [_fingerprint_on_device(x) for x in arrays])
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
-  """`{path: 'shape dtype fingerprint'}` of a tree of arrays; the same on every mesh."""
+  """Returns `{path: 'shape dtype fingerprint'}` of a tree of arrays, which is the same on every mesh."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   arrays = [leaf for _, leaf in leaves]
   if several() or any(isinstance(x, jax.Array) and next(iter(x.sharding.device_set)).platform != "cpu" for x in arrays):
@@ -338,14 +338,14 @@ def fingerprints(tree: PyTree) -> dict[str, str]:
 
 
 def require_same(value: object, what: str) -> None:
-  """Refuses to continue where the processes of a job have different values, such as configs."""
+  """Raises `UserError` if the processes of a job have different values, such as configs."""
   text = json.dumps(value, sort_keys=True)
   if several() and any(other != text for other in gather(text)):
     raise UserError(f"the processes of this job differ in their {what}; start all with the same command")
 
 
 def require_shared(folder: epath.PathLike) -> None:
-  """Refuses a workdir that the processes of a job do not share, before anything is trained."""
+  """Raises `UserError` if the processes of a job do not share the folder."""
   if not several():
     return
   token = epath.Path(folder) / f".shared.{share(os.urandom(8).hex())}"

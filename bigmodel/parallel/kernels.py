@@ -1,7 +1,7 @@
-"""Attention on a mesh: kernels that compute the same, chosen by platform and mesh.
+"""Attention on a mesh: equivalent kernels, chosen by platform and mesh.
 
 - `plain`: scores of all pairs; fastest for short rows on a CPU.
-- `blockwise`: keys and values block by block, scores never kept (Rabe and Staats 2021; Dao et al. 2022).
+- `blockwise`: keys and values block by block, without storing scores (Rabe and Staats 2021; Dao et al. 2022).
 - `ring`: blockwise along the mesh axis `sequence`, keys and values passed from device to device (Liu et al. 2023).
 - `gather`: queries stay sharded over `sequence`, keys and values are gathered.
 - `cudnn`: the fused kernel of NVIDIA's library. `splash`: JAX's Pallas kernel for TPUs.
@@ -26,13 +26,13 @@ HIDDEN = -1e30
 
 
 def choose(config: Config, mesh: Mesh, platform: str, packed: bool = False) -> Attend:
-  """The attention that `config.parallel` asks for, or the fastest on this platform and mesh."""
+  """Returns the attention that `config.parallel` names, or the fastest on this platform and mesh."""
   if "attend" not in models.family(config.model.family).SUPPLIED or config.model.positions == "relative":
     return attend
   kernel = config.parallel.attention
   spread = mesh.shape["sequence"] > 1
   if packed and (kernel == "splash" or (kernel == "auto" and platform == "tpu")):
-    platform, kernel = "cpu", "auto"  # splash maps over devices itself, and has no axis of members
+    platform, kernel = "cpu", "auto"  # splash has its own map over devices, which lacks the axis of members
   if kernel == "auto":
     kernel = best(config, platform)
   if spread and config.parallel.sequence_attention == "ring" and kernel != "splash":
@@ -47,7 +47,7 @@ def choose(config: Config, mesh: Mesh, platform: str, packed: bool = False) -> A
 
 
 def best(config: Config, platform: str) -> str:
-  """The name of the kernel that is fastest for the config's rows and types."""
+  """Returns the name of the kernel that is fastest for the config's rows and dtypes."""
   context, half = config.data.context, config.train.compute_dtype == "bfloat16"
   head_size = config.model.head_size
   if platform == "tpu" and context % (128 * max(1, config.parallel.sequence)) == 0 and head_size % 128 == 0:
@@ -58,7 +58,7 @@ def best(config: Config, platform: str) -> str:
 
 
 def blockwise(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> jax.Array:
-  """Causal attention over blocks of keys and values."""
+  """Computes causal attention over blocks of keys and values."""
   return chunk(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, jnp.int32(0))[0]
 
 
@@ -66,13 +66,13 @@ def blockwise(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) 
 def chunk(q: jax.Array, k: jax.Array, v: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Causal attention of queries to a chunk of keys and values: `(out_BxTxHxK, log-sum-exp_BxHxT float32)`.
 
-  Query i sees key j where j <= i + offset. A query that sees none has a log-sum-exp near `HIDDEN`.
+  Query i sees key j if j <= i + offset. A query that sees no key has a log-sum-exp near `HIDDEN`.
   """
   return _chunk_forward(q, k, v, offset)[0]
 
 
 def _blocks(k: jax.Array, v: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Keys and values as [blocks, B, block, H, K], and the first position of each block."""
+  """Returns keys and values as [blocks, B, block, H, K], and the first position of each block."""
   B, S, _, K = k.shape
   size = next(n for n in range(min(BLOCK, S), 0, -1) if S % n == 0)
 
@@ -83,7 +83,7 @@ def _blocks(k: jax.Array, v: jax.Array, heads: int) -> tuple[jax.Array, jax.Arra
 
 
 def _scores(q: jax.Array, k: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Array:
-  """Masked scores_BxHxTxS in float32."""
+  """Returns masked scores_BxHxTxS in float32."""
   scores = jnp.einsum("bthk,bshk->bhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
   seen = first + jnp.arange(k.shape[1])[None, :] <= jnp.arange(q.shape[1])[:, None] + offset
   return jnp.where(seen, scores, HIDDEN)
@@ -139,7 +139,7 @@ _SPEC = PartitionSpec(BATCH, "sequence", "tensor", None)
 
 
 def ring(mesh: Mesh) -> Attend:
-  """Attention of rows sharded over `sequence`: keys and values pass from device to device."""
+  """Returns attention for rows sharded over `sequence`: keys and values pass from device to device."""
   ways = mesh.shape["sequence"]
 
   onward = [(i, (i + 1) % ways) for i in range(ways)]
@@ -156,7 +156,7 @@ def ring(mesh: Mesh) -> Attend:
 def around(
   q: jax.Array, k: jax.Array, v: jax.Array, ways: int, mine: jax.Array, pass_on: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-  """One device's part of a ring: its queries meet every chunk of keys and values in turn."""
+  """Computes one device's part of a ring: its queries attend to every chunk of keys and values in turn."""
   T = q.shape[1]
   out_sum, weight_sum, top = jnp.float32(0), jnp.float32(0), None
   for turn in range(ways):
@@ -164,8 +164,8 @@ def around(
     out, lse = chunk(q, k, v, (mine - owner) * T)
     lse_BxTxHx1 = lse.swapaxes(1, 2)[..., None]
     if top is None:
-      top = lse_BxTxHx1  # of the device's own chunk, where every query sees at least one key
-    # Sums are relative to the largest so far.
+      top = lse_BxTxHx1  # of this device's chunk, in which every query sees at least one key
+    # Sums are scaled by the largest log-sum-exp so far.
     new_top = jnp.maximum(top, lse_BxTxHx1)
     scale, weight = jnp.exp(top - new_top), jnp.exp(lse_BxTxHx1 - new_top)
     out_sum, weight_sum, top = out_sum * scale + out * weight, weight_sum * scale + weight, new_top
@@ -175,7 +175,7 @@ def around(
 
 
 def gathered(mesh: Mesh) -> Attend:
-  """Attention of rows sharded over `sequence`: keys and values are gathered, queries stay."""
+  """Returns attention for rows sharded over `sequence`: keys and values are gathered, queries stay sharded."""
   ways = mesh.shape["sequence"]
 
   def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -187,7 +187,7 @@ def gathered(mesh: Mesh) -> Attend:
 
 
 def splash(mesh: Mesh, interpret: bool = False) -> Attend:
-  """JAX's Pallas attention for TPUs; along `sequence` keys and values are gathered."""
+  """Returns JAX's Pallas attention for TPUs; keys and values are gathered along `sequence`."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

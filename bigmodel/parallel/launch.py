@@ -1,6 +1,6 @@
-"""Recipes that start the same command on other machines: one TPU VM, a pod slice, GKE, Slurm, Ray.
+"""Recipes that start a command on other machines: a TPU VM, a pod slice, GKE, Slurm or Ray.
 
-Each is a file in the language of its launcher, rendered from `recipes/`. All hosts run one command and find each other
+A recipe is a file for its launcher, rendered from `recipes/`. All hosts run the same command and find each other
 (`parallel/hosts.py`); with `--restarts` a supervisor on each host restarts it.
 """
 
@@ -26,7 +26,7 @@ PLACES = {
   "ray": ("ray.py.j2", ("python3",)),
 }
 NEEDS = {"tpu-vm": "gcloud", "gke": "kubectl", "slurm": "sbatch", "ray": "ray"}
-# Accelerator names of Google Cloud: v5p counts cores, the others chips.
+# Accelerator names of Google Cloud. Names of v5p slices count cores, other names count chips.
 GCLOUD = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1), "tpu7x": ("tpu7x", 2)}
 GKE = {
   "v4": "tpu-v4-podslice",
@@ -38,13 +38,13 @@ GKE = {
 
 
 def recipe(place: str, command: list[str], topology: Topology, settings: Mapping[str, object]) -> str:
-  """The text of a recipe that runs `bigmodel command` on the hosts of a topology; `settings` are its other values."""
+  """Returns a recipe that runs `bigmodel command` on the hosts of a topology; `settings` are its other values."""
   chip = CHIPS.get(topology.kind, CHIPS["h100"])
   tpu = bool(chip.dimensions)
   if place in ("tpu-vm", "gke") and not tpu:
     raise UserError(f"--on={place}: {topology.name} is not a slice of TPUs")
   if not topology.kind:
-    raise UserError("--topology: say which chips, such as v5e:4x4 or h100:8")
+    raise UserError("--topology: name the chips, such as v5e:4x4 or h100:8")
   # TPU slices of several hosts have 4 chips on each; only single hosts have 8.
   per_host = 4 if tpu and topology.chips > chip.host else min(chip.host, topology.chips)
   hosts = max(1, -(-topology.chips // per_host))

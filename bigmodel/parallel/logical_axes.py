@@ -10,12 +10,11 @@ from bigmodel.errors import UserError
 from bigmodel.models.layers.embedding import padded
 
 AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "pipeline")
-BATCH = ("data", "fsdp", "expert")  # the axes that rows of a batch are sharded over
+BATCH = ("data", "fsdp", "expert")  # rows of a batch are sharded over these axes of the mesh
 Rule = tuple[str, str | tuple[str, ...] | None]  # logical axis, axes of the mesh
 Rules = tuple[Rule, ...]
 
-# Of several rules of a name the first applies whose axes of the mesh the array does not use yet. Axes of size 1 do
-# nothing.
+# The first rule of a name applies whose mesh axes the array does not use yet. Axes of size 1 have no effect.
 RULES: Rules = (
   ("batch", BATCH),
   ("expert_batch", ("data", "fsdp")),
@@ -42,9 +41,9 @@ RULES: Rules = (
 
 
 def rules(config: Config, sizes: Mapping[str, int] | None = None) -> Rules:
-  """The rules that a config gives, then the built-in ones for the names that it does not mention.
+  """Returns the rules of a config, followed by the built-in rules for all other names.
 
-  On a mesh of these `sizes` a vocabulary is sharded over no more axes than divide it.
+  On a mesh of these `sizes`, a vocabulary is sharded only over axes that divide it.
   """
   given: list[Rule] = []
   known = {name for name, _ in RULES}
@@ -67,7 +66,7 @@ def rules(config: Config, sizes: Mapping[str, int] | None = None) -> Rules:
 
 
 def vocabulary_axes(config: Config, sizes: Mapping[str, int]) -> tuple[str, ...]:
-  """The axes of a mesh that a padded vocabulary is sharded over: as many of the built-in rule's as divide it."""
+  """Returns the axes of a mesh over which a padded vocabulary is sharded: those of the built-in rule that divide it."""
   axes, rows = mesh_axes(dict(RULES)["vocab"]), padded(config.model.get("vocab", 0))
   while rows % math.prod(sizes[axis] for axis in axes):
     axes = axes[:-1]
@@ -75,10 +74,10 @@ def vocabulary_axes(config: Config, sizes: Mapping[str, int]) -> tuple[str, ...]
 
 
 def rules_on(mesh: Mesh, rules: Rules) -> Rules:
-  """The rules without the axes of size 1, so that a model can see what is sharded."""
+  """Returns the rules without axes of size 1, so that a model can see what is sharded."""
   return tuple((name, tuple(a for a in mesh_axes(axes) if mesh.shape[a] > 1) or None) for name, axes in rules)
 
 
 def mesh_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """The entry of a rule or of a PartitionSpec as a tuple of axes of the mesh."""
+  """Returns an entry of a rule or PartitionSpec as a tuple of mesh axes."""
   return (axes,) if isinstance(axes, str) else axes or ()

@@ -1,4 +1,4 @@
-"""The mesh of a program: of one run, or of the members of a pack side by side."""
+"""The mesh of a program, for one run or for the members of a pack side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from bigmodel.types import Device
 
 
 def make_mesh(config: Config, members: int = 1, devices: Sequence[Device] | None = None) -> Mesh:
-  """The mesh of one program: that of a run, or of runs side by side along `member`, each on a lane."""
+  """Returns the mesh of one program: of a single run, or of a pack, whose lanes lie along the axis `member`."""
   devices = jax.devices() if devices is None else devices
   if members > 1:
     most = min(lanes(config, len(devices)), members)
@@ -24,22 +24,22 @@ def make_mesh(config: Config, members: int = 1, devices: Sequence[Device] | None
 
 
 def lanes(config: Config, devices: int) -> int:
-  """How many members of a pack train at once, each with as many devices as the config's axes ask for, at least one."""
+  """Returns how many members of a pack train at once, each on the devices that the config's axes require."""
   return max(1, devices // math.prod(asked(config).values()))
 
 
 def mapped(config: Config) -> bool:
-  """Whether the members of a pack on one lane train one after another, which is faster on a CPU's cores."""
+  """Whether the members of a lane train one after another, which is faster on CPU."""
   return jax.default_backend() == "cpu" and not asked(config)
 
 
 def asked(config: Config) -> dict[str, int]:
-  """The axes that a member of a pack is sharded over: not those of a preset, whose devices go to more members."""
+  """Returns the axes over which each member of a pack is sharded: those set in the config, not those of a preset."""
   return {axis: config.parallel[axis] for axis in AXES[1:] if config.parallel[axis] > 1}
 
 
 def make_mesh_of(sizes: Mapping[str, int], devices: Sequence[Device] | None = None) -> Mesh:
-  """The mesh of these sizes, over the first devices."""
+  """Makes a mesh of these sizes from the first devices."""
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
   devices = list(jax.devices() if devices is None else devices)[: math.prod(shape)]
   # Linen's logical constraints need Auto axes; jax.make_mesh would make Explicit ones.

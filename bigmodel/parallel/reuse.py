@@ -1,4 +1,4 @@
-"""The mesh on which a trained model is evaluated or generates: that of its run, or the closest with fewer devices."""
+"""The mesh for evaluation and generation: that of the training run, or the closest mesh with fewer devices."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,14 @@ from bigmodel.parallel.mesh import make_mesh
 from bigmodel.parallel.sharding import shardings
 from bigmodel.parallel.sizes import mesh_sizes
 
-# The order in which axes that a config gives sizes to get their share of fewer devices.
+# The order in which axes with a size in the config are assigned devices if there are fewer devices.
 _KEPT_FIRST = ("tensor", "expert", "sequence", "pipeline")
 
 
 def for_evaluation(config: Config) -> Config:
-  """A copy whose mesh is that of `config.parallel`, or the closest one that the devices here can fill.
+  """Returns a copy of the config with the mesh of `config.parallel`, or the closest mesh that fits these devices.
 
-  Parameters are sharded as in training. What only training needs (rematerialization, state in the host's memory) is
-  left out.
+  Parameters are sharded as in training. Settings for training only (rematerialization, offloading) are removed.
   """
   plain = config.copy_and_resolve_references()
   plain.parallel.update(remat="none", offload="none")
@@ -30,9 +29,9 @@ def for_evaluation(config: Config) -> Config:
 
 
 def for_generation(config: Config) -> Config:
-  """As `for_evaluation`, without a pipeline, whose stages a few tokens at a time cannot fill.
+  """Like `for_evaluation`, but without a pipeline, whose stages a few tokens at a time cannot fill.
 
-  Its devices go to `fsdp`. Where every device has all parameters, one device generates alone.
+  The devices of the pipeline go to `fsdp`. If no axis shards the parameters, one device generates alone.
   """
   plain = config.copy_and_resolve_references()
   given = plain.parallel
@@ -48,7 +47,7 @@ def for_generation(config: Config) -> Config:
 
 
 def generation_rules(training: Rules) -> Rules:
-  """Rules under which weights stay sharded, and the few activations are sharded along `embed` like them.
+  """Returns rules under which weights stay sharded, and activations are sharded along `embed` like the weights.
 
   Gathering the weights for every token would move the whole model to each device, or keep it there.
   """
@@ -59,7 +58,7 @@ def generation_rules(training: Rules) -> Rules:
 
 
 def _candidates(config: Config) -> Iterator[Config]:
-  """The config, then copies with smaller meshes, the most similar first; the last has one device."""
+  """Yields the config, then copies with smaller meshes, most similar first, down to one device."""
   yield config
   left, sizes = jax.device_count(), {}
   for axis in _KEPT_FIRST:
@@ -76,7 +75,7 @@ def _candidates(config: Config) -> Iterator[Config]:
 
 
 def _sizes(**given: int) -> dict[str, int]:
-  """Sizes of all axes of the mesh of a config: 1 unless given."""
+  """Returns the sizes of all axes of the mesh: 1 unless given."""
   return {axis: given.get(axis, 1) for axis in AXES[1:]}
 
 

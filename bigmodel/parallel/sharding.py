@@ -15,7 +15,7 @@ from bigmodel.types import Device, PyTree
 
 
 def shardings(mesh: Mesh | AbstractMesh, abstract: PyTree, rules: Rules = RULES) -> PyTree:
-  """NamedShardings of a tree of boxed abstract arrays; refuses names without a rule and axes that do not divide."""
+  """Returns NamedShardings of a tree of boxed abstract arrays; raises if a name lacks a rule or a size does not fit."""
   specs = nn.get_partition_spec(abstract)
   names = {name for name, _ in rules}
   leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(abstract))
@@ -25,7 +25,7 @@ def shardings(mesh: Mesh | AbstractMesh, abstract: PyTree, rules: Rules = RULES)
     unknown = [name for name in spec if name is not None and name not in names]
     require(not unknown, f"config.parallel.rules: no rule for the axis {unknown and unknown[0]!r} of {where}")
     require(leaf.ndim == 0 or len(spec) == leaf.ndim, f"{where}: its model names no axes, so no rule can match it")
-  placed = nn.logical_to_mesh_sharding(specs, cast(Mesh, mesh), rules)  # it takes an abstract mesh as well
+  placed = nn.logical_to_mesh_sharding(specs, cast(Mesh, mesh), rules)  # it accepts an abstract mesh, too
   for (path, leaf), sharding in zip(leaves, jax.tree.leaves(placed), strict=True):
     for size, entry in zip(leaf.shape, sharding.spec, strict=False):
       axes = mesh_axes(entry)
@@ -33,13 +33,13 @@ def shardings(mesh: Mesh | AbstractMesh, abstract: PyTree, rules: Rules = RULES)
       where = jax.tree_util.keystr(path, simple=True, separator=".")
       names_of_axes = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
       require(
-        size % ways == 0, f"config.parallel.{names_of_axes}: {ways} does not divide a {size} wide axis of {where}"
+        size % ways == 0, f"config.parallel.{names_of_axes}: {ways} does not divide an axis of size {size} of {where}"
       )
   return placed
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct | jax.Array, spec: PartitionSpec, sizes: Mapping[str, int]) -> int:
-  """Bytes of an array's part on one device of a mesh of these sizes."""
+  """Returns the bytes of an array's shard on one device of a mesh of these sizes."""
   total = leaf.dtype.itemsize
   for i, size in enumerate(leaf.shape):
     axes = mesh_axes(spec[i]) if i < len(spec) else ()
@@ -48,21 +48,21 @@ def local_bytes(leaf: jax.ShapeDtypeStruct | jax.Array, spec: PartitionSpec, siz
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows are sharded over all axes of BATCH."""
+  """Returns the sharding of rows of a batch, over all axes of `BATCH`."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def member_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis, of the members of a pack, is sharded over `member`."""
+  """Returns the sharding of arrays whose first axis is over the members of a pack."""
   return NamedSharding(mesh, PartitionSpec("member"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device has the whole array."""
+  """Returns the sharding in which every device has the whole array."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def bytes_on(device: Device, tree: PyTree) -> int:
-  """Bytes of a tree of arrays that lie on one device."""
+  """Returns the bytes of a tree of arrays that are on one device."""
   shards = [shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device == device]
   return sum(int(np.prod(shard.data.shape)) * shard.data.dtype.itemsize for shard in shards)

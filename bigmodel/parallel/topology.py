@@ -1,7 +1,7 @@
-"""Devices to plan for: a pod slice that is not here, GPUs, or this machine.
+"""Devices to plan for: a pod slice elsewhere, GPUs, or this machine.
 
 `v5p:4x4x4` is a slice of that shape, `h100:8` are eight GPUs, and an empty name is this machine. libtpu compiles for
-TPU slices without a TPU; where it is not installed, they are planned from arithmetic alone.
+TPU slices without a TPU. Without libtpu, plans for TPU slices are estimated without compiling.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ INSTALL = "pip install 'bigmodel[tpu]'"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices, here or not. `devices` is None where they can only be counted."""
+  """A set of devices, of this machine or elsewhere. `devices` is None if they can only be counted."""
 
   name: str
-  kind: str  # of CHIPS; '' is this machine
-  shape: tuple[int, ...]  # of the torus, in chips
+  kind: str  # a key of CHIPS; '' is this machine
+  shape: tuple[int, ...]  # shape of the torus, in chips
   count: int  # devices
   devices: Sequence[Device] | None  # of this machine, or to compile for
-  why_not: str = ""  # why nothing can be compiled for them
+  why_not: str = ""  # why programs cannot be compiled for them
 
   @property
   def chip(self) -> Chip | None:
@@ -43,7 +43,7 @@ class Topology:
 
 
 def parse(name: str, devices: bool = True) -> Topology:
-  """The topology of a name; refuses other names. With `devices` it has devices to compile for, if there can be any."""
+  """Parses the name of a topology. With `devices`, it has devices to compile for if possible."""
   if not name:
     return Topology("this machine", "", (jax.device_count(),), jax.device_count(), jax.devices())
   match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
@@ -59,27 +59,27 @@ def parse(name: str, devices: bool = True) -> Topology:
     )
   count = math.prod(shape) * chip.devices
   if not chip.dimensions:
-    return Topology(name, kind, shape, count, None, "GPUs are planned from arithmetic")
+    return Topology(name, kind, shape, count, None, "plans for GPUs are estimated")
   if not devices:
     return Topology(name, kind, shape, count, None)
   if importlib.util.find_spec("libtpu") is None:
     return Topology(name, kind, shape, count, None, f"not compiled: libtpu is not installed ({INSTALL})")
   from jax.experimental import topologies
 
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server where there is no TPU
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at once share nothing
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # without a TPU there is no metadata server
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # concurrent plans do not conflict
   try:
     with _quiet():
       devices_of_slice = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
   except Exception as error:
     line = str(error).strip().splitlines()[0]
-    raise UserError(f"--topology: {name}: libtpu knows no such slice ({line[:200]})") from error
+    raise UserError(f"--topology: {name}: libtpu does not support this slice ({line[:200]})") from error
   return Topology(name, kind, shape, len(devices_of_slice), devices_of_slice)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides what C++ writes to standard error: libtpu reports at length that there is no TPU."""
+  """Hides the standard error of C++ code, where libtpu reports at length that there is no TPU."""
   kept = os.dup(2)
   nothing = os.open(os.devnull, os.O_WRONLY)
   try:

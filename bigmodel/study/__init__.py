@@ -1,4 +1,4 @@
-"""Studies: what a config file and a script need to describe one, run it and read it."""
+"""Studies: the names with which config files and scripts describe, run and read a study."""
 
 from bigmodel.designs.branches import Branches
 from bigmodel.designs.fractions import Fractions

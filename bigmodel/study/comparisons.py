@@ -1,19 +1,19 @@
 """Multiple comparisons: which of many settings may be the best, and which are worse, by their means over seeds.
 
-The setting with the lowest mean of many was lucky, too, and the more settings there are the luckier it was. A threshold
-for two settings that were chosen beforehand therefore finds "significant" differences between equal ones. Two questions
-have an answer that is right for all settings at once, at a confidence of 90%:
+The setting with the lowest mean was partly lucky, and its luck grows with the number of settings. A threshold for two
+settings that were chosen beforehand therefore finds "significant" differences between equal settings. Two questions can
+be answered for all settings at once, with a confidence of 90%:
 
 - Which settings may be the best? Multiple comparisons with the best (Hsu 1984) compares each setting with all others by
   Dunnett's one-sided critical value. The best setting is among those that remain in at least 90% of sweeps.
-- Which settings are worse than another one? Every pair is compared by the studentized range (Tukey), so that of
-  settings that are all equal none is called worse in at least 90% of sweeps. This asks for larger differences.
+- Which settings are worse than another setting? Every pair is compared by the studentized range (Tukey). If all
+  settings are equal, none is called worse in at least 90% of sweeps. This needs larger differences.
 
-Both hold where settings are equally noisy. Where some are several times as noisy as others, a few seeds cannot say so:
-in simulations one of equal settings was then called worse in 20 to 30% of sweeps.
+Both hold if all settings are equally noisy. If some are several times as noisy as others, a few seeds cannot show it:
+in simulations, some setting was then called worse than its equals in 20 to 30% of sweeps.
 
-Arrays have a last axis K of settings; leading axes are sweeps of their own, which is how the tests simulate many at
-once. A mean of `loss` belongs to `seeds` runs. Smaller is better.
+The last axis K of arrays is over settings. Leading axes are independent sweeps, of which the tests simulate many at
+once. Each mean in `loss` is over `seeds` runs. Smaller is better.
 """
 
 import dataclasses
@@ -25,61 +25,61 @@ import numpy as np
 from scipy import optimize, special
 
 LEVEL = 0.9
-WILD = 0.01  # probability that a sweep of equally noisy settings has one whose noise counts as of another kind
-# Degrees of freedom and correlations for which critical values are computed; those between are rounded down, which
-# makes them larger. Settings that share their noise and have equal seeds have a correlation of exactly 1/2.
+WILD = 0.01  # probability that, of equally noisy settings, any is treated as an outlier in noise
+# Critical values are computed for these degrees of freedom and correlations. Others are rounded down, which makes the
+# critical values larger. Settings that share their noise and have equal seeds have a correlation of exactly 1/2.
 FREEDOMS = np.array([*range(1, 21), 24, 28, 32, 40, 48, 64, 96, 128, 200])
 CORRELATIONS = 16
-NODES = 48  # of each of the two integrals: critical values are exact to 4 digits
+NODES = 48  # nodes of each of the two integrals: critical values are exact to 4 digits
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """The variance between runs of one setting, with the degrees of freedom that it was estimated with."""
+  """Estimated variances between runs of a setting, with the degrees of freedom of the estimates."""
 
   variance: np.ndarray  # [..., K], of each setting
   freedom: np.ndarray  # [..., K]
-  common: np.ndarray  # [...], pooled over all settings whose noise is of the common kind
+  common: np.ndarray  # [...], pooled over all settings but the outliers in noise
   common_freedom: np.ndarray  # [...]
 
   def of(self, settings: Sequence[int]) -> "Noise":
-    """The noise of some of the settings."""
+    """Returns the noise of some of the settings, by index."""
     places = list(settings)
     return dataclasses.replace(self, variance=self.variance[..., places], freedom=self.freedom[..., places])
 
 
 def noise(variance: np.ndarray, seeds: np.ndarray) -> Noise | None:
-  """How far runs of each setting scatter; None where no setting has two runs.
+  """Estimates the noise between runs of each setting; returns None if no setting has two runs.
 
-  `variance` [..., K] is that between the runs of each setting, and is not read where `seeds` [K] is below 2.
+  `variance` [..., K] is the sample variance over the runs of each setting. It is ignored where `seeds` [K] is below 2.
 
-  Variances from two or three runs say little, so settings share what they know. First, a setting whose variance is far
-  above the median of all (an F test at 1% over all settings) is set apart and keeps its own: it neither hides
-  differences between the others nor is it judged by their noise. The variances of the rest are drawn towards their
-  mean as far as they differ by chance alone (empirical Bayes; Smyth 2004): all the way where they are alike, and not
-  at all where settings differ in their noise.
+  Variances of two or three runs are poor estimates, so settings share information. First, settings whose variance is
+  far above the median (an F test at 1% over all settings) are outliers and keep their sample variance: they neither
+  hide differences between the others nor are judged by the noise of the others. The variances of the rest are shrunk
+  towards their mean (empirical Bayes; Smyth 2004), completely if they differ by chance only, and not at all if the
+  settings really differ in noise.
   """
   freedom_K = np.maximum(seeds - 1.0, 0.0)
   repeated_K = freedom_K > 0
   if not repeated_K.any():
     return None
   variance = np.where(repeated_K, variance, np.nan)
-  own_K = np.where(repeated_K, freedom_K, 1.0)
-  median = np.nanmedian(variance / (special.chdtri(own_K, 0.5) / own_K), axis=-1, keepdims=True)
-  others = np.maximum(freedom_K.sum() - own_K, 1.0)
-  limit_K = special.fdtri(own_K, others, 1 - WILD / repeated_K.sum())
+  degrees_K = np.where(repeated_K, freedom_K, 1.0)
+  median = np.nanmedian(variance / (special.chdtri(degrees_K, 0.5) / degrees_K), axis=-1, keepdims=True)
+  others = np.maximum(freedom_K.sum() - degrees_K, 1.0)
+  limit_K = special.fdtri(degrees_K, others, 1 - WILD / repeated_K.sum())
   with np.errstate(invalid="ignore"):
     wild = (variance > limit_K * median) & (median > 0)
   kept = repeated_K & ~wild
   freedom = np.where(kept, freedom_K, 0.0)
   total = freedom.sum(axis=-1, keepdims=True)
   pooled = np.where(kept, variance * freedom_K, 0.0).sum(axis=-1, keepdims=True) / np.maximum(total, 1.0)
-  prior, prior_freedom = _prior(np.where(kept, variance, np.nan), own_K, pooled, total)
+  prior, prior_freedom = _prior(np.where(kept, variance, np.nan), degrees_K, pooled, total)
   spread = np.isfinite(prior_freedom)
-  known = np.where(spread, prior_freedom, 0.0)
-  weighted = known * prior + np.where(kept, freedom_K * np.nan_to_num(variance), 0.0)
-  shrunk = np.where(spread, weighted / np.maximum(known + freedom, 1e-300), pooled)
-  shrunk_freedom = np.where(spread, np.minimum(known + freedom, total), total)
+  prior_weight = np.where(spread, prior_freedom, 0.0)
+  weighted = prior_weight * prior + np.where(kept, freedom_K * np.nan_to_num(variance), 0.0)
+  shrunk = np.where(spread, weighted / np.maximum(prior_weight + freedom, 1e-300), pooled)
+  shrunk_freedom = np.where(spread, np.minimum(prior_weight + freedom, total), total)
   variances = np.where(wild, np.nan_to_num(variance), shrunk)
   degrees = np.where(wild, freedom_K, shrunk_freedom)
   return Noise(variances, np.maximum(degrees, 1.0), pooled[..., 0], np.maximum(total[..., 0], 1.0))
@@ -88,17 +88,18 @@ def noise(variance: np.ndarray, seeds: np.ndarray) -> Noise | None:
 def _prior(
   variance: np.ndarray, freedom_K: np.ndarray, pooled: np.ndarray, total: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(center, degrees of freedom) of the distribution of the settings' variances; infinite degrees where all are one.
+  """Fits the distribution of the settings' variances by the mean and variance of their logs (Smyth 2004, section 6.2).
 
-  By the mean and the variance of their logs (Smyth 2004, section 6.2), each [..., 1]; NaN stands for no variance.
+  Returns (center, degrees of freedom), each [..., 1]; the degrees are infinite if all settings have the same variance.
+  NaN in `variance` marks a setting to leave out.
   """
   count = np.isfinite(variance).sum(axis=-1, keepdims=True)
-  least = np.maximum(1e-4 * pooled, 1e-300)  # of seeds that agree to the bit the log would be infinite
+  least = np.maximum(1e-4 * pooled, 1e-300)  # where seeds agree exactly, the log would be infinite
   logs = np.log(np.maximum(variance, least)) - special.digamma(freedom_K / 2) + np.log(freedom_K / 2)
-  there = np.isfinite(variance)
-  mean = np.where(there, logs, 0.0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
-  excess = np.where(there, (logs - mean) ** 2 * count / np.maximum(count - 1, 1), 0.0)
-  excess -= np.where(there, special.polygamma(1, freedom_K / 2), 0.0)
+  present = np.isfinite(variance)
+  mean = np.where(present, logs, 0.0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+  excess = np.where(present, (logs - mean) ** 2 * count / np.maximum(count - 1, 1), 0.0)
+  excess -= np.where(present, special.polygamma(1, freedom_K / 2), 0.0)
   excess = excess.sum(axis=-1, keepdims=True) / np.maximum(count, 1)
   differ = (excess > 0) & (count > 2) & (total > 0)
   half = _inverse_trigamma(np.where(differ, excess, 1.0))
@@ -106,7 +107,7 @@ def _prior(
 
 
 def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
-  """x with trigamma(x) = y > 0, by Newton's method on 1 / trigamma, which is almost straight (Smyth 2004, appendix)."""
+  """Returns x with trigamma(x) = y > 0, by Newton's method on 1 / trigamma, almost linear (Smyth 2004, appendix)."""
   x = 0.5 + 1 / y
   for _ in range(12):
     value = special.polygamma(1, x)
@@ -116,28 +117,28 @@ def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """For each setting: whether it may be the best, and whether it is worse than another one."""
+  """For each setting, whether it may be the best, and whether it is worse than another setting."""
 
   may_be_best: np.ndarray  # [..., K]
   worse: np.ndarray  # [..., K]
 
 
-def compare(loss: np.ndarray, seeds: np.ndarray, known: Noise) -> Verdict:
+def compare(loss: np.ndarray, seeds: np.ndarray, noise_of_runs: Noise) -> Verdict:
   """Compares each setting with all others at a confidence of `LEVEL`, for all settings at once."""
-  squared = known.variance / seeds  # standard errors of the means
+  squared = noise_of_runs.variance / seeds  # standard errors of the means
   difference = loss[..., :, None] - loss[..., None, :]
   total = squared[..., :, None] + squared[..., None, :]
   with np.errstate(invalid="ignore", divide="ignore"):
     t = np.where(difference == 0, 0.0, difference / np.sqrt(total))
-    # Of a difference of two means (Welch and Satterthwaite), but never more than went into the larger estimate.
+    # Degrees of freedom of a difference of means (Welch and Satterthwaite), limited to those of the better estimate.
     freedom = total**2 / (
-      squared[..., :, None] ** 2 / known.freedom[..., :, None]
-      + squared[..., None, :] ** 2 / known.freedom[..., None, :]
+      squared[..., :, None] ** 2 / noise_of_runs.freedom[..., :, None]
+      + squared[..., None, :] ** 2 / noise_of_runs.freedom[..., None, :]
     )
-    # The t statistics of a setting against others i and j have the correlation sqrt(s_i s_j) with these shares; the
-    # least share of all is on the safe side.
+    # The t statistics of a setting against i and j have the correlation sqrt(share_i share_j). The smallest share is
+    # the conservative choice.
     share = (squared[..., :, None] / total).min(axis=-1)
-  most = np.maximum(known.freedom[..., :, None], known.freedom[..., None, :])
+  most = np.maximum(noise_of_runs.freedom[..., :, None], noise_of_runs.freedom[..., None, :])
   row = np.searchsorted(FREEDOMS, np.maximum(np.nan_to_num(np.minimum(freedom, most)), 1) + 1e-9, side="right") - 1
   step = np.floor(np.nan_to_num(share) * CORRELATIONS + 1e-9).astype(int)
   settings = loss.shape[-1]
@@ -155,12 +156,12 @@ def compare(loss: np.ndarray, seeds: np.ndarray, known: Noise) -> Verdict:
 
 @functools.cache
 def _legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Nodes and weights of the integral from -1 to 1."""
+  """Returns nodes and weights for integrals from -1 to 1."""
   return np.polynomial.legendre.leggauss(count)
 
 
 def _standard_deviations(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-  """Nodes and weights of the distribution of an estimated standard deviation, where the true one is 1."""
+  """Returns nodes and weights for integrals over an estimated standard deviation whose true value is 1."""
   nodes, weights = _legendre(NODES)
   return np.sqrt(special.chdtri(freedom, 0.5 - nodes / 2) / freedom), weights / 2
 
@@ -172,7 +173,7 @@ def _normal() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _root(function: Callable[[float], float]) -> float:
-  """Where a rising function of a positive number is 0."""
+  """Returns the positive root of an increasing function."""
   high = 4.0
   while function(high) < 0:
     high *= 2
@@ -181,9 +182,9 @@ def _root(function: Callable[[float], float]) -> float:
 
 @functools.cache
 def dunnett_critical(settings: int, freedom: int, correlation: float = 0.5, level: float = LEVEL) -> float:
-  """Dunnett's one-sided critical value: the largest of `settings` - 1 t statistics that have one setting in common.
+  """Returns Dunnett's one-sided critical value for `settings` - 1 comparisons with one setting.
 
-  `correlation` is that of two of them: 1/2 where all means are known equally well.
+  `correlation` is that between two of the t statistics: 1/2 if all means have the same standard error.
   """
   if settings < 2:
     return 0.0
@@ -191,16 +192,16 @@ def dunnett_critical(settings: int, freedom: int, correlation: float = 0.5, leve
   z_Z, weights_Z = _normal()
   shared, rest = math.sqrt(correlation), math.sqrt(max(1 - correlation, 1e-9))
 
-  def missing(d: float) -> float:
+  def excess(d: float) -> float:
     below_SxZ = special.ndtr((d * sd_S[:, None] + shared * z_Z) / rest) ** (settings - 1)
     return float(weights_S @ below_SxZ @ weights_Z) - level
 
-  return _root(missing)
+  return _root(excess)
 
 
 @functools.cache
 def range_critical(settings: int, freedom: int, level: float = LEVEL) -> float:
-  """Tukey's critical value: the range of `settings` means over the standard error of one."""
+  """Returns Tukey's critical value of the range of `settings` means, in standard errors of a mean."""
   if settings < 2:
     return 0.0
   sd_S, weights_S = _standard_deviations(freedom)
@@ -209,8 +210,8 @@ def range_critical(settings: int, freedom: int, level: float = LEVEL) -> float:
 
   below_Z = special.ndtr(z_Z)
 
-  def missing(q: float) -> float:
+  def excess(q: float) -> float:
     inside_SxZ = (below_Z - special.ndtr(z_Z - q * sd_S[:, None])) ** (settings - 1)
     return float(weights_S @ inside_SxZ @ (settings * weights_Z)) - level
 
-  return _root(missing)
+  return _root(excess)

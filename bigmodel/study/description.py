@@ -1,4 +1,4 @@
-"""What a config file's `get_study(config)` returns."""
+"""The description of a study, as `get_study(config)` of a config file returns it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LAWS = (*forecast.LAWS, "isoflop")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """The scale to forecast: a budget, and the sizes among which the fitted optimum chooses."""
+  """The scale to forecast: a budget, and the candidate sizes, of which the one closest to the fitted optimum trains."""
 
   flops: float
   sizes: Sequence[Overrides]
@@ -20,15 +20,15 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A question and the runs that answer it. A sweep is a study with no laws and no target."""
+  """A question and the runs that answer it. A sweep is a study without laws and target."""
 
   name: str
   question: str
   design: Design
   settings: Settings = no_settings
-  laws: Sequence[str] = LAWS  # of N, D and C, or FILE.py:NAME: all are fitted, and all but isoflop forecast the target
+  laws: Sequence[str] = LAWS  # in N, D and C, or FILE.py:NAME; all but isoflop also forecast the target
   measure: str = "loss"  # what the laws describe: the held-out loss, or the name of a metric
-  seeds: int = 1  # of one run in the middle of the largest budget: the noise floor
+  seeds: int = 1  # runs, with different seeds, of a middle size at the largest budget; they measure the noise
   scan: Scan | None = None
   target: Target | None = None
-  accept_failed: bool = False  # seal the forecast of the target though fitted runs have failed
+  accept_failed: bool = False  # whether to seal the forecast even if fitted runs have failed

@@ -15,7 +15,7 @@ from bigmodel.study.leaderboard import SEEDS
 
 
 def fit_study(workdir: epath.PathLike) -> Fits:
-  """Fits the laws of a study's folder to its records; fits.json keeps them until the records change."""
+  """Fits the laws of a study's folder to its records; reuses fits.json unless the records have changed."""
   workdir = epath.Path(workdir)
   about = folder.read_about(workdir)
   fitted = folder.of_role(workdir, "fit")
@@ -24,7 +24,7 @@ def fit_study(workdir: epath.PathLike) -> Fits:
   path = workdir / "fits.json"
   if path.exists() and (earlier := read_json(path))["inputs_sha256"] == inputs:
     return facts.from_json(earlier, Fits, str(path))
-  finished = [one for one in fitted if one.finished]
+  finished = [run for run in fitted if run.finished]
   used = forecast.find_laws([name for name in about.laws if name != "isoflop"], "get_study: laws")
   needed = 1 + max(len(law.names) for law in used or [chinchilla.LAW])
   if len(finished) < needed:
@@ -38,7 +38,7 @@ def fit_study(workdir: epath.PathLike) -> Fits:
 
 
 def _noise(workdir: epath.Path) -> NoiseFloor | None:
-  """The spread over seeds of the largest of the runs that were repeated with other seeds."""
+  """Returns the spread over seeds of the largest run that was repeated with other seeds."""
   shared, repeated = {}, set()
   for run in plans.planned_runs(workdir):
     key = repr(sorted((name, value) for name, value in run.overrides.items() if name not in SEEDS))
@@ -46,15 +46,15 @@ def _noise(workdir: epath.Path) -> NoiseFloor | None:
     if "seed" in run.roles:
       repeated.add(key)
   cells: dict[str, dict[str, Record]] = {}
-  for one in folder.of_role(workdir, "seed") + folder.of_role(workdir, "fit"):
-    if shared[one.run_id] in repeated:
-      cells.setdefault(shared[one.run_id], {})[one.run_id] = one
+  for run in folder.of_role(workdir, "seed") + folder.of_role(workdir, "fit"):
+    if shared[run.run_id] in repeated:
+      cells.setdefault(shared[run.run_id], {})[run.run_id] = run
   floors = [floor for runs in cells.values() if (floor := laws.noise_floor(list(runs.values())))]
   return max(floors, key=lambda floor: (floor.N or 0) * (floor.D or 0), default=None)
 
 
 def _scans(workdir: epath.Path) -> list[RateScan]:
-  """The learning-rate scans; the first run of each has the rate of the study's rule."""
+  """Returns the learning-rate scans; the first run of each has the rate of the study's rule."""
   cells: dict[str, list[str]] = {}
   for run in plans.planned_runs(workdir):
     if "scan" in run.roles:

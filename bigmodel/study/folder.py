@@ -1,4 +1,4 @@
-"""A study's folder: study.json, which says what the study is, and the records and the progress of its runs."""
+"""A study's folder: study.json, which identifies the study, and the records and the progress of its runs."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ Trial = tuple[dict[str, Value], float | None]  # the overrides of a run, and its
 
 
 class About(msgspec.Struct, frozen=True):
-  """What a study is, as study.json holds it. Laws may be added later; the other fields cannot change."""
+  """The contents of study.json. Laws may be added later; the other fields cannot change."""
 
   name: str
   question: str
@@ -32,13 +32,13 @@ class About(msgspec.Struct, frozen=True):
   config: dict[str, Value]  # flat
 
   def fixed(self) -> dict[str, object]:
-    """The facts that cannot change while a folder holds the study."""
+    """Returns the fields that cannot change while a folder holds the study."""
     names = ("name", "convention", "target_flops", "measure")
     return {**{name: getattr(self, name) for name in names}, **identity(self.config)}
 
 
 def read_about(folder: epath.PathLike) -> About:
-  """What the study of a folder is."""
+  """Reads study.json of a study's folder."""
   path = epath.Path(folder) / "study.json"
   try:
     return msgspec.convert(read_json(path), About)
@@ -47,7 +47,7 @@ def read_about(folder: epath.PathLike) -> About:
 
 
 def check_study(folder: epath.PathLike, about: About) -> None:
-  """Refuses a folder that holds a run, or another study, with the difference."""
+  """Raises `UserError` if the folder holds a run or another study, naming the difference."""
   folder = epath.Path(folder)
   if (folder / "config.json").exists():
     raise UserError(f"{folder} holds a run; choose another --workdir")
@@ -59,7 +59,7 @@ def check_study(folder: epath.PathLike, about: About) -> None:
 
 
 def check_runs(plan: Plan, ids: set[str], folder: epath.PathLike) -> None:
-  """Refuses a design without some of the fitted runs of its plan; runs for noise and scans may change as it grows."""
+  """Raises `UserError` if the design lacks fitted runs of the plan. Runs for noise and scans may change."""
   lost = [run for run in plan.runs if run.run_id not in ids and "fit" in run.roles]
   if lost:
     raise UserError(
@@ -69,7 +69,7 @@ def check_runs(plan: Plan, ids: set[str], folder: epath.PathLike) -> None:
 
 
 def of_role(workdir: epath.PathLike, role: str) -> list[Record]:
-  """The records of runs planned for `role`, in the order of the plan, with the study's measure as their loss."""
+  """Returns the records of runs with a role, in the order of the plan, with the study's measure as their loss."""
   runs = [run for run in plans.planned_runs(workdir) if role in run.roles]
   measure = read_about(workdir).measure if runs else "loss"
   records = [record.read(epath.Path(workdir) / "runs" / run.run_id) for run in runs]
@@ -77,14 +77,14 @@ def of_role(workdir: epath.PathLike, role: str) -> list[Record]:
 
 
 def trials(workdir: epath.PathLike, plan: Plan, measure: str) -> list[Trial]:
-  """The overrides and the loss of each run of a plan, in its order."""
+  """Returns the overrides and the loss of each run of a plan, in its order."""
   ended = [record.read(epath.Path(workdir) / "runs" / run.run_id) for run in plan.runs]
   losses = [as_measured(one, measure).loss_eval if one and one.finished else None for one in ended]
   return [(run.overrides, loss) for run, loss in zip(plan.runs, losses, strict=True)]
 
 
 class RunStatus(Status, frozen=True, kw_only=True):
-  """How far a run is, and its loss or its error once it has ended."""
+  """The progress of a run, and its loss or error once it has ended."""
 
   run_id: str
   loss_eval: float | None
@@ -92,7 +92,7 @@ class RunStatus(Status, frozen=True, kw_only=True):
 
 
 def status(workdir: epath.PathLike) -> list[RunStatus]:
-  """The status of every run of a study's folder, or of the only one of a run's folder."""
+  """Returns the status of every run in a study's folder, or of the only run in a run's folder."""
   workdir = epath.Path(workdir)
   if (workdir / "config.json").exists():
     folders = [workdir]
@@ -122,7 +122,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-  """How many runs of a study are in each state, and the seconds spent, planned and left."""
+  """The number of runs of a study in each state, and the seconds spent, planned and left."""
 
   states: dict[str, int]
   failures: tuple[Failure, ...]
@@ -133,12 +133,12 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def progress(workdir: epath.PathLike, rows: Sequence[RunStatus]) -> Progress:
-  """The progress of a study with these `rows` of its `status`."""
+  """Returns the progress of a study, given the `rows` of its `status`."""
   expected = {run.run_id: run.expected_seconds for run in plans.planned_runs(workdir)}
   states = [row.state for row in rows]
   done = sum(expected.get(row.run_id, 0.0) * _share_done(row) for row in rows)
   spent = sum(row.seconds for row in rows)
-  # The seconds left assume the pace so far, and as many runs at once as train now.
+  # The estimate assumes the speed so far, and as many concurrent runs as now.
   pace = spent / done if done else 1.0
   left = (sum(expected.values()) - done) * pace / max(1, states.count("running"))
   return Progress(

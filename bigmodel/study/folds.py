@@ -1,4 +1,4 @@
-"""Cross-validation: means over runs that differ in what they hold out, with intervals that respect the overlap."""
+"""Cross-validation: means over folds, with intervals that account for overlapping training sets."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,21 @@ class Cell(msgspec.Struct, frozen=True):
 
   overrides: dict[str, Value]
   runs: int
-  params_total: float  # this, and what follows, is a mean over the runs
+  params_total: float  # this and the following fields are means over the runs
   tokens: float
   flops_6nd: float
   measures: dict[str, Measure]
 
 
 def cells(planned: Sequence[PlannedRun], records: Sequence[Record], config: Mapping[str, object]) -> tuple[Cell, ...]:
-  """Each config that ran on several folds or repetitions; `config` is the study's, flat."""
+  """Returns each config that ran on several folds or repetitions; `config` is the study's, flattened."""
   by_id = {one.run_id: one for one in records if one.finished}
   settings: dict[str, dict[str, Value]] = {}
   groups: dict[str, list[Record]] = {}
   for run in planned:
-    if not any(_says_held_out(name) for name in run.overrides) or run.run_id not in by_id:
+    if not any(_selects_fold(name) for name in run.overrides) or run.run_id not in by_id:
       continue
-    shared = {name: value for name, value in run.overrides.items() if not _says_held_out(name)}
+    shared = {name: value for name, value in run.overrides.items() if not _selects_fold(name)}
     key = repr(sorted(shared.items()))
     settings[key] = shared
     groups.setdefault(key, []).append(by_id[run.run_id])
@@ -47,7 +47,7 @@ def cells(planned: Sequence[PlannedRun], records: Sequence[Record], config: Mapp
   return tuple(_cell(settings[key], runs, ratio) for key, runs in groups.items() if len(runs) > 1)
 
 
-def _says_held_out(name: str) -> bool:
+def _selects_fold(name: str) -> bool:
   return name.removeprefix("data.") in HELD_OUT
 
 
@@ -63,16 +63,16 @@ def _cell(overrides: dict[str, Value], runs: Sequence[Record], ratio: float) -> 
 
 
 def overlap(config: Mapping[str, object]) -> float:
-  """Held-out over training examples of a fold, as the mean over folds; `config` is flat."""
+  """Returns the ratio of held-out to training examples, a mean over folds; `config` is flattened."""
   folds = config.get("data.folds", 0)
   assert isinstance(folds, int)
-  if config.get("data.split") == "time" or config.get("data.window"):  # one period follows 1, 2, ... `folds` others
+  if config.get("data.split") == "time" or config.get("data.window"):  # trains on 1, 2, ... periods
     return sum(1 / (k + 1) for k in range(folds)) / folds
   return 1 / (folds - 1) if folds > 1 else 0.0
 
 
 def measures(runs: Sequence[Record], ratio: float) -> dict[str, Measure]:
-  """The loss, and each metric that all runs have, over the runs; `ratio` is their `overlap`."""
+  """Returns the loss and each metric that all runs have, over the runs; `ratio` is their `overlap`."""
   columns = {"loss_eval": [one.loss for one in runs]}
   names = set.intersection(*(set(one.metrics) for one in runs))
   columns |= {name: [one.metrics[name] for one in runs] for name in sorted(names)}
@@ -80,10 +80,10 @@ def measures(runs: Sequence[Record], ratio: float) -> dict[str, Measure]:
 
 
 def measure(values: Sequence[float], ratio: float, level: float = 0.9) -> Measure:
-  """The mean over folds and repetitions, with its interval.
+  """Returns the mean over folds and repetitions, with its interval.
 
-  Training sets overlap, so the variance of the mean is not that of independent values:
-  1/n + test/train, which is `ratio`, in place of 1/n (Nadeau and Bengio 2003, section 3).
+  Training sets overlap, so the values are not independent: the variance of the mean has the factor 1/n + `ratio` (test
+  over training examples) instead of 1/n (Nadeau and Bengio 2003, section 3).
   """
   x = np.asarray(values, float)
   n, mean = len(x), float(np.mean(x))

@@ -1,4 +1,4 @@
-"""The runs of a sweep by what they came to: means over seeds, and which differences between them are significant."""
+"""The leaderboard of a sweep: means over seeds, and which differences between them are significant."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ from bigmodel.study import comparisons
 from bigmodel.study.plan import PlannedRun
 
 SEEDS = ("seed", "data.seed")
-# A parabola is fitted to between five and seven rates: it has three coefficients, and the points that are left over
-# show whether it fits. More rates lie too far from the best one to say anything about it.
+# A parabola is fitted to five to seven rates: it has three coefficients, and the remaining degrees of freedom test
+# whether it fits. Further rates are too far from the best one to be informative.
 FEWEST, MOST = 5, 7
-ACCEPTED = 0.8  # how often losses that do lie on a parabola pass the test of whether they do
+ACCEPTED = 0.8  # share of cases in which losses on a true parabola pass the test of fit
 
 
 class Cell(msgspec.Struct, frozen=True):
-  """The runs of a sweep that differ in their seeds only."""
+  """The runs of a sweep that differ only in their seeds."""
 
   overrides: dict[str, Value]
   runs: int
@@ -83,16 +83,17 @@ class Board(msgspec.Struct, frozen=True):
 
 
 def board(planned: Sequence[PlannedRun], records: Sequence[Record]) -> Board | None:
-  """Cells of runs that differ in their seeds only, best first, and what the noise between seeds leaves open.
+  """Ranks the cells of a sweep, best first, and compares them; returns None if no planned run has a record.
 
-  A cell of which some runs diverged, or were stopped at a rung where others did better, ranks below all cells of which
-  all runs finished, whatever the mean of the runs that are left: those survived because they had luck. Only cells whose
-  runs all finished are compared (see `comparisons`): `may_be_best` and `worse` are None for the others, and for all
-  cells where no setting has two seeds. `candidates` cells may be the best, `alike` are not worse than any other, and
-  between two settings of the usual noise differences below `resolution` are not significant. Where all runs of a cell
-  were stopped, it ranks by how far they came, and then by the held-out loss there.
+  A complete cell, whose runs all finished, ranks above every cell with a run that diverged or was stopped at a rung,
+  because the runs left in such a cell survived partly by luck. A cell whose runs were all stopped ranks by the step
+  they reached, then by the held-out loss at that step.
+
+  Only complete cells are compared (see `comparisons`). `may_be_best` and `worse` are None for the others, and for all
+  cells if no setting has two seeds. `candidates` is the number of cells that may be the best, and `alike` of those not
+  worse than any other. Differences below `resolution` between two settings of common noise are not significant.
   """
-  by_id = {one.run_id: one for one in records}
+  by_id = {run.run_id: run for run in records}
   settings: dict[str, dict[str, Value]] = {}
   members: dict[str, list[Record]] = {}
   for run in planned:
@@ -135,14 +136,14 @@ def _noise(cells: Sequence[Cell]) -> comparisons.Noise | None:
 
 
 def _axes(cells: Sequence[Cell]) -> tuple[str, ...]:
-  """The fields in which cells differ, without settings of the optimizer that follow from another axis."""
+  """Returns the fields in which cells differ, without optimizer settings that are determined by another axis."""
   names = list(dict.fromkeys(name for cell in cells for name in cell.overrides))
   values = {name: [repr(cell.overrides.get(name)) for cell in cells] for name in names}
   varied = [name for name in names if len(set(values[name])) > 1]
 
-  def count(*given: str) -> int:
-    """The number of different combinations of values of these fields."""
-    return len(set(zip(*(values[name] for name in given), strict=True)))
+  def count(*fields: str) -> int:
+    """Returns the number of different combinations of values of these fields."""
+    return len(set(zip(*(values[name] for name in fields), strict=True)))
 
   def follows_from(name: str, other: str) -> bool:
     return count(other) < len(cells) and count(other, name) == count(other)
@@ -156,8 +157,8 @@ def _axes(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _cell(overrides: dict[str, Value], records: Sequence[Record]) -> Cell:
-  losses = [one.loss for one in records if one.finished]
-  stopped = [one for one in records if one.status == "stopped"]
+  losses = [run.loss for run in records if run.finished]
+  stopped = [run for run in records if run.status == "stopped"]
   last = max((one.steps for one in stopped), default=None)
   losses_there = [one.loss_eval for one in stopped if one.steps == last and one.loss_eval is not None]
   return Cell(
@@ -180,20 +181,21 @@ def _cell(overrides: dict[str, Value], records: Sequence[Record]) -> Cell:
 def learning_rates(
   cells: Sequence[Cell], axes: Sequence[str], seed_noise: comparisons.Noise | None
 ) -> tuple[BestRate, ...]:
-  """Of every setting of the other axes: the best learning rate with its interval, and how much a wrong one costs.
+  """Returns, for every setting of the other axes, the best learning rate with its interval, and the sensitivity.
 
-  Where the noise between seeds is known, multiple comparisons (`comparisons.compare`) leave some rates that may be
-  the best, and the optimum lies between the rates next to those if the loss falls up to it and rises beyond it. That
-  is `interval90`, whatever the curve. The optimum is `flat`, with no `best`, where three or more rates may be the best:
-  it is anywhere between two of the rates that were tried, or beyond them where the least or the largest rate may be
-  the best (`edge`). Where it is sharp, `best` is the minimum of a parabola in the log of the rate. If that parabola
-  fits the rates around the best one, `interval90` is the 90% interval of its minimum (see `_parabola`). Such an
-  interval has the optimum in about 90% of sweeps if the curve is a parabola, and in fewer if it is skewed by less than
-  noise shows (in simulations, 81% of all sharp intervals); one between rates has it in nearly all. Without repeated
-  seeds there is no interval.
+  With repeated seeds, multiple comparisons (`comparisons.compare`) leave some rates that may be the best. If the loss
+  falls up to the optimum and rises beyond it, the optimum lies between the neighbours of those rates. This is
+  `interval90`, for any curve. If three or more rates may be the best, the optimum is `flat` and has no `best`: it lies
+  somewhere between two tried rates, or beyond them if the smallest or largest rate may be the best (`edge`).
 
-  The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss less the least; a rate with a run that
-  diverged counts as the worst of the others.
+  Otherwise the optimum is sharp, and `best` is the minimum of a parabola in the log of the rate. If that parabola fits
+  the rates around the best one, `interval90` is the 90% interval of its minimum (see `_parabola`). Such an interval
+  contains the optimum in about 90% of sweeps if the curve is a parabola, and in fewer if it is skewed by less than the
+  noise reveals (in simulations, 81% of all sharp intervals). An interval between rates contains it in nearly all
+  sweeps. Without repeated seeds there is no interval.
+
+  The sensitivity (Wortsman et al. 2023) is the mean over all rates of the loss minus the lowest loss. A rate with a run
+  that diverged counts as the worst of the others.
   """
   if "optim.lr" not in axes:
     return ()
@@ -202,7 +204,7 @@ def learning_rates(
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
     if "optim.lr" not in cell.overrides:
-      continue  # it has the rate of the study's config
+      continue  # the learning rate is not varied here
     others = {name: value for name, value in cell.overrides.items() if name != "optim.lr" and name in axes}
     key = repr(sorted(others.items()))
     settings.setdefault(key, others)
@@ -225,7 +227,7 @@ def _rate(cell: Cell) -> float:
 def _best_of(
   others: dict[str, Value], members: Sequence[Cell], tried: Sequence[Cell], noise: comparisons.Noise | None
 ) -> BestRate:
-  """The best of the rates `tried`, those of the complete cells among `members`, in rising order."""
+  """Returns the best of the rates of the complete cells `tried`, which are sorted by rate."""
   rates, losses = np.array([_rate(cell) for cell in tried]), np.array([cell.mean_loss for cell in tried])
   least = int(np.argmin(losses))
   diverged = sum(cell.diverged > 0 for cell in members)
@@ -245,18 +247,18 @@ def _best_of(
 def _with_interval(
   row: BestRate, rates: np.ndarray, losses: np.ndarray, seeds: np.ndarray, noise: comparisons.Noise
 ) -> BestRate:
-  """The row with `best`, `interval90` and `flat` of a scan over at least three rates, in rising order."""
+  """Adds `best`, `interval90` and `flat` to a row whose scan has at least three rates, in increasing order."""
   candidates = np.flatnonzero(comparisons.compare(losses, seeds, noise).may_be_best)
   last = len(rates) - 1
   first, end = max(int(candidates[0]) - 1, 0), min(int(candidates[-1]) + 1, last)
   if candidates[0] == candidates[-1] and candidates[0] in (0, last):
-    return row  # the loss falls up to an edge: the optimum may lie beyond it
+    return row  # the loss falls towards an edge, so the optimum may lie beyond it
   between = float(rates[first]), float(rates[end])
   edge = bool(candidates[0] == 0 or candidates[-1] == last)
   if edge or len(candidates) > 2:
     return msgspec.structs.replace(row, flat=True, edge=edge, interval90=between)
   low, high = first, end
-  while high - low + 1 < min(MOST, len(rates)):  # the lower side is nearer to the minimum
+  while high - low + 1 < min(MOST, len(rates)):  # extend to the side with the lower loss
     below = losses[low - 1] if low else math.inf
     above = losses[high + 1] if high < last else math.inf
     low, high = (low - 1, high) if below < above else (low, high + 1)
@@ -270,7 +272,7 @@ def _with_interval(
 
 
 def _lowest(x: np.ndarray, losses: np.ndarray) -> float | None:
-  """The rate at the minimum of the parabola through the least loss and those next to it; `x` are logs of rates."""
+  """Returns the rate at the minimum of the parabola through the lowest loss and its neighbours; `x` are log rates."""
   least = int(np.argmin(losses))
   bend, slope, _ = np.polyfit(x[least - 1 : least + 2], losses[least - 1 : least + 2], 2)
   return float(np.exp(-slope / (2 * bend))) if bend > 0 else None
@@ -278,7 +280,7 @@ def _lowest(x: np.ndarray, losses: np.ndarray) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Minimum:
-  """Where a parabola is lowest, with its 90% interval."""
+  """The minimum of a parabola, with its 90% interval."""
 
   best: float
   low: float
@@ -286,24 +288,25 @@ class Minimum:
 
 
 def _parabola(x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float) -> Minimum | None:
-  """The minimum of the parabola through points whose means have the standard errors squared `squared`.
+  """Fits a parabola to means `y` whose squared standard errors are `squared`; returns its minimum with its interval.
 
-  The interval has the places at which the slope is not significantly different from 0 (Fieller 1954). That holds for
-  losses that do lie on a parabola. A curve that rises faster on one side moves the minimum by as much as the interval
-  is wide before noise lets anybody see it, so the interval reaches to the minimum of a cubic, too. None where fewer
-  than `FEWEST` points leave too little to test, where the points are farther from the parabola than noise alone leaves
-  in a share `ACCEPTED` of cases (an F test against the noise between seeds, with `freedom` degrees of freedom), and
-  where the interval has no end.
+  The interval contains the points at which the slope is not significantly different from 0 (Fieller 1954), which is
+  valid if the losses lie on a parabola. A curve that is steeper on one side can move the minimum by the width of this
+  interval before the noise reveals it, so the interval is extended to the minimum of a cubic.
+
+  Returns None with fewer than `FEWEST` points, with which the fit cannot be tested; if the points deviate from the
+  parabola by more than noise does in a share `ACCEPTED` of cases (an F test against the noise between seeds, with
+  `freedom` degrees of freedom); and if the interval is unbounded.
   """
-  left = len(x) - 3
+  residual_freedom = len(x) - 3
   if len(x) < FEWEST:
     return None
   center, scale = float(x.mean()), float(np.ptp(x)) / 2
   root = 1 / np.sqrt(np.maximum(squared, 1e-300))
   scaled, target = np.vander((x - center) / scale, 3, increasing=True) * root[:, None], y * root
   coefficients = np.linalg.lstsq(scaled, target, rcond=None)[0]
-  lack_of_fit = float(np.sum((target - scaled @ coefficients) ** 2)) / left
-  if lack_of_fit > special.fdtri(left, freedom, ACCEPTED):
+  lack_of_fit = float(np.sum((target - scaled @ coefficients) ** 2)) / residual_freedom
+  if lack_of_fit > special.fdtri(residual_freedom, freedom, ACCEPTED):
     return None
   covariance = special.stdtrit(freedom, 0.95) ** 2 * np.linalg.pinv(scaled.T @ scaled)
   _, slope, bend = coefficients.tolist()
@@ -323,10 +326,10 @@ def _parabola(x: np.ndarray, y: np.ndarray, squared: np.ndarray, freedom: float)
 
 
 def _minimum_of_cubic(t: np.ndarray, y: np.ndarray, root: np.ndarray) -> float | None:
-  """Where the cubic through points of weights `root` squared is lowest between them, if it has a minimum there."""
+  """Returns the minimum of the cubic fitted with weights `root` squared, or None if it is not between the points."""
   scaled = np.vander(t, 4, increasing=True) * root[:, None]
   _, slope, bend, third = np.linalg.lstsq(scaled, y * root, rcond=None)[0].tolist()
-  # Of slope + 2 bend t + 3 third t^2 = 0 the root at which the curve bends upwards, without cancellation.
+  # The root of slope + 2 bend t + 3 third t^2 = 0 at which the curve is convex, in a form without cancellation.
   inside = bend**2 - 3 * third * slope
   if inside < 0 or bend + math.sqrt(inside) <= 0:
     return None

@@ -1,4 +1,4 @@
-"""Plans a whole study for hardware that is not here."""
+"""Plans a whole study for hardware that this machine does not have."""
 
 from bigmodel import models
 from bigmodel.accounting import Counts
@@ -13,10 +13,10 @@ from bigmodel.train.resolution import resolve_for_plan
 
 
 def plan_for(config: Config, study: Study, where: Topology, prices: dict[str, float]) -> StudyPlan:
-  """A study planned for a topology: its runs one after another, each on all chips, and then its target.
+  """Plans a study for a topology: its runs one after another, each on all chips, and then its target.
 
-  The largest run is compiled, the others are planned by arithmetic. The critical path has all fitted runs at once,
-  each on as many chips, and the target after them. `prices` are dollars per chip-hour.
+  The largest run is compiled, the others are estimated. The critical path assumes that all fitted runs train at the
+  same time, each on as many chips, and the target after them. `prices` are dollars per chip-hour.
   """
 
   def resolved(overrides: Overrides) -> Config:

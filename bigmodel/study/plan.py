@@ -1,4 +1,4 @@
-"""The plan of a study: its runs with their prices, grouped into programs, and the totals. plan.json holds it."""
+"""The plan of a study, stored in plan.json: its runs with expected costs, their groups, and the totals."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from bigmodel.workers.groups import Group
 
 
 class PlannedRun(Price, frozen=True, kw_only=True, omit_defaults=True):
-  """One run of a plan: what it is for, how its config differs from the study's, and what it is expected to cost."""
+  """A planned run: its roles, how its config differs from the study's, and its expected cost."""
 
   run_id: str
   roles: tuple[str, ...]
-  budget: float  # FLOPs that the design wanted, in the study's convention; 0 where it has no budgets
+  budget: float  # FLOPs of the design, in the study's convention; 0 if the design has no budgets
   overrides: dict[str, Value]
   trunk: Branch = Branch()
 
@@ -37,26 +37,26 @@ class Totals(msgspec.Struct, frozen=True):
   flops_6nd: float
   flops_exact: float
   tokens: int
-  flops_6nd_shared: float  # those that branches need not spend, because their trunks do
+  flops_6nd_shared: float  # FLOPs that branches save, because their trunks spend them
   disk_bytes: int
   expected_seconds: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-  """What a study is going to train, in which groups, and what that costs."""
+  """The runs that a study will train, their groups, and their costs."""
 
   study: str
   planned_at: str
   calibration: Calibration
   runs: tuple[PlannedRun, ...]
   groups: tuple[Group, ...]
-  target: Price | None  # of the most expensive size among which the fit will choose
+  target: Price | None  # cost of the most expensive candidate for the target
   total: Totals
-  round: tuple[Group, ...] = ()  # what workers of an adaptive design are to train now
+  round: tuple[Group, ...] = ()  # the groups that workers of an adaptive design train now
   workers_train_target: bool = False
 
   def seconds_left(self, workdir: epath.PathLike) -> float:
-    """Expected seconds of the groups that have not ended, and of the target if it has not."""
+    """Returns the expected seconds of the groups that have not ended, and of the target if it has not."""
     runs = epath.Path(workdir) / "runs"
 
     def has_record(run_id: str) -> bool:
@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclasses.dataclass(frozen=True)
 class Workforce:
-  """Who is going to train a study: so many worker processes, with the devices of so many machines like this one."""
+  """The number of worker processes that will train a study, and of machines like this one whose devices they use."""
 
   workers: int = 1
   machines: int = 1
@@ -83,7 +83,7 @@ HERE = Workforce()
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """The runs of a study by id, what the design planned each of them for, and the candidates for its target."""
+  """The runs of a study by id, with the design's plans for each, and the candidates for its target."""
 
   study: str
   runs: Mapping[str, Run]
@@ -95,7 +95,7 @@ class Wanted:
 
 
 def read(folder: epath.PathLike) -> Plan | None:
-  """The plan of a study's folder, or None where it has none yet."""
+  """Reads the plan of a study's folder; returns None if it has no plan yet."""
   path = epath.Path(folder) / "plan.json"
   if not path.exists():
     return None
@@ -106,7 +106,7 @@ def read(folder: epath.PathLike) -> Plan | None:
 
 
 def planned_runs(folder: epath.PathLike) -> tuple[PlannedRun, ...]:
-  """The planned runs of a study's folder; none where it has no plan yet."""
+  """Returns the planned runs of a study's folder; () if it has no plan yet."""
   plan = read(folder)
   return plan.runs if plan is not None else ()
 
@@ -116,20 +116,20 @@ def write(folder: epath.Path, plan: Plan) -> None:
 
 
 def to_json(plan: Plan) -> dict[str, object]:
-  """The plan as plan.json holds it."""
+  """Returns the contents of plan.json."""
   return msgspec.to_builtins(plan)
 
 
 def make(wanted: Wanted, earlier: Plan | None = None, workforce: Workforce = HERE) -> Plan:
-  """Prices and groups the runs of a study. Runs of the `earlier` plan keep their prices and groups.
+  """Estimates the costs of a study's runs and groups them. Runs of the `earlier` plan keep their costs and groups.
 
-  On a cluster this machine may be too small for most of the runs: it times the smallest one only.
+  For a study on a cluster, this machine times only the smallest run, because larger runs may not fit on it.
   """
   old = {run.run_id for run in earlier.runs} if earlier else set[str]()
   if earlier is not None and old >= wanted.runs.keys():
     return msgspec.structs.replace(earlier, runs=_with_roles(earlier, wanted))
   added = {run_id: run for run_id, run in wanted.runs.items() if run_id not in old}
-  # A trunk that was planned before may be past the step from which a new run would branch.
+  # A trunk of an earlier plan may have passed the step from which a new run would branch.
   starts = branches.find(added)
   grouped = _group(added, starts, workforce)
   members = _members(grouped, added)
@@ -152,7 +152,7 @@ def make(wanted: Wanted, earlier: Plan | None = None, workforce: Workforce = HER
 
 
 def _with_roles(earlier: Plan, wanted: Wanted) -> tuple[PlannedRun, ...]:
-  """The runs of an earlier plan, with the roles that the design now adds to them."""
+  """Returns the runs of an earlier plan, with the roles that the design has added to them since."""
 
   def roles(run: PlannedRun) -> tuple[str, ...]:
     added = wanted.roles(run.run_id) if run.run_id in wanted.runs else ()
@@ -162,14 +162,14 @@ def _with_roles(earlier: Plan, wanted: Wanted) -> tuple[PlannedRun, ...]:
 
 
 def _group(runs: Mapping[str, Run], starts: Mapping[str, Branch], workforce: Workforce) -> list[list[str]]:
-  """Run ids of groups. Runs of one group start at the same step; trunks come before the runs that branch from them."""
+  """Returns the run ids of each group. Runs of a group start at the same step; trunks come before branches."""
   first = {run_id: starts[run_id].step if run_id in starts else 0 for run_id in runs}
   parts = [[run for run in runs.values() if first[run.run_id] == step] for step in sorted({*first.values()})]
   return [ids for part in parts for ids in packs.group(part, workforce.workers, workforce.machines)]
 
 
 def _members(grouped: Sequence[Sequence[str]], runs: Mapping[str, Run]) -> dict[str, int]:
-  """By run id, how many members the pack will have in which the run trains on this machine."""
+  """Returns, by run id, the number of members of the pack in which the run trains on this machine."""
   members: dict[str, int] = {}
   for ids in grouped:
     for pack in packs.cut([runs[run_id] for run_id in ids]):
@@ -202,9 +202,9 @@ def _price_groups(
   calibration: Calibration,
   compiled: set[str],
 ) -> tuple[Group, ...]:
-  """Groups with their expected seconds; a program is compiled once, by the first group that needs it.
+  """Returns groups with their expected seconds. The first group that needs a program pays for its compilation.
 
-  `in_packs` has each run with the number of members of its pack. Programs are added to `compiled`.
+  `in_packs` maps run ids to the run and the number of members of its pack. Adds the programs to `compiled`.
   """
   seconds = {run.run_id: run.expected_seconds for run in runs}
   groups = []
@@ -217,7 +217,7 @@ def _price_groups(
 
 
 def _price_target(targets: Sequence[Run], calibration: Calibration, compiled: set[str]) -> Price | None:
-  """The most expensive candidate for the target: the fit will choose among them."""
+  """Returns the cost of the most expensive candidate for the target; the fit will choose among the candidates."""
   if not targets:
     return None
   prices = [(pricing.price(run, calibration), programs.key(run.config) in compiled) for run in targets]

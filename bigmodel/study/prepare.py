@@ -24,8 +24,8 @@ from bigmodel.train.configs import with_overrides
 from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run
 
-ADAPTIVE_DESIGNS = (Search, Halving)  # they look at results before they go on
-LEAST_EXTRAPOLATION = 8  # the target's budget over the largest fitted one
+ADAPTIVE_DESIGNS = (Search, Halving)  # designs whose later runs depend on earlier results
+LEAST_EXTRAPOLATION = 8  # smallest ratio of the target's budget to the largest fitted budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Prepared:
     return isinstance(self.study.design, ADAPTIVE_DESIGNS)
 
   def about(self) -> About:
-    """What study.json holds."""
+    """Returns the contents of study.json."""
     study = self.study
     return About(
       name=study.name,
@@ -57,14 +57,14 @@ class Prepared:
     )
 
   def make(self, overrides: Overrides, provenance: Mapping[str, str] | None = None) -> Run:
-    """A checked run of the study."""
+    """Returns a run of the study, with a checked config."""
     changed = with_overrides(self.config, overrides)
     check(changed)
     for name in flatten(self.config.data):
       same = changed.data[name] == self.config.data[name] or name in (*data.FREE, *data.HELD_OUT)
       require(same, f"get_study: data.{name} is not an axis of a study: all its runs read one corpus")
     if any(changed.data.get(name) != self.config.data.get(name) for name in data.HELD_OUT):
-      changed.data.sha256 = ""  # the hash covers the held-out rows, which differ here
+      changed.data.sha256 = ""  # the hash covers the held-out rows, which differ between these runs
     corpus = self.data(changed)
     resolved = resolve(changed, corpus)
     check_resolved(resolved, corpus)
@@ -75,7 +75,7 @@ class Prepared:
     return models.counts_of(resolve(with_overrides(self.config, size), self.data.base))
 
   def target_overrides(self, size: Overrides) -> Overrides:
-    """The overrides of the target, if it has this size."""
+    """Returns the overrides of the target if it has this size."""
     target, design = self.study.target, self.study.design
     assert target is not None
     counts = self.counts_of(size)
@@ -83,22 +83,22 @@ class Prepared:
     return {**size, "train.tokens": tokens, **self.study.settings(counts.params_total, tokens)}
 
   def target_candidates(self) -> list[Run]:
-    """The runs among which the fit will choose the target."""
+    """Returns the runs from which the fit will choose the target."""
     sizes = self.study.target.sizes if self.study.target else ()
     return [self.make(self.target_overrides(size)) for size in sizes]
 
   def wanted(self) -> Wanted:
-    """What is to be planned."""
+    """Returns the input of `plan.make`."""
     return Wanted(self.study.name, self.runs, self.planned, self.target_candidates())
 
 
 def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
-  """Checks the study and all its runs; writes nothing but the cached corpus."""
+  """Checks the study and all its runs. Writes only the cached corpus."""
   require(bool(study.name), "get_study: the study has no name")
   inner = getattr(study.design, "design", None)
   require(
     not isinstance(inner, ADAPTIVE_DESIGNS),
-    f"get_study: {type(inner).__name__} looks at results; {type(study.design).__name__} cannot have it inside",
+    f"get_study: {type(inner).__name__} is adaptive; {type(study.design).__name__} cannot contain it",
   )
   forecast.find_laws([name for name in study.laws if name != "isoflop"], "get_study: laws")
   check(with_horizon(config))
@@ -116,7 +116,7 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
 
 
 def _check_laws(prepared: Prepared) -> None:
-  """Refuses laws with as many parameters as there are runs to fit, or more."""
+  """Raises `UserError` if a law has at least as many parameters as there are fitted runs."""
   study = prepared.study
   if not study.laws:
     return
@@ -130,12 +130,12 @@ def _check_laws(prepared: Prepared) -> None:
 
 
 def _check_target(prepared: Prepared) -> None:
-  """Refuses a target that is too near to the fitted runs, and one that cannot be trained."""
+  """Raises `UserError` if the target is too close to the fitted runs or cannot be trained."""
   target = prepared.study.target
   if target is None:
     return
   largest = max(planned.budget for every in prepared.planned.values() for planned in every)
-  require(largest > 0, "get_study: a target needs a design that says its runs' tokens")
+  require(largest > 0, "get_study: a target needs a design that sets train.tokens of its runs")
   ratio = target.flops / largest
   require(
     ratio >= LEAST_EXTRAPOLATION,
@@ -146,7 +146,7 @@ def _check_target(prepared: Prepared) -> None:
 
 
 def with_horizon(config: Config) -> Config:
-  """A copy with some horizon: the config of a study need not have one, because the design does."""
+  """Returns a copy with a horizon. The config of a study needs none, because the design sets it."""
   base = config.copy_and_resolve_references()
   if not base.train.tokens and not base.train.steps:
     base.train.steps, base.train.ramp = 1, ()
@@ -154,7 +154,7 @@ def with_horizon(config: Config) -> Config:
 
 
 def plan_runs(study: Study, counts_of: CountsOf) -> list[Planned]:
-  """The runs of the design, of the scan, and the repetitions with other seeds."""
+  """Returns the runs of the design and of the scan, and the repetitions with other seeds."""
   runs = study.design.runs(counts_of, study.settings)
   planned = list(runs)
   if study.scan is not None:

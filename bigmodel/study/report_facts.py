@@ -1,4 +1,4 @@
-"""Everything that the report of a study says, gathered from its folder."""
+"""Gathers the contents of a study's report from its folder."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ from bigmodel.train.results import as_measured
 
 
 class PlanError(msgspec.Struct, frozen=True):
-  """Seconds that runs took over the seconds that were planned: of all runs together, and of single runs."""
+  """Ratios of actual to planned seconds: of all runs together, and of single runs."""
 
   runs: int
   total: float
@@ -28,7 +28,7 @@ class PlanError(msgspec.Struct, frozen=True):
 
 
 def gather(workdir: epath.Path, forecast: JsonObject | None) -> JsonObject:
-  """Everything that the report says, as report.json has it; `forecast` is the sealed one with its score."""
+  """Returns the contents of report.json; `forecast` is the sealed forecast with its score."""
   about, plan = folder.read_about(workdir), plans.read(workdir)
   if plan is None:
     raise UserError(f"{workdir}: the study has no plan yet; run bigmodel study")
@@ -57,11 +57,11 @@ def gather(workdir: epath.Path, forecast: JsonObject | None) -> JsonObject:
     "programs": [group.run_ids for group in plan.groups],
     "provenance": _provenance(records),
   }
-  return msgspec.json.decode(msgspec.json.encode(facts))  # the types that report.json gives back
+  return msgspec.json.decode(msgspec.json.encode(facts))  # the types of a parsed report.json
 
 
 def _runs(plan: Plan, records: Sequence[Record]) -> list[JsonObject]:
-  """The records with the roles of their runs, the smallest first and the target last."""
+  """Returns the records with the roles of their runs, smallest first and the target last."""
   roles = {run.run_id: run.roles for run in plan.runs}
   ordered = sorted(records, key=lambda one: (one.run_id not in roles, one.flops_6nd, one.params_total))
   return [record.to_json(one) | {"roles": roles.get(one.run_id, ("target",))} for one in ordered]
@@ -79,21 +79,21 @@ def _cost(plan: Plan, records: Sequence[Record]) -> JsonObject:
 
 
 def _shared(records: Sequence[Record]) -> float:
-  """The share of all FLOPs that branches did not spend, because their trunks had."""
+  """Returns the share of all FLOPs that branches saved, because their trunks had spent them."""
   total = sum(one.flops_6nd for one in records)
   shared = sum(one.flops_6nd * one.trunk.step / one.steps for one in records if one.steps)
   return shared / total if total else 0.0
 
 
 def _axis_title(about: About) -> str:
-  """What the laws describe: the loss, or the study's measure."""
+  """Returns the name of the quantity that the laws describe: the loss or the study's measure."""
   if about.measure == "loss":
     return tasks.loss_title(str(about.config["task.name"]))
   return f"1 - {about.measure}" if about.measure.startswith(LARGER) else about.measure
 
 
 def plan_error(plan: Plan, records: Sequence[Record]) -> PlanError | None:
-  """How far the plan was off, where runs of it have ended."""
+  """Returns how far the plan was off, or None if no planned run has ended."""
   planned = {run.run_id: run.expected_seconds for run in plan.runs}
   pairs = [(one.seconds, planned[one.run_id]) for one in records if planned.get(one.run_id)]
   if not pairs:
@@ -105,7 +105,7 @@ def plan_error(plan: Plan, records: Sequence[Record]) -> PlanError | None:
 
 
 def _provenance(records: Sequence[Record]) -> dict[str, list[object]]:
-  """Versions, devices and data: one value of each unless runs differ."""
+  """Returns the versions, devices and data of the runs: one value each unless runs differ."""
 
   def different(value_of: Callable[[Record], object]) -> list[object]:
     values = [value_of(one) for one in records]

@@ -1,4 +1,4 @@
-"""Rounds of adaptive designs: plan.json lists, as `round`, the groups that workers are to train now."""
+"""Rounds of adaptive designs: the field `round` of plan.json lists the groups that workers train now."""
 
 import logging
 import time
@@ -24,16 +24,16 @@ from bigmodel.workers.worker import exclusive
 log = logging.getLogger("bigmodel")
 
 NEXT_ROUND_SECONDS = 600.0  # how long a worker waits for the next round
-Train = Callable[[Sequence[Group], Mapping[str, Run]], None]  # trains groups to their ends, or to where they pause
+Train = Callable[[Sequence[Group], Mapping[str, Run]], None]  # trains groups to their end or rung
 
 
 def write(workdir: epath.Path, plan: Plan, groups: Sequence[Group]) -> None:
-  """Writes a plan with the groups of this round, inside `exclusive`."""
+  """Writes a plan with the groups of this round. The caller holds `worker.exclusive`."""
   plans.write(workdir, msgspec.structs.replace(plan, round=tuple(groups)))
 
 
 def end(workdir: epath.Path, runs: Mapping[str, Run], stop: Stop) -> None:
-  """Tells workers that there are no more rounds, unless another command continues a larger design in this folder."""
+  """Marks the end of the rounds for workers, unless another command continues a larger design in this folder."""
 
   def clear() -> None:
     plan = plans.read(workdir)
@@ -45,14 +45,14 @@ def end(workdir: epath.Path, runs: Mapping[str, Run], stop: Stop) -> None:
 
 
 def next_plan(workdir: epath.Path, before: Sequence[Group] | None, stop: Stop) -> Plan | None:
-  """The plan with the next round: one whose groups differ from `before`.
+  """Waits for a plan whose round differs from `before`, and returns it.
 
-  After `NEXT_ROUND_SECONDS` it is returned as it is; None if a stop was requested.
+  Returns the unchanged plan after `NEXT_ROUND_SECONDS`, and None if a stop was requested.
   """
   began = time.monotonic()
   while True:
     plan = plans.read(workdir)
-    require(plan is not None, f"--worker: {workdir} has no plan yet; begin the study without --worker")
+    require(plan is not None, f"--worker: {workdir} has no plan yet; start the study without --worker")
     assert plan is not None
     if before is None or plan.round != before or time.monotonic() - began > NEXT_ROUND_SECONDS:
       return plan
@@ -62,7 +62,7 @@ def next_plan(workdir: epath.Path, before: Sequence[Group] | None, stop: Stop) -
 
 
 def wait_for(path: epath.Path, stop: Stop) -> bool:
-  """Waits for a file that the command writes between rounds; returns whether it came within `NEXT_ROUND_SECONDS`."""
+  """Waits for a file that the study's command writes; returns whether it appeared within `NEXT_ROUND_SECONDS`."""
   began = time.monotonic()
   while not path.exists():
     if stop.requested():
@@ -74,7 +74,7 @@ def wait_for(path: epath.Path, stop: Stop) -> bool:
 
 
 class HalvingRounds:
-  """Trains the runs of a halving, one rung a round."""
+  """Trains the runs of a halving design; each round takes them to one rung."""
 
   def __init__(
     self, plan: Plan, runs: Sequence[Run], workdir: epath.Path, train_groups: Train, workforce: Workforce, stop: Stop
@@ -83,10 +83,10 @@ class HalvingRounds:
     self._workforce, self._stop = workforce, stop
     self._runs = {run.run_id: run for run in runs}
     self._seconds = {run.run_id: run.expected_seconds for run in plan.runs}
-    self._reached = dict.fromkeys(self._runs, 0)  # steps
+    self._reached = dict.fromkeys(self._runs, 0)  # steps reached by each run
 
   def run(self, design: halving.Halving, measure: str) -> None:
-    """Trains all runs from rung to rung, and those that are left to the end."""
+    """Trains all runs from rung to rung, and the surviving runs to the end."""
     runs = list(self._runs.values())
     if warning := halving.undecayed(design, runs):
       log.warning("%s", warning)
@@ -94,7 +94,7 @@ class HalvingRounds:
     end(self._workdir, self._runs, self._stop)
 
   def _train_to(self, alive: dict[str, Run], until: int) -> None:
-    """Trains these runs to a rung, or to the end (0)."""
+    """Trains these runs to the step of a rung, or to the end if `until` is 0."""
     with exclusive(self._workdir, "plan", self._stop):
       on_disk = hosts.first(lambda: plans.read(self._workdir)) or self._plan
       groups = self._groups(on_disk.round, alive, until)
@@ -104,7 +104,7 @@ class HalvingRounds:
     self._reached.update(dict.fromkeys(alive, until))
 
   def _groups(self, under_way: Sequence[Group], alive: dict[str, Run], until: int) -> list[Group]:
-    """The groups of a round. Those `under_way` stay as they are, because workers may be training them."""
+    """Returns the groups of a round. Groups `under_way` do not change, because workers may be training them."""
     kept = [group for group in under_way if group.until == until and alive.keys() >= {*group.run_ids}]
     grouped = {run_id for group in kept for run_id in group.run_ids}
 

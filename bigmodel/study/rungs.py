@@ -1,4 +1,4 @@
-"""Trains the runs of a halving from rung to rung, and stops those that others beat."""
+"""Trains the runs of a halving design from rung to rung, and stops all but the best at each rung."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from bigmodel.workers import execute
 
 
 def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[dict[str, Run], int], None]) -> None:
-  """Trains runs from rung to rung with `train_to(runs, step)`, where step 0 stands for the end.
+  """Trains runs from rung to rung by calling `train_to(runs, step)`, where step 0 means the end.
 
-  Rungs that are on disk are not measured again. At a rung the best runs by `measure` continue: the held-out loss, or a
-  metric of held-out data. When the design has grown, the runs are compared again at each rung, and a run that was
-  stopped there resumes if it is now among the best.
+  At a rung, the best runs by `measure` continue, which is the held-out loss or a metric of held-out data. Measurements
+  on disk are reused. If the design has grown, the runs are compared again at each rung, and a run that was stopped
+  there resumes if it is now among the best.
   """
-  require(len({run.steps for run in runs}) == 1, "study design: runs that are compared at rungs have one horizon")
+  require(len({run.steps for run in runs}) == 1, "study design: runs compared at rungs must have equal horizons")
   for halving, members in design.brackets(runs):
     alive = {run.run_id: run for run in members}
     for rung in halving.rungs(members[0].steps):
@@ -37,7 +37,7 @@ def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[
 
 
 def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
-  """Sets aside the records of runs that stopped before the step `until` (0: the end) and are now to reach it."""
+  """Sets aside the records of runs that stopped before the step `until` (0: the end), so that they resume."""
 
   def resume() -> None:
     for run in alive.values():
@@ -54,9 +54,9 @@ def _stop(run: Run, rung: int) -> None:
 
 
 def _value_at(run: Run, step: int, measure: str) -> float | None:
-  """The measure of a run at a rung, of which less is better; None where it diverged or failed before.
+  """Returns the measure of a run at a rung, smaller being better; None if it diverged or failed before.
 
-  A run that passed this step in another bracket, without a rung there, is compared by its next rung.
+  A run that passed this step in another bracket, which has no rung there, is compared by its next rung.
   """
   rungs = {at: rung for at, rung in read_rungs(run).items() if at >= step}
   rung = rungs[min(rungs)] if rungs else None

@@ -34,7 +34,7 @@ from bigmodel.workers.worker import COMMAND, Worker, exclusive
 
 
 def make_plan(prepared: Prepared, earlier: Plan | None = None, workforce: Workforce = HERE) -> Plan:
-  """The study's plan: priced and grouped into programs. Runs of an `earlier` plan keep their prices and groups."""
+  """Returns the study's plan: costs and groups of its runs. Runs of an `earlier` plan keep theirs."""
   return plans.make(prepared.wanted(), earlier, workforce)
 
 
@@ -46,10 +46,10 @@ def run_study(
   workers: Workers | None = None,
   command: Sequence[str] = (),
 ) -> JsonObject:
-  """Everything that is missing: trains, fits, seals, tests, scores, reports. Returns report.json.
+  """Does all steps of a study that are still missing: train, fit, seal, test, score, report. Returns report.json.
 
-  `workers` are started with `command`. Those on a cluster train every run, those of this machine all but the target:
-  each has only a part of its cores.
+  `workers` are started with `command`. Workers on a cluster train every run. Workers on this machine train all but the
+  target, which gets all cores of the machine.
   """
   workforce = Workforce(workers.count, workers.machines, workers.kind != "local") if workers else HERE
   plan = _write_plan(prepared, workforce, retry, stop)
@@ -72,7 +72,7 @@ def _write_plan(prepared: Prepared, workforce: Workforce, retry: bool, stop: Sto
   hosts.first(lambda: write_json(workdir / "study.json", msgspec.to_builtins(prepared.about())))
   with exclusive(workdir, "plan", stop):
     earlier = hosts.first(lambda: plans.read(workdir))
-    plan = hosts.share(make_plan(prepared, earlier, workforce))  # each process has measured other times
+    plan = hosts.share(make_plan(prepared, earlier, workforce))  # timings differ between processes
     round_ = earlier.round if earlier is not None else ()
     plan = msgspec.structs.replace(plan, workers_train_target=workforce.on_cluster, round=round_)
     if plan != earlier:
@@ -86,7 +86,7 @@ def _write_plan(prepared: Prepared, workforce: Workforce, retry: bool, stop: Sto
 
 @contextlib.contextmanager
 def _training(here: Worker, workers: Workers | None, command: Sequence[str]) -> Iterator[rounds.Train]:
-  """What trains groups: a pool of workers if there are any, else this process."""
+  """Yields the function that trains groups: that of a pool of workers, if any, else of this process."""
   if workers is not None:
     with Pool(workers, command, here.workdir, here.display, here.stop) as pool:
       yield pool.train
@@ -112,7 +112,7 @@ def _train_design(prepared: Prepared, plan: Plan, train_groups: rounds.Train, wo
 
 
 def _search(prepared: Prepared, design: Search, train_groups: rounds.Train, workforce: Workforce, stop: Stop) -> None:
-  """Trains what a search asks for, until it asks for nothing more."""
+  """Trains the points that a search proposes, until it proposes no new ones."""
   workdir, measure, asked = prepared.workdir, prepared.study.measure, prepared
   while True:
     with exclusive(workdir, "plan", stop):
@@ -124,7 +124,7 @@ def _search(prepared: Prepared, design: Search, train_groups: rounds.Train, work
     trials = hosts.first(functools.partial(folder.trials, workdir, plan, measure))
     more = design.more(trials, prepared.counts_of, prepared.study.settings)
     made = [(prepared.make(planned.overrides), planned) for planned in more]
-    if all(run.run_id in runs for run, _ in made):  # nothing more, or axes that do not change the run
+    if all(run.run_id in runs for run, _ in made):  # no more points, or only points whose runs exist already
       rounds.end(workdir, runs, stop)
       return
     planned = {run.run_id: [planned] for run, planned in made}
@@ -132,17 +132,17 @@ def _search(prepared: Prepared, design: Search, train_groups: rounds.Train, work
 
 
 def _all_runs(prepared: Prepared, plan: Plan) -> dict[str, Run]:
-  """The runs of a plan by id, with where they branch. An earlier, smaller design may have planned some of them."""
+  """Returns the runs of a plan by id, with their branches. Some may have been planned by an earlier, smaller design."""
   earlier = {run.run_id: run.overrides for run in plan.runs if run.run_id not in prepared.runs}
   runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in earlier.items()}
   branches = {run.run_id: run.trunk for run in plan.runs}
   if isinstance(prepared.study.design, Halving):
-    branches = {}  # all runs start together, and pause before any could branch
+    branches = {}  # the runs of a halving design start together
   return {run_id: dataclasses.replace(run, branch=branches.get(run_id, Branch())) for run_id, run in runs.items()}
 
 
 def _forecast_and_test(prepared: Prepared, plan: Plan, train_groups: rounds.Train, stop: Stop) -> None:
-  """Fits the study's laws, seals the forecast of its target, and trains that."""
+  """Fits the study's laws, seals the forecast of its target, and trains the target."""
   workdir = prepared.workdir
   if not prepared.study.laws:
     return
@@ -168,12 +168,12 @@ def write_report(workdir: epath.PathLike, figure_format: str | None = None) -> J
 
 
 def work(prepared: Prepared, name: str, quiet: bool, stop: Stop, patience: float = leases.PATIENCE) -> None:
-  """Trains what other workers of a planned study do not, until all its runs have ended.
+  """Runs one worker of a planned study until all its runs have ended; other workers train the other runs.
 
-  On a cluster that includes the run that tests the forecast.
+  On a cluster, the runs include the target.
   """
   workdir = prepared.workdir
-  hosts.first(functools.partial(rounds.next_plan, workdir, None, stop))  # refuses a folder that has no plan
+  hosts.first(functools.partial(rounds.next_plan, workdir, None, stop))  # raises if the folder has no plan
   with (
     Display(0.0, quiet) as display,
     Worker(name, workdir, prepared.data, display, stop, patience).present() as worker,
@@ -185,7 +185,7 @@ def work(prepared: Prepared, name: str, quiet: bool, stop: Stop, patience: float
       sealed = hosts.first(lambda: target.read_forecast(workdir))
       assert sealed is not None
       run, group = target.run_and_group(prepared, sealed, plan)
-      # One worker trains the target, and one stays in case that fails; the others leave.
+      # One worker trains the target, and one stays to retry it if that fails; the others leave.
       worker.train([group], {run.run_id: run}, leave_to_others=True)
 
 
@@ -208,17 +208,17 @@ def _work_on_design(prepared: Prepared, worker: Worker) -> Plan | None:
 def run_listed(
   config: Config, name: str, overrides: Sequence[Overrides], workdir: epath.PathLike, quiet: bool = False
 ) -> list[Record]:
-  """Trains these variants of a config as a study without a law; their records, in the same order."""
+  """Trains variants of a config as a study without laws; returns their records, in the same order."""
   ended = run_all(config, name, overrides, workdir, quiet)
-  for one in ended:
-    require(one.finished, f"{workdir}: a run did not finish: {one.error or one.status}")
+  for run in ended:
+    require(run.finished, f"{workdir}: a run did not finish: {run.error or run.status}")
   return ended
 
 
 def run_all(
   config: Config, name: str, overrides: Sequence[Overrides], workdir: epath.PathLike, quiet: bool = False
 ) -> list[Record]:
-  """`run_listed`, where runs may fail or diverge."""
+  """Like `run_listed`, but runs may fail or diverge."""
   with interruptible() as stop:
     prepared = prepare(config, Study(name, "", Listed(overrides), laws=()), workdir)
     run_study(prepared, quiet, stop)
@@ -227,6 +227,6 @@ def run_all(
 
 
 def run_to_end(config: Config, study: Study, workdir: epath.PathLike, quiet: bool = False) -> JsonObject:
-  """Runs all of a study, for scripts; returns report.json."""
+  """Runs a whole study from a script; returns report.json."""
   with interruptible() as stop:
     return run_study(prepare(config, study, workdir), quiet, stop)

@@ -19,15 +19,15 @@ TARGET = "target"  # the run that tests the forecast is not part of the plan
 
 
 def load(folder: str | Path, role: str = "") -> pl.DataFrame:
-  """One row per run that has ended: its roles, the settings that the study varies, and the fields of its record.
+  """Returns a table with one row per run that has ended: its roles, the settings that vary, and its record.
 
-  With `role`, only runs planned for it. Raises `UserError` where the folder holds no study, or no run has the role.
+  With `role`, only runs with that role. Raises `UserError` if the folder holds no study or no run has the role.
   """
   if not (absolute(folder) / "study.json").exists():
     raise UserError(f"{folder} holds no study (no study.json)")
   plan = plans.read(absolute(folder))
   planned = {run.run_id: run for run in plan.runs} if plan else {}
-  ended = {one.run_id: one for one in record.collect(absolute(folder))}
+  ended = {run.run_id: run for run in record.collect(absolute(folder))}
   order = [run_id for run_id in planned if run_id in ended] + [run_id for run_id in ended if run_id not in planned]
   roles = {run_id: list(planned[run_id].roles) if run_id in planned else [TARGET] for run_id in order}
   known_roles = sorted({name for names in roles.values() for name in names})
@@ -44,19 +44,19 @@ def load(folder: str | Path, role: str = "") -> pl.DataFrame:
   return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _facts(one: Record) -> dict[str, object]:
-  """The plain fields of a record, and its metrics."""
-  fields = msgspec.to_builtins(one)
+def _facts(run: Record) -> dict[str, object]:
+  """Returns the fields of a record that are not nested, and its metrics."""
+  fields = msgspec.to_builtins(run)
   plain = {name: value for name, value in fields.items() if not isinstance(value, dict | list)}
-  return {**plain, **{f"metric.{name}": value for name, value in one.metrics.items()}}
+  return {**plain, **{f"metric.{name}": value for name, value in run.metrics.items()}}
 
 
 def _varied(overrides: Sequence[Overrides]) -> list[str]:
-  """The settings in which planned runs differ, in the order of the plan."""
+  """Returns the settings in which planned runs differ, in the order of the plan."""
   names = dict.fromkeys(name for one in overrides for name in one)
   return [name for name in names if len({repr(one.get(name)) for one in overrides}) > 1]
 
 
 def _cell(value: Value | None) -> Value | None:
-  """A setting as a cell of a table: tuples become text."""
+  """Returns a setting as a cell of a table: lists become text."""
   return str(tuple(value)) if isinstance(value, list | tuple) else value

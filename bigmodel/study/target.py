@@ -1,4 +1,4 @@
-"""The target of a study: its forecast, sealed before it is trained, its run, and its score."""
+"""The target of a study: its run, the forecast sealed before that run trains, and the score of the forecast."""
 
 from etils import epath
 from msgspec import structs
@@ -26,18 +26,18 @@ def forecast_path(workdir: epath.PathLike) -> epath.Path:
 
 
 def read_forecast(workdir: epath.PathLike) -> Sealed[Forecast] | None:
-  """The sealed forecast of a study's folder, or None; one that was changed after it was sealed is refused."""
+  """Reads the sealed forecast of a study's folder, or returns None; raises if it was changed after it was sealed."""
   path = forecast_path(workdir)
   return seals.read(path, Forecast) if path.exists() else None
 
 
 def why_not_sealed(prepared: Prepared) -> str:
-  """Why no forecast can be sealed now: fitted runs have failed and `accept_failed` is not set. Empty if one can."""
+  """Returns why the forecast cannot be sealed, or "": fitted runs have failed and `accept_failed` is not set."""
   fitted = folder.of_role(prepared.workdir, "fit")
-  failed = [one for one in fitted if one.status == "failed"]
+  failed = [run for run in fitted if run.status == "failed"]
   if not failed or prepared.study.accept_failed or forecast_path(prepared.workdir).exists():
     return ""
-  shown = "; ".join(f"{one.run_id} ({one.error})" for one in failed[:5])
+  shown = "; ".join(f"{run.run_id} ({run.error})" for run in failed[:5])
   more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
   return (
     f"{prepared.workdir}: the forecast is not sealed: {len(failed)} of {len(fitted)} fitted runs have failed: {shown}"
@@ -47,7 +47,7 @@ def why_not_sealed(prepared: Prepared) -> str:
 
 
 def seal_forecast(prepared: Prepared, fits: Fits) -> Sealed[Forecast]:
-  """Seals a forecast of the target before it is trained; one that is sealed already stays as it is."""
+  """Seals and returns the forecast of the target before it trains; an existing sealed forecast is kept."""
   if (sealed := read_forecast(prepared.workdir)) is not None:
     return sealed
   target, convention = prepared.study.target, prepared.study.design.convention
@@ -75,16 +75,16 @@ def seal_forecast(prepared: Prepared, fits: Fits) -> Sealed[Forecast]:
 
 
 def run_and_group(prepared: Prepared, sealed: Sealed[Forecast], plan: Plan) -> tuple[Run, Group]:
-  """The run that tests a sealed forecast, and the group in which it trains alone. Its provenance carries the seal."""
+  """Returns the run that tests a sealed forecast, with the seal in its provenance, and its group of one run."""
   target = sealed.forecast.target
   run = prepared.make(target.overrides or {}, {"forecast_sha256": sealed.sha256})
   if run.run_id != target.run_id:
-    raise UserError("the sealed forecast is about another run than this config makes; choose another --workdir")
+    raise UserError("the sealed forecast is for a different run than this config gives; choose another --workdir")
   return run, Group((run.run_id,), plan.target.expected_seconds if plan.target else 0.0)
 
 
 def score(workdir: epath.PathLike) -> JsonObject | None:
-  """The sealed forecast with its score, which is empty while the target has not ended; None without a forecast."""
+  """Returns the sealed forecast with its score, empty until the target has ended; None without a forecast."""
   workdir = epath.Path(workdir)
   sealed = read_forecast(workdir)
   if sealed is None:

@@ -1,4 +1,4 @@
-"""Tasks: what a batch means, the loss, the metrics; one file per task, which defines `registry.TaskModule`."""
+"""Tasks: the loss and the metrics of a batch. Each task is a file with the members of `registry.TaskModule`."""
 
 from bigmodel.tasks.registry import (
   TASKS,

@@ -1,4 +1,4 @@
-"""Multiple choice: the answer that the model finds likeliest after the question, from a JSONL of questions."""
+"""Multiple choice: scores the answer with the highest likelihood after the question, for a JSONL of questions."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from bigmodel.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """Rows of tokens of a question with each choice; the choice is what lies past `begins` of each row."""
+  """Rows of tokens, a question followed by each of its choices; a row's choice begins at `begins`."""
 
   rows: list[np.ndarray]
   begins: list[int]
@@ -24,7 +24,7 @@ class Question:
 
 
 def read(path: str, tokens: Tokenizer, context: int) -> list[Question]:
-  """Questions of lines {"question": text, "choices": [text, ...], "answer": index}; refuses bad ones by line."""
+  """Reads lines {"question": text, "choices": [text, ...], "answer": index}; an error names the invalid line."""
   require(Path(path).is_file(), f"--choices: no file {path!r}")
   questions = []
   for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
@@ -44,11 +44,11 @@ def _question(line: str, where: str, tokens: Tokenizer, context: int) -> Questio
   require(texts and len(choices) > 1, f"{where}: needs a question and at least two choices, all texts")
   require(
     isinstance(answer, int) and 0 <= answer < len(choices),
-    f"{where}: answer {answer!r} is none of {len(choices)} choices",
+    f"{where}: answer {answer!r} is not an index of {len(choices)} choices",
   )
   rows, begins = [], []
   for choice in choices:
-    # Tokenized together: a token may hold the end of the question and the beginning of the choice.
+    # Both are tokenized together, because one token may span the end of the question and the start of the choice.
     row = np.concatenate([[tokens.begin], tokens.encode(question + choice)]).astype(np.int32)
     require(len(row) <= context + 1, f"{where}: {len(row) - 1} tokens are more than the context of {context}")
     rows.append(row)
@@ -59,7 +59,7 @@ def _question(line: str, where: str, tokens: Tokenizer, context: int) -> Questio
 def score(
   questions: Sequence[Question], losses: Callable[[np.ndarray], np.ndarray], context: int, batch: int
 ) -> dict[str, float]:
-  """Accuracy by total log-likelihood and by that per byte; `losses` are of rows [batch, context + 1]."""
+  """Returns accuracies by log-likelihood and by log-likelihood per byte; `losses` takes rows [batch, context + 1]."""
   flat = [(row, begin) for q in questions for row, begin in zip(q.rows, q.begins, strict=True)]
   likelihood = []
   for first in range(0, len(flat), batch):

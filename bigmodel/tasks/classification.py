@@ -34,20 +34,20 @@ LOSS = "loss (nats per example)"
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  label_smoothing: float = field(0.0, "share of the label that is spread over all classes", BELOW_ONE, TRACED)
+  label_smoothing: float = field(0.0, "share of the label's weight that is spread over all classes", BELOW_ONE, TRACED)
   class_weights: tuple[float, ...] = field(
-    (), "of each class's examples in the training loss; evaluation weighs all examples alike"
+    (), "weight of each class in the training loss; evaluation weighs all examples equally"
   )
   balanced: bool = field(False, "give all classes the same total weight, by their class_weights")
   augment: tuple[str, ...] = field((), "changes of training images, in this order; see `data.augment`")
   black: tuple[float, ...] = field((), "black in each channel of augmented images; (): that of the data")
   white: tuple[float, ...] = field((), "white in each channel of augmented images; (): that of the data")
-  costs: tuple[float, ...] = field((), "of a false positive and of a false negative, for the metric `cost`")
+  costs: tuple[float, ...] = field((), "costs of a false positive and of a false negative, for the metric `cost`")
 
 
 def check(config: Config) -> None:
   task = config.task
-  require(all(w >= 0 for w in task.class_weights), f"config.task.class_weights: {task.class_weights} has negative ones")
+  require(all(w >= 0 for w in task.class_weights), f"config.task.class_weights: {task.class_weights} are not all >= 0")
   outputs = config.model.outputs
   require(
     not task.class_weights or not outputs or len(task.class_weights) == outputs,
@@ -64,7 +64,7 @@ def check(config: Config) -> None:
     not task.costs or (len(task.costs) == 2 and min(task.costs) >= 0),
     f"config.task.costs: {task.costs} are not the costs of a false positive and of a false negative",
   )
-  require(not task.costs or outputs in (0, 2), f"config.task.costs: are for two classes, here are {outputs}")
+  require(not task.costs or outputs in (0, 2), f"config.task.costs: are for two classes, but there are {outputs}")
 
 
 def resolve(task: Config, facts: Facts) -> None:
@@ -78,7 +78,7 @@ def resolve(task: Config, facts: Facts) -> None:
 
 def build(config: Config) -> Task:
   task = config.task
-  # A plan is made without the data, whose black and white are numbers like any other.
+  # A plan is made without the data; the values of black and white do not change its cost.
   augmentation = Augmentation(tuple(task.augment), tuple(task.black) or (0.0,), tuple(task.white) or (1.0,))
   train = functools.partial(objective, tuple(task.class_weights), augmentation)
   return Task(train, values, functools.partial(measure, tuple(task.costs)), details)
@@ -86,7 +86,7 @@ def build(config: Config) -> Task:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Changes of images in training, and what is black and white in each channel."""
+  """Augmentations of training images, and the values of black and white in each channel."""
 
   names: tuple[str, ...]
   black: tuple[float, ...]
@@ -96,9 +96,9 @@ class Augmentation:
 def objective(
   weights: tuple[float, ...], augmentation: Augmentation, apply: Apply, rows: Rows, h: Traced, key: jax.Array
 ) -> tuple[jax.Array, Measured]:
-  """Cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images.
+  """Returns the cross-entropy with smoothed labels (Szegedy et al. 2016, section 7), of augmented images.
 
-  Of blended images both labels count, each by its share and with the weight of its class.
+  Both labels of a blended image count, each by its share and the weight of its class.
   """
   (inputs, labels_B), share_B, names = example_rows(rows), None, augmentation.names
   if names:
@@ -110,7 +110,7 @@ def objective(
   even_B = jax.nn.logsumexp(logits_BxC, axis=-1) - jnp.mean(logits_BxC, axis=-1)
 
   def of_labels(targets_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`(what is minimised, cross-entropy)` of each example, as if these were the labels."""
+    """Returns `(objective, cross-entropy)` of each example for these labels."""
     loss_B = cross_entropy(logits_BxC, targets_B)[0]
     weight_B = jnp.asarray(weights, jnp.float32)[targets_B] if weights else 1.0
     return weight_B * (loss_B + h["label_smoothing"] * (even_B - loss_B)), loss_B
@@ -132,7 +132,7 @@ def values(apply: Apply, rows: Rows, key: jax.Array) -> Values:
 
 
 def measure(costs: tuple[float, ...], values: HostValues) -> MetricsOf:
-  """All that `metrics` knows of class probabilities; a `cost` at thresholds that other examples chose."""
+  """Returns all metrics of class probabilities, and `cost` at thresholds chosen on the other half of the examples."""
   score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
   metric = metrics.of_classes(score_NxC, label_N)
 
@@ -146,7 +146,7 @@ def measure(costs: tuple[float, ...], values: HostValues) -> MetricsOf:
 
 
 def details(values: HostValues) -> dict[str, list[dict[str, Cell]]]:
-  """The confusion matrix with each class's own metrics, and the reliability curve of the likeliest class."""
+  """Returns the confusion matrix with metrics per class, and the reliability curve of the likeliest class."""
   score_NxC, label_N = values["score"], values["label"][:, 0].astype(int)
   C, predicted_N, one_N = score_NxC.shape[1], score_NxC.argmax(axis=1), np.ones(len(label_N))
   matrix_CxC = metrics.confusion(label_N, predicted_N, one_N, C)

@@ -13,7 +13,7 @@ from bigmodel.tasks import metrics
 
 
 def read(path: str, tokens: Tokenizer, context: int) -> list[tuple[np.ndarray, str]]:
-  """Prompts as tokens, with their references, of lines {"prompt": text, "completion": text}; bad ones by line."""
+  """Reads lines {"prompt": text, "completion": text} as (prompt tokens, reference); an error names the invalid line."""
   require(Path(path).is_file(), f"--completions: no file {path!r}")
   prompts = []
   for number, line in enumerate(_text(path).split("\n"), 1):
@@ -46,9 +46,9 @@ def score(
   batch: int,
   resamples: int,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """BLEU, chrF and exact matches of `complete(prompts of one length)`, and their bootstrap intervals."""
+  """Returns BLEU, chrF and exact matches of `complete(prompts of equal length)`, and their bootstrap intervals."""
   completions: list[str] = [""] * len(asked)
-  for length in sorted({len(row) for row, _ in asked}):  # of one length, since each is compiled anew
+  for length in sorted({len(row) for row, _ in asked}):  # grouped by length, because each length compiles separately
     places = [i for i, (row, _) in enumerate(asked) if len(row) == length]
     for first in range(0, len(places), batch):
       mine = places[first : first + batch]

@@ -24,7 +24,7 @@ def check(config: Config) -> None:
   require(0 <= layer < depth, f"config.task.layer: {layer} is none of the {depth} layers")
   require(
     not config.optim.weight_decay,
-    "config.optim.weight_decay: would shrink the other layers too; set 0 for contrastive_divergence",
+    "config.optim.weight_decay: would shrink the other layers, too; set 0 for contrastive_divergence",
   )
 
 
@@ -34,7 +34,7 @@ def build(config: Config) -> Task:
 
 
 def objective(layer: int, apply: Apply, rows: Rows, h: Traced, key: jax.Array) -> tuple[jax.Array, Measured]:
-  """Minimises the difference of free energies; the loss is the cross-entropy of the reconstruction. Both are means."""
+  """Returns the mean difference of free energies to minimise; the loss is the mean reconstruction cross-entropy."""
   del h
   difference, reconstruction = jnp.mean(apply(example_rows(rows)[0], layer, key)[0], axis=0)
   return difference, {"loss": reconstruction}

@@ -1,4 +1,4 @@
-"""Decoding with a cache of keys and values: greedy, sampled, or by beams; one compiled loop for all new tokens."""
+"""Decoding with a cache of keys and values: greedy, sampling or beam search, in one compiled loop over new tokens."""
 
 import functools
 from typing import TypeAlias, cast
@@ -18,13 +18,13 @@ Beams: TypeAlias = tuple[jax.Array, list[Cache], jax.Array, jax.Array, jax.Array
 
 
 def empty_caches(model: Decoder, rows: int, length: int) -> list[Cache]:
-  """Room for the keys and values of `length` tokens, for every layer."""
+  """Returns empty caches of every layer for the keys and values of `length` tokens."""
   one = jnp.zeros((rows * model.shape.kv_heads, length, model.shape.head_size), model.dtype)
   return [(one, one)] * model.shape.layers
 
 
 def by_layer(params: Params) -> Params:
-  """The parameters with the blocks' split into layers, which in a loop would be copied for every token."""
+  """Returns the parameters with stacked blocks split into layers, because a loop would copy slices for every token."""
   return {**params, "blocks": unstacked(params["blocks"])}
 
 
@@ -46,7 +46,7 @@ def sample(
   top_p: jax.Array,
   top_k: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-  """`(tokens_BxN, their log-probabilities under the model)`; a temperature of 0 takes the likeliest token.
+  """Returns `(tokens_BxN, their log-probabilities under the model)`; a temperature of 0 takes the likeliest token.
 
   `top_k` keeps that many tokens (0: all); `top_p` the fewest that have this probability
   together (Holtzman et al. 2020).
@@ -66,7 +66,7 @@ def sample(
     return jnp.argmax(logits_BxV, axis=-1)
 
   def pick(logits_BxV: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Sorting and drawing cost as much as a small model: only where they are asked for.
+    # Sorting and drawing cost as much as a small model, so they run only if needed.
     token_B = jax.lax.cond(temperature > 0, drawn, greedy, logits_BxV, key).astype(jnp.int32)
     return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=-1)[:, 0]
 
@@ -87,7 +87,7 @@ def sample(
 
 
 def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
-  """The logits, of which those outside the `top_k` and outside the nucleus are hidden."""
+  """Returns the logits with those outside the `top_k` and the nucleus hidden."""
   V = logits_BxV.shape[-1]
   best_BxV = jnp.sort(logits_BxV, axis=-1)[:, ::-1]
   least = best_BxV[:, min(top_k or V, V) - 1]
@@ -101,17 +101,17 @@ def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
 def beam_search(
   model: Decoder, params: Params, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`(tokens_WxN, log-probabilities_W)` of W sequences, likeliest first; after the token `stop` one only repeats it."""
+  """Returns `(tokens_WxN, log-probabilities_W)`, likeliest first; after the token `stop` a sequence repeats it."""
   W, P, params = beams, prompt_1xP.shape[1], by_layer(params)
   caches = empty_caches(model, W, P + new)
   logits, caches = _applied(model, params, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
   V = model.shape.vocab
   only_stop_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
-  # All beams begin alike: only the first counts.
+  # All beams are equal at first, so only one of them counts.
   score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
 
   def extend(beams: Beams, n: jax.Array | int) -> Beams:
-    """The best continuations by the token of number n; in place of logits, which tokens these are."""
+    """Returns the best continuations by token number n, with the chosen tokens in place of the logits."""
     logits_WxV, caches, score_W, done_W, tokens_WxN = beams
     chance_WxV = jnp.where(done_W[:, None], only_stop_V, jax.nn.log_softmax(logits_WxV))
     score_W, place_W = jax.lax.top_k((score_W[:, None] + chance_WxV).reshape(-1), W)

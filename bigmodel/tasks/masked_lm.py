@@ -1,7 +1,7 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1): hidden tokens are guessed from both sides.
+"""Masked language modelling (Devlin et al. 2019, section 3.1): masked tokens are predicted from both sides.
 
-Of every row the same number of positions is chosen, anew in each step. Of these, 80% are
-replaced by the mask, 10% by a random token, 10% stay.
+Every step chooses the same number of random positions in each row. Of these, 80% are
+replaced by the mask token, 10% by a random token, and 10% are unchanged.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from bigmodel.tasks.task import (
 
 DATA = "text"
 LOSS = "loss (nats per masked token)"
-# (tokens_BxT, key) -> (tokens with some of them hidden, 1 where they are)
+# (tokens_BxT, key) -> (tokens after masking, 1 at the chosen positions)
 Hide: TypeAlias = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields(LanguageFields):
-  masked_percent: int = field(15, "of a row's tokens, which are to be predicted", Range(0, 100))
+  masked_percent: int = field(15, "percentage of a row's tokens to predict", Range(0, 100))
   mask_token: int = field(-1, "the token that stands for a masked one; -1: the last of the vocabulary")
 
 
@@ -45,17 +45,17 @@ def check(config: Config) -> None:
   task = config.task
   require(
     chosen(config) > 0 and task.masked_percent <= 100,
-    f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens are none, or too many",
+    f"config.task.masked_percent: {task.masked_percent}% of {config.data.context} tokens must be 1 to all",
   )
   vocab = config.model.vocab
-  require(not vocab or task.mask_token < vocab, f"config.task.mask_token: {task.mask_token} is none of {vocab} tokens")
+  require(not vocab or task.mask_token < vocab, f"config.task.mask_token: {task.mask_token} is not below vocab {vocab}")
   require(
-    config.model.head == "masked_lm", f"config.model.head: {config.model.head!r} guesses no tokens; use masked_lm"
+    config.model.head == "masked_lm", f"config.model.head: {config.model.head!r} predicts no tokens; use masked_lm"
   )
 
 
 def chosen(config: Config) -> int:
-  """Positions of a row that are guessed."""
+  """Returns the number of positions of a row to predict."""
   return config.data.context * config.task.masked_percent // 100
 
 
@@ -67,7 +67,7 @@ def build(config: Config) -> Task:
 
 
 def hide(tokens_BxT: jax.Array, key: jax.Array, count: int, mask_token: int, vocab: int) -> tuple[jax.Array, jax.Array]:
-  """`(tokens with some of them hidden, 1 at the `count` positions of each row that are to be guessed)`."""
+  """Returns the tokens after masking, and a mask that is 1 at the `count` positions of each row to predict."""
   where, how, what = jax.random.split(key, 3)
   noise_BxT = jax.random.uniform(where, tokens_BxT.shape)
   order_BxT = jnp.argsort(jnp.argsort(noise_BxT, axis=-1), axis=-1)

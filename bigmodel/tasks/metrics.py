@@ -1,9 +1,9 @@
-"""Metrics of predictions, weighted, on NumPy's arrays or JAX's.
+"""Weighted metrics of predictions, for NumPy or JAX arrays.
 
-Everything is a sum over examples but for what ranks them (ROC AUC, average precision): under
-`jit`, with examples spread over devices, only these gather the scores. Classes that no example
-has and no prediction names do not count in means over classes; a class without examples on both
-sides has no ROC AUC. Where a ratio has nothing below its line it is 0, as in scikit-learn.
+All metrics are sums over examples, except those that rank examples (ROC AUC, average precision):
+under `jit`, with examples sharded over devices, only these gather the scores. Means over classes
+leave out classes with neither examples nor predictions; a class needs positive and negative
+examples for a ROC AUC. A ratio whose denominator is 0 is 0, as in scikit-learn.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ import numpy as np
 
 from bigmodel.errors import UserError
 
-Array = Any  # NumPy's or JAX's, whose methods and array namespaces agree: no type of both knows them
-Metric = Callable[[Array], dict[str, Array]]  # of the weights of examples
+Array = Any  # a NumPy or JAX array; they share methods, but no common type declares these
+Metric = Callable[[Array], dict[str, Array]]  # weights of examples -> metrics
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ LARGER = ("accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc", "r2", "c
 
 
 def as_loss(name: str, value: float) -> float:
-  """A metric as something that falls when a model improves: 1 - value where more is better."""
+  """Returns a metric as a quantity that falls when a model improves: 1 - value if larger is better."""
   return 1 - value if name.startswith(LARGER) else value
 
 
 def main(metrics: Mapping[str, T]) -> dict[str, T]:
-  """The metrics that lines and tables have room for."""
+  """Returns the main metrics, for log lines and tables."""
   return {name: value for name, value in metrics.items() if name not in DETAILS}
 
 
@@ -43,7 +43,7 @@ def _space(x: Array) -> ModuleType:
 
 
 def _ratio(above: Array, below: Array) -> Array:
-  """above / below, and 0 where below is 0."""
+  """Returns above / below, and 0 where below is 0."""
   xp = _space(below)
   return xp.where(below != 0, above / xp.where(below != 0, below, 1), 0)
 
@@ -53,27 +53,27 @@ def mean(x_N: Array, w_N: Array) -> Array:
 
 
 def regression(prediction_N: Array, target_N: Array, w_N: Array) -> dict[str, Array]:
-  """Mean squared and absolute error, and the share of the variance that is explained."""
+  """Returns the mean squared and absolute error, and the share of the variance that is explained."""
   squared = mean((prediction_N - target_N) ** 2, w_N)
   variance = mean((target_N - mean(target_N, w_N)) ** 2, w_N)
   return {"mse": squared, "mae": mean(abs(prediction_N - target_N), w_N), "r2": r2(squared, variance)}
 
 
 def r2(squared: Array, variance: Array) -> Array:
-  """1 - squared / variance; of targets that are all alike 1 if they are met, and 0."""
+  """Returns 1 - squared / variance; if all targets are equal, 1 for perfect predictions and otherwise 0."""
   xp = _space(variance)
   return xp.where(variance > 0, 1 - _ratio(squared, variance), xp.where(squared > 0, 0.0, 1.0))
 
 
 def pinball(prediction_N: Array, target_N: Array, w_N: Array, quantile: float) -> Array:
-  """Loss that the quantile minimises (Koenker and Bassett 1978)."""
+  """Returns the pinball loss, which the quantile minimises (Koenker and Bassett 1978)."""
   xp = _space(target_N)
   above = target_N - prediction_N
   return mean(xp.where(above >= 0, quantile * above, (quantile - 1) * above), w_N)
 
 
 def confusion(label_N: Array, predicted_N: Array, w_N: Array, classes: int) -> Array:
-  """Weight of the examples of class i that were taken for class j, [classes, classes]."""
+  """Returns the total weight of examples of class i that were predicted as class j, [classes, classes]."""
   xp = _space(w_N)
   label_NxC, predicted_NxC = (
     (x_N[:, None] == xp.arange(classes)[None]).astype(w_N.dtype) for x_N in (label_N, predicted_N)
@@ -82,7 +82,7 @@ def confusion(label_N: Array, predicted_N: Array, w_N: Array, classes: int) -> A
 
 
 def by_class(matrix_CxC: Array) -> dict[str, Array]:
-  """Precision, recall and F1 of each class, from a confusion matrix."""
+  """Returns precision, recall and F1 of each class, from a confusion matrix."""
   hit_C, have_C, named_C = matrix_CxC.diagonal(), matrix_CxC.sum(axis=1), matrix_CxC.sum(axis=0)
   return {
     "precision": _ratio(hit_C, named_C),
@@ -92,7 +92,7 @@ def by_class(matrix_CxC: Array) -> dict[str, Array]:
 
 
 def decisions(matrix_CxC: Array) -> dict[str, Array]:
-  """Accuracy, and precision, recall and F1 as means over classes (macro, micro, weighted by examples)."""
+  """Returns accuracy, and precision, recall and F1 as means over classes (macro, micro, weighted by examples)."""
   xp = _space(matrix_CxC)
   total, have_C = matrix_CxC.sum(), matrix_CxC.sum(axis=1)
   there_C = ((have_C + matrix_CxC.sum(axis=0)) > 0).astype(matrix_CxC.dtype)
@@ -106,7 +106,7 @@ def decisions(matrix_CxC: Array) -> dict[str, Array]:
 
 
 class Ranks:
-  """Examples in the order of their scores; made once for all weights."""
+  """Examples sorted by score, once for all sets of weights."""
 
   def __init__(self, score_N: Array, positive_N: Array):
     xp = _space(score_N)
@@ -116,7 +116,7 @@ class Ranks:
     self.first_N, self.last_N = (xp.searchsorted(sorted_N, sorted_N, side=side) for side in ("left", "right"))
 
   def _sums(self, w_N: Array) -> tuple[Array, Array, Array]:
-    """(weights of positive examples, their sums below each place, those of negative ones)."""
+    """Returns weights of positive examples, their sums below each place, and the same sums of negative examples."""
     xp = _space(w_N)
     w_N = w_N[self.order_N]
     yes_N = xp.where(self.positive_N, w_N, 0)
@@ -137,24 +137,24 @@ class Ranks:
 
 
 def roc_auc(score_N: Array, positive_N: Array, w_N: Array) -> Array:
-  """Chance that a positive example scores above a negative one, ties counting half; NaN where either is missing."""
+  """Returns the chance that a positive example scores above a negative one, ties counting half; NaN if undefined."""
   return Ranks(score_N, positive_N).roc_auc(w_N)
 
 
 def average_precision(score_N: Array, positive_N: Array, w_N: Array) -> Array:
-  """Area under precision over recall as a step function; 0 where no example is positive."""
+  """Returns the area under the precision-recall step function; 0 if no example is positive."""
   return Ranks(score_N, positive_N).average_precision(w_N)
 
 
 def ranking(ranks: list[Ranks], w_N: Array) -> dict[str, Array]:
-  """ROC AUC and average precision, means over the classes whose one-against-the-rest `ranks` are given."""
+  """Returns ROC AUC and average precision, means over the classes with these one-against-the-rest `ranks`."""
   xp = _space(w_N)
   auc = xp.stack([one.roc_auc(w_N) for one in ranks])
   precise = xp.stack([one.average_precision(w_N) for one in ranks])
   have = xp.stack([xp.where(one.positive_N, w_N[one.order_N], 0).sum() for one in ranks])
 
   def average(x_C: Array, counts_C: Array) -> Array:
-    """The mean over the classes that count."""
+    """Returns the mean over the classes that count."""
     total = xp.where(counts_C, x_C, 0).sum()
     return xp.where(counts_C.any(), _ratio(total, counts_C.sum() * 1.0), xp.nan)
 
@@ -162,7 +162,7 @@ def ranking(ranks: list[Ranks], w_N: Array) -> dict[str, Array]:
 
 
 def reliability(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> dict[str, Array]:
-  """Of each of equally wide bins of confidence: weight, mean confidence, and share of hits."""
+  """Returns the weight, mean confidence and accuracy in each of equally wide bins of confidence."""
   xp = _space(w_N)
   edges = xp.linspace(0, 1, bins + 1)[1:-1].astype(confidence_N.dtype)
   place_N = xp.searchsorted(edges, confidence_N, side="left")
@@ -173,13 +173,13 @@ def reliability(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -
 
 
 def calibration_error(confidence_N: Array, hit_N: Array, w_N: Array, bins: int = 10) -> Array:
-  """Expected calibration error: how far confidence is from the share of hits, over bins (Guo et al. 2017)."""
+  """Returns the expected calibration error: the mean gap of confidence and accuracy over bins (Guo et al. 2017)."""
   curve = reliability(confidence_N, hit_N, w_N, bins)
   return _ratio((curve["weight"] * abs(curve["confidence"] - curve["hits"])).sum(), curve["weight"].sum())
 
 
 def of_classes(score_NxC: Array, label_N: Array) -> Metric:
-  """All metrics of class probabilities [N, C], as a function of the weights."""
+  """Returns all metrics of class probabilities [N, C], as a function of the weights."""
   xp, C = _space(score_NxC), score_NxC.shape[1]
   predicted_N, confidence_N = xp.argmax(score_NxC, axis=1), score_NxC.max(axis=1)
   ranks = [Ranks(score_NxC[:, c], label_N == c) for c in ([1] if C == 2 else range(C))]
@@ -195,7 +195,7 @@ def of_classes(score_NxC: Array, label_N: Array) -> Metric:
 
 
 def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, float], threshold: float) -> Array:
-  """Mean cost of calling positive what scores at least `threshold`; prices of a false positive and a false negative."""
+  """Returns the mean cost of a threshold; `prices` are those of a false positive and a false negative."""
   xp = _space(w_N)
   called_N = score_N >= threshold
   wrong_N = xp.where(called_N & ~positive_N, prices[0], 0) + xp.where(~called_N & positive_N, prices[1], 0)
@@ -203,12 +203,12 @@ def cost(score_N: Array, positive_N: Array, w_N: Array, prices: tuple[float, flo
 
 
 def threshold(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, prices: tuple[float, float]) -> float:
-  """The threshold of the least cost, in the middle between two scores (or beyond all of them)."""
+  """Returns the threshold of lowest cost, in the middle between two scores (or beyond all scores)."""
   order_N = np.argsort(score_N)
   score_N, yes_N, no_N = score_N[order_N], (w_N * positive_N)[order_N], (w_N * ~positive_N)[order_N]
   below_no, below_yes = (np.concatenate([[0.0], np.cumsum(x_N)]) for x_N in (no_N, yes_N))
   total = prices[0] * (no_N.sum() - below_no) + prices[1] * below_yes
-  total[1:-1][score_N[1:] == score_N[:-1]] = np.inf  # equal scores are not parted
+  total[1:-1][score_N[1:] == score_N[:-1]] = np.inf  # a threshold cannot separate equal scores
   place = int(np.argmin(total))
   if place in (0, len(score_N)):
     return -np.inf if place == 0 else np.inf
@@ -216,7 +216,7 @@ def threshold(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, pric
 
 
 def cost_of_halves(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray, prices: tuple[float, float]) -> float:
-  """Mean cost where each half of the examples is judged at the threshold that the other half chose."""
+  """Returns the mean cost of each half of the examples at the threshold chosen on the other half."""
   total, half_N = 0.0, np.arange(len(score_N)) % 2
   for half in (0, 1):
     here, there = half_N == half, half_N != half
@@ -230,7 +230,7 @@ def cost_of_halves(score_N: np.ndarray, positive_N: np.ndarray, w_N: np.ndarray,
 def bootstrap(
   metric: Metric, clusters: np.ndarray, w: np.ndarray, resamples: int, seed: int = 0, level: float = 0.9
 ) -> dict[str, tuple[float, float]]:
-  """Percentile intervals of what `metric` makes of the weights: whole clusters are drawn again with replacement."""
+  """Returns percentile intervals of `metric` from bootstrap samples of whole clusters, drawn with replacement."""
   names, index = np.unique(clusters, return_inverse=True)
   rng, drawn = np.random.default_rng(seed), []
   for _ in range(resamples if len(names) > 1 else 0):
@@ -252,9 +252,9 @@ def bootstrap(
 def of_clusters(
   values: dict[str, np.ndarray], clusters: np.ndarray, w: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-  """Values, clusters and weights with one row a cluster: its weighted means, and its weight.
+  """Returns values, clusters and weights with one row per cluster: its weighted means and its weight.
 
-  Weighted means of these are those of all, as often as whole clusters are drawn.
+  As whole clusters are resampled, weighted means of these rows equal the weighted means of all rows.
   """
   names, index = np.unique(clusters.ravel(), return_inverse=True)
 
@@ -266,11 +266,11 @@ def of_clusters(
 
 
 def bleu(texts: list[str], references: list[str]) -> dict[str, float]:
-  """Corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
+  """Returns corpus BLEU and chrF by sacrebleu (Post 2018), each from 0 to 100."""
   try:
     import sacrebleu  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise UserError("BLEU: sacrebleu is not here; pip install 'bigmodel[metrics]'") from error
+    raise UserError("BLEU: sacrebleu is not installed; pip install 'bigmodel[metrics]'") from error
   return {
     "bleu": sacrebleu.corpus_bleu(texts, [references]).score,
     "chrf": sacrebleu.corpus_chrf(texts, [references]).score,

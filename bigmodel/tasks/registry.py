@@ -1,4 +1,4 @@
-"""Tasks by name, and what the rest of the package asks about the task of a config."""
+"""Access to tasks by name, and to the task of a config."""
 
 import importlib
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from bigmodel.tasks.user_loss import user_loss
 from bigmodel.types import PyTree
 
 _FOLDER = Path(__file__).parent
-# The files of this folder that define DATA; the others are helpers.
+# A file of this folder that defines DATA is a task; the others are helpers.
 TASKS = tuple(sorted(path.stem for path in _FOLDER.glob("*.py") if "\nDATA = " in path.read_text(encoding="utf-8")))
 
 
 class TaskModule(Protocol):
-  """What the file of a task defines."""
+  """The interface of a task: the names that its file defines."""
 
-  DATA: str  # the kind of data that it needs
-  LOSS: str  # the title of an axis with its loss, including the unit
+  DATA: str  # the kind of data that the task needs
+  LOSS: str  # title of a plot axis with the loss and its unit
   Fields: type[Any]  # declares the fields of `config.task`
 
   def check(self, config: Config) -> None:
-    """Refuses what declarations of fields cannot express."""
+    """Raises `UserError` for invalid values that the declarations of fields cannot exclude."""
     ...
 
   def build(self, config: Config) -> Task: ...
@@ -38,15 +38,15 @@ class TaskModule(Protocol):
 
 @runtime_checkable
 class Resolves(Protocol):
-  """A task that leaves fields to the data."""
+  """A task with fields that are filled in from the data."""
 
   def resolve(self, task: Config, facts: Facts) -> None:
-    """Replaces them, in place."""
+    """Fills these fields in, in place."""
     ...
 
 
 def task(name: str, kind: str = "") -> TaskModule:
-  """The task of this name: a file in the folder `tasks`, or a user's loss, which is for any `kind` of data."""
+  """Returns the task of a name: a file in the folder `tasks`, or a user's loss for this `kind` of data."""
   if user_files.is_reference(name):
     return cast(TaskModule, user_loss(user_files.complete(name, "config.task.name"), kind))
   require_choice("task.name", name, TASKS)
@@ -54,29 +54,29 @@ def task(name: str, kind: str = "") -> TaskModule:
 
 
 def loss_title(name: str) -> str:
-  """The title of an axis with the loss of a task."""
+  """Returns the title of a plot axis with the loss of a task."""
   return "loss" if user_files.is_reference(name) else task(name).LOSS
 
 
 def kind_of(name: str, tasks_of_family: Sequence[str]) -> str:
-  """The kind of data of a task; a user's loss takes those that the tasks of its model's family take."""
+  """Returns the kind of data of a task; a user's loss takes the data of its model's family."""
   return task(tasks_of_family[0] if user_files.is_reference(name) else name).DATA
 
 
 def declared(name: str, kind: str = "") -> dict[str, Field]:
-  """The fields of `config.task` of a task."""
+  """Returns the fields of `config.task` of a task."""
   allowed = None if user_files.is_reference(name) else OneOf(TASKS)
   named = Field(name, "what the model is trained for: a file in the folder `tasks`, or FILE.py:NAME", allowed)
   return {"name": named, **declarations.declared_in(task(name, kind).Fields)}
 
 
 def defaults(name: str, kind: str = "") -> dict[str, Value]:
-  """The fields of `config.task` of a task with their defaults."""
+  """Returns the default values of the fields of `config.task` of a task."""
   return {field: declaration.default for field, declaration in declared(name, kind).items()}
 
 
 def check(config: Config) -> None:
-  """Refuses a `config.task` that cannot be trained for, or not on its data."""
+  """Raises `UserError` if `config.task` is invalid or does not fit its data."""
   kind = config.data.kind
   module = task(config.task.name, kind)
   declarations.check("task", module.Fields, config.task)
@@ -85,25 +85,25 @@ def check(config: Config) -> None:
 
 
 def resolve(task_config: Config, facts: Facts) -> None:
-  """Replaces what `config.task` leaves to the data, in place."""
+  """Fills in the fields of `config.task` that depend on the data, in place."""
   module = None if user_files.is_reference(task_config.name) else task(task_config.name)
   if isinstance(module, Resolves):
     module.resolve(task_config, facts)
 
 
 def traced(config: Config) -> dict[str, float]:
-  """The numbers of `config.task` that may differ between runs of one program."""
+  """Returns the numbers of `config.task` that may differ between runs of one program."""
   fields = declared(config.task.name, config.data.kind)
   return {name: config.task[name] for name, field in sorted(fields.items()) if field.use is TRACED}
 
 
 def build(config: Config) -> Task:
-  """The task of a resolved config."""
+  """Returns the task of a resolved config."""
   return task(config.task.name, config.data.kind).build(config)
 
 
 def batch_shape(config: Config, rows: int) -> PyTree:
-  """Shapes of a batch of so many rows, as the data give it and the task takes it."""
+  """Returns the shapes of a batch with a number of rows."""
   if config.data.kind == "text":
     return jax.ShapeDtypeStruct((rows, config.data.context + 1), jnp.int32)
   dtype = jnp.float32 if has_numeric_targets(config.task) else jnp.int32

@@ -1,4 +1,4 @@
-"""Regression: a number for each example, in units of its deviation over the training examples."""
+"""Regression: predicts a number per example, in units of its standard deviation over the training examples."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ LOSS = "squared error (of the variance)"
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  quantiles: tuple[float, ...] = field((), "of the target, one output each; (): its mean")
+  quantiles: tuple[float, ...] = field((), "quantiles of the target to predict, one output each; (): its mean")
 
 
 def check(config: Config) -> None:
@@ -39,7 +39,7 @@ def build(config: Config) -> Task:
 
 
 def loss_of(quantiles: tuple[float, ...], guess_BxQ: jax.Array, target_B: jax.Array) -> jax.Array:
-  """Squared error, or the mean loss of the quantiles (Koenker and Bassett 1978)."""
+  """Returns the squared error, or the mean pinball loss of the quantiles (Koenker and Bassett 1978)."""
   above_BxQ = target_B[:, None] - guess_BxQ
   if not quantiles:
     return jnp.square(above_BxQ[:, 0])
@@ -64,7 +64,7 @@ def values(quantiles: tuple[float, ...], apply: Apply, rows: Rows, key: jax.Arra
 
 
 def measure(quantiles: tuple[float, ...], values: HostValues) -> MetricsOf:
-  """Errors of the mean, or of the quantile in the middle; and how many targets lie between the outer quantiles."""
+  """Returns errors of the mean or the middle quantile, and the share of targets between the outer quantiles."""
   guess_NxQ, target_N = values["guess"], values["target"][:, 0]
   inside_N = (guess_NxQ[:, 0] <= target_N) & (target_N <= guess_NxQ[:, -1])
 

@@ -1,4 +1,4 @@
-"""Sequence to sequence: half of a row is the source, the target is what follows it, or it backwards."""
+"""Sequence to sequence: half of a row is the source; the target is the other half, or the source reversed."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from bigmodel.tasks.task import (
 DATA = "text"
 LOSS = "loss (nats per target token)"
 TARGETS = ("next", "reversed")
-BEGIN = 0  # the token that a reversed target begins with
+BEGIN = 0  # the first decoder input of a reversed target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def build(config: Config) -> Task:
 
 
 def pair(rows_BxT1: jax.Array, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """`(source_BxS, what the decoder has read_BxS, what it shall say_BxS)`."""
+  """Returns `(source_BxS, decoder inputs_BxS, targets_BxS)`."""
   S = rows_BxT1.shape[1] // 2
   source_BxS = rows_BxT1[:, 1 : S + 1]
   if target == "next":
@@ -61,7 +61,7 @@ def objective(target: str, apply: Apply, rows: Rows, h: Traced, key: jax.Array) 
 
 
 def values(target: str, apply: Apply, rows: Rows, key: jax.Array) -> Values:
-  """Values of every target, at the place in the row where its token stands."""
+  """Returns the values of every target, at the position of its token in the row."""
   del key
   source_BxS, read_BxS, said_BxS = pair(text_rows(rows), target)
   logits_BxSxV = apply(source_BxS, read_BxS)[0]

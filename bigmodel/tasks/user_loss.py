@@ -32,13 +32,13 @@ LossFunction: TypeAlias = Callable[..., "jax.Array | tuple[jax.Array, Mapping[st
 @dataclasses.dataclass(frozen=True)
 class ExampleFields:
   targets: str = field(
-    "classes", "what the examples' targets are: labels of classes, or numbers", OneOf(("classes", "numbers"))
+    "classes", "kind of the examples' targets: class labels or numbers", OneOf(("classes", "numbers"))
   )
 
 
 @functools.cache
 def user_loss(name: str, kind: str) -> "UserLoss":
-  """The task of a completed name, FILE.py:NAME@HASH, for a kind of data: "text" or "examples"."""
+  """Returns the task of a completed name, FILE.py:NAME@HASH, for a kind of data: "text" or "examples"."""
   function = user_files.load(name, WHERE)
   if not callable(function) or isinstance(function, type):
     raise UserError(f"{WHERE}: {name} is a {type(function).__name__}, not a function (outputs, batch) -> losses")
@@ -47,7 +47,7 @@ def user_loss(name: str, kind: str) -> "UserLoss":
 
 @dataclasses.dataclass(frozen=True)
 class UserLoss:
-  """What `registry.TaskModule` asks for."""
+  """A user's loss with the interface of `registry.TaskModule`."""
 
   name: str
   DATA: str
@@ -72,7 +72,7 @@ class UserLoss:
     return Task(functools.partial(objective, loss), functools.partial(values, loss))
 
   def losses(self, fields: Mapping[str, Value], outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Values:
-    """The loss as `loss`, and the metrics; refuses other shapes."""
+    """Returns the loss as `loss`, and the metrics; raises `UserError` for wrong shapes."""
     returned = self.function(outputs, batch, **fields)
     loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
     require(isinstance(metrics, Mapping), f"{WHERE}: {self.name} returns metrics that are not a dictionary")
@@ -87,7 +87,7 @@ class UserLoss:
     return {"loss": loss, **metrics}
 
   def _arguments(self) -> dict[str, Value]:
-    """The function's arguments after the first two, with their defaults."""
+    """Returns the function's arguments after the first two, with their defaults."""
     parameters = list(inspect.signature(self.function).parameters.values())
     require(len(parameters) >= 2, f"{WHERE}: {self.name} must take (outputs, batch)")
     arguments = {}
@@ -104,7 +104,7 @@ class UserLoss:
 
 
 def split(rows: Rows) -> dict[str, jax.Array]:
-  """Inputs and targets of a batch: of tokens [B, T + 1], all but the last and all but the first."""
+  """Returns the inputs and targets of a batch: for tokens [B, T + 1], all but the last and all but the first."""
   return dict(rows) if isinstance(rows, Mapping) else {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
 
 
@@ -129,7 +129,7 @@ def values(
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-  """Of the outputs and batches of a config's model: the axes after the rows."""
+  """Shapes of the outputs and batches of a config's model, without the axis of rows."""
 
   outputs: tuple[int, ...]
   inputs: tuple[int, ...]
@@ -146,7 +146,7 @@ class _Shapes:
 
 @functools.lru_cache(maxsize=256)
 def _checked(task: UserLoss, shapes: _Shapes, fields: tuple[tuple[str, Value], ...]) -> None:
-  """Refuses a loss that cannot be traced or has a wrong shape. Two rows are enough to see that."""
+  """Raises `UserError` if the loss cannot be traced or has a wrong shape, by tracing it on two rows."""
   tokens = task.DATA == "text"
   batch = {
     "inputs": jax.ShapeDtypeStruct((2, *shapes.inputs), jnp.int32 if tokens else jnp.float32),

@@ -1,1 +1,1 @@
-"""Workers: who trains the runs of a study, here or on a cluster."""
+"""Workers: processes that train the runs of a study, on this machine or on a cluster."""

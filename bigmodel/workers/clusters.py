@@ -1,4 +1,4 @@
-"""Workers on machines of a cluster: tasks of Ray and jobs of Slurm. They share nothing but the study's folder."""
+"""Workers on a cluster, as Ray tasks or Slurm jobs. They share nothing but the study's folder."""
 
 import contextlib
 import importlib.util
@@ -16,33 +16,34 @@ from bigmodel.config import parse_value, require
 from bigmodel.declarations import Value
 from bigmodel.errors import UserError
 
-CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")  # of the environment, to another machine
-LOOK_SECONDS = 5.0  # between questions to Slurm
-ARRIVES_SECONDS = 30.0  # that a result file may take to be seen through a shared file system
-VANISHED = -1
+# Environment variables with these prefixes are passed on to workers.
+CARRIED = ("BIGMODEL_", "JAX_", "PYTHONPATH", "TF_CPP_", "XLA_")
+LOOK_SECONDS = 5.0  # between two calls of squeue
+ARRIVES_SECONDS = 30.0  # how long a result file may take to become visible on a shared file system
+VANISHED = -1  # the exit code reported for a worker that was lost
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 class Place(Protocol):
-  """Where one worker runs."""
+  """The place of one worker: a process, a Ray task or a Slurm job."""
 
-  log: str  # where its messages are
+  log: str  # where the user finds the messages of the worker
 
   def start(self) -> None: ...
 
   def poll(self) -> int | None:
-    """None while the worker runs, and then its exit code: `VANISHED` where it was lost."""
+    """Returns None while the worker runs, then its exit code, or `VANISHED` if the worker was lost."""
     ...
 
   def stop(self) -> None:
-    """Asks the worker to save its state and to end."""
+    """Asks the worker to save its state and to exit."""
     ...
 
   def kill(self) -> None: ...
 
 
 def run(command: Sequence[str], folder: str, environment: dict[str, str]) -> int:
-  """Runs a worker's process on another machine to its end, and passes an interrupt on to it."""
+  """Runs a worker's process until it exits, and returns its exit code; terminates it if this call is interrupted."""
   process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
   try:
     return process.wait()
@@ -59,7 +60,7 @@ def _carried() -> dict[str, str]:
 
 
 class RayTask:
-  """A worker as a task of Ray, in the cluster of RAY_ADDRESS or of this machine, or else in a new one here."""
+  """A worker as a Ray task, on the cluster of RAY_ADDRESS, else a cluster running here, else a new local cluster."""
 
   log = "in the logs of Ray's workers"
 
@@ -68,9 +69,9 @@ class RayTask:
 
     self._ray, self._command = ray, list(command)
     if not ray.is_initialized():
-      ours = signal.getsignal(signal.SIGTERM)
+      handler = signal.getsignal(signal.SIGTERM)
       ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-      signal.signal(signal.SIGTERM, ours)  # Ray's handler would end this process at once
+      signal.signal(signal.SIGTERM, handler)  # Ray's handler would end this process at once
     try:
       self._run = ray.remote(max_retries=0, **options)(run)
     except (TypeError, ValueError) as error:
@@ -85,7 +86,7 @@ class RayTask:
       return None
     try:
       return self._ray.get(self._task)
-    except self._ray.exceptions.RayError:  # its worker or its node is gone
+    except self._ray.exceptions.RayError:  # the Ray worker or its node is gone
       return VANISHED
 
   def stop(self) -> None:
@@ -96,7 +97,7 @@ class RayTask:
 
 
 class SlurmArray:
-  """The jobs of all workers: an array at first, and then one at a time where one was lost."""
+  """The Slurm jobs of all workers: first one job array, later a single job for each worker that was lost."""
 
   def __init__(self, commands: Sequence[Sequence[str]], options: Mapping[str, Value], logs: epath.Path):
     import submitit  # pyright: ignore[reportMissingImports]
@@ -109,7 +110,7 @@ class SlurmArray:
       raise UserError(f"--workers=slurm: {str(error).splitlines()[0]}") from error
     self._first: list[Any] | None = None
     self._alive: set[str] = set()
-    self._looked = float("-inf")
+    self._last_squeue = float("-inf")
 
   def submit(self, index: int, again: bool) -> Any:
     folders, environments = [os.getcwd()] * len(self._commands), [_carried()] * len(self._commands)
@@ -121,30 +122,30 @@ class SlurmArray:
         jobs: list[Any] = self._executor.map_array(run, commands, folders, environments)
         self._first = jobs
       return self._first[index]
-    except RuntimeError as error:  # submitit's, of what sbatch said
+    except RuntimeError as error:  # submitit raises it with the message of sbatch
       raise UserError(f"--workers=slurm: {str(error).strip().splitlines()[-1]}") from error
 
   def alive(self, job: str) -> bool:
-    """Whether the job waits or runs. One question to Slurm covers all jobs, and is not asked often."""
-    if time.monotonic() - self._looked > LOOK_SECONDS:
-      asked = subprocess.run(
+    """Whether the job is pending or running. One call of squeue, at most every `LOOK_SECONDS`, covers all jobs."""
+    if time.monotonic() - self._last_squeue > LOOK_SECONDS:
+      listing = subprocess.run(
         ["squeue", "--noheader", "--array", "--me", "--format=%i"], capture_output=True, text=True, check=False
       )
-      if asked.returncode:
-        return True  # the controller does not answer; jobs run without it
-      self._alive, self._looked = set(asked.stdout.split()), time.monotonic()
+      if listing.returncode:
+        return True  # the controller does not answer, but jobs keep running without it
+      self._alive, self._last_squeue = set(listing.stdout.split()), time.monotonic()
     return job in self._alive
 
 
 class SlurmJob:
-  """A worker as a job of Slurm. Works without Slurm's accounting database."""
+  """A worker as a Slurm job. Works without Slurm's accounting database."""
 
   log = "in logs/slurm of the study's folder"
 
   def __init__(self, array: SlurmArray, index: int):
     self._array, self._index = array, index
     self._job: Any = None
-    self._gone: float | None = None
+    self._gone: float | None = None  # when the job was first missing from the queue
     self._stopped = False
 
   def start(self) -> None:
@@ -153,7 +154,7 @@ class SlurmJob:
 
   def poll(self) -> int | None:
     if self._job.paths.result_pickle.exists():
-      outcome, result = self._job._get_outcome_and_result()  # `result()` would ask sacct first
+      outcome, result = self._job._get_outcome_and_result()  # `result()` would call sacct first
       return result if outcome == "success" else VANISHED
     now = time.monotonic()
     if now - self._began < 2 * LOOK_SECONDS or self._array.alive(self._job.job_id):
@@ -172,14 +173,14 @@ class SlurmJob:
   def kill(self) -> None:
     self._cancel()
 
-  def _cancel(self, *how: str) -> None:
-    subprocess.run(["scancel", "--quiet", *how, self._job.job_id], capture_output=True, check=False)
+  def _cancel(self, *options: str) -> None:
+    subprocess.run(["scancel", "--quiet", *options, self._job.job_id], capture_output=True, check=False)
 
 
 def places(
   kind: str, commands: Sequence[Sequence[str]], options: Mapping[str, Value], logs: epath.Path
 ) -> Sequence[Place]:
-  """Places for the workers of these commands."""
+  """Returns one place for the worker of each command."""
   if kind == "ray":
     return [RayTask(command, options) for command in commands]
   array = SlurmArray(commands, options, logs)
@@ -187,7 +188,7 @@ def places(
 
 
 def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Value]:
-  """The options of texts NAME=VALUE, under the names of Ray and of submitit; refuses what the cluster cannot do."""
+  """Parses NAME=VALUE options of Ray or submitit; raises `UserError` where the kind of workers cannot be used."""
   options: dict[str, Value] = {}
   require(not texts or kind in PACKAGES, "--worker-options: only workers of ray and slurm take options")
   for text in texts:

@@ -1,4 +1,4 @@
-"""Executes planned groups of runs in this process, skipping what has ended."""
+"""Trains planned groups of runs in this process, skipping runs that have ended."""
 
 import contextlib
 import errno
@@ -32,9 +32,9 @@ def run_groups(
   stop: Stop,
   workdir: epath.PathLike,
 ) -> None:
-  """Trains every group of which a run has no record yet, to its end or to the step that it names as `until`.
+  """Trains every group that has not ended, each run to its end or to the group's step `until`.
 
-  For the only worker of a study, which repeats itself what fails.
+  This is for the only worker of a study, which also retries the groups that fail.
   """
   failures = Failures(workdir, "alone")
   for group in groups:
@@ -50,9 +50,9 @@ def try_group(
   stop: Stop,
   failures: Failures,
 ) -> None:
-  """Trains what has not ended of a group. An exception is noted, and the run's record once it has failed for good.
+  """Trains the runs of a group that have not ended. Records a failed attempt, and after the last one a failed run.
 
-  What is wrong with this machine (a full disk, a signal, a device that computes wrongly) or with the input is raised.
+  Raises errors that are not the run's fault: invalid input, a signal, a full disk, a device that computes wrongly.
   """
   attempts, trained = failures.of(group.name), False
   for part in _parts(group, runs, alone(attempts, group.run_ids)):
@@ -63,19 +63,19 @@ def try_group(
       continue
     if not hosts.several() and stop.requested():
       raise Interrupted("stopped between runs")
-    trunks = {run.run_id for run in members if record.read(run.folder) is None}  # one that has ended does not train
-    leaving = [run for run in runs.values() if run.branch.trunk in trunks and waits(run)]
+    trunks = {run.run_id for run in members if record.read(run.folder) is None}  # trunks that still train
+    branches = [run for run in runs.values() if run.branch.trunk in trunks and waits(run)]
     try:
-      options = Options(part.expected_seconds, branches=leaving, until=part.until)
+      options = Options(part.expected_seconds, branches=branches, until=part.until)
       train_runs(members, data, display, stop, options)
       trained = True
     except (CheckpointError, Interrupted, UserError, KeyboardInterrupt):
       raise
     except Exception as error:
       if hosts.several() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        raise  # of several hosts the others may not have met it: all start again
+        raise  # the other hosts may not have seen the error, so the whole job has to restart
       log.debug("a group failed", exc_info=True)
-      if stop.lost():  # what failed may be what its successor removed
+      if stop.lost():  # the error may come from files that the next holder of the lease removed
         raise Interrupted(f"{group.name}: {LOST}") from error
       _note(group, runs, members, error, display, failures)
       if (problem := self_check(failures.folder.parent)) is not None:
@@ -94,7 +94,7 @@ def _note(
   display: Display,
   failures: Failures,
 ) -> None:
-  """Notes a failed attempt at these runs of a group, which were trained together."""
+  """Records a failed attempt at these runs of a group, which were trained together."""
   tried = [run for run in members if record.read(run.folder) is None]
   failures.add(group.name, [run.run_id for run in tried], error, functools.partial(group.succeeded, runs))
   attempts = failures.of(group.name)
@@ -110,9 +110,9 @@ def _note(
 
 
 def _parts(group: Group, runs: Mapping[str, Run], one_by_one: Collection[str] = ()) -> list[Group]:
-  """The group in parts that fit this machine, with the runs `one_by_one` each by itself.
+  """Splits the group into parts that fit on this machine; each of the runs `one_by_one` is a part of its own.
 
-  Packs do not span the devices of several hosts: there each run is by itself.
+  Packs do not span the devices of several hosts, so in a job of several hosts every run is a part of its own.
   """
   together = [runs[run_id] for run_id in group.run_ids if run_id not in one_by_one]
   parts = [[run.run_id for run in part] for part in (packs.cut(together) if together else [])]
@@ -123,7 +123,7 @@ def _parts(group: Group, runs: Mapping[str, Run], one_by_one: Collection[str] = 
 
 
 def waits(run: Run) -> bool:
-  """Has it neither ended nor a checkpoint, of its own or that a trunk left it?"""
+  """Whether the run has neither a record nor a checkpoint, be it from its own training or from a trunk."""
   saved = run.folder / "checkpoints"
   begun = saved.exists() and any(path.name.isdigit() for path in saved.iterdir())
   return not begun and record.read(run.folder) is None
@@ -144,7 +144,7 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
 
 
 def set_record_aside(folder: epath.Path) -> None:
-  """Moves the record of a run to `attempts/`: from now on the run has not ended, and any worker may train it."""
+  """Moves the record of a run to `attempts/`. The run then counts as not ended, and any worker may train it."""
   attempts = folder / "attempts"
   attempts.mkdir(exist_ok=True)
   number = len(list(attempts.iterdir()))

@@ -11,7 +11,7 @@ from bigmodel.train.run import Run
 
 
 class Group(msgspec.Struct, frozen=True, omit_defaults=True):
-  """Runs that one worker trains together: to their ends, or to the step `until`, a rung, where they pause."""
+  """Runs that one worker trains together, to their ends or to the step of a rung, `until`, where they pause."""
 
   run_ids: tuple[str, ...]
   expected_seconds: float
@@ -19,16 +19,16 @@ class Group(msgspec.Struct, frozen=True, omit_defaults=True):
 
   @property
   def name(self) -> str:
-    """Names the group's lease and its failed attempts; the same runs have another one for each rung."""
+    """The name of the group's lease and of its failed attempts; it differs between rungs of the same runs."""
     return self.run_ids[0] + (f"-{self.until}" if self.until else "")
 
   def part(self, run_ids: Sequence[str]) -> "Group":
-    """Some of the group's runs, with their share of its seconds."""
+    """Returns a group of some of the runs, with their share of the expected seconds."""
     seconds = self.expected_seconds * len(run_ids) / len(self.run_ids)
     return msgspec.structs.replace(self, run_ids=tuple(run_ids), expected_seconds=seconds)
 
   def not_ended(self, runs: Mapping[str, Run]) -> list[str]:
-    """The runs that have neither a record nor paused at the rung."""
+    """Returns the runs that have no record and have not paused at the rung."""
     return [run_id for run_id in self.run_ids if not self._has_ended(runs[run_id])]
 
   def ended(self, runs: Mapping[str, Run]) -> bool:

@@ -1,11 +1,11 @@
-"""Leases: which worker trains what, by files alone. Any worker may die at any moment, and clocks may differ.
+"""Leases decide which worker trains which group, by files alone. Workers may die at any time, and clocks may differ.
 
-The lease of a thing is the highest numbered file in its folder, which its holder rewrites again and again. It is
-given up by a last word in that file, or lost when others saw it unchanged for `patience` seconds of their own clocks,
-at once where they see that its holder was a process of their machine and has ended. To take it is to create the next
-number, which the file system lets one worker do. Numbers only grow: whoever finds one above its own has lost, however
-late it wakes up, and stops before its next step or save. What it was writing just then is what the other writes, too:
-a run's bits do not depend on who trains it.
+The lease on a name is the highest numbered file in the name's folder. Its holder keeps rewriting the file. The lease is
+free when its holder wrote `RELEASED` into the file, when another worker saw the file unchanged for `patience` seconds
+of its clock, or when the holder was a process on the same machine that has ended. A worker takes the lease by creating
+the file with the next number, which the file system allows only one worker to do. Numbers only grow: a holder that sees
+a higher number has lost its lease, however late it wakes up, and stops before its next step or save. If it was writing
+at that moment, that does no harm: both workers write the same, because results do not depend on which worker trains.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from bigmodel.files import refused, write_text
 from bigmodel.train.stop import Stop
 
 RELEASED = "released"
-ENDED = "ended"  # the folder beside the leases with a mark for each thing that has
-PATIENCE = 30.0  # seconds that a worker may be silent
+ENDED = "ended"  # the folder beside the leases that holds an empty file for each group that has ended
+PATIENCE = 30.0  # seconds without a sign of life after which a worker is considered dead
 POLL_SECONDS = 0.5
-WINDOW = 20  # leases of others that a worker without work looks at; as many look as there are workers
+WINDOW = 20  # leases of others that an idle worker reads in one turn: all idle workers load the file system
 
 
 class Leases:
@@ -45,10 +45,10 @@ class Leases:
     self.process = processes.this_process()
     require(can_be_in(folder), f"{folder}: workers share a folder of a file system, not of an object store")
     self._seen: dict[str, tuple[tuple[int, str], float]] = {}  # name -> (number and text of the lease, since when)
-    self.alive: set[str] = set()  # what was renewed between the last two looks
+    self.alive: set[str] = set()  # names whose lease was renewed between the last two reads
 
   def claim(self, name: str) -> "Lease | None":
-    """The lease of `name`, or None where another worker holds it."""
+    """Returns a new lease on `name`, or None if another worker holds it."""
     newest, text = self._newest(name)
     if newest and text != RELEASED and not processes.has_certainly_ended(text.rpartition(" ")[2]):
       now, before = self.clock(), self._seen.get(name)
@@ -64,19 +64,19 @@ class Leases:
     return lease if lease.create() else None
 
   def claimed(self) -> set[str]:
-    """What somebody holds or has held."""
+    """Returns the names on which any worker holds or has held a lease."""
     return _names(self.folder)
 
   def ended(self) -> set[str]:
     return _names(self.folder / ENDED)
 
   def mark_ended(self, name: str) -> None:
-    """Tells the others, at the price of one listing for all, that nobody need look at it again."""
+    """Marks a name as ended, so that other workers skip it after one listing of the folder of marks."""
     (self.folder / ENDED).mkdir(parents=True, exist_ok=True)
     (self.folder / ENDED / name).touch()
 
   def forget_ended(self, names: Iterable[str] | None = None) -> None:
-    """Of these, or of all: their records may have been set aside since."""
+    """Removes the marks of these names, or all marks: records may have been set aside since."""
     for name in self.ended() if names is None else names:
       (self.folder / ENDED / name).unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ class Leases:
 
 
 def can_be_in(folder: epath.PathLike) -> bool:
-  """Object stores have no file that one of many creates."""
+  """Whether leases can be in a folder. An object store has no exclusive creation of files."""
   return "://" not in str(folder)
 
 
@@ -104,7 +104,7 @@ def _names(folder: epath.Path) -> set[str]:
 
 
 class Lease:
-  """One lease of one worker; within `with` a thread renews it."""
+  """One lease of one worker. A thread renews it inside a `with` statement."""
 
   def __init__(self, leases: Leases, name: str, number: int):
     self._leases, self._name, self.number = leases, name, number
@@ -116,7 +116,7 @@ class Lease:
     self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
   def create(self) -> bool:
-    """Is the number this worker's? Of several that create it one succeeds."""
+    """Creates the lease's file; returns whether this worker, of all that try, succeeded."""
     with refused(self._path):
       self._path.parent.mkdir(parents=True, exist_ok=True)
       try:
@@ -124,24 +124,24 @@ class Lease:
       except FileExistsError:
         return False
     with os.fdopen(handle, "w") as file:
-      file.write(self._says())
-    for path in self._path.parent.iterdir():  # of holders that have lost
+      file.write(self._text())
+    for path in self._path.parent.iterdir():  # the files of earlier holders
       if path.name.isdigit() and int(path.name) < self.number:
         path.unlink(missing_ok=True)
     return self.held()
 
-  def _says(self) -> str:
+  def _text(self) -> str:
     return f"{self._leases.worker} {self._beats} {self._leases.process}"
 
   def held(self) -> bool:
-    """Does no higher number exist? What was once lost stays lost."""
+    """Whether this worker still holds the lease: no higher number exists. A lost lease stays lost."""
     with self._lock:
       if not self._lost:
         self._lost = self._leases._newest(self._name)[0] != self.number
       return not self._lost
 
   def seems_lost(self) -> bool:
-    """Whether it is lost as far as is known here; looks at the disk only where it was not renewed for a while."""
+    """Whether the lease seems lost. Reads the disk only if the lease was not renewed for a while."""
     late = self._leases.clock() - self._renewed > self._leases.patience / 3
     return self._lost or (late and not self.held())
 
@@ -152,32 +152,32 @@ class Lease:
   def __exit__(self, *_: object) -> None:
     self._closed.set()
     self._thread.join()
-    with contextlib.suppress(OSError, UserError):  # others find out by themselves
+    with contextlib.suppress(OSError, UserError):  # then others wait until the lease expires
       self.give_up()
 
   def give_up(self) -> None:
-    """The last word, where it is still this worker's to say."""
+    """Releases the lease if this worker still holds it."""
     if self.held():
       write_text(self._path, RELEASED)
 
   def _renew(self) -> None:
     while not self._closed.wait(self._leases.patience / 6):
-      with contextlib.suppress(OSError, UserError):  # a slow or full disk: the next time may do
+      with contextlib.suppress(OSError, UserError):  # the disk is slow or full, and the next attempt may succeed
         if not self.beat():
           return
 
   def beat(self) -> bool:
-    """Renews it; false where it is lost."""
+    """Renews the lease; returns False if it is lost."""
     if self.held():
       self._beats += 1
-      write_text(self._path, self._says())
+      write_text(self._path, self._text())
       self._renewed = self._leases.clock()
       return True
     return False
 
 
 class Turn(NamedTuple):
-  """What a worker does next: it works at the thing of this name, or waits; neither where everything has ended."""
+  """The next action of a worker: it trains `name`, or waits; with neither a name nor a wait everything has ended."""
 
   name: str
   lease: Lease | None
@@ -185,11 +185,11 @@ class Turn(NamedTuple):
 
 
 class Turns:
-  """What a worker does next: which thing to work at, in an order of its own, or how long to wait.
+  """Chooses what a worker does next: claim a name, in an order that differs between workers, or wait.
 
-  A turn costs two listings (one, once all has been claimed) and at most `WINDOW` looks at leases of others, however
-  many things there are, and a look at what is not ready yet. Whose lease was not renewed since the last look stays in
-  the window, until it is lost; the others make way.
+  A turn lists two folders (one, once every name has been claimed) and reads at most `WINDOW` leases of other workers,
+  however many names there are, and checks each name that is not ready yet. A name whose lease was not renewed since the
+  last read stays in the window until its lease is lost; names whose leases are alive move to the end.
   """
 
   def __init__(
@@ -203,35 +203,35 @@ class Turns:
     self._leases, self._ended, self._ready = leases, ended, ready
     self._left, self._shuffled = list(names), shuffled
     if shuffled:
-      random.Random(leases.worker).shuffle(self._left)  # so that workers seldom want the same
+      random.Random(leases.worker).shuffle(self._left)  # so that workers rarely try to claim the same name
     self._wait, self._last = POLL_SECONDS, ""
-    self._claimed: set[str] = set()  # what was; claims do not vanish
+    self._claimed: set[str] = set()  # names claimed at the last listing; a claim never disappears
 
   def again(self, names: Sequence[str]) -> None:
-    """Forgets that these have ended."""
+    """Removes the marks that these names have ended, and offers them again."""
     self._leases.forget_ended(names)
     self._left += names
 
   def next(self) -> Turn:
-    """The next thing to work at with its lease, or the seconds to wait."""
+    """Returns the next name with its lease, or the seconds to wait."""
     if self._last and self._ended(self._last):
       self._leases.mark_ended(self._last)
-    known, self._last = self._leases.ended(), ""
-    self._left = [name for name in self._left if name not in known]
+    ended, self._last = self._leases.ended(), ""
+    self._left = [name for name in self._left if name not in ended]
     if not self._claimed.issuperset(self._left):
       self._claimed = self._leases.claimed()
-    looks = 0
+    reads = 0
     for name in sorted(self._left, key=lambda name: self._shuffled and name in self._claimed):
-      if looks == WINDOW:
+      if reads == WINDOW:
         break
       if self._ended(name):
         self._leases.mark_ended(name)
         self._left.remove(name)
       elif self._ready(name):
-        lease, looks = self._leases.claim(name), looks + 1
+        lease, reads = self._leases.claim(name), reads + 1
         if lease is not None or name in self._leases.alive:
           self._left.remove(name)
-          self._left.append(name)  # others first, the next time
+          self._left.append(name)  # the next turn tries other names first
         if lease is not None:
           self._wait, self._last = POLL_SECONDS, name
           return Turn(name, lease, 0.0)
@@ -242,9 +242,9 @@ class Turns:
 
 
 class WhileHeld:
-  """A `Stop` for the runs of one lease: also requested where the lease is lost.
+  """A `Stop` for runs under a lease, which is also requested when the lease is lost.
 
-  Then the training loop stops as for a signal, in all processes of a job, and saves nothing.
+  Losing the lease stops the training loop in all processes of a job, as a signal does, but nothing is saved.
   """
 
   def __init__(self, stop: Stop, lease: Lease):

@@ -23,10 +23,10 @@ from bigmodel.workers.leases import PATIENCE, POLL_SECONDS, Leases
 from bigmodel.workers.worker import COMMAND
 
 KINDS = ("local", "ray", "slurm")
-RESTARTS = 10  # in a row without progress of any run
+RESTARTS = 10  # of a worker in a row, without progress of any run, after which it is given up
 UNFIT = 69  # the exit code of a worker that found its machine unfit to train
-UNFIT_SECONDS = 300.0  # before its cluster is asked for another machine
-REPORT_SECONDS = 10.0  # between lines about the progress
+UNFIT_SECONDS = 300.0  # wait before the cluster is asked for a machine in place of an unfit one
+REPORT_SECONDS = 10.0  # between two progress reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,21 @@ class Workers:
   def parse(cls, text: str, options: Sequence[str] = ()) -> "Workers":
     kind, _, count = text.partition(":")
     require(kind in KINDS, f"--workers: {text!r}; write local:N, ray:N or slurm:N, such as local:4")
-    require(not count or (count.isdigit() and int(count) > 0), f"--workers: {text!r}; N is a number of processes")
-    require(bool(count) or kind == "local", f"--workers: {text!r}; say how many, such as {kind}:4")
+    require(
+      not count or (count.isdigit() and int(count) > 0),
+      f"--workers: {text!r}; N is a positive integer",
+    )
+    require(bool(count) or kind == "local", f"--workers: {text!r}; give the number of workers, such as {kind}:4")
     return cls(kind, int(count) if count else len(os.sched_getaffinity(0)), clusters.parse_options(kind, options))
 
   @property
   def machines(self) -> int:
-    """How many machines like this one they have; those of a cluster are taken for such."""
+    """How many machines like this one the workers use: on a cluster, one each."""
     return 1 if self.kind == "local" else self.count
 
 
 class Pool:
-  """Workers that train group after group: started with the first, restarted when they die, and stopped at the end."""
+  """Workers that train lists of groups. They start with the first list, restart when they die, and stop at exit."""
 
   def __init__(self, workers: Workers, command: Sequence[str], workdir: epath.Path, display: Display, stop: Stop):
     self._workers, self._command = workers, command
@@ -61,18 +64,18 @@ class Pool:
     self._has_started = False
 
   def train(self, groups: Sequence[Group], runs: Mapping[str, Run]) -> None:
-    """Trains these groups; returns when all have ended."""
+    """Trains these groups, and returns when all have ended."""
     watch = _Watch(groups, runs, Leases(self._workdir / "leases", COMMAND), self._display)
     for slot in self._slots:
       slot.forgive()
     while watch.look():
       if self._stop.requested():
-        raise Interrupted("stopped; what was trained is saved")
+        raise Interrupted("stopped; the state of the runs is saved")
       self._keep_running(watch)
       time.sleep(POLL_SECONDS)
 
   def _keep_running(self, watch: "_Watch") -> None:
-    """Starts workers, no more than there are groups left; does without a worker that dies again and again."""
+    """Starts workers, at most one per group that is left, and gives up on a worker that keeps dying."""
     if not self._has_started:
       self._slots = [_Slot(place) for place in _places(self._workers, self._command, self._workdir)]
       self._has_started = True
@@ -84,7 +87,7 @@ class Pool:
         self._slots.remove(slot)
         if not self._slots:
           raise
-        self._display.say(f"{error}; {len(self._slots)} workers go on")
+        self._display.say(f"{error}; {len(self._slots)} workers continue")
 
   def __enter__(self) -> "Pool":
     return self
@@ -92,7 +95,7 @@ class Pool:
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     try:
       if kind is None:
-        _wait(self._slots, 30)  # they notice by themselves that everything has ended
+        _wait(self._slots, 30)  # workers exit by themselves once everything has ended
     finally:
       for slot in self._slots:
         slot.stop()
@@ -101,7 +104,7 @@ class Pool:
 
 
 def _wait(slots: Sequence["_Slot"], seconds: float) -> list["_Slot"]:
-  """Waits until the workers have ended; returns those that have not after so many seconds."""
+  """Waits up to `seconds` for the workers to exit; returns those that still run."""
   until, left = time.monotonic() + seconds, list(slots)
   while (left := [slot for slot in left if slot.is_running()]) and time.monotonic() < until:
     time.sleep(POLL_SECONDS / 5)
@@ -149,20 +152,20 @@ class _Process:
 
 
 class _Slot:
-  """A place for a worker, which is restarted when it dies or ends too early."""
+  """Starts the worker of one place, and restarts it when it dies or exits too early."""
 
   def __init__(self, place: Place):
     self._place = place
     self._is_started = False
-    self._tries = 0
-    self._progress: tuple[int, int] | None = None  # of the study, when the worker last died
-    self._not_before = 0.0  # when it may be started again
+    self._tries = 0  # starts since the study last made progress
+    self._progress: tuple[int, int] | None = None  # progress of the study when the worker last died
+    self._not_before = 0.0  # time before which the worker is not restarted
 
   def keep_running(self, progress: tuple[int, int], wanted: bool = True) -> bool:
-    """Starts the worker where none runs, if it is wanted; returns whether it did.
+    """Starts the worker if it does not run and is wanted; returns whether it was started.
 
-    Raises `RuntimeError` where it dies again and again while no run makes progress, and where this machine is unfit.
-    A cluster is asked for another machine after a while.
+    Raises `RuntimeError` if the worker keeps dying while no run makes progress, or found this machine unfit. On a
+    cluster, an unfit machine is replaced after `UNFIT_SECONDS`.
     """
     if self._is_started:
       code = self._place.poll()
@@ -177,9 +180,9 @@ class _Slot:
     return True
 
   def _note_exit(self, code: int, progress: tuple[int, int]) -> None:
-    """Decides when the worker may be started again, or raises."""
+    """Decides when a worker that exited may be restarted, or raises."""
     if code == 2:
-      raise UserError(f"a worker refused its input; its message is {self._place.log}")
+      raise UserError(f"a worker rejected its input; its message is {self._place.log}")
     self._tries = self._tries + 1 if progress == self._progress else 1
     self._progress = progress
     if self._tries > RESTARTS:
@@ -191,14 +194,14 @@ class _Slot:
       self._not_before = time.monotonic() + UNFIT_SECONDS
 
   def forgive(self) -> None:
-    """Forgets how often the worker died, because what follows is other work."""
+    """Resets the count of restarts, because a new list of groups begins."""
     self._tries = 0
 
   def is_running(self) -> bool:
     return self._is_started and self._place.poll() is None
 
   def stop(self) -> None:
-    """Asks the worker to save its state and to end."""
+    """Asks the worker to save its state and to exit."""
     if self.is_running():
       self._place.stop()
 
@@ -207,7 +210,7 @@ class _Slot:
 
 
 class _Watch:
-  """Follows the progress of all groups, and reports it now and then."""
+  """Follows the progress of all groups and reports it regularly."""
 
   def __init__(self, groups: Sequence[Group], runs: Mapping[str, Run], leases: Leases, display: Display):
     self._all = self._left = {group.name: group for group in groups}
@@ -218,22 +221,22 @@ class _Watch:
     self._total = sum(len(group.run_ids) for group in groups)
     self._display = display
     self._reported = self._stale_since = time.monotonic()
-    self.progress = (0, 0)  # runs that have ended, and the most steps that the others have made since
+    self.progress = (0, 0)  # (runs that have ended, most steps seen since then in the runs under way)
 
   @property
   def left(self) -> int:
-    """The number of groups that had not ended at the last look."""
+    """The number of groups that had not ended at the last call of `look`."""
     return len(self._left)
 
   def look(self) -> int:
-    """The number of groups that have not ended."""
+    """Updates and returns the number of groups that have not ended."""
     marked = self._leases.ended()
     self._left = {name: group for name, group in self._all.items() if name not in marked}
     if self._left:
       self._stale_since = time.monotonic()
-    else:  # all are marked as ended: do they have records?
+    else:  # all are marked as ended, so check that they have records
       self._left = {name: group for name, group in self._all.items() if not group.ended(self._runs)}
-      if time.monotonic() - self._stale_since > PATIENCE:  # no file system shows a record that late
+      if time.monotonic() - self._stale_since > PATIENCE:  # a record would be visible by now on any file system
         self._leases.forget_ended(self._left)
     ended = self._total - sum(len(group.run_ids) for group in self._left.values())
     self.progress = max(self.progress, (ended, 0))

@@ -1,4 +1,4 @@
-"""One worker: trains groups of runs that no other worker holds. The study's folder is all that workers share."""
+"""A worker trains the groups of runs that no other worker holds. Workers share nothing but the study's folder."""
 
 import contextlib
 import logging
@@ -22,23 +22,23 @@ from bigmodel.workers.groups import Group
 from bigmodel.workers.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
 
 log = logging.getLogger("bigmodel")
-COMMAND = "parent"  # the name of the worker that is the command itself
+COMMAND = "parent"  # the name of the worker inside the user's command
 
 
 class Worker:
-  """Trains groups of a study in this process. A worker of several hosts holds a lease as one: all do as the first."""
+  """Trains groups of a study in this process. In a job of several hosts, the first process holds the leases."""
 
   def __init__(
     self, name: str, workdir: epath.Path, data: Datasets, display: Display, stop: Stop, patience: float = PATIENCE
   ):
     self.name, self.workdir, self.display, self.stop = name, workdir, display, stop
     self._data, self._patience = data, patience
-    self._failures: Failures | None = None  # while this worker is present
+    self._failures: Failures | None = None  # None outside of `present`
 
   @contextlib.contextmanager
   def present(self) -> Iterator["Worker"]:
-    """Shows other workers that this one is alive, from round to round of an adaptive design."""
-    # Each of several commands in one folder has its own failures.
+    """Shows other workers that this one is alive, also between the rounds of an adaptive design."""
+    # Several commands may run in one folder, and the failures of each are counted separately.
     name = f"{COMMAND}-{os.getpid()}" if self.name == COMMAND else self.name
     with Failures(self.workdir, name, self._patience) as self._failures:
       try:
@@ -49,10 +49,10 @@ class Worker:
   def train(self, groups: Sequence[Group], runs: Mapping[str, Run], leave_to_others: bool = False) -> None:
     """Trains the groups that no other worker holds, until all have ended.
 
-    With `leave_to_others` it returns earlier, once this worker has nothing to do and two other workers stay. A group
-    that fails is tried again, by another worker if there is one. Raises `UnfitWorker` where this machine is to blame.
+    With `leave_to_others` it returns as soon as this worker is idle and two other workers stay. A group that fails is
+    retried, by another worker if there is one. Raises `UnfitWorker` if this machine causes the failures.
     """
-    if not can_be_in(self.workdir):  # an object store, where no other worker can be
+    if not can_be_in(self.workdir):  # an object store, which workers cannot share
       execute.run_groups(groups, runs, self._data, self.display, self.stop, self.workdir)
       return
     with contextlib.nullcontext() if self._failures else self.present():
@@ -95,7 +95,7 @@ class _Session:
     return _trunk_is_done(group, self._runs) and not waits
 
   def _next(self) -> tuple[str, str, float]:
-    """What to do next: stop, leave, wait for so many seconds, or train the group of that name."""
+    """Returns (action, group, seconds): "stop", "leave", "wait" for some seconds, or "train" a group."""
     if self._worker.stop.requested():
       return "stop", "", 0.0
     self._failures.require_fit()
@@ -111,7 +111,7 @@ class _Session:
     return self._all_are_marked()
 
   def _all_are_marked(self) -> tuple[str, str, float]:
-    """Where every group is marked as ended: leave, unless some records are missing, which may only be seen late."""
+    """Returns the action if all groups are marked as ended: leave, or wait for records that are not visible yet."""
     stale = [name for name in self._groups if not self._has_ended(name)]
     if not stale:
       return "leave", "", 0.0
@@ -121,7 +121,7 @@ class _Session:
 
   def _wait(self, seconds: float) -> None:
     if not self._is_waiting:
-      self._worker.display.say("waits for what other workers train, or trained when they were last seen")
+      self._worker.display.say("waiting for groups that other workers hold or have not released")
     self._is_waiting = True
     time.sleep(seconds)
 
@@ -134,19 +134,19 @@ class _Session:
       except Interrupted:
         if hosts.first(self._holds_lease):
           raise
-        worker.display.say(f"{group.name}: {LOST}; this worker goes on with other runs")
+        worker.display.say(f"{group.name}: {LOST}; this worker continues with other runs")
       except CheckpointError:
-        # A worker that was replaced while it wrote may have met files that its successor removed.
+        # The next holder of the lease may have removed files while this worker was writing.
         if hosts.several() or self._holds_lease():
           raise
-        worker.display.say(f"{group.name}: {LOST}; this worker goes on with other runs")
+        worker.display.say(f"{group.name}: {LOST}; this worker continues with other runs")
 
   def _holds_lease(self) -> bool:
     return self._lease is not None and self._lease.held()
 
 
 def _trunk_is_done(group: Group, runs: Mapping[str, Run]) -> bool:
-  """Whether the trunks from which the group's runs branch have ended, or have left their checkpoints already."""
+  """Whether the trunks of the group's runs have ended or have already left the checkpoints to branch from."""
   for run_id in group.run_ids:
     run = runs[run_id]
     trunk = runs.get(run.branch.trunk)
@@ -157,9 +157,9 @@ def _trunk_is_done(group: Group, runs: Mapping[str, Run]) -> bool:
 
 @contextlib.contextmanager
 def exclusive(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
-  """Lets one command at a time do `what` in a study's folder.
+  """Lets only one command at a time work on `what`, such as the plan, in a study's folder.
 
-  A job of several hosts, and one in an object store, is taken for the only command there.
+  A job of several hosts, and a command in an object store, is assumed to be the only command there.
   """
   if hosts.several() or not can_be_in(workdir):
     yield
@@ -167,9 +167,9 @@ def exclusive(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
   leases, is_waiting = Leases(workdir / "leases", COMMAND), False
   while (lease := leases.claim(what)) is None:
     if stop.requested():
-      raise Interrupted(f"stopped while another command was at the {what}")
+      raise Interrupted(f"stopped while waiting for another command to finish the {what}")
     if not is_waiting:
-      log.warning("%s: waits for another command, which is at the %s or was when it was last seen", workdir, what)
+      log.warning("%s: waiting for another command to finish the %s", workdir, what)
     is_waiting = True
     time.sleep(POLL_SECONDS)
   with lease:
@@ -177,7 +177,7 @@ def exclusive(workdir: epath.Path, what: str, stop: Stop) -> Iterator[None]:
 
 
 def command_of_workers(argv: Sequence[str]) -> list[str]:
-  """The command line of a worker of the study that the command line `argv` runs."""
+  """Returns the command line of a worker for the study that the command line `argv` runs."""
   kept, words = [], iter(argv)
   for word in words:
     name, _, value = word.partition("=")
@@ -189,7 +189,7 @@ def command_of_workers(argv: Sequence[str]) -> list[str]:
 
 
 def settle(worker: str) -> str:
-  """The name in NAME[@CORES]; binds this process to those cores, which works only before JAX has any devices."""
+  """Returns the name in NAME[@CORES] and binds this process to the cores, before JAX has any devices."""
   name, _, cores = worker.partition("@")
   if cores:
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

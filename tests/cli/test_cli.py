@@ -77,7 +77,9 @@ def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, 
 
 
 def test_a_preset_that_cannot_be_filled_prints_one_note(config_file, tmp_path, inside):
-  note = "preset: ep is for expert=4, and expert=1 is what divides the devices, the model and the batch\n"  # dense
+  note = (  # the model is dense
+    "preset: ep prefers expert=4, but expert=1 is the largest size that divides the devices, the model and the batch\n"
+  )
   ep = "--config.parallel.preset=ep", "--config.parallel.data=0", "--config.parallel.fsdp=1"  # compiles faster
   _, out, _ = inside("plan", f"--config={config_file}", "--topology=h100:8", *ep)
   assert out.count(note) == 1
@@ -108,7 +110,7 @@ BAD = [
   (["--config.optim.lr=fast"], "not of type float"),
   (["--config.optim.schedule=cosin"], "did you mean 'cosine'"),
   (["--config.model.kv_heads=3"], "does not divide"),
-  (["--config.parallel.data=3"], "3 devices are asked for|not divisible by the mesh"),
+  (["--config.parallel.data=3"], "3 devices are required|not divisible by the mesh"),
   (["--config.train.batch_size=9", "--config.parallel.data=2"], "not divisible by the mesh"),
   (["--config.data.context=10000000"], "longer than the"),
   (["--config.data.path=/no/such/*.txt"], "no .txt, .md or .jsonl file"),

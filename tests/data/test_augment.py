@@ -1,4 +1,4 @@
-"""Augmentation: what each operation does, held against Pillow; the same for a key, whatever the mesh."""
+"""Augmentation: operations equal Pillow's, and depend only on the key, on every mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ def pillow(change):
     (lambda x: augment.turn(x, 180), lambda i: i.rotate(180)),
   ],
 )  # fmt: skip
-def test_operations_are_those_of_pillow(ours, theirs):
+def test_operations_equal_pillows(ours, theirs):
   np.testing.assert_allclose(ours(PICTURE), pillow(theirs), atol=2.1 / 255)  # Pillow rounds and cuts off at each stage
 
 
-def test_moves_go_where_they_say():
+def test_translations_have_the_right_direction():
   moved = augment.OPERATIONS["translate_y"](0.5 / 0.3 / 6, PICTURE)  # by one row of twelve
   np.testing.assert_allclose(moved[:-1], PICTURE[1:], atol=1e-5)
   np.testing.assert_array_equal(moved[-1], 0)
@@ -83,8 +83,8 @@ def test_randaugment_changes_images_within_bounds_and_differently():
 
 @pytest.mark.parametrize("weights", [(), (1.0, 0.0, 4.0, 0.5)], ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_mixup_blends_images_and_labels_alike(weights, smoothing):
-  """Of the two labels each has its share, and the weight of its own class."""
+def test_mixup_blends_images_and_labels_equally(weights, smoothing):
+  """Each of the two labels has its share, and the weight of its class."""
   config = study.default_config("linear")
   config.task.update(augment=("mixup:1",), black=(0.0,) * 3, white=(1.0,) * 3, class_weights=weights)
   seen = {}
@@ -132,7 +132,7 @@ def test_a_mesh_and_a_resumed_run_see_the_same_images(tmp_path, stop_at):
   assert run.config.task.black[0] == pytest.approx((0 - examples.mean[0]) / examples.deviation[0])
 
 
-def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
+def test_augmenting_other_inputs_is_refused_and_a_plan_needs_no_data():
   digits = study.default_config("mlp")
   digits.data.name = "sklearn/digits"
   digits.train.steps = 1
@@ -159,7 +159,7 @@ def test_what_is_no_image_is_refused_and_a_plan_needs_no_data():
     (("cutout:-1",), "not positive"),
   ],
 )
-def test_what_is_not_known_is_refused(names, message):
+def test_unknown_operations_are_refused(names, message):
   config = study.default_config("resnet")
   config.train.steps = 1
   config.task.augment = names

@@ -1,4 +1,4 @@
-"""Bits per byte: all nats over all bytes of the text, whatever the tokenizer and the script."""
+"""Bits per byte: all nats over all bytes of the text, for any tokenizer and script."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def trained(model, trainer, normalizer=None, pre_tokenizer=None, decoder=None, *
 
 
 def word_piece():
-  """As BERT: in lower case and without accents, unknown words as one token. It cuts texts, as many files say."""
+  """Like BERT's: lower case, without accents, unknown words as one token. It truncates texts, as many files specify."""
   tokens = trained(
     models.WordPiece(unk_token="<unk>"),
     trainers.WordPieceTrainer,
@@ -58,7 +58,7 @@ def word_piece():
 
 
 def unigram():
-  """As T5 and XLM-R: other forms of characters, words that begin with a stand-in for the space before them."""
+  """Like T5's and XLM-R's: normalised characters, and words that begin with a symbol for the space before them."""
   forms = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
   return trained(
     models.Unigram(), trainers.UnigramTrainer, forms, pre_tokenizers.Metaspace(), vocab_size=300, unk_token="<unk>"
@@ -66,7 +66,7 @@ def unigram():
 
 
 def byte_fallback():
-  """As Llama 2: characters that are not in the vocabulary are tokens of one byte each."""
+  """Like Llama 2's: characters that are not in the vocabulary become one token per byte."""
   spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
   names = [f"<0x{i:02X}>" for i in range(256)]
   return trained(
@@ -81,7 +81,7 @@ def byte_fallback():
 
 
 def byte_level():
-  """As GPT-2: tokens are runs of bytes that may end within a character."""
+  """Like GPT-2's: tokens are sequences of bytes that may end within a character."""
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   return trained(
     models.BPE(),
@@ -99,7 +99,7 @@ TEXT_TOKENIZERS = [*(name for name in room.TOKENIZERS if name != "ids"), *GIVEN]
 
 @pytest.fixture(scope="module")
 def config_of(tmp_path_factory):
-  """`config_of(kind)`: the documents through a tokenizer of that kind."""
+  """Returns `config_of(kind)`, the config of the documents with a tokenizer of that kind."""
   folder = tmp_path_factory.mktemp("bits")
   (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()))
 
@@ -120,7 +120,7 @@ def config_of(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def heldout(config_of):
-  """The held-out texts in their order."""
+  """Returns the held-out texts in order."""
   data = corpus.prepare(config_of("bytes"))
   tokens = np.asarray(data.tokens["validation"])
   texts = [
@@ -157,7 +157,7 @@ def test_bits_per_byte_are_all_nats_over_all_bytes_of_the_text(kind, config_of, 
 
 
 @pytest.mark.parametrize("kind", TEXT_TOKENIZERS)
-def test_each_token_has_the_bytes_that_it_stands_for(kind, config_of):
+def test_each_token_has_the_bytes_of_its_text(kind, config_of):
   config = config_of(kind)
   if kind not in GIVEN:
     corpus.prepare(config)

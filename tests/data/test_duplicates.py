@@ -1,4 +1,4 @@
-"""Documents that are alike, passages in common, and mixtures of corpora."""
+"""Near-duplicate documents, shared passages, and mixtures of corpora."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ def test_signatures_estimate_the_jaccard_index():
   assert np.mean(duplicates.signature(text(1)) == duplicates.signature(text(2))) < 0.05
 
 
-def test_near_duplicates_are_known_and_others_are_not():
+def test_near_duplicates_are_detected_and_others_are_not():
   near = duplicates.NearDuplicates(0.7)
   assert all(near.add(text(seed)) for seed in range(100))
   again = [text(seed).replace("word7 ", "WORD8  ") for seed in range(100)]
@@ -46,7 +46,7 @@ def test_near_duplicates_are_known_and_others_are_not():
   assert near.add("") in (True, False)
 
 
-def test_a_copy_of_any_held_out_document_is_known():
+def test_a_copy_of_any_held_out_document_is_detected():
   near = duplicates.NearDuplicates(0.5)
   changed = lambda stop: " ".join("other" if i % 8 == 0 and i < stop else w for i, w in enumerate(text(0).split()))
   one, middle, far = changed(0), changed(96), changed(192)
@@ -57,7 +57,7 @@ def test_a_copy_of_any_held_out_document_is_known():
   assert not near.add(far)
 
 
-def test_a_passage_in_common_is_found_wherever_it_is():
+def test_a_shared_passage_is_found_at_any_position():
   passages = duplicates.Passages()
   for seed in range(20):
     passages.add(text(seed))
@@ -123,7 +123,7 @@ def test_a_mixture_has_the_shares_of_its_weights_at_every_scale(tmp_path):
 
 
 def losses_of_parts(config):
-  """Where a token of one part costs 1 and of the other 2, the parts' losses say so, and make up the whole."""
+  """If a token costs 1 in one part and 2 in the other, so do the parts' losses, and their mean is the total."""
 
   def values(params, rows, key):
     return {"loss": np.where(rows[:, 1:] == ord("a"), 1.0, np.where(rows[:, 1:] == ord("b"), 2.0, 0.0))}

@@ -85,7 +85,7 @@ def test_folds_are_parts_that_keep_the_shares_of_classes():
   assert len(set(folds_of(targets, 75, stratified=False))) == 75
 
 
-def test_normalisation_knows_the_training_examples_only(tmp_path):
+def test_normalisation_is_fitted_on_training_examples_only(tmp_path):
   rng = np.random.default_rng(0)
   inputs, targets = rng.standard_normal((50, 3)).astype(np.float32), np.arange(50) % 2
   config = arrays_config(tmp_path / "a.npz", inputs, targets)
@@ -100,7 +100,7 @@ def test_normalisation_knows_the_training_examples_only(tmp_path):
   assert data.sha256 != moved.sha256
 
 
-def test_smaller_data_are_part_of_larger_ones_and_every_example_comes_once_an_epoch(tmp_path):
+def test_data_scales_are_nested_and_every_example_comes_once_per_epoch(tmp_path):
   inputs = np.arange(50, dtype=np.float32)[:, None] * [[1.0, 1.0]]
   config = arrays_config(tmp_path / "a.npz", inputs, np.arange(50) % 2)
   config.data.normalise = "none"
@@ -185,7 +185,7 @@ def test_a_given_split_has_no_folds_and_broken_files_are_named(tmp_path):
       examples.prepare(config)
 
 
-def test_what_a_config_says_of_its_examples_is_held_against_them(tmp_path):
+def test_the_config_of_examples_is_checked_against_them(tmp_path):
   config = arrays_config(tmp_path / "a.npz", np.ones((20, 3)), np.arange(20) % 4)
   config.model.inputs = (5,)
   with pytest.raises(UserError, match=r"config.model.inputs: \(5,\); the examples are \(3,\)"):

@@ -1,4 +1,4 @@
-"""Held-out text is never trained on: not in another part, another format or another piece, from any source of text."""
+"""Held-out text is never trained on, from any source: not in another part, format or piece of a document."""
 
 import gzip
 import json
@@ -20,13 +20,13 @@ FORMATS = [(suffix, packed) for suffix in documents.TEXT_SUFFIXES for packed in 
 
 
 def text(number, lines=12):
-  """A document whose every line names it."""
+  """Returns a document whose every line contains its name."""
   rng = np.random.default_rng(number)
   return "\n".join(f"doc{number} " + " ".join(f"w{x}" for x in rng.integers(0, 500, 10)) for _ in range(lines))
 
 
 def write(folder, suffix, packed, texts):
-  """The texts as files of this kind; each format has white space of its own around them."""
+  """Writes the texts as files of this kind, with white space that is specific to the format."""
   folder.mkdir(parents=True)
   padded = [(" " if packed else "") + one + "\n" * (len(suffix) - 2) for one in texts]
   files = {f"{i}{suffix}": one for i, one in enumerate(padded)}
@@ -38,7 +38,7 @@ def write(folder, suffix, packed, texts):
 
 
 def names_in(data, split):
-  """The documents of which anything is in a split, by the names in their lines."""
+  """Returns the names of documents that have any line in a split."""
   words = bytes(np.asarray(data.tokens[split]).clip(0, 255).astype(np.uint8)).decode("utf-8", "replace").split()
   return {word for word in words if word.startswith("doc")}
 
@@ -51,7 +51,7 @@ def config_of(**changes):
 
 
 def text_files(folder):
-  """The same documents in every format, each held out by a fraction of its own; and long files, cut into pieces."""
+  """Writes the same documents in every format, with different held-out fractions, and long files that are split."""
   texts = [text(number) for number in range(80)]
   parts = [write(folder / f"{i}", *kind, texts) for i, kind in enumerate(FORMATS)]
   long = write(folder / "long", ".txt", "", [text(100 + number, lines=3500) for number in range(8)])
@@ -60,7 +60,7 @@ def text_files(folder):
 
 
 def python_source(folder):
-  """Whole distributions, with a copy of every file of both in a folder that is mixed in."""
+  """Whole distributions, and a mixed-in folder with a copy of every file of both."""
   files = python_files(("etils",), ("absl-py",))[::3]
   folder.mkdir()
   for i, file in enumerate(files):
@@ -71,7 +71,7 @@ def python_source(folder):
 
 
 def tfds(folder):
-  """A dataset whose splits have documents in common, mixed with files of the same."""
+  """A dataset whose splits share documents, mixed with files of the same documents."""
   import tensorflow_datasets
 
   class Sayings(tensorflow_datasets.core.GeneratorBasedBuilder):
@@ -103,7 +103,7 @@ def test_every_source_of_text_has_a_case():
 
 
 @pytest.mark.parametrize("source", CASES)
-def test_what_is_held_out_is_in_no_part_trained_on(source, tmp_path):
+def test_held_out_documents_are_in_no_training_part(source, tmp_path):
   config = CASES[source](tmp_path / "data")
   room.check(config)
   data = corpus.prepare(config)
@@ -142,8 +142,8 @@ def test_a_larger_fraction_holds_out_the_same_documents_and_more(tmp_path):
   assert held[0] < held[1] < held[2]
 
 
-def test_pieces_of_a_document_are_one_sample(tmp_path):
-  """The standard error is over documents: pieces of one are no independent samples of what is held out."""
+def test_pieces_of_a_document_count_as_one_sample(tmp_path):
+  """The standard error is over documents, because pieces of a document are not independent samples."""
   folder = write(tmp_path / "a", ".txt", "", [text(number, lines=3000) for number in range(8)])
   config = config_of(path=str(folder), heldout_fraction=0.5)
   config.eval.tokens = 10**9
@@ -162,7 +162,7 @@ def test_pieces_of_a_document_are_one_sample(tmp_path):
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("suffix", [suffix for suffix in documents.TEXT_SUFFIXES if suffix != ".jsonl"])
 @pytest.mark.parametrize("lines", [40, 5000])  # less than a piece, and several
-def test_of_a_single_file_the_end_is_held_out(tmp_path, suffix, packed, lines):
+def test_the_end_of_a_single_file_is_held_out(tmp_path, suffix, packed, lines):
   content = "".join(f"line {i}\n" for i in range(lines)) if lines == 40 else text(0, lines)
   data = corpus.prepare(config_of(path=str(write(tmp_path / "a", suffix, packed, [content])), heldout_fraction=0.25))
   lines_of = {
@@ -176,7 +176,7 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path, suffix, packed, lines):
   assert count == pytest.approx(0.25 * len(wanted), rel=0.01, abs=1)
 
 
-def test_one_document_of_a_mixture_or_a_line_is_refused_and_a_fraction_that_holds_out_none_says_which_does(tmp_path):
+def test_an_undivisible_part_is_refused_and_the_error_names_a_fraction_that_holds_out_documents(tmp_path):
   long = write(tmp_path / "a", ".txt", "", [text(0, lines=5000)])
   others = write(tmp_path / "others", ".txt", "", [text(i) for i in range(50)])
   with pytest.raises(UserError, match=r"holds one document.*several files, or a \.jsonl"):
@@ -192,7 +192,7 @@ def test_one_document_of_a_mixture_or_a_line_is_refused_and_a_fraction_that_hold
     corpus.prepare(config_of(path=str(few), heldout_fraction=(shares[-1] + 1) / 2))
 
 
-def test_folders_that_a_pattern_leaves_open_may_have_files_of_one_name(tmp_path):
+def test_a_pattern_may_match_files_of_the_same_name_in_several_folders(tmp_path):
   for i, folder in enumerate(("a", "b", "c/d")):
     write(tmp_path / folder / "x", ".txt", "", [text(100 * i + n) for n in range(10)])
   for pattern, count in (("*/*/*.txt", 20), ("**/*.txt", 30), ("**/**/*.txt", 30), ("[ab]/x/?.txt", 20), ("", 30)):
@@ -200,7 +200,7 @@ def test_folders_that_a_pattern_leaves_open_may_have_files_of_one_name(tmp_path)
     assert len(names_in(data, "train") | names_in(data, "validation")) == count, pattern
 
 
-def test_parts_of_a_mixture_have_names_of_their_own():
+def test_parts_of_a_mixture_have_different_names():
   paths = ("a_3/*", "x/a", "y/a", "*/a", "b/*.txt", "b/**/*.jsonl", "a_2", "*", "?", "../..")
   config = config_of(path="z/a", mixture=tuple(f"1 path={path}" for path in paths))
   names = room.part_names(config.data)
@@ -208,8 +208,8 @@ def test_parts_of_a_mixture_have_names_of_their_own():
   assert names[:4] == ["a", "a_3", "a_2", "a_4"]
 
 
-def test_prepared_corpora_are_named_by_everything_that_they_are_made_of(tmp_path, config):
-  """Each field of the data that shapes a corpus, changed alone, gives a corpus of another name and another folder."""
+def test_prepared_corpora_are_named_by_all_their_inputs(tmp_path, config):
+  """Changing any field that affects a corpus changes its name and folder."""
   one = write(tmp_path / "a", ".jsonl", "", [text(number) for number in range(20)])
   other = write(tmp_path / "b", ".jsonl", "", [text(number) for number in range(21)])
   token_files = {name: tokenizer_file(tmp_path / name, end) for name, end in (("t", 0), ("u", 1))}
@@ -241,7 +241,7 @@ def test_prepared_corpora_are_named_by_everything_that_they_are_made_of(tmp_path
 
 
 def tokenizer_file(folder, end):
-  """The same tokenizer, with another token that ends a text."""
+  """Returns the same tokenizer with another end-of-text token."""
   from bigmodel.data import tokenizer
 
   folder.mkdir()
@@ -250,7 +250,7 @@ def tokenizer_file(folder, end):
   return str(folder / "tokenizer.json")
 
 
-def test_datasets_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path):
+def test_datasets_of_equal_name_and_size_in_two_folders_are_distinguished(tmp_path):
   import tensorflow_datasets
 
   class Letters(tensorflow_datasets.core.GeneratorBasedBuilder):
@@ -277,8 +277,8 @@ def test_datasets_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path):
   assert len(manifests) == 4
 
 
-def test_of_one_text_the_last_line_with_words_is_held_out_whatever_is_beside_it(tmp_path):
-  """Long last lines, blank ends, copies and empty files do not hide that there is one text."""
+def test_the_last_nonempty_line_of_a_single_text_is_held_out(tmp_path):
+  """Also with long last lines, blank ends, copies and empty files."""
   paragraphs = [text(i).replace("\n", " ") for i in range(40)]
   content = "\n".join(paragraphs) + "\n"
   corpora = {

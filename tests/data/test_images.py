@@ -1,4 +1,4 @@
-"""Pictures: read as they are stored, split as their folders say, refused by the name of their file."""
+"""Pictures: read as stored, split by folders, and refused with the name of the file."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def config_of(root, name="image_folder", **fields):
   return config
 
 
-def test_a_folder_for_each_class_and_every_pixel_as_stored(tmp_path):
+def test_each_folder_is_a_class_and_pixels_are_as_stored(tmp_path):
   data = examples.prepare(config_of(folder_of(tmp_path)))
   np.testing.assert_array_equal(data.inputs, PIXELS[ORDER])
   np.testing.assert_array_equal(data.targets, np.repeat([0, 1, 2], 8))
@@ -53,7 +53,7 @@ def test_grey_pictures_have_one_channel_and_a_size_cuts_and_scales(tmp_path):
   assert (data.inputs == ORDER[:, None, None, None]).all()
 
 
-def test_a_run_trains_on_them(tmp_path):
+def test_a_run_trains_on_pictures(tmp_path):
   config = study.resolve(config_of(folder_of(tmp_path)), examples.prepare(config_of(tmp_path)))
   assert config.model.outputs == 3
 

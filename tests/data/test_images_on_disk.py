@@ -1,4 +1,4 @@
-"""Images stay on disk: memory does not grow with their number, changed files are read anew, copies are not divided."""
+"""Images stay on disk: memory is independent of their number, changed files are reread, copies share a split."""
 
 import gzip
 import io
@@ -180,7 +180,7 @@ def test_copies_of_an_image_are_in_one_split(name, split, tmp_path):
   assert min(held) >= 10
 
 
-def test_copies_across_a_split_that_the_data_have_are_counted_and_said(tmp_path, caplog):
+def test_copies_across_a_given_split_are_counted_and_reported(tmp_path, caplog):
   pixels = small(24)
   pixels[20] = pixels[0]
   data = examples.prepare(config_of("idx_images", tmp_path / "data", pixels))

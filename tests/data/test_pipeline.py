@@ -1,4 +1,4 @@
-"""Data: pure batches, nested scales, explicit epochs, corpora that do not leak."""
+"""Data: batches are pure functions, scales are nested, epochs are explicit, corpora do not leak."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def test_batch_is_a_function_of_seed_and_step(resolved):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_read_their_rows_and_together_the_batch(resolved, hosts):
+def test_hosts_together_read_the_batch(resolved, hosts):
   rows = rows_of(resolved)
   share = rows.batch_size // hosts
   parts = [rows.batch(5, host * share, (host + 1) * share) for host in range(hosts)]
@@ -50,7 +50,7 @@ def test_targets_are_the_next_tokens_of_the_corpus(resolved):
     assert any(place % (len(row) - 1) == 0 for place in places)
 
 
-def test_an_epoch_has_every_row_once_and_the_next_another_order(resolved):
+def test_every_epoch_has_every_row_once_in_a_different_order(resolved):
   config, corpus = resolved
   config.data.tokens, config.data.repeat, config.train.batch_size = 32 * 64, True, 8
   rows = pipeline.train_pipeline(config, corpus, 100)
@@ -84,7 +84,7 @@ def test_data_scales_nest(resolved):
   assert seen[0] < seen[1] < seen[2]
 
 
-def test_repeats_must_be_asked_for(resolved):
+def test_repeats_need_data_repeat(resolved):
   config, corpus = resolved
   config.data.tokens = 32 * 16
   with pytest.raises(UserError, match=r"data\.repeat=true"):
@@ -154,7 +154,7 @@ def test_copies_of_a_document_are_dropped_and_never_straddle(config, tmp_path):
   assert card["train"]["documents"] + card["validation"]["documents"] == 50
 
 
-def test_a_corpus_that_is_shuffled_on_disk_is_the_same(config, tmp_path, monkeypatch):
+def test_shuffling_on_disk_gives_the_same_corpus(config, tmp_path, monkeypatch):
   def tokens(name):
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / name))
     corpus = corpora.prepare(config)
@@ -181,7 +181,7 @@ def test_bpe_has_fewer_tokens_than_bytes(config):
   assert len(raw.tokens["train"]) == raw.card["splits"]["train"]["bytes"] + raw.card["splits"]["train"]["documents"]
 
 
-def test_a_prepared_corpus_is_found_again_and_a_pinned_one_checked(config):
+def test_a_prepared_corpus_is_reused_and_a_pinned_one_checked(config):
   first = corpora.prepare(config)
   assert corpora.prepare(config).sha256 == first.sha256
   config.data.sha256 = "0" * 64

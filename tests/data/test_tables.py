@@ -64,7 +64,7 @@ def test_columns_become_numbers_with_names(tmp_path):
   assert data.card["classes"] == ["no", "yes"]
 
 
-def test_csv_and_parquet_say_the_same(tmp_path):
+def test_csv_and_parquet_give_the_same_table(tmp_path):
   config = config_of(tmp_path, frame())
   one = examples.prepare(config)
   frame().write_csv(tmp_path / "table.csv")
@@ -75,7 +75,7 @@ def test_csv_and_parquet_say_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["stratified", "group", "time"])
-def test_what_is_learned_does_not_change_by_a_bit_when_held_out_rows_do(tmp_path, split):
+def test_fitted_steps_do_not_depend_on_held_out_rows(tmp_path, split):
   steps = ("missing_flags", "impute:mean", "clip:1", "drop_outliers:2", "quantile")
   changes = {"steps": steps, "split": split, "folds": 3, "group": "firm", "time": "day", "drop": ()}
   one = examples.prepare(config_of(tmp_path, frame(), **changes))
@@ -97,7 +97,7 @@ def test_what_is_learned_does_not_change_by_a_bit_when_held_out_rows_do(tmp_path
   assert not np.array_equal(one.inputs[held], other.inputs[held])
 
 
-def test_steps_do_what_they_say_and_count_it(tmp_path):
+def test_steps_do_what_is_documented_and_count_changes(tmp_path):
   table = frame()
   table = pl.concat([table, table.head(4)])  # four duplicates
   table = table.with_columns(sold=pl.when(pl.arange(0, len(table)) == 30).then(None).otherwise("sold"))
@@ -113,7 +113,7 @@ def test_steps_do_what_they_say_and_count_it(tmp_path):
   assert sum(split["examples"] for split in whole.card["splits"].values()) == table.drop_nulls().height
 
 
-def test_outliers_leave_training_and_stay_in_what_is_held_out(tmp_path):
+def test_outliers_are_dropped_from_training_rows_only(tmp_path):
   table = frame(age=[1000.0 if i % 10 == 0 else 40.0 + i % 5 for i in range(ROWS)])
   data = examples.prepare(config_of(tmp_path, table, steps=("drop_outliers:3",), normalise="none"))
   assert data.inputs[data.places["train"], 0].max() < 50
@@ -131,7 +131,7 @@ def test_quantiles_are_normal_scores(tmp_path):
   assert 0.7 < np.quantile(scores, 0.84) < 1.3
 
 
-def test_equal_values_share_the_middle_of_their_ranks(tmp_path):
+def test_equal_values_share_their_mean_rank(tmp_path):
   table = frame(age=[float(i % 2) for i in range(ROWS)])
   data = examples.prepare(config_of(tmp_path, table, steps=("quantile",), normalise="none"))
   low, high = np.unique(data.inputs[:, 0])
@@ -139,7 +139,7 @@ def test_equal_values_share_the_middle_of_their_ranks(tmp_path):
   assert high == pytest.approx(0.674, abs=0.1)
 
 
-def test_groups_are_not_torn_and_times_are_in_order():
+def test_groups_are_not_split_and_times_are_in_order():
   group = np.random.default_rng(0).integers(0, 17, 200)
   fold = splits.by_group(group, 4)
   for name in range(17):
@@ -156,7 +156,7 @@ def test_groups_are_not_torn_and_times_are_in_order():
   assert seen.max() == 1  # later rows wait for their own fold
 
 
-def test_windows_share_no_row_with_what_is_asked(tmp_path):
+def test_held_out_windows_share_no_row_with_training(tmp_path):
   n, W, H = 100, 8, 3
   table = pl.DataFrame({"t": np.arange(n)[::-1].copy(), "load": np.sin(np.arange(n))[::-1], "heat": np.arange(n) * 2.0})
   config = config_of(tmp_path, table, "mlp", "regression", target="load", drop=(), time="t", window=W, horizon=H)
@@ -215,8 +215,8 @@ def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   refused(config, "broken.csv cannot be read")
 
 
-def test_moments_keep_all_their_digits(tmp_path):
-  """Seconds since 1970 are equal in float32 for minutes."""
+def test_times_keep_all_their_digits(tmp_path):
+  """In float32, seconds since 1970 are equal for minutes."""
   table = pl.DataFrame({"t": [1.7e9 + i for i in range(100)][::-1], "x": np.arange(100.0)[::-1] ** 2})
   config = config_of(tmp_path, table, "mlp", "regression", target="x", drop=(), time="t", window=4, normalise="none")
   data = examples.prepare(config)
@@ -247,20 +247,20 @@ def test_missing_numbers_of_a_csv_file_are_missing(tmp_path):
   assert data.card["missing"] == {"age": 10}
 
 
-def test_rows_of_a_group_are_one_sample(tmp_path):
+def test_rows_of_a_group_count_as_one_sample(tmp_path):
   config = config_of(tmp_path, frame(), group="firm", drop=(), split="group", folds=3)
   data = examples.prepare(config)
   clusters = pipeline.eval_rows(config, data).clusters
   assert len(np.unique(clusters)) == 4  # of 12 firms in 3 folds
 
 
-def test_names_of_rows_do_not_say_the_target_and_copies_with_holes_do(tmp_path):
+def test_row_names_are_no_leak_and_incomplete_copies_of_the_target_are(tmp_path):
   examples.prepare(config_of(tmp_path, frame(row=[f"r{i}" for i in range(ROWS)], count=["a", "b"] * 30)))
   copy = [None, *frame()["sold"][1:]]
   refused(config_of(tmp_path, frame(copy=copy)), "column 'copy' has the same information as the target")
 
 
-def test_ranges_are_of_numbers_and_not_of_codes(tmp_path):
+def test_ranges_apply_to_numbers_and_not_to_codes(tmp_path):
   many = frame(colour=[f"c{i % 50:02d}" for i in range(ROWS)], age=[i % 10 / 10 for i in range(ROWS)]).drop("day")
   data = examples.prepare(config_of(tmp_path, many, "tabular", encode="codes", normalise="unit"))
   assert data.deviation[0] == pytest.approx(0.9)
@@ -289,7 +289,7 @@ def test_every_name_of_the_steps_is_documented():
 
 
 def cities(levels, rows=3000, rare=0):
-  """Rows over so many even levels; the last `rare` rows have a level each."""
+  """Returns rows over equally frequent levels; each of the last `rare` rows has a level of its own."""
   rng = np.random.default_rng(0)
   names = [f"c{i % levels:03d}" for i in range(rows - rare)] + [f"rare{i}" for i in range(rare)]
   return pl.DataFrame({"city": names, "x": rng.normal(size=rows), "sold": [("no", "yes")[i % 2] for i in range(rows)]})
@@ -297,9 +297,7 @@ def cities(levels, rows=3000, rare=0):
 
 @pytest.mark.parametrize("encode", fields.ENCODINGS)
 @pytest.mark.parametrize(("levels", "rare", "most", "least"), [(300, 0, 1000, 2), (40, 100, 1000, 2), (40, 9, 30, 1)])
-def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
-  tmp_path, caplog, encode, levels, rare, most, least
-):
+def test_rare_levels_are_chosen_on_training_rows_and_counted(tmp_path, caplog, encode, levels, rare, most, least):
   table = cities(levels, rare=rare)
   changes = {"encode": encode, "drop": (), "max_categories": most, "min_category_rows": least}
   found = examples.prepare(config_of(tmp_path, table, "tabular", **changes))
@@ -328,7 +326,7 @@ def test_what_becomes_other_is_chosen_by_the_training_rows_and_counted(
 
 @pytest.mark.parametrize("window", [0, 5])
 def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, caplog, window):
-  """A split by time leaves rows over; those that became `other` are counted in the held-out rows alone."""
+  """A split by time leaves rows unused; changes to `other` are counted in the held-out rows only."""
   table = cities(4, rows=500).with_columns(day=pl.arange(0, 500), city=pl.Series([f"p{i // 100}" for i in range(500)]))
   changes = {"drop": (), "split": "time", "time": "day", "folds": 5, "fold": 0}
   if window:
@@ -342,7 +340,7 @@ def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, capl
     assert held == sum(table["city"][int(i)] != "p0" for i in found.places["validation"])
 
 
-def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
+def test_invalid_limits_of_categories_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, frame(), max_categories=0), "config.data.max_categories: 0; at least 1")
   refused(config_of(tmp_path, frame(), min_category_rows=-1), "config.data.min_category_rows: -1; at least 1")
   refused(
@@ -353,8 +351,8 @@ def test_categories_that_cannot_be_held_are_refused(tmp_path, monkeypatch):
   refused(config_of(tmp_path, cities(300), drop=()), "config.data.max_categories: 3000 rows of 302 features are 0.0 GB")
 
 
-def test_prepared_tables_are_named_by_everything_that_they_are_made_of(tmp_path):
-  """Each field of the data that shapes the examples, changed alone, gives data of another name."""
+def test_prepared_tables_are_named_by_all_their_inputs(tmp_path):
+  """Changing any field that affects the examples changes the name."""
   windows = {"time": "day", "window": 4, "folds": 2}
   changes = {
     "path": ({}, {}),  # of a file with other contents, see below

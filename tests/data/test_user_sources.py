@@ -1,4 +1,4 @@
-"""Sources of data in users' files, and new built-in sources: a function or a file is all that has to be written."""
+"""Data sources in users' files, and new built-in sources: each is a single function or file."""
 
 import json
 
@@ -57,7 +57,7 @@ def example_config(name, family="linear", task="classification", **fields):
 
 
 def source(tmp_path, body, file="mine.py"):
-  """The name of a source `make`, of which the lines are given."""
+  """Writes a source function `make` with these lines; returns its name."""
   path = tmp_path / file
   path.write_text(f"import numpy as np\n\n{body}\n")
   return f"{path}:make"
@@ -70,7 +70,7 @@ def source(tmp_path, body, file="mine.py"):
     ("decoder", COUNTING, "counting", ("tokenizer=ids", "vocab_size=120")),
   ],
 )
-def test_a_function_is_trained_on_by_the_command_alone(family, text, name, fields, tmp_path, capsys):
+def test_the_command_trains_on_a_users_function(family, text, name, fields, tmp_path, capsys):
   (tmp_path / "config.py").write_text(CONFIG)
   (tmp_path / "mine.py").write_text(text)
   options = [f"--config.data.{field}" for field in (f"name={tmp_path}/mine.py:{name}", *fields)]
@@ -86,7 +86,7 @@ def test_a_function_is_trained_on_by_the_command_alone(family, text, name, field
   assert card["name"] in (tmp_path / "card.html").read_text()
 
 
-def test_examples_of_a_function_have_the_splits_of_any_other(tmp_path):
+def test_examples_of_a_function_can_have_every_split(tmp_path):
   body = """
 def make():
   rows = np.arange(60)
@@ -140,7 +140,7 @@ def documents_of(made, split):
   return [part[part != separator].tolist() for part in np.split(tokens, made.starts[split][1:])]
 
 
-def test_token_documents_arrive_as_they_are_and_are_held_out_whole(tmp_path):
+def test_token_documents_are_unchanged_and_held_out_whole(tmp_path):
   body = "def make(): return [list(range(n, n + 25)) for n in range(80)] + [list(range(25))]  # the last is a copy"
   config = text_config(source(tmp_path, body), tokenizer="ids", vocab_size=200)
   room.check(config)
@@ -156,7 +156,7 @@ def test_token_documents_arrive_as_they_are_and_are_held_out_whole(tmp_path):
   assert len(np.unique(rows.clusters)) > 1
 
 
-def test_long_documents_are_cut_and_divided_ones_stay_divided(tmp_path):
+def test_long_documents_are_split_and_given_splits_are_kept(tmp_path):
   body = """
 def make():
   rng = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def make():
   assert sorted(documents_of(made, "validation")) == sorted(rng.integers(0, 99, (3, 20)).tolist())
 
 
-def test_texts_arrive_whole_and_copies_are_not_held_out(tmp_path):
+def test_texts_are_unchanged_and_copies_are_not_held_out(tmp_path):
   body = "def make(): return (f'{a} + {b} = {a + b}' for a in [*range(9), 3] for b in range(9))"
   made = corpus.prepare(text_config(source(tmp_path, body)))
   train, heldout = ({bytes(part).decode() for part in documents_of(made, split)} for split in ("train", "validation"))
@@ -183,7 +183,7 @@ def test_texts_arrive_whole_and_copies_are_not_held_out(tmp_path):
   assert made.heldout_bytes.sum() == sum(map(len, heldout))
 
 
-def test_a_corpus_is_kept_by_its_content(tmp_path, monkeypatch):
+def test_a_corpus_is_cached_by_its_content(tmp_path, monkeypatch):
   body = "def make(): return [f'text {i} of {__name__[:8]} and some words' for i in range(60)]"
   first = corpus.prepare(text_config(source(tmp_path, body)))
   monkeypatch.setattr(corpus, "_build", None)  # nothing may be built
@@ -194,7 +194,7 @@ def test_a_corpus_is_kept_by_its_content(tmp_path, monkeypatch):
   assert changed.sha256 != first.sha256
 
 
-def test_other_content_and_another_file_are_other_runs(tmp_path):
+def test_changed_content_and_another_file_change_the_run_id(tmp_path):
   body = "def make(): return {'inputs': np.arange(40.0)[:, None], 'targets': np.arange(40) % 2}"
 
   def run(name):
@@ -331,7 +331,7 @@ def test_a_new_built_in_source_is_one_file(tmp_path, monkeypatch):
   sources.names.cache_clear()
 
 
-def test_every_built_in_source_is_named_in_the_meaning_of_its_field_and_loads():
+def test_every_built_in_source_is_documented_in_its_field_and_loads():
   for kind in room.GROUPS:
     meaning = room.declared(kind)["name"].meaning
     for name in sources.names(kind):

@@ -1,4 +1,4 @@
-"""Branches of a trunk are the runs that they would be alone, to the bit, for a part of the compute."""
+"""Branches of a trunk equal the same runs trained alone, to the bit, for a part of the compute."""
 
 import dataclasses
 import shutil
@@ -26,7 +26,7 @@ def branching(config, seeds=(0,), horizons=HORIZONS):
   return Study("branches", "How long should one train?", design, laws=())
 
 
-def test_runs_of_several_horizons_leave_the_longest_where_they_decay(config, tmp_path):
+def test_runs_of_several_horizons_branch_from_the_longest_where_they_decay(config, tmp_path):
   prepared = study.prepare(config, branching(config), tmp_path)
   found = branches.find(prepared.runs)
   runs = sorted(prepared.runs.values(), key=lambda run: run.steps)
@@ -39,14 +39,14 @@ def test_runs_of_several_horizons_leave_the_longest_where_they_decay(config, tmp
   changed.optim.lr *= 2
   other = dataclasses.replace(runs[0], config=changed)
   assert branches.find({"a": other, "b": runs[2]}) == {}
-  # A rate that falls all along shares nothing.
+  # Runs whose rate falls from the start share no steps.
   for run in runs:
     run.config.optim.schedule = "cosine"
   assert branches.find(prepared.runs) == {}
 
 
-def test_branches_that_leave_at_one_step_train_together_and_no_others(config, tmp_path, monkeypatch):
-  """So that each pack has a common step to begin at."""
+def test_only_branches_from_the_same_step_train_together(config, tmp_path, monkeypatch):
+  """So each pack begins at a common step."""
   monkeypatch.setattr("jax.device_count", lambda: 2)
   prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
   plan = study.make_plan(prepared)
@@ -55,8 +55,8 @@ def test_branches_that_leave_at_one_step_train_together_and_no_others(config, tm
 
 
 @pytest.mark.parametrize(("looks", "worker"), [(0, True), (25, False)])
-def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, worker):
-  """Also where the trunk is stopped behind the first of them, and where a worker takes groups in its own order."""
+def test_branches_equal_runs_trained_alone(config, tmp_path, stop_at, looks, worker):
+  """Also if the trunk stops after the first branch, and if a worker takes groups in another order."""
   the_study = branching(config)
   prepared = study.prepare(config, the_study, tmp_path / "study")
   if looks:
@@ -86,8 +86,8 @@ def test_branches_are_the_same_runs_as_alone(config, tmp_path, stop_at, looks, w
     assert rows[0] == rows[1]
 
 
-def test_a_branch_shares_no_program_with_its_trunk(config, tmp_path):
-  """Decays of one horizon are traced, and so could be one pack: the trunk has to come first."""
+def test_a_branch_is_in_no_pack_with_its_trunk(config, tmp_path):
+  """Different decays can share a program and so a pack, but the trunk has to train first."""
   config.train.steps, config.optim.schedule = 20, "wsd"
   the_study = Study("decays", "?", Grid({"optim.decay": tuple(i / 20 for i in range(1, 10))}), laws=())
   prepared = study.prepare(config, the_study, tmp_path)
@@ -99,8 +99,8 @@ def test_a_branch_shares_no_program_with_its_trunk(config, tmp_path):
     assert groups[0].run_ids[0] not in found
 
 
-def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_path):
-  """Which may have ended, and leaves it nothing."""
+def test_an_added_horizon_does_not_branch_from_an_earlier_trunk(config, tmp_path):
+  """The trunk may have ended, without a checkpoint for the new run."""
   known = study.make_plan(study.prepare(config, branching(config, horizons=HORIZONS[::2]), tmp_path))
   plan = study.make_plan(study.prepare(config, branching(config), tmp_path), known)
   left = {run.steps: run.trunk.step for run in plan.runs}
@@ -108,7 +108,7 @@ def test_an_added_horizon_leaves_no_trunk_that_was_planned_before(config, tmp_pa
   assert plan.total.flops_6nd_shared / plan.total.flops_6nd == pytest.approx(15 / 120)
 
 
-def test_a_trunk_that_has_ended_leaves_nothing_beside_one_that_trains_again(config, tmp_path, monkeypatch):
+def test_an_ended_trunk_saves_no_checkpoint_beside_one_that_trains_again(config, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 2)
   prepared = study.prepare(config, branching(config, seeds=(0, 1)), tmp_path)
   before = study.run_study(prepared, True, StopRequest())["runs"]
@@ -120,18 +120,18 @@ def test_a_trunk_that_has_ended_leaves_nothing_beside_one_that_trains_again(conf
   assert sums(after) == sums(before)
 
 
-def test_a_folder_without_a_whole_checkpoint_waits_for_its_trunk(config, tmp_path):
+def test_a_run_without_a_complete_checkpoint_waits_for_its_trunk(config, tmp_path):
   prepared = study.prepare(config, branching(config), tmp_path)
   run = next(iter(prepared.runs.values()))
   assert execute.waits(run)
-  (run.folder / "checkpoints" / ".15").mkdir(parents=True)  # a save that is under way, or was killed
+  (run.folder / "checkpoints" / ".15").mkdir(parents=True)  # an unfinished save
   assert execute.waits(run)
   (run.folder / "checkpoints" / "15").mkdir()
   assert not execute.waits(run)
 
 
-def test_who_dies_while_a_run_leaves_lets_it_leave_again(config, tmp_path, monkeypatch):
-  """Before its metrics, its trunk's name and its checkpoint are there: the next attempt writes all of them."""
+def test_a_branch_is_saved_again_after_a_kill(config, tmp_path, monkeypatch):
+  """Killed before the metrics, the trunk's name or the checkpoint are written, the next attempt writes all of them."""
   prepared = study.prepare(config, branching(config), tmp_path / "study")
   run = sorted(prepared.runs.values(), key=lambda run: run.steps)[1]
   died = []

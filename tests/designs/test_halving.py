@@ -1,4 +1,4 @@
-"""Halving and Hyperband go by held-out data: what they keep, what an evaluation at a rung is, and when they warn."""
+"""Halving and Hyperband: which runs they keep by held-out data, evaluations at rungs, and warnings."""
 
 import json
 import logging
@@ -31,10 +31,10 @@ DESIGNS = (Halving, Hyperband)
   ids=["dropout", "smooth"],
 )
 def test_the_best_regularisation_is_kept(axes, tmp_path):
-  """100 digits, learned by heart: held out, no regularisation is the worst but one or the worst of all (.750).
+  """On 100 memorised digits, no regularisation has the worst or second-worst held-out loss (0.750).
 
-  By the training loss it is the best at every step, and was all that halving kept. The best are dropout .8 (.672) and
-  label smoothing .05 (.612).
+  It has the best training loss at every step, so halving by training loss keeps it. The best held-out losses are those
+  of dropout 0.8 (0.672) and label smoothing 0.05 (0.612).
   """
   pytest.importorskip("sklearn")
   config = study.default_config("mlp")
@@ -71,8 +71,8 @@ def fake_runs(config, tmp_path, count):
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("measure", ["loss", "mse", *LARGER])
-def test_what_a_study_measures_decides_whichever_way_is_better(design, measure, config, tmp_path):
-  """The order by the measure is the reverse of that by the loss, but for a run that diverged, which never goes on."""
+def test_the_measure_of_the_study_decides_in_both_directions(design, measure, config, tmp_path):
+  """The order by the measure is the reverse of that by the loss. A diverged run never continues."""
   config.train.steps = 18
   members = fake_runs(config, tmp_path, 9)
   halver = design(Grid({}), first=1 / 3)
@@ -109,8 +109,8 @@ def test_a_measure_that_the_task_does_not_have_is_refused_at_the_rung(config, tm
     rungs.run(Halving(Grid({}), first=1 / 3), members, "acuracy", train)
 
 
-def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path, monkeypatch):
-  """Of a pack, and of one that was stopped when some of its members had been evaluated."""
+def test_runs_are_evaluated_once_at_a_rung_in_packs_and_alone(resolved, tmp_path, monkeypatch):
+  """In a pack, and in a pack that was stopped after some of its members had been evaluated."""
   config, corpus = resolved
   evaluated = []
   real = pack_module.measure
@@ -145,7 +145,7 @@ def test_runs_are_evaluated_once_at_a_rung_in_packs_as_alone(resolved, tmp_path,
   assert read_rungs(single)[10] == alone
 
 
-def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tmp_path):
+def test_a_stopped_run_resumes_if_it_is_among_the_best_of_a_grown_design(config, tmp_path):
   config.train.update(steps=3, log_every=3)
 
   def train(*rates):
@@ -166,8 +166,8 @@ def test_a_stopped_run_resumes_when_a_grown_design_has_a_place_for_it(config, tm
 
 @pytest.mark.parametrize("count", [3, 8])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_a_grown_design_finishes_what_one_of_its_size_finishes(design, count, config, tmp_path):
-  """Also where runs of Hyperband move to another bracket. Losses are made up: the rate itself."""
+def test_a_grown_design_finishes_the_same_runs_as_a_new_one(design, count, config, tmp_path):
+  """Also if runs of Hyperband move to another bracket. The loss of a run is its learning rate."""
   config.train.steps = 18
 
   def train(alive, until):
@@ -200,7 +200,7 @@ def test_a_run_that_passed_a_step_without_a_rung_is_compared_by_its_next_rung(co
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("design", DESIGNS)
-def test_rungs_before_the_decay_are_warned_of(design, schedule, config, tmp_path):
+def test_a_warning_names_rungs_before_the_decay(design, schedule, config, tmp_path):
   config.train.steps = 18
   config.optim.schedule = schedule
   members = fake_runs(config, tmp_path, 4)
@@ -215,7 +215,7 @@ def test_rungs_before_the_decay_are_warned_of(design, schedule, config, tmp_path
   assert halving.undecayed(design(Grid({}), first=1 / 9), averaged) == ""
 
 
-def test_a_study_says_the_warning_when_it_begins(config, tmp_path, caplog):
+def test_a_study_logs_the_warning_when_it_begins(config, tmp_path, caplog):
   config.train.update(steps=6, log_every=6)
   the_study = Study("s", "?", Halving(Grid({"optim.lr": (0.01, 0.02)}), 1 / 2, 2), laws=())
   with caplog.at_level(logging.WARNING, "bigmodel"):

@@ -1,4 +1,4 @@
-"""Designs that look: a search asks for the same points from the same records; halving stops what does worse."""
+"""Adaptive designs: a search proposes the same points for the same records; halving stops worse runs."""
 
 import math
 
@@ -38,7 +38,7 @@ def searched(design):
   return known
 
 
-def test_a_search_finds_the_better_half_and_asks_the_same_again():
+def test_a_search_finds_the_better_half_and_is_reproducible():
   design = Search(AXES, trials=40, at_once=8)
   known = searched(design)
   assert len(known) == 40
@@ -50,12 +50,12 @@ def test_a_search_finds_the_better_half_and_asks_the_same_again():
   late = [cost(point) for point, _ in known[24:]]
   early = [cost(point) for point, _ in known[:8]]
   assert sum(late) / len(late) < sum(early) / len(early)
-  # More trials are these, and others; one that has no loss is no hindrance.
+  # More trials extend these; a trial without a loss does no harm.
   assert searched(Search(AXES, trials=48, at_once=8))[:40] == known
   assert len(design.ask([(point, None) for point, _ in known[:8]])) == 8
 
 
-def test_values_of_a_list_are_not_asked_for_twice():
+def test_values_of_a_list_are_not_proposed_twice():
   design = Search({"model.width": (8, 16, 32)}, trials=10, at_once=2)
   known = []
   while points := design.ask(known):
@@ -63,7 +63,7 @@ def test_values_of_a_list_are_not_asked_for_twice():
   assert sorted(point["model.width"] for point, _ in known) == [8, 16, 32]
 
 
-def test_rungs_and_who_goes_on():
+def test_rungs_and_survivors():
   halving = Halving(Grid({"optim.lr": (0.1,)}), first=1 / 9, factor=3)
   assert halving.rungs(90) == [10, 30]
   assert Halving(halving.design, 0.2, 2).rungs(80) == [10, 20, 40]
@@ -93,7 +93,7 @@ def test_brackets_of_hyperband_begin_at_different_rungs():
   assert max(spent) < 2 * min(spent)
 
 
-def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
+def test_halving_trains_few_runs_to_the_end_and_resumes(config, tmp_path, stop_at):
   config.train.update(steps=18, log_every=2)
   rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
   the_study = Study("halving", "?", Halving(Grid({"optim.lr": rates}), first=1 / 9), laws=())
@@ -108,7 +108,7 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert all(one["loss_train"] is not None for one in whole.values())
   winner = next(one for one in whole.values() if one["status"] == "finished")
   assert winner["learning_rate"] >= 1e-3
-  # Who stopped had a larger held-out loss than who went on, at the rung where it did.
+  # A stopped run had a larger held-out loss than the runs that continued, at the rung where it stopped.
   rungs = {run_id: read_rungs(run) for run_id, run in prepared.runs.items()}
   losses = {run_id: {step: rung.loss_eval for step, rung in own.items()} for run_id, own in rungs.items()}
   stopped = [run_id for run_id, one in whole.items() if one["steps"] == 2]
@@ -118,8 +118,8 @@ def test_halving_trains_few_to_the_end_and_resumes(config, tmp_path, stop_at):
   assert "<b>1 run</b><span>finished, 7 stopped;" in (tmp_path / "report.html").read_text()
 
 
-def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tmp_path):
-  """Or when another command has begun a round: workers hold leases of their names. The others are grouped anew."""
+def test_groups_under_way_are_kept_when_the_parent_restarts(config, tmp_path):
+  """Also if another command has begun a round. Workers hold leases on their names. Other runs are grouped anew."""
   config.train.update(steps=18)
   rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
   the_study = Study("halving", "?", Halving(Grid({"optim.lr": rates}), first=1 / 9), laws=())
@@ -148,7 +148,7 @@ def test_groups_that_were_under_way_stay_when_the_parent_starts_again(config, tm
   assert seen[1] == [([b], 6), ([a], 6)]
 
 
-def test_a_search_goes_on_with_what_it_had_asked_for(config, tmp_path, stop_at):
+def test_a_search_resumes_with_the_points_that_it_had_proposed(config, tmp_path, stop_at):
   config.train.update(steps=6, log_every=2)
   design = Search({"optim.lr": Between(1e-4, 1e-1, log=True)}, trials=4, at_once=2)
   the_study = Study("search", "?", design, laws=())

@@ -1,4 +1,4 @@
-"""Spaces give the points that they say, and a sweep over them trains and ranks."""
+"""Spaces return points in their ranges, and a sweep over them trains and ranks runs."""
 
 import json
 
@@ -47,10 +47,10 @@ def test_zipped_axes_go_together_and_are_equally_long():
 
 
 @pytest.mark.parametrize("method", spaces.METHODS)
-def test_points_lie_in_their_ranges_and_are_the_same_again(method):
+def test_points_are_in_their_ranges_and_reproducible(method):
   axes = {"optim.lr": spaces.Between(1e-4, 1e-1, log=True), "model.layers": spaces.Between(1, 4, integer=True)}
   found = cells(spaces.Space(axes, 32, method))
-  assert found == cells(spaces.Space(axes, 64, method))[:32]  # more points are these, and others
+  assert found == cells(spaces.Space(axes, 64, method))[:32]  # more points extend fewer points
   assert all(1e-4 <= float(one["optim.lr"]) <= 1e-1 for one in found)
   assert {one["model.layers"] for one in found} == {1, 2, 3, 4}
   decades = np.histogram(np.log10([one["optim.lr"] for one in found]), bins=3, range=(-4, -1))[0]
@@ -73,11 +73,11 @@ def test_an_axis_may_depend_on_another():
     ("optim.lr", "write NAME=VALUE"),
     ("optim.lr=log:1:0.1:3", "is not below"),
     ("optim.lr=log:0:1:3", "a log axis needs low > 0"),
-    ("optim.lr=log:a:b", "come LOW:HIGH"),
-    ("optim.lr=log:0.1:1", "say how many values"),
+    ("optim.lr=log:a:b", "must be followed by LOW:HIGH"),
+    ("optim.lr=log:0.1:1", "give the number of values"),
   ],
 )
-def test_what_is_wrong_with_an_axis_is_said(axis, message):
+def test_invalid_axes_are_refused_with_the_reason(axis, message):
   with pytest.raises(UserError, match=message):
     spaces.of_arguments([axis], 0, "sobol", 1)
 

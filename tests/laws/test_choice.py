@@ -1,4 +1,4 @@
-"""Which law fits a table: the best forecaster of hidden points first, in each of its groups."""
+"""The choice of a law for a table: laws are ranked by their forecasts of hidden points, within groups."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def columns_of(path, **groups):
 
 
 def test_in_each_group_the_law_that_forecasts_hidden_points_best_comes_first(tmp_path, monkeypatch):
-  """A law without hidden points comes last; the errors are made up; `tests/cli/test_law_verbs.py` measures them."""
+  """A law without hidden points comes last. The errors are invented; `tests/cli/test_law_verbs.py` measures them."""
   columns = columns_of(tmp_path / "p.csv", a=30 * X**-0.25, b=60 * X**-0.25)
   errors = {("a", "power"): 0.2, ("a", "power_offset"): 0.1, ("b", "power"): 0.1, ("b", "power_shifted"): 0.3}
 

@@ -1,4 +1,4 @@
-"""Two recipes: a known multiplier is found at every scale, a crossing where it is, no difference where none is."""
+"""Comparison of two recipes: a known multiplier at every scale, a crossing, and no difference if there is none."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from bigmodel.laws.points import Points
 
 
 def ends(interval):
-  """Both ends of an interval, which are finite."""
+  """Returns both ends of an interval, and checks that they are finite."""
   assert interval is not None
   low, high = interval
   assert low is not None
@@ -20,7 +20,7 @@ SHAPE = {"A": 400.0, "B": 1500.0, "E": 1.7, "alpha": 0.34, "beta": 0.36}
 
 
 def points(params, seed, noise=0.001, save=1.0):
-  """Runs of a law; `save` is the factor of compute that reaches the same loss without the recipe."""
+  """Returns runs of a law; `save` is the factor of compute that reaches the same loss without the recipe."""
   C = np.repeat(np.geomspace(1e17, 1e20, 6), 7)
   N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(0.2, 5, 7), 6)
   D = C / 6 / N
@@ -31,7 +31,7 @@ def points(params, seed, noise=0.001, save=1.0):
 
 
 def test_a_known_multiplier_is_found_and_its_intervals_hold():
-  """Of 8 pairs x 5 budgets most intervals hold (14 pairs: 84%). The true multiplier does not grow."""
+  """For 8 pairs x 5 budgets, most intervals contain the truth (14 pairs: 84%). The true multiplier does not grow."""
   held, flat = [], []
   for seed in range(8):
     found = compare.compare(points({}, 2 * seed), points({}, 2 * seed + 1, save=2.0), bootstraps=100)

@@ -71,7 +71,7 @@ def test_ratios_of_designs_are_tokens_over_the_same_parameters(mixture, conventi
 
 
 @EVERY
-def test_the_optimum_of_a_law_chooses_the_size_that_is_nearest_in_its_own_count(mixture, convention):
+def test_the_optimum_of_a_law_chooses_the_closest_size_in_its_convention(mixture, convention):
   """Losses of a law in this convention's N, whose best sizes at four budgets are fitted by parabolas."""
   counts = counts_for(mixture)
   unit = float(np.median([params_in(counts(size).params(), convention) for size in SIZES]))

@@ -1,4 +1,4 @@
-"""Curves: extrapolated with intervals that hold on curves that were not seen, refused where they say too little."""
+"""Curves: extrapolation intervals cover held-out curves, and curves with too few points are refused."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def made(count=24, points=40, noise=0.01, seed=0):
-  """Curves of several kinds: `{name: (x, y, x beyond, y beyond)}`, up to twice the scale."""
+  """Returns curves of several kinds: `{name: (x, y, later x, later y)}`, up to twice the scale."""
   rng, found = np.random.default_rng(seed), {}
   for i in range(count):
     x = np.geomspace(1e6, 2e9, points + 8)
@@ -22,8 +22,8 @@ def made(count=24, points=40, noise=0.01, seed=0):
   return found
 
 
-def test_a_power_law_is_extrapolated_whatever_the_units():
-  """Exactly without an offset, which both forms can fit; with one, the mean is half-way to the form that cannot."""
+def test_a_power_law_is_extrapolated_in_any_units():
+  """Exactly without an offset, which both forms can fit. With one, the mean is half-way to the form without it."""
   x, beyond = np.geomspace(1e3, 1e6, 20), np.array([1.5e6, 2e6])
   units = ((1, 1), (1e-3, 1), (1e6, 100))
   for offset, within in ((0.0, 1e-4), (0.2, 1e-2)):
@@ -49,7 +49,7 @@ def test_intervals_widen_with_level_and_with_distance():
   assert (np.diff(widths[:, 1:], axis=1) > 0).all()
 
 
-def test_intervals_hold_on_curves_that_were_left_out():
+def test_intervals_cover_held_out_curves():
   """Of 40 curves 90% +- 9% are covered (two standard deviations of a binomial), each calibrated on the others."""
   data = made(40)
   fitted = curves.fit({name: own[:2] for name, own in data.items()})

@@ -1,4 +1,4 @@
-"""One forecaster: how it weighs laws, what it says of few points, what its seals hold, and which laws it takes."""
+"""The forecaster: weights of laws, forecasts from few points, contents of seals, and accepted laws."""
 
 import math
 
@@ -20,7 +20,7 @@ def loss_at(N, D):
 
 
 def runs(count, noise=0.003, seed=0):
-  """Runs of any size and length within a factor of 100 of compute."""
+  """Returns runs of random size and length within a factor of 100 of compute."""
   rng = np.random.default_rng(seed)
   C = 1e18 * 100 ** np.sort(rng.uniform(size=count))
   N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-1, 1, size=count))

@@ -1,4 +1,4 @@
-"""Forms: recovered without noise from all they start from, written by users, refused where data say nothing."""
+"""Forms of laws: recovered without noise from every start, written by users, refused if data cannot identify them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""No decoder sees what follows, in training or evaluation, and its evaluated logits are those that it decodes with."""
+"""Decoders are causal in training and evaluation, and evaluation gives the logits of decoding."""
 
 import functools
 
@@ -29,7 +29,7 @@ VARIANTS = {
 
 
 def reduced(config):
-  """A tiny decoder with the options of a config: everything but its sizes and constants."""
+  """A tiny decoder with the options of a config: everything except sizes and constants."""
   config = config.copy_and_resolve_references()
   model = config.model
   grouped = 0 < model.kv_heads < model.heads
@@ -49,7 +49,7 @@ def variant(changes):
 
 @functools.cache
 def registry():
-  """One config of every tiny shape that the published decoders and the options above come to, by its first name."""
+  """One config for each distinct tiny shape of the published decoders and the options above, by its first name."""
   papers = {name: published.get_config(name) for name in published.NAMES}
   every = {name: reduced(config) for name, config in papers.items() if config.model.family == "decoder"}
   every["configs/moe.py"] = reduced(load("configs/moe.py")[0])
@@ -64,7 +64,7 @@ def registry():
 
 
 def tokens_of(documents):
-  """Rows of one document, or of several with separators between them."""
+  """Returns rows of one document, or of several with separators between them."""
   tokens = np.random.default_rng(documents).integers(1, VOCAB, (ROWS, T), dtype=np.int32)
   if documents > 1:
     tokens[:, 3::4] = SEPARATOR
@@ -73,7 +73,7 @@ def tokens_of(documents):
 
 @functools.cache
 def initial(name):
-  """The registry's config of that name, its model and initial parameters."""
+  """Returns the registry's config of that name, its model and initial parameters."""
   config = registry()[name]
   model = decoder.build(config, jnp.float32)
   params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
@@ -81,8 +81,8 @@ def initial(name):
 
 
 @pytest.mark.parametrize("name", registry())
-def test_no_position_sees_what_follows_it(name):
-  """Everything that follows a position is changed, and its logits are not."""
+def test_no_position_sees_later_tokens(name):
+  """Changing all tokens after a position does not change its logits."""
   config, model, params = initial(name)
   for training in (False, True):
     rngs = {"dropout": jax.random.key(2)} if training else None
@@ -99,8 +99,8 @@ def test_no_position_sees_what_follows_it(name):
 
 
 @pytest.mark.parametrize("name", registry())
-def test_evaluated_logits_are_decoded_token_by_token(name):
-  """After a prompt of any length."""
+def test_evaluation_equals_decoding_token_by_token(name):
+  """For prompts of any length."""
   _, model, params = initial(name)
   tokens = tokens_of(3)
   whole = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])(tokens)

@@ -1,4 +1,4 @@
-"""The decoder: its own counts are exact, it is causal, its options are what they say."""
+"""The decoder: its counts are exact, it is causal, and its options do what they say."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ BASE = dict(vocab=50, width=24, layers=2, heads=4, kv_heads=4, head_size=8, feed
 
 
 def make(run=jax.jit, **changes):
-  """`run` may be one that knows shapes only."""
+  """Runs the decoder; `run` may be a function of shapes only, such as `jax.eval_shape`."""
   shape = Shape(**{**BASE, **changes})
   model = Decoder(shape)
   boxed = run(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
@@ -33,7 +33,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_parameter_counts_are_those_of_the_tree(options):
+def test_parameter_counts_equal_those_of_the_tree(options):
   shape, _, boxed, params = make(shapes_only, **options)
   sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
   for name in {"embedding", "output"} & set(sizes):
@@ -48,7 +48,7 @@ def test_parameter_counts_are_those_of_the_tree(options):
 
 
 def dots(jaxpr) -> int:
-  """FLOPs of every matrix product in a jaxpr."""
+  """Returns the FLOPs of all matrix products in a jaxpr."""
   total = 0
   for eqn in jaxpr.eqns:
     for value in eqn.params.values():
@@ -64,7 +64,7 @@ def dots(jaxpr) -> int:
 
 @pytest.mark.parametrize("options", [{}, dict(activation="swiglu", kv_heads=2), dict(tie_embeddings=False)], ids=str)
 def test_exact_flops_are_the_products_of_the_forward_pass(options):
-  """Twice the attention that the mask keeps: the program computes the masked half too."""
+  """Attention counts twice, because the program also computes the masked half."""
   shape, model, _, params = make(shapes_only, **options)
   B, T = 3, 16
   jaxpr = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, jnp.zeros((B, T), jnp.int32))
@@ -73,7 +73,7 @@ def test_exact_flops_are_the_products_of_the_forward_pass(options):
 
 
 def test_training_flops_agree_with_xla_on_an_unrolled_model():
-  """XLA counts elementwise work too: at this width that is a few percent, and never less than the products."""
+  """XLA also counts elementwise operations, a few percent at this width, so its count is never below the products."""
   shape, model, _, params = make(
     width=256, heads=4, kv_heads=4, head_size=64, feed_forward=1024, vocab=512, activation="relu2"
   )
@@ -97,7 +97,7 @@ def test_chinchilla_flops_are_those_of_appendix_f():
   assert shape.counts(T).chinchilla_per_token * T == 3 * forward
 
 
-def test_no_position_sees_what_follows_it():
+def test_no_position_sees_later_tokens():
   _, model, _, params = make()
   T = 12
   x = jax.random.randint(jax.random.key(1), (1, T), 0, 50)
@@ -131,7 +131,7 @@ def test_rotary_scores_depend_on_distance_only():
   assert abs(score[0, 0] - score[0, 5]) > 1e-3
 
 
-def test_attention_equals_jax_own():
+def test_attention_equals_that_of_jax():
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 11, 4, 8))
   np.testing.assert_allclose(attend(q, k, v), jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6)
   np.testing.assert_allclose(attend(q[:, 3:], k, v, start=3), attend(q, k, v)[:, 3:], atol=2e-6)

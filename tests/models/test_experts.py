@@ -1,4 +1,4 @@
-"""Mixture of experts: each token gets its own best experts, up to what they have room for."""
+"""Mixture of experts: each token gets its best experts, up to their capacity."""
 
 from typing import cast
 
@@ -30,7 +30,7 @@ def applied(module, params, x) -> tuple[jax.Array, dict[str, jax.Array]]:
 
 
 def by_hand(params, x_D):
-  """One token: the weighted sum of its best experts, each a dense block, in numpy."""
+  """Computes the weighted sum of a token's best experts, each a dense block, in NumPy."""
   x_D = np.asarray(x_D)
   logits = x_D @ params["router"]
   best = np.argsort(-logits)[:K]
@@ -45,8 +45,8 @@ def by_hand(params, x_D):
 
 @pytest.mark.parametrize("group", [0, 4, 8])
 @pytest.mark.parametrize("training", [False, True])
-def test_where_nothing_is_dropped_each_token_gets_its_best_experts(group, training):
-  """Evaluation drops nothing, whatever the capacity; training drops nothing where the capacity is 0."""
+def test_without_drops_each_token_gets_its_best_experts(group, training):
+  """Evaluation drops nothing for any capacity; training drops nothing if the capacity is 0."""
   module, params, x = layer(group=group, training=training, capacity_factor=0.0 if training else 1e-9)
   out, auxiliary = jax.jit(module.apply)({"params": params}, x)
   expected = np.array([[by_hand(jax.device_get(params), x[row, t]) for t in range(T)] for row in range(3)])
@@ -78,8 +78,8 @@ def test_every_choice_gets_a_slot_in_exactly_one_round():
   np.testing.assert_array_equal(sum((slot < 2 * E).astype(int) for slot in rounds), np.ones(expert.shape))
 
 
-def test_a_batch_of_evaluations_skips_the_rounds_that_none_of_them_needs():
-  """As the stages of a pipeline are batched: a condition for each would compute all rounds."""
+def test_batched_evaluations_skip_rounds_that_none_of_them_needs():
+  """Stages of a pipeline are batched like this; a condition per stage would compute all rounds."""
   total = lambda last, x: experts.in_rounds(lambda first: x * jnp.float32(first + 1), 10, 2, last)
   x = jnp.arange(1.0, 4.0)
   batched = jax.vmap(total)
@@ -97,7 +97,7 @@ def test_in_training_a_token_whose_choices_are_all_dropped_passes_through_unchan
 
 
 def test_the_work_of_evaluation_follows_the_load_and_its_memory_that_of_one_round():
-  """Even loads take one round; if all tokens choose alike, every place needs its round."""
+  """Even loads take one round; if all tokens choose the same experts, every place needs a round."""
   module, params, x = layer(group=8)
   calls = []
   work = lambda first: (
@@ -135,7 +135,7 @@ def test_the_balance_loss_is_1_when_even_and_more_when_not():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("training", [False, True])
 def test_every_product_with_the_router_has_the_highest_precision(dtype, training):
-  """In the program as it is given to any accelerator's compiler, forward and backward; no other product has it."""
+  """In the program before compilation, forward and backward; no other product has it."""
   module, params, x = layer(group=8, training=training)
 
   def objective(params, x):
@@ -154,7 +154,7 @@ def test_every_product_with_the_router_has_the_highest_precision(dtype, training
 SHAPE = Shape(50, 24, 2, 4, 4, 8, 40, "swiglu", False, True, E, K, 8, 1.25)
 
 
-def test_counts_are_those_of_the_tree():
+def test_counts_equal_those_of_the_tree():
   boxed = jax.jit(Decoder(SHAPE).init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
   params = nn.meta.unbox(boxed)
   counts = SHAPE.counts(T)
@@ -165,7 +165,7 @@ def test_counts_are_those_of_the_tree():
 
 
 def test_hardware_flops_are_the_products_that_are_computed():
-  """But for the masked half of attention, and the weighted sum of the chosen experts' outputs."""
+  """Except the masked half of attention, and the weighted sum of the chosen experts' outputs."""
   model = Decoder(SHAPE)
   x = jnp.zeros((3, T), jnp.int32)
   params = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), x)["params"]))

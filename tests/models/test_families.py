@@ -1,4 +1,4 @@
-"""Every family: its own counts are exact, its axes have rules, its ways of being run agree."""
+"""Every family: its counts are exact, its axes have rules, and all ways to run it agree."""
 
 import functools
 import math
@@ -64,7 +64,7 @@ def inputs_of(config, rows=2) -> tuple[np.ndarray, ...]:
 
 
 def abstract(config):
-  """Shapes of the parameters, boxed and not."""
+  """Returns the shapes of the parameters, boxed and unboxed."""
   boxed = models.abstract_parameters(config)
   return boxed, nn.meta.unbox(boxed)
 
@@ -75,12 +75,12 @@ def init(config):
 
 
 def applied(model, params):
-  """The outputs of the model, compiled."""
+  """Returns the outputs of the compiled model."""
   return jax.jit(lambda *inputs, **named: model.apply({"params": params}, *inputs, **named)[0])
 
 
 def convolutions(jaxpr):
-  """FLOPs of every convolution in a jaxpr without padding's share: as if all taps fell inside the image."""
+  """Returns the FLOPs of all convolutions in a jaxpr, as if all taps were inside the image."""
   total = 0
   for eqn in jaxpr.eqns:
     total += sum(convolutions(v.jaxpr) for v in eqn.params.values() if hasattr(v, "jaxpr"))
@@ -94,8 +94,8 @@ def convolutions(jaxpr):
   ("name", "impl"),
   [("linear", None), ("resnet", None), ("gpt", None), ("dropless", None), ("mlp", "rbg"), ("mlp", "in order")],
 )
-def test_numbers_drawn_together_are_those_that_each_parameter_draws(name, impl):
-  """And those of another seed are others; some have more than a piece of numbers, some fewer than a place has words."""
+def test_numbers_drawn_together_equal_those_drawn_per_parameter(name, impl):
+  """Another seed gives other numbers; some parameters have more than a piece of numbers, some fewer than a place."""
   config = make(name, **{"gpt": {"vocab": PIECE}, "linear": {"inputs": (2,), "outputs": 1}}.get(name, {}))
   init, example = models.build(config).init, models.example(config)
   key_of = lambda seed: jax.random.key(seed, impl="rbg" if impl == "rbg" else None)
@@ -113,7 +113,7 @@ def test_numbers_drawn_together_are_those_that_each_parameter_draws(name, impl):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parameter_counts_are_those_of_the_tree_and_every_axis_has_a_rule(name):
+def test_parameter_counts_equal_those_of_the_tree_and_every_axis_has_a_rule(name):
   config = make(name)
   boxed, params = abstract(config)
   rows = {name: (*rows, *params[name].shape[1:]) for name, *rows in models.real_rows(config, boxed).items()}
@@ -194,7 +194,7 @@ def test_an_encoder_sees_both_ways_and_a_decoder_of_the_transformer_one():
 
 
 @pytest.mark.parametrize("categories", [(3, 4), (2,) * 6])
-def test_codes_of_categories_have_vectors_of_their_own(categories):
+def test_each_category_has_a_vector(categories):
   config = make("tabular", categories=categories)
   params, model = init(config), models.build(config)
   assert sum(x.size for x in jax.tree.leaves(params)) == models.counts_of(config).params_total
@@ -240,13 +240,13 @@ def test_bad_models_are_refused_with_their_field():
 
 
 @pytest.mark.parametrize("rows", [(7,), (3, 7), (2, 3, 7)])
-def test_the_gradient_of_a_product_is_that_of_the_plain_one(rows):
-  """To second order too: Sophia asks for that."""
+def test_the_gradient_of_a_product_equals_that_of_a_plain_product(rows):
+  """Also to second order, which Sophia needs."""
   check_gradients(times, (*rows, 5), (5, 4))
 
 
 @pytest.mark.parametrize("widths", [(5, 4), (4, 5)], ids=["wide", "narrow"])
-def test_the_gradient_of_products_of_heads_is_that_of_the_plain_ones(widths):
+def test_the_gradient_of_products_of_heads_equals_that_of_plain_products(widths):
   check_gradients(product, (2, 3, 7, widths[0]), (2, 3, *widths))
 
 

@@ -1,4 +1,4 @@
-"""Vocabularies are padded inside the model: nobody sees it, and it stays zero."""
+"""Vocabularies are padded inside the model: the padding is invisible outside and stays zero."""
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ def test_padding_is_small_and_divides():
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_real_rows_begin_as_they_would_without_padding(name):
+def test_initial_values_of_real_rows_do_not_depend_on_padding(name):
   config, plain = make(name), {}
   for way in (init, drawn_alone):
     params = way(config)
@@ -39,13 +39,13 @@ def test_real_rows_begin_as_they_would_without_padding(name):
 
 
 def drawn_alone(config):
-  """Parameters that each draw their own numbers."""
+  """Returns parameters that each draw their numbers separately."""
   return nn.meta.unbox(jax.jit(lambda key: models.build(config).init(key, *models.example(config)))(jax.random.key(0)))[
     "params"
   ]
 
 
-def test_numbers_of_real_rows_are_those_of_the_array_without_padding():
+def test_numbers_of_real_rows_equal_those_of_an_unpadded_array():
   key = jax.random.key(3)
   np.testing.assert_array_equal(
     initial.normal(0.5, 23)(key, (24, 6)), jnp.pad(initial.normal(0.5)(key, (23, 6)), ((0, 1), (0, 0)))
@@ -53,7 +53,7 @@ def test_numbers_of_real_rows_are_those_of_the_array_without_padding():
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "transformer"])
-def test_no_padding_is_predicted_where_a_mesh_splits_the_vocabulary(name):
+def test_padding_is_never_predicted_if_a_mesh_shards_the_vocabulary(name):
   config = make(name)
   config.parallel.update(preset="fsdp_tp")
   params, inputs = init(config), inputs_of(config)

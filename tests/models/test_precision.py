@@ -1,4 +1,4 @@
-"""What enters a softmax or a loss was summed and kept in float32; float32 models multiply in float32 everywhere."""
+"""Inputs of a softmax or loss are summed and kept in float32; float32 models multiply in float32 everywhere."""
 
 import functools
 import re
@@ -55,7 +55,7 @@ def rounded(jaxpr, inputs, found):
 
 
 def check(function, *shapes):
-  """Fails where a softmax in `function`, or any float32 array that it returns, comes of rounded products."""
+  """Fails if a softmax in `function`, or a float32 array that it returns, depends directly on rounded products."""
   jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
   found = []
   ends = rounded(jaxpr, [False] * len(jaxpr.invars), found)
@@ -64,7 +64,7 @@ def check(function, *shapes):
 
 
 def task_of(config, name):
-  """The config for another of its family's tasks."""
+  """Returns the config for another task of its family."""
   own = config.copy_and_resolve_references()
   if own.task.name != name:
     own.task = {**tasks.defaults(name)}
@@ -72,7 +72,7 @@ def task_of(config, name):
   return own
 
 
-def test_every_family_is_walked():
+def test_every_family_has_a_case():
   assert {family for family, _ in CASES.values()} == set(models.FAMILIES)
 
 
@@ -108,7 +108,7 @@ def test_decoding_sees_no_rounded_products_either(name):
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise", "ring", "gather"])
 def test_no_kernel_of_attention_rounds_its_scores(kernel):
-  """Nor do their backward passes round what the gradient of a softmax is made of."""
+  """Their backward passes do not round the inputs of the gradient of a softmax, either."""
   x = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.bfloat16)
   mesh = parallel.make_mesh_of(dict(sequence=2), jax.devices()[:2])
   attends = {"plain": attend, "blockwise": kernels.blockwise, "ring": kernels.ring, "gather": kernels.gathered}
@@ -120,7 +120,7 @@ def test_no_kernel_of_attention_rounds_its_scores(kernel):
 
 
 def program_text(config, dtype):
-  """The lowered training step of a config, as text."""
+  """Returns the lowered training step of a config as text."""
   own = config.copy_and_resolve_references()
   own.train.compute_dtype, own.train.batch_size = dtype, 2
   run = Single(own, parallel.make_mesh_of({}, jax.devices()[:1]))
@@ -136,15 +136,15 @@ def test_float32_models_are_multiplied_in_float32_everywhere(family):
   assert all("HIGHEST" in text for text in products)
 
 
-def test_bfloat16_models_are_multiplied_as_the_platform_likes():
+def test_bfloat16_models_use_the_default_precision():
   text = program_text(make("gpt"), "bfloat16")
   assert "dot_general" in text
   assert "HIGHEST" not in text
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "transformer", "vit", "mlp"])
-def test_outputs_are_not_rounded_where_the_compiler_rounds_as_it_is_told(name):
-  """A CPU keeps more digits than it is asked for, unless told not to; accelerators keep none."""
+def test_outputs_are_not_rounded_even_if_the_compiler_rounds_strictly(name):
+  """By default a CPU keeps excess precision; accelerators do not."""
   config = make(name)
   params, inputs = init(config), inputs_of(config)
   model = models.build(config, jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Parameter counts of published models, each with where its number is from."""
+"""Parameter counts of published models, each with its source."""
 
 import importlib.util
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_counts_near_the_papers_rounded_ones(name):
   assert counts(name).params_total == pytest.approx(ROUNDED[name], rel=0.035)
 
 
-def test_every_published_model_is_held_against_its_number():
+def test_every_published_model_is_compared_with_its_count():
   assert set(published.NAMES) == set(EXACT) | set(ROUNDED)
   assert counts("mixtral_8x7b").params_active == pytest.approx(12.9e9, rel=0.01)  # Jiang et al. 2024, table 1
 

@@ -1,4 +1,4 @@
-"""The FLOPs that a step is said to compute are those of its products, whatever the backward pass computes again."""
+"""The stated FLOPs of a step equal those of its products, for all policies of rematerialization."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ WITH_BLOCKS = [name for name, (family, _) in CASES.items() if "run_blocks" in mo
 
 
 def products(jaxpr) -> int:
-  """FLOPs of every matrix product in a jaxpr, those of a loop's body once for every turn."""
+  """Returns the FLOPs of all matrix products in a jaxpr; the body of a loop counts once per iteration."""
   total = 0
   for eqn in jaxpr.eqns:
     turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
@@ -33,7 +33,7 @@ def products(jaxpr) -> int:
 
 
 def uncounted(name, config, units, remat):
-  """FLOPs of a step's products that `Counts` leaves out on purpose, each with the number of times it is computed."""
+  """Returns the FLOPs of products that `Counts` excludes on purpose, times the number of computations."""
   shape: Any = models.shape_of(config)
   again = remat != "none"
   D, HK = getattr(shape, "width", 0), shape.heads * shape.head_size
@@ -75,6 +75,6 @@ def test_flops_of_hardware_are_the_products_of_a_training_step(name, remat):
     assert products(jaxpr) + convolutions(jaxpr) == pytest.approx(claim, rel=1e-9), run.__name__
 
 
-def test_every_family_with_blocks_is_walked():
+def test_every_family_with_blocks_has_a_case():
   families = {name for name in models.FAMILIES if "run_blocks" in models.family(name).SUPPLIED}
   assert {CASES[name][0] for name in WITH_BLOCKS} == families

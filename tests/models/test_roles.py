@@ -1,4 +1,4 @@
-"""Every parameter says what it is for where it is created, and optimizers go by that, not by its name."""
+"""Every parameter declares its role where it is created, and optimizers use the role, not the name."""
 
 import re
 import sys
@@ -44,7 +44,7 @@ def test_every_parameter_of_every_family_has_a_role_that_fits_its_axes(name):
 
 
 def test_vectors_of_categories_are_a_table_like_those_of_numbers():
-  """They were once taken for a hidden matrix, which Muon moved and whose initial values shrank with the width."""
+  """They were once treated as a hidden matrix, which Muon trained and whose initial values shrank with the width."""
   config = make("tabular", categories=(3, 4))
   config.optim.update(parametrization="mup", base=("model.width=4", "model.heads=1"))
   labels = models.labels(config).by_name
@@ -58,7 +58,7 @@ def flat(tree):
 
 
 class Anything(nn.Module):
-  """A family of one's own: two layers, whose last is called as its `head` says."""
+  """A user's family of two layers, whose last layer has the name `head`."""
 
   head: str
   labelled: bool

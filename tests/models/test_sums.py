@@ -1,4 +1,4 @@
-"""Gradients that are sums over many rows are summed in float32, whatever the dtype of what is summed."""
+"""Gradients that are sums over many rows are summed in float32, for any dtype of the summands."""
 
 import math
 
@@ -25,7 +25,7 @@ CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "re
 
 
 def batch_of(config):
-  """A batch of about TOKENS tokens, pixels or rows of a table; tokens come as unevenly as words."""
+  """Returns a batch of about TOKENS tokens, pixels or rows of a table; token frequencies are uneven, like words."""
   rng, model = np.random.default_rng(0), config.model
   if config.data.kind == "text":
     chance = 1 / np.arange(1, 24)
@@ -108,12 +108,12 @@ def test_gradients_over_many_rows_are_summed_in_float32(name):
   assert bool(often) == bool(tables)
 
 
-def test_every_family_is_walked():
+def test_every_family_has_a_case():
   assert {CASES[name][0] for name in WALKED} == set(models.FAMILIES)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_ones_add_up_to_their_number(dtype):
+def test_sums_of_ones_are_exact(dtype):
   index = jnp.zeros((4, 8192), jnp.int32)
   table = jnp.ones((3, 2))
   found = jax.grad(lambda table: jnp.sum(lookup(table, index, ("vocab", "embed"), dtype).astype(jnp.float32)))(table)
@@ -121,7 +121,7 @@ def test_ones_add_up_to_their_number(dtype):
 
 
 def test_tables_are_gathered_in_bfloat16_and_their_gradients_scattered_in_float32():
-  """With fsdp on eight devices: whole tables travel in the narrower type, and lie in pieces again after the sum."""
+  """With fsdp on eight devices, tables are gathered in the narrower dtype, and their summed gradients are sharded."""
   config = make("gpt", vocab=4096, tie_embeddings=False)
   config.train.update(compute_dtype="bfloat16", batch_size=8)
   config.parallel.preset = "fsdp"

@@ -28,7 +28,7 @@ import jax
 
 
 class Mixer(nn.Module):
-  """Each token sees the mean of the tokens before it."""
+  """A causal mixer: each token sees the mean of the tokens before it."""
 
   vocab: int = 0  # filled in by the data
   width: int = 16
@@ -66,14 +66,14 @@ class Net(nn.Module):
 
 @pytest.fixture
 def mixer(config, tmp_path):
-  """The little corpus and a config file's worth of settings, with the user's model."""
+  """Returns a config of the small corpus with the user's model."""
   path = tmp_path / "mixer.py"
   path.write_text(LANGUAGE_MODEL)
   return configs.overridden(config, [f"model.family={path}:Mixer"])
 
 
 def classifier(tmp_path, text=CLASSIFIER, name="Net"):
-  """A config of a user's model of examples, which are written beside it."""
+  """Returns a config of a user's model of examples; writes the examples beside the model."""
   path, rng = tmp_path / "net.py", np.random.default_rng(0)
   path.write_text(text)
   labels = np.arange(48) % 3
@@ -104,7 +104,7 @@ def losses_of(config, steps=4):
   return losses
 
 
-def test_naming_a_model_brings_its_fields_and_keeps_what_was_set(config, tmp_path):
+def test_naming_a_model_adds_its_fields_and_keeps_values_that_were_set(config, tmp_path):
   path = tmp_path / "mixer.py"
   path.write_text(LANGUAGE_MODEL)
   config.optim.lr = 0.01
@@ -152,7 +152,7 @@ def get_config(arg=None):
   assert records[0]["model"]["family"].startswith("Mixer@")
 
 
-def test_a_changed_file_is_a_changed_run_and_a_moved_one_the_same(mixer, tmp_path):
+def test_changing_the_file_changes_the_run_id_and_moving_it_does_not(mixer, tmp_path):
   def run_id(folder, text):
     folder.mkdir(exist_ok=True)
     (folder / "mixer.py").write_text(text)
@@ -171,7 +171,7 @@ def test_eight_devices_agree_with_one(mixer):
     np.testing.assert_allclose(spread, alone, rtol=1e-5)
 
 
-def test_axes_that_a_model_names_are_spread(tmp_path, mixer):
+def test_axes_that_a_model_names_are_sharded(tmp_path, mixer):
   init = 'nn.with_logical_partitioning(nn.linear.default_embed_init, ("vocab", "embed"))'
   text = LANGUAGE_MODEL.replace(
     "nn.Embed(self.vocab, self.width)", f"nn.Embed(self.vocab, self.width, embedding_init={init})"
@@ -199,7 +199,7 @@ def test_parameters_and_flops_are_counted(mixer, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "shape"), [("mlp", (5,)), ("resnet", (32, 32, 3)), ("alexnet", (67, 67, 3))])
-def test_counted_products_are_those_that_families_state(family, shape):
+def test_counted_products_equal_those_that_families_state(family, shape):
   config = study.default_config(family)
   config.model.update(inputs=shape, outputs=3)
   example = jax.ShapeDtypeStruct((2, *shape), np.float32)
@@ -208,7 +208,7 @@ def test_counted_products_are_those_that_families_state(family, shape):
   assert 3 * flops / 2 == models.counts_of(config).exact_per_token
 
 
-def test_loops_and_branches_count_as_often_as_they_run():
+def test_products_in_loops_count_per_iteration_and_in_branches_once():
   def square_often(x):
     x = jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=5)[0]
     return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
@@ -261,13 +261,13 @@ def test_dropout_is_active_in_training_only(tmp_path):
     (("outputs: int = 0", "classes: int = 0"), r"needs a field 'vocab: int = 0' if it reads tokens"),
     (("width: int = 8", "width: int"), r"the attribute 'width' has no default"),
     (('"hidden"', '"hiden"'), r"no role 'hiden' \(did you mean 'hidden'\?\)"),
-    (('"Dense_2"', '"Dense_7"'), r"its roles have \['Dense_7'\], which matches none"),
+    (('"Dense_2"', '"Dense_7"'), r"its roles contain \['Dense_7'\], which matches no parameter"),
     (("self.outputs)(x)", "self.outputs + 1)(x)"), r"gives outputs of shape \[1, 4\] .* they must be \[1, 3\]"),
     (("nn.relu(nn.Dense(self", "nn.silly(nn.Dense(self"), r"fails on inputs float32\[1, 4\]: AttributeError: .*silly"),
     (("return nn.Dense", "return 1, nn.Dense"), r"gives a tuple, not an array"),
     (
       ("    x = nn.Dropout", "    x = nn.BatchNorm(False)(x)\n    x = nn.Dropout"),
-      r"keeps batch_stats beside parameters",
+      r"keeps batch_stats besides parameters",
     ),
   ],
 )

@@ -153,7 +153,7 @@ def test_meshes_that_cannot_work_are_refused_with_a_reason(model):
   for changes, message in (
     (dict(preset="fdsp"), r"parallel.preset: no 'fdsp' \(did you mean 'fsdp'\?\)"),
     (dict(data=-1, fsdp=-1), "only one axis may be -1"),
-    (dict(fsdp=16), "16 devices are asked for, 8 are here"),
+    (dict(fsdp=16), "16 devices are required, 8 are available"),
     (dict(tensor=4), "parallel.tensor: 4 does not divide model.kv_heads = 2"),
     (dict(pipeline=8), "parallel.pipeline: 8 does not divide model.layers = 4"),
     (dict(tensor=3), "parallel.tensor: 3 does not divide model.heads = 4"),

@@ -85,7 +85,7 @@ def test_a_preset_that_cannot_be_filled_has_a_note():
   config = study.resolve_without_data(config_of("default"))
   config.parallel.preset = "ep"
   (note,) = parallel.notes(config, parallel.mesh_sizes(config, 8), 8)
-  assert "ep is for expert=4, and expert=1 is what divides" in note
+  assert "ep prefers expert=4, but expert=1 is the largest size that divides" in note
   config.parallel.preset = "fsdp_tp"
   assert parallel.notes(config, parallel.mesh_sizes(config, 8), 8) == []
   (note,) = parallel.notes(config, parallel.mesh_sizes(config, 24), 24)

@@ -1,4 +1,4 @@
-"""The card of data: a page that says what is there, of every kind of data."""
+"""The data card: a page that describes data of every kind."""
 
 import json
 

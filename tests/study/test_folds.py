@@ -10,8 +10,8 @@ from bigmodel.study import folds
 from bigmodel.train.stop import StopRequest
 
 
-def test_intervals_of_cross_validated_means_cover():
-  """Errors of least squares on fresh data sets: the naive interval of folds is too narrow, this one is not."""
+def test_intervals_of_cross_validated_means_cover_the_truth():
+  """For least squares on fresh data sets, the naive interval over folds is too narrow, and this one is not."""
   truth, rows = [], []
   for seed in range(400):
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def test_folds_are_an_axis_of_a_study(tmp_path):
   assert "Cross-validation" in (tmp_path / "study" / "report.html").read_text()
 
 
-def test_laws_are_of_the_metric_that_a_study_names(tmp_path):
+def test_laws_describe_the_metric_that_a_study_names(tmp_path):
   pytest.importorskip("sklearn")
   config = study.default_config("linear")
   config.data.update(name="sklearn/digits", examples=1)

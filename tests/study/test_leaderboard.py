@@ -1,4 +1,4 @@
-"""A leaderboard is means over seeds, and what it says of them holds as often as it says: measured by simulation."""
+"""Leaderboards: means over seeds, whose intervals and tests have their nominal coverage in simulations."""
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ def fake_sweep(losses, seeds=4, noise=0.01, seed=0):
 
 
 def simulate(settings, seeds, noise=1.0, shift=0.0, sweeps=400, seed=0):
-  """Verdicts on simulated sweeps; `noise` and `shift` are of each setting, or of all."""
+  """Returns verdicts on simulated sweeps; `noise` and `shift` are per setting or common."""
   runs = np.random.default_rng(seed).normal(size=(sweeps, settings, seeds))
   runs = runs * np.broadcast_to(noise, settings)[:, None] + np.broadcast_to(shift, settings)[:, None]
   counts = np.full(settings, seeds)
@@ -47,7 +47,7 @@ def test_critical_values_are_the_published_ones():
     assert comparisons.range_critical(settings, freedom) == pytest.approx(exact, rel=1e-4)
 
 
-def test_dunnetts_value_for_settings_with_unequal_seeds():
+def test_dunnetts_critical_value_with_unequal_seeds():
   """A control of 5 seeds against settings of 2, by 200,000 draws, whose quantile has a standard error of 0.4%."""
   rng = np.random.default_rng(0)
   control, others = rng.normal(size=(200_000, 1)) / 5**0.5, rng.normal(size=(200_000, 6)) / 2**0.5
@@ -64,7 +64,7 @@ def test_equal_settings_are_called_worse_in_one_sweep_of_ten_at_most(seeds):
   for settings in SETTINGS:
     verdict = simulate(settings, seeds)
     assert 0.05 <= verdict.worse.any(axis=-1).mean() <= 0.16, settings
-    # One of them may be thought better than the others by next to nothing: it is excluded as rarely.
+    # The best setting is excluded no more often, even if its lead over the others is tiny.
     excluded = 1 - verdict.may_be_best.mean(axis=0)
     assert excluded.max() <= 0.16, settings
     assert 0.04 <= excluded.mean() <= 0.13, settings
@@ -74,7 +74,7 @@ def test_equal_settings_are_called_worse_in_one_sweep_of_ten_at_most(seeds):
 
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_real_differences_are_found(seeds):
-  """Half of the settings are worse by 8 standard deviations of one run, which even two seeds can see."""
+  """Half of the settings are worse by 8 standard deviations of a run, which even two seeds can detect."""
   for settings in SETTINGS:
     shift = np.where(np.arange(settings) < settings // 2, 0.0, 8.0)
     verdict = simulate(settings, seeds, shift=shift, sweeps=100)
@@ -84,7 +84,7 @@ def test_real_differences_are_found(seeds):
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_a_setting_with_wild_seeds_neither_hides_nor_makes_differences(seeds):
+def test_an_outlier_in_noise_neither_hides_nor_creates_differences(seeds):
   settings = 12
   noise = np.where(np.arange(settings) == 5, 40.0, 1.0)
   equal = simulate(settings, seeds, noise)
@@ -98,14 +98,14 @@ def test_a_setting_with_wild_seeds_neither_hides_nor_makes_differences(seeds):
 
 @pytest.mark.parametrize(("seeds", "most"), [(2, 0.38), (3, 0.3), (5, 0.25)])
 def test_settings_of_different_noise_are_called_worse_rarely(seeds, most):
-  """Half of the settings are three times as noisy. The fewer the seeds, the less can be known of that: measured 32, 25
+  """Half of the settings are three times as noisy. Few seeds cannot reveal this: measured 32, 25
   and 20% of sweeps for 32 settings (with a pooled variance and a threshold for two: 99%)."""
   for settings in (4, 8, 32):
     verdict = simulate(settings, seeds, np.where(np.arange(settings) < settings // 2, 1.0, 3.0))
     assert verdict.worse.any(axis=-1).mean() <= most, settings
 
 
-def test_a_leaderboard_says_which_settings_may_be_the_best():
+def test_a_leaderboard_marks_the_settings_that_may_be_the_best():
   board = leaderboard.board(*fake_sweep({0.1: 2.0, 0.2: 2.002, 0.4: 2.5}))
   assert board.axes == ("optim.lr",)
   assert [cell.finished for cell in board.cells] == [4, 4, 4]
@@ -126,7 +126,7 @@ def test_boards_of_32_equal_settings_rarely_call_one_worse():
   assert sum(board.alike < 32 for board in boards) <= 13
 
 
-def test_a_setting_of_which_seeds_diverged_ranks_below_those_that_all_finished():
+def test_a_setting_with_diverged_seeds_ranks_below_complete_ones():
   planned, records = fake_sweep({0.1: 2.1, 0.2: 2.3, 0.4: 2.0, 0.8: 1.5})
   for i in (8, -3, -2, -1):  # one of four, and three of four, where the one that is left is the best of all
     records[i] = replace(records[i], status="diverged", loss_eval=None)
@@ -137,7 +137,7 @@ def test_a_setting_of_which_seeds_diverged_ranks_below_those_that_all_finished()
   assert leaderboard.learning_rates(board.cells, ["optim.lr"], None) == ()  # two rates are left
 
 
-def test_settings_that_were_stopped_rank_by_how_far_they_came_and_then_by_their_loss_there():
+def test_stopped_settings_rank_by_their_last_step_and_then_by_their_loss_there():
   planned, records = fake_sweep({0.1: 2.0, 0.2: 4.0, 0.4: 3.0, 0.8: 5.0}, seeds=2)
   for i, steps in enumerate((40, 40, 40, 40, 80, 80), 2):
     records[i] = replace(records[i], status="stopped", steps=steps)
@@ -149,9 +149,9 @@ def test_settings_that_were_stopped_rank_by_how_far_they_came_and_then_by_their_
 
 
 def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
-  """How often the interval has the optimum, which is anywhere but in the outer gaps, and how often a sweep is flat.
+  """Returns how often the interval contains the optimum, which is not in the outer gaps, and how often a sweep is flat.
 
-  `curve` is the loss over the log of the rate over the best one.
+  `curve` is the loss as a function of the log of the rate over the best rate.
   """
   hit, flat = [], []
   for trial in range(sweeps):
@@ -159,13 +159,13 @@ def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
     truth = np.exp(rng.uniform(*np.log(rates[[1, -2]])))
     losses = dict(zip(rates.tolist(), 2 + curve(np.log(rates / truth)), strict=True))
     (row,) = leaderboard.board(*fake_sweep(losses, seeds, noise, seed=10_000 + trial)).learning_rates
-    if row.interval90 is None:  # the best by far was at an edge
+    if row.interval90 is None:  # the clearly best rate was at an edge
       assert row.edge
       continue
     low, high = row.interval90
     hit.append(low <= truth <= high)
     flat.append(row.flat)
-    if row.flat:  # anywhere between two of those that were tried
+    if row.flat:  # anywhere between two tried rates
       assert row.best is None
       assert np.isclose(rates, low).any()
       assert np.isclose(rates, high).any()
@@ -177,8 +177,8 @@ def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
-@pytest.mark.parametrize("bend", [0.1, 0.01, 0.0])  # what a factor e off the best costs, where noise is 0.01
-def test_intervals_of_the_best_rate_hold_as_often_as_they_say(bend, seeds):
+@pytest.mark.parametrize("bend", [0.1, 0.01, 0.0])  # extra loss at a factor e from the best rate; the noise is 0.01
+def test_intervals_of_the_best_rate_have_their_nominal_coverage(bend, seeds):
   """At a bend of 0.1 the best rate is sharp, and 92% are expected: the parabola is used in 80% of sweeps and holds in
   90% of those, and intervals between rates always hold. The standard error of 150 sweeps is 2.4%."""
   hit, flat = intervals_of_the_best_rate(0.01 * 2.0 ** np.arange(6), lambda x: bend * x**2, seeds, 0.01, sweeps=600)
@@ -191,13 +191,13 @@ def test_intervals_of_the_best_rate_hold_as_often_as_they_say(bend, seeds):
 
 
 def exponential(x):
-  """The smooth sum of what too low and what too high rates cost, with its minimum at 0."""
+  """A smooth sum of the costs of too low and too high rates, with its minimum at 0."""
   least = np.log(2 * 0.025 / (0.5 * 0.1)) / 2.5
   return 0.1 * np.exp(-0.5 * (x - least)) + 0.025 * np.exp(2 * (x - least))
 
 
 def test_intervals_hold_for_skewed_curves_whose_skewness_is_hidden_by_noise():
-  """Where no test can tell, the interval reaches to the minimum of a cubic, too. Parabolas alone: .73 and .93."""
+  """If no test detects the skewness, the interval extends to the minimum of a cubic. Parabolas alone: 0.73 and 0.93."""
   for count, least in ((11, 0.75), (9, 0.85)):
     rates = np.geomspace(1e-3, 6.4e-2, count)
     curve = 0.05 * (np.exp(0.6 * np.log(rates / 9e-3)) - 1 - 0.6 * np.log(rates / 9e-3))
@@ -241,7 +241,7 @@ def test_runs_without_a_loss_come_last_and_count_as_the_worst():
   assert board.learning_rates[0].sensitivity == pytest.approx(np.append(losses, losses.max()).mean() - losses.min())
 
 
-def test_settings_that_follow_from_another_axis_are_none():
+def test_settings_that_follow_from_another_axis_are_no_axes():
   rows = [
     {"train.tokens": tokens, "optim.warmup": 10 / tokens, "optim.lr": lr} for tokens in (100, 200) for lr in (0.1, 0.2)
   ]
@@ -259,8 +259,8 @@ def test_cells_without_a_rate_and_seeds_that_agree_break_nothing():
   assert (board.noise, board.resolution, board.alike) == (0.0, 0.0, 3)
 
 
-def test_what_differs_everywhere_decides_nothing():
-  """A continuous axis has a value for each cell, and still says nothing of the others."""
+def test_an_axis_with_a_value_per_cell_determines_no_other():
+  """A continuous axis differs in every cell, but other axes do not follow from it."""
   rows = [{"model.dropout": 0.01 * i, "optim.beta2": 0.9 + 0.01 * (i % 3), "optim.lr": 0.1 + i % 2} for i in range(6)]
   planned = [planned_run(str(i), row) for i, row in enumerate(rows)]
   board = leaderboard.board(planned, [fake(str(i), 2.0 + i) for i in range(6)])

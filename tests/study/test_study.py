@@ -1,4 +1,4 @@
-"""A whole study, small: priced, sealed before it is tested, never run twice, the same after being killed."""
+"""A small study: planned, sealed before its test, never run twice, and unchanged by kills."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ def folder(corpus_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-  """The folder with a finished study in `whole`, and its report; from then on this process counts two devices."""
+  """Returns the folder with a finished study in `whole`, and its report; this process then has two devices."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, "device_count", lambda: 2)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -90,7 +90,7 @@ def results(workdir):
   return {r.run_id: (r.result_sha256, r.params_sha256) for r in record.collect(workdir)}
 
 
-def test_the_report_has_everything_that_the_schema_names(finished):
+def test_the_report_has_all_fields_of_the_schema(finished):
   folder, report = finished
   assert report == read_json(folder / "whole" / "report.json")
   assert {"study", "runs", "cost", "laws", "forecast", "noise_floor", "optimum"} <= set(report)
@@ -122,8 +122,8 @@ def test_the_forecast_was_sealed_before_its_run_and_the_run_carries_the_seal(fin
   assert forecast["inside"] == (forecast["interval90"][0] <= forecast["actual"] <= forecast["interval90"][1])
 
 
-def test_the_study_and_the_command_forecast_alike(finished, tmp_path, capsys):
-  """From the same runs: the same laws with the same weights, and the same loss of the target."""
+def test_the_study_and_the_command_give_the_same_forecast(finished, tmp_path, capsys):
+  """The same runs give the same laws and weights, and the same forecast of the target."""
   _, report = finished
   sealed = report["forecast"]
   assert set(sealed["forecaster"]["weights"]) == set(forecast.LAWS)
@@ -143,7 +143,7 @@ def test_the_study_and_the_command_forecast_alike(finished, tmp_path, capsys):
 
 
 def test_a_forecast_of_an_earlier_version_is_still_scored_and_reported(finished, tmp_path):
-  """Such seals name a law and no forecaster."""
+  """Earlier seals name a law and no forecaster."""
   folder, report = finished
   copy = tmp_path / "copy"
   shutil.copytree(folder / "whole", copy)
@@ -162,7 +162,7 @@ def test_a_forecast_of_an_earlier_version_is_still_scored_and_reported(finished,
 
 
 def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
-  """A law of one's own is one function in a file; it is fitted, reported and forecasts the target."""
+  """A user's law is one function in a file; it is fitted and reported, and forecasts the target."""
   folder, _ = finished
   (tmp_path / "mine.py").write_text(
     "from bigmodel.laws.forms import POSITIVE, decay, law\n"
@@ -185,7 +185,7 @@ def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
   assert 0 < sealed.interval90[0] < sealed.predicted < sealed.interval90[1]
 
 
-def test_a_law_that_a_study_cannot_have_is_refused_before_anything_runs(config, tmp_path):
+def test_an_unsuitable_law_is_refused_before_anything_runs(config, tmp_path):
   design = IsoFlop((1e8, 2e8), [{"model.width": width} for width in (16, 32, 48)])
   for name, message in (
     ("power", "get_study: laws: law power is of x"),
@@ -215,7 +215,7 @@ def test_the_plan_fixes_which_runs_share_a_program(finished):
   assert sorted(i for group in plan["groups"] for i in group["run_ids"]) == sorted(roles)
 
 
-def test_the_same_command_trains_nothing(finished, inside):
+def test_rerunning_the_command_trains_nothing(finished, inside):
   folder, report = finished
   before = {p: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").rglob("*") if p.is_file()}
   code, out, err = inside("study", f"--workdir={folder / 'whole'}", f"--config={folder / 'config.py'}", "--json")
@@ -228,7 +228,7 @@ def test_the_same_command_trains_nothing(finished, inside):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 5])
-def test_a_study_that_was_killed_is_the_study_left_alone(folder, times):
+def test_a_killed_study_equals_an_undisturbed_one(folder, times):
   if not (folder / "calm").exists():
     finish(command(folder, "study", f"--workdir={folder / 'calm'}"))
   rng, kills = random.Random(1), 0
@@ -291,7 +291,7 @@ def run(config, the_study, workdir):
   return study.run_study(prepared, True, StopRequest())
 
 
-def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_path, monkeypatch):
+def test_diverged_and_failed_runs_become_records_and_do_not_stop_others(config, tmp_path, monkeypatch):
   from bigmodel.workers import execute
 
   design = Grid({"optim.lr": (1e30, 0.01, 0.02)})
@@ -321,7 +321,7 @@ def test_diverged_and_failed_runs_become_records_and_stop_no_other(config, tmp_p
 
 
 @pytest.mark.slow
-def test_a_diverged_scan_is_said_and_stops_nothing(config, tmp_path):
+def test_a_diverged_scan_is_reported_and_stops_nothing(config, tmp_path):
   config.train.steps, config.train.batch_size, config.data.repeat = 0, 8, True
   config.optim.clip, config.optim.warmup = 1e30, 0.0
   sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 12, 16)]
@@ -347,7 +347,7 @@ def test_typos_in_a_config_file_are_refused(config, tmp_path):
     study.prepare(config, Study("s", "?", Grid({"seed": (0, 1)}), laws=()), tmp_path)
 
 
-def test_designs_make_the_runs_that_they_name(config, tmp_path):
+def test_designs_return_the_runs_that_they_describe(config, tmp_path):
   counts = study.prepare(config, Study("s", "?", Listed([{}]), laws=()), tmp_path).counts_of
   sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 16, 32)]
   iso = IsoFlop((1e9, 2e9), sizes, ratios=(1, 40), convention="flops_exact").runs(counts)
@@ -362,7 +362,7 @@ def test_designs_make_the_runs_that_they_name(config, tmp_path):
   assert len({tuple(r.overrides.items()) for r in grid}) == 6
 
 
-def test_a_target_that_is_too_near_is_refused(config, tmp_path):
+def test_a_target_that_is_too_close_is_refused(config, tmp_path):
   sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 12, 16)]
   config.train.steps, config.data.repeat = 0, True
   near = Study("s", "?", IsoFlop((1e8, 2e8), sizes), target=Target(1e9, sizes))

@@ -1,4 +1,4 @@
-"""Multiple choice: likelihoods of choices only, and bad questions refused by their line."""
+"""Multiple choice: likelihoods count the choices only, and errors name the line of an invalid question."""
 
 import json
 
@@ -19,11 +19,11 @@ def ask(tmp_path, *lines):
 
 
 def losses(rows):
-  """A model for which a byte costs its place in the alphabet; targets are rows[:, 1:]."""
+  """Returns losses of a model in which a byte costs its place in the alphabet; targets are rows[:, 1:]."""
   return np.asarray(rows)[:, 1:].astype(float) - ord("a")
 
 
-def test_the_likeliest_choice_in_all_and_per_byte(tmp_path):
+def test_the_likeliest_choice_in_total_and_per_byte(tmp_path):
   questions = ask(
     tmp_path,
     {"question": "zzz ", "choices": ["b", "ab", "aaaa"], "answer": 2},  # 1, 1 and 0 in all
@@ -42,10 +42,10 @@ def test_the_likeliest_choice_in_all_and_per_byte(tmp_path):
     ("{", "line 2: is not"),
     ({"question": "a", "choices": ["b"], "answer": 0}, "line 2: needs a question and at least two choices"),
     ({"question": "a", "choices": ["b", 3], "answer": 0}, "line 2: needs"),
-    ({"question": "a", "choices": ["b", "c"], "answer": 2}, "line 2: answer 2 is none of 2"),
+    ({"question": "a", "choices": ["b", "c"], "answer": 2}, "line 2: answer 2 is not an index of 2"),
     ({"question": "a" * 30, "choices": ["b", "c"], "answer": 0}, "31 tokens are more than the context of 24"),
   ],
 )
-def test_bad_questions_are_refused_by_their_line(tmp_path, line, message):
+def test_invalid_questions_are_refused_with_their_line(tmp_path, line, message):
   with pytest.raises(UserError, match=message):
     ask(tmp_path, {"question": "a", "choices": ["b", "c"], "answer": 1}, line)

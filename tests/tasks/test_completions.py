@@ -1,4 +1,4 @@
-"""Completions: judged by sacrebleu whatever their lengths, bad lines refused."""
+"""Completions: scored by sacrebleu for prompts of any length; invalid lines are refused."""
 
 import json
 
@@ -18,7 +18,7 @@ def ask(tmp_path, *lines):
   return completions.read(str(path), bytes_tokenizer(), 24)
 
 
-def test_each_prompt_gets_its_own_completion_whatever_the_batch(tmp_path):
+def test_each_prompt_gets_its_completion_for_every_batch_size(tmp_path):
   tokens = bytes_tokenizer()
   answers = {prompt: text.replace("sat", "lay") for prompt, text in PAIRS}
   complete = lambda rows: [answers[tokens.decode(row)] for row in rows]

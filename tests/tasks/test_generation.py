@@ -1,4 +1,4 @@
-"""Decoding: from a cache as without one, and beams against all sequences there are."""
+"""Decoding: with and without a cache, and beam search against all possible sequences."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ def model():
 
 
 def whole(model, tokens):
-  """log-probabilities of what follows, without a cache."""
+  """Returns log-probabilities of the next tokens, computed without a cache."""
   module, params = model
   padded = jnp.pad(jnp.asarray(tokens), ((0, 0), (0, LENGTH - np.shape(tokens)[1])))  # what follows is not seen
   return np.asarray(_log_probabilities(module, params, padded))[:, : np.shape(tokens)[1]]
@@ -44,7 +44,7 @@ def run(model, prompt, new, temperature, top_k=0, top_p=1.0, seed=0):
   return np.asarray(said), np.asarray(chances)
 
 
-def test_greedy_tokens_are_those_of_the_whole_model_each_time_anew(model):
+def test_greedy_tokens_equal_those_without_a_cache(model):
   prompt, new = np.asarray(prompts(4)), 8
   said, chances = run(model, prompt, new, 0.0)
   rows = prompt
@@ -58,7 +58,7 @@ def test_greedy_tokens_are_those_of_the_whole_model_each_time_anew(model):
 @pytest.mark.parametrize(
   ("top_k", "top_p", "temperature"), [(0, 1.0, 1.0), (2, 1.0, 1.0), (0, 0.7, 1.0), (0, 1.0, 0.5)]
 )
-def test_samples_are_drawn_from_what_is_kept(model, top_k, top_p, temperature):
+def test_samples_come_from_the_restricted_distribution(model, top_k, top_p, temperature):
   prompt = jnp.repeat(prompts(1), 4000, axis=0)
   said, _ = run(model, prompt, 1, temperature, top_k, top_p)
   p = np.exp(whole(model, prompt[:1])[0, -1] / temperature)
@@ -87,8 +87,8 @@ def test_enough_beams_find_the_likeliest_of_all_sequences(model):
     assert found == pytest.approx(score, abs=1e-4)
 
 
-def test_half_precision_and_experts_decode_too():
-  """Caches are in the model's own dtype, and experts drop nothing, whatever their group and capacity."""
+def test_half_precision_and_experts_can_decode():
+  """Caches have the dtype of the model, and experts drop nothing for any group and capacity."""
   from bigmodel import models, study
 
   config = study.default_config()

@@ -15,7 +15,7 @@ CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.ma
 
 
 def case(seed):
-  """Scores with ties, classes that nobody has, weights: (scores [N, C], labels, predictions, weights)."""
+  """Returns (scores [N, C], labels, predictions, weights), with ties and classes without examples."""
   rng = np.random.default_rng(seed)
   C, N = int(rng.integers(2, 6)), int(rng.integers(5, 40))
   share = rng.dirichlet(np.ones(C)) * (rng.random(C) > 0.2) + 1e-12
@@ -27,7 +27,7 @@ def case(seed):
 
 @CASES
 @pytest.mark.filterwarnings("ignore")
-def test_metrics_are_those_of_scikit_learn(cases):
+def test_metrics_equal_those_of_scikit_learn(cases):
   for seed in range(cases):
     score, label, weight = case(seed)
     C, predicted = score.shape[1], score.argmax(axis=1)
@@ -65,7 +65,7 @@ def test_metrics_are_those_of_scikit_learn(cases):
 
 
 @CASES
-def test_numbers_are_judged_as_by_scikit_learn(cases):
+def test_metrics_of_numbers_equal_those_of_scikit_learn(cases):
   for seed in range(cases):
     rng = np.random.default_rng(seed)
     N = int(rng.integers(2, 30))
@@ -82,7 +82,7 @@ def test_numbers_are_judged_as_by_scikit_learn(cases):
     np.testing.assert_allclose(metrics.pinball(guess, target, weight, quantile), expected, atol=1e-6)
 
 
-def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
+def test_eight_devices_give_the_same_and_gather_only_scores_to_rank():
   mesh = Mesh(np.array(jax.devices()), ("data",))
   spread = NamedSharding(mesh, PartitionSpec("data"))
   whole = jax.jit(lambda s, y, w: metrics.of_classes(s, y)(w))
@@ -102,8 +102,8 @@ def test_eight_devices_give_the_same_and_gather_only_what_is_ranked():
   assert "all-gather" not in program
 
 
-def test_intervals_cover_what_they_estimate():
-  """90% intervals of accuracy over clusters that are alike within: of 200, about nine in ten hold the truth."""
+def test_intervals_cover_the_truth():
+  """Of 200 intervals of accuracy, with correlated examples within clusters, about 90% contain the truth."""
   inside = 0
   for seed in range(200):
     rng = np.random.default_rng(seed)
@@ -116,8 +116,8 @@ def test_intervals_cover_what_they_estimate():
 
 
 @pytest.mark.parametrize("measure", OF_MEANS)
-def test_documents_stand_for_their_tokens(measure):
-  """Also where tokens, or whole documents, do not count."""
+def test_clusters_of_documents_equal_their_tokens(measure):
+  """Also if tokens or whole documents have zero weight."""
   rng = np.random.default_rng(0)
   values = {name: rng.normal(2.0, 1.0, (30, 8)) for name in ("loss", "accuracy")}
   clusters, weight = np.sort(rng.integers(0, 12, (30, 8)), axis=None).reshape(30, 8), rng.integers(0, 3, (30, 8)) * 1.0
@@ -130,7 +130,7 @@ def test_documents_stand_for_their_tokens(measure):
   assert found == {name: pytest.approx(pair, rel=1e-12) for name, pair in expected.items()}
 
 
-def test_the_threshold_costs_least_and_is_chosen_on_the_other_half():
+def test_the_threshold_has_the_lowest_cost_and_is_chosen_on_the_other_half():
   for seed in range(100):
     rng = np.random.default_rng(seed)
     score, yes, weight = np.round(rng.random(30), 1), rng.random(30) < 0.3, rng.integers(1, 3, 30) * 1.0
@@ -146,7 +146,7 @@ def test_the_threshold_costs_least_and_is_chosen_on_the_other_half():
   assert metrics.cost_of_halves(np.arange(20) / 20, np.arange(20) >= 10, np.ones(20), (1.0, 1.0)) <= 0.1
 
 
-def test_translations_are_judged_by_sacrebleu():
+def test_translations_are_scored_by_sacrebleu():
   sacrebleu = pytest.importorskip("sacrebleu")
   said, wanted = ["a cat sat on the mat there", "so it goes on"], ["the cat sat on the mat", "so it goes"]
   assert metrics.bleu(said, wanted)["bleu"] == sacrebleu.corpus_bleu(said, [wanted]).score

@@ -1,4 +1,4 @@
-"""Tasks: what is guessed from what, and losses against their definitions."""
+"""Tasks: inputs and targets, and losses compared with their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bigmodel.tasks import masked_lm, seq2seq
 KEY = jax.random.key(0)
 
 
-def test_the_same_number_of_tokens_of_each_row_is_hidden_in_bert_s_shares():
+def test_each_row_has_the_same_number_of_masked_tokens_in_bert_s_shares():
   tokens = jax.random.randint(jax.random.key(1), (200, 400), 0, 50)
   hidden, weight = masked_lm.hide(tokens, KEY, 60, mask_token=50, vocab=51)
   np.testing.assert_array_equal(weight.sum(axis=1), 60)
@@ -38,8 +38,8 @@ def test_a_row_is_split_into_source_and_target(target):
 
 
 @pytest.mark.parametrize("target", ["next", "reversed"])
-def test_values_of_a_sequence_stand_where_their_tokens_stand(target):
-  """A model that knows a token only gets that one right, at its place."""
+def test_values_of_a_sequence_are_at_the_positions_of_their_tokens(target):
+  """A model that always predicts one token is right only at the positions of that token."""
   config = default_config("transformer")
   config.task.target, config.data.context = target, 10
   task = tasks.build(config)
@@ -57,7 +57,7 @@ def logits_and_targets():
   return np.asarray(jax.random.normal(KEY, (40, 5))), np.asarray(jax.random.randint(jax.random.key(1), (40,), 0, 5))
 
 
-def test_smoothed_and_weighted_cross_entropy_is_its_definition():
+def test_smoothed_and_weighted_cross_entropy_matches_its_definition():
   logits, targets = logits_and_targets()
   weights, smoothing = np.array([1.0, 2.0, 0.5, 0.0, 3.0]), 0.1
   apply = lambda x: (jnp.asarray(logits), {})
@@ -71,7 +71,7 @@ def test_smoothed_and_weighted_cross_entropy_is_its_definition():
   assert float(logged["loss"]) == pytest.approx(-log_p[np.arange(40), targets].mean(), rel=1e-5)
 
 
-def test_balanced_classes_weigh_the_same():
+def test_balanced_classes_have_equal_weight():
   config = default_config("mlp")
   config.task.balanced = True
   tasks.resolve(config.task, {"class_counts": [10, 30, 0, 20]})
@@ -80,7 +80,7 @@ def test_balanced_classes_weigh_the_same():
 
 
 def test_a_regression_of_quantiles_finds_them():
-  """A constant that has the least loss is the quantile of the targets, for each of three at once."""
+  """The constants of lowest loss are the quantiles of the targets, for three quantiles at once."""
   config = default_config("linear", "regression")
   config.task.quantiles = (0.1, 0.5, 0.9)
   task = tasks.build(config)

@@ -43,7 +43,7 @@ def write(tmp_path, text=SMOOTH_L1):
 
 
 def of_numbers(tmp_path, text=SMOOTH_L1, name="smooth_l1"):
-  """A config of a small network for numeric targets with a user's loss."""
+  """Returns a config of a small network for numeric targets with a user's loss."""
   rng = np.random.default_rng(0)
   inputs = rng.standard_normal((48, 4))
   np.savez(tmp_path / "table.npz", inputs=inputs, targets=inputs.sum(axis=1))
@@ -75,8 +75,8 @@ def losses_of(config, steps=4):
   return losses
 
 
-def test_a_loss_without_its_argument_at_work_trains_like_the_task_it_equals(config, tmp_path):
-  """A focal loss with gamma = 0 is the cross-entropy, for text and for classes alike."""
+def test_a_user_loss_that_equals_a_task_trains_like_that_task(config, tmp_path):
+  """A focal loss with gamma = 0 is the cross-entropy, for text and for classes."""
   expected = losses_of(config)
   own = configs.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])
   assert (own.task.gamma, own.model.width, own.data.context) == (0.0, 16, 32)
@@ -116,7 +116,7 @@ def get_config(arg=None):
   assert records[0]["loss_eval"] > 0
 
 
-def test_a_changed_file_is_a_changed_run_and_a_moved_one_the_same(tmp_path):
+def test_changing_the_file_changes_the_run_id_and_moving_it_does_not(tmp_path):
   config = of_numbers(tmp_path)
 
   def run_id(name, text):
@@ -136,7 +136,7 @@ def test_eight_devices_agree_with_one(tmp_path):
 
 
 def test_experts_keep_their_losses(config, tmp_path):
-  """The router of a mixture of experts is trained whatever the loss of the outputs is."""
+  """The router of a mixture of experts trains with any user's loss."""
   config.model.update(experts=2)
   config.task.balance_loss = 1.0
   own = configs.overridden(config, [f"task.name={write(tmp_path, FOCAL)}:focal"])

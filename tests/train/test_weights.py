@@ -175,9 +175,9 @@ def test_models_that_an_architecture_cannot_represent_are_not_exported():
   config = study.default_config()
   config.model.update(vocab=31, qk_norm=True)
   config = study.resolve_without_data(config)
-  with pytest.raises(UserError, match=r"a llama has no config.model.qk_norm = True"):
+  with pytest.raises(UserError, match=r"a llama cannot have config.model.qk_norm = True"):
     huggingface.config_of("llama", config)
-  with pytest.raises(UserError, match=r"a gpt2 has no config.model.norm = 'rms'"):
+  with pytest.raises(UserError, match=r"a gpt2 cannot have config.model.norm = 'rms'"):
     huggingface.config_of("gpt2", config)
-  with pytest.raises(UserError, match="a bert is a bert here, not a decoder"):
+  with pytest.raises(UserError, match="a bert needs the family bert, not decoder"):
     huggingface.config_of("bert", config)

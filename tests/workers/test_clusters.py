@@ -1,4 +1,4 @@
-"""Workers on clusters: real ones of one machine, where nodes and jobs are taken away while they train."""
+"""Workers on clusters: real clusters on one machine, whose nodes and jobs are removed while they train."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def get_study(config):
 
 @pytest.fixture
 def command(corpus_dir, tmp_path):
-  """The command of a study of five rates: `command(folder)`."""
+  """Returns `command(folder)`, the command of a study of five learning rates."""
 
   def of(folder, steps=600, seeds=2):
     path = tmp_path / "config.py"
@@ -49,7 +49,7 @@ def command(corpus_dir, tmp_path):
 
 
 def alike(command, calm, other, **sizes):
-  """Trains one study undisturbed, and gives the other its plan: the same packs."""
+  """Trains one study undisturbed, and copies its plan, with the same packs, to the other."""
   subprocess.run([*command(calm.name, **sizes), "--workers=local:2"], check=True, timeout=900)
   other.mkdir()
   shutil.copy(calm / "plan.json", other)
@@ -60,7 +60,7 @@ def results(folder):
 
 
 class Fails:
-  """A place whose workers end with these codes, one after another, but for the last, which goes on."""
+  """A place whose workers exit with these codes, one after another; the last worker keeps running."""
 
   log = "here"
 
@@ -74,10 +74,10 @@ class Fails:
     return self.codes[self.starts - 1] if self.starts <= len(self.codes) else None
 
 
-def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeypatch):
+def test_a_worker_that_dies_is_restarted_but_not_after_invalid_input(monkeypatch):
   clock = [0.0]
   monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
-  place = Fails([clusters.VANISHED, 137, 0])  # the last ended, but not all runs have
+  place = Fails([clusters.VANISHED, 137, 0])  # the last exited normally before all runs ended
   slot = pool._Slot(place)
   for _ in range(20):
     slot.keep_running((0, 0))
@@ -86,9 +86,9 @@ def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeyp
   assert slot.is_running()
   slot = pool._Slot(Fails([2]))
   slot.keep_running((0, 0))
-  with pytest.raises(UserError, match="refused its input"):
+  with pytest.raises(UserError, match="rejected its input"):
     slot.keep_running((0, 0))
-  place = Fails([clusters.VANISHED] * 20)  # a time limit, again and again, while runs get further
+  place = Fails([clusters.VANISHED] * 20)  # repeated time limits while runs make progress
   slot = pool._Slot(place)
   for step in range(200):
     slot.keep_running((0, step))
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_is_started_again_and_one_that_refuses_is_not(monkeyp
 
 
 def test_a_job_that_left_the_queue_without_a_result_has_vanished(tmp_path, monkeypatch):
-  """Not at once: what it wrote may be seen late."""
+  """Not immediately, because its files may become visible late."""
   clock = [0.0]
   monkeypatch.setattr(clusters, "time", SimpleNamespace(monotonic=lambda: clock[0]))
   queue = {"7_0"}
@@ -125,7 +125,7 @@ def test_a_job_that_left_the_queue_without_a_result_has_vanished(tmp_path, monke
   assert place.poll() == 0
 
 
-def test_options_of_workers_are_numbers_and_words(monkeypatch):
+def test_worker_options_are_parsed_as_values(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
   given = ["timeout_min=5", "slurm_use_srun=False", "slurm_partition=gpu", "mem_gb=0.5"]
   assert Workers.parse("slurm:2", given).options == {
@@ -151,7 +151,7 @@ def test_options_of_workers_are_numbers_and_words(monkeypatch):
 def test_nodes_of_a_ray_cluster_are_removed_while_they_train(command, tmp_path, monkeypatch):
   cluster_utils = pytest.importorskip("ray.cluster_utils")
   ray = pytest.importorskip("ray")
-  """Every 20 s one of three nodes goes and another comes; each of 40 runs ends once, as in an undisturbed study."""
+  """Every 20 s one of three nodes is replaced; each of 40 runs ends once, with the results of an undisturbed study."""
   alike(command, tmp_path / "calm", tmp_path / "removed", steps=1500, seeds=8)
   cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
   nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -177,7 +177,7 @@ def test_nodes_of_a_ray_cluster_are_removed_while_they_train(command, tmp_path, 
   assert results(tmp_path / "removed") == results(tmp_path / "calm")
 
 
-LIMITED = 10_000  # steps, which last longer than the minute that a job has
+LIMITED = 10_000  # steps that take longer than the time limit of a job, one minute
 
 SLURM = """
 ClusterName=here
@@ -206,7 +206,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch, free_port):
-  """A Slurm of this host alone, where Debian's slurm-wlm is installed."""
+  """Runs Slurm on this host alone, if Debian's slurm-wlm is installed."""
   pytest.importorskip("submitit")
   if os.getuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch"))):
     pytest.skip("needs root and slurm-wlm")
@@ -229,7 +229,7 @@ def slurm(tmp_path, monkeypatch, free_port):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
-def test_a_study_of_ten_runs_as_jobs_of_slurm(command, tmp_path):
+def test_a_study_of_ten_runs_trains_in_slurm_jobs(command, tmp_path):
   """A job is cancelled while it trains; another takes its place."""
   alike(command, tmp_path / "calm", tmp_path / "cancelled")
   process = subprocess.Popen([*command("cancelled"), "--workers=slurm:2", "--worker-options=timeout_min=30"])
@@ -257,8 +257,8 @@ def test_a_study_of_ten_runs_as_jobs_of_slurm(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
-def test_a_job_that_comes_to_its_limit_saves_first(command, tmp_path):
-  """A group of runs that lasts longer than a job, and saves nothing on its way: only what jobs save at the end."""
+def test_a_job_saves_before_its_time_limit(command, tmp_path):
+  """A group lasts longer than a job and saves no checkpoints in between: only those that jobs save at their limit."""
   rare = "--config.train.checkpoint_every=1000000"
   limits = ["--workers=slurm:1", "--worker-options=timeout_min=1", "--worker-options=slurm_signal_delay_s=20"]
   subprocess.run([*command("limited", steps=LIMITED, seeds=1), rare, *limits], check=True, timeout=900)

@@ -1,6 +1,6 @@
-"""Runs fail for good only where they fail by themselves; a worker whose machine is at fault stops; the seal says so.
+"""Runs fail for good only if they fail alone; a worker on a bad machine stops; seals list failed runs.
 
-Nothing is trained here: runs end, or fail, as each test says.
+These tests train nothing: each test decides whether runs end or fail.
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ from bigmodel.workers.worker import Worker
 
 
 def end(run, status="finished"):
-  """Ends a run as if it had been trained, with the loss of a law."""
+  """Ends a run as if it had trained, with the loss of a law."""
   open_folder(run)
   write_provenance(run)
   unevaluated = results.unevaluated(run, run.steps)
@@ -82,12 +82,12 @@ def statuses(prepared):
   return {one.run_id: one.status for one in record.collect(prepared.workdir)}
 
 
-def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepared, monkeypatch):
+def test_one_bad_machine_of_four_fails_no_run_and_its_worker_stops(prepared, monkeypatch):
   tries, failed_twice = [], threading.Event()
 
   def fault(runs, worker):
     if worker != "w0":
-      failed_twice.wait(30)  # the others take their time
+      failed_twice.wait(30)  # the other workers are slow
       return None
     tries.append(runs)
     if len(tries) == 2:
@@ -109,7 +109,7 @@ def test_of_four_workers_one_whose_machine_is_bad_fails_no_run_and_stops(prepare
 
 
 def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long(prepared, monkeypatch):
-  """It has failed with all else by then; each run's second attempt waits for the other worker."""
+  """By then it has failed with all other runs; each second attempt waits for the other worker."""
   began, idle = threading.Event(), threading.Event()
 
   def fault(runs, worker):
@@ -127,7 +127,7 @@ def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long
     other = pool.submit(work, prepared, groups, "w1", 0.6)
     began.wait(30)
     bad = pool.submit(work, prepared, groups, "w0", 0.6)
-    time.sleep(2.5)  # several times as long as a worker that says nothing is believed to be alive
+    time.sleep(2.5)  # several times `patience`
     idle.set()
     with pytest.raises(UnfitWorker):
       bad.result()
@@ -138,7 +138,7 @@ def test_a_bad_machine_fails_no_run_while_the_only_other_worker_is_busy_for_long
 
 
 def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeypatch):
-  """One group fails here in each; that its runs fail for good here is no success."""
+  """One group fails here in each round; runs that fail for good here do not count as a success."""
   training = Training(lambda runs, worker: RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE"))
   monkeypatch.setattr(execute, "train_runs", training)
   groups = groups_of(prepared, 1)
@@ -156,7 +156,7 @@ def test_failures_of_several_rounds_show_that_a_machine_is_bad(prepared, monkeyp
       worker.train(groups[2:3], prepared.runs)
 
 
-def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
+def test_a_worker_without_a_sign_of_life_is_not_waited_for(tmp_path):
   now = [0.0]
   one, other = (failures.Failures(tmp_path, name, 100.0, lambda: now[0]) for name in ("one", "other"))
   other.__enter__()
@@ -164,7 +164,7 @@ def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
     one.add("group", ["a", "b"], OSError(), lambda: False)
     waits = lambda *run_ids: one.waits_for_others("group", lambda: run_ids)
     assert waits("a", "b")
-    assert not waits("a", "c")  # c was not tried here
+    assert not waits("a", "c")  # c has not been tried by this worker
     now[0] += 99.0
     other._beat()
     assert waits("a", "b")
@@ -181,8 +181,8 @@ def test_a_worker_that_says_nothing_for_long_is_not_waited_for(tmp_path):
     assert not waits("b")
 
 
-def test_a_node_that_fails_for_a_moment_costs_one_more_try(prepared, monkeypatch):
-  """Also where there is no other worker."""
+def test_a_transient_failure_costs_one_retry(prepared, monkeypatch):
+  """Also if there is no other worker."""
   errors = [OSError(errno.ESTALE, "Stale file handle")]
   training = Training(lambda runs, worker: errors.pop() if errors else None)
   monkeypatch.setattr(execute, "train_runs", training)
@@ -191,7 +191,7 @@ def test_a_node_that_fails_for_a_moment_costs_one_more_try(prepared, monkeypatch
   assert [len(ids) for _, ids in training.calls] == [12, 12]
 
 
-def test_members_of_a_pack_that_runs_out_of_memory_are_trained_one_by_one(prepared, monkeypatch):
+def test_members_of_a_pack_that_runs_out_of_memory_train_alone(prepared, monkeypatch):
   full = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 98765432 bytes")
   training = Training(lambda runs, worker: full if len(runs) > 1 else None)
   monkeypatch.setattr(execute, "train_runs", training)
@@ -200,8 +200,8 @@ def test_members_of_a_pack_that_runs_out_of_memory_are_trained_one_by_one(prepar
   assert sorted(len(ids) for _, ids in training.calls) == [1] * 12 + [4] * 3  # each pack once
 
 
-def test_a_run_that_fails_by_itself_fails_and_its_companions_do_not(prepared, monkeypatch):
-  """A pack is tried twice, then each member, and the one at fault twice; the plain way of object stores, too."""
+def test_a_run_that_fails_alone_fails_and_the_others_of_its_pack_do_not(prepared, monkeypatch):
+  """A pack is tried twice, then each member alone, the faulty one twice; also without leases, as in object stores."""
   bad = list(prepared.runs)[1]
   training = Training(lambda runs, worker: ValueError("bad run") if bad in [r.run_id for r in runs] else None)
   monkeypatch.setattr(execute, "train_runs", training)
@@ -222,7 +222,7 @@ def test_a_run_that_fails_by_itself_fails_and_its_companions_do_not(prepared, mo
   assert len(training.calls[-1][1]) == 1
 
 
-def test_what_a_try_elsewhere_cannot_change_is_raised_at_once(prepared, monkeypatch):
+def test_errors_that_a_retry_cannot_fix_are_raised_immediately(prepared, monkeypatch):
   training = Training(lambda runs, worker: UserError("config.train.steps: -1 is not positive"))
   monkeypatch.setattr(execute, "train_runs", training)
   with pytest.raises(UserError):
@@ -231,22 +231,22 @@ def test_what_a_try_elsewhere_cannot_change_is_raised_at_once(prepared, monkeypa
   assert not statuses(prepared)
 
 
-def test_a_worker_that_was_replaced_says_so_notes_nothing_and_goes_on(prepared, monkeypatch):
-  """Whatever it runs into then: the folders are its successor's."""
-  groups, told = groups_of(prepared, 6), []
+def test_a_worker_that_lost_its_lease_records_nothing_and_continues(prepared, monkeypatch):
+  """Errors after that are ignored, because the folders belong to the next holder."""
+  groups, messages = groups_of(prepared, 6), []
   stolen = groups[0].name
 
   def fault(runs, worker):
     lease = prepared.workdir / "leases" / stolen / "1"
     if runs[0].run_id != stolen or not lease.exists():
       return None
-    lease.rename(lease.parent / "2")  # as a worker that took over would have it
+    lease.rename(lease.parent / "2")  # as a worker does that takes over
     return FileNotFoundError("checkpoints/10 is gone")
 
   monkeypatch.setattr(execute, "train_runs", Training(fault))
-  monkeypatch.setattr(Display, "say", lambda self, text: told.append(text))
+  monkeypatch.setattr(Display, "say", lambda self, text: messages.append(text))
   work(prepared, groups)
-  assert told[0] == f"{stolen}: another worker has taken over; this worker goes on with other runs"
+  assert messages[0] == f"{stolen}: another worker has taken over; this worker continues with other runs"
   assert not (prepared.workdir / "failures").exists()
   assert {*statuses(prepared).values()} == {"finished"}
 
@@ -299,7 +299,7 @@ class InThread:
 
 @pytest.fixture
 def with_target(config, tmp_path):
-  """A study of nine runs and a target: `with_target(folder, ...)` -> prepared."""
+  """Returns `with_target(folder, ...)`, which prepares a study of nine runs and a target."""
   config.train.steps, config.data.repeat = 0, True
   sizes = [{"model.width": w, "model.head_size": w // 2} for w in (8, 12, 16)]
   design = IsoFlop((1e8, 2e8, 4e8), sizes)
@@ -310,7 +310,7 @@ def with_target(config, tmp_path):
 
 @pytest.mark.parametrize("kind", ["slurm", "local"])
 def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_target, monkeypatch, kind):
-  """The target, too, is trained by a worker, and carries the seal; workers of this machine leave it to the command."""
+  """A worker also trains the target, which carries the seal; workers on this machine leave it to the command."""
   training, timed = Training(lambda runs, worker: None), []
   monkeypatch.setattr(execute, "train_runs", training)
   monkeypatch.setattr(price, "_measure", lambda run, members: timed.append((run.run_id, members)) or (1.0, 1e-3))
@@ -330,8 +330,8 @@ def test_on_a_cluster_the_command_trains_nothing_and_times_one_small_run(with_ta
   assert (timed == [(smallest, 1)]) == (kind == "slurm")
 
 
-def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, monkeypatch):
-  """The first that takes it has a bad machine; one of the others stays for that, and does not leave."""
+def test_on_a_cluster_another_worker_retries_the_target(with_target, monkeypatch):
+  """The first worker has a bad machine; another worker stays for the retry."""
   monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   tries = []
 
@@ -341,7 +341,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
     tries.append(worker)
     if worker != tries[0]:
       return None
-    time.sleep(2.5)  # the others have seen by then that they are not needed
+    time.sleep(2.5)  # by then, idle workers have seen that they are not needed
     return RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
 
   monkeypatch.setattr(execute, "train_runs", Training(fault))
@@ -354,7 +354,7 @@ def test_on_a_cluster_the_target_is_tried_again_by_another_worker(with_target, m
 
 
 def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkeypatch):
-  """Unless the study says so; the seal lists them, and those that diverged, which are no failures."""
+  """Unless the study accepts failed runs. The seal lists failed runs, and diverged runs separately."""
   monkeypatch.setattr(price, "_measure", lambda run, members: (1.0, 1e-3))
   prepared = with_target("study")
   failed, diverged = list(prepared.runs)[2:4]
@@ -379,8 +379,8 @@ def test_no_forecast_is_sealed_while_fitted_runs_have_failed(with_target, monkey
   assert report["forecast"]["actual"] is not None
 
 
-def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(monkeypatch, tmp_path):
-  """Of this machine an unfit one is not started again; it starts no more workers than there are groups left."""
+def test_a_pool_continues_without_a_worker_that_is_unfit_or_keeps_dying(monkeypatch, tmp_path):
+  """An unfit worker on this machine is not restarted, and no more workers start than there are groups left."""
 
   class Place:
     log = "here"
@@ -397,8 +397,8 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
   clock = [0.0]
   monkeypatch.setattr(pools.time, "monotonic", lambda: clock[0])
   monkeypatch.setattr(pools, "_Process", Place)
-  told = []
-  display = type("Told", (), {"say": lambda self, text: told.append(text)})()
+  messages = []
+  display = type("Told", (), {"say": lambda self, text: messages.append(text)})()
   pool = pools.Pool(Workers("local", 4), [], tmp_path, display, StopRequest())
   places = [Place(pools.UNFIT), Place(1), Place(None), Place(None)]
   monkeypatch.setattr(pools, "_places", lambda *_: places)
@@ -407,7 +407,7 @@ def test_a_pool_goes_on_without_a_worker_that_is_unfit_or_dies_again_and_again(m
     pool._keep_running(watch)
     clock[0] += 1.0
   assert [place.starts for place in places] == [1, 11, 1, 1]
-  assert [text.split(";")[0] for text in told] == [
+  assert [text.split(";")[0] for text in messages] == [
     "a worker found this machine unfit to train",
     "a worker died 10 times in a row, the last time with code 1",
   ]

@@ -1,4 +1,4 @@
-"""A lease has one holder at a time whatever dies, stalls or is late, and whoever lost one knows."""
+"""A lease has one holder at a time even if workers die, stall or are late, and a holder notices that it lost it."""
 
 import concurrent.futures
 import importlib.util
@@ -18,13 +18,13 @@ from bigmodel.workers.leases import PATIENCE, WINDOW, Leases, Turns, WhileHeld
 
 
 def holder(folder):
-  """The worker that the newest lease of `run` names, or its last word."""
+  """Returns the worker that the newest lease of `run` names, or `RELEASED`."""
   newest = max((folder / "run").glob("[0-9]*"), key=lambda path: int(path.name))
   return newest.read_text().split()[0]
 
 
-def test_one_of_many_takes_a_lease(tmp_path):
-  """Many at once, again and again: never two."""
+def test_only_one_of_many_workers_takes_a_lease(tmp_path):
+  """Many workers try at once, repeatedly: never do two succeed."""
   for trial in range(20):
     together = threading.Barrier(8)
 
@@ -39,7 +39,7 @@ def test_one_of_many_takes_a_lease(tmp_path):
     assert taken[0].held()
 
 
-def test_a_lease_that_is_renewed_stays_and_one_that_is_given_up_is_free(tmp_path):
+def test_a_renewed_lease_is_kept_and_a_released_one_is_free(tmp_path):
   one, other = Leases(tmp_path, "one", 0.3), Leases(tmp_path, "other", 0.3)
   lease = one.claim("run")
   assert lease is not None
@@ -54,8 +54,8 @@ def test_a_lease_that_is_renewed_stays_and_one_that_is_given_up_is_free(tmp_path
   assert other.claim("run").number == 2
 
 
-def test_the_lease_of_a_dead_worker_is_taken_over_by_one(tmp_path):
-  """By the clock of who waits: what a file says of times plays no part."""
+def test_only_one_worker_takes_over_the_lease_of_a_dead_worker(tmp_path):
+  """The clock of the waiting worker decides; times of files do not matter."""
   dead = Leases(tmp_path, "dead", 0.3).claim("run")  # is never renewed
   others = [Leases(tmp_path, f"w{i}", 0.3) for i in range(4)]
   assert [leases.claim("run") for leases in others] == [None] * 4
@@ -70,9 +70,9 @@ def test_the_lease_of_a_dead_worker_is_taken_over_by_one(tmp_path):
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["2"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
-def test_the_lease_of_a_process_that_has_ended_here_is_free_at_once(tmp_path):
-  """Not that of one that lives, or of another machine, which may have one of the same number."""
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_lease_of_an_ended_local_process_is_free_immediately(tmp_path):
+  """Not that of a living process, or of a process with the same number on another machine."""
   code = f"""
 import sys
 from bigmodel.workers.leases import Leases
@@ -86,7 +86,7 @@ sys.stdin.read()"""
   elsewhere = tmp_path / "c" / "1"
   elsewhere.write_text(elsewhere.read_text().replace(processes._machine(), "0" * 16))
   process.kill()
-  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked how it ended
+  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has waited for it
   assert others.claim("a").number == 2
   process.wait()
   assert others.claim("b").number == 2
@@ -97,8 +97,8 @@ sys.stdin.read()"""
   assert others.claim("a").number == 3
 
 
-def test_who_wakes_up_late_writes_no_more(tmp_path):
-  """A process that was stopped for longer than others wait finds out at its next look, before its next renewal."""
+def test_a_holder_that_wakes_up_late_does_not_write(tmp_path):
+  """A process that was stopped for longer than `patience` notices at its next check, before its next renewal."""
   sleeper = Leases(tmp_path, "sleeper", 0.3).claim("run")
   other = Leases(tmp_path, "other", 0.3)
   other.claim("run")
@@ -108,13 +108,13 @@ def test_who_wakes_up_late_writes_no_more(tmp_path):
   assert stop.requested()
   assert stop.lost()
   assert sleeper is not None
-  with sleeper:  # its thread does not renew what it has lost, nor gives it up
+  with sleeper:  # its thread neither renews nor releases a lost lease
     time.sleep(0.2)
   assert holder(tmp_path) == "other"
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["2"]
 
 
-def test_a_stop_is_the_one_given_while_the_lease_is_held(tmp_path):
+def test_a_stop_is_forwarded_while_the_lease_is_held(tmp_path):
   stop = StopRequest()
   held = WhileHeld(stop, Leases(tmp_path, "one").claim("run"))
   assert not held.requested()
@@ -123,13 +123,13 @@ def test_a_stop_is_the_one_given_while_the_lease_is_held(tmp_path):
   assert not held.lost()
 
 
-def test_an_object_store_cannot_say_who_was_first():
+def test_object_stores_are_refused():
   with pytest.raises(UserError, match="not of an object store"):
     Leases("gs://bucket/study/leases", "one")
 
 
-def test_no_run_is_lost_or_doubled_where_workers_die_stall_and_wake_up_late(tmp_path):
-  """The simulation of `benchmarks/leases.py`, with a few."""
+def test_no_run_is_lost_or_repeated_if_workers_die_stall_and_wake_up_late(tmp_path):
+  """Runs the simulation of `benchmarks/leases.py` with a few workers."""
   spec = importlib.util.spec_from_file_location("leases", Path(__file__).parents[2] / "benchmarks" / "leases.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -143,9 +143,9 @@ def test_no_run_is_lost_or_doubled_where_workers_die_stall_and_wake_up_late(tmp_
 
 @pytest.mark.parametrize("dead", [1, 80])
 def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path, dead):
-  """A worker without work looks at a few leases, at others once these were renewed, and takes over one that is dead.
+  """An idle worker reads a few leases, others once these were renewed, and takes over a dead one.
 
-  Where many are dead it need not go round: it waits for those that it saw first.
+  If many are dead, it waits for those that it saw first, without reading others.
   """
   clock, looks = [0.0], []
 
@@ -170,14 +170,14 @@ def test_a_turn_costs_the_same_however_many_runs_others_hold(tmp_path, dead):
     assert clock[0] < 100 * each
   assert taken[0] in names[:: 160 // dead]
   assert not held[names.index(taken[0])].held()
-  if dead == 1:  # all were looked at twice, and the dead one for as long as patience asks
+  if dead == 1:  # all were read twice, and the dead one until `patience` was over
     assert clock[0] <= (2 * len(names) / WINDOW + 4) * each
     assert len(seen) > WINDOW
   else:
     assert clock[0] <= PATIENCE + each
 
 
-def test_what_has_ended_is_marked_once_and_looked_at_no_more(tmp_path):
+def test_an_ended_run_is_marked_once_and_not_read_again(tmp_path):
   asked, names = [], ["a", "b", "c"]
   ended = lambda name: asked.append(name) or True
   assert Turns(Leases(tmp_path, "one"), names, ended, lambda name: True).next() == ("", None, 0.0)

@@ -1,4 +1,4 @@
-"""Members of a pack are the runs that they would be alone, with horizons of their own, on lanes of any shape."""
+"""Members of a pack equal runs trained alone, with different horizons and lanes of any shape."""
 
 import dataclasses
 import shutil
@@ -41,8 +41,8 @@ def train(runs, corpus, stop=None):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2}], ids=str)
-def test_each_member_has_its_horizon_and_is_the_run_alone(resolved, tmp_path, sizes):
-  """On a CPU's lanes, and spread over the other axes of a mesh as well."""
+def test_each_member_has_its_horizon_and_equals_the_run_trained_alone(resolved, tmp_path, sizes):
+  """On lanes of a CPU, and also sharded over the other axes of a mesh."""
   config, corpus = resolved
   config.model.vocab = 264  # 257 is prime
   runs = members_of(config, tmp_path / "pack", (30, 20), **sizes)
@@ -78,7 +78,7 @@ def test_a_member_past_its_horizon_is_not_computed(resolved):
 
 @pytest.mark.parametrize("looks", [7, 24])
 def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path, stop_at, looks, monkeypatch):
-  """Before the shorter member has ended, and after; with steps one by one, where there were several in a call."""
+  """Before and after the shorter member has ended; with single steps instead of several per call."""
   config, corpus = resolved
   whole = train(members_of(config, tmp_path / "whole", (30, 20)), corpus)
   runs = members_of(config, tmp_path / "halves", (30, 20))
@@ -93,7 +93,7 @@ def test_a_pack_of_several_horizons_resumes_to_the_same_bits(resolved, tmp_path,
   assert metrics.read(runs[1].folder)[-1]["step"] == 20
 
 
-def test_all_steps_of_a_call_are_logged_at_times_of_their_own(resolved, tmp_path):
+def test_steps_of_one_call_are_logged_at_different_times(resolved, tmp_path):
   config, corpus = resolved
   config.train.log_every = 1
   runs = members_of(config, tmp_path, (30, 20))
@@ -112,7 +112,7 @@ def test_all_steps_of_a_call_are_logged_at_times_of_their_own(resolved, tmp_path
     assert max(row["tokens_per_second"] for row in rows) < 1e8
 
 
-def test_what_is_known_of_members_that_diverge_is_the_same_whatever_a_call_takes(resolved, tmp_path, monkeypatch):
+def test_records_of_diverged_members_do_not_depend_on_the_steps_per_call(resolved, tmp_path, monkeypatch):
   config, corpus = resolved
   config.train.log_every = 1
   config.optim.update(lr=1e30, clip=1e30, warmup=0.0)
@@ -127,8 +127,8 @@ def test_what_is_known_of_members_that_diverge_is_the_same_whatever_a_call_takes
   assert told[0] == told[1]
 
 
-def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resolved, tmp_path):
-  """As after a crash: the longer member has only a checkpoint from before the shorter one's end."""
+def test_a_member_with_a_record_is_unchanged_if_the_others_restart_earlier(resolved, tmp_path):
+  """As after a crash, the only checkpoint of the longer member is from before the end of the shorter one."""
   config, corpus = resolved
   runs = members_of(config, tmp_path, (30, 20))
   whole = train(runs, corpus)
@@ -141,7 +141,7 @@ def test_a_member_with_a_record_keeps_what_it_has_where_the_others_go_back(resol
   assert metrics.read(runs[0].folder)[-1]["step"] == 30
 
 
-def test_a_member_that_has_ended_leaves_the_others_bits_alone(resolved, tmp_path):
+def test_a_member_that_has_ended_does_not_change_the_others(resolved, tmp_path):
   config, corpus = resolved
   first, _ = train(members_of(config, tmp_path / "one", (30, 25)), corpus)
   again, _ = train(members_of(config, tmp_path / "other", (30, 10)), corpus)
@@ -161,7 +161,7 @@ def grouped(config, tmp_path, horizons, **options):
   return [[steps_of[i] for i in ids] for ids in packs.group(runs, **options)]
 
 
-def test_those_side_by_side_have_about_the_same_horizon(config, tmp_path, monkeypatch):
+def test_members_side_by_side_have_similar_horizons(config, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 2)
   assert grouped(config, tmp_path, (100, 40, 90, 38, 20)) == [[100, 40, 90, 38], [20]]
   assert grouped(config, tmp_path, (100, 60, 50, 10)) == [[60, 50], [100], [10]]
@@ -171,7 +171,7 @@ def test_those_side_by_side_have_about_the_same_horizon(config, tmp_path, monkey
 
 
 def test_packs_are_as_large_as_memory_allows(config, tmp_path, monkeypatch):
-  """And where members are batched, of about one horizon: those that have ended are computed with the others."""
+  """Batched members have similar horizons, because members that have ended are still computed."""
   monkeypatch.setattr("jax.device_count", lambda: 2)
   monkeypatch.setattr(packs, "room", lambda _: 2)
   assert grouped(config, tmp_path, (30,) * 7) == [[30] * 4, [30] * 2, [30]]
@@ -186,7 +186,7 @@ COSTS = {"adamw": 1.0, "muon": 3.0}
 
 @pytest.fixture
 def planned(config, tmp_path, monkeypatch):
-  """`planned(horizons, plan so far)` -> (sizes of what was timed, plan): 1 s a step alone, 1 / members^2 in a pack."""
+  """`planned(horizons, earlier plan)` -> (sizes that were timed, plan): 1 s per step alone, 1 / members^2 in a pack."""
   monkeypatch.setattr("jax.device_count", lambda: 2)
   config.eval.tokens = 3 * 8 * 32  # as long as one step
   config.train.update(steps=0, tokens=0)
@@ -215,10 +215,10 @@ def test_a_plan_times_runs_as_they_will_train(planned):
   measured, plan = planned((31, 31, 29, 29, 9))
   assert measured == [1, 4]
   assert expected(plan.runs) == [2.0, 2.0, 1.875, 1.875, 10.0]
-  assert expected(plan.groups) == [7.75, 10.0]  # what was timed is compiled
+  assert expected(plan.groups) == [7.75, 10.0]  # timed programs are compiled already
 
 
-def test_of_packs_of_a_shape_the_largest_is_timed_and_the_others_are_still_to_be_compiled(planned, monkeypatch):
+def test_only_the_largest_pack_of_a_shape_is_timed_and_compiled(planned, monkeypatch):
   monkeypatch.setattr(packs, "room", lambda _: 2)
   measured, plan = planned((31,) * 6)
   assert measured == [4]
@@ -226,7 +226,7 @@ def test_of_packs_of_a_shape_the_largest_is_timed_and_the_others_are_still_to_be
   assert expected(plan.groups) == [8.0, 6.0]
 
 
-def test_an_added_run_is_priced_alone_if_it_trains_alone_whatever_was_planned(planned):
+def test_an_added_run_that_trains_alone_is_priced_alone(planned):
   _, known = planned((31,) * 4)
   measured, plan = planned((31,) * 5, known)
   assert measured == [1]
@@ -242,7 +242,7 @@ def test_each_optimizer_is_timed(planned):
   assert plan.total.expected_seconds == pytest.approx(16 + 32 + 48 + 96)
 
 
-def test_a_target_that_was_timed_is_compiled_already(config, tmp_path):
+def test_a_timed_target_is_compiled_already(config, tmp_path):
   (run,) = runs = runs_of(config, tmp_path, (30,))
   calibration = price.Calibration({price._way(run, False): [(1e6, 1.0)]}, 5.0)
   cost = lambda compiled: plans._price_target(runs, calibration, compiled).expected_seconds
@@ -254,7 +254,7 @@ def test_a_target_that_was_timed_is_compiled_already(config, tmp_path):
   ("members", "seconds"), [(1, 0.06), (2, (0.5 + 8 * 0.01) / (2 * 8)), (5, (0.5 + 3 * 8 * 0.01) / (5 * 8))]
 )
 def test_a_step_in_a_pack_costs_its_share_of_the_calls(config, tmp_path, monkeypatch, steps, members, seconds):
-  """Each call costs .5 s for a pack; members share two lanes, 5 as 3 and 2, and each makes 8 steps of .01 s a call."""
+  """A call costs 0.5 s for a pack; 5 members share two lanes as 3 and 2, and each takes 8 steps of 0.01 s per call."""
   now, turns = [0.0], -(-members // 2)
 
   def step(state, rows, h):
@@ -280,7 +280,7 @@ def test_a_step_in_a_pack_costs_its_share_of_the_calls(config, tmp_path, monkeyp
   assert price._measure(run, members) == pytest.approx((5.0, seconds))
 
 
-def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config, tmp_path, monkeypatch):
+def test_a_pack_planned_elsewhere_is_split_to_fit_a_smaller_machine(config, tmp_path, monkeypatch):
   runs = runs_of(config, tmp_path, (30,) * 5)
   monkeypatch.setattr("jax.device_count", lambda: 2)
   for room, sizes in ((9, [5]), (1, [2, 2, 1]), (0, [1] * 5)):
@@ -292,7 +292,7 @@ def test_a_machine_that_holds_less_cuts_a_pack_that_was_planned_elsewhere(config
     assert sum(part.expected_seconds for part in parts) == pytest.approx(10.0)
 
 
-def test_what_lies_in_the_hosts_memory_or_in_no_devices_is_not_packed(config, tmp_path, monkeypatch):
+def test_offloaded_or_too_large_runs_are_not_packed(config, tmp_path, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 2)
   monkeypatch.setattr(packs, "room", lambda _: 0)
   assert grouped(config, tmp_path, (30, 30)) == [[30], [30]]
@@ -302,7 +302,7 @@ def test_what_lies_in_the_hosts_memory_or_in_no_devices_is_not_packed(config, tm
   assert grouped(config, tmp_path, (30, 30)) == [[30], [30]]
 
 
-def test_room_is_memory_over_what_a_member_needs(resolved, monkeypatch):
+def test_room_is_memory_over_the_bytes_of_a_member(resolved, monkeypatch):
   config, _ = resolved
   rooms = []
   for memory in (1e5, 1e9, 4e9):

@@ -1,4 +1,4 @@
-"""Workers share a study's runs: each ends once, whoever dies, with the same results."""
+"""Workers share a study's runs: each run ends once, with the same results, even if workers die."""
 
 import concurrent.futures
 import contextlib
@@ -41,8 +41,8 @@ def results(folder):
   return {one.run_id: one.result_sha256 for one in record.collect(folder)}
 
 
-def test_a_worker_trains_what_another_left(config, tmp_path):
-  """Of two groups one is held by a dead worker: it is taken over; the results are those of one process."""
+def test_a_worker_takes_over_the_group_of_a_dead_worker(config, tmp_path):
+  """One of two groups is held by a dead worker and taken over; the results are those of one process."""
   prepared = planned(config, tmp_path / "shared", 2)
   groups = [Group(tuple(prepared.runs)[i : i + 2], 0.0) for i in (0, 2)]
   dead = leases.Leases(tmp_path / "shared" / "leases", "dead").claim(groups[0].name)
@@ -56,8 +56,8 @@ def test_a_worker_trains_what_another_left(config, tmp_path):
   assert len(results(tmp_path / "alone")) == 4
 
 
-def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
-  """After a parent that was killed: what a living worker holds is left to it until its lease is lost."""
+def test_the_command_without_workers_respects_leases_that_may_be_alive(config, tmp_path):
+  """After the parent was killed, a group that a living worker holds is left to it until its lease is lost."""
   prepared = planned(config, tmp_path, 2)
   first = Group(tuple(prepared.runs)[:2], 0.0)
   held = leases.Leases(tmp_path / "leases", "orphan").claim(first.name)
@@ -66,7 +66,7 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   class Stop(StopRequest):
     def requested(self):
       looks.append(held.held())
-      return len(record.collect(tmp_path)) == 2  # all that nobody holds
+      return len(record.collect(tmp_path)) == 2  # all runs without a lease
 
   with pytest.raises(Interrupted):
     study.run_study(prepared, True, Stop())
@@ -74,13 +74,13 @@ def test_the_plain_command_minds_workers_that_may_be_alive(config, tmp_path):
   assert {one.run_id for one in record.collect(tmp_path)} == set(list(prepared.runs)[2:])
 
 
-def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monkeypatch):
+def test_two_commands_in_one_folder_share_its_runs(config, tmp_path, monkeypatch):
   planned(config, tmp_path, 2)
   trained, together = [], threading.Barrier(2)
 
   def train(runs, *rest, **named):
     trained.extend(run.run_id for run in runs)
-    together.wait(60)  # each of them has a group
+    together.wait(60)  # each command has a group
     return train_runs(runs, *rest, **named)
 
   monkeypatch.setattr(execute, "train_runs", train)
@@ -92,8 +92,8 @@ def test_two_plain_commands_in_one_folder_share_its_runs(config, tmp_path, monke
   assert sorted(trained) == sorted(prepared[0].runs)
 
 
-def test_a_mark_without_a_record_is_not_believed_for_long(config, tmp_path):
-  """It may be that the record is seen late; it may be that there is none."""
+def test_a_mark_without_a_record_is_removed_after_a_while(config, tmp_path):
+  """The record may become visible late, or may not exist."""
   prepared = planned(config, tmp_path, 2)
   plan = study.make_plan(prepared, workforce=Workforce(2))
   for group in plan.groups:
@@ -104,7 +104,7 @@ def test_a_mark_without_a_record_is_not_believed_for_long(config, tmp_path):
   assert len(results(tmp_path)) == 4
 
 
-def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
+def test_two_commands_plan_one_at_a_time(tmp_path, caplog):
   inside, leave, order = threading.Event(), threading.Event(), []
 
   def first():
@@ -117,14 +117,14 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
     done = pool.submit(first)
     inside.wait(60)
     with (
-      pytest.raises(Interrupted, match="another command was at the plan"),
+      pytest.raises(Interrupted, match="waiting for another command to finish the plan"),
       worker.exclusive(tmp_path, "plan", Asked(2)),
     ):
       order.append("never")
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
-      "waits for another command, which is at the plan or was when it was last seen"
+      "waiting for another command to finish the plan"
     ]
-    with worker.exclusive(tmp_path, "forecast", StopRequest()):  # is another thing
+    with worker.exclusive(tmp_path, "forecast", StopRequest()):  # a different lock
       leave.set()
     with worker.exclusive(tmp_path, "plan", StopRequest()):
       order.append("second")
@@ -133,7 +133,7 @@ def test_of_two_commands_one_at_a_time_plans(tmp_path, caplog):
 
 
 class Asked(StopRequest):
-  """A stop that is requested at this look."""
+  """A stop that is requested at the call of this number."""
 
   def __init__(self, look):
     super().__init__()
@@ -144,7 +144,7 @@ class Asked(StopRequest):
     return self._left <= 0
 
 
-def test_a_run_that_was_set_aside_runs_again_though_it_was_marked_as_ended(config, tmp_path):
+def test_a_run_that_was_set_aside_reruns_even_if_marked_as_ended(config, tmp_path):
   prepared = planned(config, tmp_path, 2)
   study.work(prepared, "one", True, StopRequest(), patience=1.0)
   before = results(tmp_path)
@@ -169,7 +169,7 @@ def test_a_run_whose_lease_is_lost_at_its_end_writes_no_record(config, tmp_path)
 
 
 def test_a_run_whose_lease_is_lost_writes_nothing_when_it_stops(config, tmp_path, monkeypatch):
-  """Neither metrics nor status: its successor has begun to write there."""
+  """Neither metrics nor status, because the next holder has begun to write there."""
   monkeypatch.setattr(watch, "FLUSH_SECONDS", 0.0)
   monkeypatch.setattr(watch, "FLUSH_SHARE", 1e9)
   config.train.log_every = 1
@@ -225,8 +225,8 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_workers_train_what_a_design_asks_for_after_it_has_looked(config, tmp_path, monkeypatch, name):
-  """Two workers go through all rounds, with the runs and the losses of one process, and end by themselves."""
+def test_workers_train_the_rounds_of_adaptive_designs(config, tmp_path, monkeypatch, name):
+  """Two workers train all rounds, with the runs and losses of one process, and exit by themselves."""
   if name == "search":
     pytest.importorskip("optuna")
   config.train.update(steps=18, log_every=2)
@@ -261,7 +261,7 @@ def test_runs_are_split_between_workers_that_share_a_program(config, tmp_path):
   assert [len(group.run_ids) for group in study.make_plan(prepared, workforce=Workforce(4)).groups] == [1] * 4
 
 
-def test_a_worker_of_no_study_is_refused(config, tmp_path):
+def test_a_worker_without_a_study_is_refused(config, tmp_path):
   prepared = study.prepare(config, Study("s", "?", Grid({"optim.lr": (0.1,)}), laws=()), tmp_path)
   with pytest.raises(UserError, match="has no plan yet"):
     study.work(prepared, "w", True, StopRequest())
@@ -279,8 +279,8 @@ def test_the_command_of_a_worker_is_that_of_its_study():
 
 
 @pytest.mark.slow
-def test_a_study_ends_the_same_whatever_is_killed(corpus_dir, tmp_path):
-  """Of four workers one at random is killed every 20 s; each of 40 runs ends once, as in an undisturbed study."""
+def test_a_study_has_the_same_results_if_workers_are_killed(corpus_dir, tmp_path):
+  """Every 20 s one of four workers is killed; each of 40 runs ends once, with the results of an undisturbed study."""
   path = tmp_path / "config.py"
   path.write_text(
     "from bigmodel.study import Grid, Study, default_config\n"

@@ -1,1 +1,1 @@
-"""Weights of other libraries: their names and layouts, translated."""
+"""Conversion of weights and configs from and to other libraries."""

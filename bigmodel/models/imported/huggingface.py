@@ -1,7 +1,7 @@
-"""Weights of Hugging Face's files: GPT-2, BERT, Llama, Mixtral and ViT, to our parameters and back.
+"""Converts weights of Hugging Face's GPT-2, BERT, Llama, Mixtral and ViT to parameters of bigmodel and back.
 
-Each family has a table of (our parameters, their tensor, form); `{i}` is a layer and `{e}` an
-expert, over which ours are stacked.
+"Ours" are names and arrays of bigmodel, "theirs" those of Hugging Face. Each family has a table of (our parameters,
+their tensor, form). In the name of a tensor, `{i}` is a layer and `{e}` an expert; our arrays are stacked over both.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from bigmodel.models.imported.huggingface_config import fields_of as fields_of
 from bigmodel.models.imported.huggingface_config import require_kind
 
 Tensors = Mapping[str, np.ndarray]
-# What their files may hold beside parameters, or twice.
+# Tensors in their files that are not parameters or are duplicates.
 IGNORED = re.compile(
   r"(^|\.)(attn\.bias|attn\.masked_bias|position_ids|inv_freq|seq_relationship\.\w+|predictions\.decoder\.\w+)$"
 )
@@ -26,8 +26,11 @@ PREFIXES = {"gpt2": ("transformer.",), "bert": ("bert.",), "vit": ("vit.",), "ll
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """`form`: same; linear, whose matrix is theirs transposed; fused, three of ours side by side; row, without axes of 1;
-  patch, a convolution as a matrix."""
+  """One or several of our parameters and the tensor that holds them.
+
+  The `form` of the tensor is `same`; `linear`, a transposed matrix; `fused`, three of our arrays side by side; `row`,
+  with additional axes of size 1; or `patch`, a convolution that we store as a matrix.
+  """
 
   ours: tuple[str, ...]
   theirs: str
@@ -35,14 +38,14 @@ class Row:
 
 
 def rows(kind: str, config: Config) -> list[Row]:
-  """The table of a family; our names have dots between the levels of the tree."""
+  """Returns the table of a family; our names have dots between the levels of the tree."""
   require_kind(kind)
   table = {"gpt2": _gpt2, "bert": _bert, "vit": _vit}
   return table.get(kind, _llama)(config)
 
 
 def _pair(ours: str, theirs: str, form: str = "linear") -> list[Row]:
-  """A matrix and its bias."""
+  """Returns the rows of a matrix and its bias."""
   return [Row((ours,), f"{theirs}.weight", form), Row((f"{ours}_bias",), f"{theirs}.bias")]
 
 
@@ -51,7 +54,7 @@ def _norm(ours: str, theirs: str) -> list[Row]:
 
 
 def _queries_keys_values(prefix: str) -> list[Row]:
-  """Three matrices with their biases, whose names are the same after the prefix."""
+  """Returns the rows of three matrices and their biases, whose names differ only in the prefix."""
   names = ("query", "key", "value")
   return [row for name in names for row in _pair(f"blocks.attention.{name}", f"{prefix}.{name}")]
 
@@ -144,7 +147,7 @@ def _llama(config: Config) -> list[Row]:
 
 
 def _places(row: Row, config: Config) -> Iterator[tuple[tuple[int, ...], str]]:
-  """Every (layer, expert) of a row with the name of its tensor."""
+  """Yields every (layer, expert) of a row with the name of its tensor."""
   layers = range(config.model.layers) if "{i}" in row.theirs else (None,)
   experts = range(config.model.experts) if "{e}" in row.theirs else (None,)
   for i in layers:
@@ -153,7 +156,7 @@ def _places(row: Row, config: Config) -> Iterator[tuple[tuple[int, ...], str]]:
 
 
 def to_ours(x: np.ndarray, form: str) -> list[np.ndarray]:
-  """Their tensor as one or several of our arrays."""
+  """Converts their tensor to one or several of our arrays."""
   if form == "linear":
     return [x.T]
   if form == "fused":
@@ -166,7 +169,7 @@ def to_ours(x: np.ndarray, form: str) -> list[np.ndarray]:
 
 
 def to_theirs(ours: list[np.ndarray], form: str, config: Config) -> np.ndarray:
-  """The inverse of `to_ours`."""
+  """Converts our arrays to their tensor: the inverse of `to_ours`."""
   x = ours[0]
   if form == "linear":
     return x.T
@@ -183,7 +186,7 @@ def to_theirs(ours: list[np.ndarray], form: str, config: Config) -> np.ndarray:
 def params_of(
   tensors: Tensors, kind: str, config: Config, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-  """Our parameters by dotted name, each of the shape in `shapes`; refuses missing and unknown tensors by name."""
+  """Returns our parameters by dotted name, each of the shape in `shapes`; raises for missing and unknown tensors."""
   prefixes = PREFIXES.get(kind, ())
   plain = {}
   for name, tensor in tensors.items():
@@ -199,7 +202,7 @@ def params_of(
       used.add(name)
       for parameter, array in zip(row.ours, to_ours(np.asarray(plain[name], np.float32), row.form), strict=True):
         if parameter not in shapes:
-          raise UserError(f"import: {name!r} would be {parameter!r}, which the model of this config does not have")
+          raise UserError(f"import: {name!r} would be {parameter!r}, which this config's model does not have")
         whole = ours.setdefault(parameter, np.empty(shapes[parameter], np.float32))
         if whole[place].shape != array.shape:
           raise UserError(f"import: tensor {name!r} has the shape {array.shape}, not {whole[place].shape}")
@@ -211,12 +214,12 @@ def params_of(
       raise UserError(f"import: unknown tensor {name!r}")
   missing = set(shapes) - set(ours)
   if missing:
-    raise UserError(f"import: nothing gives {sorted(missing)[0]!r} of the model of this config")
+    raise UserError(f"import: no tensor gives {sorted(missing)[0]!r} of this config's model")
   return ours
 
 
 def tensors_of(params: Mapping[str, np.ndarray], kind: str, config: Config) -> dict[str, np.ndarray]:
-  """Their tensors of our parameters by dotted name."""
+  """Converts our parameters, by dotted name, to their tensors."""
   tensors = {}
   for row in rows(kind, config):
     for place, name in _places(row, config):

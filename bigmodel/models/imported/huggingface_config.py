@@ -1,4 +1,4 @@
-"""The config.json of Hugging Face's models: their sizes as fields of `config.model`, and back."""
+"""Converts the config.json of Hugging Face's models to fields of `config.model` and back."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from bigmodel.files import JsonObject
 KINDS = ("gpt2", "bert", "vit", "llama", "mistral", "mixtral")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu", "silu": "swiglu"}
 
-# Our fields and the names of theirs, where the values are the same.
+# Our fields and their names for them, where the values are the same.
 ENCODER = {
   "width": "hidden_size",
   "layers": "num_hidden_layers",
@@ -32,7 +32,7 @@ SAME = {
   "vit": ENCODER | {"patch": "patch_size"},
 }
 EXPERTS = {"experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
-# Fields that `fields_of` leaves at their defaults.
+# Fields that `fields_of` leaves at their default values.
 DEFAULTS = {"norm_first": True, "qk_norm": False, "tie_embeddings": True, "experts": 0, "rotary_base": 10_000.0}
 
 
@@ -43,15 +43,15 @@ class Imported(NamedTuple):
 
 
 def require_kind(kind: str) -> None:
-  """Refuses a model type that this package cannot translate."""
+  """Raises `UserError` for a model type that cannot be converted."""
   if kind not in KINDS:
     raise UserError(f"import: no models of type {kind!r}{nearest(kind, KINDS)}; known: {', '.join(KINDS)}")
 
 
 def fields_of(theirs: JsonObject, tensors: Collection[str] = ()) -> Imported:
-  """The family, fields and context of their config.json; `tensors` are the names of its tensors.
+  """Returns the family, fields and context of their config.json; `tensors` are the names of its tensors.
 
-  Raises `KeyError` for what it lacks, and `UserError` for what our models cannot be.
+  Raises `KeyError` for missing entries, and `UserError` for models that bigmodel does not support.
   """
   kind = theirs.get("model_type", "")
   require_kind(kind)
@@ -137,11 +137,11 @@ def _activation(theirs: str) -> str:
 
 
 def config_of(kind: str, config: Config) -> JsonObject:
-  """Their config.json of our config; refuses a model that the type cannot be."""
+  """Converts our config to their config.json; raises `UserError` if the type does not support the model."""
   model = config.model
   family = {"bert": "bert", "vit": "vit"}.get(kind, "decoder")
   if model.family != family:
-    raise UserError(f"export: a {kind} is a {family} here, not a {model.family}")
+    raise UserError(f"export: a {kind} needs the family {family}, not {model.family}")
   require_kind(kind)
   same = SAME["llama" if kind in ("mistral", "mixtral") else kind] | (EXPERTS if kind == "mixtral" else {})
   activation = {ours: name for name, ours in reversed(ACTIVATIONS.items())}.get(model.activation)
@@ -152,15 +152,15 @@ def config_of(kind: str, config: Config) -> JsonObject:
   for name, value in back.items():
     ours = model[name]
     if name != "expert_capacity" and ours != value and not (name == "head" and ours == "none"):
-      raise UserError(f"export: a {kind} has no config.model.{name} = {ours!r}; it would be {value!r}")
+      raise UserError(f"export: a {kind} cannot have config.model.{name} = {ours!r}; only {value!r}")
   for name, default in DEFAULTS.items():
     if name in model and name not in back and model[name] != default:
-      raise UserError(f"export: a {kind} has no config.model.{name} = {model[name]!r}; it would be {default!r}")
+      raise UserError(f"export: a {kind} cannot have config.model.{name} = {model[name]!r}; only {default!r}")
   return theirs
 
 
 def _others(kind: str, config: Config) -> JsonObject:
-  """Entries of their config.json that are not simply one of our fields."""
+  """Returns the entries of their config.json that do not equal one of our fields."""
   model, context = config.model, config.data.context if config.data.kind == "text" else 0
   if kind == "gpt2":
     return {

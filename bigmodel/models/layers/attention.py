@@ -23,7 +23,7 @@ from bigmodel.models.layers.roles import Role
 
 # attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK) -> BxTxHxK; query head h reads key-value head h // (H // G).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# Keys and values of one layer, (B*G)xSxK each: just as the products read them, so that XLA updates them in place.
+# Keys and values of one layer, (B*G)xSxK each. Products read this layout directly, so XLA updates them in place.
 Cache = tuple[jax.Array, jax.Array]
 # The position of the first query: an array while decoding, otherwise 0.
 Start = int | jax.Array
@@ -38,7 +38,7 @@ def attend(
   causal: bool = True,
   bias_BxHxTxS: ArrayLike = 0.0,
 ) -> jax.Array:
-  """Softmax attention, as batched matrix products over (batch, head); query t has position `start + t`."""
+  """Computes softmax attention by matrix products batched over (batch, head); query t has position `start + t`."""
   (T, H, K), S = q_BxTxHxK.shape[1:], k_BxSxGxK.shape[1]
   k_BxSxHxK, v_BxSxHxK = (repeat_heads(x, H) for x in (k_BxSxGxK, v_BxSxGxK))
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
@@ -52,9 +52,9 @@ def attend(
 
 
 def product(a_BxHxMxN: jax.Array, b_BxHxNxP: jax.Array, result: DTypeLike | None = None) -> jax.Array:
-  """a @ b of arrays of one dtype, in the dtype `result` (by default theirs): scores need float32.
+  """Returns a @ b of arrays of one dtype, in the dtype `result` (default: theirs). Scores need float32.
 
-  For the gradient of b the narrower of the others is transposed, which is faster on CPU.
+  The gradient of b transposes the narrower of its two factors, which is faster on CPU.
   """
   return _product(a_BxHxMxN, b_BxHxNxP, jnp.dtype(result or a_BxHxMxN.dtype))
 
@@ -84,12 +84,12 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def attend_to_all(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array) -> jax.Array:
-  """Attention of an encoder, and of a decoder to an encoder: every query sees every key."""
+  """Computes attention of an encoder, or of a decoder to an encoder: every query sees every key."""
   return attend(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, causal=False)
 
 
 def repeat_heads(x_BxTxGxK: jax.Array, heads: int) -> jax.Array:
-  """Key-value heads, one for each of `heads` query heads."""
+  """Repeats key-value heads, one for each of `heads` query heads."""
   groups = x_BxTxGxK.shape[2]
   return x_BxTxGxK if groups == heads else _repeat_heads(x_BxTxGxK, heads // groups)
 
@@ -105,7 +105,7 @@ def _repeat_heads_forward(x_BxTxGxK: jax.Array, times: int) -> tuple[jax.Array, 
 
 def _repeat_heads_backward(times: int, _: None, gradient_BxTxHxK: jax.Array) -> tuple[jax.Array]:
   B, T, H, K = gradient_BxTxHxK.shape
-  return (jnp.sum(gradient_BxTxHxK.reshape(B, T, H // times, times, K), axis=3),)  # which sums in float32
+  return (jnp.sum(gradient_BxTxHxK.reshape(B, T, H // times, times, K), axis=3),)  # jnp.sum accumulates in float32
 
 
 _repeat_heads.defvjp(_repeat_heads_forward, _repeat_heads_backward)
@@ -129,9 +129,9 @@ def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Start = 0) -> ja
 class Attention(nn.Module):
   """Projections around `attend`; G = kv_heads groups of H // G query heads share keys and values.
 
-  Queries come from x, keys and values too unless there is a `memory`. With a `cache`
-  that is filled up to position `start`, x are the tokens from there on. The new cache is
-  returned beside the result.
+  Queries come from x; keys and values come from `memory` if given, otherwise also from x.
+  With a `cache` filled up to position `start`, x are the tokens from `start` on. Returns the
+  result and the new cache.
   """
 
   heads: int
@@ -143,7 +143,7 @@ class Attention(nn.Module):
   qk_norm: bool = False
   bias: bool = False
   rotary: float = 0.0  # base of the wavelengths; 0: no rotation
-  relative: bool = False  # distances enter the scores (Dai et al. 2019)
+  relative: bool = False  # relative positions (Dai et al. 2019)
   epsilon: float = 1e-6
 
   @nn.compact
@@ -188,7 +188,7 @@ class Attention(nn.Module):
     return out_BxTxD, cache
 
   def _distances(self, q_BxTxHxK: jax.Array, S: int, start: Start, D: int) -> tuple[jax.Array, jax.Array]:
-    """`(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
+    """Returns `(q + u, scores of distances_BxHxTxS)`: terms (b) and (d) of Dai et al. 2019, section 3.3."""
     T, H, K = q_BxTxHxK.shape[1:]
     table_SxD = sinusoids(np.arange(S), D).astype(q_BxTxHxK.dtype)
     r_SxHxK = projection(self, "distance", table_SxD, H * K, Matrix(("embed", "heads"), Role.HIDDEN)).reshape(S, H, K)

@@ -22,19 +22,19 @@ def squared_relu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {
-  "gelu": jax.nn.gelu,  # by tanh, as GPT-2 has it
+  "gelu": jax.nn.gelu,  # the tanh approximation, as in GPT-2
   "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
   "relu": jax.nn.relu,
   "relu2": squared_relu,
   "sigmoid": jax.nn.sigmoid,
   "tanh": jnp.tanh,
 }
-GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # Shazeer 2020: times a gate
+GATED = {"swiglu": jax.nn.silu, "reglu": jax.nn.relu}  # multiplied by a gate (Shazeer 2020)
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-  """How the weights of a projection are made: W ~ N(0, scale^2 / fan_in), and a bias that starts at zero."""
+  """The initial values of a projection: W ~ N(0, scale^2 / fan_in), and zero for its bias."""
 
   axes: tuple[str, str]
   role: Role
@@ -45,9 +45,9 @@ class Matrix:
 def projection(
   module: nn.Module, name: str, x: jax.Array, width: int, matrix: Matrix, result: DTypeLike | None = None
 ) -> jax.Array:
-  """x @ W [fan_in, width], plus the bias if the matrix has one.
+  """Returns x @ W [fan_in, width], plus the bias if the matrix has one.
 
-  `result` is the dtype of the sum, by default that of x. Outputs that enter a softmax or a loss need float32.
+  `result` is the dtype of the sum (default: that of x). Outputs that enter a softmax or a loss need float32.
   """
   axes, role, fan_in, dtype = matrix.axes, matrix.role, x.shape[-1], result or x.dtype
   init = initial.normal(matrix.scale * fan_in**-0.5)
@@ -58,27 +58,27 @@ def projection(
 
 
 def outputs(module: nn.Module, x_BxF: jax.Array, width: int, axis: str = "embed") -> jax.Array:
-  """The outputs float32[B, width] of a model of examples, by the matrix `output` and its bias."""
+  """Returns the outputs float32[B, width] of a model of examples, by the matrix `output` and its bias."""
   return projection(module, "output", x_BxF, width, Matrix((axis, "outputs"), Role.OUTPUT, bias=True), jnp.float32)
 
 
 def plus_bias(module: nn.Module, name: str, x: jax.Array, axis: str, role: Role = Role.BIAS) -> jax.Array:
-  """x plus a vector that starts at zero, along the last axis."""
+  """Returns x plus a bias along the last axis, which is zero initially."""
   return x + repeated(zeros(module, name, x.shape[-1:], (axis,), role), x.shape, (axis,), x.dtype)
 
 
 def exact_products(dtype: DTypeLike) -> contextlib.AbstractContextManager[object]:
-  """A context in which products of a float32 model are traced at the highest precision.
+  """Returns a context in which products of a float32 model are traced at the highest precision.
 
-  An accelerator otherwise multiplies float32 numbers as bfloat16 or TF32. Models of other dtypes are left alone.
+  Otherwise accelerators multiply float32 numbers as bfloat16 or TF32. Models of other dtypes are not affected.
   """
   return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
 def times(x: jax.Array, weight: jax.Array, result: DTypeLike | None = None) -> jax.Array:
-  """x @ weight in the dtype `result`, by default that of x.
+  """Returns x @ weight in the dtype `result` (default: that of x).
 
-  The gradient comes in the order of the weight: a transposed one takes a CPU twice as long.
+  The gradient has the memory order of the weight: a transposed gradient takes a CPU twice as long.
   """
   return _times(x, weight, jnp.dtype(result or x.dtype))
 
@@ -89,7 +89,7 @@ def _times(x: jax.Array, weight: jax.Array, result: np.dtype) -> jax.Array:
 
 
 def _times_forward(x: jax.Array, weight: jax.Array, result: np.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  # The product itself and not `_times`, into which policies of rematerialization cannot look.
+  # This calls the product and not `_times`, because policies of rematerialization do not see inside `_times`.
   return jnp.matmul(x, weight, preferred_element_type=result), (x, weight)
 
 
@@ -106,9 +106,9 @@ _times.defvjp(_times_forward, _times_backward)
 
 
 def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """The einsum of two arrays of one dtype, with a float32 result: for what enters a softmax or a loss.
+  """Returns the einsum of two arrays of one dtype as float32, for inputs of a softmax or a loss.
 
-  The backward products have operands of the arrays' dtype: float32 ones would be several times slower.
+  The backward products have operands of the arrays' dtype, because float32 operands would be several times slower.
   """
   return _einsum(subscripts, a, b)
 
@@ -136,26 +136,26 @@ _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def parameter(module: nn.Module, name: str, init: Callable[..., Parameter], shape: tuple[int, ...]) -> jax.Array:
-  """A float32 parameter of a module, which `labelled` initial values put in a box with axes and a role."""
-  return cast(jax.Array, module.param(name, init, shape, jnp.float32))  # Flax takes it out of the box
+  """Creates a float32 parameter. `init` comes from `labelled`, which boxes the value with its axes and role."""
+  return cast(jax.Array, module.param(name, init, shape, jnp.float32))  # Flax unboxes the value
 
 
 def zeros(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role) -> jax.Array:
-  """A float32 parameter that starts at zero."""
+  """Creates a float32 parameter whose initial value is zero."""
   return parameter(module, name, labelled(nn.initializers.zeros, axes, role), shape)
 
 
 def normal(
   module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], role: Role, deviation: float
 ) -> jax.Array:
-  """A float32 parameter ~ N(0, deviation^2)."""
+  """Creates a float32 parameter with initial values ~ N(0, deviation^2)."""
   return parameter(module, name, labelled(initial.normal(deviation), axes, role), shape)
 
 
 def repeated(parameter: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> jax.Array:
-  """A float32 parameter in `dtype`, repeated along new leading axes to `shape`; `axes` are the parameter's.
+  """Returns a float32 parameter in `dtype`, repeated along new leading axes to `shape`; `axes` are the parameter's.
 
-  Its gradient is summed in float32: in bfloat16 a sum of ones stops at 256.
+  The gradient is summed in float32, because a bfloat16 sum of ones stops at 256.
   """
   return _repeated(parameter, shape, axes, jnp.dtype(dtype))
 
@@ -183,12 +183,12 @@ _repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
 def in_training(module: nn.Module) -> bool:
-  """Whether the model is applied in training: then, and only then, the caller gives a key named 'dropout'."""
+  """Whether the model is applied in training, in which case the caller gives a key named 'dropout'."""
   return module.has_rng("dropout")
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-  """Zeros in a share of `x` in training."""
+  """Applies dropout in training: zeros a share `rate` of `x`."""
   if not rate or not in_training(module):
     return x
   keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
@@ -196,21 +196,21 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  """Says where an array lies by its logical axes; nothing where no axis of it is spread, which compiles faster."""
+  """Constrains the sharding of an array by its logical axes; skips arrays without sharded axes to compile faster."""
   return nn.with_logical_constraint(x, axes) if is_spread(axes) else x
 
 
 def is_spread(axes: tuple[str | None, ...]) -> bool:
-  """Does the mesh at hand split an array with these logical axes?"""
+  """Whether the current mesh shards an array with these logical axes."""
   spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules())
   return spec is not None and any(spec)
 
 
 def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """A weight as it is multiplied: whole along `embed`, along which it may be stored in pieces.
+  """Returns a weight that is gathered along `embed`, along which it may be sharded.
 
-  Said explicitly, and after the cast, so that the compiler gathers weights in the narrower
-  type, and scatters the sums of their gradients; left to itself it may reduce activations.
+  The constraint is explicit and comes after the cast, so that the compiler gathers weights in the
+  narrower dtype and reduce-scatters their gradients. Otherwise it may reduce activations instead.
   """
   return _gathered(weight, axes) if is_spread(axes) else weight
 
@@ -234,9 +234,9 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 def with_gathered(
   multiply: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, weight: jax.Array, axes: tuple[str, ...]
 ) -> jax.Array:
-  """`multiply(x, weight)` with the weight in x's dtype, and whole along `embed` if it is stored in pieces.
+  """Returns `multiply(x, weight)`, with the weight in x's dtype and gathered along `embed` if it is sharded.
 
-  Within `gathering_again`, what is kept for the gradients are the pieces.
+  Within `gathering_again`, only the shards are kept for the backward pass.
   """
   if _GATHERING_AGAIN.get() and is_spread(axes):
     return _with_gathered(multiply, axes, x, weight)
@@ -248,9 +248,9 @@ _GATHERING_AGAIN = contextvars.ContextVar("gathering_again", default=False)
 
 @contextlib.contextmanager
 def gathering_again() -> Iterator[None]:
-  """While what is in it is traced, the backward pass of products gathers their weights again.
+  """Makes the backward pass of products that are traced within it gather their weights again.
 
-  The whole weights of all layers then need not stay in memory from the forward pass on.
+  So the gathered weights of all layers need not stay in memory after the forward pass.
   """
   before = _GATHERING_AGAIN.set(True)
   try:
@@ -261,7 +261,7 @@ def gathering_again() -> Iterator[None]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _with_gathered(multiply: Callable, axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> jax.Array:
-  # In pieces up to here: else the compiler may gather the weight before it is kept for the backward pass.
+  # Keep the weight sharded up to here; otherwise the compiler may keep the gathered weight for the backward pass.
   weight = nn.with_logical_constraint(weight.astype(x.dtype), axes)
   return multiply(x, gathered(weight, axes))
 
@@ -273,7 +273,7 @@ def _with_gathered_forward(multiply: Callable, axes: tuple[str, ...], x: jax.Arr
 def _with_gathered_backward(multiply: Callable, axes: tuple[str, ...], kept: tuple, gradient: jax.Array) -> tuple:
   x, weight = kept
   weight, cast = jax.vjp(lambda weight: nn.with_logical_constraint(weight.astype(x.dtype), axes), weight)
-  # The product that is computed here again is not used, and so left out by the compiler.
+  # The compiler removes the recomputed product, which is unused.
   of_x, of_weight = jax.vjp(lambda x, weight: multiply(x, gathered(weight, axes)), x, weight)[1](gradient)
   return of_x, *cast(of_weight)
 
@@ -323,7 +323,7 @@ def norm_params(norm: str, width: int) -> int:
 
 
 def activate(name: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
-  """The nonlinearity of a feed-forward block."""
+  """Applies the nonlinearity of a feed-forward block."""
   if name in GATED:
     assert gate is not None
     return up * GATED[name](gate)
@@ -331,7 +331,7 @@ def activate(name: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
 
 
 class FeedForward(nn.Module):
-  """width -> feed_forward -> width; gated ones have a third matrix."""
+  """A feed-forward block, width -> feed_forward -> width; gated activations need a third matrix."""
 
   feed_forward: int
   activation: str
@@ -349,7 +349,7 @@ class FeedForward(nn.Module):
 
 
 def sinusoids(positions: np.ndarray, width: int) -> jax.Array:
-  """Sines, then cosines, at `width / 2` wavelengths (Vaswani et al. 2017, section 3.5), float32[..., width]."""
+  """Returns sines, then cosines, at `width / 2` wavelengths (Vaswani et al. 2017, section 3.5), float32[..., width]."""
   frequency = 10_000.0 ** -(np.arange(width // 2) / (width // 2))
   angle = positions[..., None] * frequency
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1).astype(jnp.float32)

@@ -26,25 +26,25 @@ RunBlocks = Callable[[BlockFunction, Params, jax.Array], tuple[jax.Array, Auxili
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-  """Everything that decides the parameters of a block, and its FLOPs."""
+  """The sizes that determine the parameters and FLOPs of a block."""
 
   width: int
-  layers: int  # of the stack: the residual stream's variance stays put with depth
+  layers: int  # of the stack; initial values keep the variance of the residual stream independent of depth
   heads: int
   kv_heads: int
   head_size: int
   feed_forward: int
   activation: str
   norm: str = "layer"
-  norm_first: bool = True  # before attention and feed-forward, or after their sums with the stream
-  gives_outputs: bool = False  # with norm_first=False: the outputs are computed from the results of the last block
+  norm_first: bool = True  # norms before attention and feed-forward, or after the residual sums
+  gives_outputs: bool = False  # with norm_first=False: the last block's results give the outputs
   epsilon: float = 1e-6
   bias: bool = True
   qk_norm: bool = False
   rotary: float = 0.0
   relative: bool = False
   causal: bool = True
-  cross: bool = False  # attends to a memory as well
+  cross: bool = False  # whether it also attends to a memory
   dropout: float = 0.0
   experts: int = 0  # 0: one dense feed-forward block
   experts_per_token: int = 2
@@ -58,11 +58,11 @@ class BlockShape:
 
   @property
   def projections(self) -> int:
-    """Parameters of the matrices around attention, but for a table of distances."""
+    """Parameters of the matrices around attention, without a table of distances."""
     return 2 * self.width * self.head_size * (self.heads + self.kv_heads)
 
   def params(self) -> tuple[int, int]:
-    """(parameters of one layer, those of them that one token does not meet)."""
+    """Returns (parameters of one layer, those of them that one token does not use)."""
     D, HK, GK = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
     attention = self.projections + (HK + 2 * GK + D if self.bias else 0) + (2 * self.head_size if self.qk_norm else 0)
     distances = D * HK + 2 * HK if self.relative else 0
@@ -73,24 +73,24 @@ class BlockShape:
     return total, max(0, self.experts - self.experts_per_token) * self.matrices if self.experts else 0
 
   def dense(self) -> float:
-    """FLOPs of a forward pass per token in one layer's products with parameters."""
+    """Returns forward FLOPs per token in one layer's products with parameters."""
     feed_forward = self.matrices
     if self.experts:
       feed_forward = self.experts_per_token * self.matrices + self.width * self.experts
     return 2.0 * ((2 if self.cross else 1) * self.projections + feed_forward)
 
   def attention(self, T: float, memory: float = 0) -> float:
-    """FLOPs per token in one layer's products of activations: scores and weighted sums, computed once a pair.
+    """Returns FLOPs per token in one layer's products of activations (scores and weighted sums), once per pair.
 
     A token at position t of a causal block attends to t + 1 keys: (T + 1) / 2 on average. Distances
-    are a third product of scores; their table is made once for all rows of a batch, and not counted.
+    add a third product. Their table is computed once per batch, and is not counted.
     """
     HK, keys = self.heads * self.head_size, (T + 1) / 2 if self.causal else T
     distances = 2.0 * HK * keys if self.relative else 0.0
     return 4.0 * HK * (keys + memory) + distances
 
   def idle(self, T: int) -> float:
-    """FLOPs per token of a forward pass of training, in one layer, for slots of experts that stay empty."""
+    """Returns forward FLOPs per token in one layer, in training, for empty slots of experts."""
     if not self.experts:
       return 0.0
     group = min(self.expert_group, T) if self.expert_group else T
@@ -98,10 +98,10 @@ class BlockShape:
     return 2.0 * (self.experts * C / group - self.experts_per_token) * self.matrices
 
   def recomputed(self, T: float, memory: float = 0) -> Recomputed:
-    """FLOPs per token that the backward pass of one layer computes again.
+    """Returns the FLOPs per token that the backward pass of one layer recomputes.
 
-    Under `dots` the products with parameters are kept, those of experts too, and attention is computed again.
-    Under `full` everything is, but for a last product that only the residual stream reads: no gradient needs it.
+    `dots` keeps the products with parameters, also those of experts, and recomputes attention. `full` recomputes all
+    but the last product, whose result no gradient needs.
     """
     attention, out = self.attention(T, memory), 0.0
     if self.norm_first and not self.experts:
@@ -110,12 +110,12 @@ class BlockShape:
 
 
 class Block(nn.Module):
-  """x_BxTxD -> (x_BxTxD, auxiliary numbers of the experts, the new cache where there is one)."""
+  """x_BxTxD -> (x_BxTxD, auxiliary numbers of the experts, the new cache if any)."""
 
   shape: BlockShape
   dtype: DTypeLike
   attend: Attend
-  training: bool = False  # experts drop choices for which they have no slot
+  training: bool = False  # in training, experts drop choices without a free slot
 
   @nn.compact
   def __call__(
@@ -195,7 +195,7 @@ class Block(nn.Module):
 
 
 def unrolled(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple[jax.Array, Auxiliary]:
-  """One layer after another, each with its slice of the stacked parameters."""
+  """Runs one layer after another, each with its slice of the stacked parameters."""
   total: Auxiliary = {}
   for layer in unstacked(stacked):
     x_BxTxD, auxiliary = block(layer, x_BxTxD)
@@ -204,15 +204,15 @@ def unrolled(block: BlockFunction, stacked: Params, x_BxTxD: jax.Array) -> tuple
 
 
 def unstacked(stacked: Params) -> list[Params]:
-  """The parameters of each layer."""
+  """Returns the parameters of each layer."""
   leaves, structure = jax.tree.flatten(stacked)
-  split = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # its gradient is one concatenation
+  split = [jax.lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves]  # the gradient of a split is one concatenation
   return [jax.tree.unflatten(structure, [leaf[0] for leaf in layer]) for layer in zip(*split, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """A stack of blocks, and how it is computed."""
+  """A stack of blocks, with the functions that compute it."""
 
   shape: BlockShape
   dtype: DTypeLike
@@ -223,17 +223,17 @@ class Stack:
 def stack(
   module: nn.Module, name: str, blocks: Stack, x_BxTxD: jax.Array, memory_BxSxD: jax.Array | None = None
 ) -> tuple[jax.Array, Auxiliary]:
-  """All blocks of a model: parameters `name` of `module`, stacked over layers whichever way they are run.
+  """Runs all blocks of a model. Their parameters are `name` of `module`, stacked over layers.
 
-  The auxiliary numbers are sums over layers.
+  Auxiliary numbers are summed over layers.
   """
   shape, run_blocks = blocks.shape, blocks.run_blocks
   block = Block(shape, blocks.dtype, blocks.attend, in_training(module), parent=None)
   params: Params = module.param(name, lambda key: stacked_init(key, shape))
-  if module.is_initializing():  # the outputs are not used then, and many layers take long to trace
+  if module.is_initializing():  # the outputs are unused here, and many layers take long to trace
     return x_BxTxD, {}
   if shape.dropout and in_training(module):
-    keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # a key a layer
+    keys = jax.random.key_data(jax.random.split(module.make_rng("dropout"), shape.layers))  # one key per layer
 
     def with_key(layer: Params, x: jax.Array) -> tuple[jax.Array, Auxiliary]:
       rngs = {"dropout": jax.random.wrap_key_data(layer[1])}
@@ -248,7 +248,7 @@ def stack(
 
 
 def stacked_init(key: jax.Array, shape: BlockShape) -> Params:
-  """Parameters of all blocks, a key each, with the axis `layers` in front."""
+  """Returns initial parameters of all blocks, each from its own key, with a leading axis `layers`."""
   block, x_BxTxD = Block(shape, jnp.float32, lambda q, k, v: q, parent=None), jnp.zeros((1, 1, shape.width))
   memory = x_BxTxD if shape.cross else None
   boxed = jax.vmap(lambda key: block.init(key, x_BxTxD, memory)["params"])(jax.random.split(key, shape.layers))

@@ -1,10 +1,10 @@
-"""Tables of vectors that are looked up by index, and that give the logits of a vocabulary.
+"""Tables of vectors: lookups by index, and the logits of a vocabulary.
 
-A row's gradient is a sum over all places that read it. In bfloat16 a sum of ones stops at 256, so these sums are
-float32, whatever the dtype of what is summed. On a mesh the forward pass still gathers the table in the narrower dtype.
+The gradient of a row is a sum over all positions that read it. A bfloat16 sum of ones stops at 256, so these sums are
+float32 for any dtype of the summands. On a mesh, the forward pass still gathers the table in the narrower dtype.
 
-A vocabulary is padded with rows of zeros, so that meshes can split it. Nothing looks these rows up, their logits are
-hidden, so they get no gradients and stay zero; they are neither counted nor exported.
+A vocabulary is padded with rows of zeros, so that meshes can shard it. These rows are never looked up and their logits
+are hidden, so they get no gradients and stay zero. They are neither counted nor exported.
 """
 
 import functools
@@ -21,27 +21,27 @@ from bigmodel.models.layers.basic import constrain, einsum_float32, gathered, is
 from bigmodel.models.layers.roles import Role, labelled
 
 Axes = tuple[str, ...]
-VOCABULARY: Axes = ("vocab", "embed")  # of a table that is padded
-LARGE = 4096  # rows from which on padding to a multiple of 128 adds little
+VOCABULARY: Axes = ("vocab", "embed")  # logical axes of padded tables
+LARGE = 4096  # vocabularies of at least this size are padded to a multiple of 128
 
 
 def padded(rows: int) -> int:
-  """The rows that a vocabulary of `rows` takes: the next multiple of 8, or of 128 from 4,096 rows on."""
+  """Returns the padded number of rows of a vocabulary: the next multiple of 8, or of 128 from 4,096 rows on."""
   multiple = 8 if rows < LARGE else 128
   return -(-rows // multiple) * multiple
 
 
 def vocabulary(module: nn.Module, name: str, rows: int, width: int, role: Role, deviation: float) -> jax.Array:
-  """A float32 table [padded(rows), width] ~ N(0, deviation^2), whose padding is zero."""
+  """Creates a float32 table [padded(rows), width] ~ N(0, deviation^2), whose padding is zero."""
   init = labelled(initial.normal(deviation, rows), VOCABULARY, role)
   return parameter(module, name, init, (padded(rows), width))
 
 
 def logits(module: nn.Module, x_BxTxD: jax.Array, table_VxD: jax.Array, rows: int, bias: str = "") -> jax.Array:
-  """Logits float32[B, T, rows] of the rows of a vocabulary, with a bias of that name.
+  """Returns logits float32[B, T, rows] of a vocabulary, plus the bias named `bias` if given.
 
-  Where a mesh splits the vocabulary, the logits of padding come after those, and are `HIDDEN`: to cut them off would
-  move the others between devices. No softmax gives them a probability, and no argmax or sampling picks them.
+  If a mesh shards the vocabulary, the logits of padding come last and are `HIDDEN`, because cutting them off would move
+  the others between devices. A softmax gives them no probability, and argmax and sampling never choose them.
   """
   whole_VxD = gathered(table_VxD.astype(x_BxTxD.dtype), VOCABULARY)
   logits_BxTxV = einsum_float32("btd,vd->btv", x_BxTxD, whole_VxD)
@@ -55,7 +55,7 @@ def logits(module: nn.Module, x_BxTxD: jax.Array, table_VxD: jax.Array, rows: in
 
 
 def lookup(table_VxD: jax.Array, index: jax.Array, axes: Axes, dtype: DTypeLike) -> jax.Array:
-  """Rows of a float32 table by their int index, [*index.shape, D] in `dtype`; `axes` are the table's."""
+  """Looks up rows of a float32 table by int index, [*index.shape, D] in `dtype`; `axes` are the table's."""
   return _lookup(table_VxD, index, axes, jnp.dtype(dtype), table_VxD.shape)
 
 

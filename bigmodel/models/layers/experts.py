@@ -1,11 +1,11 @@
 """Mixture of experts: each token goes to its k best feed-forward blocks (Jiang et al. 2024, Mixtral).
 
-Tokens are routed in groups, each a stretch of one row. Slots are assigned token by token: all
-choices of a token come before those of the next one, so what a token gets does not depend on
-what follows it. In training an expert takes at most `slots(...)` tokens of a group, and later
-choices are dropped (Lepikhin et al. 2020). Evaluation and decoding drop nothing. Groups come
-from the config and never from the mesh, so every mesh routes alike. Array suffixes: n groups
-a row, S tokens a group, E experts, C slots an expert.
+Tokens are routed in groups of consecutive tokens of a row. Slots are assigned token by token: all
+choices of a token precede those of the next token, so the routing of a token does not depend on
+later tokens. In training, an expert takes at most `slots(...)` tokens of a group, and later
+choices are dropped (Lepikhin et al. 2020). Evaluation and decoding drop nothing. The config sets
+the groups, so routing is the same on every mesh. Array suffixes: n groups per row, S tokens per
+group, E experts, C slots per expert.
 """
 
 import math
@@ -21,27 +21,26 @@ from bigmodel.models.layers.basic import GATED, activate, constrain, gathered, n
 from bigmodel.models.layers.roles import Role
 
 PRODUCTS = "expert_products"  # name of the results of the experts' matrix products, for rematerialization policies
-# Numbers beside a model's outputs, by name: losses of the router, and shares to be logged. Empty without experts.
+# Auxiliary outputs of a model, by name: router losses, and shares to log. Empty without experts.
 Auxiliary = dict[str, jax.Array]
 
 
 def slots(group: int, experts: int, chosen: int, capacity_factor: float) -> int:
-  """C: the slots of one expert for a group of tokens; at most one a token, which a factor of 0 gives to all."""
+  """Returns C, the slots of one expert for a group: at most one per token, and exactly that for a factor of 0."""
   if not capacity_factor:
     return group
   return min(group, max(1, math.ceil(capacity_factor * group * chosen / experts)))
 
 
 def route(logits_BxnxSxE: jax.Array, chosen: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Which experts each token goes to: `(weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk)`.
+  """Chooses the experts of each token: returns `(weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk)`.
 
-  A choice's place is the number of earlier choices of the same expert in the group: those of
-  earlier tokens.
+  The place of a choice is the number of earlier choices of the same expert in the group.
   """
   E = logits_BxnxSxE.shape[-1]
   best_BxnxSxk, expert_BxnxSxk = jax.lax.top_k(logits_BxnxSxE, chosen)
   weights_BxnxSxk = jax.nn.softmax(best_BxnxSxk, axis=-1)
-  # A token chooses an expert at most once, so all that are counted before it are choices of earlier tokens.
+  # A token chooses an expert at most once, so all choices counted before it are those of earlier tokens.
   picked_BxnxSxE = jnp.sum(jax.nn.one_hot(expert_BxnxSxk, E, dtype=jnp.int32), axis=3)
   before_BxnxSxE = jnp.cumsum(picked_BxnxSxE, axis=2) - picked_BxnxSxE
   return weights_BxnxSxk, expert_BxnxSxk, jnp.take_along_axis(before_BxnxSxE, expert_BxnxSxk, axis=-1)
@@ -50,7 +49,7 @@ def route(logits_BxnxSxE: jax.Array, chosen: int) -> tuple[jax.Array, jax.Array,
 def assign(
   expert_BxnxSxk: jax.Array, place_BxnxSxk: jax.Array, first: jax.Array | int, E: int, C: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Gives the choices with places first to first + C - 1 a slot: `(slot_BxnxSxk, token_BxnxEC)`.
+  """Assigns slots to the choices with places first to first + C - 1: returns `(slot_BxnxSxk, token_BxnxEC)`.
 
   Every other choice has slot E * C, and an empty slot has token S.
   """
@@ -66,9 +65,9 @@ def assign(
 
 
 def balance_loss(logits_BxnxSxE: jax.Array, expert_BxnxSxk: jax.Array) -> jax.Array:
-  """Load balancing of Switch Transformer (Fedus et al. 2021, equation 4): 1 where all experts are chosen alike.
+  """Returns the load-balancing loss of Switch Transformer (Fedus et al. 2021, equation 4): 1 for an even load.
 
-  Dropped choices count as well, or else a full expert would seem no more popular than its slots.
+  Dropped choices count, because otherwise a full expert would not seem more popular than its slots.
   """
   E = logits_BxnxSxE.shape[-1]
   share_BxnxE = jnp.mean(jax.nn.one_hot(expert_BxnxSxk, E, dtype=jnp.float32), axis=(2, 3))
@@ -77,14 +76,14 @@ def balance_loss(logits_BxnxSxE: jax.Array, expert_BxnxSxk: jax.Array) -> jax.Ar
 
 
 def take(x_BxnxSxD: jax.Array, index_BxnxI: jax.Array) -> jax.Array:
-  """Rows of each group by index; one past the end is a row of zeros."""
+  """Returns rows of each group by index; an index past the end gives zeros."""
   padded = jnp.pad(x_BxnxSxD, ((0, 0), (0, 0), (0, 1), (0, 0)))
   return jnp.take_along_axis(padded, index_BxnxI[..., None], axis=2)
 
 
 @jax.custom_batching.custom_vmap
 def anywhere(condition: jax.Array) -> jax.Array:
-  """A condition that is one for all stages of a pipeline, so that `cond` stays a branch when it is batched."""
+  """Returns a condition that is shared by all stages of a pipeline, so that `cond` stays a branch when batched."""
   return condition
 
 
@@ -97,16 +96,16 @@ def _anywhere_batched(size: int, batched: list[bool], condition: jax.Array) -> t
 class Experts(nn.Module):
   """x_BxTxD -> (x_BxTxD, balance loss, router z-loss and the share of choices that were dropped).
 
-  In training every expert has a fixed number of slots. Otherwise nothing is dropped: the
+  In training, every expert has a fixed number of slots. Otherwise nothing is dropped: the
   experts work in rounds, each with slots for an even share of the choices, until all
-  choices had their turn. So memory stays at that of one round, and the work grows
-  with the load of the most popular expert instead of with the number of experts.
+  choices are processed. So memory is that of one round, and the work grows with the load
+  of the most popular expert instead of with the number of experts.
   """
 
   experts: int
   chosen: int  # k
   group: int  # tokens of a row that are routed together; 0: the whole row
-  capacity_factor: float  # of training; 0: as many slots as could be asked for
+  capacity_factor: float  # in training; 0: enough slots for any routing
   feed_forward: int
   activation: str
   out_scale: float
@@ -118,19 +117,19 @@ class Experts(nn.Module):
     E, F, k = self.experts, self.feed_forward, self.chosen
     S = min(self.group, T) if self.group else T
     if T % S and not self.training:
-      S = T  # a prompt of any length: where nothing is dropped, groups change nothing
+      S = T  # a prompt of any length; groups do not matter if nothing is dropped
     if T % S:
       raise ValueError(f"a row of {T} tokens is not a whole number of groups of {S}")
     C = slots(S, E, k, self.capacity_factor if self.training else 1.0)
     x_BxnxSxD = x_BxTxD.reshape(B, T // S, S, D)
     router = normal(self, "router", (D, E), ("embed", "router"), Role.HIDDEN, D**-0.5)
-    # Near ties decide where a token goes: an accelerator must not round these factors to bfloat16 or TF32.
+    # Small differences decide the routing, so accelerators must not round these factors to bfloat16 or TF32.
     logits = jnp.einsum("bnsd,de->bnse", x_BxnxSxD.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
     weights_BxnxSxk, expert_BxnxSxk, place_BxnxSxk = route(logits, k)
     products = self._products(D, F, x_BxTxD.dtype)
 
     def work(first: jax.Array | int) -> jax.Array:
-      """The experts' results for choices with places first to first + C - 1; zeros for the others."""
+      """Returns the experts' results for choices with places first to first + C - 1; zeros for the others."""
       slot_BxnxSxk, token_BxnxEC = assign(expert_BxnxSxk, place_BxnxSxk, first, E, C)
       rows = constrain(take(x_BxnxSxD, token_BxnxEC), ("batch", "length", None, None))
       out_BxnxECxD = self._feed_forward(products, rows.reshape(B, T // S, E, C, D)).reshape(B, T // S, E * C, D)
@@ -149,7 +148,7 @@ class Experts(nn.Module):
     return mixed.reshape(B, T, D), losses | {"dropped_choices": dropped}
 
   def _products(self, D: int, F: int, dtype: DTypeLike) -> dict[str, Callable[[jax.Array], jax.Array]]:
-    """By name, the product of each expert's slots with its matrix of that name."""
+    """Returns, by name of a matrix, the function that multiplies each expert's slots with its matrix."""
     inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
     into, out = (self.experts, D, F), (self.experts, F, D)
     weights = {"up": (into, inward, Role.HIDDEN, D**-0.5), "gate": (into, inward, Role.HIDDEN, D**-0.5)}
@@ -164,14 +163,14 @@ class Experts(nn.Module):
   def _product(self, weight: jax.Array, axes: tuple[str, ...], dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
     if self.training:
       return lambda x: checkpoint_name(with_gathered(by_expert, x, weight, axes), PRODUCTS)
-    whole = gathered(weight.astype(dtype), axes)  # once for all rounds
+    whole = gathered(weight.astype(dtype), axes)  # gathered once for all rounds
     return lambda x: by_expert(x, whole)
 
   def _feed_forward(
     self, products: dict[str, Callable[[jax.Array], jax.Array]], rows_BxnxExCxD: jax.Array
   ) -> jax.Array:
-    """Each expert's feed-forward block on its slots."""
-    # From every expert's share of my rows to my experts' share of all rows: an all-to-all.
+    """Applies each expert's feed-forward block to its slots."""
+    # An all-to-all: from all experts for this device's rows to this device's experts for all rows.
     axes = ("expert_batch", "length", "expert", None, None)
     rows_BxnxExCxD = constrain(rows_BxnxExCxD, axes)
     up = products["up"](rows_BxnxExCxD)
@@ -181,7 +180,7 @@ class Experts(nn.Module):
 
 
 def in_rounds(work: Callable[[jax.Array | int], jax.Array], S: int, C: int, last_place: jax.Array) -> jax.Array:
-  """The sum of `work(first)` over rounds of C places each, as many as there are choices for: at most S / C."""
+  """Returns the sum of `work(first)` over rounds of C places each, until no choices are left: at most S / C."""
   if C >= S:
     return work(0)
 
@@ -194,5 +193,5 @@ def in_rounds(work: Callable[[jax.Array | int], jax.Array], S: int, C: int, last
 
 
 def by_expert(x_BxnxExCxI: jax.Array, weight_ExIxO: jax.Array) -> jax.Array:
-  """The product of each expert's slots with that expert's matrix."""
+  """Multiplies each expert's slots with that expert's matrix."""
   return jnp.einsum("bneci,eio->bneco", x_BxnxExCxI, weight_ExIxO)

@@ -14,7 +14,7 @@ from bigmodel.models.layers.roles import Role, labelled
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-  """A square convolution; with `groups`, each group of channels sees as many of the channels before it."""
+  """A square convolution; with `groups`, output and input channels are split into that many groups."""
 
   channels: int
   size: int
@@ -25,7 +25,7 @@ class Convolution:
 
 
 def convolution(module: nn.Module, name: str, x_BxHxWxC: jax.Array, shape: Convolution, role: Role) -> jax.Array:
-  """The convolution with W ~ N(0, 2 / fan_in) (He et al. 2015) in this role."""
+  """Applies the convolution, with initial weights ~ N(0, 2 / fan_in) (He et al. 2015), in this role."""
   channels_in = x_BxHxWxC.shape[-1] // shape.groups
   axes = ("kernel_height", "kernel_width", "inputs", "mlp")
   init = labelled(initial.normal((2 / (shape.size * shape.size * channels_in)) ** 0.5), axes, role)
@@ -42,7 +42,7 @@ def convolution(module: nn.Module, name: str, x_BxHxWxC: jax.Array, shape: Convo
 
 
 def convolved(side: int, size: int, stride: int = 1, padding: int = 0) -> int:
-  """The side of an image after a convolution or pooling."""
+  """Returns the side of an image after a convolution or pooling."""
   return (side + 2 * padding - size) // stride + 1
 
 
@@ -51,10 +51,10 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Arra
 
 
 class GroupNorm(nn.Module):
-  """Each example's groups of channels to mean 0, variance 1, then scale and bias (Wu and He 2018), in float32.
+  """Group normalisation in float32: normalises each example's groups of channels (Wu and He 2018).
 
-  It stands where batch normalisation does in the papers, with as many parameters: an example's
-  outputs then depend on no other example, so they are the same on every mesh, and in evaluation.
+  It replaces the batch normalisation of the papers, with as many parameters. So an example's
+  outputs do not depend on other examples, and are the same on every mesh and in evaluation.
   """
 
   groups: int = 32

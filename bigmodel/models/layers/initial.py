@@ -1,7 +1,7 @@
-"""Initial values ~ N(0, deviation^2): flax's, from the same keys, in a program that compiles in a fraction of the time.
+"""Initial values ~ N(0, deviation^2), equal to flax's from the same keys, in a program that compiles much faster.
 
-Code that draws random numbers takes longest to compile, and a model has it once for each parameter. `drawn` traces the
-initializers for places only, and then draws all numbers in one loop over pieces of one size.
+Code that draws random numbers takes longest to compile, and a model has it once per parameter. `drawn` traces the
+initializers only to learn where each parameter's numbers come from, then draws all in one loop over equal pieces.
 """
 
 import contextlib
@@ -17,22 +17,23 @@ from jax.typing import DTypeLike
 
 from bigmodel.types import Params
 
-PIECE = 4096  # numbers that are drawn at once
-WORDS = 4  # of a place: its key, the bits of its deviation, and how many numbers come before zeros
+PIECE = 4096  # random numbers drawn at once
+WORDS = 4  # words of a place: the key (2), the bits of the deviation, and the count of numbers before zeros
 
-_PLACES = [False]  # whether parameters begin as places, which are uint32; others are float32
+_PLACES = [False]  # whether initializers return places (uint32) instead of numbers (float32)
 
 
 def normal(deviation: float, rows: int | None = None) -> Callable[..., jax.Array]:
-  """An initializer; within `drawn` it gives the place of its numbers, if these are at least as many as its words.
+  """Returns an initializer. Within `drawn` it returns the place of its numbers, unless there are fewer than `WORDS`.
 
-  With `rows`, rows past these are zeros, and the others are those of an array without them.
+  With `rows`, rows past these are zeros, and the first rows equal those of an array without padding.
   """
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     size, key_words = math.prod(shape), jax.random.key_data(key)
     real = shape if rows is None else (rows, *shape[1:])
-    counted = key_words.shape == (2,) and jax.threefry_partitionable.value  # the generator that `_piece` computes
+    # Whether `_piece` computes the same random numbers as this key's generator.
+    counted = key_words.shape == (2,) and jax.threefry_partitionable.value
     if not _PLACES[0] or size < WORDS or not counted:
       numbers = nn.initializers.normal(deviation)(key, real, dtype)
       return jnp.pad(numbers, [(0, n - m) for n, m in zip(shape, real, strict=True)]) if real != shape else numbers
@@ -53,7 +54,7 @@ def _places() -> Iterator[None]:
 
 
 def drawn(init: Callable[..., Mapping[str, Params]], key: jax.Array, *example: jax.Array) -> Mapping[str, Params]:
-  """What `init(key, *example)` returns, to the bit."""
+  """Returns exactly what `init(key, *example)` returns."""
   with _places():
     tree = init(key, *example)
   leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -80,7 +81,7 @@ def drawn(init: Callable[..., Mapping[str, Params]], key: jax.Array, *example: j
 
 
 def _piece(place: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Numbers of one parameter from a place on, as `jax.random.normal` draws all of them, times the deviation."""
+  """Draws a piece of a parameter's numbers, equal to those of `jax.random.normal` times the deviation."""
   words, start = place
   counts = start + jnp.arange(PIECE, dtype=jnp.uint32)
   first, second = jnp.split(threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(counts), counts])), 2)

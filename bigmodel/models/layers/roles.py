@@ -1,7 +1,7 @@
 """Roles of parameters. Models declare them where they create parameters; optimizers and parametrizations read them.
 
-A parameter is created in a box that carries the logical names of its axes, by which meshes spread it, and its role.
-Nothing outside of a model's file needs the parameter's name to know how to treat it.
+A parameter is created in a box with the logical names of its axes, by which meshes shard it, and its role.
+So code outside of a model's file never depends on the names of its parameters.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ P = ParamSpec("P")  # of an initializer
 
 Path = tuple[jax.tree_util.KeyEntry, ...]  # of a leaf in a tree of parameters, as JAX gives it
 
-# Logical axes along which whole parameters lie side by side: an optimizer treats each of them as if it were alone.
+# Logical axes along which separate parameters are stacked; optimizers treat each parameter of a stack separately.
 STACKED = ("layers", "expert")
 
 
 class Role(enum.Enum):
-  """What a parameter does. A bias has the role of its matrix where rules treat both alike, otherwise BIAS."""
+  """The role of a parameter. A bias has the role of its matrix if rules treat both equally, otherwise BIAS."""
 
   TABLE = "vectors that are looked up, added, or multiplied by numbers; their initial size is the same at every width"
   SHRINKING_TABLE = "a table whose initial values are in proportion to width^-1/2"
   SCALED_TABLE = "a shrinking table whose vectors are multiplied by width^1/2 where they are read"
-  OUTPUT_TABLE = "vectors whose products with the last states are the logits; a shrinking table, too"
-  INPUT = "a matrix or convolution that meets the data"
+  OUTPUT_TABLE = "a shrinking table whose products with the last states are the logits"
+  INPUT = "a matrix or convolution that multiplies the data"
   HIDDEN = "a matrix or convolution between layers"
   QUERY = "sets the size of attention's queries: their matrix and bias, the scale of their norm, what is added to them"
   BRANCH_END = "the matrix, and its bias, whose result is added to the residual stream"
@@ -40,10 +40,10 @@ class Role(enum.Enum):
   BIAS = "added to the results of a matrix"
   NORM = "scales and biases of a norm"
   LAST_NORM = "scales and biases of the norm whose results the outputs are computed from"
-  UNKNOWN = "not declared by a user's model: safe with every optimizer, but nothing follows for models of other sizes"
+  UNKNOWN = "not declared by a user's model: safe with every optimizer, but without transfer to models of other sizes"
 
 
-# Roles of tables, which counts of parameters without embeddings leave out.
+# Roles of tables, which non-embedding parameter counts leave out.
 TABLES = (Role.TABLE, Role.SHRINKING_TABLE, Role.SCALED_TABLE, Role.OUTPUT_TABLE)
 
 
@@ -56,22 +56,22 @@ class Label:
 
   @property
   def in_stack(self) -> bool:
-    """Whether the parameter is one of a stack of layers, and holds those of all layers."""
+    """Whether the parameter is stacked over layers."""
     return self.axes[:1] == ("layers",)
 
   @property
   def stacked(self) -> int:
-    """How many axes come before those of a single parameter: layers of a stack, experts."""
+    """The number of leading axes over stacked parameters: layers and experts."""
     return sum(axis in STACKED for axis in self.axes)
 
   @property
   def is_matrix(self) -> bool:
-    """Whether a single parameter has at least two axes. These decay."""
+    """Whether a single parameter has at least two axes; such parameters have weight decay."""
     return len(self.axes) - self.stacked > 1
 
   @property
   def is_hidden(self) -> bool:
-    """Whether it is a matrix or convolution between layers: what Muon, Shampoo and SOAP are for."""
+    """Whether it is a matrix or convolution between layers, the target of Muon, Shampoo and SOAP."""
     return self.is_matrix and self.role in (Role.HIDDEN, Role.QUERY, Role.BRANCH_END)
 
 
@@ -82,7 +82,7 @@ class Parameter(nn.LogicallyPartitioned):
 
 
 def labelled(init: Callable[P, jax.Array], axes: tuple[str, ...], role: Role) -> Callable[P, Parameter]:
-  """The initializer `init`, whose arrays come in a box with these axes and this role."""
+  """Returns the initializer `init` with its arrays boxed with these axes and this role."""
 
   @functools.wraps(init)
   def wrapper(*arguments: P.args, **keywords: P.kwargs) -> Parameter:
@@ -105,30 +105,30 @@ class Labels:
     return iter(self.rows)
 
   def at(self, path: Path) -> Label:
-    """The label of the parameter at a path of its tree."""
+    """Returns the label of the parameter at a path of its tree."""
     return self.by_name[dotted(path)]
 
   @property
   def stacks(self) -> set[str]:
-    """The outermost names under which every parameter holds those of all layers."""
+    """Returns the top-level names whose parameters are all stacked over layers."""
     outermost = {name.partition(".")[0] for name, _ in self.rows}
     return outermost - {name.partition(".")[0] for name, label in self.rows if not label.in_stack}
 
 
 def dotted(path: Path) -> str:
-  """The dotted name of the parameter at a path of its tree."""
+  """Returns the dotted name of the parameter at a path of its tree."""
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def labels_of(boxed: Params) -> Labels:
-  """The labels of a tree of boxed parameters, concrete or abstract; refuses a parameter that has none."""
+  """Returns the labels of a tree of boxed parameters, concrete or abstract; raises if a parameter has none."""
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, Parameter))
   rows = []
   for path, leaf in leaves:
     role = leaf.role if isinstance(leaf, Parameter) else None
     require(
       role is not None,
-      f"config.model.family: its parameter {dotted(path)} has no role, by which optimizers know how to treat it; create"
+      f"config.model.family: its parameter {dotted(path)} has no role, which optimizers need; create"
       " parameters with `models.layers.roles.labelled` or the functions of `models.layers.basic`",
     )
     assert role is not None

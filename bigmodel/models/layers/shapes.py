@@ -1,4 +1,4 @@
-"""What the shapes of several families have in common."""
+"""Fields that the shapes of several families share."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from bigmodel.declarations import NOT_NEGATIVE, field
 
 @dataclasses.dataclass(frozen=True)
 class ExampleShape:
-  """Models whose input is one example (a row of features or an image), and not text."""
+  """The fields of models whose inputs are examples (a row of features or an image), not text."""
 
   inputs: tuple[int, ...] = field((), "shape of one example; (): that of the data")
   outputs: int = field(0, "classes, or numbers to predict; 0: those of the data", NOT_NEGATIVE)
 
 
 def resolve_examples(model: Config, facts: Mapping[str, object]) -> None:
-  """Fills in the shape of the examples, in place."""
+  """Fills in the shape of the examples from the data, in place."""
   model.inputs, model.outputs = model.inputs or facts["inputs"], model.outputs or facts["outputs"]

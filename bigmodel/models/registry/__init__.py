@@ -1,1 +1,1 @@
-"""How the rest of the package reaches families of models: by name, through one interface."""
+"""Access to families of models by name, through one interface."""

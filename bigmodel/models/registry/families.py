@@ -1,4 +1,4 @@
-"""Families by name, and what the rest of the package asks about the model of a config."""
+"""Access to families of models by name, and to the model of a config."""
 
 import functools
 import importlib
@@ -21,15 +21,15 @@ from bigmodel.models.registry.protocol import Facts, Family, Model, ModelShape, 
 from bigmodel.types import Params
 
 _FOLDER = Path(__file__).parents[1]
-# Each file in the folder `models` is a family; folders are not.
+# Each file in the folder `models` is a family; its folders are not.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules([str(_FOLDER)]) if not module.ispkg))
-# Models whose abstract parameters are cached: tracing one takes longer than most of what needs them.
+# Number of models whose abstract parameters are cached, because tracing a model is slow.
 CACHED = 256
 _ABSTRACT: dict[tuple[object, str], Params] = {}
 
 
 def family(name: str) -> Family:
-  """The family of this name: a file in the folder `models`, or a Flax module in a user's file, as FILE.py:NAME."""
+  """Returns the family of a name: a file in the folder `models`, or a Flax module in a user's file, FILE.py:NAME."""
   if user_files.is_reference(name):
     return cast(Family, user_module.family(user_files.complete(name, "config.model.family")))
   require_choice("model.family", name, FAMILIES)
@@ -37,19 +37,19 @@ def family(name: str) -> Family:
 
 
 def declared(name: str) -> dict[str, Field]:
-  """The fields of `config.model` of a family."""
+  """Returns the fields of `config.model` of a family."""
   allowed = None if user_files.is_reference(name) else OneOf(FAMILIES)
   named = Field(name, "family of models: a file in the folder `models`, or FILE.py:NAME", allowed)
   return {"family": named, **declarations.declared_in(family(name).Shape)}
 
 
 def resolve(model: Config, facts: Facts) -> None:
-  """Replaces what `config.model` leaves to the data and to arithmetic, in place; `facts` are the data's."""
+  """Fills in the fields of `config.model` that depend on the data or other fields, in place; `facts` are the data's."""
   family(model.family).resolve(model, facts)
 
 
 def check(config: Config) -> None:
-  """Refuses a `config.model` that cannot be built, or not for its task."""
+  """Raises `UserError` if the model cannot be built or does not fit its task."""
   chosen = family(config.model.family)
   task, allowed = config.task.name, chosen.TASKS
   require(
@@ -61,39 +61,39 @@ def check(config: Config) -> None:
 
 
 def shape_of(config: Config) -> ModelShape:
-  """The frozen shape of the model of a resolved config."""
+  """Returns the frozen shape of the model of a resolved config."""
   return family(config.model.family).shape_of(config)
 
 
 def counts_of(config: Config) -> Counts:
-  """Parameters and FLOPs per token or example of the model of a resolved config."""
+  """Returns parameters and FLOPs per token or example of the model of a resolved config."""
   return shape_of(config).counts(config.data.context if "context" in config.data else 1)
 
 
 def build(config: Config, dtype: DTypeLike = jnp.float32, **supplied: Unpack[Supplied]) -> Model:
-  """The model of a resolved config, which computes in `dtype`."""
+  """Returns the model of a resolved config, which computes in `dtype`."""
   return family(config.model.family).build(config, dtype, **supplied)
 
 
 def labels(config: Config) -> Labels:
-  """The axes and the role of each parameter of the model of a resolved config."""
+  """Returns the axes and the role of each parameter of the model of a resolved config."""
   return labels_of(abstract_parameters(config))
 
 
 def in_pieces(model: Config) -> tuple[str, ...]:
-  """The fields of a config, `data.context` or `model.layers`, along which a mesh can split this model's work."""
+  """Returns the fields, `data.context` or `model.layers`, along which a mesh can shard this model's computation."""
   return getattr(family(model.family), "IN_PIECES", ())
 
 
 def begins_blocks_with_norms(model: Config) -> bool:
-  """Whether blocks normalise what they read, and not the stream itself; True where there are no blocks."""
+  """Whether the model's blocks are pre-norm; True for models without blocks."""
   return getattr(family(model.family), "NORM_FIRST", model.get("norm_first", True))
 
 
 def real_rows(config: Config, boxed: Params | None = None) -> dict[str, int]:
-  """By the dotted name of each padded table, how many of its rows are real; the rest are zeros that nothing reads.
+  """Returns, by dotted name of each padded table, the number of rows that are not padding.
 
-  `boxed` are the model's parameters, boxed with the names of their axes, if the caller has them.
+  `boxed` are the model's parameters, boxed with the names of their axes, if available.
   """
   if "vocab" not in config.model:
     return {}
@@ -103,7 +103,7 @@ def real_rows(config: Config, boxed: Params | None = None) -> dict[str, int]:
 
 
 def abstract_parameters(config: Config) -> Params:
-  """Shapes of the parameters of a resolved config's model, boxed with the names of their axes."""
+  """Returns the abstract parameters of a resolved config's model, boxed with the names of their axes."""
   groups = ("model.", "task.", "data.context")
   read = {name: value for name, value in flatten(config).items() if name.startswith(groups)}
   key = family(config.model.family).build, repr(read)
@@ -116,5 +116,5 @@ def abstract_parameters(config: Config) -> Params:
 
 
 def example(config: Config) -> tuple[jax.Array, ...]:
-  """The smallest inputs of the model of a resolved config."""
+  """Returns the smallest inputs of the model of a resolved config."""
   return family(config.model.family).example(shape_of(config))

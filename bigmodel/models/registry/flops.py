@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products and convolutions of a function, counted in its jaxpr: shapes only, nothing compiles."""
+"""FLOPs of the matrix products and convolutions of a function, counted in its jaxpr without compiling."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ from jax.extend import core
 
 
 def product_flops(function: Callable[..., object], *arguments: object) -> float:
-  """FLOPs of the products that `function(*arguments)` computes, two per multiply-add; arguments may be abstract.
+  """Returns the FLOPs of products in `function(*arguments)`, two per multiply-add; arguments may be abstract.
 
-  A loop's body counts as often as it runs, if that is fixed (a scan), otherwise once. Of branches the largest counts.
+  The body of a scan counts once per iteration, that of other loops once. Of several branches, the largest counts.
   """
   return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -36,11 +36,11 @@ def _of_equation(equation: core.JaxprEqn) -> float:
 
 
 def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
-  return cast(jax.ShapeDtypeStruct, variable.aval).shape  # an abstract array has a shape, too
+  return cast(jax.ShapeDtypeStruct, variable.aval).shape  # an abstract array also has a shape
 
 
 def _inner(parameters: dict[str, object]) -> Iterator[core.Jaxpr]:
-  """The jaxprs of what an equation calls."""
+  """Yields the jaxprs of the functions that an equation calls."""
   for value in parameters.values():
     for part in value if isinstance(value, tuple | list) else (value,):
       if isinstance(part, core.ClosedJaxpr):

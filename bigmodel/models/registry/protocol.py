@@ -1,4 +1,4 @@
-"""What a family of models offers. A file in the folder `models` is a family, and its functions are these members."""
+"""The interface of a family of models. The functions of a family's file are the members of `Family`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypedDict, Unpack
@@ -18,30 +18,30 @@ Facts: TypeAlias = Mapping[str, object]
 
 
 class Supplied(TypedDict, total=False):
-  """Computations that depend on the mesh, which a family takes as arguments of `build`: those in its SUPPLIED."""
+  """Mesh-dependent functions that a family takes as arguments of `build`, as listed in its SUPPLIED."""
 
   attend: Attend
   run_blocks: RunBlocks
 
 
 class ModelShape(Protocol):
-  """Everything that decides a model's parameters: a frozen dataclass whose fields are those of `config.model`."""
+  """The sizes that determine a model's parameters: a frozen dataclass with the fields of `config.model`."""
 
   def describe(self) -> dict[str, object]:
-    """The family and the sizes, for records."""
+    """Returns the family and the sizes, for records."""
     ...
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and FLOPs per token of rows of `context` tokens, or per example."""
+    """Returns parameters, and FLOPs per token of rows of `context` tokens, or per example."""
     ...
 
 
 class Model(Protocol):
-  """A Linen module, or what behaves like one."""
+  """A Linen module, or an object that behaves like one."""
 
   @property
   def init(self) -> Callable[..., Mapping[str, Params]]:
-    """`init(key, *inputs)`: variables, of which there are only "params", boxed with their axes and roles."""
+    """`init(key, *inputs)`: variables, with only "params", boxed with their axes and roles."""
     ...
 
   @property
@@ -60,16 +60,16 @@ class Family(Protocol):
   NORM_FIRST: whether its blocks begin with their norms; by default the field `norm_first`, or else True.
   """
 
-  TASKS: tuple[str, ...]  # that it can be trained for; the first is the default
-  SUPPLIED: tuple[str, ...]  # arguments of `build` by which a mesh may have it computed in another way
+  TASKS: tuple[str, ...]  # tasks that it supports; the first is the default
+  SUPPLIED: tuple[str, ...]  # arguments of `build` that depend on the mesh
   Shape: type[Any]
 
   def resolve(self, model: Config, facts: Facts) -> None:
-    """Replaces, in place, the fields that are left to the data and to arithmetic."""
+    """Fills in, in place, the fields that depend on the data or other fields."""
     ...
 
   def check(self, config: Config) -> None:
-    """Refuses what declarations of fields cannot express."""
+    """Raises `UserError` for invalid values that the declarations of fields cannot exclude."""
     ...
 
   def shape_of(self, config: Config) -> ModelShape: ...
@@ -77,5 +77,5 @@ class Family(Protocol):
   def build(self, config: Config, dtype: DTypeLike, **supplied: Unpack[Supplied]) -> Model: ...
 
   def example(self, shape: Any) -> tuple[jax.Array, ...]:
-    """The smallest inputs of a model of this shape."""
+    """Returns the smallest inputs of a model of this shape."""
     ...

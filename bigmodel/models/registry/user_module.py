@@ -16,7 +16,7 @@ An attribute `dtype` gets `config.train.compute_dtype`.
 
 Parameters are counted in the module's abstract initial values, FLOPs in its matrix products and convolutions. `roles`
 maps patterns of parameters' dotted names to names of `layers.roles.Role`. Parameters without a role train with Adam
-where an optimizer is for hidden matrices only, and cannot be used with `optim.parametrization`. They are replicated
+if the optimizer is for hidden matrices only, and cannot be used with `optim.parametrization`. They are replicated
 over a mesh, unless `nn.with_logical_partitioning` names their axes.
 """
 
@@ -50,7 +50,7 @@ ROLES = {role.name.lower(): role for role in Role if role is not Role.UNKNOWN}
 
 @functools.cache
 def family(name: str) -> "UserFamily":
-  """The family of a completed name, FILE.py:NAME@HASH."""
+  """Returns the family of a completed name, FILE.py:NAME@HASH."""
   module = user_files.load(name, WHERE)
   if not isinstance(module, type) or not issubclass(module, nn.Module):
     raise UserError(f"{WHERE}: {name} is a {type(module).__name__}, not a class of Flax modules (flax.linen.Module)")
@@ -63,7 +63,7 @@ def family(name: str) -> "UserFamily":
 
 
 def _fields_of(module: type[nn.Module], name: str) -> dict[str, Field]:
-  """The attributes of a module that are fields of the config: those with a plain default."""
+  """Returns the attributes of a module that are fields of the config: those with a plain default."""
   fields = {}
   for attribute in dataclasses.fields(module):
     if attribute.name in NOT_FIELDS or not attribute.init:
@@ -87,7 +87,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _patterns_of(module: type[nn.Module], name: str) -> tuple[tuple[str, Role], ...]:
-  """The patterns of `roles` with their roles."""
+  """Returns the patterns of `roles` with their roles."""
   patterns = []
   for pattern, role in getattr(module, "roles", {}).items():
     if role not in ROLES:
@@ -98,7 +98,7 @@ def _patterns_of(module: type[nn.Module], name: str) -> tuple[tuple[str, Role], 
 
 @dataclasses.dataclass(frozen=True)
 class UserFamily:
-  """What `protocol.Family` asks for."""
+  """A user's module with the interface of `protocol.Family`."""
 
   name: str
   module: type[nn.Module]
@@ -113,7 +113,7 @@ class UserFamily:
 
   @functools.cached_property
   def Shape(self) -> type:
-    """A dataclass of the module's fields; `inputs`, the shape of an example, is one of them in any case."""
+    """A dataclass of the module's fields, which always has `inputs`, the shape of an example."""
     fields = _fields_of(self.module, self.name)
     if not self.reads_tokens:
       fields.setdefault("inputs", Field((), "shape of one example; (): that of the data"))
@@ -157,24 +157,24 @@ class UserFamily:
 
 @dataclasses.dataclass(frozen=True)
 class UserShape:
-  """What decides the parameters of a user's model."""
+  """The values that determine the parameters of a user's model."""
 
   family: UserFamily
   fields: object  # of the family's `Shape`
   row: int  # tokens of a row; 1 where rows are examples
 
   def values(self) -> dict[str, Value]:
-    """The fields of the config with their values."""
+    """Returns the fields of the config with their values."""
     return dict(vars(self.fields))
 
   def inputs_like(self) -> jax.ShapeDtypeStruct:
-    """A batch of one row, abstract."""
+    """Returns an abstract batch of one row."""
     if self.family.reads_tokens:
       return jax.ShapeDtypeStruct((1, self.row), jnp.int32)
     return jax.ShapeDtypeStruct((1, *cast("tuple[int, ...]", self.values()["inputs"])), jnp.float32)
 
   def outputs_shape(self) -> tuple[object, ...]:
-    """What the outputs of that batch must have as shape."""
+    """Returns the required shape of the outputs for that batch."""
     values = self.values()
     return (1, self.row, values["vocab"]) if self.family.reads_tokens else (1, values["outputs"])
 
@@ -183,7 +183,7 @@ class UserShape:
     return {"family": user_files.without_path(self.family.name), **plain}
 
   def counts(self, context: int) -> Counts:
-    """Parameters, and training FLOPs per token or example. Embeddings are the tables among the roles."""
+    """Returns parameters, and training FLOPs per token or example. Embeddings are parameters with roles of tables."""
     del context
     trace = traced(self)
     leaves = jax.tree.leaves(trace.params, is_leaf=lambda x: isinstance(x, Parameter))
@@ -199,7 +199,7 @@ class Traced(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def traced(shape: UserShape) -> Traced:
-  """The model's abstract parameters and FLOPs; refuses a module that cannot be traced or gives other outputs."""
+  """Returns the model's abstract parameters and FLOPs; raises if it cannot be traced or has wrong outputs."""
   name, inputs = shape.family.name, shape.inputs_like()
   model = shape.family.model_of(shape, jnp.float32)
   try:
@@ -234,7 +234,7 @@ class UserModel:
     others = sorted(set(variables) - {"params"})
     require(
       not others,
-      f"{WHERE}: {self.family.name} keeps {', '.join(others)} beside parameters, as batch normalisation does; use"
+      f"{WHERE}: {self.family.name} keeps {', '.join(others)} besides parameters, as batch normalisation does; use"
       " group or layer normalisation",
     )
     require("params" in variables, f"{WHERE}: {self.family.name} has no parameters")
@@ -251,7 +251,7 @@ class UserModel:
     return cast(jax.Array, outputs).astype(jnp.float32), {}
 
   def _labelled(self, params: Params) -> Params:
-    """The parameters in boxes with axes and roles: those that they have already, or those of `roles`."""
+    """Boxes the parameters with axes and roles: those that they have already, or those of `roles`."""
     unused = {pattern for pattern, _ in self.family.patterns}
 
     def label(path: Path, leaf: Any) -> Parameter:
@@ -266,6 +266,6 @@ class UserModel:
     labelled = jax.tree_util.tree_map_with_path(label, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     require(
       not unused,
-      f"{WHERE}: {self.family.name}: its roles have {sorted(unused)[:1]}, which matches none of its parameters",
+      f"{WHERE}: {self.family.name}: its roles contain {sorted(unused)[:1]}, which matches no parameter",
     )
     return labelled
