@@ -1,7 +1,7 @@
 """The config of a run: the fields of all rooms, its identity, and how it is read from a run's folder."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from etils import epath
 
@@ -20,6 +20,8 @@ EXAMPLE_DEFAULTS = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_
 # Fields that may name a definition in a user's file as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
 NAMES = ("model.family", "task.name", "optim.name")  # each adds fields to the config
+# Fields whose texts may set such names, as words NAME=VALUE.
+TEXTS = {"train.stages": ("task.name", "optim.name"), "data.mixture": ("name",)}
 
 
 def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
@@ -61,7 +63,8 @@ def default_config(family: str = "decoder", task: str = "") -> Config:
 def overridden(config: Config, overrides: Iterable[str]) -> Config:
   """The config with `group.field=value` overrides applied.
 
-  Those of `model.family`, `task.name` and `optim.name` are applied first, because they add fields.
+  Those of `model.family`, `task.name` and `optim.name` are applied first, because they add fields. The config may be
+  changed in place, so that fields which refer to one another keep doing so.
   """
   items = [item.partition("=") for item in overrides]
   names: dict[str, str] = {name: value for name, equals, value in items if equals and name in NAMES}
@@ -87,7 +90,7 @@ def _with_names(config: Config, names: Mapping[str, str]) -> Config:
     config = renamed(config, family or config.model.family, task)
   add_fields(config)
   if "optim.name" in names:
-    _set_optimizer(config, names["optim.name"])
+    set_optimizer(config, names["optim.name"])
   return config
 
 
@@ -122,6 +125,21 @@ def complete_names(config: Config) -> None:
   for name in EXTENSIBLE:
     group, field = name.split(".")
     config[group][field] = user_files.complete(config[group][field], f"config.{name}")
+  for name, words in TEXTS.items():
+    group, field = name.split(".")
+    if texts := config[group].get(field):
+      complete = functools.partial(user_files.complete, where=f"config.{name}")
+      completed = [_in_words(text, words, complete) for text in texts]
+      config[group][field] = tuple(completed)
+
+
+def _in_words(text: str, names: Collection[str], change: Callable[[str], Value]) -> str:
+  """The text with `change` applied to the value of each word NAME=FILE.py:NAME."""
+  for word in text.split():
+    name, _, value = word.partition("=")
+    if name in names and user_files.is_reference(value):
+      text = text.replace(word, f"{name}={change(value)}")
+  return text
 
 
 def add_fields(config: Config) -> None:
@@ -137,7 +155,7 @@ def add_fields(config: Config) -> None:
       config.optim[name] = value
 
 
-def _set_optimizer(config: Config, name: str) -> None:
+def set_optimizer(config: Config, name: str) -> None:
   """Sets `optim.name` in place, with the fields of the new optimizer in place of those of the old one."""
   old = optim.declared(config.optim.name)
   config_room.override(config, "optim.name", name)
@@ -160,6 +178,10 @@ def identity(flat: Mapping[str, Value]) -> dict[str, Value]:
   fields = declared_of(flat)
   kept = {name: value for name, value in flat.items() if not name.startswith("parallel.")}
   kept |= {name: user_files.without_path(kept[name]) for name in EXTENSIBLE if name in kept}
+  for name, words in TEXTS.items():
+    texts = kept.get(name, ())
+    if isinstance(texts, tuple | list) and any(".py:" in str(text) for text in texts):
+      kept[name] = tuple(_in_words(str(text), words, user_files.without_path) for text in texts)
   return {name: value for name, value in kept.items() if name not in fields or _identifies(fields[name], value)}
 
 

@@ -12,6 +12,7 @@ from bigmodel import config as configs
 from bigmodel import optim, tasks
 from bigmodel.config import Config, require
 from bigmodel.data.fields import has_numeric_targets
+from bigmodel.train import configs as run_configs
 from bigmodel.train import horizon
 
 ALLOWED = ("task.", "optim.", "train.tokens", "train.steps", "data.tokens", "data.examples")
@@ -74,7 +75,10 @@ def _changed(base: Config, text: str) -> Config:
     elif name in ("train.tokens", "train.steps"):
       has_horizon = True
       changed.train.update(tokens=0, steps=0)
-    configs.override(changed, name, parsed)
+    if name == "optim.name":
+      run_configs.set_optimizer(changed, value)
+    else:
+      configs.override(changed, name, parsed)
     given.add(name)
   # A stage may inherit fields that its optimizer does not have, such as beta1.
   optim.reset_without_effect(changed.optim, keep={name.removeprefix("optim.") for name in given})

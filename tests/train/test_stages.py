@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodel import optim, study, train
+from bigmodel.config import flatten
 from bigmodel.data import pipeline
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.models.dbn import divergence
@@ -282,3 +283,42 @@ def test_other_members_finish_if_one_diverges_in_its_first_stage(config, tmp_pat
     (alone,) = train_runs([dataclasses.replace(runs[1], folder=tmp_path / "alone")], data, display, StopRequest())
   assert [one.status for one in ended] == ["diverged", "finished"]
   assert ended[1].loss_eval == pytest.approx(alone.loss_eval, rel=1e-5)  # sums have another order
+
+
+def test_a_users_optimizer_of_a_stage_has_its_fields_and_is_identified_by_content(config, tmp_path):
+  body = (
+    "import optax\ndef mine(beta1, trust: float = 1.0): return optax.chain(optax.trace(beta1), optax.scale(trust))\n"
+  )
+  names = []
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.py").write_text(body)
+    names.append(str(tmp_path / folder / "mine.py"))
+
+  def run_of(path, trust="0.5"):
+    changed = config.copy_and_resolve_references()
+    changed.train.update(steps=4, stages=(f"optim.name={path}:mine optim.trust={trust} train.steps=3",))
+    return study.single_run(changed, tmp_path / "run")
+
+  run, data = run_of(names[0])
+  assert run.run_id == run_of(names[1])[0].run_id
+  assert run.run_id != run_of(names[0], "0.25")[0].run_id
+  assert stages.of(run.config)[0].config.optim.trust == 0.5
+  assert "trust" not in stages.of(run.config)[-1].config.optim
+  with Display(0, True) as display:
+    (record,) = train_runs([run], data, display, StopRequest())
+  assert record.finished
+  (tmp_path / "a" / "mine.py").write_text(body.replace("scale(trust)", "scale(2 * trust)"))
+  assert run_of(names[0])[0].run_id != run.run_id
+
+
+def test_a_users_text_in_a_mixture_is_identified_by_content(config, tmp_path):
+  flats = []
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "texts.py").write_text("def texts():\n  return [f'text {i}' for i in range(100)]\n")
+    changed = config.copy_and_resolve_references()
+    changed.data.mixture = (f"1 name={tmp_path / folder / 'texts.py'}:texts",)
+    configs.complete_names(changed)
+    flats.append(configs.identity(flatten(changed)))
+  assert flats[0] == flats[1]
