@@ -246,6 +246,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     >>> config.model.width
     96
   """
+  if isinstance(overrides, Mapping | str):
+    raise UserError('overrides: give a list of "group.field=value"')
   return run_configs.overridden(configs.load(spec)[0], overrides)
 
 

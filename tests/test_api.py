@@ -212,3 +212,17 @@ def test_forecast_names_the_invalid_argument(surface, change, message):
   arguments = {"points": surface, "at": [1e23], "columns": COLUMNS, "loss": "loss", **change}
   with pytest.raises(UserError, match=message):
     bigmodel.forecast(**arguments)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: bigmodel.forecast({"N": [1.0]}, at=1e17), "at: 1e.17 is not a list"),  # pyright: ignore
+    (lambda: bigmodel.forecast({"N": [1.0]}, at=["x"]), "at: 'x' is not a positive number"),  # pyright: ignore
+    (lambda: bigmodel.forecast({"N": [1.0]}, at=[1e17], laws="chinchilla"), "laws: 'chinchilla' is one text"),
+    (lambda: bigmodel.load_config("configs/quickstart.py", {"train.steps": 5}), "overrides: give a list"),
+  ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(call, message):
+  with pytest.raises(bigmodel.UserError, match=message):
+    call()

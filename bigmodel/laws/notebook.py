@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers as numbers_
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def forecast(
   points: object, columns: Columns, at: Sequence[float | tuple[float, float]], laws: Sequence[str] = ()
 ) -> Forecast:
   """Forecasts losses from a table; see `bigmodel.forecast`."""
-  if not at:
-    raise UserError("at: is empty; it is the scales to forecast")
+  if isinstance(laws, str):
+    raise UserError(f"laws: {laws!r} is one text; give a list, [{laws!r}]")
+  if not isinstance(at, Sequence | np.ndarray) or isinstance(at, str) or not len(at):
+    raise UserError(f"at: {at!r} is not a list of scales to forecast, such as [1e21, (1e9, 2e10)]")
   for where in at:
     numbers = where if isinstance(where, tuple) else (where,)
-    if len(numbers) > 2 or not all(0 < number < math.inf for number in numbers):
+    are_positive = all(isinstance(number, numbers_.Real) and 0 < number < math.inf for number in numbers)
+    if len(numbers) > 2 or not are_positive:
       raise UserError(f"at: {where!r} is not a positive number or a pair (N, D) of positive numbers")
   rows = _read(points, columns)
   if "x" not in columns.scales:

@@ -116,8 +116,12 @@ def write(folder: epath.Path, plan: Plan) -> None:
 
 
 def to_json(plan: Plan) -> dict[str, object]:
-  """Returns the contents of plan.json."""
-  return msgspec.to_builtins(plan)
+  """The plan as plan.json holds it; runs that do not branch have no `trunk`."""
+  document = msgspec.to_builtins(plan)
+  for run in document["runs"]:
+    if not run["trunk"]:
+      del run["trunk"]
+  return document
 
 
 def make(wanted: Wanted, earlier: Plan | None = None, workforce: Workforce = HERE) -> Plan:

@@ -23,7 +23,10 @@ def predict(trained: Trained, inputs: np.ndarray) -> np.ndarray:
   assert isinstance(data, examples.Examples)
   shape = tuple(config.model.inputs)
   inputs = np.asarray(inputs)
-  require(inputs.shape[1:] == shape, f"predict: inputs have the shape {inputs.shape}; it must be (examples, {shape})")
+  wanted = f"(examples, {', '.join(map(str, shape))})"
+  require(inputs.shape[1:] == shape, f"predict: inputs have the shape {inputs.shape}; it must be {wanted}")
+  require(len(inputs) > 0, "predict: there are no inputs")
+  require(bool(np.isfinite(inputs).all()), "predict: some inputs are not finite numbers")
   rows = ((inputs.astype(np.float32) - data.mean) / data.deviation).astype(np.float32)
   size = config.eval.batch_size
   values = [_values(trained, rows[first : first + size], size) for first in range(0, len(rows), size)]
