@@ -33,13 +33,13 @@ def test_every_way_of_printing_keeps_the_text(text, capsys, monkeypatch):
 
 @pytest.mark.parametrize("text", HARD)
 def test_the_progress_on_a_terminal_keeps_the_text(text):
-  display = Display()
-  display.console = display._progress.live.console = plain_console(file=io.StringIO(), width=200)
+  display, output = Display(), io.StringIO()
+  display.console = display._progress.live.console = plain_console(file=output, width=200)
   display._live = True
   display.begin(text, 3)
   display.update(1, 3, 0.5, f"5 {text}/s", 1.0)
   display.console.print(display._progress.get_renderable())
-  drawn = display.console.file.getvalue()
+  drawn = output.getvalue()
   assert text in drawn
   assert f"5 {text}/s" in drawn
 
