@@ -69,7 +69,9 @@ def forecast(
   """Forecasts losses from a table; see `bigmodel.forecast`."""
   if isinstance(laws, str):
     raise UserError(f"laws: {laws!r} is one text; give a list, [{laws!r}]")
-  if not isinstance(at, Sequence | np.ndarray) or isinstance(at, str) or not len(at):
+  if isinstance(at, Sequence | np.ndarray) and not len(at):
+    raise UserError("at: is empty; it is the scales to forecast")
+  if not isinstance(at, Sequence | np.ndarray) or isinstance(at, str):
     raise UserError(f"at: {at!r} is not a list of scales to forecast, such as [1e21, (1e9, 2e10)]")
   for where in at:
     numbers = where if isinstance(where, tuple) else (where,)

@@ -119,8 +119,8 @@ def to_json(plan: Plan) -> dict[str, object]:
   """The plan as plan.json holds it; runs that do not branch have no `trunk`."""
   document = msgspec.to_builtins(plan)
   for run in document["runs"]:
-    if not run["trunk"]:
-      del run["trunk"]
+    if not run.get("trunk"):
+      run.pop("trunk", None)
   return document
 
 
