@@ -112,7 +112,7 @@ def test_an_interrupted_run_repeats_its_random_numbers(family, files, config, tm
           train_runs([run], data, display, stop_at(at))
       sealed += train_runs([run], data, display, StopRequest())
   assert sealed[0].result_sha256 == sealed[1].result_sha256
-  assert sealed[0]["metrics"].keys() == {"accuracy", "perplexity"}
+  assert sealed[0].metrics.keys() == {"accuracy", "perplexity"}
 
 
 def test_microbatches_have_independent_dropout_masks(files, config):
