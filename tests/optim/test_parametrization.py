@@ -228,7 +228,7 @@ def test_a_check_is_traced_at_the_precision_of_float32_runs(monkeypatch):
   precisions, plain = [], optim.update
 
   def update(*arguments):
-    precisions.append(jax.config.jax_default_matmul_precision)
+    precisions.append(jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
     return plain(*arguments)
 
   monkeypatch.setattr(optim, "update", update)
