@@ -149,7 +149,7 @@ def first(work: Callable[[], Shared]) -> Shared:
 
 
 def gather(value: Shared, name: str | None = None) -> list[Shared]:
-  """Returns the JSON values of all processes, in order; safe in any thread if the name is unique."""
+  """Returns the values of all processes, in order; safe in any thread if the name is unique."""
   mine = jax.process_index()
   name = f"gather/{next(_numbers)}" if name is None else name
   return [share(value if i == mine else None, f"{name}/{i}", source=i) for i in range(jax.process_count())]
