@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 
 
 def find(name: str) -> Path:
-  """The file of an experiment, in the folder beside the package; raises `UserError` if there is none."""
+  """The file of an experiment, in the folder beside the package; raises `UserError` if the file does not exist."""
   names = sorted(path.stem for path in FOLDER.glob("*.py") if _is_experiment(path))
   if name not in names:
     raise UserError(f"reproduce: no experiment {name!r}{nearest(name, names)}; known: {', '.join(names) or 'none'}")

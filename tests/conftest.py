@@ -146,8 +146,8 @@ def inside(capsys):
     try:
       code = main.main(list(map(str, arguments)))
     finally:
-      told = capsys.readouterr()
-    return code, told.out, told.err
+      output = capsys.readouterr()
+    return code, output.out, output.err
 
   return run
 

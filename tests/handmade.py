@@ -3,10 +3,13 @@
 import jax
 import msgspec
 
+from bigmodel import optim, study
+from bigmodel.data import pipeline
 from bigmodel.models.layers.roles import Label, Labels, Role, dotted
 from bigmodel.planner.price import Price
 from bigmodel.record import SCHEMA, Branch, Record
 from bigmodel.study.plan import PlannedRun
+from bigmodel.train import programs
 
 
 def labels_of(params):
@@ -46,3 +49,23 @@ _PLAIN = {
   dict[str, str]: {},
   dict[str, tuple[float, float]]: {},
 }
+
+
+def resolved(config):
+  """The resolved config with its data."""
+  data = pipeline.prepare(config)
+  config = study.resolve(config, data)
+  study.check(config)
+  return config, data
+
+
+def losses_of(config, steps=4):
+  """The training losses of the first steps of a run."""
+  config, data = resolved(config)
+  program, rows = programs.program(config), pipeline.train_pipeline(config, data, steps)
+  state, losses = program.place([program.init(0)]), []
+  h = program.put_hyperparameters([optim.hyperparameters(config, steps)])
+  for step in range(steps):
+    state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
+    losses.append(float(metrics["loss"]))
+  return losses

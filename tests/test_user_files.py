@@ -3,6 +3,7 @@
 import pytest
 
 from bigmodel import study, user_files
+from bigmodel.config import flatten
 from bigmodel.errors import UserError
 from bigmodel.train import configs
 
@@ -69,3 +70,37 @@ def test_a_completed_name_is_found_where_the_file_has_moved(tmp_path):
     user_files.load(completed, "here")
   user_files.complete(f"{tmp_path / 'new' / 'moved.py'}:thing", "here")  # as the new command line names it
   assert user_files.load(completed, "here") == "of the test of moving"
+
+
+DEFINITIONS = """
+import optax
+from flax import linen as nn
+
+class Family(nn.Module):
+  vocab: int = 0
+
+  @nn.compact
+  def __call__(self, tokens):
+    return nn.Dense(self.vocab)(nn.Embed(self.vocab, 8)(tokens))
+
+def task(outputs, batch):
+  return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["targets"])
+
+def optim(beta1):
+  return optax.trace(beta1)
+
+def data():
+  return ["a text"]
+"""
+DEFINED = {"model.family": "Family", "task.name": "task", "optim.name": "optim", "data.name": "data"}
+
+
+@pytest.mark.parametrize("field", configs.EXTENSIBLE)
+def test_every_extensible_field_is_identified_by_content(tmp_path, field):
+  identities = []
+  for folder, text in (("a", DEFINITIONS), ("b", DEFINITIONS), ("c", f"{DEFINITIONS}# changed\n")):
+    path = write(tmp_path / folder / "mine.py", text)
+    config = configs.overridden(study.default_config(), [f"{field}={path}:{DEFINED[field]}"])
+    configs.complete_names(config)
+    identities.append(configs.identity(flatten(config)))
+  assert identities[0] == identities[1] != identities[2]

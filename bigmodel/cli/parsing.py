@@ -92,7 +92,7 @@ def _words_of_verb(parser: Parser, words: Sequence[str]) -> Iterable[str]:
 
 
 def _unexpected(word: str, option_names: Sequence[str]) -> UserError:
-  """The error for a word that is none of the options `option_names`."""
+  """The error for a word that is not one of the options `option_names`."""
   option = word.partition("=")[0]
   if option.startswith("--config.") and "--config" in option_names:
     return UserError(f"{word}: needs --config=FILE[:arg]")

@@ -44,7 +44,7 @@ def _average_of_optimizer(frozen: tuple[str, ...], beta1: Number, params: Params
 
 
 def _average(frozen: tuple[str, ...], decay: Number, params: Params, state: State) -> Params:
-  """The exponential average. Frozen parameters have none, and before the first step there is none."""
+  """The exponential average. It does not exist before the first step, nor for frozen parameters."""
   share = 1 - decay ** jnp.maximum(state.steps, 1).astype(jnp.float32)
   average = trainable(state.average, frozen)
   debiased = jax.tree.map(lambda a, p: jnp.where(state.steps > 0, a / share, p), average, trainable(params, frozen))

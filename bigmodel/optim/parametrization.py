@@ -47,7 +47,7 @@ def resolve(config: Config, raw: Config, facts: dict[str, Value]) -> None:
 
 
 def check(config: Config) -> None:
-  """Refuses a parametrization that has no rule for the optimizer or for the model, or a base that is none."""
+  """Refuses a parametrization that has no rule for the optimizer or for the model, or an invalid base model."""
   optim, model = config.optim, config.model
   if optim.parametrization == "standard":
     return

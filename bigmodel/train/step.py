@@ -40,7 +40,7 @@ class State:
   opt_state: optim.State
   loss_ema: jax.Array  # exponential average of the loss, not yet divided by 1 - EMA^step
   # int32: the first step at which the loss or a parameter is not finite, or the first of `optim.MOST_SKIPPED` steps
-  # that were skipped in a row; -1 as long as there is none.
+  # that were skipped in a row; -1 while the run has not diverged.
   diverged_at: jax.Array
   noise: Noise = ()
 

@@ -1,4 +1,4 @@
-"""Comparison of two recipes: a known multiplier at every scale, a crossing, and no difference if there is none."""
+"""Comparison of two recipes: a known multiplier at every scale, a crossing, and no difference between equal recipes."""
 
 import numpy as np
 import pytest

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from handmade import losses_of, resolved  # its folder is on the path of pytest
 
 import bigmodel
 from bigmodel import models, optim, parallel, study
@@ -84,24 +85,6 @@ def classifier(tmp_path, text=CLASSIFIER, name="Net"):
   config.eval.update(batch_size=8)
   config.parallel.data = 1
   return config
-
-
-def resolved(config):
-  data = pipeline.prepare(config)
-  config = study.resolve(config, data)
-  study.check(config)
-  return config, data
-
-
-def losses_of(config, steps=4):
-  config, data = resolved(config)
-  program, rows = programs.program(config), pipeline.train_pipeline(config, data, steps)
-  state, losses = program.place([program.init(0)]), []
-  h = program.put_hyperparameters([optim.hyperparameters(config, steps)])
-  for step in range(steps):
-    state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
-    losses.append(float(metrics["loss"]))
-  return losses
 
 
 def test_naming_a_model_adds_its_fields_and_keeps_values_that_were_set(config, tmp_path):

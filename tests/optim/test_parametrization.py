@@ -97,7 +97,7 @@ def test_each_parameter_has_a_scaled_epsilon():
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), nn.meta.unbox(made)["params"])
   grads = jax.tree.map(lambda x: 1e-3 * x, params)
   h = optim.hyperparameters(config, 10)
-  new, _, told = optim.update(how, grads, optim.initial_state(how, params), params, jnp.int32(0), h)
+  new, _, metrics = optim.update(how, grads, optim.initial_state(how, params), params, jnp.int32(0), h)
   for name in ("blocks.attention.query", "blocks.feed_forward.down", "embedding", "final_norm.scale"):
     _, rate, _, epsilon = found.get(name, (1.0, 1.0, 1.0, 1.0))
     assert isinstance(rate, float)
@@ -105,7 +105,7 @@ def test_each_parameter_has_a_scaled_epsilon():
     after = new
     for key in name.split("."):
       after = after[key]
-    expected = 1 - float(told["lr"]) * rate * 1e-3 / (1e-3 + 1e-2 * epsilon)
+    expected = 1 - float(metrics["lr"]) * rate * 1e-3 / (1e-3 + 1e-2 * epsilon)
     np.testing.assert_allclose(after, expected, rtol=1e-5, err_msg=name)
 
 

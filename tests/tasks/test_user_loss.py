@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from handmade import losses_of, resolved  # its folder is on the path of pytest
 
-from bigmodel import optim, study, tasks
-from bigmodel.data import pipeline
+from bigmodel import study, tasks
 from bigmodel.errors import UserError
-from bigmodel.train import configs, programs
+from bigmodel.train import configs
 from bigmodel.train.run import Run
 
 SMOOTH_L1 = """
@@ -55,24 +55,6 @@ def of_numbers(tmp_path, text=SMOOTH_L1, name="smooth_l1"):
   config.eval.update(batch_size=8)
   config.parallel.data = 1
   return config
-
-
-def resolved(config):
-  data = pipeline.prepare(config)
-  config = study.resolve(config, data)
-  study.check(config)
-  return config, data
-
-
-def losses_of(config, steps=4):
-  config, data = resolved(config)
-  program, rows = programs.program(config), pipeline.train_pipeline(config, data, steps)
-  state, losses = program.place([program.init(0)]), []
-  h = program.put_hyperparameters([optim.hyperparameters(config, steps)])
-  for step in range(steps):
-    state, metrics = program.step(state, program.put_rows([rows.part(step)]), h)
-    losses.append(float(metrics["loss"]))
-  return losses
 
 
 def test_a_user_loss_that_equals_a_task_trains_like_that_task(config, tmp_path):

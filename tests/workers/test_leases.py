@@ -86,7 +86,9 @@ sys.stdin.read()"""
   elsewhere = tmp_path / "c" / "1"
   elsewhere.write_text(elsewhere.read_text().replace(processes._machine(), "0" * 16))
   process.kill()
-  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has waited for it
+  os.waitid(
+    os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
+  )  # the process has ended, and its parent has not collected its exit status
   assert others.claim("a").number == 2
   process.wait()
   assert others.claim("b").number == 2

@@ -116,15 +116,15 @@ def test_records_of_diverged_members_do_not_depend_on_the_steps_per_call(resolve
   config, corpus = resolved
   config.train.log_every = 1
   config.optim.update(lr=1e30, clip=1e30, warmup=0.0)
-  told = []
+  results = []
   for seconds in (0.0, watch.AT_ONCE_SECONDS):
     monkeypatch.setattr(watch, "AT_ONCE_SECONDS", seconds)
     runs = members_of(config, tmp_path / str(seconds), (30, 30))
     ended = train(runs, corpus)
     assert [one.status for one in ended] == ["diverged"] * 2
     steps_ = [[row["step"] for row in metrics.read(run.folder)] for run in runs]
-    told.append(([one.result_sha256 for one in ended], steps_))
-  assert told[0] == told[1]
+    results.append(([one.result_sha256 for one in ended], steps_))
+  assert results[0] == results[1]
 
 
 def test_a_member_with_a_record_is_unchanged_if_the_others_restart_earlier(resolved, tmp_path):
