@@ -29,6 +29,7 @@ test: $(TEST)
 test-slow: $(TEST)
 	$(PIP) -e '.[ray,slurm]'
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m fuzz --hypothesis-profile=slow
 
 # An environment on top of that of the tests, whose packages a path file shows it.
 SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"

@@ -6,6 +6,7 @@ import socket
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before the first JAX computation: meshes need devices. Little is computed and much compiled here, so the compiler
@@ -18,6 +19,13 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands of tests need not compile all sources anew
 gc.set_threshold(100_000, 50, 100)  # tracing makes much that lives on: looking through it took a tenth of the time
+
+
+# The same examples in each run, so that a pass stays one; make test-slow draws others and more.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("default", max_examples=100, derandomize=True, **COMMON)
+hypothesis.settings.register_profile("slow", max_examples=2000, **COMMON)
+hypothesis.settings.load_profile("default")
 
 
 # Files that take long begin first, so that no worker has one left when the others are done.

@@ -26,6 +26,7 @@ ROOMS = (
   ("record",),
   ("accounting", "hardware", "processes", "types", "user_files"),
   ("declarations",),
+  ("readers",),
   ("config",),
   ("files",),
   ("errors",),
