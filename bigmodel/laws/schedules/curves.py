@@ -1,0 +1,88 @@
+"""Loss curves with their schedules: the rate of each step, from the rows that were logged.
+
+`rates[t]` is the learning rate of step t, counted from 1; `rates[0]` is 0.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from bigmodel.errors import UserError
+
+EARLY = 0.05  # of the shortest curve: losses of earlier steps are not described by power laws and are left out
+MOST = 250  # rows of a curve that are fitted; of longer ones every second, third, ... row
+GAP = 0.05  # of a curve's steps: a longer stretch without rows, in which the rate changes, hides the schedule
+CHANGE = 0.1  # relative change of the rate in such a stretch
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A run's losses [R] at `steps` [R], and the learning rate of every step [steps + 1]."""
+
+  name: str
+  steps: np.ndarray
+  loss: np.ndarray
+  rates: np.ndarray
+
+  @property
+  def warmup(self) -> int:
+    """The last step of the rise that the schedule begins with."""
+    return rise(self.rates)
+
+
+def rise(rates: np.ndarray) -> int:
+  """The step after which the rate first does not rise."""
+  still = np.flatnonzero(np.diff(rates) <= 0)
+  return int(still[0]) if len(still) else len(rates) - 1
+
+
+def schedule(steps: np.ndarray, rates: np.ndarray, warmup: int | None = None) -> np.ndarray:
+  """The rate of every step up to the last, from the rates [R] at some `steps` [R], which increase.
+
+  Between two rows the rate is interpolated. Where it is constant before and after, it drops at the second row. Before
+  the first row it rises linearly over `warmup` steps (by default up to that row) and is then constant.
+  """
+  last = int(steps[-1])
+  filled = np.interp(np.arange(last + 1), steps, rates)
+  for i in range(1, len(steps) - 1):
+    same_after = i + 2 >= len(steps) or rates[i + 1] == rates[i + 2]
+    if rates[i] == rates[i - 1] and rates[i + 1] != rates[i] and same_after:
+      filled[int(steps[i]) : int(steps[i + 1])] = rates[i]
+  first = int(steps[0])
+  if first > 0:
+    length = first if warmup is None else max(1, warmup)
+    filled[:first] = rates[0] * np.minimum(np.arange(first) / min(length, first), 1.0)
+  filled[0] = 0.0
+  return filled
+
+
+def check_gaps(name: str, steps: np.ndarray, rates: np.ndarray) -> None:
+  """Raises `UserError` if the schedule between two rows cannot be known."""
+  distances = np.diff(steps)
+  for i in np.flatnonzero(distances > max(GAP * steps[-1], 5 * np.median(distances))):
+    low, high = sorted((rates[i], rates[i + 1]))
+    if high - low > CHANGE * high:
+      raise UserError(
+        f"curve {name}: no rows between steps {steps[i]:,} and {steps[i + 1]:,}, where the learning rate goes from"
+        f" {rates[i]:.4g} to {rates[i + 1]:.4g}; add rows with the rates between (their losses may be empty)"
+      )
+
+
+def fitted_part(curves: Sequence[Curve]) -> list[Curve]:
+  """The rows that laws are fitted to: after the warm-up and the first steps, and not too many of each curve.
+
+  Raises `UserError` for a curve without such rows.
+  """
+  shortest = min(len(curve.rates) - 1 for curve in curves)
+  parts = []
+  for curve in curves:
+    rows = np.flatnonzero((curve.steps >= curve.warmup) & (curve.steps >= EARLY * shortest) & (curve.steps > 0))
+    if not len(rows):
+      raise UserError(
+        f"curve {curve.name}: none of its {len(curve.steps)} losses lies after the rise of the learning rate"
+        f" (steps up to {curve.warmup:,})"
+      )
+    rows = rows[:: -(-len(rows) // MOST)]
+    parts.append(dataclasses.replace(curve, steps=curve.steps[rows], loss=curve.loss[rows]))
+  return parts
