@@ -11,7 +11,7 @@ import numpy as np
 from bigmodel.errors import UserError
 
 EARLY = 0.05  # of the shortest curve: losses of earlier steps are not described by power laws and are left out
-MOST = 250  # rows of a curve that are fitted; of longer ones every second, third, ... row
+MOST = 200  # rows of a curve that are fitted; of longer ones every second, third, ... row
 GAP = 0.05  # of a curve's steps: a longer stretch without rows, in which the rate changes, hides the schedule
 CHANGE = 0.1  # relative change of the rate in such a stretch
 

@@ -5,23 +5,23 @@ Levenberg and Marquardt's method on weights that make least squares of Huber's l
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigmodel.errors import UserError
 from bigmodel.laws import fitting
 from bigmodel.laws.law import Law
 from bigmodel.laws.schedules.sums import Sums
 
 DELTA = 1e-3  # of Huber's loss
-STARTS = 6  # of the grid that are improved
+STARTS = 3  # of the grid that are improved
 ROUNDS = 200  # at most, of each
 SETTLED = 1e-7  # relative fall of the objective below which ...
 PATIENCE = 3  # ... so many rounds in a row have converged
-ROWS = 60  # of each curve, on which starts are compared
+ROWS = 120  # on which starts are compared
 
 
 class Estimate(NamedTuple):
@@ -56,17 +56,16 @@ def _improve(
   log_loss_R: jax.Array,
   weights_R: jax.Array,
   delta: jax.Array,
-  prior: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
   """`(theta [S, P], objective [S])` from every start."""
 
   def residuals(theta: jax.Array) -> jax.Array:
     return jnp.log(law.predict(theta, columns)) - log_loss_R
 
-  def objective(theta: jax.Array, residual: jax.Array) -> jax.Array:
+  def objective(residual: jax.Array) -> jax.Array:
     size = jnp.abs(residual)
     each = jnp.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
-    return jnp.sum(jnp.where(weights_R > 0, weights_R * each, 0.0)) + 0.5 * jnp.sum(prior[1] * (theta - prior[0]) ** 2)
+    return jnp.sum(jnp.where(weights_R > 0, weights_R * each, 0.0))
 
   def one(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
     def go_on(carry: tuple) -> jax.Array:
@@ -78,13 +77,13 @@ def _improve(
       jacobian = jax.jacfwd(residuals)(theta)
       weights = weights_R * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(residual), 1e-300))
       weighted = jnp.where(weights_R[:, None] > 0, jacobian * weights[:, None], 0.0)
-      curvature = weighted.T @ jacobian + jnp.diag(prior[1])
-      gradient = weighted.T @ residual + prior[1] * (theta - prior[0])
+      curvature = weighted.T @ jacobian
+      gradient = weighted.T @ residual
       scale = jnp.diag(curvature) + 1e-12 * jnp.trace(curvature) + 1e-300
       step = jnp.linalg.solve(curvature + damping * jnp.diag(scale), gradient)
       new = theta - jnp.clip(step, -2.0, 2.0)
       new_residual = residuals(new)
-      new_value = objective(new, new_residual)
+      new_value = objective(new_residual)
       better = new_value < value
       still = jnp.where(better & (value - new_value > SETTLED * value), 0, still + 1)
       damping = jnp.clip(jnp.where(better, damping * 0.2, damping * 6.0), 1e-12, 1e12)
@@ -95,7 +94,7 @@ def _improve(
       return theta, residual, value, damping, still, rounds + 1
 
     first = residuals(theta)
-    theta, _, value, *_ = jax.lax.while_loop(go_on, body, (theta, first, objective(theta, first), 1e-2, 0, 0))
+    theta, _, value, *_ = jax.lax.while_loop(go_on, body, (theta, first, objective(first), 1e-2, 0, 0))
     return theta, value
 
   return jax.lax.map(one, thetas_SxP)
@@ -104,10 +103,12 @@ def _improve(
 def starts(law: Law, sums: Sums, loss: np.ndarray, weights: np.ndarray, count: int = STARTS) -> np.ndarray:
   """The best starts [count, P] of the law's grid for these rows, with the linear parameters solved for."""
   rows = np.flatnonzero(weights > 0)
-  rows = rows[np.unique(np.linspace(0, len(rows) - 1, 3 * ROWS).astype(int))]
-  few = sums.take(rows)
-  y, root = loss[rows], np.sqrt(weights[rows])
+  rows = rows[np.linspace(0, len(rows) - 1, ROWS).astype(int)]  # always as many, so that one program serves all
+  few, y, root = sums.take(rows), loss[rows], np.sqrt(weights[rows])
   grid = law.starts()
+  if not law.linear:
+    error = np.sum(np.abs(np.log(predict(law, grid, few) / y)) * root, axis=1)
+    return grid[np.argsort(error, kind="stable")[:count]]
   places = [law.names.index(name) for name in law.linear]
   basis = []
   for place in places:
@@ -117,22 +118,32 @@ def starts(law: Law, sums: Sums, loss: np.ndarray, weights: np.ndarray, count: i
     basis.append(predict(law, only, few) * root / y)
   basis = np.stack(basis, axis=-1)
   size = np.sqrt(np.sum(basis**2, axis=1)) + 1e-300
-  solved = fitting._non_negative(basis / size[:, None], root) / size
+  solved = fitting.non_negative(basis / size[:, None], root) / size
   grid[:, places] = np.log(solved)
   error = np.sum(np.abs(np.einsum("snk,sk->sn", basis, solved) - root), axis=1)
-  return grid[np.argsort(error, kind="stable")[:count]]
+  return np.resize(grid[np.argsort(error, kind="stable")[:count]], (count, len(law.names)))
 
 
 def fit(
-  law: Law, sums: Sums, loss: np.ndarray, weights: np.ndarray, delta: float = DELTA, first: np.ndarray | None = None, prior=None
+  law: Law,
+  sums: Sums,
+  loss: np.ndarray,
+  weights: np.ndarray,
+  delta: float = DELTA,
+  first: np.ndarray | None = None,
 ) -> Estimate:
-  """The best parameters for rows with positive weights, from the starts `first` [S, P] or those of the law's grid."""
+  """The best parameters for rows with positive weights, from the starts `first` [S, P] or those of the law's grid.
+
+  Raises `UserError` if no start gives a finite objective.
+  """
   first = starts(law, sums, loss, weights) if first is None else first
   with jax.enable_x64(True):
     thetas, values = _improve(
-      law, jnp.asarray(first), columns(law, sums), np.log(loss), np.asarray(weights, np.float64), float(delta), prior if prior is not None else (np.zeros(len(law.names)),) * 2
+      law, jnp.asarray(first), columns(law, sums), np.log(loss), np.asarray(weights, np.float64), float(delta)
     )
   thetas, values = np.asarray(thetas), np.asarray(values)
   values = np.where(np.isfinite(values), values, np.inf)
   best = int(np.argmin(values))
+  if not np.isfinite(values[best]):
+    raise UserError(f"law {law.name}: no start gives finite losses for these curves")
   return Estimate(thetas[best], float(values[best]), int(np.sum(values <= values[best] * (1 + 1e-4))))

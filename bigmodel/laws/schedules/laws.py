@@ -5,15 +5,13 @@ and steps in units of the longest curve, so that its starts fit every set of cur
 the units of the papers.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
+from bigmodel.config import nearest
+from bigmodel.errors import UserError
 from bigmodel.laws.law import POSITIVE, Law, decay, law
-
-Params = Mapping[str, float]
 
 ALPHAS = (0.2, 0.5, 1.0)
 
@@ -117,3 +115,14 @@ def power_of_sum(p, total):
 def power_of_steps(p, step):
   """L0 + A t^-alpha."""
   return p.L0 + p.A * decay(step, p.alpha)
+
+
+LAWS: dict[str, Law] = {each.name: each for each in list(globals().values()) if isinstance(each, Law)}
+
+
+def find(names: Sequence[str], where: str) -> list[Law]:
+  """The laws of these names; `where` begins messages."""
+  for name in names:
+    if name not in LAWS:
+      raise UserError(f"{where}: no law of schedules {name!r}{nearest(name, LAWS)}; known: {', '.join(LAWS)}")
+  return [LAWS[name] for name in names]
