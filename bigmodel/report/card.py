@@ -43,6 +43,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
   features: list[str] | int | None = None
   missing: dict[str, int] = {}  # cells by column
   steps: dict[str, int | dict[str, int]] = {}  # rows or cells that each step changed, in all or by column
+  passed_over: dict[str, int] = {}  # files that are not read, by suffix
 
 
 def write(path: str, data: Data, tokens: tokenizer.Tokenizer | None = None) -> None:
@@ -79,6 +80,7 @@ def _tables(card: Card) -> list[Table]:
     Table("Classes", "", ("class", *counts), classes),
     Table("Missing values", "In the whole table, before any step.", ("column", "cells"), missing),
     Table("Steps", "The rows or cells that each step changed.", ("step", "in all", "where"), steps),
+    Table("Files passed over", "", ("kind", "files"), list(card.passed_over.items())),
   ]
 
 
