@@ -27,3 +27,7 @@ class JobFailed(Exception):  # noqa: N818
   def __init__(self, message: str, code: int):
     super().__init__(message)
     self.code = code
+
+
+class RunsFailed(Exception):  # noqa: N818
+  """Every run of a study or sweep diverged or failed. The message says why, and what to change."""

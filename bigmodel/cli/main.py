@@ -23,7 +23,7 @@ from typing import cast
 import bigmodel
 from bigmodel.cli import parsing, session
 from bigmodel.cli.console import Output
-from bigmodel.errors import CheckpointError, Interrupted, JobFailed, UnfitWorker, UserError
+from bigmodel.errors import CheckpointError, Interrupted, JobFailed, RunsFailed, UnfitWorker, UserError
 
 SUCCESS, FAILED, INVALID, UNFIT, INTERRUPTED = 0, 1, 2, 69, 75
 FOLDER = Path(__file__).with_name("verbs")
@@ -109,7 +109,9 @@ class Failure:
       case UnfitWorker():
         return str(error), UNFIT if self.is_worker else FAILED
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return first_line if isinstance(error, CheckpointError) else f"{type(error).__name__}: {first_line}", FAILED
+    return first_line if isinstance(
+      error, CheckpointError | RunsFailed
+    ) else f"{type(error).__name__}: {first_line}", FAILED
 
 
 def verbs() -> dict[str, Path]:
