@@ -1,12 +1,13 @@
 """Reads columns of a CSV, under the names that laws have for them. Errors name the row of the file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
+from bigmodel.laws import units
 from bigmodel.laws.source import Source
 
 ROW = "\0row"  # a column with each row's number in the file, for messages about a part of the table
@@ -26,11 +27,13 @@ def names(table: pl.DataFrame) -> list[str]:
 
 
 def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
-  """A column of positive numbers; `flag` is the option that named it, for messages."""
-  if name not in names(table):
-    there = names(table)
+  """A column of positive numbers, converted as `name` says (`units.parse`); `flag` is the option, for messages."""
+  there = names(table)
+  conversion = units.parse(name, there, flag)
+  name = conversion.name
+  if name not in there:
     raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
-  values = table[name].cast(pl.Float64, strict=False).to_numpy()
+  values = conversion.values(table[name].cast(pl.Float64, strict=False).to_numpy())
   wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
   if len(wrong):
     row, value = table[ROW][int(wrong[0])], table[name][int(wrong[0])]
@@ -69,25 +72,6 @@ def weights(loss: np.ndarray, stderr: np.ndarray) -> np.ndarray:
   """Weights of points in a fit, with a mean of 1: the inverse variances of the logs of the losses."""
   inverse = (loss / stderr) ** 2
   return inverse / inverse.mean()
-
-
-def warnings(columns: Sequence[np.ndarray], loss: np.ndarray, rows: Sequence[int]) -> list[str]:
-  """Properties of points that make a fit to them doubtful; `rows` are those of the file."""
-  messages: list[str] = []
-  places: dict[tuple[float, ...], list[int]] = {}
-  for place, scales in enumerate(zip(*columns, strict=True)):
-    places.setdefault(tuple(map(float, scales)), []).append(place)
-  repeated = [each for each in places.values() if len(each) > 1 and np.ptp(loss[each]) > 0]
-  if repeated:
-    first, second, *_ = repeated[0]
-    messages.append(
-      f"rows {rows[first]} and {rows[second]} have the same scales and losses of {loss[first]:.5g} and"
-      f" {loss[second]:.5g} ({len(repeated)} such sets): the difference is treated as noise"
-    )
-  scale = np.sum([np.log(x) for x in columns], axis=0)
-  if len(loss) > 2 and np.corrcoef(scale, np.log(loss))[0, 1] > 0:
-    messages.append("the loss rises with scale, so no law that falls with scale will fit")
-  return messages
 
 
 def groups(table: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:

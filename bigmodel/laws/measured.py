@@ -1,0 +1,157 @@
+"""Reads points for fits and forecasts: exact repeats are counted once, outliers get no weight, and units are checked.
+
+`points.from_csv` reads the same points without judging them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from bigmodel import files
+from bigmodel.errors import UserError
+from bigmodel.laws import forms, notes, points, reach, table, units
+from bigmodel.laws.law import Law
+from bigmodel.laws.points import Points
+from bigmodel.laws.source import Source
+from bigmodel.record import Record
+
+XY = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Points of N, D and C, notes about them, and doubts about the units of their columns."""
+
+  points: Points
+  notes: list[str]
+  doubts: list[units.Doubt]
+  sha256: str  # of the file, or of the results of the study's runs
+
+  def require_plain(self, asked: str, force: bool) -> None:
+    """Raises `UserError` if numbers in parameters, tokens or FLOPs are asked for and the units are in doubt."""
+    if self.doubts and not force:
+      raise UserError(f"{asked}: the units are in doubt: {hint(self.doubts)}; --force takes the columns as they are")
+
+  def check_budget(self, asked: str, C: float, force: bool) -> list[str]:
+    """Notes about a budget C in FLOPs that lies far beyond the points; see `reach.check`."""
+    self.require_plain(asked, force)
+    return reach.check(asked, "C", C, self.points.C, force)
+
+  def check_size(self, asked: str, N: float, D: float, force: bool) -> list[str]:
+    """Notes about parameters and tokens that lie far beyond the points; see `reach.check`.
+
+    Where units are in doubt they are taken to be those of the columns, if they lie near the points.
+    """
+    values = {"N": (N, self.points.N), "D": (D, self.points.D), "N D": (N * D, self.points.N * self.points.D)}
+    found = []
+    for quantity, (value, of_points) in values.items():
+      found += reach.check(asked, quantity, value, of_points, force, hint(self.doubts))
+    if found:
+      self.require_plain(asked, force)
+    return found[-1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """Curves of loss over x by name, notes about them, and doubts about the unit of x."""
+
+  data: dict[str, XY]
+  notes: list[str]
+  doubts: list[units.Doubt]
+
+  def check(self, asked: str, group: str, x: float, force: bool) -> list[str]:
+    """Notes about an x that lies far beyond a curve; see `reach.check`."""
+    found = reach.check(asked, "x", x, self.data[group][0], force, hint(self.doubts))
+    if found and self.doubts and not force:
+      raise UserError(f"{found[0]}; --force makes the forecast anyway")
+    return found
+
+
+def hint(doubts: Sequence[units.Doubt]) -> str:
+  """The doubts as part of a message."""
+  return "; ".join(map(str, doubts))
+
+
+def runs_of_csv(source: Source) -> Runs:
+  """The runs of a CSV with at least two of N, D and C. Raises `UserError` as `points.from_csv` does."""
+  read, repeats = without_repeats(table.read(source.path), source)
+  named = {name: source.columns[name] for name in ("N", "D", "C") if name in source.columns}
+  runs = points.of_table(read, source)
+  doubts = units.doubts(named, {name: getattr(runs, name) for name in named}, table.names(read))
+  refuse_broken(source.path, doubts)
+  kept, found = _examined(runs, source)
+  return Runs(kept, [*map(str, doubts), *repeats, *found], doubts, files.sha256_file(source.path))
+
+
+def runs_of_records(records: Sequence[Record], convention: str) -> Runs:
+  """The runs of the finished records of a study."""
+  runs = points.from_records(records, convention)
+  labels = [record.run_id for record in records if record.finished]
+  examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), notes.Losses(runs.loss), labels)
+  results = files.sha256_text(f"{convention} {sorted(record.result_sha256 for record in records if record.finished)}")
+  return Runs(runs if examined.kept.all() else runs[examined.kept], examined.notes, [], results)
+
+
+def curves_of_csv(source: Source) -> Curves:
+  """The curves of a CSV over x, by the values of its group column."""
+  read, found = without_repeats(table.read(source.path), source)
+  text = {"x": source.columns["x"]}
+  data: dict[str, XY] = {}
+  doubts: list[units.Doubt] = []
+  parts = table.groups(read, source.path, source.group)
+  found += notes.similar_names(parts)
+  for name, part in parts.items():
+    x = table.column(part, source.path, source.columns["x"], "--x")
+    loss = table.column(part, source.path, source.loss, "--loss")
+    doubts = doubts or units.doubts(text, {"x": x}, table.names(part))
+    examined = examine_part(source, forms.LAWS["power_offset"], part, (x,), loss)
+    data[name] = (x[examined.kept], loss[examined.kept])
+    found += [f"{name}: {note}" if name else note for note in examined.notes]
+  refuse_broken(source.path, doubts)
+  return Curves(data, [*map(str, doubts), *found], doubts)
+
+
+def refuse_broken(path: str, doubts: Sequence[units.Doubt]) -> None:
+  """Raises `UserError` for columns with which even exponents would be wrong."""
+  if broken := [doubt for doubt in doubts if doubt.breaks_fits]:
+    raise UserError(f"{path}: {hint(broken)}")
+
+
+def examine_part(
+  source: Source, law: Law, part: pl.DataFrame, columns: Sequence[np.ndarray], loss: np.ndarray
+) -> notes.Examined:
+  """Examines the rows of a table, or of a group of it."""
+  losses = notes.Losses(loss, source.loss, bool(source.stderr))
+  return notes.examine(law, columns, losses, part[table.ROW].to_list())
+
+
+def _examined(runs: Points, source: Source) -> tuple[Points, list[str]]:
+  labels = [] if runs.rows is None else runs.rows.tolist()
+  losses = notes.Losses(runs.loss, source.loss, bool(source.stderr))
+  examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), losses, labels)
+  return (runs if examined.kept.all() else runs[examined.kept]), examined.notes
+
+
+def without_repeats(read: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, list[str]]:
+  """The table without rows that repeat an earlier one exactly, and a note about them.
+
+  Columns that differ in every row, such as an index, are not compared, unless they hold losses or scales.
+  """
+  have = table.names(read)
+  texts: Mapping[str, str] = {**source.columns, "loss": source.loss, "stderr": source.stderr, "group": source.group}
+  used = {
+    units.parse(part, have).name for text in texts.values() for part in ([text] if text in have else text.split(","))
+  }
+  compared = [
+    name for name in have if not read[name].dtype.is_nested() and (name in used or read[name].n_unique() < len(read))
+  ]
+  if not compared or not used & set(have):
+    return read, []
+  first = read.select(pl.struct(compared).is_first_distinct()).to_series()
+  if first.all():
+    return read, []
+  again = read[table.ROW].filter(~first)
+  rows = f"row {again[0]} repeats" if len(again) == 1 else f"{len(again)} rows, such as row {again[0]}, repeat"
+  return read.filter(first), [f"{rows} an earlier row exactly, and each row is counted once"]
