@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,6 +38,8 @@ class Runs:
   def check_budget(self, asked: str, C: float, force: bool) -> list[str]:
     """Notes about a budget C in FLOPs that lies far beyond the points; see `reach.check`."""
     self.require_plain(asked, force)
+    if np.ptp(self.points.loss) == 0:
+      raise UserError(f"{asked}: the loss is {self.points.loss[0]:g} in all points, so no size is better than others")
     return reach.check(asked, "C", C, self.points.C, force)
 
   def check_size(self, asked: str, N: float, D: float, force: bool) -> list[str]:
@@ -50,7 +53,18 @@ class Runs:
       found += reach.check(asked, quantity, value, of_points, force, hint(self.doubts))
     if found:
       self.require_plain(asked, force)
-    return found[-1:]
+    return [*found[-1:], *self._exchanged(asked, N, D)]
+
+  def _exchanged(self, asked: str, N: float, D: float) -> list[str]:
+    """A note if N and D would lie nearer to the points if they were exchanged."""
+
+    def distance(N: float, D: float) -> float:
+      return abs(math.log(reach.times(N, self.points.N))) + abs(math.log(reach.times(D, self.points.D)))
+
+    nearer = N > D and distance(D, N) < distance(N, D)
+    return (
+      [f"{asked} has more parameters than tokens, and is nearer to the points as D,N: is it N,D?"] if nearer else []
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +156,10 @@ def without_repeats(read: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, l
   have = table.names(read)
   texts: Mapping[str, str] = {**source.columns, "loss": source.loss, "stderr": source.stderr, "group": source.group}
   used = {
-    units.parse(part, have).name for text in texts.values() for part in ([text] if text in have else text.split(","))
+    units.parse(part, have).name
+    for text in texts.values()
+    if text
+    for part in ([text] if text in have else text.split(","))
   }
   compared = [
     name for name in have if not read[name].dtype.is_nested() and (name in used or read[name].n_unique() < len(read))

@@ -128,5 +128,5 @@ def _far(loss: np.ndarray, labels: Labels, places: np.ndarray, weighted: bool) -
   shown = places[:SHOWN]
   texts = ", ".join(f"{named(labels, place)} with a loss of {loss[place]:.5g}" for place in shown)
   more = f" and {len(places) - len(shown)} more" if len(places) > len(shown) else ""
-  effect = "keeps the weight of its standard error" if weighted else "has no weight in fits"
-  return f"far from all other points (did the run diverge?): {texts}{more}; each {effect}"
+  effect = "but weighted by their standard errors" if weighted else "so without weight in fits"
+  return f"far from all other points (did the run diverge?), {effect}: {texts}{more}"

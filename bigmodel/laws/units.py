@@ -65,7 +65,7 @@ def parse(text: str, names: Collection[str], flag: str = "") -> Column:
     except ValueError:
       return Column(text)
     if not math.isfinite(factor) or factor == 0:
-      raise UserError(f"{flag}: the factor of {text!r} is not a finite number other than 0")
+      raise UserError(f"{flag}{': ' if flag else ''}the factor of {text!r} is not a finite number other than 0")
     return Column(name.strip(), factor, converted=True)
   match = re.fullmatch(r"\s*(1|1\.0|100)\s*-\s*(.+?)\s*", text)
   return Column(match[2], -1.0, float(match[1]), True) if match and match[2] in names else Column(text)
@@ -144,6 +144,8 @@ def doubts(columns: Mapping[str, str], values: Mapping[str, np.ndarray], names: 
     if quantity in MOST:
       column = parse(text, names)
       found += _doubt(quantity, column, values[quantity]) if not column.converted else []
+  if {"N", "D"} == {doubt.quantity for doubt in found} and all(_in_range_of_logs(values[name]) for name in "ND"):
+    found = [dataclasses.replace(doubt, text=f"{doubt.text} (logarithms?)", breaks_fits=True) for doubt in found]
   if {"N", "D"} <= set(columns):
     found += _swapped(columns["N"], columns["D"])
   if {"N", "D", "C"} <= set(columns):
@@ -161,7 +163,7 @@ def _doubt(quantity: str, column: Column, values: np.ndarray) -> list[Doubt]:
   factor = stated(name)
   if factor is not None:
     if high * factor <= MOST[quantity]:
-      return [Doubt(quantity, f"{here} is in units of {factor:.4g}, by its name", _advice(option, name, factor))]
+      return [Doubt(quantity, f"{here} is in units of {short(factor)}, by its name", _advice(option, name, factor))]
     return []
   if quantity == "C" and set(map(str.lower, _words(name))) & _TIMES:
     return [Doubt(quantity, f"{here} is not in FLOPs, by its name", f"{option}=COLUMN*FLOPS_PER_UNIT converts it")]
@@ -170,16 +172,26 @@ def _doubt(quantity: str, column: Column, values: np.ndarray) -> list[Doubt]:
     guess = {"N": 1e6, "D": 1e9, "C": 1e18}[quantity]
     text = f"{here} is too small for a number of {counted}"
     plain = f"{_advice(option, name, 1)} if they are plain"
-    return [Doubt(quantity, text, f"if it is in units of {guess:.0e}, {_advice(option, name, guess)}; {plain}")]
+    return [Doubt(quantity, text, f"if it is in units of {short(guess)}, {_advice(option, name, guess)}; {plain}")]
   return []
+
+
+def short(number: float) -> str:
+  """A number as people write it: 1e6, 8.64e19, 1."""
+  mantissa, exponent = f"{number:.6e}".split("e")
+  return f"{float(mantissa):g}{f'e{int(exponent)}' if int(exponent) else ''}"
 
 
 def _advice(option: str, name: str, factor: float) -> str:
   """The option that converts a column, quoted where a shell needs it: --n=params_M*1e6."""
-  mantissa, exponent = f"{factor:.6e}".split("e")
-  text = f"{name}*{float(mantissa):g}{f'e{int(exponent)}' if int(exponent) else ''}"
+  text = f"{name}*{short(factor)}"
   is_plain = re.fullmatch(r"[\w*.+-]+", text)
   return f"{option}={text if is_plain else shlex.quote(text)}"
+
+
+def _in_range_of_logs(values: np.ndarray) -> bool:
+  """Whether values could be logarithms of numbers of parameters or tokens."""
+  return bool(values.min() >= 3 and values.max() <= 40 and values.max() < 4 * values.min())
 
 
 def _swapped(n: str, d: str) -> list[Doubt]:
@@ -192,12 +204,13 @@ def _swapped(n: str, d: str) -> list[Doubt]:
 
 
 def _compute(columns: Mapping[str, str], values: Mapping[str, np.ndarray], found: list[Doubt]) -> list[Doubt]:
-  """A doubt if C is far from 6 N D, unless the name of D says that one of it is many tokens."""
+  """A doubt if C is far from 6 N D, unless D counts examples of many tokens, or N experts that are not all active."""
   ratio = float(np.exp(np.median(np.log(values["C"]) - np.log(6 * values["N"]) - np.log(values["D"]))))
   if 1 / ODD_RATIO <= ratio <= ODD_RATIO:
     return []
-  examples = bool({word.lower() for word in _words(columns["D"])} & _EXAMPLES)
-  if examples and 1 < ratio < 1e6:
+  many_tokens = {word.lower() for word in _words(columns["D"])} & _EXAMPLES
+  experts = {word.lower() for word in _words(columns["N"])} & {"total", "all", "experts", "moe", "sparse"}
+  if (many_tokens and 1 < ratio < 1e6) or (experts and 1e-3 < ratio < 1):
     return []
   return [Doubt("C", f"C is {ratio:.3g} times 6 N D in the median", "" if found else _likely(columns, ratio))]
 
