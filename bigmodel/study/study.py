@@ -24,10 +24,11 @@ from bigmodel.study.description import Study
 from bigmodel.study.fits import fit_study
 from bigmodel.study.plan import HERE, Plan, Workforce
 from bigmodel.study.prepare import Prepared, prepare
+from bigmodel.train import leases
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, interruptible
 from bigmodel.train.stop import Stop
-from bigmodel.workers import execute, leases
+from bigmodel.workers import execute
 from bigmodel.workers.groups import Group
 from bigmodel.workers.pool import Pool, Workers
 from bigmodel.workers.worker import COMMAND, Worker, exclusive
