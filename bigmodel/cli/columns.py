@@ -31,6 +31,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     metavar="K",
     help="leave out the runs with the K largest losses",
   )
+  parser.add_argument(
+    "--skip-bad-rows", action="store_true", help="leave out rows without positive numbers, and count them"
+  )
 
 
 def add_curves(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +58,15 @@ def source(arguments: argparse.Namespace, path: str) -> "Source":
   from bigmodel.laws.source import Source
 
   group = getattr(arguments, "group", "")  # like --x and --column, not an option of every verb
-  return Source(path, _named(arguments), arguments.loss, arguments.stderr or "", group, arguments.drop_largest)
+  return Source(
+    path,
+    _named(arguments),
+    arguments.loss,
+    arguments.stderr or "",
+    group,
+    arguments.drop_largest,
+    arguments.skip_bad_rows,
+  )
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, str]:

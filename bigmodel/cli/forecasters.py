@@ -16,6 +16,7 @@ def fit(source: "Source", laws: Sequence[str], output: Output) -> tuple["Forecas
   from bigmodel.laws import chinchilla, forecast, points
 
   runs = points.from_csv(source)
+  output.notes(f"note: {note}" for note in runs.notes)
   forecaster = forecast.fit(runs, forecast.find_laws(laws, "--law"))
   if not forecaster.spread.origins:
     output.say(

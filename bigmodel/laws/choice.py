@@ -24,26 +24,32 @@ def usual_laws(source: Source) -> list[Law]:
 def fit(source: Source, laws: Sequence[Law], skip_unfit: bool = False) -> TableFits:
   """Fits every law to every group; within a group they are in the order of their errors on hidden points.
 
-  Points of the largest scales are hidden for that (`summary.backtest`). With `skip_unfit` laws that cannot be fitted
-  to a group become warnings; without it the first of them raises `UserError`.
+  Points of the largest scales are hidden for that (`summary.backtest`). With `skip_unfit`, or if there are several
+  groups, laws that cannot be fitted to a group become warnings; otherwise the first of them raises `UserError`, as it
+  does if no law can be fitted to any group.
   """
   ranked: list[LawFit] = []
   warnings: list[str] = []
-  for group, rows in table.groups(table.read(source.path), source.path, source.group).items():
+  runs = table.read(source)
+  groups = table.groups(runs.frame, source.path, source.group)
+  for law in () if skip_unfit else laws:
+    table.columns(runs.frame, source.path, law.columns, source.columns)
+  for group, rows in groups.items():
     prefix = f"{group}: " if group else ""
     of_group: list[LawFit] = []
     for law in laws:
       try:
         of_group.append(structs.replace(_fit_law(source, law, rows), group=group))
       except UserError as error:
-        if not skip_unfit:
+        if not skip_unfit and len(groups) == 1:
           raise
         warnings.append(f"{prefix}{error}")
-    warnings += [prefix + warning for warning in _warnings(source, laws[0], rows)]
+    if of_group:
+      warnings += [prefix + warning for warning in _warnings(source, laws[0], rows)]
     ranked += sorted(of_group, key=_error_on_hidden_points)
   if not ranked:
-    raise UserError(f"--law=auto: {warnings[0]}")
-  return TableFits(laws=ranked, optimum=[], warnings=warnings)
+    raise UserError(f"--law=auto: {warnings[0]}" if skip_unfit else warnings[0])
+  return TableFits(laws=ranked, optimum=[], warnings=runs.notes + warnings)
 
 
 def _fit_law(source: Source, law: Law, rows: pl.DataFrame) -> LawFit:

@@ -86,6 +86,20 @@ def tidy(x: np.ndarray, y: np.ndarray) -> XY:
   return x[last], y[last]
 
 
+def without_short(curves: dict[str, XY]) -> tuple[dict[str, XY], list[str]]:
+  """The curves that can be extrapolated, and notes that name the others; all curves if none can."""
+  points = {name: len(tidy(*xy)[0]) for name, xy in curves.items()}
+  long = {name: xy for name, xy in curves.items() if points[name] >= LEAST}
+  if not long:
+    return curves, []
+  notes = [
+    f"curve {name}: left out, because it has {count} points of different x; an extrapolation needs {LEAST}"
+    for name, count in points.items()
+    if name not in long
+  ]
+  return long, notes
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """The points of a curve up to its largest x halved so many times."""

@@ -40,4 +40,4 @@ def _fit_compute(source: Source, law: str, at: Sequence[float]) -> TableFits:
   else:
     fits = summary.fit_points(runs, at, dict(zip(names[1:], others, strict=True)))
   rows = [] if runs.rows is None else runs.rows.tolist()
-  return structs.replace(fits, warnings=table.warnings((runs.N, runs.D), runs.loss, rows))
+  return structs.replace(fits, warnings=[*runs.notes, *table.warnings((runs.N, runs.D), runs.loss, rows)])

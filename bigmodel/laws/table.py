@@ -1,5 +1,6 @@
-"""Reads columns of a CSV, under the names that laws have for them. Errors name the row of the file."""
+"""Reads columns of a table of runs, under the names that laws have for them. Errors name the row of the file."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -8,34 +9,105 @@ import polars as pl
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
 from bigmodel.laws.source import Source
+from bigmodel.readers import cells, tables
 
 ROW = "\0row"  # a column with each row's number in the file, for messages about a part of the table
+NAMED = 8  # rows that are left out and named
 
 
-def read(path: str) -> pl.DataFrame:
-  """The CSV with its row numbers as the column `ROW`; raises `UserError` if it is not readable."""
-  try:
-    return pl.read_csv(path, infer_schema_length=10_000).with_row_index(ROW, offset=2)
-  except Exception as error:
-    raise UserError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]})") from error
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """A table of runs with the column `ROW`; the columns that laws need hold numbers. `notes`: what was assumed."""
+
+  frame: pl.DataFrame
+  notes: list[str]
 
 
-def names(table: pl.DataFrame) -> list[str]:
+def read(source: Source) -> Runs:
+  """The runs of a file. Raises `UserError` for a file that is not readable, and for bad rows; see `checked`."""
+  file = tables.read(source.path, missing=(), with_dates=False)
+  numbered = file.frame.with_columns(pl.Series(ROW, file.all_lines()))
+  return checked(Runs(numbered, list(file.notes)), source, file.decimal)
+
+
+def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
+  """The runs with numbers in the columns that the source names, as far as they exist.
+
+  Rows without a positive number in one of these, or without a group, are refused by row and value, or left out with
+  `source.skip_bad_rows`. `decimal` is the mark of decimals of the file.
+  """
+  frame, notes = runs.frame, list(runs.notes)
+  good = np.ones(len(frame), bool)
+  for name in _named(source, names(frame)):
+    values, about = _numbers(frame[name], decimal)
+    notes += about
+    wrong = ~(np.isfinite(values) & (values > 0))
+    if wrong.any() and not source.skip_bad_rows:
+      _refuse(frame, source.path, name, wrong)
+    good &= ~wrong
+    frame = frame.with_columns(pl.Series(name, values))
+  if source.group in names(frame):
+    wrong = frame[source.group].is_null().to_numpy()
+    if wrong.any() and not source.skip_bad_rows:
+      _refuse(frame, source.path, source.group, wrong)
+    good &= ~wrong
+  if good.all():
+    return Runs(frame, notes)
+  if not good.any():
+    raise UserError(f"{source.path}: --skip-bad-rows leaves no row: all {len(good)} miss a positive number")
+  left_out = frame[ROW].filter(pl.Series(~good)).to_list()
+  shown = ", ".join(map(str, left_out[:NAMED])) + (", ..." if len(left_out) > NAMED else "")
+  notes.append(f"{len(left_out)} of {len(good)} rows without positive numbers are left out (row {shown})")
+  return Runs(frame.filter(pl.Series(good)), notes)
+
+
+def _named(source: Source, there: Sequence[str]) -> list[str]:
+  """The columns of numbers that the source names; a name may be followed by a factor, as in `params*1e6`."""
+  wanted = [*source.columns.values(), source.loss, source.stderr]
+  found = [name if name in there else name.partition("*")[0].strip() for name in wanted]
+  return [name for name in dict.fromkeys(found) if name in there]
+
+
+def _numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
+  """The numbers of a column, float64, NaN for cells without one, and a note on how they are written."""
+  if column.dtype != pl.String:
+    numbers = column.cast(pl.Float64, strict=False).fill_null(float("nan"))
+    return numbers.to_numpy(), []
+  read = cells.numbers(column.drop_nulls().unique(maintain_order=True), column.name, decimal, leave_out_unit=False)
+  values = [read.values.get(text) if text is not None else None for text in column]
+  notes = [f"column {column.name!r}: {', '.join(read.notes)}"] if read.notes else []
+  return np.array([np.nan if value is None else value for value in values], np.float64), notes
+
+
+def _refuse(frame: pl.DataFrame, path: str, name: str, wrong: np.ndarray) -> None:
+  """Refuses the first of the rows that are `wrong`."""
+  at = int(wrong.argmax())
+  row, value = frame[ROW][at], frame[name][at]
+  problem = "no value" if value is None else f"{value!r} is not a positive number"
+  hint = f"({int(wrong.sum())} such rows; --skip-bad-rows leaves them out)"
+  raise UserError(f"{path}: column {name!r}, row {row}: {problem} {hint}")
+
+
+def names(frame: pl.DataFrame) -> list[str]:
   """The columns of the file."""
-  return [name for name in table.columns if name != ROW]
+  return [name for name in frame.columns if name != ROW]
 
 
-def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
-  """A column of positive numbers; `flag` is the option that named it, for messages."""
-  if name not in names(table):
-    there = names(table)
-    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
-  values = table[name].cast(pl.Float64, strict=False).to_numpy()
-  wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-  if len(wrong):
-    row, value = table[ROW][int(wrong[0])], table[name][int(wrong[0])]
-    raise UserError(f"{path}: column {name!r}, row {row}: {value!r} is not a positive number ({len(wrong)} such rows)")
+def column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
+  """A column of positive numbers of `Runs`; `flag` is the option that named it, for messages."""
+  require_column(frame, path, name, flag)
+  values, _ = _numbers(frame[name], "")
+  wrong = ~(np.isfinite(values) & (values > 0))
+  if wrong.any():
+    _refuse(frame, path, name, wrong)
   return values
+
+
+def require_column(frame: pl.DataFrame, path: str, name: str, flag: str) -> None:
+  """Raises `UserError` with the columns of the table unless it has this one."""
+  there = names(frame)
+  if name not in there:
+    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
 
 
 def columns(
@@ -90,11 +162,10 @@ def warnings(columns: Sequence[np.ndarray], loss: np.ndarray, rows: Sequence[int
   return messages
 
 
-def groups(table: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
+def groups(frame: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
   """The parts of the table by the values of the column `name`, or the whole table as "" if `name` is empty."""
   if not name:
-    return {"": table}
-  if name not in names(table):
-    raise UserError(f"{path}: no column {name!r} for --group{nearest(name, names(table))}")
-  parts = table.partition_by(name, maintain_order=True, as_dict=True)
+    return {"": frame}
+  require_column(frame, path, name, "--group")
+  parts = frame.partition_by(name, maintain_order=True, as_dict=True)
   return {str(key[0]): part for key, part in parts.items()}

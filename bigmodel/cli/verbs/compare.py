@@ -29,14 +29,17 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   from bigmodel.laws import compare, facts
 
-  comparison = compare.compare(_points(arguments, arguments.a), _points(arguments, arguments.b))
+  a, b = _points(arguments, arguments.a), _points(arguments, arguments.b)
+  comparison = compare.compare(a, b)
+  warnings = [f"{name}: {note}" for name, runs in (("A", a), ("B", b)) for note in runs.notes]
+  output.notes(f"note: {warning}" for warning in warnings)
   _show(comparison, f"A {arguments.a}, B {arguments.b}", output)
   if arguments.report:
     from bigmodel.report import recipes
 
     recipes.write(arguments.report, arguments.a, arguments.b, comparison)
     output.say(f"page: {arguments.report}")
-  return facts.to_json(comparison)
+  return facts.to_json(comparison) | {"warnings": warnings}
 
 
 def _points(arguments: argparse.Namespace, path: str) -> "Points":

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   _show(proposal, arguments.target, output)
   if proposal.next is None:
     output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
-  return facts.to_json(proposal)
+  return facts.to_json(proposal) | {"warnings": list(fit.points.notes)}
 
 
 def _show(proposal: "Proposal", target: float, output: Output) -> None:

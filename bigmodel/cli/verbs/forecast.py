@@ -138,16 +138,19 @@ class _Place:
 
 def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   """The points of all --at options."""
+  from bigmodel.readers import packed, tables
+
   places = []
   for text in arguments.at:
-    places += _places_of_csv(text, source, wanted) if Path(text).suffix == ".csv" else [_place(text, wanted)]
+    is_file = packed.suffix(text) in tables.SUFFIXES
+    places += _places_of_csv(text, source, wanted) if is_file else [_place(text, wanted)]
   return places
 
 
 def _places_of_csv(path: str, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   from bigmodel.laws import table
 
-  rows = table.read(path)
+  rows = table.read(dataclasses.replace(source, path=path)).frame
   values = table.columns(rows, path, wanted, source.columns)
   groups = rows[source.group].to_list() if source.group in rows.columns else [None] * len(rows)
   return [
@@ -174,19 +177,28 @@ def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> 
   from bigmodel import files
   from bigmodel.laws import curves, facts, table
 
-  data = {
+  runs = table.read(source)
+  groups = {
     group: (
       table.column(part, source.path, source.columns["x"], "--x"),
       table.column(part, source.path, source.loss, "--loss"),
     )
-    for group, part in table.groups(table.read(source.path), source.path, source.group).items()
+    for group, part in table.groups(runs.frame, source.path, source.group).items()
   }
-  rows = curves.rows(data, [(place.group, place.scales["x"]) for place in _places(arguments, source, ("x",))])
+  data, short = curves.without_short(groups)
+  warnings = [*runs.notes, *short]
+  output.notes(f"note: {warning}" for warning in warnings)
+  places = [place for place in _places(arguments, source, ("x",)) if place.group in data or place.group not in groups]
+  rows = curves.rows(data, [(place.group, place.scales["x"]) for place in places])
   group = ("group",) if source.group else ()
   shown = [(*(row.group for _ in group), row.x, row.predicted, row.interval90) for row in rows]
   output.table("forecast", (*group, "x", "loss", "90% interval"), shown)
   return facts.TableForecast(
-    points=source.path, points_sha256=files.sha256_file(source.path), forecaster=curves.method(), rows=rows
+    points=source.path,
+    points_sha256=files.sha256_file(source.path),
+    forecaster=curves.method(),
+    rows=rows,
+    warnings=warnings,
   )
 
 
@@ -222,6 +234,7 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
     rows=rows,
     optimum=[best for best in optima if best],
     reached=[optimum.least(fit, loss, limits) for loss in arguments.reach],
+    warnings=list(fit.points.notes),
   )
   _show_surface(forecasts, output)
   return forecasts
