@@ -8,7 +8,7 @@ from bigmodel.cli import options
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.measured import Runs
+  from bigmodel.laws.measured import MeasuredRuns
   from bigmodel.laws.source import Source
 
 COMPUTE = {
@@ -35,6 +35,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     default=0,
     metavar="K",
     help="leave out the runs with the K largest losses",
+  )
+  parser.add_argument(
+    "--skip-bad-rows", action="store_true", help="leave out rows without positive numbers, and count them"
   )
 
 
@@ -69,17 +72,25 @@ def source(arguments: argparse.Namespace, path: str) -> "Source":
   from bigmodel.laws.source import Source
 
   group = getattr(arguments, "group", "")  # like --x and --column, not an option of every verb
-  return Source(path, _named(arguments), arguments.loss, arguments.stderr or "", group, arguments.drop_largest)
+  return Source(
+    path,
+    _named(arguments),
+    arguments.loss,
+    arguments.stderr or "",
+    group,
+    arguments.drop_largest,
+    arguments.skip_bad_rows,
+  )
 
 
-def runs(arguments: argparse.Namespace, path: str) -> "Runs":
+def runs(arguments: argparse.Namespace, path: str) -> "MeasuredRuns":
   """The runs of a CSV, or the fitted runs of a study's folder."""
   from bigmodel.laws import measured
 
   return runs_of_study(path) if Path(path).is_dir() else measured.runs_of_csv(source(arguments, path))
 
 
-def runs_of_study(path: str) -> "Runs":
+def runs_of_study(path: str) -> "MeasuredRuns":
   """The finished runs of a study's folder that are there to be fitted; raises `UserError` if there are none."""
   from bigmodel.laws import measured
   from bigmodel.study import folder

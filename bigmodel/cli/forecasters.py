@@ -8,10 +8,10 @@ from bigmodel.cli.console import Output
 if TYPE_CHECKING:
   from bigmodel.laws.chinchilla import Fit
   from bigmodel.laws.forecast import Forecaster
-  from bigmodel.laws.measured import Runs
+  from bigmodel.laws.measured import MeasuredRuns
 
 
-def fit(runs: "Runs", laws: Sequence[str], output: Output) -> tuple["Forecaster", "Fit"]:
+def fit(runs: "MeasuredRuns", laws: Sequence[str], output: Output) -> tuple["Forecaster", "Fit"]:
   """Fits a forecaster with the named laws (by default three), and Chinchilla's law, to the same points."""
   from bigmodel.laws import chinchilla, forecast
 

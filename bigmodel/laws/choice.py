@@ -25,13 +25,17 @@ def usual_laws(source: Source) -> list[Law]:
 def fit(source: Source, laws: Sequence[Law], skip_unfit: bool = False) -> TableFits:
   """Fits every law to every group; within a group they are in the order of their errors on hidden points.
 
-  Points of the largest scales are hidden for that (`summary.backtest`). With `skip_unfit` laws that cannot be fitted
-  to a group become warnings; without it the first of them raises `UserError`.
+  Points of the largest scales are hidden for that (`summary.backtest`). With `skip_unfit`, or if there are several
+  groups, laws that cannot be fitted to a group become warnings; otherwise the first of them raises `UserError`, as it
+  does if no law can be fitted to any group.
   """
   ranked: list[LawFit] = []
-  read, warnings = measured.without_repeats(table.read(source.path), source)
+  unfit: list[str] = []
+  read, warnings = measured.read(source)
   groups = table.groups(read, source.path, source.group)
   warnings += notes.similar_names(groups)
+  for law in () if skip_unfit else laws:
+    table.columns(read, source.path, law.columns, source.columns)
   for group, rows in groups.items():
     prefix = f"{group}: " if group else ""
     of_group: list[LawFit] = []
@@ -40,14 +44,15 @@ def fit(source: Source, laws: Sequence[Law], skip_unfit: bool = False) -> TableF
       try:
         of_group.append(structs.replace(_fit_law(source, law, rows, examined.kept), group=group))
       except UserError as error:
-        if not skip_unfit:
+        if not skip_unfit and len(groups) == 1:
           raise
-        warnings.append(f"{prefix}{error}")
-    warnings += [prefix + note for note in examined.notes]
+        unfit.append(f"{prefix}{error}")
+    if of_group:
+      warnings += [prefix + note for note in examined.notes]
     ranked += sorted(of_group, key=_error_on_hidden_points)
   if not ranked:
-    raise UserError(f"--law=auto: {warnings[0]}")
-  return TableFits(laws=ranked, optimum=[], warnings=warnings)
+    raise UserError(f"--law=auto: {unfit[0]}" if skip_unfit else unfit[0])
+  return TableFits(laws=ranked, optimum=[], warnings=warnings + unfit)
 
 
 def _fit_law(source: Source, law: Law, rows: pl.DataFrame, kept: np.ndarray) -> LawFit:

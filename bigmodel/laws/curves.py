@@ -91,6 +91,20 @@ def _scales(x: np.ndarray) -> int:
   return len(np.unique(x))
 
 
+def without_short(curves: dict[str, XY]) -> tuple[dict[str, XY], list[str]]:
+  """The curves that can be extrapolated, and notes that name the others; all curves if none can."""
+  points = {name: _scales(x) for name, (x, _) in curves.items()}
+  long = {name: xy for name, xy in curves.items() if points[name] >= LEAST}
+  if not long:
+    return curves, []
+  notes = [
+    f"curve {name}: left out, because it has {count} points of different x; an extrapolation needs {LEAST}"
+    for name, count in points.items()
+    if name not in long
+  ]
+  return long, notes
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """The points of a curve up to its largest x halved so many times."""

@@ -203,7 +203,7 @@ class TableForecast(msgspec.Struct, frozen=True, kw_only=True):
   rows: list[ForecastRow]
   optimum: list[BestSize] | UnsetType = UNSET
   reached: list[LeastCompute] | UnsetType = UNSET
-  warnings: list[str] | UnsetType = UNSET
+  warnings: list[str] = []
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

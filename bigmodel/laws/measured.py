@@ -12,23 +12,22 @@ import polars as pl
 
 from bigmodel import files
 from bigmodel.errors import UserError
-from bigmodel.laws import forms, notes, points, reach, table, units
+from bigmodel.laws import curves, forms, notes, points, reach, table, units
+from bigmodel.laws.curves import XY
 from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points
 from bigmodel.laws.source import Source
 from bigmodel.record import Record
 
-XY = tuple[np.ndarray, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class MeasuredRuns:
   """Points of N, D and C, notes about them, and doubts about the units of their columns."""
 
   points: Points
   notes: list[str]
   doubts: list[units.Doubt]
-  sha256: str  # of the file, or of the results of the study's runs
+  sha256: str = ""  # of the file, or of the results of the study's runs
 
   def require_plain(self, asked: str, force: bool) -> None:
     """Raises `UserError` if numbers in parameters, tokens or FLOPs are asked for and the units are in doubt."""
@@ -68,12 +67,13 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curves:
+class MeasuredCurves:
   """Curves of loss over x by name, notes about them, and doubts about the unit of x."""
 
   data: dict[str, XY]
   notes: list[str]
   doubts: list[units.Doubt]
+  short: frozenset[str] = frozenset()  # names of curves that are left out
 
   def check(self, asked: str, group: str, x: float, force: bool) -> list[str]:
     """Notes about an x that lies far beyond a curve; see `reach.check`."""
@@ -88,43 +88,65 @@ def hint(doubts: Sequence[units.Doubt]) -> str:
   return "; ".join(map(str, doubts))
 
 
-def runs_of_csv(source: Source) -> Runs:
+def read(source: Source) -> tuple[pl.DataFrame, list[str]]:
+  """The table of a CSV without exact repeats of rows, and notes about it."""
+  runs = table.read(source)
+  frame, repeats = without_repeats(runs.frame, source)
+  return frame, [*runs.notes, *repeats]
+
+
+def runs_of_csv(source: Source) -> MeasuredRuns:
   """The runs of a CSV with at least two of N, D and C. Raises `UserError` as `points.from_csv` does."""
-  read, repeats = without_repeats(table.read(source.path), source)
+  frame, found = read(source)
+  runs = runs_of_table(frame, source)
+  return dataclasses.replace(runs, notes=[*found, *runs.notes], sha256=files.sha256_file(source.path))
+
+
+def runs_of_table(frame: pl.DataFrame, source: Source) -> MeasuredRuns:
+  """The runs of a table that was read before."""
+  runs = points.of_table(frame, source)
   named = {name: source.columns[name] for name in ("N", "D", "C") if name in source.columns}
-  runs = points.of_table(read, source)
-  doubts = units.doubts(named, {name: getattr(runs, name) for name in named}, table.names(read))
+  doubts = units.doubts(named, {name: getattr(runs, name) for name in named}, table.names(frame))
   refuse_broken(source.path, doubts)
-  kept, found = _examined(runs, source)
-  return Runs(kept, [*map(str, doubts), *repeats, *found], doubts, files.sha256_file(source.path))
+  labels = [] if runs.rows is None else runs.rows.tolist()
+  losses = notes.Losses(runs.loss, source.loss, bool(source.stderr))
+  examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), losses, labels)
+  kept = runs if examined.kept.all() else runs[examined.kept]
+  return MeasuredRuns(kept, [*map(str, doubts), *examined.notes], doubts)
 
 
-def runs_of_records(records: Sequence[Record], convention: str) -> Runs:
+def runs_of_records(records: Sequence[Record], convention: str) -> MeasuredRuns:
   """The runs of the finished records of a study."""
   runs = points.from_records(records, convention)
   labels = [record.run_id for record in records if record.finished]
   examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), notes.Losses(runs.loss), labels)
   results = files.sha256_text(f"{convention} {sorted(record.result_sha256 for record in records if record.finished)}")
-  return Runs(runs if examined.kept.all() else runs[examined.kept], examined.notes, [], results)
+  return MeasuredRuns(runs if examined.kept.all() else runs[examined.kept], examined.notes, [], results)
 
 
-def curves_of_csv(source: Source) -> Curves:
+def curves_of_csv(source: Source) -> MeasuredCurves:
   """The curves of a CSV over x, by the values of its group column."""
-  read, found = without_repeats(table.read(source.path), source)
-  text = {"x": source.columns["x"]}
+  frame, found = read(source)
+  measured = curves_of_table(frame, source)
+  return dataclasses.replace(measured, notes=[*found, *measured.notes])
+
+
+def curves_of_table(frame: pl.DataFrame, source: Source) -> MeasuredCurves:
+  """The curves of a table that was read before. Those that are too short for a forecast are left out with a note."""
+  parts = table.groups(frame, source.path, source.group)
+  found = notes.similar_names(parts)
   data: dict[str, XY] = {}
   doubts: list[units.Doubt] = []
-  parts = table.groups(read, source.path, source.group)
-  found += notes.similar_names(parts)
   for name, part in parts.items():
     x = table.column(part, source.path, source.columns["x"], "--x")
     loss = table.column(part, source.path, source.loss, "--loss")
-    doubts = doubts or units.doubts(text, {"x": x}, table.names(part))
+    doubts = doubts or units.doubts({"x": source.columns["x"]}, {"x": x}, table.names(part))
     examined = examine_part(source, forms.LAWS["power_offset"], part, (x,), loss)
     data[name] = (x[examined.kept], loss[examined.kept])
     found += [f"{name}: {note}" if name else note for note in examined.notes]
   refuse_broken(source.path, doubts)
-  return Curves(data, [*map(str, doubts), *found], doubts)
+  long, short = curves.without_short(data)
+  return MeasuredCurves(long, [*map(str, doubts), *found, *short], doubts, frozenset(set(data) - set(long)))
 
 
 def refuse_broken(path: str, doubts: Sequence[units.Doubt]) -> None:
@@ -141,19 +163,12 @@ def examine_part(
   return notes.examine(law, columns, losses, part[table.ROW].to_list())
 
 
-def _examined(runs: Points, source: Source) -> tuple[Points, list[str]]:
-  labels = [] if runs.rows is None else runs.rows.tolist()
-  losses = notes.Losses(runs.loss, source.loss, bool(source.stderr))
-  examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), losses, labels)
-  return (runs if examined.kept.all() else runs[examined.kept]), examined.notes
-
-
-def without_repeats(read: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, list[str]]:
+def without_repeats(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, list[str]]:
   """The table without rows that repeat an earlier one exactly, and a note about them.
 
   Columns that differ in every row, such as an index, are not compared, unless they hold losses or scales.
   """
-  have = table.names(read)
+  have = table.names(frame)
   texts: Mapping[str, str] = {**source.columns, "loss": source.loss, "stderr": source.stderr, "group": source.group}
   used = {
     units.parse(part, have).name
@@ -162,13 +177,13 @@ def without_repeats(read: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, l
     for part in ([text] if text in have else text.split(","))
   }
   compared = [
-    name for name in have if not read[name].dtype.is_nested() and (name in used or read[name].n_unique() < len(read))
+    name for name in have if not frame[name].dtype.is_nested() and (name in used or frame[name].n_unique() < len(frame))
   ]
   if not compared or not used & set(have):
-    return read, []
-  first = read.select(pl.struct(compared).is_first_distinct()).to_series()
+    return frame, []
+  first = frame.select(pl.struct(compared).is_first_distinct()).to_series()
   if first.all():
-    return read, []
-  again = read[table.ROW].filter(~first)
+    return frame, []
+  again = frame[table.ROW].filter(~first)
   rows = f"row {again[0]} repeats" if len(again) == 1 else f"{len(again)} rows, such as row {again[0]}, repeat"
-  return read.filter(first), [f"{rows} an earlier row exactly, and each row is counted once"]
+  return frame.filter(first), [f"{rows} an earlier row exactly, and each row is counted once"]

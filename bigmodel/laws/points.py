@@ -69,7 +69,7 @@ def from_csv(source: Source) -> Points:
 
   Raises `UserError` for a missing column, and for a value that is not a positive number, with its row.
   """
-  return of_table(table.read(source.path), source)
+  return of_table(table.read(source).frame, source)
 
 
 def of_table(read: pl.DataFrame, source: Source) -> Points:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
   from bigmodel.laws.facts import BestSize, ForecastRow, LeastCompute, ScoredRow, TableForecast
   from bigmodel.laws.forecast import Forecaster, Predict, Prediction
-  from bigmodel.laws.measured import Runs
+  from bigmodel.laws.measured import MeasuredRuns
   from bigmodel.laws.source import Source
 
 RUNS = "runs.csv --n=params_total --d=tokens --loss=loss_eval"
@@ -145,9 +145,11 @@ class _Place:
 
 def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   """The points of all --at options."""
+  from bigmodel.readers import packed, tables
+
   places = []
   for text in arguments.at:
-    is_file = Path(text).suffix.lower() == ".csv" or Path(text).is_file()
+    is_file = packed.suffix(text) in tables.SUFFIXES or Path(text).is_file()
     places += _places_of_csv(text, source, wanted) if is_file else [_place(text, wanted)]
   return places
 
@@ -155,7 +157,7 @@ def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[st
 def _places_of_csv(path: str, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   from bigmodel.laws import table
 
-  rows = table.read(path)
+  rows = table.read(dataclasses.replace(source, path=path)).frame
   values = table.columns(rows, path, wanted, source.columns)
   groups = rows[source.group].to_list() if source.group in rows.columns else [None] * len(rows)
   return [
@@ -185,8 +187,8 @@ def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> 
   from bigmodel.laws import curves, facts, measured, reach
 
   read = measured.curves_of_csv(source)
-  places = [(place.group, place.scales["x"]) for place in _places(arguments, source, ("x",))]
-  rows = curves.rows(read.data, places)
+  places = [place for place in _places(arguments, source, ("x",)) if place.group not in read.short]
+  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
   notes = list(read.notes)
   for i, row in enumerate(rows):
     group, x = row.group or "", float(row.x or 0)
@@ -245,7 +247,7 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
   return forecasts
 
 
-def _check(arguments: argparse.Namespace, runs: "Runs", places: "Sequence[dict[str, float]]") -> list[str]:
+def _check(arguments: argparse.Namespace, runs: "MeasuredRuns", places: "Sequence[dict[str, float]]") -> list[str]:
   """Notes about scales that lie far beyond the points; raises `UserError` for those that hint at other units."""
   warnings = []
   for place in places:
