@@ -18,12 +18,16 @@ CHANGE = 0.1  # relative change of the rate in such a stretch
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """A run's losses [R] at `steps` [R], and the learning rate of every step [steps + 1]."""
+  """A run's losses [R] at `steps` [R], and the learning rate of every step [steps + 1].
+
+  `first_row` is the first step whose rate was logged.
+  """
 
   name: str
   steps: np.ndarray
   loss: np.ndarray
   rates: np.ndarray
+  first_row: int = 1
 
   @property
   def warmup(self) -> int:

@@ -1,7 +1,6 @@
 """Reads loss curves and schedules from a CSV. Errors name the row of the file."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -12,6 +11,7 @@ from bigmodel.laws import table
 from bigmodel.laws.schedules import curves
 from bigmodel.laws.schedules.curves import Curve
 from bigmodel.laws.schedules.notation import MOST_STEPS
+from bigmodel.readers import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,81 +25,121 @@ class Columns:
   group: str = ""
 
 
-def read(path: str, columns: Columns, warmup: int | None = None) -> dict[str, list[Curve]]:
-  """The curves of a CSV by group. `warmup` is the steps over which the rate rises before the first row.
+@dataclasses.dataclass(frozen=True)
+class CurveSets:
+  """The curves of a file by group, and what was assumed in reading it."""
+
+  groups: dict[str, list[Curve]]
+  notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """Rows of a file, and how its numbers are written."""
+
+  frame: pl.DataFrame
+  path: str
+  decimal: str
+
+
+def read(path: str, columns: Columns, warmup: int | None = None) -> CurveSets:
+  """The curves of a file. `warmup` is the number of steps over which the rate rises before the first row.
 
   Rows without a loss only give the schedule. Raises `UserError` for a column that is missing, a number that is not
   what its column holds, steps that do not increase, and schedules that the rows do not show.
   """
-  return from_table(table.read(path), path, columns, warmup)
-
-
-def from_table(rows: pl.DataFrame, path: str, columns: Columns, warmup: int | None = None) -> dict[str, list[Curve]]:
-  """As `read`, from a table with the row numbers of `table.read`."""
-  there = table.names(rows)
-  for name, flag, what in (
+  whole, notes = _open(path)
+  _require(
+    whole,
     (columns.curve, "--curve", "which run a row belongs to"),
     (columns.step, "--step", "the step of a row"),
     (columns.lr, "--lr", "the learning rate of a row, without which the schedule is unknown"),
     (columns.loss, "--loss", "the loss of a row"),
-  ):
+  )
+  _require_value(whole, columns.curve)
+  found = {}
+  for group, frame in table.groups(whole.frame, path, columns.group).items():
+    parts = frame.partition_by(columns.curve, maintain_order=True, as_dict=True)
+    found[group] = [
+      _curve(str(key[0]), dataclasses.replace(whole, frame=part), columns, warmup) for key, part in parts.items()
+    ]
+  late = [curve for curves_ in found.values() for curve in curves_ if curve.first_row > 1]
+  if late and warmup is None:
+    notes.append(
+      f"{len(late)} of the curves begin after step 1 (curve {late[0].name} at step {late[0].first_row:,}); their rates"
+      " are assumed to rise linearly from 0 up to there, unless --warmup=STEPS gives another length"
+    )
+  return CurveSets(found, notes)
+
+
+def _open(path: str) -> tuple[_Part, list[str]]:
+  file = tables.read(path, missing=(), with_dates=False)
+  frame = file.frame.with_columns(pl.Series(table.ROW, file.all_lines()))
+  if frame.is_empty():
+    raise UserError(f"{path}: has no rows")
+  return _Part(frame, path, file.decimal), list(file.notes)
+
+
+def _require(part: _Part, *columns: tuple[str, str, str]) -> None:
+  """Raises `UserError` unless the columns (name, option, meaning) exist."""
+  there = table.names(part.frame)
+  for name, flag, what in columns:
     if name not in there:
       raise UserError(
-        f"{path}: no column {name!r} for {flag} ({what}){nearest(name, there)}; it has {', '.join(there)}"
+        f"{part.path}: no column {name!r} for {flag} ({what}){nearest(name, there)}; it has {', '.join(there)}"
       )
-  found = {}
-  for group, part in table.groups(rows, path, columns.group).items():
-    parts = part.partition_by(columns.curve, maintain_order=True, as_dict=True)
-    found[group] = [_curve(str(key[0]), each, path, columns, warmup) for key, each in parts.items()]
-  return found
 
 
-def _curve(name: str, rows: pl.DataFrame, path: str, columns: Columns, warmup: int | None) -> Curve:
-  steps, rates = _steps_and_rates(rows, path, columns, f"curve {name}, ")
-  curves.check_gaps(f"{path}: curve {name}", steps, rates)
-  raw = rows[columns.loss]
-  losses = raw.cast(pl.Float64, strict=False).to_numpy()
-  given = np.array([value is not None and str(value).strip() != "" for value in raw.to_list()])
-  _refuse(rows, path, columns.loss, given & ~(np.isfinite(losses) & (losses > 0)), "a positive loss")
+def _require_value(part: _Part, name: str) -> None:
+  missing = part.frame[name].is_null()
+  if missing.any():
+    row = part.frame[table.ROW][int(missing.to_numpy().argmax())]
+    raise UserError(f"{part.path}: column {name!r}, row {row}: no value ({missing.sum()} such rows)")
+
+
+def _curve(name: str, part: _Part, columns: Columns, warmup: int | None) -> Curve:
+  steps, rates = _steps_and_rates(part, columns, f"curve {name}, ")
+  curves.check_gaps(f"{part.path}: curve {name}", steps, rates)
+  given = ~part.frame[columns.loss].is_null().to_numpy()
+  losses = table.numbers(part.frame[columns.loss], part.decimal)[0]
+  _refuse(part, columns.loss, given & ~(np.isfinite(losses) & (losses > 0)), "a positive loss")
   if not given.any():
-    raise UserError(f"{path}: curve {name}: none of its {len(steps)} rows has a loss")
-  return Curve(name, steps[given], losses[given], curves.schedule(steps, rates, warmup))
+    raise UserError(f"{part.path}: curve {name}: none of its {len(steps)} rows has a loss")
+  return Curve(name, steps[given], losses[given], curves.schedule(steps, rates, warmup), int(steps[0]))
 
 
 def schedule(path: str, columns: Columns) -> np.ndarray:
-  """The rate of every step, from a CSV of steps and learning rates."""
-  rows = table.read(path)
-  there = table.names(rows)
-  for name, flag in ((columns.step, "--step"), (columns.lr, "--lr")):
-    if name not in there:
-      raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
-  if rows.is_empty():
-    raise UserError(f"{path}: has no rows")
-  return curves.schedule(*_steps_and_rates(rows, path, columns, ""))
+  """The rate of every step, from a file of steps and learning rates."""
+  part, _ = _open(path)
+  _require(part, (columns.step, "--step", "the step of a row"), (columns.lr, "--lr", "the learning rate of a row"))
+  steps, rates = _steps_and_rates(part, columns, "")
+  curves.check_gaps(path, steps, rates)
+  return curves.schedule(steps, rates)
 
 
-def _steps_and_rates(rows: pl.DataFrame, path: str, columns: Columns, of: str) -> tuple[np.ndarray, np.ndarray]:
-  steps = rows[columns.step].cast(pl.Float64, strict=False).to_numpy()
+def _steps_and_rates(part: _Part, columns: Columns, of: str) -> tuple[np.ndarray, np.ndarray]:
+  steps = table.numbers(part.frame[columns.step], part.decimal)[0]
   whole = np.isfinite(steps) & (steps == np.round(steps)) & (steps >= 0) & (steps <= MOST_STEPS)
-  _refuse(rows, path, columns.step, ~whole, f"a whole number from 0 to {MOST_STEPS:,}")
-  rates = rows[columns.lr].cast(pl.Float64, strict=False).to_numpy()
-  _refuse(rows, path, columns.lr, ~(np.isfinite(rates) & (rates >= 0)), "a learning rate (a number, not negative)")
+  _refuse(part, columns.step, ~whole, f"a whole number from 0 to {MOST_STEPS:,}")
+  rates = table.numbers(part.frame[columns.lr], part.decimal)[0]
+  _refuse(part, columns.lr, ~(np.isfinite(rates) & (rates >= 0)), "a learning rate (a number, not negative)")
   back = np.flatnonzero(np.diff(steps) <= 0)
   if len(back):
-    first = int(back[0])
+    row = part.frame[table.ROW][int(back[0]) + 1]
     raise UserError(
-      f"{path}: {of}row {rows[table.ROW][first + 1]}: step {steps[first + 1]:g} follows step {steps[first]:g}; the steps"
-      " of a curve increase (are these several runs? then --curve or --group names the column that separates them)"
+      f"{part.path}: {of}row {row}: step {steps[back[0] + 1]:g} follows step {steps[back[0]]:g}; the steps of a curve"
+      " increase (are these several runs? then --curve or --group names the column that separates them)"
     )
   if not rates.any():
-    raise UserError(f"{path}: {of}the learning rate is 0 in all rows")
+    raise UserError(f"{part.path}: {of}the learning rate is 0 in all rows")
   if steps[-1] < 1:
-    raise UserError(f"{path}: {of}the only step is 0")
+    raise UserError(f"{part.path}: {of}the only step is 0")
   return steps.astype(np.int64), rates
 
 
-def _refuse(rows: pl.DataFrame, path: str, name: str, wrong: np.ndarray, wanted: str) -> None:
-  places: Sequence[int] = np.flatnonzero(wrong).tolist()
-  if places:
-    row, value = rows[table.ROW][places[0]], rows[name][places[0]]
-    raise UserError(f"{path}: column {name!r}, row {row}: {value!r} is not {wanted} ({len(places)} such rows)")
+def _refuse(part: _Part, name: str, wrong: np.ndarray, wanted: str) -> None:
+  if wrong.any():
+    at = int(wrong.argmax())
+    row, value = part.frame[table.ROW][at], part.frame[name][at]
+    problem = "no value" if value is None else f"{value!r}"
+    raise UserError(f"{part.path}: column {name!r}, row {row}: {problem} is not {wanted} ({int(wrong.sum())} such rows)")
