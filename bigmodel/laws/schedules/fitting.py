@@ -46,9 +46,7 @@ def _predict(law: Law, theta_SxP: jax.Array, columns: tuple[jax.Array, ...]) -> 
   return jax.lax.map(lambda theta: law.predict(theta, columns), theta_SxP)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("law",), compiler_options={"xla_backend_optimization_level": 3}
-)
+@functools.partial(jax.jit, static_argnames=("law",), compiler_options={"xla_backend_optimization_level": 3})
 def _improve(
   law: Law,
   thetas_SxP: jax.Array,

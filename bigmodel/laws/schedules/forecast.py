@@ -27,7 +27,6 @@ from bigmodel.laws.schedules.sums import Sums
 NAME = "weighted mean of laws of the schedule"
 VERSION = 1  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("progress_multi_power", "progress_annealing")
-AUTO = ("progress_multi_power", "progress_annealing", "multi_power", "annealing", "power_of_sum", "power_of_steps")
 SPREAD = 0.25  # share of the variance between fits that counts
 FREEDOM = 10.0  # degrees of freedom of Student's t, since the variance comes from few curves
 LEAST = 2  # curves that are needed
@@ -76,6 +75,11 @@ class LawFit:
     return np.log(fitting.predict(self.law, thetas, sums))
 
 
+def quantile(level: float) -> float:
+  """Half the width of an interval of this level, in standard deviations."""
+  return float(special.stdtrit(FREEDOM, 0.5 + level / 2))
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
   """Losses [R] with the standard deviation of errors in ln loss."""
@@ -84,7 +88,7 @@ class Prediction:
   sd: np.ndarray
 
   def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-    half = special.stdtrit(FREEDOM, 0.5 + level / 2) * self.sd
+    half = quantile(level) * self.sd
     return self.predicted * np.exp(-half), self.predicted * np.exp(half)
 
 
@@ -173,6 +177,12 @@ def fit(curves: Sequence[Curve], chosen: Sequence[Law] = ()) -> Forecaster:
   fits = [_fit_law(law, parts, units, folds) for law in chosen]
   weights = 1 / np.maximum([each.backtest for each in fits], 1e-9) ** 2
   return Forecaster(tuple(curves), units, tuple(fits), weights / weights.sum())
+
+
+def candidates(curves: Sequence[Curve]) -> list[Law]:
+  """All laws that the curves can identify."""
+  falling = any(fall(curve) >= FALL for curve in curves)
+  return [law for law in laws.LAWS.values() if falling or "fall" not in law.columns]
 
 
 def best(forecaster: Forecaster) -> Forecaster:

@@ -142,4 +142,6 @@ def _refuse(part: _Part, name: str, wrong: np.ndarray, wanted: str) -> None:
     at = int(wrong.argmax())
     row, value = part.frame[table.ROW][at], part.frame[name][at]
     problem = "no value" if value is None else f"{value!r}"
-    raise UserError(f"{part.path}: column {name!r}, row {row}: {problem} is not {wanted} ({int(wrong.sum())} such rows)")
+    raise UserError(
+      f"{part.path}: column {name!r}, row {row}: {problem} is not {wanted} ({int(wrong.sum())} such rows)"
+    )
