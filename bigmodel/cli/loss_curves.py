@@ -51,10 +51,9 @@ def forecast(arguments: argparse.Namespace, output: Output) -> "CurveForecast":
     rates, text = _schedule(arguments.schedule, columns, max(float(c.rates.max()) for c in curves), warmup)
     forecaster = forecasters[group] = _fit(arguments.law, curves, group)
     notes += forecasts.check(forecaster, rates, "--schedule")
-    last = len(rates) - 1
-    if beyond := [step for step in steps if step > last]:
-      raise UserError(f"--at: step {beyond[0]:,} is beyond the schedule, which ends at step {last:,}")
-    found += answers.rows(forecaster, rates, steps or [last], group)
+    steps = steps or [len(rates) - 1]
+    notes += forecasts.check_steps(forecaster, rates, steps, "--at")
+    found += answers.rows(forecaster, rates, steps, group)
   made = answers.assemble(arguments.points, text, forecasters, found, list(dict.fromkeys(notes)))
   _show(made, bool(arguments.group), output)
   return made
@@ -124,11 +123,12 @@ def _steps(at: list[str]) -> list[int]:
   steps = []
   for text in at:
     try:
-      steps.append(int(text.replace("_", "")))
+      step = float(text)
     except ValueError as error:
       raise UserError(f"--at: {text!r} is not a step, a whole number") from error
-    if steps[-1] < 1:
-      raise UserError(f"--at: {text} is not a step from 1 on")
+    if not (step >= 1 and step.is_integer()):
+      raise UserError(f"--at: {text} is not a step, a whole number from 1 on")
+    steps.append(int(step))
   return steps
 
 
@@ -152,7 +152,7 @@ def _show(made: "CurveForecast", grouped: bool, output: Output) -> None:
   ]
   output.say(f"schedule: {made.schedule}")
   output.table("forecast", (*group, "step", "loss", "90% interval"), rows)
-  output.notes(f"note: {text.removeprefix('note: ')}" for text in made.warnings)
+  output.notes(f"note: {text}" for text in made.warnings)
 
 
 def _show_laws(laws: "list[ScheduleLaw]", grouped: bool, output: Output) -> None:
@@ -169,18 +169,18 @@ def _show_proposal(made: "DecayProposal", output: Output) -> None:
       each.start,
       f"{each.final * made.peak:.3g}",
       f"{each.predicted:.4f}",
-      _interval(each.interval90),
       "-" if each is made.best else f"{each.difference:+.4f}",
       "-" if each is made.best else _interval(each.difference90),
     )
     for each in (made.best, *made.usual)
   ]
   output.say(f"{made.steps:,} steps, with a warm-up of {made.warmup:,} steps to {made.peak:.3g}")
-  output.table("decays", ("decay", "from", "to rate", "loss", "90%", "more loss", "90%"), rows)
+  output.table("decays", ("decay", "from step", "to rate", "loss", "more loss", "90% interval"), rows)
+  output.say(f"90% interval of the loss of the proposed decay: {_interval(made.best.interval90)}")
   if any(low <= 0 for low, _ in (each.difference90 for each in made.usual)):
     output.say("differences whose interval includes 0 are not significant")
   output.say(f"rates below {made.lowest_fitted * made.peak:.3g} were not tried: no fitted curve goes there")
-  output.notes(f"note: {text.removeprefix('note: ')}" for text in made.warnings)
+  output.notes(f"note: {text}" for text in made.warnings)
 
 
 def _interval(ends: object) -> str:

@@ -61,16 +61,27 @@ def schedule(steps: np.ndarray, rates: np.ndarray, warmup: int | None = None) ->
   return filled
 
 
-def check_gaps(name: str, steps: np.ndarray, rates: np.ndarray) -> None:
-  """Raises `UserError` if the schedule between two rows cannot be known."""
+def check_gaps(where: str, steps: np.ndarray, rates: np.ndarray) -> None:
+  """Raises `UserError`, whose message begins with `where`, if the schedule between two rows cannot be known."""
   distances = np.diff(steps)
   for i in np.flatnonzero(distances > max(GAP * steps[-1], 5 * np.median(distances))):
     low, high = sorted((rates[i], rates[i + 1]))
     if high - low > CHANGE * high:
       raise UserError(
-        f"curve {name}: no rows between steps {steps[i]:,} and {steps[i + 1]:,}, where the learning rate goes from"
+        f"{where}: no rows between steps {steps[i]:,} and {steps[i + 1]:,}, where the learning rate goes from"
         f" {rates[i]:.4g} to {rates[i + 1]:.4g}; add rows with the rates between (their losses may be empty)"
       )
+
+
+def early(curves: Sequence[Curve]) -> float:
+  """The step before which losses are not fitted."""
+  return EARLY * min(len(curve.rates) - 1 for curve in curves)
+
+
+def same_schedule(first: Curve, second: Curve) -> bool:
+  """Whether two curves have the same rates at the steps that both have."""
+  count = min(len(first.rates), len(second.rates))
+  return bool(np.allclose(first.rates[:count], second.rates[:count], rtol=0.01, atol=0.01 * first.rates.max()))
 
 
 def fitted_part(curves: Sequence[Curve]) -> list[Curve]:
@@ -78,14 +89,18 @@ def fitted_part(curves: Sequence[Curve]) -> list[Curve]:
 
   Raises `UserError` for a curve without such rows.
   """
-  shortest = min(len(curve.rates) - 1 for curve in curves)
   parts = []
   for curve in curves:
-    rows = np.flatnonzero((curve.steps >= curve.warmup) & (curve.steps >= EARLY * shortest) & (curve.steps > 0))
+    if curve.warmup >= curve.steps[-1]:
+      raise UserError(
+        f"curve {curve.name}: its learning rate rises up to the last of its {len(curve.steps)} losses, at step"
+        f" {curve.steps[-1]:,}; laws of the schedule need losses after the warm-up"
+      )
+    rows = np.flatnonzero((curve.steps >= curve.warmup) & (curve.steps >= early(curves)) & (curve.steps > 0))
     if not len(rows):
       raise UserError(
-        f"curve {curve.name}: none of its {len(curve.steps)} losses lies after the rise of the learning rate"
-        f" (steps up to {curve.warmup:,})"
+        f"curve {curve.name}: none of its {len(curve.steps)} losses lies after the first steps, which are not fitted"
+        f" (up to step {max(curve.warmup, early(curves)):,.0f})"
       )
     rows = rows[:: -(-len(rows) // MOST)]
     parts.append(dataclasses.replace(curve, steps=curve.steps[rows], loss=curve.loss[rows]))

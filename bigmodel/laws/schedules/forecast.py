@@ -32,6 +32,7 @@ FREEDOM = 10.0  # degrees of freedom of Student's t, since the variance comes fr
 LEAST = 2  # curves that are needed
 FALL = 0.02  # of the peak: a fall of the rate that is smaller identifies nothing
 BELOW = 0.8  # of the lowest fitted rate: lower ones are pointed out
+HIGHER = 1.05  # times the highest fitted rate, up to which a schedule may go
 FAR = 4.0  # times the longest fitted curve: longer schedules are pointed out
 
 
@@ -162,10 +163,15 @@ def fit(curves: Sequence[Curve], chosen: Sequence[Law] = ()) -> Forecaster:
       f" {len(curves)} ({', '.join(curve.name for curve in curves) or 'none'}); a single curve is extrapolated with --x"
     )
   falls = [fall(curve) for curve in curves]
+  parts = loss_curves.fitted_part(curves)
+  if max(falls) >= FALL and all(loss_curves.same_schedule(curves[0], curve) for curve in curves[1:]):
+    raise UserError(
+      f"all {len(curves)} curves have the same schedule, so what the fall of the learning rate does cannot be told from"
+      " what more steps do; add a curve with another schedule"
+    )
   if not chosen:
     names = LAWS if max(falls) >= FALL else ("power_of_sum",)
     chosen = [laws.LAWS[name] for name in names]
-  parts = loss_curves.fitted_part(curves)
   points = sum(len(curve.loss) for curve in parts)
   for law in chosen:
     if points <= len(law.names):
@@ -222,17 +228,39 @@ def check(forecaster: Forecaster, rates: np.ndarray, name: str) -> list[str]:
       f"{name}: its learning rate falls, and that of none of the {len(forecaster.curves)} fitted curves does after the"
       " warm-up, so what a decay does cannot be identified; add a curve with a decay"
     )
+  if rates.max() > HIGHER * peak:
+    raise UserError(
+      f"{name}: its peak of {rates.max():.4g} is above the highest rate of the fitted curves, {peak:.4g}, and what"
+      " higher rates do cannot be identified; add a curve with that peak"
+    )
   notes = []
   lowest = float(rates[target.warmup :].min()) / peak
   if lowest < BELOW * forecaster.lowest:
     notes.append(
-      f"note: {name} falls to {lowest * peak:.3g}, below the lowest fitted rate of {forecaster.lowest * peak:.3g};"
+      f"{name} falls to {lowest * peak:.3g}, below the lowest fitted rate of {forecaster.lowest * peak:.3g};"
       " the interval does not cover what is different there"
     )
-  if not 0.99 <= rates.max() / peak <= 1.01:
-    notes.append(
-      f"note: {name} has a peak of {rates.max():.3g}, and the fitted curves of {peak:.3g}; the laws are of one peak"
-    )
+  if rates.max() < peak / HIGHER:
+    notes.append(f"{name} has a peak of {rates.max():.3g}, and the fitted curves of {peak:.3g}")
   if len(rates) - 1 > FAR * length:
-    notes.append(f"note: {name} is {(len(rates) - 1) / length:.1f} times as long as the longest fitted curve")
+    notes.append(f"{name} is {(len(rates) - 1) / length:.1f} times as long as the longest fitted curve")
   return notes
+
+
+def check_steps(forecaster: Forecaster, rates: np.ndarray, steps: Sequence[int], name: str) -> list[str]:
+  """Notes about steps that are earlier than the fitted ones; raises `UserError` for steps without a forecast."""
+  last = len(rates) - 1
+  started = int(np.argmax(rates > 0))
+  for step in steps:
+    if step > last:
+      raise UserError(f"{name}: step {step:,} is beyond the schedule, which ends at step {last:,}")
+    if step < started:
+      raise UserError(f"{name}: step {step:,} is before step {started:,}, the first with a learning rate above 0")
+  first = max(loss_curves.early(forecaster.curves), loss_curves.rise(rates))
+  too_early = [step for step in steps if step < first]
+  if not too_early:
+    return []
+  return [
+    f"{name}: step {too_early[0]:,} is in the warm-up or the first steps, which laws of the schedule do not describe;"
+    f" forecasts hold from step {first:,.0f} on"
+  ]

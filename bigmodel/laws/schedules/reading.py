@@ -128,7 +128,7 @@ def _steps_and_rates(part: _Part, columns: Columns, of: str) -> tuple[np.ndarray
     row = part.frame[table.ROW][int(back[0]) + 1]
     raise UserError(
       f"{part.path}: {of}row {row}: step {steps[back[0] + 1]:g} follows step {steps[back[0]]:g}; the steps of a curve"
-      " increase (are these several runs? then --curve or --group names the column that separates them)"
+      " increase (if these are several runs, --curve or --group names the column that separates them)"
     )
   if not rates.any():
     raise UserError(f"{part.path}: {of}the learning rate is 0 in all rows")
