@@ -21,6 +21,7 @@ STARTS = 3  # of the grid that are improved
 ROUNDS = 200  # at most, of each
 SETTLED = 1e-7  # relative fall of the objective below which ...
 PATIENCE = 3  # ... so many rounds in a row have converged
+LEAST_ROWS = 64  # that are evaluated together
 ROWS = 120  # on which starts are compared
 
 
@@ -36,9 +37,15 @@ def columns(law: Law, sums: Sums) -> tuple[np.ndarray, ...]:
 
 def predict(law: Law, theta: np.ndarray, sums: Sums) -> np.ndarray:
   """Losses [R] for one theta [P], or [S, R] for many [S, P]."""
+  count = len(sums)
+  padded = sums.padded(_power_of_two(count), _power_of_two(sums.fall.shape[1]))  # so that few programs are compiled
   with jax.enable_x64(True):
-    values = np.asarray(_predict(law, jnp.atleast_2d(jnp.asarray(theta)), columns(law, sums)))
+    values = np.asarray(_predict(law, jnp.atleast_2d(jnp.asarray(theta)), columns(law, padded)))[:, :count]
   return values if np.ndim(theta) > 1 else values[0]
+
+
+def _power_of_two(count: int) -> int:
+  return max(LEAST_ROWS, 1 << (count - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnames=("law",))

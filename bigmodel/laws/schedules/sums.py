@@ -47,6 +47,20 @@ class Sums:
     """Some of the rows."""
     return Sums(**{name: values[rows] for name, values in self.columns.items()})
 
+  def padded(self, rows: int, terms: int) -> "Sums":
+    """As many rows, the last of them repeated, and as many terms, whose falls are 0."""
+    return self.take(np.minimum(np.arange(rows), len(self) - 1)).with_terms(terms)
+
+  def with_terms(self, terms: int) -> "Sums":
+    """With terms added to each row, whose falls are 0."""
+    more = ((0, 0), (0, terms - self.fall.shape[1]))
+    filled = {
+      name: np.pad(values, more, constant_values=0.0 if name == "fall" else 1.0)
+      for name, values in self.columns.items()
+      if values.ndim == 2
+    }
+    return dataclasses.replace(self, **filled)
+
   @property
   def columns(self) -> dict[str, np.ndarray]:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -81,14 +95,8 @@ def sums(rates: np.ndarray, steps: np.ndarray, peak: float, length: float) -> Su
 def stack(parts: list[Sums]) -> Sums:
   """The rows of several schedules in one."""
   width = max(part.fall.shape[1] for part in parts)
-
-  def fill(name: str, values: np.ndarray) -> np.ndarray:
-    if values.ndim == 1:
-      return values
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=0.0 if name == "fall" else 1.0)
-
-  names = [field.name for field in dataclasses.fields(Sums)]
-  return Sums(**{name: np.concatenate([fill(name, part.columns[name]) for part in parts]) for name in names})
+  filled = [part.with_terms(width).columns for part in parts]
+  return Sums(**{name: np.concatenate([part[name] for part in filled]) for name in filled[0]})
 
 
 def _terms(falls: np.ndarray, log_rates: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
