@@ -42,6 +42,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
   classes: list[str | int] | None = None
   features: list[str] | int | None = None
   missing: dict[str, int] = {}  # cells by column
+  notes: list[str] = []  # what was assumed
   steps: dict[str, int | dict[str, int]] = {}  # rows or cells that each step changed, in all or by column
 
 
@@ -78,6 +79,7 @@ def _tables(card: Card) -> list[Table]:
   return [
     Table("Classes", "", ("class", *counts), classes),
     Table("Missing values", "In the whole table, before any step.", ("column", "cells"), missing),
+    Table("Notes", "What was assumed when the data were read.", ("note",), [(note,) for note in card.notes]),
     Table("Steps", "The rows or cells that each step changed.", ("step", "in all", "where"), steps),
   ]
 

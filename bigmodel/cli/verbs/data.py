@@ -48,3 +48,4 @@ def _show(card: Facts, is_text: bool, output: Output) -> None:
     total = sum(changed.values()) if isinstance(changed, dict) else changed
     if total:
       output.say(f"{step}: {total:,}")
+  output.notes(f"note: {note}" for note in card.get("notes", ()))
