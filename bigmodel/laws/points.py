@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
@@ -23,7 +24,6 @@ class Points:
   convention: str = "given"
   weights: np.ndarray | None = None  # of each point in a fit; None: all are equal
   rows: np.ndarray | None = None  # of the CSV, for messages
-  notes: tuple[str, ...] = ()  # what was assumed when they were read
 
   def __len__(self) -> int:
     return len(self.loss)
@@ -69,14 +69,18 @@ def from_csv(source: Source) -> Points:
 
   Raises `UserError` for a missing column, and for a value that is not a positive number, with its row.
   """
-  runs = table.read(source)
+  return of_table(table.read(source).frame, source)
+
+
+def of_table(read: pl.DataFrame, source: Source) -> Points:
+  """The points of a table that was read from a CSV; see `from_csv`."""
   names = {name: source.columns[name] for name in ("N", "D", "C") if name in source.columns}
   if len(names) < 2:
     raise UserError("--n, --d, --c: name the columns of at least two")
-  columns = table.columns(runs.frame, source.path, ("N", "D", "C"), names)
-  loss, weights = table.losses(runs.frame, source)
-  rows, notes = runs.frame[table.ROW].to_numpy(), tuple(runs.notes)
-  points = Points(columns["N"], columns["D"], columns["C"], loss, weights=weights, rows=rows, notes=notes)
+  columns = table.columns(read, source.path, ("N", "D", "C"), names)
+  loss, weights = table.losses(read, source)
+  rows = read[table.ROW].to_numpy()
+  points = Points(columns["N"], columns["D"], columns["C"], loss, weights=weights, rows=rows)
   if not 0 <= source.drop_largest < len(points):
     raise UserError(f"--drop-largest: {source.drop_largest} of {len(points)} points")
   if source.drop_largest:

@@ -8,6 +8,7 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
+from bigmodel.laws import units
 from bigmodel.laws.source import Source
 from bigmodel.readers import cells, tables
 
@@ -38,18 +39,22 @@ def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
   """
   frame, notes = runs.frame, list(runs.notes)
   good = np.ones(len(frame), bool)
-  for name in _named(source, names(frame)):
-    values, about = _numbers(frame[name], decimal)
+  for column_ in _named(source, names(frame)):
+    values, about = _numbers(frame[column_.name], decimal)
     notes += about
-    wrong = ~(np.isfinite(values) & (values > 0))
+    wrong = _bad(column_.values(values))
+    if (values < 0).all() and column_ == units.parse(source.loss, names(frame)):
+      raise UserError(
+        f"{source.path}: column {column_.name!r} is negative in all rows; --loss={column_.name}*-1 negates it"
+      )
     if wrong.any() and not source.skip_bad_rows:
-      _refuse(frame, source.path, name, wrong)
+      _refuse(frame, source.path, column_, wrong)
     good &= ~wrong
-    frame = frame.with_columns(pl.Series(name, values))
+    frame = frame.with_columns(pl.Series(column_.name, values))
   if source.group in names(frame):
     wrong = frame[source.group].is_null().to_numpy()
     if wrong.any() and not source.skip_bad_rows:
-      _refuse(frame, source.path, source.group, wrong)
+      _refuse(frame, source.path, units.Column(source.group), wrong)
     good &= ~wrong
   if good.all():
     return Runs(frame, notes)
@@ -61,11 +66,11 @@ def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
   return Runs(frame.filter(pl.Series(good)), notes)
 
 
-def _named(source: Source, there: Sequence[str]) -> list[str]:
-  """The columns of numbers that the source names; a name may be followed by a factor, as in `params*1e6`."""
+def _named(source: Source, there: Sequence[str]) -> list[units.Column]:
+  """The columns of numbers that the source names, with their conversions."""
   wanted = [*source.columns.values(), source.loss, source.stderr]
-  found = [name if name in there else name.partition("*")[0].strip() for name in wanted]
-  return [name for name in dict.fromkeys(found) if name in there]
+  found = [units.parse(text, there) for text in dict.fromkeys(wanted)]
+  return [column_ for column_ in found if column_.name in there]
 
 
 def _numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
@@ -79,13 +84,19 @@ def _numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
   return np.array([np.nan if value is None else value for value in values], np.float64), notes
 
 
-def _refuse(frame: pl.DataFrame, path: str, name: str, wrong: np.ndarray) -> None:
+def _bad(values: np.ndarray) -> np.ndarray:
+  """Mask of values that are not positive numbers."""
+  return ~(np.isfinite(values) & (values > 0))
+
+
+def _refuse(frame: pl.DataFrame, path: str, column_: units.Column, wrong: np.ndarray) -> None:
   """Refuses the first of the rows that are `wrong`."""
   at = int(wrong.argmax())
-  row, value = frame[ROW][at], frame[name][at]
-  problem = "no value" if value is None else f"{value!r} is not a positive number"
+  row, value = frame[ROW][at], frame[column_.name][at]
+  after = " after its conversion" if column_.converted else ""
+  problem = "no value" if value is None else f"{value!r} is not a positive number{after}"
   hint = f"({int(wrong.sum())} such rows; --skip-bad-rows leaves them out)"
-  raise UserError(f"{path}: column {name!r}, row {row}: {problem} {hint}")
+  raise UserError(f"{path}: column {column_.name!r}, row {row}: {problem} {hint}")
 
 
 def names(frame: pl.DataFrame) -> list[str]:
@@ -94,12 +105,13 @@ def names(frame: pl.DataFrame) -> list[str]:
 
 
 def column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
-  """A column of positive numbers of `Runs`; `flag` is the option that named it, for messages."""
-  require_column(frame, path, name, flag)
-  values, _ = _numbers(frame[name], "")
-  wrong = ~(np.isfinite(values) & (values > 0))
+  """A column of positive numbers of `Runs`, converted as `name` asks; `flag` is its option, for messages."""
+  column_ = units.parse(name, names(frame), flag)
+  require_column(frame, path, column_.name, flag)
+  values = column_.values(_numbers(frame[column_.name], "")[0])
+  wrong = _bad(values)
   if wrong.any():
-    _refuse(frame, path, name, wrong)
+    _refuse(frame, path, column_, wrong)
   return values
 
 
@@ -141,25 +153,6 @@ def weights(loss: np.ndarray, stderr: np.ndarray) -> np.ndarray:
   """Weights of points in a fit, with a mean of 1: the inverse variances of the logs of the losses."""
   inverse = (loss / stderr) ** 2
   return inverse / inverse.mean()
-
-
-def warnings(columns: Sequence[np.ndarray], loss: np.ndarray, rows: Sequence[int]) -> list[str]:
-  """Properties of points that make a fit to them doubtful; `rows` are those of the file."""
-  messages: list[str] = []
-  places: dict[tuple[float, ...], list[int]] = {}
-  for place, scales in enumerate(zip(*columns, strict=True)):
-    places.setdefault(tuple(map(float, scales)), []).append(place)
-  repeated = [each for each in places.values() if len(each) > 1 and np.ptp(loss[each]) > 0]
-  if repeated:
-    first, second, *_ = repeated[0]
-    messages.append(
-      f"rows {rows[first]} and {rows[second]} have the same scales and losses of {loss[first]:.5g} and"
-      f" {loss[second]:.5g} ({len(repeated)} such sets): the difference is treated as noise"
-    )
-  scale = np.sum([np.log(x) for x in columns], axis=0)
-  if len(loss) > 2 and np.corrcoef(scale, np.log(loss))[0, 1] > 0:
-    messages.append("the loss rises with scale, so no law that falls with scale will fit")
-  return messages
 
 
 def groups(frame: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
