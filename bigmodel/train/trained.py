@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import configs, interchange, parameters, programs
+from bigmodel.train import configs, interchange, parameters, programs, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.types import Params
 
@@ -45,6 +45,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
   parameters are not finite.
   """
   config = configs.read_config_with_mesh(workdir)
+  resolution.check_without_data(config)
   config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
