@@ -80,7 +80,8 @@ def import_weights(source: str, workdir: epath.PathLike, context: int = 0) -> Im
   parameters.require_finite(params, f"import: {source}")
   with refused(target):
     _save_initial(config, params, target)
-    ends = msgspec.structs.replace(text.ends, limit=described.limit)
+    limit = described.limit if described.fields.get("positions") == "rotary" else None  # others have no more rows
+    ends = msgspec.structs.replace(text.ends, limit=limit)
     write_json(target / IMPORTED, msgspec.to_builtins(ends))
     for name, content in text.files.items():
       write_text(target / name, content)

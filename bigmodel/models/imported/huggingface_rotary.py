@@ -37,22 +37,21 @@ def read(fields: Fields) -> Positions:
   longest = fields.whole("max_position_embeddings")
   entries = _entries(fields)
   kind, scaling = _kind(entries), Fields(dict.fromkeys(ENTRIES["llama3"]) | entries)
-  notes, limits = [], [longest]
+  notes, limits = [], []
   if kind == "dynamic":
-    limits.append(scaling.optional(ORIGINAL, longest))
-    notes.append(
-      f"dynamic scaling of positions has no effect in contexts of up to {min(limits)} tokens, the longest here"
-    )
+    limits.append(min(longest, scaling.optional(ORIGINAL, longest)))
+    notes.append(f"dynamic scaling of positions has no effect in contexts of up to {limits[0]} tokens, the most here")
   window = _window(fields)
-  if window is not None and window < longest:
+  if window is not None:
     limits.append(window)
+  context = min([longest, *limits])
+  if window is not None and window < longest:
     notes.append(
-      f"the context is {min(limits)} and not {longest}: in longer ones, attention would have a window of {window}"
+      f"the context is {context} and not {longest}: in longer ones, attention would have a window of {window}"
       " tokens, which is not supported"
     )
-  limit = min(limits) if kind == "dynamic" or window is not None else None
   ours = {"rotary_base": _base(fields, entries), **_scaled(kind, scaling, longest)}
-  return Positions(ours, min(limits), limit, tuple(notes))
+  return Positions(ours, context, min(limits, default=None), tuple(notes))
 
 
 def _entries(fields: Fields) -> dict[str, object]:
