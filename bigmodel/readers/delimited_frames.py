@@ -136,7 +136,7 @@ def _read_plain(file: Path, layout: delimited.Layout, decimal: str, options: Opt
   # Lines with too few cells, blank lines and comments are read as rows without a last cell.
   if frame.width and frame[:, -1].null_count() and not _all_have(file, layout, frame.width):
     return None
-  return frame
+  return frame.with_columns(pl.selectors.string().str.strip_chars())
 
 
 def _all_have(file: Path, layout: delimited.Layout, columns: int) -> bool:
