@@ -59,6 +59,11 @@ class _Written:
   has_zone: bool
 
 
+def is_date(text: str) -> bool:
+  """Whether the text is a date in one of the forms."""
+  return _parse(text) is not None
+
+
 def dates(texts: Iterable[str], name: str) -> Dates:
   """The dates of the different texts of the column `name`; refuses those that may have days or months first."""
   values: dict[str, datetime.datetime | None] = {}

@@ -136,7 +136,7 @@ def _read_plain(file: Path, layout: delimited.Layout, decimal: str, options: Opt
   # Lines with too few cells, blank lines and comments are read as rows without a last cell.
   if frame.width and frame[:, -1].null_count() and not _all_have(file, layout, frame.width):
     return None
-  return frame
+  return frame.with_columns(pl.selectors.string().str.strip_chars())
 
 
 def _all_have(file: Path, layout: delimited.Layout, columns: int) -> bool:
@@ -209,10 +209,10 @@ def _doubtful(frame: pl.DataFrame, layout: delimited.Layout, decimal: str) -> se
 
 def _temporary_names(layout: delimited.Layout) -> list[str]:
   """Different names for all columns: their own, where they have one that no column before them has."""
-  names: list[str] = []
+  names: dict[str, None] = {}
   for i, name in enumerate(layout.names):
-    names.append(name if name and name not in names else f"\0{i}")
-  return names
+    names[name if name and name not in names else f"\0{i}"] = None
+  return list(names)
 
 
 def _named(frame: pl.DataFrame, layout: delimited.Layout) -> tuple[pl.DataFrame, list[str]]:

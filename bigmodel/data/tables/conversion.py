@@ -42,18 +42,15 @@ class Reading:
 
 def convert(column: pl.Series, reading: Reading) -> Converted:
   """The column of texts (missing: null, without blanks around them) as numbers or dates, where nearly all are such."""
-  texts = column.drop_nulls().unique(maintain_order=True).to_list()
-  tried = texts[:TRIED]
-  if not any(map(cells.is_number, tried)) and not any(map(_may_be_date, tried)):
-    return _without_marks(column, texts)
-  found = _numbers(column, texts, reading)
-  if found is None:
-    found = _dates(column, texts, reading)
-  return found or _without_marks(column, texts)
-
-
-def _may_be_date(text: str) -> bool:
-  return 6 <= len(text) <= 50 and any(letter.isdigit() for letter in text)
+  different = column.drop_nulls().unique(maintain_order=True)
+  tried = different.head(TRIED).to_list()
+  possible = sum(cells.is_number(text) or dates.is_date(text) or cells.is_missing(text) for text in tried)
+  if possible > (HALF * len(tried) if len(different) > TRIED else 0):
+    texts = different.to_list()
+    found = _numbers(column, texts, reading) or _dates(column, texts, reading)
+    if found is not None:
+      return found
+  return _without_marks(column)
 
 
 def _share_of_rows(column: pl.Series, texts: Sequence[str]) -> float:
@@ -110,12 +107,13 @@ def _dates(column: pl.Series, texts: Sequence[str], reading: Reading) -> Convert
   )
 
 
-def _without_marks(column: pl.Series, texts: Sequence[str]) -> Converted:
+def _without_marks(column: pl.Series) -> Converted:
   """The texts without marks of missing values."""
-  marks = [text for text in texts if cells.is_missing(text)]
-  if not marks:
+  is_mark = column.str.to_lowercase().is_in(cells.MISSING)
+  if not is_mark.any():
     return Converted(column)
-  kept = pl.select(pl.when(~column.is_in(marks)).then(column)).to_series().alias(column.name)
+  kept = pl.select(pl.when(~is_mark).then(column)).to_series().alias(column.name)
+  marks = column.filter(is_mark).unique(maintain_order=True).to_list()
   return Converted(kept, 0, tuple(_notes_of_marks(column, marks)))
 
 

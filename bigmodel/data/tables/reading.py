@@ -10,6 +10,7 @@ import polars as pl
 from bigmodel.config import Config, nearest, require
 from bigmodel.data.tables.conversion import Reading, convert
 from bigmodel.data.tables.steps import ROW_STEPS
+from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
 
 CONVERSIONS = 1  # increase it when texts are converted in another way
@@ -125,7 +126,11 @@ def _clean_cells(
       column = column.str.strip_chars()
       column = pl.select(pl.when(column != "").then(column)).to_series().alias(name)
     if column.dtype == pl.String and name not in names:
-      converted = convert(column, reading)
+      try:
+        converted = convert(column, reading)
+      except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith("config.") else f"config.data.path: {message}") from error
       column = converted.column
       notes += converted.notes
       if converted.bad_cells:
@@ -156,13 +161,14 @@ def _without_identifiers(frame: pl.DataFrame, others: set[str], notes: list[str]
   Refuses whole numbers of which each row has another, if the name of the column is that of an identifier.
   """
   for name, kind in frame.schema.items():
-    if name in others or len(frame) < ROWS or frame[name].n_unique() < len(frame):
+    is_named_so = kind.is_integer() and IDENTIFIER.fullmatch(name) is not None
+    if name in others or len(frame) < ROWS or not (is_named_so or kind == pl.String):
       continue
-    is_identifier = kind.is_integer() and IDENTIFIER.fullmatch(name) is not None
-    require(not is_identifier, f"config.data.drop: column {name!r} has another number in each row; name it there")
-    if kind == pl.String:
-      frame = frame.drop(name)
-      notes.append(f"column {name!r} has another text in each row and is left out")
+    if frame[name].n_unique() < len(frame):
+      continue
+    require(not is_named_so, f"config.data.drop: column {name!r} has another number in each row; name it there")
+    frame = frame.drop(name)
+    notes.append(f"column {name!r} has another text in each row and is left out")
   return frame
 
 
