@@ -79,7 +79,7 @@ class MeasuredCurves:
     """Notes about an x that lies far beyond a curve; see `reach.check`."""
     found = reach.check(asked, "x", x, self.data[group][0], force, hint(self.doubts))
     if found and self.doubts and not force:
-      raise UserError(f"{found[0]}; --force makes the forecast anyway")
+      raise UserError(f"{found[0]}; --force answers anyway")
     return found
 
 
