@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel.cli.console import Facts, Output
-from bigmodel.errors import UserError
+from bigmodel.errors import RunsFailed, UserError
 
 if TYPE_CHECKING:
   from bigmodel.config import Config
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
   from bigmodel import config as configs
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
+  from bigmodel.study import folder
   from bigmodel.train.run import interruptible
   from bigmodel.workers.pool import Workers
   from bigmodel.workers.worker import command_of_workers
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
     report = studies.run_study(prepared, quiet, stop, arguments.retry, workers, command)
   if output is not None:
     _show(report, arguments.workdir, output)
+  if problem := hosts.first(lambda: folder.why_none_finished(prepared.workdir)):
+    raise RunsFailed(problem)
   return report
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from bigmodel.data.prepared import GrowingArray, new_folder, open_array, row_identity
 from bigmodel.data.sources import Arrays
-from bigmodel.files import cache_dir, only_one, read_json, sha256_text, write_json
+from bigmodel.errors import UserError
+from bigmodel.files import cache_dir, only_one, read_json, sha256_file, sha256_text, write_json
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "validation", "val")  # the names that splits may have
 FORMAT = 2  # of prepared images, and of how files become pixels; images of other formats are ignored
@@ -52,6 +53,14 @@ class ImageFiles:
   blocks: Callable[[], Iterable[Block]]
   has_split: bool  # whether the data hold out some of the images
   classes: tuple[str, ...] = ()  # the names of the classes, where they have names
+
+
+def file_sha256(file: Path) -> str:
+  """The hash of the content of a file. Raises `UserError` where it cannot be read."""
+  try:
+    return sha256_file(file)
+  except OSError as error:
+    raise UserError(f"config.data.path: {file} cannot be read: {error.strerror}") from error
 
 
 def prepare(files: ImageFiles) -> Arrays:

@@ -8,6 +8,7 @@ import array
 import csv
 import dataclasses
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bigmodel.readers import cells, delimited
 
 SMALL = 4 << 20  # bytes of files that are read record by record
 BEGIN = 1 << 20  # bytes from which the layout of a file is found
+JUDGED = 5000  # cells with points or commas by which the mark of decimals is found
 FALLBACK = "cp1252"  # of texts that are not UTF-8
 UNNAMED = re.compile(r"|Unnamed: ?\d+(\.\d+)?|Unnamed: \d+_level_\d+")  # pandas' names of columns without one
 IN_ORDER = re.compile(r"\d{4}[-/]?\d|T?\d{1,2}:")  # dates with the year first, and times
@@ -75,13 +77,15 @@ def read(file: Path, options: Options) -> Frame:
     if encoding != delimited.UTF8:
       raise UserError(f"is no valid {encoding.upper()} ({error.reason}); is the file truncated?") from error
   line, byte = _first_byte_that_is_not_utf8(file)
-  note = f"the byte 0x{byte:02x} in line {line} is not UTF-8; the file is read as Windows-1252"
+  problem = f"line {line} has the byte 0x{byte:02x}, which is not UTF-8"
+  refused = UserError(f"cannot be read: {problem}; save the file as UTF-8")
+  if byte >= 0xFE:  # no text of Western Europe has these, but damaged files have
+    raise refused
+  note = f"{problem}; the file is read as Windows-1252"
   try:
     return _read_as(file, begin, size, FALLBACK, note, options)
   except UnicodeDecodeError as error:
-    raise UserError(
-      f"line {line}: the byte 0x{byte:02x} is neither UTF-8 nor Windows-1252; save it as UTF-8"
-    ) from error
+    raise refused from error
 
 
 def _refuse_other_files(begin: bytes) -> None:
@@ -106,8 +110,8 @@ def _first_byte_that_is_not_utf8(file: Path) -> tuple[int, int]:
 
 def _read_as(file: Path, begin: bytes, size: int, encoding: str, note: str, options: Options) -> Frame:
   layout = delimited.layout(begin, size <= len(begin), encoding)
-  texts = (cell for record in layout.sample for cell in record.cells)
-  decimal = cells.file_decimal(texts) or ("?" if layout.separator == ";" else "")
+  marked = (cell for record in layout.sample for cell in record.cells if "." in cell or "," in cell)
+  decimal = cells.file_decimal(itertools.islice(marked, JUDGED)) or ("?" if layout.separator == ";" else "")
   notes = [*([note] if note else []), *layout.notes]
   frame, lines = None, None
   if size > SMALL and layout.is_plain:

@@ -14,8 +14,6 @@ from bigmodel.config import Config, require
 from bigmodel.data import class_folders, images
 from bigmodel.data.images import Block
 from bigmodel.data.sources import Arrays, Source
-from bigmodel.errors import UserError
-from bigmodel.files import sha256_file
 from bigmodel.readers import pictures
 
 
@@ -29,10 +27,13 @@ def read(data: Config) -> Arrays:
   files = [picture.file for picture in contents.found]
   classes, labels = np.unique([picture.label for picture in contents.found], return_inverse=True)
   key: list[object] = ["image_folder", size]
-  key += [[picture.heldout, str(picture.file.relative_to(root)), _sha256(picture.file)] for picture in contents.found]
+  key += [
+    [picture.heldout, str(picture.file.relative_to(root)), images.file_sha256(picture.file)]
+    for picture in contents.found
+  ]
   is_heldout = [picture.heldout for picture in contents.found]
   notes = contents.notes
-  if contents.passed_over:
+  if contents.passed_over.keys() - {"hidden"}:
     notes = (*notes, f"files that are not read: {class_folders.written(contents.passed_over)}")
 
   def blocks() -> Iterator[Block]:
@@ -40,13 +41,6 @@ def read(data: Config) -> Arrays:
 
   arrays = images.prepare(images.ImageFiles(key, blocks, contents.has_split, tuple(classes.tolist())))
   return dataclasses.replace(arrays, notes=(*notes, *arrays.notes), passed_over=contents.passed_over)
-
-
-def _sha256(file: Path) -> str:
-  try:
-    return sha256_file(file)
-  except OSError as error:
-    raise UserError(f"config.data.path: {file} cannot be read: {error.strerror}") from error
 
 
 def _decoded(files: Sequence[Path], heldout: Sequence[bool], labels: np.ndarray, size: int) -> Iterator[Block]:
