@@ -188,13 +188,12 @@ def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> 
 
   read = measured.curves_of_csv(source)
   places = [place for place in _places(arguments, source, ("x",)) if place.group not in read.short]
-  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
   notes = list(read.notes)
-  for i, row in enumerate(rows):
-    group, x = row.group or "", float(row.x or 0)
-    asked = f"--at={x:g}{f' (group {group})' if group else ''}"
-    notes += read.check(asked, group, x, arguments.force)
-    rows[i] = structs.replace(row, beyond=reach.times(x, read.data[group][0]))
+  for place in places:
+    for group in read.data if place.group is None else [place.group]:
+      notes += read.check(f"--at={place.scales['x']:g}", group, place.scales["x"], arguments.force)
+  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
+  rows = [structs.replace(row, beyond=reach.times(float(row.x or 0), read.data[row.group or ""][0])) for row in rows]
   forecast = facts.TableForecast(
     points=source.path,
     points_sha256=files.sha256_file(source.path),
