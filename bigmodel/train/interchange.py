@@ -15,18 +15,17 @@ from bigmodel.config import Config, flatten, require
 from bigmodel.data import corpus, tokenizer_files
 from bigmodel.data.tokenizer_files import TextEnds, TextFiles
 from bigmodel.errors import UserError
-from bigmodel.files import absolute, read_json, refused, write_json, write_text
+from bigmodel.files import absolute, refused, write_json, write_text
 from bigmodel.models.imported import huggingface, huggingface_folder
 from bigmodel.models.imported.huggingface_config import Imported as Description
 from bigmodel.readers.safetensors import Tensor
 from bigmodel.train import parameters, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.configs import default_config, read_config
+from bigmodel.train.imported_runs import IMPORTED, is_imported, text_ends
 from bigmodel.train.run import Run
 from bigmodel.train.step import State
 from bigmodel.types import Params
-
-IMPORTED = "imported.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +50,6 @@ class Exported:
   step: int
   tokenizer: bool  # whether a tokenizer was written
   notes: tuple[str, ...]  # what was left out
-
-
-def is_imported(folder: epath.PathLike) -> bool:
-  """Whether a run's folder was made from Hugging Face files."""
-  return (absolute(folder) / IMPORTED).exists()
-
-
-def text_ends(folder: epath.PathLike) -> TextEnds | None:
-  """The tokens that begin and end a text, for imported weights; None for the folder of a trained run."""
-  return msgspec.convert(read_json(absolute(folder) / IMPORTED), TextEnds) if is_imported(folder) else None
 
 
 def import_weights(source: str, workdir: epath.PathLike, context: int = 0) -> Imported:

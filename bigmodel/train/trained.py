@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import configs, interchange, parameters, programs, resolution
+from bigmodel.train import configs, imported_runs, parameters, programs, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.types import Params
 
@@ -62,7 +62,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
 
 def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
   """The tokenizer that came with imported weights, or that of the run's corpus."""
-  ends = interchange.text_ends(trained.workdir)
+  ends = imported_runs.text_ends(trained.workdir)
   if ends is None:
     return corpus.tokenizer_of(trained.config)
   path = absolute(trained.workdir) / "tokenizer.json"
@@ -79,7 +79,7 @@ def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
 
 def stops_of(trained: Trained, tokens: tokenizer.Tokenizer) -> np.ndarray:
   """The ids at which generation stops: that of the tokenizer's separator first, int32[stops]."""
-  ends = interchange.text_ends(trained.workdir)
+  ends = imported_runs.text_ends(trained.workdir)
   return np.asarray(list(dict.fromkeys([tokens.separator, *(ends.stops if ends else ())])), np.int32)
 
 

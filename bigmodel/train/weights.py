@@ -22,7 +22,7 @@ from bigmodel.parallel import hosts
 from bigmodel.train import parameters
 from bigmodel.train.checkpoint import Checkpoints, read_seal, to_flat
 from bigmodel.train.configs import read_config
-from bigmodel.train.interchange import is_imported, text_ends
+from bigmodel.train.imported_runs import is_imported, text_ends
 from bigmodel.train.parameters import PREFIX
 from bigmodel.train.step import State
 from bigmodel.types import Params
