@@ -17,7 +17,7 @@ from etils import epath
 from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
-from bigmodel.data.documents import TextFile, check_unchanged, divided, heldout_share, identity
+from bigmodel.data.documents import TextFile, check_unchanged, cut, divided, heldout_share, identity
 from bigmodel.data.documents import documents as documents_in
 from bigmodel.data.sources import Documents, Text
 from bigmodel.errors import UserError
@@ -115,8 +115,16 @@ class RowTexts:
   def __iter__(self) -> Iterator[Text]:
     for row in self.rows:
       text = _decoded(row[self.text_key])
-      identities = _decoded(row[IDENTITIES]) if IDENTITIES in row else identity([text])
-      yield Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
+      if IDENTITIES in row:
+        yield _text(text, _decoded(row[IDENTITIES]))
+        continue
+      whole = identity([text])
+      for piece in cut([text]):
+        yield _text(piece, joined_identities(whole, piece) if len(piece) < len(text) else whole)
+
+
+def _text(text: str, identities: str) -> Text:
+  return Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
 
 
 def _decoded(value: object) -> str:

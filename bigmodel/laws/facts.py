@@ -173,6 +173,7 @@ class LeastCompute(msgspec.Struct, frozen=True, kw_only=True):
   C_interval90: Interval | None
   N_interval90: Interval | None
   D_interval90: Interval | None
+  beyond: float | UnsetType = UNSET  # C as a factor of that of the points, see `reach.times`
 
 
 class ForecastRow(msgspec.Struct, frozen=True, kw_only=True):

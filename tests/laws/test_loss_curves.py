@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bigmodel.cli import main
 from bigmodel.config import load_module
@@ -311,3 +313,57 @@ def test_curves_in_other_dialects_and_with_only_rates(tmp_path):
   np.testing.assert_array_equal(curve.steps, [10, 30])
   np.testing.assert_array_equal(curve.loss, [3.5, 3.25])
   np.testing.assert_allclose(curve.rates[[20, 30]], [1e-3, 5e-4])
+
+
+PLAIN = b"curve,step,lr,loss\na,10,1e-3,3.5\na,20,1e-3,3.4\na,30,5e-4,3.3\nb,10,1e-3,3.5\nb,20,1e-3,\n"
+VALID = (PLAIN, PLAIN.replace(b",", b";"), PLAIN.decode().encode("utf-16"))
+
+
+@st.composite
+def mutated(draw):
+  content = bytearray(draw(st.sampled_from(VALID)))
+  for _ in range(draw(st.integers(1, 4))):
+    at = draw(st.integers(0, len(content)))
+    change = draw(st.sampled_from(("flip", "cut", "insert", "double")))
+    if change == "flip" and at < len(content):
+      content[at] ^= 1 << draw(st.integers(0, 7))
+    elif change == "cut":
+      del content[at : at + draw(st.integers(1, 20))]
+    elif change == "insert":
+      content[at:at] = draw(
+        st.binary(min_size=1, max_size=4) | st.sampled_from((b"9", b"-", b"e9", b"\n", b",", b"nan"))
+      )
+    else:
+      content[at:at] = content[at : at + 10]
+  return bytes(content)
+
+
+@pytest.mark.fuzz
+@given(content=st.binary(max_size=200) | mutated())
+def test_any_bytes_are_curves_or_refused_in_one_line(tmp_path_factory, content):
+  path = tmp_path_factory.getbasetemp() / "any.csv"
+  path.write_bytes(content)
+  for read in (
+    lambda: reading.read(str(path), reading.Columns()),
+    lambda: reading.schedule(str(path), reading.Columns()),
+  ):
+    try:
+      read()
+    except UserError as error:
+      assert "\n" not in str(error)
+
+
+@pytest.mark.fuzz
+@given(
+  text=st.text(max_size=30)
+  | st.from_regex(r"(wsd|cosine|constant):((steps|warmup|end|final|decay)=[-0-9.e]{1,6},?){1,4}")
+)
+def test_any_text_is_a_schedule_or_refused_in_one_line(text):
+  try:
+    named = notation.parse(text, PEAK, WARMUP)
+  except UserError as error:
+    assert len(str(error).splitlines()) == 1
+  else:
+    assert 1 <= named.steps <= notation.MOST_STEPS
+    assert 0 <= named.final <= 1
+    assert named.decay <= named.steps

@@ -101,7 +101,7 @@ def _curve(name: str, part: _Part, columns: Columns, warmup: int | None) -> Curv
   steps, rates = _steps_and_rates(part, columns, f"curve {name}, ")
   curves.check_gaps(f"{part.path}: curve {name}", steps, rates)
   given = ~part.frame[columns.loss].is_null().to_numpy()
-  losses = table.numbers(part.frame[columns.loss], part.decimal)[0]
+  losses = _numbers(part, columns.loss)
   _refuse(part, columns.loss, given & ~(np.isfinite(losses) & (losses > 0)), "a positive loss")
   if not given.any():
     raise UserError(f"{part.path}: curve {name}: none of its {len(steps)} rows has a loss")
@@ -118,10 +118,10 @@ def schedule(path: str, columns: Columns) -> np.ndarray:
 
 
 def _steps_and_rates(part: _Part, columns: Columns, of: str) -> tuple[np.ndarray, np.ndarray]:
-  steps = table.numbers(part.frame[columns.step], part.decimal)[0]
+  steps = _numbers(part, columns.step)
   whole = np.isfinite(steps) & (steps == np.round(steps)) & (steps >= 0) & (steps <= MOST_STEPS)
   _refuse(part, columns.step, ~whole, f"a whole number from 0 to {MOST_STEPS:,}")
-  rates = table.numbers(part.frame[columns.lr], part.decimal)[0]
+  rates = _numbers(part, columns.lr)
   _refuse(part, columns.lr, ~(np.isfinite(rates) & (rates >= 0)), "a learning rate (a number, not negative)")
   back = np.flatnonzero(np.diff(steps) <= 0)
   if len(back):
@@ -135,6 +135,14 @@ def _steps_and_rates(part: _Part, columns: Columns, of: str) -> tuple[np.ndarray
   if steps[-1] < 1:
     raise UserError(f"{part.path}: {of}the only step is 0")
   return steps.astype(np.int64), rates
+
+
+def _numbers(part: _Part, name: str) -> np.ndarray:
+  """The numbers of a column, NaN for cells without one."""
+  try:
+    return table.numbers(part.frame[name], part.decimal)[0]
+  except UserError as error:
+    raise UserError(f"{part.path}: {error}") from error
 
 
 def _refuse(part: _Part, name: str, wrong: np.ndarray, wanted: str) -> None:
