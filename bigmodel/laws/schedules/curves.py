@@ -64,6 +64,8 @@ def schedule(steps: np.ndarray, rates: np.ndarray, warmup: int | None = None) ->
 def check_gaps(where: str, steps: np.ndarray, rates: np.ndarray) -> None:
   """Raises `UserError`, whose message begins with `where`, if the schedule between two rows cannot be known."""
   distances = np.diff(steps)
+  if not len(distances):
+    return
   for i in np.flatnonzero(distances > max(GAP * steps[-1], 5 * np.median(distances))):
     low, high = sorted((rates[i], rates[i + 1]))
     if high - low > CHANGE * high:

@@ -21,7 +21,7 @@ STARTS = 3  # of the grid that are improved
 ROUNDS = 200  # at most, of each
 SETTLED = 1e-7  # relative fall of the objective below which ...
 PATIENCE = 3  # ... so many rounds in a row have converged
-LEAST_ROWS = 64  # that are evaluated together
+LEAST_ROWS = 64  # rows and terms are padded to a multiple, so that few programs are compiled
 ROWS = 120  # on which starts are compared
 
 
@@ -38,10 +38,14 @@ def columns(law: Law, sums: Sums) -> tuple[np.ndarray, ...]:
 def predict(law: Law, theta: np.ndarray, sums: Sums) -> np.ndarray:
   """Losses [R] for one theta [P], or [S, R] for many [S, P]."""
   count = len(sums)
-  padded = sums.padded(_power_of_two(count), _power_of_two(sums.fall.shape[1]))  # so that few programs are compiled
+  padded = sums.padded(_power_of_two(count), _power_of_two(sums.fall.shape[1]))
   with jax.enable_x64(True):
     values = np.asarray(_predict(law, jnp.atleast_2d(jnp.asarray(theta)), columns(law, padded)))[:, :count]
   return values if np.ndim(theta) > 1 else values[0]
+
+
+def _multiple(count: int) -> int:
+  return -(-count // LEAST_ROWS) * LEAST_ROWS
 
 
 def _power_of_two(count: int) -> int:
@@ -142,10 +146,12 @@ def fit(
   Raises `UserError` if no start gives a finite objective.
   """
   first = starts(law, sums, loss, weights) if first is None else first
+  count = _multiple(len(sums))
+  padded = sums.padded(count, _multiple(sums.fall.shape[1]))
+  log_loss = np.pad(np.log(loss), (0, count - len(loss)), mode="edge")
+  weighted = np.pad(np.asarray(weights, np.float64), (0, count - len(loss)))
   with jax.enable_x64(True):
-    thetas, values = _improve(
-      law, jnp.asarray(first), columns(law, sums), np.log(loss), np.asarray(weights, np.float64), float(delta)
-    )
+    thetas, values = _improve(law, jnp.asarray(first), columns(law, padded), log_loss, weighted, float(delta))
   thetas, values = np.asarray(thetas), np.asarray(values)
   values = np.where(np.isfinite(values), values, np.inf)
   best = int(np.argmin(values))
