@@ -37,6 +37,17 @@ def add(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_schedule(parser: argparse.ArgumentParser) -> None:
+  """Adds the option for the schedule of a forecast."""
+  parser.add_argument(
+    "--schedule",
+    default="",
+    metavar="NAME:steps=N,...|FILE.csv",
+    help="forecast a loss curve under this schedule, from loss curves with learning rates: a schedule of config.optim"
+    " with its numbers (steps, warmup, peak, final, end, decay), or a CSV of steps and rates",
+  )
+
+
 def forecast(arguments: argparse.Namespace, output: Output) -> "CurveForecast":
   """Forecasts the loss of the schedule --schedule at the steps --at, from the curves of a CSV."""
   from bigmodel.laws.schedules import answers

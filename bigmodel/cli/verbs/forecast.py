@@ -48,13 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   columns.add_curves(parser)
   columns.add_force(parser)
   loss_curves.add(parser)
-  parser.add_argument(
-    "--schedule",
-    default="",
-    metavar="NAME:steps=N,...|FILE.csv",
-    help="forecast a loss curve under this schedule, from loss curves with learning rates: a schedule of config.optim"
-    " with its numbers (steps, warmup, peak, final, end, decay), or a CSV of steps and rates",
-  )
+  loss_curves.add_schedule(parser)
   parser.add_argument(
     "--at",
     action="append",

@@ -6,7 +6,6 @@ end. The last is not below the lowest rate of the fitted curves, where the laws 
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -105,31 +104,48 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
     )
   if not warmup < steps <= MOST_STEPS:
     raise UserError(f"--steps: {steps:,} is not above the warm-up of {warmup:,} steps and at most {MOST_STEPS:,}")
-  peak, lowest = forecaster.units.peak, forecaster.lowest
-  finals = [final for final in FINALS if final >= 0.99 * lowest] or [lowest]
+  finals = [final for final in FINALS if final >= 0.99 * forecaster.lowest] or [forecaster.lowest]
   usual = [
-    _Candidate("cosine", "cosine", 1.0, min(finals)),
-    _Candidate("linear", "linear", 1.0, min(finals)),
-    _Candidate("wsd, a fifth", "linear", 0.2, min(finals)),
-    _Candidate("wsd, a tenth", "linear", 0.1, min(finals)),
+    _Candidate("cosine", "cosine", 1.0, finals[0]),
+    _Candidate("linear", "linear", 1.0, finals[0]),
+    _Candidate("wsd, a fifth", "linear", 0.2, finals[0]),
+    _Candidate("wsd, a tenth", "linear", 0.1, finals[0]),
   ]
   tried = [_Candidate("proposed", shape, share, final) for shape in SHAPES for share in SHARES for final in finals]
-  at_end = np.array([steps])
-  every = [forecaster.units.sums(each.rates(steps, warmup, peak), at_end) for each in (*usual, *tried)]
-  stacked = schedule_sums.stack(every)
+  best, of_usual = _compared(forecaster, tried, usual, steps, warmup)
+  laws = laws_of(forecaster, "")
+  proposal = DecayProposal(
+    steps=steps,
+    warmup=warmup,
+    peak=forecaster.units.peak,
+    best=best,
+    usual=of_usual,
+    forecaster=ForecastMethod(forecast.NAME, forecast.VERSION, {law.name: law.weight for law in laws}),
+    laws=laws,
+    lowest_fitted=forecaster.lowest,
+    warnings=notes,
+  )
+  return finite(proposal)
+
+
+def _compared(
+  forecaster: Forecaster, tried: list[_Candidate], usual: list[_Candidate], steps: int, warmup: int
+) -> tuple[Decay, list[Decay]]:
+  """`(the best of those that were tried, the usual ones beside it)`."""
+  at_end, peak = np.array([steps]), forecaster.units.peak
+  sums = [forecaster.units.sums(each.rates(steps, warmup, peak), at_end) for each in (*tried, *usual)]
+  losses = forecaster.predict_sums(schedule_sums.stack(sums[: len(tried)])).predicted
+  best = int(np.argmin(losses))
+  shown = [tried[best], *usual]
+  stacked = schedule_sums.stack([sums[best], *sums[len(tried) :]])
   prediction = forecaster.predict_sums(stacked)
-  best = len(usual) + int(np.argmin(prediction.predicted[len(usual) :]))
-  difference, sd = forecaster.difference(stacked, stacked.take(np.array([best])))
   low, high = prediction.interval(LEVEL)
+  difference, sd = forecaster.difference(stacked, stacked.take(np.array([0])))
   half = forecast.quantile(LEVEL) * sd
   made = []
-  for i, each in enumerate((*usual, *tried)):
-    loss, of_best = prediction.predicted[i], prediction.predicted[best]
-    ends = (
-      (0.0, 0.0)
-      if i == best
-      else (of_best * np.expm1(difference[i] - half[i]), of_best * np.expm1(difference[i] + half[i]))
-    )
+  for i, each in enumerate(shown):
+    loss, of_best = prediction.predicted[i], prediction.predicted[0]
+    ends = of_best * np.expm1(difference[i] + half[i] * np.array([-1.0, 1.0])) if i else np.zeros(2)
     made.append(
       Decay(
         name=each.name,
@@ -139,19 +155,7 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
         predicted=float(loss),
         interval90=(float(low[i]), float(high[i])),
         difference=float(loss - of_best),
-        difference90=cast(tuple[float, float], tuple(map(float, ends))),
+        difference90=(float(ends[0]), float(ends[1])),
       )
     )
-  laws = laws_of(forecaster, "")
-  proposal = DecayProposal(
-    steps=steps,
-    warmup=warmup,
-    peak=peak,
-    best=made[best],
-    usual=made[: len(usual)],
-    forecaster=ForecastMethod(forecast.NAME, forecast.VERSION, {law.name: law.weight for law in laws}),
-    laws=laws,
-    lowest_fitted=lowest,
-    warnings=notes,
-  )
-  return finite(proposal)
+  return made[0], made[1:]
