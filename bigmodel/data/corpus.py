@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import sources, tokenizer, user_documents
+from bigmodel.data.corpus_files import MissingFilesError
 from bigmodel.data.mixture import components, part_names
 from bigmodel.data.prepared import GrowingArray, new_folder, open_array
 from bigmodel.data.sources import Documents
@@ -18,6 +20,7 @@ from bigmodel.data.texts import Distinct, HeldOut, Part, Training
 from bigmodel.declarations import Value
 from bigmodel.files import JsonObject, cache_dir, only_one, read_json, sha256_text, write_json
 
+log = logging.getLogger("bigmodel")
 FORMAT = 3  # of the files in a prepared folder; folders of other formats are ignored
 BPE_TRAINING_BYTES = 16 << 20
 
@@ -47,11 +50,13 @@ class _Recipe:
   """Everything that decides the content of a corpus."""
 
   data: Config
-  parts: list[tuple[float, Documents]]
+  parts: list[tuple[float, Documents]]  # empty if the files are not at their path any more
 
   @property
   def sha256(self) -> str:
     """The hash of the documents and of the steps that drop some of them."""
+    if not self.parts:
+      return self.data.sha256
     hashes = [(weight, documents.sha256) for weight, documents in self.parts]
     steps = [self.data.near_duplicates, self.data.decontaminate]
     return hashes[0][1] if len(hashes) == 1 and not any(steps) else sha256_text(json.dumps([hashes, steps]))
@@ -75,8 +80,18 @@ class _Recipe:
 
 
 def recipe(data: Config) -> _Recipe:
-  """The recipe of the corpus of `config.data`. Nothing is prepared for it."""
-  return _Recipe(data, [(weight, user_documents.read(part)) for weight, part in components(data)])
+  """The recipe of the corpus of `config.data`. Nothing is prepared for it.
+
+  If its files are not at their path any more, a corpus in the cache that has the hash of the config is taken.
+  """
+  try:
+    return _Recipe(data, [(weight, user_documents.read(part)) for weight, part in components(data)])
+  except MissingFilesError as error:
+    prepared = _Recipe(data, [])
+    if not data.sha256 or not (prepared.folder / "card.json").exists():
+      raise
+    log.warning("%s; the prepared corpus with the same hash is used", error)
+    return prepared
 
 
 def prepare(config: Config) -> Corpus:

@@ -18,6 +18,10 @@ LOOPS = 10_000  # a pattern that matches so many files again follows links in a 
 KINDS = "no .txt, .md or .jsonl file (also .ndjson; plain, .gz, .zst or .xz)"
 
 
+class MissingFilesError(UserError):
+  """Nothing is at the path of a corpus, which may have been moved."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """The text files that a pattern matches, and the number of other files by suffix or by why they are not read."""
@@ -49,7 +53,8 @@ def _find(pattern: str) -> Found:
   files = [file for path in chosen if (file := _file(path, base, path == root, passed_over)) is not None]
   counted = dict(sorted(passed_over.items(), key=lambda item: (item[0][0] != ".", -item[1], item[0])))
   if not files:
-    raise UserError(f"config.data.path: {KINDS} at {pattern!r}; {_nothing(root, counted)}")
+    missing = MissingFilesError if not counted else UserError
+    raise missing(f"config.data.path: {KINDS} at {pattern!r}; {_nothing(root, counted)}")
   return Found(files, counted)
 
 
