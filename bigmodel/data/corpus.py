@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -111,9 +112,19 @@ def prepare(config: Config) -> Corpus:
     require(
       rows > 0,
       f"config.data.context: {data.context} is longer than the {split} documents allow"
-      f" ({len(corpus.tokens[split])} tokens in all)",
+      f" ({len(corpus.tokens[split])} tokens in all){_more_heldout(data, corpus, split)}",
     )
   return corpus
+
+
+def _more_heldout(data: Config, corpus: Corpus, split: str) -> str:
+  """What to do about a split that is shorter than a row."""
+  tokens = {name: len(array) for name, array in corpus.tokens.items()}
+  share = 1.2 * (data.context + 1) / sum(tokens.values())  # a document more or less may be held out
+  fraction = math.ceil(100 * max(share, data.heldout_fraction)) / 100
+  if split == "train" or data.name in ("python_source", "tfds") or fraction > 1 / 2:
+    return "; give more text, or a shorter context"
+  return f"; a larger heldout_fraction than {data.heldout_fraction:g}, such as {fraction:g}, holds out more"
 
 
 def _open(of: _Recipe) -> Corpus | None:
