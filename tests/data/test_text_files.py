@@ -123,10 +123,9 @@ def test_files_that_are_passed_over_are_counted(tmp_path, capsys):
   command = ["data", f"--config={tmp_path}/config.py:decoder", *(f"--config.data.{field}" for field in fields)]
   assert main.main(command) == 0
   shown = " ".join(capsys.readouterr().out.split())
-  counted = (
-    "3 .pdf, 1 .docx, 1 .json, 1 .tar.gz, 2 hidden, 1 broken link, 1 empty, 1 linked folder, 1 not a regular file"
-  )
-  assert f"passed over: {counted}, 1 without suffix" in shown
+  by_suffix = "3 .pdf, 1 .docx, 1 .json, 1 .tar.gz"
+  others = "2 hidden, 1 broken link, 1 empty, 1 linked folder, 1 not a regular file, 1 without suffix"
+  assert f"passed over: {by_suffix}, {others}" in shown
   assert main.main([*command, "--json", f"--card={tmp_path}/card.html"]) == 0
   card = json.loads(capsys.readouterr().out)
   assert card["passed_over"][".pdf"] == 3
@@ -155,16 +154,19 @@ def test_names_may_have_blanks_brackets_and_bytes_of_other_encodings(tmp_path):
   found = corpus_files.find(str(tmp_path)).files
   assert sorted(file.name for file in found) == ["[1].txt", "a b.txt", "gr\\xfcn.txt"]
   assert len(corpus_files.find(str(tmp_path / "[1].txt")).files) == 1
-  corpus.prepare(config_of(tmp_path, tokenizer="bytes") if found else config_of(""))
+  config = config_of(tmp_path)
+  config.data.update(heldout_fraction=0.7, context=4)
+  corpus.prepare(config)
 
 
 def test_patterns_do_not_go_in_circles(tmp_path):
   write(tmp_path, {"c/d/a.txt": b"x"})
   for name in ("one", "two"):
     (tmp_path / "c" / "d" / name).symlink_to(tmp_path / "c")
-  with pytest.raises(UserError, match="goes in circles through linked folders"):
+  with pytest.raises(UserError, match=r"goes in circles through the linked folder .*c/d/(one|two)"):
     corpus_files.find(str(tmp_path / "c" / "**" / "*.txt"))
-  (tmp_path / "c" / "d" / "two").unlink()
+  for name in ("one", "two"):
+    (tmp_path / "c" / "d" / name).unlink()
   assert [file.name for file in corpus_files.find(str(tmp_path / "c" / "**" / "*.txt")).files] == ["d/a.txt"]
 
 
@@ -184,7 +186,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
   texts = builders.documents_in
   monkeypatch.setattr(builders, "documents_in", grow)
-  with pytest.raises(UserError, match="a.jsonl: changed while it was read"):
+  with pytest.raises(UserError, match=r"a.jsonl: changed while it was read"):
     corpus.prepare(config_of(path))
 
 
@@ -192,9 +194,7 @@ def test_a_small_single_file_is_divided_or_the_message_names_the_fraction(tmp_pa
   path = write(tmp_path, {"a.txt": b"".join(b"line %d of a little file\n" % i for i in range(40))}) / "a.txt"
   config = config_of(path)
   config.data.update(heldout_fraction=0.02, context=64)
-  with pytest.raises(
-    UserError, match=r"validation .*; a larger heldout_fraction than 0.02, such as 0.\d+, holds out"
-  ) as error:
+  with pytest.raises(UserError, match=r"validation .*a larger heldout_fraction than 0.02, such as 0.\d+,") as error:
     corpus.prepare(config)
   config.data.heldout_fraction = float(str(error.value).split("such as ")[1].split(",")[0])
   room.check(config)
@@ -253,9 +253,8 @@ def mutated(draw):
   for _ in range(draw(some.integers(0, 3))):
     place, length = draw(some.integers(0, len(content))), draw(some.integers(0, 9))
     part = content[place : place + length]
-    other = draw(
-      some.sampled_from([b"", part + part, bytes(255 - byte for byte in part), draw(some.binary(max_size=9))])
-    )
+    flipped, drawn = bytes(255 - byte for byte in part), draw(some.binary(max_size=9))
+    other = draw(some.sampled_from([b"", part + part, flipped, drawn]))
     content = content[:place] + other + content[place + length :]
   return name, draw(some.sampled_from([content, draw(some.binary(max_size=60))]))
 
@@ -267,22 +266,23 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, file):
   folder = tmp_path_factory.getbasetemp() / "any"
   folder.mkdir(exist_ok=True)
   (folder / name).write_bytes(content)
+  message = f"{name}: one line"
   try:
     for text in texts_of(folder / name):
       text.encode()
   except UserError as error:
-    assert "\n" not in str(error)
-    assert name in str(error)
+    message = str(error)
+  assert name in message
+  assert "\n" not in message
   assert [path.name for path in folder.iterdir()] == [name]
   (folder / name).unlink()
 
 
-def test_long_lines_take_little_memory_and_no_document_is_on_both_sides(tmp_path, short):
+def test_no_document_that_is_cut_within_a_line_is_on_both_sides(tmp_path, short):
   del short
   rng = np.random.default_rng(0)
-  files = {
-    f"{i}.txt": f"doc{i} {' '.join(f'doc{i}w{x}' for x in rng.integers(0, 99, 400))}".encode() for i in range(30)
-  }
+  words = [[f"doc{i}", *(f"doc{i}w{x}" for x in rng.integers(0, 99, 60))] for i in range(30)]
+  files = {f"{i}.txt": " ".join(of_document).encode() for i, of_document in enumerate(words)}
   data = corpus.prepare(config_of(write(tmp_path, files)))
   names = {
     split: {word.split(b"w")[0] for word in bytes(np.asarray(data.tokens[split]).clip(0, 255).astype(np.uint8)).split()}
