@@ -8,7 +8,7 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import absolute
 from bigmodel.parallel import hosts
-from bigmodel.train import ownership
+from bigmodel.train import ownership, places
 from bigmodel.train.display import Display
 from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.resolution import check, check_resolved, resolve
@@ -19,9 +19,9 @@ def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
   """Prepares and checks the run of a config in the folder `workdir`; returns it and its data. Writes nothing."""
   check(config)
   corpus = pipeline.prepare(config)
-  run = Run(resolve(config, corpus), absolute(workdir))
-  check_resolved(run.config, corpus)
-  return run, corpus
+  resolved = resolve(config, corpus)
+  check_resolved(resolved, corpus)
+  return Run(places.replaced(resolved, places.of_folder(resolved, workdir)), absolute(workdir)), corpus
 
 
 def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = False, profile: int = 0) -> record.Record:
@@ -35,6 +35,7 @@ def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = Fals
     hosts.require_same([flatten(run.config), str(run.folder), profile], "config")
     hosts.require_shared(run.folder)
     hosts.first(lambda: check_folder(run))
+    hosts.first(lambda: places.note(config, run.config, run.folder))
     ended = hosts.first(lambda: record.read(run.folder))
     if ended is None:
       with ownership.exclusive(run.folder, stop) as stop_of_owner, Display(quiet=quiet) as display:

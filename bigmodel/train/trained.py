@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import configs, imported_runs, parameters, programs, resolution
+from bigmodel.train import configs, imported_runs, parameters, places, programs, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.types import Params
 
@@ -44,7 +44,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
   Only the parameters are read, each device its own shards. Raises `UserError` where there is no sound checkpoint or
   parameters are not finite.
   """
-  config = configs.read_config_with_mesh(workdir)
+  config = places.replaced(configs.read_config_with_mesh(workdir), places.last(workdir))
   resolution.check_without_data(config)
   config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
