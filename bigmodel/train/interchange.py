@@ -14,7 +14,7 @@ from bigmodel.config import Config, flatten, require
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, absolute, read_json, write_json
 from bigmodel.models.imported import huggingface
-from bigmodel.train import parameters
+from bigmodel.train import configs, parameters
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.configs import default_config, read_config
 from bigmodel.train.run import Run
@@ -137,6 +137,7 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> Exported:
   from safetensors.numpy import save_file
 
   config = read_config(workdir)
+  configs.check_without_data(config)
   store = Checkpoints(absolute(workdir) / "checkpoints")
   step = store.newest_sound()
   if step is None:

@@ -22,6 +22,8 @@ def check(config: Config) -> None:
       name not in declared
     ):  # only then, because finding the nearest name is slow and a study checks thousands of configs
       raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
+    problem = configs.wrong_type(given[name], declared[name].default)
+    require(not problem, f"config.{name}: {problem}")
   from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
   for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
     require(name in given, f"config.{name}: missing; begin with {start}")
@@ -80,8 +82,7 @@ def resolve_without_data(config: Config) -> Config:
 def resolve_for_plan(config: Config, devices: int) -> Config:
   """A resolved and checked copy that can be planned for this number of devices without its data."""
   resolved = resolve_without_data(config)
-  for room in (models, tasks, optim, train):
-    room.check(resolved)
+  configs.check_without_data(resolved)
   parallel.check(resolved, devices)
   return resolved
 

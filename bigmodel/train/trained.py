@@ -45,6 +45,7 @@ def load(workdir: str, generating: bool = False) -> Trained:
   parameters are not finite.
   """
   config = configs.read_config_with_mesh(workdir)
+  configs.check_without_data(config)
   config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
