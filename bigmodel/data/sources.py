@@ -83,6 +83,8 @@ class Documents:
 
   sha256: str
   open: Callable[[], Mapping[str, Iterable[Text]]]
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # texts that were left out; set by `open`
+  passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that are not read, by suffix
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from bigmodel.designs.design import Overrides
 from bigmodel.designs.grids import Listed
 from bigmodel.designs.halving import Halving
 from bigmodel.designs.search import Search
-from bigmodel.errors import Interrupted, UserError
+from bigmodel.errors import Interrupted, RunsFailed, UserError
 from bigmodel.files import JsonObject, absolute, write_json
 from bigmodel.parallel import hosts
 from bigmodel.record import Branch, Record
@@ -147,6 +147,9 @@ def _forecast_and_test(prepared: Prepared, plan: Plan, train_groups: rounds.Trai
   workdir = prepared.workdir
   if not prepared.study.laws:
     return
+  if problem := hosts.first(lambda: folder.why_none_finished(workdir)):
+    hosts.first(lambda: write_report(workdir))
+    raise RunsFailed(problem)
   fits = hosts.first(lambda: fit_study(workdir))
   if prepared.study.target is None:
     return

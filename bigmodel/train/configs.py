@@ -15,7 +15,6 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute, read_json_object
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
-from bigmodel.train.fields import check as check_training
 
 # Defaults that differ where a row is one example.
 EXAMPLE_DEFAULTS = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_size": 64}
@@ -201,13 +200,6 @@ def execution_fields(flat: Mapping[str, Value]) -> dict[str, Value]:
 def _identifies(field: Field, value: Value) -> bool:
   plain = tuple(value) if isinstance(value, list) else value  # JSON has lists in place of tuples
   return field.use is not PROVENANCE and not (field.added_later and plain == field.default)
-
-
-def check_without_data(config: Config) -> None:
-  """Raises `UserError` for the first value that a resolved config cannot have, apart from those of its data."""
-  for room in (models, tasks, optim):
-    room.check(config)
-  check_training(config)
 
 
 def check_groups(config: Config) -> None:

@@ -79,10 +79,16 @@ def resolve_without_data(config: Config) -> Config:
   return resolved
 
 
+def check_without_data(config: Config) -> None:
+  """Raises `UserError` for the first value that a resolved config cannot have, apart from those of its data."""
+  for room in (models, tasks, optim, train):
+    room.check(config)
+
+
 def resolve_for_plan(config: Config, devices: int) -> Config:
   """A resolved and checked copy that can be planned for this number of devices without its data."""
   resolved = resolve_without_data(config)
-  configs.check_without_data(resolved)
+  check_without_data(resolved)
   parallel.check(resolved, devices)
   return resolved
 

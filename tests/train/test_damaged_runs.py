@@ -1,10 +1,11 @@
 """Damaged files of runs, and config files of any content: a result, or one line that names the file."""
 
+import argparse
+import itertools
 import json
 import os
 import random
 import shutil
-import time
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,7 @@ def mutated(seed, content):
   return bytes(data)
 
 
+TIMES = itertools.count(1_700_000_000, 10)
 CONTENTS = st.one_of(st.none(), st.binary(max_size=40), st.integers(0, 1 << 40))
 
 
@@ -184,9 +186,8 @@ def refused_or_loaded(folder, content, overrides=()):
 
   path = folder / "a.py"
   path.write_bytes(content)
-  os.utime(path, (time.time() + refused_or_loaded.calls,) * 2)  # otherwise Python may run what it compiled before
-  refused_or_loaded.calls += 10
-  arguments = type("Arguments", (), {"config": str(path), "overrides": list(overrides)})
+  os.utime(path, (next(TIMES),) * 2)  # otherwise Python may run what it compiled before
+  arguments = argparse.Namespace(config=str(path), overrides=list(overrides))
   try:
     config, _ = session.load(arguments)
     check(config)
@@ -196,7 +197,6 @@ def refused_or_loaded(folder, content, overrides=()):
   return ""
 
 
-refused_or_loaded.calls = 0
 VALID = b"""from bigmodel.study import default_config
 
 def get_config(arg=None):
