@@ -165,7 +165,7 @@ def _indexed(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   if not isinstance(places, dict) or not places:
     raise UserError(f"import: {path} has no weight_map from the names of tensors to files")
   for name, file in places.items():
-    if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+    if not isinstance(file, str) or Path(file).name != file or not file.isprintable() or file[-12:] != ".safetensors":
       raise UserError(
         f"import: {path}: weight_map[{name!r}] = {shortened(file)} is not the name of a *.safetensors file"
       )
