@@ -49,8 +49,12 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
   except UserError:
     raise
   except Exception as error:
-    raise UserError(f"--config: {path} does not load: {type(error).__name__}: {error}") from error
+    raise UserError(f"--config: {path} does not load: {type(error).__name__}: {_first_line(error)}") from error
   return module, arg or None
+
+
+def _first_line(error: Exception) -> str:
+  return next(iter(str(error).strip().splitlines()), "")
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
@@ -62,8 +66,10 @@ def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
     config = module.get_config(arg)
   except UserError:
     raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"--config: {spec}: get_config: {error}") from error
+  except Exception as error:
+    raise UserError(f"--config: {spec}: get_config: {type(error).__name__}: {_first_line(error)}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--config: {spec}: get_config returns {type(config).__name__} and not a config")
   apply(config, overrides)
   return config, module
 
@@ -83,7 +89,7 @@ def parse_value(text: str) -> Any:
     return text == "true"
   try:
     return ast.literal_eval(text)
-  except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two for deeply nested brackets
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
     return text
 
 

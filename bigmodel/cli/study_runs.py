@@ -1,6 +1,7 @@
 """The common part of the verbs `study` and `sweep`: options for workers, the run itself, and the printed results."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,12 +81,15 @@ def _show(report: Facts, workdir: str, output: Output) -> None:
 
 
 def _show_forecast(forecast: Facts, noise: Facts | None, output: Output) -> None:
+  from bigmodel.laws import reach
+
   outcome = "not run yet"
   if forecast["actual"] is not None:
     outcome = f"{forecast['actual']:.4f}, {'inside' if forecast['inside'] else 'OUTSIDE'}"
   target = forecast["target"]
   rows = [
     ("N, D, C", f"{target['N']:,}, {target['D']:,}, {target['C']:.3g}"),
+    ("beyond the runs", reach.describe(math.exp(forecast["parts"].get("distance") or 0.0))),
     ("forecast loss", forecast["predicted"]),
     ("90% interval", forecast["interval90"]),
     ("truth", outcome),

@@ -122,6 +122,12 @@ class Examples(Data):
   max_categories: int = field(
     1000, "tables: largest number of categories of a column; the most frequent texts are kept", Range(1)
   )
+  categories: int = field(
+    0,
+    "tables: instead of max_categories; columns most of whose rows are then `other` are accepted (0: refused)",
+    NOT_NEGATIVE,
+    added_later=True,
+  )
   window: int = field(
     0, "tables that are time series: number of rows before the target that are the input", NOT_NEGATIVE
   )

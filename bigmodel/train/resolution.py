@@ -26,6 +26,8 @@ def check(config: Config) -> None:
       name not in declared
     ):  # only then, because finding the nearest name is slow and a study checks thousands of configs
       raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
+    problem = configs.wrong_type(given[name], declared[name].default)
+    require(not problem, f"config.{name}: {problem}")
   from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
   for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
     require(name in given, f"config.{name}: missing; begin with {start}")
@@ -85,11 +87,16 @@ def resolve_without_data(config: Config) -> Config:
   return resolved
 
 
+def check_without_data(config: Config) -> None:
+  """Raises `UserError` for the first value that a resolved config cannot have, apart from those of its data."""
+  for room in (models, tasks, optim, train):
+    room.check(config)
+
+
 def resolve_for_plan(config: Config, devices: int) -> Config:
   """A resolved and checked copy that can be planned for this number of devices without its data."""
   resolved = resolve_without_data(config)
-  for room in (models, tasks, optim, train):
-    room.check(resolved)
+  check_without_data(resolved)
   parallel.check(resolved, devices)
   return resolved
 

@@ -370,6 +370,7 @@ def test_prepared_tables_are_named_by_all_their_inputs(tmp_path):
     "encode": ({}, {"encode": "codes"}),
     "min_category_rows": ({}, {"min_category_rows": 3}),
     "max_categories": ({}, {"max_categories": 2}),
+    "categories": ({}, {"categories": 2}),
     "window": (windows, windows | {"window": 5}),
     "horizon": (windows, windows | {"horizon": 2}),
   }
