@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def override(config: Config, name: str, value: object) -> None:
     raise UserError(f"config.{name}: is a group; set one of {', '.join(sorted(old.keys()))}")
   kind = type(old)
   if kind is float and type(value) is int:
-    value = float(value)
+    value = float(value) if abs(value) < 1 << 128 else (math.inf if value > 0 else -math.inf)  # which no field allows
   elif kind is int and type(value) is float and value.is_integer():
     value = int(value)  # so that large integers can be written as 1e6
   elif kind is tuple and isinstance(value, list | str):
@@ -117,8 +118,17 @@ def override(config: Config, name: str, value: object) -> None:
   elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
     value = str(value)
   if type(value) is not kind:
-    raise UserError(f"config.{name}: {value!r} is not of type {kind.__name__} (its value is {old!r})")
+    raise UserError(f"config.{name}: {_short(value)} is not of type {kind.__name__} (its value is {_short(old)})")
   group[field] = value
+
+
+def _short(value: object) -> str:
+  """The value as Python writes it, cut where it would fill the line of an error."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes no numbers of over 4,300 digits
+    return "a number with thousands of digits"
+  return text if len(text) <= 200 else f"{text[:150]}... ({len(text):,} characters)"
 
 
 def with_overrides(config: Config, changes: Mapping[str, object]) -> Config:

@@ -129,7 +129,14 @@ def cache_dir() -> Path:
 def only_one(name: str) -> Iterator[None]:
   """A lock named `name` among the processes of this machine; it is released when its holder exits."""
   folder = cache_dir() / "locks"
-  folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / name, "w", encoding="utf-8") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as stack:
+    try:
+      with refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(open(folder / name, "w", encoding="utf-8"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except UserError:
+      if not cache_dir().is_dir():
+        raise
+      # Nobody can write to this cache, such as a shared one: what is in it can be read without a lock.
     yield

@@ -147,20 +147,25 @@ def documents(
 
   def open_splits() -> Mapping[str, Iterable[Text]]:
     folder = (Path(data.dir) if data.dir else cache_dir() / "tfds") / sha256[:16]
-    builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped=skipped or {})
+    builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped={} if skipped is None else skipped)
     try:
       with quiet(), _little_memory():
         builder.download_and_prepare()
     except AssertionError as error:  # TFDS raises it for a split without documents
       raise empty("validation" if '"validation"' in str(error) else "train") from error
     finally:
-      for empty_folder in (folder / DocumentsBuilder.name, folder):
-        with contextlib.suppress(OSError):  # it holds the documents
-          empty_folder.rmdir()
+      _remove_empty(folder)
     left_out.update(cast(Mapping[str, int], builder.info.metadata or {}))
     return {split: RowTexts(rows(builder, split), "text") for split in ("train", "validation")}
 
   return Documents(sha256, open_splits, left_out, passed_over or {})
+
+
+def _remove_empty(folder: Path) -> None:
+  """Removes the folders in and above this one in which an error has left nothing; others hold the documents."""
+  for inside in (*sorted(folder.rglob("*"), reverse=True), folder, folder.parent):
+    with contextlib.suppress(OSError):
+      inside.rmdir()
 
 
 def prepared(name: str, folder: str, alternatives: str) -> tfds.core.DatasetBuilder:

@@ -204,7 +204,7 @@ class TableForecast(msgspec.Struct, frozen=True, kw_only=True):
   rows: list[ForecastRow]
   optimum: list[BestSize] | UnsetType = UNSET
   reached: list[LeastCompute] | UnsetType = UNSET
-  warnings: list[str] = []
+  warnings: list[str] | UnsetType = UNSET  # earlier versions sealed none
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
+from bigmodel.declarations import BELOW_ONE, DEPTH, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, Cache, Rotary, Start, attend
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -95,7 +95,7 @@ class Shape:
 
   vocab: int = field(0, "entries of the token table; 0: the tokenizer's", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
-  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", DEPTH)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   kv_heads: int = field(0, "heads of keys and values, each shared by as many queries; 0: heads", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from bigmodel import config as config_room
 from bigmodel import data, models, optim, tasks, user_files
 from bigmodel.config import Config, flatten, nearest, require, unflatten
-from bigmodel.declarations import PROVENANCE, TRACED, Field, Value, declared_in, defaults
+from bigmodel.declarations import NOT_NEGATIVE, PROVENANCE, TRACED, Field, Value, declared_in, defaults
 from bigmodel.errors import UserError
 from bigmodel.files import absolute, read_json_object
 from bigmodel.parallel.fields import Parallel
@@ -51,7 +51,8 @@ def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
     "train": declared_in(Train),
     "eval": declared_in(Eval),
   }
-  fields = {"seed": Field(0, "seed of initial values, dropout and the random numbers of the task", use=TRACED)}
+  seed = "seed of initial values, dropout and the random numbers of the task"
+  fields = {"seed": Field(0, seed, NOT_NEGATIVE, TRACED)}
   for group, in_group in groups.items():
     fields |= {f"{group}.{name}": field for name, field in in_group.items()}
   return fields

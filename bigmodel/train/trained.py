@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import configs, imported_runs, parameters, programs, resolution
+from bigmodel.train import configs, imported_runs, parameters, places, programs, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.types import Params
 
@@ -44,9 +44,8 @@ def load(workdir: str, generating: bool = False) -> Trained:
   Only the parameters are read, each device its own shards. Raises `UserError` where there is no sound checkpoint or
   parameters are not finite.
   """
-  config = configs.read_config_with_mesh(workdir)
+  config = places.replaced(configs.read_config_with_mesh(workdir), places.last(workdir))
   resolution.check_without_data(config)
-  config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
   if step is None:
@@ -54,7 +53,11 @@ def load(workdir: str, generating: bool = False) -> Trained:
     why = f"; the run diverged at step {ended.steps}" if ended and ended.status == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
   parameters.warn_of_divergence(workdir, step)
-  program = programs.program(config)
+  try:
+    config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
+    program = programs.program(config)
+  except ArithmeticError as error:  # for sizes that no model has
+    raise UserError(f"{workdir}: config.json is corrupt ({str(error).splitlines()[0]}); restore it") from error
   params = parameters.read_evaluated(config, store, step, program.shapes.params)
   parameters.require_finite(params, f"{workdir}: checkpoint of step {step}")
   return Trained(workdir, config, program, params, step)

@@ -87,7 +87,7 @@ def _warn_of_differences(config: Config) -> None:
   source = read_config(config.train.init_from)
   if source.model.family != config.model.family:
     return
-  for name in sorted(config.model.keys() & source.model.keys() - set(FREE)):
+  for name in sorted(set(config.model) & set(source.model) - set(FREE)):
     ours, theirs = config.model[name], source.model[name]
     if ours != theirs and not (name == "positions" and isinstance(ours, int)):
       _warn(f"config.model.{name}: {ours!r}, and the weights of {config.train.init_from} are for {theirs!r}")

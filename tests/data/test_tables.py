@@ -438,10 +438,12 @@ def test_cells_for_people_are_numbers_and_dates_and_the_card_says_so(tmp_path):
     ([f"n{i % 150}" if i % 2 else f"m{i % 190}" for i in range(200)], "data.drop: column 'x' has .* different texts"),
     ([""] * 200, "column 'x' is missing in all training rows; name it there"),
     ([f"{i}" if i % 20 else "bad" for i in range(200)], "column 'x' has 'bad' among numbers, in line 2; the step bad_"),
-    ([f"{day:%d.%m.%Y}" if day.day > 1 else "soon" for day in map(datetime.date.fromordinal, range(738000, 738200))],
-     "column 'x' has 'soon' among dates"),
+    (
+      [f"{day:%d.%m.%Y}" if day.day > 1 else "soon" for day in map(datetime.date.fromordinal, range(738000, 738200))],
+      "column 'x' has 'soon' among dates",
+    ),
   ],
-)  # fmt: skip
+)
 def test_columns_in_doubt_are_refused_with_what_to_do(tmp_path, column, message):
   sold = [("no", "yes")[i % 2] for i in range(200)]
   refused(config_of_csv(tmp_path, {"x": column, "sold": sold}), message)

@@ -106,8 +106,8 @@ def test_seeds_of_one_x_are_all_used():
 def test_a_scale_with_many_seeds_weighs_as_much_as_one_run():
   many = np.append(X, np.full(40, X[0])), np.append(Y, Y[0] * np.exp(1e-4 * RNG.normal(size=40)))
   once = np.append(X, X[0]), np.append(Y, Y[0] * np.exp(1e-4))
-  ahead = [curves.fit({"": xy})[0].logs(np.array([1e7]))[0] for xy in (many, once)]
-  np.testing.assert_allclose(*ahead, atol=2e-3)
+  several, single = (curves.fit({"": xy})[0].logs(np.array([1e7]))[0] for xy in (many, once))
+  np.testing.assert_allclose(several, single, atol=2e-3)
 
 
 ORDERS = strategies.permutations(range(16)), strategies.lists(strategies.integers(0, 15), max_size=8)

@@ -1,4 +1,4 @@
-"""Make a run from Hugging Face files (GPT-2, BERT, Llama, Mixtral, ViT)."""
+"""Make a run from Hugging Face files (GPT-2, BERT, Llama, Mistral, Mixtral, ViT)."""
 
 import argparse
 

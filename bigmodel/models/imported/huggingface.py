@@ -1,4 +1,4 @@
-"""Converts weights of Hugging Face's GPT-2, BERT, Llama, Mixtral and ViT to parameters of bigmodel and back.
+"""Converts weights of Hugging Face's GPT-2, BERT, Llama, Mistral, Mixtral and ViT to parameters of bigmodel and back.
 
 "Ours" are names and arrays of bigmodel, "theirs" those of Hugging Face. Each family has a table of (our parameters,
 their tensor, form). In the name of a tensor, `{i}` is a layer and `{e}` an expert; our arrays are stacked over both.

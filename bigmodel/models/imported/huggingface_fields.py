@@ -186,8 +186,9 @@ class Fields:
       elif not _is_harmless(name, value, kind):
         known = [*kind.required, *kind.defaults, *fixed]
         raise UserError(
-          f"import: config.json: {name} = {shortened(value)} is unknown for the type {theirs['model_type']} and may"
-          f" change what the model computes{nearest(name, known)}; if it does not, delete it there"
+          f"import: config.json: {printable(name)} = {shortened(value)} is unknown for the type"
+          f" {theirs['model_type']} and may change what the model computes{nearest(name, known)}; if it does not,"
+          " delete it there"
         )
     computed = kind.required | kind.defaults.keys()
     return cls({**kind.defaults, **{name: value for name, value in theirs.items() if name in computed}}, theirs)
@@ -228,6 +229,11 @@ class Fields:
 
   def invalid(self, name: str, allowed: str) -> UserError:
     return UserError(f"import: config.json: {name} = {shortened(self.values[name])} is not {allowed}")
+
+
+def printable(name: str) -> str:
+  """The name of a field for messages."""
+  return name if name.isprintable() else repr(name)
 
 
 def _is_harmless(name: str, value: object, kind: Kind) -> bool:

@@ -36,6 +36,8 @@ OTHERS = (
   ("*.msgpack", f"a file of Flax; {CONVERT}"),
   ("*.onnx", "an ONNX file; import the model that it was made from"),
 )
+# Files of training tools, which hold no weights.
+OF_TRAINING = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
 # Ends of names of tensors that only these have.
 FOREIGN = {
   "an adapter (LoRA), which is not merged into its model": re.compile(r"\.lora_|lora_(A|B|embedding)|^base_model\."),
@@ -107,9 +109,9 @@ def _instead(folder: Path) -> str:
   if incomplete is not None:
     return f"; {incomplete.relative_to(folder)} is left of an interrupted download, so repeat the download"
   for pattern, what in OTHERS:
-    file = next(iter(sorted(folder.glob(pattern))), None)
-    if file is not None:
-      return f"; {file.name}: {what}"
+    files = sorted(path.name for path in folder.glob(pattern) if not path.name.startswith(OF_TRAINING))
+    if files:
+      return f"; {files[0]}: {what}"
   inside = sorted({path.parent for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]})
   if inside:
     return f"; did you mean {' or '.join(map(str, inside[:3]))}?"
@@ -165,7 +167,7 @@ def _indexed(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   if not isinstance(places, dict) or not places:
     raise UserError(f"import: {path} has no weight_map from the names of tensors to files")
   for name, file in places.items():
-    if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+    if not isinstance(file, str) or Path(file).name != file or not file.isprintable() or file[-12:] != ".safetensors":
       raise UserError(
         f"import: {path}: weight_map[{name!r}] = {shortened(file)} is not the name of a *.safetensors file"
       )

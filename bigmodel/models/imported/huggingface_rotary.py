@@ -7,7 +7,7 @@ from bigmodel.config import Config, require
 from bigmodel.declarations import Value
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject
-from bigmodel.models.imported.huggingface_fields import Fields
+from bigmodel.models.imported.huggingface_fields import Fields, printable
 from bigmodel.readers.json_lines import shortened
 
 # The entries of each kind of scaling that is supported, beside its name and the base.
@@ -85,7 +85,7 @@ def _kind(entries: Mapping[str, object]) -> str:
   for name, value in entries.items():
     if value is not None and name not in (*NAMES, *ENTRIES[kind]) and kind != "default":
       raise UserError(
-        f"import: config.json: {name} = {shortened(value)} is unknown for the scaling {kind!r} of positions"
+        f"import: config.json: {printable(name)} = {shortened(value)} is unknown for the scaling {kind!r} of positions"
       )
     if kind == "default" and isinstance(value, dict):
       raise UserError(f"import: config.json: rotary positions that differ between layers ({name!r}) are not supported")
