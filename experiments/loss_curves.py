@@ -30,6 +30,15 @@ from bigmodel.laws.schedules.forecast import Forecaster, Units
 from bigmodel.laws.schedules.laws import LAWS
 
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
+# Other choices of curves to fit: fewer, more, without a constant rate, without a large fall.
+OTHERS = (
+  ("cosine_24000", "constant_24000"),
+  ("constant_24000", "wsdcon_9"),
+  ("cosine_24000", "wsd_20000_24000"),
+  ("cosine_24000", "constant_24000", "wsdcon_3", "wsdcon_18"),
+  ("cosine_72000", "wsdcon_9", "wsd_20000_24000"),
+  ("constant_24000", "wsdld_20000_24000", "wsdcon_18"),
+)
 # L0, A, alpha, B, C, beta, gamma, and the mean and largest relative errors over the six other curves.
 PUBLISHED = {
   "25M": ((3.04045, 0.52469, 0.50787, 363.788, 2.06561, 0.58279, 0.64142), 0.00110, 0.00409),
@@ -43,9 +52,9 @@ def read(data: Path) -> dict[str, list[Curve]]:
   return reading.read(str(data / "loss_curves" / "curves.csv"), reading.Columns(group="size")).groups
 
 
-def split(curves: list[Curve]) -> tuple[list[Curve], list[Curve]]:
+def split(curves: list[Curve], names: tuple[str, ...] = FITTED) -> tuple[list[Curve], list[Curve]]:
   """`(fitted, predicted)`."""
-  return [c for c in curves if c.name in FITTED], [c for c in curves if c.name not in FITTED]
+  return [c for c in curves if c.name in names], [c for c in curves if c.name not in names]
 
 
 def errors_of(forecaster: Forecaster, curves: list[Curve]) -> tuple[float, float]:
@@ -110,6 +119,14 @@ def reproduce(data: Path) -> list[Result]:
       results.append(Result(f"{size}: points in {level:.0%} intervals", None, of_points))
       results.append(Result(f"{size}: the same, the mean over curves", None, of_curves))
       results.append(Result(f"{size}: width of {level:.0%} intervals", None, width))
+    for names in OTHERS:
+      fitted_others, rest = split(curves, names)
+      forecaster = forecast.fit(fitted_others)
+      text = f"{size}, fitted on {', '.join(names)}"
+      of_points, of_curves, _ = covered(forecaster, rest, 0.9)
+      results.append(Result(f"{text}: mean relative error", None, errors_of(forecaster, rest)[0]))
+      results.append(Result(f"{text}: points in 90% intervals", None, of_points))
+      results.append(Result(f"{text}: the same, the mean over curves", None, of_curves))
     for law in LAWS.values():
       results += alone(law, fitted, others, size)
   return results

@@ -18,7 +18,7 @@ from bigmodel.laws.schedules.answers import ScheduleLaw, laws_of
 from bigmodel.laws.schedules.forecast import FALL, Forecaster
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the steps after the warm-up
-FINALS = (0.0, 0.03, 0.1, 0.3)  # of the peak
+FINALS = (0.03, 0.1, 0.3)  # of the peak, besides the lowest rate of the fitted curves
 MOST_STEPS = 2_000_000
 LEVEL = 0.9
 
@@ -104,7 +104,7 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
     )
   if not warmup < steps <= MOST_STEPS:
     raise UserError(f"--steps: {steps:,} is not above the warm-up of {warmup:,} steps and at most {MOST_STEPS:,}")
-  finals = [final for final in FINALS if final >= 0.99 * forecaster.lowest] or [forecaster.lowest]
+  finals = [forecaster.lowest, *(final for final in FINALS if final > 1.05 * forecaster.lowest)]
   usual = [
     _Candidate("cosine", "cosine", 1.0, finals[0]),
     _Candidate("linear", "linear", 1.0, finals[0]),

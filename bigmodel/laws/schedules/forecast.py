@@ -7,7 +7,8 @@ laws: docs/loss_curves.md compares them with others.
 The variance of an error, in ln loss, is estimated from the fitted curves alone. Errors on them are too small, because
 the laws were fitted to them. Errors on a curve that was left out are too large, because the fit to the others had fewer
 curves, and of fewer kinds, than the fit to all. The mean of both variances is taken. Where the fits without a curve and
-the laws disagree more than that, their spread is added to the first instead, by a share.
+the laws disagree more than that, their spread is added to the first instead, by a share. Curves that resemble each
+other say little about others, so that the misfit of the laws on published curves is the least.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from bigmodel.laws.schedules.sums import Sums
 NAME = "weighted mean of laws of the schedule"
 VERSION = 1  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("progress_multi_power", "progress_annealing")
+FLOOR = 1.25e-3  # least standard deviation of errors in ln loss: the misfit of the laws on published curves
 SPREAD = 0.25  # share of the variance between fits that counts
 FREEDOM = 10.0  # degrees of freedom of Student's t, since the variance comes from few curves
 LEAST = 2  # curves that are needed
@@ -124,14 +126,14 @@ class Forecaster:
   def predict_sums(self, sums: Sums) -> Prediction:
     center, spread = self._center(sums)
     inside, left_out = self.residual_variance, self.left_out_variance
-    least = (inside + max(left_out, inside)) / 2
+    least = max((inside + max(left_out, inside)) / 2, FLOOR**2)
     return Prediction(np.exp(center), np.sqrt(np.maximum(least, inside + SPREAD * spread)))
 
   def difference(self, sums: Sums, reference: Sums) -> tuple[np.ndarray, np.ndarray]:
     """`(difference, sd)` [R] in ln loss of schedules from one reference (one row)."""
     logs = [fit.log_loss(sums) - fit.log_loss(reference) for fit in self.fits]
     center = self._weighted([each[0] for each in logs])
-    return center, np.sqrt(self.residual_variance + self._spread(logs, center))
+    return center, np.sqrt(max(self.residual_variance, FLOOR**2) + self._spread(logs, center))
 
   def _center(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
     logs = [fit.log_loss(sums) for fit in self.fits]
