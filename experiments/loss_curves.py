@@ -9,12 +9,12 @@ sixth, and drops of the rate to a tenth and to six tenths. Errors are relative, 
 Intervals are calibrated by the three fitted curves alone.
 
 Result: the published parameters give the published errors. At the optimum of the same objective the multi-power law
-fits the three curves better and predicts the others worse (.14% and .17%), with errors of .4% on the long cosine: its
-exponents beta and gamma are hardly determined by three curves. Two laws with fewer parameters, in which a step makes progress
-in proportion to the rate to the power of .7 instead of 1, predict the six curves within .10% and .08%; the power was
-chosen with the six curves in view. Free fits of it to the three curves of either size, in the annealing law, give .74
-and .71. 90% intervals cover 88% and 91% of the points. With other choices of the fitted curves the errors are .07% to
-.13%, and the intervals cover 72% to 100%.
+fits the three curves better and predicts the others worse (.14% and .17%), with errors of .4% on the long cosine: three
+curves hardly determine its beta and gamma. Two laws with fewer parameters, in which a step makes progress in proportion
+to the rate to the power of .7 instead of 1, predict the six curves within .11% and .08%. The power was chosen with the
+six curves in view; free fits of it to the three curves of either size, in the annealing law, give .74 and .71. The 90%
+intervals cover 88% and 91% of the points. With other choices of the fitted curves the errors are .07% to .13%, and the
+intervals cover 72% to 100%.
 
     bigmodel reproduce loss_curves
 """
