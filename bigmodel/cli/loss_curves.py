@@ -188,7 +188,7 @@ def _show_proposal(made: "DecayProposal", output: Output) -> None:
   output.say(f"{made.steps:,} steps, with a warm-up of {made.warmup:,} steps to {made.peak:.3g}")
   output.table("decays", ("decay", "from step", "to rate", "loss", "more loss", "90% interval"), rows)
   output.say(f"90% interval of the loss of the proposed decay: {_interval(made.best.interval90)}")
-  if any(low <= 0 for low, _ in (each.difference90 for each in made.usual)):
+  if any(each.difference90[0] <= 0 for each in made.usual):
     output.say("differences whose interval includes 0 are not significant")
   output.say(f"rates below {made.lowest_fitted * made.peak:.3g} were not tried: no fitted curve goes there")
   output.notes(f"note: {text}" for text in made.warnings)

@@ -149,7 +149,7 @@ def _refuse(part: _Part, name: str, wrong: np.ndarray, wanted: str) -> None:
   if wrong.any():
     at = int(wrong.argmax())
     row, value = part.frame[table.ROW][at], part.frame[name][at]
-    problem = "no value" if value is None else f"{value!r}"
+    problem = f"no value in place of {wanted}" if value is None else f"{value!r} is not {wanted}"
     raise UserError(
-      f"{part.path}: column {name!r}, row {row}: {problem} is not {wanted} ({int(wrong.sum())} such rows)"
+      f"{part.path}: column {name!r}, row {row}: {problem} ({int(wrong.sum())} such rows)"
     )
