@@ -207,11 +207,11 @@ def project(
   basis = np.stack(basis, axis=-1)  # [S, n, k]
   size = np.sqrt(np.sum(basis**2, axis=1)) + 1e-300  # [S, k]
   projected = starts.copy()
-  projected[:, places] = np.log(_non_negative(basis / size[:, None], y * root) / size)
+  projected[:, places] = np.log(non_negative(basis / size[:, None], y * root) / size)
   return projected
 
 
-def _non_negative(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
+def non_negative(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
   """Coefficients [S, k] of the least squares of `target` [n] by `basis` [S, n, k], almost 0 where they would be less.
 
   There are few coefficients, so every subset of them is tried.

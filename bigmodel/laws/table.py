@@ -41,7 +41,7 @@ def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
   good = np.ones(len(frame), bool)
   for column_ in _named(source, names(frame)):
     try:
-      values, about = _numbers(frame[column_.name], decimal)
+      values, about = numbers(frame[column_.name], decimal)
     except UserError as error:
       raise UserError(f"{source.path}: {error}") from error
     notes += about
@@ -76,11 +76,10 @@ def _named(source: Source, there: Sequence[str]) -> list[units.Column]:
   return [column_ for column_ in found if column_.name in there]
 
 
-def _numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
+def numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
   """The numbers of a column, float64, NaN for cells without one, and a note on how they are written."""
   if column.dtype != pl.String:
-    numbers = column.cast(pl.Float64, strict=False).fill_null(float("nan"))
-    return numbers.to_numpy(), []
+    return column.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy(), []
   read = cells.numbers(column.drop_nulls().unique(maintain_order=True), column.name, decimal, leave_out_unit=False)
   values = [read.values.get(text) if text is not None else None for text in column]
   notes = [f"column {column.name!r}: {', '.join(read.notes)}"] if read.notes else []
@@ -113,7 +112,7 @@ def column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
   """A column of positive numbers of `Runs`, converted as `name` asks; `flag` is its option, for messages."""
   column_ = units.parse(name, names(frame), flag)
   require_column(frame, path, column_.name, flag)
-  values = column_.values(_numbers(frame[column_.name], "")[0])
+  values = column_.values(numbers(frame[column_.name], "")[0])
   wrong = _bad(values)
   if wrong.any():
     _refuse(frame, path, column_, wrong)

@@ -1,10 +1,14 @@
-"""Propose the next run: the one that reduces the variance of a forecast most for its compute."""
+"""Propose the next run: the one that reduces the variance of a forecast most for its compute.
+
+With --schedule: propose the decay of the learning rate that ends at the lowest loss, from loss curves.
+"""
 
 import argparse
 from typing import TYPE_CHECKING
 
-from bigmodel.cli import columns, forecasters, options, session
+from bigmodel.cli import columns, forecasters, loss_curves, options, session
 from bigmodel.cli.console import Facts, Output
+from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
   from bigmodel.laws.design import Proposal
@@ -13,6 +17,7 @@ EXAMPLES = (
   "bigmodel design runs.csv --n=params_total --d=tokens --loss=loss_eval --target=1e14",
   "bigmodel design points.csv --n=params --d=tokens --target=1e25 --cap=1e23",
   "bigmodel design runs/quickstart --target=1e14",
+  "bigmodel design curves.csv --schedule --steps=72000",
 )
 
 
@@ -20,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row per run, or a study's folder")
   columns.add(parser)
   columns.add_force(parser)
+  loss_curves.add(parser)
+  parser.add_argument("--schedule", action="store_true", help="design the decay of the learning rate for --steps")
+  parser.add_argument("--steps", type=options.whole_number(1), metavar="N", help="with --schedule: length of the run")
   parser.add_argument(
     "--target",
     type=options.positive_number,
-    required=True,
     metavar="FLOPS",
-    help="the budget at which the loss is forecast",
+    help="the budget at which the loss is forecast (without --schedule)",
   )
   parser.add_argument(
     "--cap",
@@ -41,6 +48,10 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   from bigmodel.laws import design, facts
 
+  if arguments.schedule:
+    return facts.to_json(loss_curves.design(arguments, output))
+  if arguments.target is None:
+    raise UserError("--target: missing; give the budget at which the loss is forecast, or --schedule with --steps")
   cap = arguments.cap or arguments.target / 10
   runs = columns.runs(arguments, arguments.points)
   far = runs.check_budget(f"--target={arguments.target:g}", arguments.target, arguments.force)

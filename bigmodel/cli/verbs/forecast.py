@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigmodel.cli import columns, forecasters, options, session
+from bigmodel.cli import columns, forecasters, loss_curves, options, session
 from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
@@ -34,6 +34,7 @@ EXAMPLES = (
   "bigmodel forecast truth.csv --n=params --d=tokens --score sealed.json",
   "bigmodel forecast curves.csv --x=examples --loss=error --group=model --at=1e9",
   "bigmodel forecast runs/quickstart --at=1e12",
+  "bigmodel forecast curves.csv --schedule=cosine:steps=72000,end=3e-5 --at=36000 --at=72000",
 )
 
 
@@ -46,12 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   columns.add(parser)
   columns.add_curves(parser)
   columns.add_force(parser)
+  loss_curves.add(parser)
+  loss_curves.add_schedule(parser)
   parser.add_argument(
     "--at",
     action="append",
     default=[],
     metavar="X|N,D|C|FILE.csv",
-    help="scales to forecast: an x, a size and tokens N,D, a budget C (at its best N and D), or a CSV (repeatable)",
+    help="scales to forecast: an x, a size and tokens N,D, a budget C (at its best N and D), or a CSV (repeatable);"
+    " with --schedule, a step (default: the last)",
   )
   parser.add_argument(
     "--reach",
@@ -74,7 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="tokens that the model will serve, each of which takes 2 N FLOPs of the budget",
   )
   parser.add_argument(
-    "--law", default="", metavar="NAME,...", help="laws of N and D, weighted by their backtests (default: three laws)"
+    "--law",
+    default="",
+    metavar="NAME,...",
+    help="laws of N and D, or with --schedule of loss curves, weighted by their backtests (default: three laws, or"
+    " two); --law=auto is the best law of loss curves",
   )
   parser.add_argument(
     "--intervals", choices=("bootstrap", "nuts"), default="bootstrap", help="nuts samples the posterior of one law"
@@ -91,13 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
-  from bigmodel.laws import facts, seals
-
   source = columns.source(arguments, arguments.points)
   if Path(arguments.points).is_dir() and (arguments.score or source.columns):
     raise UserError("--score, --n, --d, --c, --x: need a CSV; the points are the folder of a study")
   if arguments.score:
     return _score(source, arguments.score, output)
+  if arguments.schedule:
+    return _sealed(loss_curves.forecast(arguments, output), arguments.seal, output)
   if not arguments.at and not arguments.reach:
     raise UserError("--at: missing; give an x, N,D, a budget C, or a CSV of them (repeatable); or --reach=LOSS")
   if "x" in source.columns:
@@ -108,13 +116,20 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     forecast = _curves(arguments, source, output)
   else:
     forecast = _surface(arguments, source, output)
-  if not arguments.seal:
+  return _sealed(forecast, arguments.seal, output)
+
+
+def _sealed(forecast: "TableForecast", path: str, output: Output) -> Facts:
+  """The document of a forecast; sealed and saved if there is a path."""
+  from bigmodel.laws import facts, seals
+
+  if not path:
     return facts.to_json(forecast)
-  if Path(arguments.seal).exists():
-    raise UserError(f"--seal: {arguments.seal} exists; a sealed forecast is never overwritten")
+  if Path(path).exists():
+    raise UserError(f"--seal: {path} exists; a sealed forecast is never overwritten")
   sealed = seals.seal(forecast, datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
-  seals.write(arguments.seal, sealed)
-  output.say(f"sealed: {arguments.seal}  sha256 {sealed.sha256[:16]}")
+  seals.write(path, sealed)
+  output.say(f"sealed: {path}  sha256 {sealed.sha256[:16]}")
   return sealed.to_json()
 
 
