@@ -172,6 +172,17 @@ def best(
 
   Linear parameters are solved for first. Starts that differ only in these become one, and count as many.
   """
+  if law.unit is None or starts is not None:
+    return _best(law, sets, how, starts)
+  place = law.columns.index(law.unit.column)
+  largest = sets.columns[place].max(axis=1)
+  scaled = [x / largest[:, None] if i == place else x for i, x in enumerate(sets.columns)]
+  theta, objectives, reached = _best(law, dataclasses.replace(sets, columns=tuple(scaled)), how, None)
+  params = dict(zip(law.names, law.readable(theta), strict=True))
+  return law.theta({**params, **law.unit.convert(params, largest)}), objectives, reached
+
+
+def _best(law: Law, sets: Sets, how: Loss, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   rows = zip(zip(*sets.columns, strict=True), sets.loss, sets.weights, strict=True)
   projected = [project(law, law.starts(row[0]) if starts is None else starts, *row) for row in rows]
   unique, counts = zip(*(np.unique(points, axis=0, return_counts=True) for points in projected), strict=True)
