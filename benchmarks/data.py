@@ -151,10 +151,9 @@ def tokenizers(folder: Path) -> dict[str, float]:
   """Does the same training and tokenizing with `tokenizers` alone, document by document, without storing tokens."""
   from tokenizers import Tokenizer
 
-  from bigmodel.data import documents, tokenizer
-  from bigmodel.data.text_sources import text_files
+  from bigmodel.data import corpus_files, documents, tokenizer
 
-  files = text_files.text_files(str(folder / "text" / TEN))
+  files = corpus_files.find(str(folder / "text" / TEN)).files
   began = time.perf_counter()
   texts = [text for file in files for document in documents.documents(file, "") for _, text in document.pieces]
   encoder: Any = Tokenizer.from_str(tokenizer.train_bpe(texts, 4096))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.workers.leases import PATIENCE, Lease, Leases, Turns
+from bigmodel.train.leases import PATIENCE, Lease, Leases, Turns
 
 FILES = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 DIES, STALLS = 3600.0, 7200.0  # mean seconds between deaths and between stalls of a worker

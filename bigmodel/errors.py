@@ -19,3 +19,15 @@ class CheckpointError(Exception):
 
 class UnfitWorker(Exception):  # noqa: N818
   """The worker's machine is at fault and the runs are not; other workers should train them."""
+
+
+class JobFailed(Exception):  # noqa: N818
+  """The processes of a job did not come together, or another one failed. `code` is the exit code of all of them."""
+
+  def __init__(self, message: str, code: int):
+    super().__init__(message)
+    self.code = code
+
+
+class RunsFailed(Exception):  # noqa: N818
+  """Every run of a study or sweep diverged or failed. The message says why, and what to change."""

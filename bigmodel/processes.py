@@ -18,9 +18,21 @@ def this_process() -> str:
 
 def has_certainly_ended(process: str) -> bool:
   """Whether `process`, as `this_process` names it, ran on this machine and is gone."""
+  return _runs_here(process) is False
+
+
+def certainly_runs(process: str) -> bool:
+  """Whether `process`, as `this_process` names it, is running on this machine."""
+  return _runs_here(process) is True
+
+
+def _runs_here(process: str) -> bool | None:
+  """Whether the process is running, or None if it is not a process of this machine."""
   machine, _, rest = process.partition("-")
   number, _, start = rest.partition("-")
-  return bool(machine) and machine == _machine() and number.isdigit() and _start(int(number)) != start
+  if not machine or machine != _machine() or not number.isdigit():
+    return None
+  return _start(int(number)) == start
 
 
 @functools.cache

@@ -21,9 +21,9 @@ from types import FrameType
 from typing import cast
 
 import bigmodel
-from bigmodel.cli import parsing
+from bigmodel.cli import parsing, session
 from bigmodel.cli.console import Output
-from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
+from bigmodel.errors import CheckpointError, Interrupted, JobFailed, RunsFailed, UnfitWorker, UserError
 
 SUCCESS, FAILED, INVALID, UNFIT, INTERRUPTED = 0, 1, 2, 69, 75
 FOLDER = Path(__file__).with_name("verbs")
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = find(verb)
     arguments = parsing.parse(verb, module, words[1:])
   except UserError as error:
-    return report.show(error)
+    code = report.show(error)
+    session.fail(before_dashes, error, code, str(error))
+    return code
   if getattr(arguments, "restarts", 0) > 0:
     return _supervise(words, arguments)
   if from_shell:
@@ -65,9 +67,12 @@ def _run(verb: parsing.Verb, arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
       document = json.dumps(verb.run(arguments, output), allow_nan=False)
   except (Exception, KeyboardInterrupt) as error:
-    return report.show(error)
+    code = report.show(error)
+    session.fail(arguments.argv, error, code, report.describe(error)[0])
+    return code
   if arguments.json:
     print(document)
+  session.leave()
   return FAILED if output.failed else SUCCESS
 
 
@@ -99,10 +104,14 @@ class Failure:
         return "interrupted", INTERRUPTED
       case Interrupted():
         return f"interrupted: {error}; the same command resumes", INTERRUPTED
+      case JobFailed():
+        return str(error), error.code
       case UnfitWorker():
         return str(error), UNFIT if self.is_worker else FAILED
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return first_line if isinstance(error, CheckpointError) else f"{type(error).__name__}: {first_line}", FAILED
+    return first_line if isinstance(
+      error, CheckpointError | RunsFailed
+    ) else f"{type(error).__name__}: {first_line}", FAILED
 
 
 def verbs() -> dict[str, Path]:

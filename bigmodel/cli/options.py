@@ -1,8 +1,9 @@
 """Options that several verbs share."""
 
 import argparse
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -28,6 +29,17 @@ def positive_number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
   if not 0 < value < math.inf:
     raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+  return value
+
+
+def last_value(words: Sequence[str], option: str) -> str:
+  """The value of an option in words that may not parse; '' where it has none."""
+  value = ""
+  for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+    if word == option:
+      value = following
+    elif word.startswith(f"{option}="):
+      value = word.removeprefix(f"{option}=")
   return value
 
 

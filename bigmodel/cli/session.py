@@ -3,13 +3,18 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bigmodel.errors import UserError
+from bigmodel.cli import options
+from bigmodel.errors import JobFailed, UserError
 
 if TYPE_CHECKING:  # slow to import
   from bigmodel.config import Config
+  from bigmodel.parallel.job import Job
   from bigmodel.study import Study
+
+_job: "Job | None" = None  # of several processes, once this one has joined it
 
 
 def start() -> None:
@@ -25,19 +30,42 @@ def join(arguments: argparse.Namespace) -> bool:
 
   Returns whether this process is the one that prints and writes.
   """
+  global _job
   from bigmodel import files, hardware
   from bigmodel.parallel import hosts
+  from bigmodel.parallel.job import Job
 
   if getattr(arguments, "worker", ""):
     from bigmodel.workers import worker
 
     arguments.worker = worker.settle(arguments.worker)
   hardware.setup()
-  hosts.connect(arguments.coordinator, arguments.processes, arguments.process)
+  if hosts.connect(arguments.coordinator, arguments.processes, arguments.process, arguments.verb):
+    _job = Job(*hosts.place_in_job())
   _log_to_standard_error()
   if hosts.several():
     hosts.log_to(files.absolute(arguments.workdir) / "logs")
   return hosts.is_first()
+
+
+def leave() -> None:
+  """Waits for the other processes of the job, if this process has joined one, at the end of a verb."""
+  if _job is not None:
+    _job.leave()
+
+
+def fail(words: Sequence[str], error: BaseException, code: int, message: str) -> None:
+  """Ends the other processes of the job with the same exit code, whether or not this one has joined it.
+
+  Ends this process, too, if it has joined. `words` are those of the command, which may be invalid.
+  """
+  if _job is not None:
+    _job.fail(code, message)
+  elif not isinstance(error, JobFailed) and options.last_value(words, "--coordinator"):
+    from bigmodel.parallel import rendezvous
+
+    values = [options.last_value(words, name) for name in ("--coordinator", "--processes", "--process")]
+    rendezvous.report_failure(values, code, message)
 
 
 def _log_to_standard_error() -> None:

@@ -1,11 +1,12 @@
 """The common part of the verbs `study` and `sweep`: options for workers, the run itself, and the printed results."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel.cli.console import Facts, Output
-from bigmodel.errors import UserError
+from bigmodel.errors import RunsFailed, UserError
 
 if TYPE_CHECKING:
   from bigmodel.config import Config
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
   from bigmodel import config as configs
   from bigmodel import study as studies
   from bigmodel.parallel import hosts
+  from bigmodel.study import folder
   from bigmodel.train.run import interruptible
   from bigmodel.workers.pool import Workers
   from bigmodel.workers.worker import command_of_workers
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
     report = studies.run_study(prepared, quiet, stop, arguments.retry, workers, command)
   if output is not None:
     _show(report, arguments.workdir, output)
+  if problem := hosts.first(lambda: folder.why_none_finished(prepared.workdir)):
+    raise RunsFailed(problem)
   return report
 
 
@@ -77,12 +81,15 @@ def _show(report: Facts, workdir: str, output: Output) -> None:
 
 
 def _show_forecast(forecast: Facts, noise: Facts | None, output: Output) -> None:
+  from bigmodel.laws import reach
+
   outcome = "not run yet"
   if forecast["actual"] is not None:
     outcome = f"{forecast['actual']:.4f}, {'inside' if forecast['inside'] else 'OUTSIDE'}"
   target = forecast["target"]
   rows = [
     ("N, D, C", f"{target['N']:,}, {target['D']:,}, {target['C']:.3g}"),
+    ("beyond the runs", reach.describe(math.exp(forecast["parts"].get("distance") or 0.0))),
     ("forecast loss", forecast["predicted"]),
     ("90% interval", forecast["interval90"]),
     ("truth", outcome),

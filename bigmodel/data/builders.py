@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,7 +17,7 @@ from etils import epath
 from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
-from bigmodel.data.documents import TextFile, divided, heldout_share, identity
+from bigmodel.data.documents import TextFile, check_unchanged, divided, heldout_share, identity
 from bigmodel.data.documents import documents as documents_in
 from bigmodel.data.sources import Documents, Text
 from bigmodel.errors import UserError
@@ -39,16 +40,16 @@ class Generate(Protocol):
 class DocumentsBuilder(tfds.core.GeneratorBasedBuilder):
   """Builds the documents that a source generates, in a folder that is named by the hash of their content."""
 
-  VERSION = tfds.core.Version("2.0.0")
+  VERSION = tfds.core.Version("2.1.0")  # increase it when the same files give other documents
   name = "documents"
 
-  def __init__(self, *, generate: Generate, data_dir: str):
-    self._generate = generate
+  def __init__(self, *, generate: Generate, data_dir: str, skipped: Mapping[str, int]):
+    self._generate, self._skipped = generate, skipped
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("name", "text", IDENTITIES)})
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    return tfds.core.DatasetInfo(builder=self, features=features, metadata=tfds.core.MetadataDict())
 
   def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[str, Row]]]:
     del dl_manager
@@ -58,18 +59,28 @@ class DocumentsBuilder(tfds.core.GeneratorBasedBuilder):
     for name, text, identities in self._generate(split):
       if text.strip():
         yield name, {"name": name, "text": text, IDENTITIES: identities}
+    cast(tfds.core.MetadataDict, self.info.metadata).update(self._skipped)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTexts:
-  """Generates the texts of files. `single`, where it is the only document, is divided between the splits."""
+  """Generates the texts of files. `single`, where it is the only document, is divided between the splits.
+
+  `skipped` counts texts that are left out, after each split.
+  """
 
   files: list[TextFile]
   text_key: str
   heldout_fraction: float
   single: TextFile | None = None
+  skipped: Counter[str] = dataclasses.field(default_factory=Counter)
 
   def __call__(self, split: str, /) -> Iterator[tuple[str, str, str]]:
+    self.skipped.clear()  # each split reads all files
+    yield from self._texts(split)
+    check_unchanged(self.files)
+
+  def _texts(self, split: str) -> Iterator[tuple[str, str, str]]:
     if self.single is not None:
       for heldout, name, text in divided(self.single, self.heldout_fraction):
         if heldout == (split == "validation"):
@@ -79,7 +90,7 @@ class FileTexts:
     for file in self.files:
       if file.split not in ("", split):
         continue
-      for document in documents_in(file, self.text_key):
+      for document in documents_in(file, self.text_key, self.skipped):
         if file.split == "":
           heldout = heldout_share(document.identity) < self.heldout_fraction
           if heldout != (split == "validation") or document.identity in seen:
@@ -112,20 +123,36 @@ def _decoded(value: object) -> str:
   return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def documents(data: Config, sha256: str, generate: Generate, empty: Callable[[str], UserError]) -> Documents:
-  """Documents that are written to array_record when they are first opened. `empty(split)` is the error for no text."""
+def documents(
+  data: Config,
+  sha256: str,
+  generate: Generate,
+  empty: Callable[[str], UserError],
+  skipped: Mapping[str, int] | None = None,
+  passed_over: Mapping[str, int] | None = None,
+) -> Documents:
+  """Documents that are written to array_record when they are first opened. `empty(split)` is the error for no text.
+
+  `skipped` are the counts of texts that `generate` leaves out; `passed_over` those of files that are not read.
+  """
+  left_out: dict[str, int] = {}
 
   def open_splits() -> Mapping[str, Iterable[Text]]:
-    root = Path(data.dir) if data.dir else cache_dir() / "tfds"
-    builder = DocumentsBuilder(generate=generate, data_dir=str(root / sha256[:16]))
+    folder = (Path(data.dir) if data.dir else cache_dir() / "tfds") / sha256[:16]
+    builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped=skipped or {})
     try:
       with quiet(), _little_memory():
         builder.download_and_prepare()
     except AssertionError as error:  # TFDS raises it for a split without documents
       raise empty("validation" if '"validation"' in str(error) else "train") from error
+    finally:
+      for empty_folder in (folder / DocumentsBuilder.name, folder):
+        with contextlib.suppress(OSError):  # it holds the documents
+          empty_folder.rmdir()
+    left_out.update(cast(Mapping[str, int], builder.info.metadata or {}))
     return {split: RowTexts(rows(builder, split), "text") for split in ("train", "validation")}
 
-  return Documents(sha256, open_splits)
+  return Documents(sha256, open_splits, left_out, passed_over or {})
 
 
 def prepared(name: str, folder: str, alternatives: str) -> tfds.core.DatasetBuilder:

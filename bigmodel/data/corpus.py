@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bigmodel.data.texts import Distinct, HeldOut, Part, Training
 from bigmodel.declarations import Value
 from bigmodel.files import JsonObject, cache_dir, only_one, read_json, sha256_text, write_json
 
-FORMAT = 2  # of the files in a prepared folder; folders of other formats are ignored
+FORMAT = 3  # of the files in a prepared folder; folders of other formats are ignored
 BPE_TRAINING_BYTES = 16 << 20
 
 
@@ -54,6 +55,11 @@ class _Recipe:
     hashes = [(weight, documents.sha256) for weight, documents in self.parts]
     steps = [self.data.near_duplicates, self.data.decontaminate]
     return hashes[0][1] if len(hashes) == 1 and not any(steps) else sha256_text(json.dumps([hashes, steps]))
+
+  @property
+  def passed_over(self) -> dict[str, int]:
+    """The number of files that are not read, by suffix."""
+    return dict(sum((Counter(documents.passed_over) for _, documents in self.parts), Counter[str]()))
 
   @property
   def folder(self) -> Path:
@@ -99,7 +105,8 @@ def _open(of: _Recipe) -> Corpus | None:
   folder = of.folder
   if not (folder / "card.json").exists():
     return None
-  card = read_json(folder / "card.json") | {"name": sources.label(of.data)}  # the cache is shared by content
+  # The cache is shared by content, and these facts may differ where the content is the same.
+  card = read_json(folder / "card.json") | {"name": sources.label(of.data), "passed_over": of.passed_over}
   has_bytes = (folder / "validation.bytes.npy").exists()
   return Corpus(
     sha256=card["sha256"],
@@ -152,7 +159,7 @@ def _build(of: _Recipe) -> Corpus:
   else:
     tokens = _fixed_tokenizer(data)
   counts: dict[str, dict[str, int]] = {}
-  steps: dict[str, int] = {}
+  steps = dict(sum((Counter(documents.skipped) for _, documents in of.parts), Counter[str]()))
   with new_folder(folder) as temporary:
     (temporary / "tokenizer.json").write_text(tokens.text)
     for split, texts in (("train", train), ("validation", heldout)):

@@ -1,26 +1,25 @@
 """Text documents: reading them from files, cutting long ones into pieces, and choosing those that are held out.
 
-A document is a line of a .jsonl file or a whole file of any other kind. Whether it is held out depends on its words
+A document is a line of a .jsonl file or a whole file of another kind. Whether it is held out depends on its words
 alone (`identity`), so copies in other files, formats or parts of a mixture are in the same split, and so are all pieces
 of a long file. A corpus of a single text file is one document; its end is held out.
 """
 
-import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
-import lzma
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO, cast
 
 from bigmodel.errors import UserError
+from bigmodel.readers import json_lines, packed, plain_text
 
 VERSION = 2  # of the manifest; increase it when documents are read, cut or held out in another way
-PIECE_CHARACTERS = 1 << 16  # longer texts are cut between lines into pieces of about this size
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
-PACKED_SUFFIXES = (".gz", ".zst", ".xz")
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")  # .json is read only where the path names it
+PACKED_SUFFIXES = packed.PACKED_SUFFIXES
+NULL, BLANK = "null texts skipped", "blank texts skipped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,7 @@ class TextFile:
   name: str
   path: str
   sha256: str
+  stamp: tuple[int, int] | None = None  # see `stamp`; None: not checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,61 +47,63 @@ def manifest_sha256(files: list[TextFile], *settings: object) -> str:
   return hashlib.sha256(json.dumps([VERSION, rows, settings]).encode()).hexdigest()
 
 
-def suffix(path: Path) -> str:
-  """The suffix of a file's name, without that of its compression."""
-  return Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix
+def is_json_lines(path: str) -> bool:
+  return packed.suffix(path) in JSON_SUFFIXES
 
 
-def _open(path: Path) -> TextIO:
-  errors = "replace" if path.suffix == ".py" else "strict"  # some Python files declare another encoding
-  if path.suffix == ".gz":
-    return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", errors=errors))
-  if path.suffix == ".xz":
-    return lzma.open(path, "rt", encoding="utf-8", errors=errors)
-  if path.suffix == ".zst":
-    import zstandard
+def documents(file: TextFile, text_key: str, skipped: Counter[str] | None = None) -> Iterator[Document]:
+  """The documents of one file, in order. Read the pieces of each before asking for the next document.
 
-    return cast(TextIO, zstandard.open(path, "rt", encoding="utf-8", errors=errors))
-  return open(path, encoding="utf-8", errors=errors)
-
-
-def documents(file: TextFile, text_key: str) -> Iterator[Document]:
-  """The documents of one file, in order. Read the pieces of each before asking for the next document."""
-  path = Path(file.path)
-  with _decoding(path):
-    if suffix(path) == ".jsonl":
-      yield from _lines(file, text_key)
-      return
-    with _open(path) as lines:
-      whole = identity(lines)
-    yield Document(whole, _whole(file) if suffix(path) == ".py" else _pieces(file))
+  `skipped` counts the lines of JSON whose text is null or blank.
+  """
+  if is_json_lines(file.path):
+    yield from _lines(file, text_key, Counter() if skipped is None else skipped)
+    return
+  whole = identity(plain_text.blocks(file.path))
+  yield Document(whole, _whole(file) if file.path.endswith(".py") else _pieces(file))
 
 
-@contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-  """Turns the error of a file that is not UTF-8 into a `UserError` that names the file."""
+def _lines(file: TextFile, text_key: str, skipped: Counter[str]) -> Iterator[Document]:
+  for number, row in json_lines.rows(file.path):
+    where = f"{file.path}, line {number}"
+    value = json_lines.value(row, text_key, where)
+    if value is None:
+      skipped[NULL] += 1
+      continue
+    text = json_lines.text(value, text_key, where)
+    if not text or text.isspace():
+      skipped[BLANK] += 1
+      continue
+    yield Document(identity([text]), _cut(f"{file.name}#{number}", text))
+
+
+def _cut(name: str, text: str) -> Iterator[tuple[str, str]]:
+  """`(name, text)` of a text, or of its pieces where it is too long to be tokenized as a whole."""
+  if len(text) <= plain_text.LONGEST:
+    yield name, text
+  else:
+    yield from ((f"{name}.{number}", piece) for number, piece in enumerate(plain_text.pieces([text])))
+
+
+def check_unchanged(files: Iterable[TextFile]) -> None:
+  """Raises `UserError` for a file that has changed since it was found."""
+  for file in files:
+    if file.stamp and stamp(Path(file.path)) != file.stamp:
+      raise UserError(f"{file.path}: changed while it was read; run the command again when nothing writes to it")
+
+
+def stamp(path: Path) -> tuple[int, int]:
+  """The size of a file and when it was written last; zeros for a file that is missing."""
   try:
-    yield
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
-
-
-def _lines(file: TextFile, text_key: str) -> Iterator[Document]:
-  with _open(Path(file.path)) as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        text = str(json.loads(line)[text_key])
-      except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file.path}:{number}: no JSON object with a field {text_key!r}") from error
-      yield Document(identity([text]), iter([(f"{file.name}#{number}", text)]))
+    status = path.stat()
+  except OSError:
+    return 0, 0
+  return status.st_size, status.st_mtime_ns
 
 
 def single_text(files: list[TextFile]) -> TextFile | None:
   """The only text among these files, except for copies and empty files; None where there are several or none."""
-  paths = [Path(file.path) for file in files]
-  if any(file.split for file in files) or any(suffix(path) == ".jsonl" for path in paths):
+  if any(file.split or is_json_lines(file.path) for file in files):
     return None
   different: dict[str, TextFile] = {}
   for file in files:
@@ -119,62 +121,69 @@ def divided(file: TextFile, heldout_fraction: float) -> Iterator[tuple[bool, str
   The held-out end starts with the first line that begins after the training share, or with the last line that has text
   if that begins earlier.
   """
-  path = Path(file.path)
-  with _decoding(path):
-    with _open(path) as lines:
-      read = last = end = 0  # where the last line with text begins, and where it ends
-      for line in lines:
-        read += len(line)
-        if line.strip():
-          last, end = read - len(line), read
-      kept = min((1 - heldout_fraction) * end, last)
-    with _open(path) as lines:
-      piece, size, read, number = [], 0, 0, 0
-      for line in lines:
-        if read >= end:
-          break  # the rest is blank
-        ends_training = read < kept <= read + len(line)
-        piece.append(line)
-        size += len(line)
-        read += len(line)
-        if size >= PIECE_CHARACTERS or ends_training:
-          yield read - size >= kept, f"{file.name}#{number}", "".join(piece)
-          piece, size, number = [], 0, number + 1
-      if piece:
-        yield read - size >= kept, f"{file.name}#{number}", "".join(piece)
+  read = last = end = 0  # where the last line with text begins, and where it ends
+  for line in plain_text.lines(file.path):
+    read += len(line)
+    if line.strip():
+      last, end = read - len(line), read
+  kept = min((1 - heldout_fraction) * end, last)
+  piece, size, read, number = [], 0, 0, 0
+  for line in plain_text.lines(file.path):
+    if read >= end:
+      break  # the rest is blank
+    ends_training = read < kept <= read + len(line)
+    piece.append(line)
+    size += len(line)
+    read += len(line)
+    if size >= plain_text.PIECE or ends_training:
+      yield read - size >= kept, f"{file.name}#{number}", "".join(piece)
+      piece, size, number = [], 0, number + 1
+  if piece:
+    yield read - size >= kept, f"{file.name}#{number}", "".join(piece)
 
 
 def _whole(file: TextFile) -> Iterator[tuple[str, str]]:
-  with _open(Path(file.path)) as lines:
-    yield file.name, lines.read()
+  yield file.name, "".join(plain_text.blocks(file.path))
 
 
 def _pieces(file: TextFile) -> Iterator[tuple[str, str]]:
-  with _open(Path(file.path)) as lines:
-    for number, piece in enumerate(cut(lines)):
-      yield f"{file.name}#{number}", piece
+  for number, piece in enumerate(plain_text.pieces(plain_text.blocks(file.path))):
+    yield f"{file.name}#{number}", piece
 
 
 def cut(lines: Iterable[str]) -> Iterator[str]:
-  """A text, given as lines with their ends, as pieces of about `PIECE_CHARACTERS`."""
+  """A text, given as lines with their ends, as pieces that end at the first of them after `PIECE` characters."""
   piece, size = [], 0
   for line in lines:
     piece.append(line)
     size += len(line)
-    if size >= PIECE_CHARACTERS:
-      yield "".join(piece)
+    if size >= plain_text.PIECE:
+      yield from _shorter("".join(piece))
       piece, size = [], 0
   if piece:
     yield "".join(piece)
 
 
-def identity(lines: Iterable[str]) -> str:
-  """A hash of the words of a text, which is given in parts that end where words end. White space has no influence."""
-  digest = hashlib.blake2b(digest_size=16)
-  for line in lines:
-    words = line.split()
-    if words:
-      digest.update(f"{' '.join(words)} ".encode())
+def _shorter(piece: str) -> Iterator[str]:
+  """A piece, or several of them where a line of it is too long to be tokenized as a whole."""
+  return iter([piece]) if len(piece) <= plain_text.LONGEST else plain_text.pieces([piece])
+
+
+def identity(parts: Iterable[str]) -> str:
+  """A hash of the words of a text, which is given in parts that end anywhere. White space has no influence."""
+  digest, in_word = hashlib.blake2b(digest_size=16), False
+  for part in parts:
+    for start in range(0, len(part), plain_text.BLOCK):
+      block = part[start : start + plain_text.BLOCK] if len(part) > plain_text.BLOCK else part
+      if in_word and block[0].isspace():
+        digest.update(b" ")
+        in_word = False
+      words = block.split()
+      if words:
+        in_word = not block[-1].isspace()
+        digest.update(f"{' '.join(words)}{'' if in_word else ' '}".encode())
+  if in_word:
+    digest.update(b" ")
   return digest.hexdigest()
 
 

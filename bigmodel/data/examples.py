@@ -88,6 +88,11 @@ def of_source(config: Config, arrays: Arrays) -> Examples:
   if is_image:
     facts |= black_and_white(arrays.inputs, np.flatnonzero(train), mean, deviation)
   card: JsonObject = {"features": int(arrays.inputs.shape[1]) if has_features else None}
+  card |= {"passed over": dict(arrays.passed_over)} if arrays.passed_over else {}
+  if arrays.notes:
+    card["notes"] = list(arrays.notes)
+    for note in arrays.notes:
+      log.warning("config.data: %s", note)
   return finish(config, Split(arrays, train, heldout, mean, deviation, _sha256(arrays), facts, card))
 
 
@@ -161,12 +166,20 @@ def _class_numbers(
   targets = targets.astype(np.int32)
   counts = {name: np.bincount(targets[rows], minlength=classes) for name, rows in places.items()}
   for name, count in counts.items():
+    only = int(count.argmax())
     require(
       int((count > 0).sum()) > 1,
-      f"config.data.fold: {config.data.fold}: all {name} examples are of class {int(count.argmax())};"
-      " use split=stratified",
+      f"config.data.fold: {config.data.fold}: all {name} examples are of class {only}; {_advice(config, arrays, only)}",
     )
   return targets, counts
+
+
+def _advice(config: Config, arrays: Arrays, only: int) -> str:
+  """What to do where a split has examples of the class `only` alone."""
+  if config.data.split not in ("own", "stratified") or arrays.heldout is not None or arrays.identities is None:
+    return "use split=stratified"
+  different = len(np.unique(arrays.identities[arrays.targets != only]))
+  return f"the other classes have {different:,} different images, and copies of an image stay in one split"
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: int) -> None:

@@ -60,6 +60,8 @@ class Arrays:
   classes: tuple[str, ...] = ()  # the names of the classes, where they have names
   identities: np.ndarray | None = None
   inputs_sha256: str = ""  # of the inputs, where the source has it already
+  notes: tuple[str, ...] = ()  # what was assumed to read them, and what people should know of them
+  passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that were not read, by suffix
 
 
 class Text(NamedTuple):
@@ -81,6 +83,8 @@ class Documents:
 
   sha256: str
   open: Callable[[], Mapping[str, Iterable[Text]]]
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # texts that were left out; set by `open`
+  passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that are not read, by suffix
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def fit(points: Points, bootstraps: int = 400, seed: int = 0, starts: np.ndarray
 
 
 def r2_left_out(points: Points) -> float:
-  """R^2 on the largest budget of a fit to the other budgets; NaN if they are too few for a fit."""
+  """R^2 on the largest budget of a fit to the others; NaN if they are too few, or its losses are all the same."""
   budgets = points.budgets()
   last = budgets == budgets.max()
   rest = points[~last]
@@ -92,4 +92,5 @@ def r2_left_out(points: Points) -> float:
   fitted = fit(rest, bootstraps=0)
   largest = points[last]
   residual = np.sum((largest.loss - fitted.predict(largest.N, largest.D)) ** 2)
-  return float(1 - residual / np.sum((largest.loss - largest.loss.mean()) ** 2))
+  variation = np.sum((largest.loss - largest.loss.mean()) ** 2)
+  return float(1 - residual / variation) if variation > 0 else math.nan

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, summary
+from bigmodel.laws import chinchilla, reach, summary
 from bigmodel.laws.facts import Interval, LawFit, finite
 from bigmodel.laws.points import Points
 
@@ -79,6 +79,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
   curves: Curves
   points: tuple[ComparedRuns, ComparedRuns]
   laws: tuple[LawFit, LawFit]
+  warnings: list[str] = []
 
 
 def frontier(fit: chinchilla.Fit) -> np.ndarray:
@@ -140,6 +141,22 @@ def compare(a: Points, b: Points, bootstraps: int = 400, level: float = 0.9) -> 
     laws=(summary.chinchilla_law(fit_a), summary.chinchilla_law(fit_b)),
   )
   return finite(comparison)
+
+
+def far_apart(a: Points, b: Points) -> list[str]:
+  """A note if the compute of one recipe's largest run lies far beyond that of the other's, as it does in other units.
+
+  Raises `UserError` if it lies too far beyond.
+  """
+  larger, smaller = (a, b) if a.C.max() > b.C.max() else (b, a)
+  names = ("A", "B") if larger is a else ("B", "A")
+  times = larger.C.max() / smaller.C.max()
+  if times <= reach.WARNED:
+    return []
+  text = f"the largest run of {names[0]} has {times:.2g} times the compute of that of {names[1]}"
+  if times > reach.REFUSED:
+    raise UserError(f"compare: {text}: are they in the same units? COLUMN*1e6 in --n, --d or --c converts both")
+  return [f"{text}; there the comparison rests on an extrapolation"]
 
 
 def _crossing(law_a: np.ndarray, law_b: np.ndarray, C: np.ndarray, level: float) -> Crossing:

@@ -34,7 +34,7 @@ NEAR = 2.2  # times such a scale, up to which the errors are measured
 FLOOR = 1e-4  # least scale of errors, in logs
 ENOUGH = 20  # curves that are needed to take the multiples from them rather than from the benchmark
 NAME = "mean of a power law with an offset and one with a shift"
-VERSION = 1  # part of every seal; a change to how forecasts are made raises it
+VERSION = 2  # part of every seal; a change to how forecasts are made raises it
 # `experiments/extrapolation.py` prints these: multiples of the scale of errors that cover each share of the benchmark.
 BENCHMARK = {0.5: 1.66, 0.8: 3.95, 0.9: 6.03, 0.95: 10.66}
 
@@ -79,11 +79,30 @@ class Curve:
 
 
 def tidy(x: np.ndarray, y: np.ndarray) -> XY:
-  """Sorted by x; of points with the same x the last."""
-  order = np.argsort(x, kind="stable")
+  """Sorted by x, and by y where several runs, such as seeds, have the same x; exact repeats are counted once."""
+  order = np.lexsort((y, x))
   x, y = np.asarray(x, np.float64)[order], np.asarray(y, np.float64)[order]
-  last = np.append(x[1:] != x[:-1], True)
-  return x[last], y[last]
+  first = np.append(True, (x[1:] != x[:-1]) | (y[1:] != y[:-1]))
+  return x[first], y[first]
+
+
+def _scales(x: np.ndarray) -> int:
+  """The number of different x."""
+  return len(np.unique(x))
+
+
+def without_short(curves: dict[str, XY]) -> tuple[dict[str, XY], list[str]]:
+  """The curves that can be extrapolated, and notes that name the others; all curves if none can."""
+  points = {name: _scales(x) for name, (x, _) in curves.items()}
+  long = {name: xy for name, xy in curves.items() if points[name] >= LEAST}
+  if not long:
+    return curves, []
+  notes = [
+    f"curve {name}: left out, because it has {count} points of different x; an extrapolation needs {LEAST}"
+    for name, count in points.items()
+    if name not in long
+  ]
+  return long, notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +120,14 @@ def fit(curves: dict[str, XY]) -> list[Curve]:
   """Fits every curve, and each again to its smaller scales, all in one program."""
   tidied = {name: tidy(*xy) for name, xy in curves.items()}
   for name, (x, _) in tidied.items():
-    if len(x) < LEAST:
-      raise UserError(f"curve {name}: {len(x)} points of different x; an extrapolation needs {LEAST}")
+    if _scales(x) < LEAST:
+      of_name = f"curve {name}" if name else "the curve"
+      raise UserError(f"{of_name}: {_scales(x)} points of different x; an extrapolation needs {LEAST}")
   parts: list[_Part] = []
   for name, (x, y) in tidied.items():
     for halvings in range(HALVINGS + 1):
       below = x <= x.max() / 2**halvings * (1 + 1e-9)
-      if below.sum() >= LEAST:
+      if _scales(x[below]) >= LEAST:
         parts.append(_Part(name, halvings, below, x[below], y[below]))
   thetas = {form: _fit_form(form, parts) for form in GRIDS}
   fitted = []
@@ -127,14 +147,15 @@ def fit(curves: dict[str, XY]) -> list[Curve]:
 
 
 def _fit_form(form: str, parts: Sequence[_Part]) -> np.ndarray:
-  """Parameters of a form for each part [R, P], with weights in proportion to x."""
+  """Parameters of a form for each part [R, P], with weights in proportion to x that runs of the same x share."""
   law, grid = LAWS[form], GRIDS[form]
   mesh = np.meshgrid(*(grid[name] for name in law.names), indexing="ij")
   starts = law.theta({name: values.ravel() for name, values in zip(law.names, mesh, strict=True)})
   sets = []
   for part in parts:
     x = part.x / part.x.max()
-    sets.append(((x,), part.y / part.y.max(), x))
+    _, place, runs = np.unique(x, return_inverse=True, return_counts=True)
+    sets.append(((x,), part.y / part.y.max(), x / runs[place]))
   return fitting.best(law, fitting.stack(sets), HOW, starts)[0]
 
 
@@ -159,7 +180,7 @@ def calibrated(curves: dict[str, XY]) -> dict[float, float]:
   for name, xy in curves.items():
     x, y = tidy(*xy)
     below = x <= x.max() / 2
-    if below.sum() >= 2 * LEAST:
+    if _scales(x[below]) >= 2 * LEAST:
       halves[name] = (x, y, below)
   if len(halves) < ENOUGH:
     return BENCHMARK

@@ -11,7 +11,7 @@ import math
 import msgspec
 import numpy as np
 
-from bigmodel.laws import chinchilla, isoflop, optimum
+from bigmodel.laws import chinchilla, isoflop, optimum, reach
 from bigmodel.laws.facts import ForecastMethod, finite
 from bigmodel.laws.forecast import Forecaster, Scale
 from bigmodel.laws.points import Points
@@ -80,6 +80,8 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
   candidates: list[Candidate]
   next: Candidate | None
   edges: list[Edge]
+  beyond: float = 1.0  # the target's compute as a factor of that of the points, see `reach.times`
+  warnings: list[str] = []
 
 
 def variance(forecaster: Forecaster, target: Scale) -> Variance:
@@ -146,5 +148,6 @@ def design(fit: chinchilla.Fit, forecaster: Forecaster, C: float, cap: float) ->
     candidates=tried,
     next=max(worth, key=lambda candidate: candidate.reduction_per_flop) if worth else None,
     edges=edges(fit.points),
+    beyond=reach.times(float(C), fit.points.C),
   )
   return finite(proposal)

@@ -81,6 +81,7 @@ class Optimum(msgspec.Struct, frozen=True, kw_only=True):
   D_interval90: Interval
   loss: float
   inside: bool | UnsetType = UNSET  # not in folders of the first versions
+  beyond: float | UnsetType = UNSET  # of fits to a CSV: C as a factor of that of the points, see `reach.times`
 
 
 class NoiseFloor(msgspec.Struct, frozen=True):
@@ -190,17 +191,19 @@ class ForecastRow(msgspec.Struct, frozen=True, kw_only=True):
   N_interval90: Interval | UnsetType | None = UNSET  # of the best size, where the row is that of a budget
   D_interval90: Interval | UnsetType | None = UNSET
   off: list[OffOptimum] | UnsetType = UNSET
+  beyond: float | UnsetType = UNSET  # the scale as a factor of that of the points, see `reach.times`
 
 
 class TableForecast(msgspec.Struct, frozen=True, kw_only=True):
   """Forecasts from a CSV, as `bigmodel forecast` prints and seals them."""
 
-  points: str  # path of the CSV
-  points_sha256: str
+  points: str  # path of the CSV, or the folder of a study
+  points_sha256: str  # of the CSV, or of the results of the study's runs
   forecaster: ForecastMethod | UnsetType = UNSET  # the first version had one forecaster and did not name it
   rows: list[ForecastRow]
   optimum: list[BestSize] | UnsetType = UNSET
   reached: list[LeastCompute] | UnsetType = UNSET
+  warnings: list[str] = []
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -262,12 +262,17 @@ def check(law: Law, columns: Sequence[np.ndarray], y: np.ndarray) -> None:
   """Raises `UserError` for points that cannot identify the law."""
   if len(y) <= len(law.names):
     raise UserError(f"law {law.name} has {len(law.names)} parameters and {len(y)} points; it needs more points")
+  scales = len(np.unique(np.stack(columns), axis=1).T)
   for name, column in zip(law.columns, columns, strict=True):
     if len(np.unique(column)) == 1:
       raise UserError(
         f"law {law.name}: {name} is {column[0]:g} in all {len(y)} points, so its effect cannot be identified;"
         f" add points with other values of {name}"
       )
+  if scales < len(law.names):
+    raise UserError(
+      f"law {law.name} has {len(law.names)} parameters and points at {scales} different scales; it needs more"
+    )
 
 
 def fit(

@@ -1,6 +1,7 @@
 """Fits and forecasts of a table in memory, as `bigmodel.fit` and `bigmodel.forecast` offer them."""
 
 import dataclasses
+import logging
 import math
 import numbers as numbers_
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ from bigmodel.laws import chinchilla, curves, fitting, forms, table, uncertainty
 from bigmodel.laws import forecast as forecasts
 from bigmodel.laws.facts import ForecastRow
 from bigmodel.laws.points import Points
+from bigmodel.laws.source import Source
 
+log = logging.getLogger("bigmodel")
 POINTS_OF_A_LINE = 50  # where the fitted curve is drawn
 
 
@@ -119,13 +122,15 @@ def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | 
   groups = table.groups(rows, "points", columns.group)
   scales = {name: table.column(part, "points", columns.scales["x"], "x") for name, part in groups.items()}
   losses = {name: table.column(part, "points", columns.loss, "loss") for name, part in groups.items()}
+  data, short = curves.without_short({name: (scales[name], losses[name]) for name in groups})
+  _log(short)
   keys = ("group", "x") if columns.group else ("x",)
-  ends = {name: (x.min(), max(x.max(), *asked)) for name, x in scales.items()}
-  places = [(name, x) for name in groups for x in asked]
-  along = [(name, float(x)) for name in groups for x in np.geomspace(*ends[name], POINTS_OF_A_LINE)]
-  predicted = _table(curves.rows({name: (scales[name], losses[name]) for name in groups}, places + along), keys)
+  ends = {name: (x.min(), max(x.max(), *asked)) for name, (x, _) in data.items()}
+  places = [(name, x) for name in data for x in asked]
+  along = [(name, float(x)) for name in data for x in np.geomspace(*ends[name], POINTS_OF_A_LINE)]
+  predicted = _table(curves.rows(data, places + along), keys)
   shown = pl.concat(
-    pl.DataFrame({"group": name, "x": scales[name], "loss": losses[name]}).select(*keys, "loss") for name in groups
+    pl.DataFrame({"group": name, "x": x, "loss": loss}).select(*keys, "loss") for name, (x, loss) in data.items()
   )
   return Forecast(predicted[: len(places)], shown, predicted[len(places) :], curves.method().weights)
 
@@ -144,22 +149,30 @@ def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
 
 def _read(points: object, columns: Columns) -> pl.DataFrame:
   """The table with numbered rows. Raises `UserError` that names the first column it does not have."""
+  source = Source("points", dict(columns.scales), columns.loss, columns.stderr, columns.group)
   if isinstance(points, str | Path):
-    read = table.read(str(points))
+    runs = table.read(dataclasses.replace(source, path=str(points)))
   elif isinstance(points, pl.DataFrame):
-    read = points.with_row_index(table.ROW)
+    runs = table.checked(table.Runs(points.with_row_index(table.ROW), []), source)
   elif isinstance(points, Mapping):
     try:
-      read = pl.DataFrame(dict(points)).with_row_index(table.ROW)
+      frame = pl.DataFrame(dict(points)).with_row_index(table.ROW)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
       raise UserError(f"points: not a table of columns of one length ({str(error).splitlines()[0]})") from error
+    runs = table.checked(table.Runs(frame, []), source)
   else:
     raise UserError(
       f"points: a {type(points).__name__} is not a polars DataFrame, columns by name, or the path of a CSV"
     )
   wanted = {**columns.scales, "loss": columns.loss, "stderr": columns.stderr, "group": columns.group}
-  have = table.names(read)
+  have = table.names(runs.frame)
   for quantity, name in wanted.items():
     if name and name not in have:
       raise UserError(f"points: no column {name!r} for {quantity}{nearest(name, have)}; it has {', '.join(have)}")
-  return read
+  _log(runs.notes)
+  return runs.frame
+
+
+def _log(notes: Sequence[str]) -> None:
+  for note in notes:
+    log.warning("points: %s", note)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
@@ -68,7 +69,11 @@ def from_csv(source: Source) -> Points:
 
   Raises `UserError` for a missing column, and for a value that is not a positive number, with its row.
   """
-  read = table.read(source.path)
+  return of_table(table.read(source).frame, source)
+
+
+def of_table(read: pl.DataFrame, source: Source) -> Points:
+  """The points of a table that was read from a CSV; see `from_csv`."""
   names = {name: source.columns[name] for name in ("N", "D", "C") if name in source.columns}
   if len(names) < 2:
     raise UserError("--n, --d, --c: name the columns of at least two")

@@ -89,7 +89,7 @@ Truth = dict[tuple[str, ...], list[float]]  # losses of runs (several if they re
 def read_truth(source: Source, scales: Sequence[str]) -> Truth:
   """The losses of a CSV by group and by the columns `scales`."""
   truth: Truth = {}
-  for name, part in table.groups(table.read(source.path), source.path, source.group).items():
+  for name, part in table.groups(table.read(source).frame, source.path, source.group).items():
     columns = table.columns(part, source.path, scales, source.columns)
     losses = table.column(part, source.path, source.loss, "--loss")
     for *values, loss in zip(*(columns[scale] for scale in scales), losses, strict=True):

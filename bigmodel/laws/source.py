@@ -1,4 +1,4 @@
-"""A CSV of runs, and which of its columns hold what laws need."""
+"""A table of runs, and which of its columns hold what laws need."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ class Source:
 
   `columns` maps what a law calls a quantity (N, D, C, x, ...) to the column that holds it. `stderr` names the column
   with standard errors of the losses, `group` the column that separates curves or fits; empty means none.
-  `drop_largest` leaves out the points with that many largest losses.
+  `drop_largest` leaves out the points with that many largest losses, and `skip_bad_rows` the rows without a positive
+  number in one of the columns.
   """
 
   path: str
@@ -19,6 +20,7 @@ class Source:
   stderr: str = ""
   group: str = ""
   drop_largest: int = 0
+  skip_bad_rows: bool = False
 
   def with_column(self, name: str, column: str) -> "Source":
     """The same CSV with another column for one quantity."""

@@ -1,5 +1,6 @@
-"""Reads columns of a CSV, under the names that laws have for them. Errors name the row of the file."""
+"""Reads columns of a table of runs, under the names that laws have for them. Errors name the row of the file."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -7,35 +8,118 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
+from bigmodel.laws import units
 from bigmodel.laws.source import Source
+from bigmodel.readers import cells, tables
 
 ROW = "\0row"  # a column with each row's number in the file, for messages about a part of the table
+NAMED = 8  # rows that are left out and named
 
 
-def read(path: str) -> pl.DataFrame:
-  """The CSV with its row numbers as the column `ROW`; raises `UserError` if it is not readable."""
-  try:
-    return pl.read_csv(path, infer_schema_length=10_000).with_row_index(ROW, offset=2)
-  except Exception as error:
-    raise UserError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]})") from error
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """A table of runs with the column `ROW`; the columns that laws need hold numbers. `notes`: what was assumed."""
+
+  frame: pl.DataFrame
+  notes: list[str]
 
 
-def names(table: pl.DataFrame) -> list[str]:
+def read(source: Source) -> Runs:
+  """The runs of a file. Raises `UserError` for a file that is not readable, and for bad rows; see `checked`."""
+  file = tables.read(source.path, missing=(), with_dates=False)
+  numbered = file.frame.with_columns(pl.Series(ROW, file.all_lines()))
+  return checked(Runs(numbered, list(file.notes)), source, file.decimal)
+
+
+def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
+  """The runs with numbers in the columns that the source names, as far as they exist.
+
+  Rows without a positive number in one of these, or without a group, are refused by row and value, or left out with
+  `source.skip_bad_rows`. `decimal` is the mark of decimals of the file.
+  """
+  frame, notes = runs.frame, list(runs.notes)
+  good = np.ones(len(frame), bool)
+  for column_ in _named(source, names(frame)):
+    values, about = _numbers(frame[column_.name], decimal)
+    notes += about
+    wrong = _bad(column_.values(values))
+    if (values < 0).all() and column_ == units.parse(source.loss, names(frame)):
+      raise UserError(
+        f"{source.path}: column {column_.name!r} is negative in all rows; --loss={column_.name}*-1 negates it"
+      )
+    if wrong.any() and not source.skip_bad_rows:
+      _refuse(frame, source.path, column_, wrong)
+    good &= ~wrong
+    frame = frame.with_columns(pl.Series(column_.name, values))
+  if source.group in names(frame):
+    wrong = frame[source.group].is_null().to_numpy()
+    if wrong.any() and not source.skip_bad_rows:
+      _refuse(frame, source.path, units.Column(source.group), wrong)
+    good &= ~wrong
+  if good.all():
+    return Runs(frame, notes)
+  if not good.any():
+    raise UserError(f"{source.path}: --skip-bad-rows leaves no row: all {len(good)} miss a positive number")
+  left_out = frame[ROW].filter(pl.Series(~good)).to_list()
+  shown = ", ".join(map(str, left_out[:NAMED])) + (", ..." if len(left_out) > NAMED else "")
+  notes.append(f"{len(left_out)} of {len(good)} rows without positive numbers are left out (row {shown})")
+  return Runs(frame.filter(pl.Series(good)), notes)
+
+
+def _named(source: Source, there: Sequence[str]) -> list[units.Column]:
+  """The columns of numbers that the source names, with their conversions."""
+  wanted = [*source.columns.values(), source.loss, source.stderr]
+  found = [units.parse(text, there) for text in dict.fromkeys(wanted)]
+  return [column_ for column_ in found if column_.name in there]
+
+
+def _numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
+  """The numbers of a column, float64, NaN for cells without one, and a note on how they are written."""
+  if column.dtype != pl.String:
+    numbers = column.cast(pl.Float64, strict=False).fill_null(float("nan"))
+    return numbers.to_numpy(), []
+  read = cells.numbers(column.drop_nulls().unique(maintain_order=True), column.name, decimal, leave_out_unit=False)
+  values = [read.values.get(text) if text is not None else None for text in column]
+  notes = [f"column {column.name!r}: {', '.join(read.notes)}"] if read.notes else []
+  return np.array([np.nan if value is None else value for value in values], np.float64), notes
+
+
+def _bad(values: np.ndarray) -> np.ndarray:
+  """Mask of values that are not positive numbers."""
+  return ~(np.isfinite(values) & (values > 0))
+
+
+def _refuse(frame: pl.DataFrame, path: str, column_: units.Column, wrong: np.ndarray) -> None:
+  """Refuses the first of the rows that are `wrong`."""
+  at = int(wrong.argmax())
+  row, value = frame[ROW][at], frame[column_.name][at]
+  after = " after its conversion" if column_.converted else ""
+  problem = "no value" if value is None else f"{value!r} is not a positive number{after}"
+  hint = f"({int(wrong.sum())} such rows; --skip-bad-rows leaves them out)"
+  raise UserError(f"{path}: column {column_.name!r}, row {row}: {problem} {hint}")
+
+
+def names(frame: pl.DataFrame) -> list[str]:
   """The columns of the file."""
-  return [name for name in table.columns if name != ROW]
+  return [name for name in frame.columns if name != ROW]
 
 
-def column(table: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
-  """A column of positive numbers; `flag` is the option that named it, for messages."""
-  if name not in names(table):
-    there = names(table)
-    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
-  values = table[name].cast(pl.Float64, strict=False).to_numpy()
-  wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-  if len(wrong):
-    row, value = table[ROW][int(wrong[0])], table[name][int(wrong[0])]
-    raise UserError(f"{path}: column {name!r}, row {row}: {value!r} is not a positive number ({len(wrong)} such rows)")
+def column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
+  """A column of positive numbers of `Runs`, converted as `name` asks; `flag` is its option, for messages."""
+  column_ = units.parse(name, names(frame), flag)
+  require_column(frame, path, column_.name, flag)
+  values = column_.values(_numbers(frame[column_.name], "")[0])
+  wrong = _bad(values)
+  if wrong.any():
+    _refuse(frame, path, column_, wrong)
   return values
+
+
+def require_column(frame: pl.DataFrame, path: str, name: str, flag: str) -> None:
+  """Raises `UserError` with the columns of the table unless it has this one."""
+  there = names(frame)
+  if name not in there:
+    raise UserError(f"{path}: no column {name!r} for {flag}{nearest(name, there)}; it has {', '.join(there)}")
 
 
 def columns(
@@ -71,30 +155,10 @@ def weights(loss: np.ndarray, stderr: np.ndarray) -> np.ndarray:
   return inverse / inverse.mean()
 
 
-def warnings(columns: Sequence[np.ndarray], loss: np.ndarray, rows: Sequence[int]) -> list[str]:
-  """Properties of points that make a fit to them doubtful; `rows` are those of the file."""
-  messages: list[str] = []
-  places: dict[tuple[float, ...], list[int]] = {}
-  for place, scales in enumerate(zip(*columns, strict=True)):
-    places.setdefault(tuple(map(float, scales)), []).append(place)
-  repeated = [each for each in places.values() if len(each) > 1 and np.ptp(loss[each]) > 0]
-  if repeated:
-    first, second, *_ = repeated[0]
-    messages.append(
-      f"rows {rows[first]} and {rows[second]} have the same scales and losses of {loss[first]:.5g} and"
-      f" {loss[second]:.5g} ({len(repeated)} such sets): the difference is treated as noise"
-    )
-  scale = np.sum([np.log(x) for x in columns], axis=0)
-  if len(loss) > 2 and np.corrcoef(scale, np.log(loss))[0, 1] > 0:
-    messages.append("the loss rises with scale, so no law that falls with scale will fit")
-  return messages
-
-
-def groups(table: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
+def groups(frame: pl.DataFrame, path: str, name: str) -> dict[str, pl.DataFrame]:
   """The parts of the table by the values of the column `name`, or the whole table as "" if `name` is empty."""
   if not name:
-    return {"": table}
-  if name not in names(table):
-    raise UserError(f"{path}: no column {name!r} for --group{nearest(name, names(table))}")
-  parts = table.partition_by(name, maintain_order=True, as_dict=True)
+    return {"": frame}
+  require_column(frame, path, name, "--group")
+  parts = frame.partition_by(name, maintain_order=True, as_dict=True)
   return {str(key[0]): part for key, part in parts.items()}

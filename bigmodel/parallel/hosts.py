@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -22,8 +23,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from bigmodel import files
+from bigmodel import files, record
 from bigmodel.errors import UserError
+from bigmodel.parallel import rendezvous
 from bigmodel.types import PyTree
 
 Arrays = np.ndarray | dict[str, np.ndarray]
@@ -34,27 +36,47 @@ AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 log = logging.getLogger("bigmodel")
 TIMEOUT_MS = 30 * 60 * 1000
+LAUNCHER_SECONDS = 300.0  # in which the processes of a launcher have to start, which may have to fetch images
 SMALL = 1 << 16  # mixed positions are cached for arrays of at most this many elements
 POLL_SECONDS = 0.2
 END = 1 << 62  # later than every step
 _numbers = itertools.count()
 
 
-def connect(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-  """Connects to the other processes of this job, if there are any.
+def connect(coordinator: str = "", processes: int = 0, process: int = -1, verb: str = "") -> bool:
+  """Connects to the other processes of this job, if there are any; returns whether there are.
 
   JAX recognises TPU pods, Slurm, Kubernetes and Open MPI; elsewhere the three arguments are needed: the address of
   process 0, the number of processes, and the index of this one. Call it before the first JAX computation.
+  Raises `JobFailed` if processes are missing, or do not run the same `verb` in the same versions.
   """
-  given = (bool(coordinator), processes > 0, process >= 0)
-  if any(given) and not all(given):
-    raise UserError("--coordinator, --processes and --process: give all three or none")
-  if processes > 0 and process >= processes:
-    raise UserError(f"--process: {process} is not less than --processes = {processes}")
-  if all(given):
-    jax.distributed.initialize(coordinator, processes, process)
+  if coordinator or processes != 0 or process >= 0:
+    place = rendezvous.Place.parse(coordinator, processes, process)
+    rendezvous.meet(place, {"verb": verb} | {f"version of {name}": v for name, v in record.versions().items()})
+    _initialize(rendezvous.JOIN_SECONDS, coordinator, processes, process)
   elif _in_cluster():
-    jax.distributed.initialize()
+    _initialize(LAUNCHER_SECONDS)
+  else:
+    return False
+  return _state().num_processes > 1
+
+
+def _initialize(
+  seconds: float, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+  """Connects by JAX, or ends this process with 1 and one line when that takes too long, before JAX aborts it."""
+
+  def give_up() -> None:
+    print(f"bigmodel: the processes of this job have not joined within {seconds:g} s", file=sys.stderr, flush=True)
+    os._exit(1)
+
+  timer = threading.Timer(seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=int(seconds) + 30)
+  finally:
+    timer.cancel()
 
 
 def _in_cluster() -> bool:
@@ -69,7 +91,7 @@ def _in_cluster() -> bool:
   return any(kind.is_env_present() for kind in kinds)
 
 
-class _Client(Protocol):
+class Client(Protocol):
   """JAX's client of the coordination service."""
 
   def wait_at_barrier(self, name: str, timeout_in_ms: int) -> None: ...
@@ -81,12 +103,29 @@ class _Client(Protocol):
   def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
 
 
-def _client() -> _Client:
+class _State(Protocol):
+  """JAX's view of the job, which it has before there are devices."""
+
+  process_id: int
+  num_processes: int
+  client: Client | None
+
+
+def _state() -> _State:
   from jax._src import distributed  # there is no public way to the coordination service
 
-  client = distributed.global_state.client
+  return cast(_State, distributed.global_state)
+
+
+def _client() -> Client:
+  client = _state().client
   assert client is not None
   return client
+
+
+def place_in_job() -> tuple[Client, int, int]:
+  """The client of the coordination service, the index of this process, and the number of processes."""
+  return _client(), _state().process_id, _state().num_processes
 
 
 def log_to(folder: epath.PathLike) -> None:

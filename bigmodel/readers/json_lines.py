@@ -1,12 +1,17 @@
 """Reads JSON lines: a JSON object per line, plain or packed; errors name the file and the line."""
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
+from bigmodel.readers import plain_text
 from bigmodel.readers.packed import open_bytes
+
+FIELDS = 20  # names of fields in a message
 
 
 def rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -16,26 +21,40 @@ def rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str, objec
   """
   with open_bytes(path) as file:
     for number, line in enumerate(file, 1):
-      where = f"{path}, line {number}"
-      try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-      except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8: {error.reason} ({error.object[error.start : error.end]!r})") from error
-      if text:
-        yield number, _row(text, where)
+      if not line.isspace():
+        row = _row(line, f"{path}, line {number}", "utf-8-sig" if number == 1 else "utf-8")
+        if row is not None:
+          yield number, row
 
 
-def _row(text: str, where: str) -> Mapping[str, object]:
+def _row(line: bytes, where: str, encoding: str) -> Mapping[str, object] | None:
+  """The object of a line, or None for a line without text."""
+  try:
+    text = line.decode(encoding)
+  except UnicodeDecodeError as error:
+    hint = "convert it with iconv -f UTF-16 -t UTF-8" if b"\0" in line[:100] else plain_text.CONVERT
+    raise UserError(f"{where}: {plain_text.reason(error)}; {hint}") from error
+  if not text or text.isspace():
+    return None
   try:
     row = json.loads(text)
   except RecursionError as error:
     raise UserError(f"{where}: JSON that is nested too deeply") from error
   except ValueError as error:
-    hint = "; a JSON array is written as one object per line" if text[0] == "[" else ""
-    raise UserError(f"{where}: not JSON: {error}{hint}") from error
+    raise UserError(f"{where}: not JSON: {error}{_hint(text)}") from error
   if not isinstance(row, dict):
-    raise UserError(f"{where}: not a JSON object but {shortened(row)}")
+    raise UserError(f"{where}: not a JSON object but {shortened(row)}{_hint(text)}")
   return row
+
+
+def _hint(text: str) -> str:
+  """What to do about a line that is no JSON object."""
+  text = text.strip()
+  if text[0] == "[":
+    return "; a JSON array is written as one object per line, for example with jq -c '.[]'"
+  if text in ("{", "}"):
+    return "; an object has to be written on a single line, for example with jq -c ."
+  return "; lines have to end in \\n, and these end in \\r" if "\r" in text else ""
 
 
 def value(row: Mapping[str, object], key: str, where: str) -> object:
@@ -45,10 +64,17 @@ def value(row: Mapping[str, object], key: str, where: str) -> object:
   at: object = row
   for part in key.split("."):
     if not isinstance(at, dict) or part not in at:
-      fields = [str(name) for name in (at if isinstance(at, dict) else row)]
-      raise UserError(f"{where}: no field {key!r}{nearest(key, fields)}; it has {', '.join(fields) or 'none'}")
+      raise UserError(f"{where}: no field {key!r}{_fields(key, at if isinstance(at, dict) else row)}")
     at = at[part]
   return at
+
+
+def _fields(key: str, row: Mapping[str, object]) -> str:
+  """The fields of a row, for the message that `key` is missing."""
+  names = [str(name) for name in itertools.islice(row, FIELDS)]
+  shown = [name[:40] if name[:40].isprintable() else repr(name[:40]) for name in names]
+  more = f" and {len(row) - FIELDS} more" if len(row) > FIELDS else ""
+  return f"{nearest(key, shown)}; it has {', '.join(shown) or 'none'}{more}"
 
 
 def text(of: object, key: str, where: str) -> str:
@@ -69,5 +95,10 @@ def without_surrogates(string: str) -> str:
 
 def shortened(value: object) -> str:
   """A value as JSON, cut after 40 characters, for messages."""
-  written = json.dumps(value)
-  return written if len(written) <= 40 else f"{written[:40]}..."
+  written = ""
+  with contextlib.suppress(RecursionError):
+    for part in json.JSONEncoder().iterencode(value):
+      written += part[:60]
+      if len(written) > 40:
+        return f"{written[:40]}..."
+  return written

@@ -41,8 +41,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
   outputs: int = 0
   classes: list[str | int] | None = None
   features: list[str] | int | None = None
+  notes: list[str] = []  # what was assumed to read the data
   missing: dict[str, int] = {}  # cells by column
   steps: dict[str, int | dict[str, int]] = {}  # rows or cells that each step changed, in all or by column
+  passed_over: dict[str, int] = {}  # files that are not read, by suffix
 
 
 def write(path: str, data: Data, tokens: tokenizer.Tokenizer | None = None) -> None:
@@ -76,9 +78,11 @@ def _tables(card: Card) -> list[Table]:
     steps.append((step, total, ", ".join(f"{name} {count:,}" for name, count in by_column.items())))
   missing = list(card.missing.items())
   return [
+    Table("Notes", "", ("what was assumed or stands out",), [(note,) for note in card.notes]),
     Table("Classes", "", ("class", *counts), classes),
     Table("Missing values", "In the whole table, before any step.", ("column", "cells"), missing),
     Table("Steps", "The rows or cells that each step changed.", ("step", "in all", "where"), steps),
+    Table("Files passed over", "", ("kind", "files"), list(card.passed_over.items())),
   ]
 
 

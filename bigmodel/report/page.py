@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from etils import epath
 from bigmodel.accounting import params_in
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, absolute, write_bytes, write_json, write_text
+from bigmodel.laws import reach
 from bigmodel.report import figures, sweeps
 from bigmodel.report.facts import Report, Run
 from bigmodel.report.figures import LossCurve, Point
@@ -134,7 +136,7 @@ def environment() -> jinja2.Environment:
   made = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
-  made.filters |= {"duration": duration, "number": number, "interval": interval, "cell": cell}
+  made.filters |= {"duration": duration, "number": number, "interval": interval, "cell": cell, "beyond": beyond}
   return made
 
 
@@ -193,6 +195,11 @@ def number(value: float | None, digits: int = 4) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def beyond(distance: float) -> str:
+  """A distance in ln C beyond the largest run as part of a sentence."""
+  return reach.sentence(math.exp(distance))
 
 
 def cell(value: object) -> str:

@@ -13,7 +13,8 @@ from bigmodel.files import read_json
 from bigmodel.record import Record
 from bigmodel.study import plan as plans
 from bigmodel.study.plan import Plan
-from bigmodel.train.configs import identity
+from bigmodel.train import advice
+from bigmodel.train.configs import identity, read_config
 from bigmodel.train.results import as_measured
 from bigmodel.train.run import Status, read_status
 
@@ -74,6 +75,20 @@ def of_role(workdir: epath.PathLike, role: str) -> list[Record]:
   measure = read_about(workdir).measure if runs else "loss"
   records = [record.read(epath.Path(workdir) / "runs" / run.run_id) for run in runs]
   return [as_measured(one, measure) for one in records if one is not None]
+
+
+def why_none_finished(workdir: epath.PathLike) -> str:
+  """Returns a sentence about a study all of whose runs diverged or failed, and what to change; "" for other studies."""
+  folders = [epath.Path(workdir) / "runs" / run.run_id for run in plans.planned_runs(workdir)]
+  ended = {folder: record.read(folder) for folder in folders}
+  runs = {folder: run for folder, run in ended.items() if run is not None and run.status in ("diverged", "failed")}
+  if not runs or len(runs) < len(ended):
+    return ""
+  diverged = {folder: run for folder, run in runs.items() if run.status == "diverged"}
+  folder, run = min((diverged or runs).items(), key=lambda pair: pair[1].learning_rate)
+  what = "diverged" if len(diverged) == len(runs) else "diverged or failed" if diverged else "failed"
+  change = f"; {advice.after_divergence(read_config(folder), run)}" if diverged else ""
+  return f"{workdir}: all {len(runs)} runs {what}, such as {run.run_id}: {run.error or run.status}{change}"
 
 
 def trials(workdir: epath.PathLike, plan: Plan, measure: str) -> list[Trial]:

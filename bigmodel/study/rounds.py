@@ -14,11 +14,11 @@ from bigmodel.parallel import hosts
 from bigmodel.study import plan as plans
 from bigmodel.study import rungs
 from bigmodel.study.plan import Plan, Workforce
+from bigmodel.train.leases import POLL_SECONDS
 from bigmodel.train.run import Run
 from bigmodel.train.stop import Stop
 from bigmodel.workers import packs
 from bigmodel.workers.groups import Group
-from bigmodel.workers.leases import POLL_SECONDS
 from bigmodel.workers.worker import exclusive
 
 log = logging.getLogger("bigmodel")

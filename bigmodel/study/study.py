@@ -14,7 +14,7 @@ from bigmodel.designs.design import Overrides
 from bigmodel.designs.grids import Listed
 from bigmodel.designs.halving import Halving
 from bigmodel.designs.search import Search
-from bigmodel.errors import Interrupted, UserError
+from bigmodel.errors import Interrupted, RunsFailed, UserError
 from bigmodel.files import JsonObject, absolute, write_json
 from bigmodel.parallel import hosts
 from bigmodel.record import Branch, Record
@@ -24,10 +24,11 @@ from bigmodel.study.description import Study
 from bigmodel.study.fits import fit_study
 from bigmodel.study.plan import HERE, Plan, Workforce
 from bigmodel.study.prepare import Prepared, prepare
+from bigmodel.train import leases
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, interruptible
 from bigmodel.train.stop import Stop
-from bigmodel.workers import execute, leases
+from bigmodel.workers import execute
 from bigmodel.workers.groups import Group
 from bigmodel.workers.pool import Pool, Workers
 from bigmodel.workers.worker import COMMAND, Worker, exclusive
@@ -146,6 +147,9 @@ def _forecast_and_test(prepared: Prepared, plan: Plan, train_groups: rounds.Trai
   workdir = prepared.workdir
   if not prepared.study.laws:
     return
+  if problem := hosts.first(lambda: folder.why_none_finished(workdir)):
+    hosts.first(lambda: write_report(workdir))
+    raise RunsFailed(problem)
   fits = hosts.first(lambda: fit_study(workdir))
   if prepared.study.target is None:
     return

@@ -54,16 +54,21 @@ def now() -> str:
 
 def open_folder(run: Run) -> None:
   """Writes config.json into the run's folder. Raises `UserError`, with the difference, if another config is there."""
+  check_folder(run)
   path = run.folder / "config.json"
-  flat_config = flatten(run.config)
+  if not path.exists():
+    write_json(path, flatten(run.config))
+
+
+def check_folder(run: Run) -> None:
+  """Raises `UserError` if the run's folder holds a run of another config, naming the difference, or a study."""
+  path = run.folder / "config.json"
   if path.exists():
-    changed = difference(identity(read_json(path)), identity(flat_config))
+    changed = difference(identity(read_json(path)), identity(flatten(run.config)))
     if changed:
       raise UserError(f"{run.folder} holds a run of another config ({changed}); choose another --workdir")
-    return
-  if (run.folder / "study.json").exists():
+  elif (run.folder / "study.json").exists():
     raise UserError(f"{run.folder} holds a study; choose another --workdir or use bigmodel study")
-  write_json(path, flat_config)
 
 
 def write_provenance(run: Run) -> None:

@@ -8,10 +8,11 @@ from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
 from bigmodel.files import absolute
 from bigmodel.parallel import hosts
+from bigmodel.train import ownership
 from bigmodel.train.display import Display
 from bigmodel.train.loop import Options, train_runs
 from bigmodel.train.resolution import check, check_resolved, resolve
-from bigmodel.train.run import Run, interruptible, open_folder
+from bigmodel.train.run import Run, check_folder, interruptible
 
 
 def single_run(config: Config, workdir: epath.PathLike) -> tuple[Run, Data]:
@@ -27,17 +28,17 @@ def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = Fals
   """Trains the run of one config from its last checkpoint, if there is one, to its end, and returns its record.
 
   `profile` is the number of steps to trace. Several processes that call this train one run together.
-  Raises `Interrupted` after a signal, when everything is saved.
+  Raises `Interrupted` after a signal, when everything is saved, and `UserError` while another command trains this run.
   """
   with interruptible() as stop:
     run, corpus = single_run(config, workdir)
     hosts.require_same([flatten(run.config), str(run.folder), profile], "config")
     hosts.require_shared(run.folder)
-    hosts.first(lambda: open_folder(run))
+    hosts.first(lambda: check_folder(run))
     ended = hosts.first(lambda: record.read(run.folder))
     if ended is None:
-      with Display(quiet=quiet) as display:
+      with ownership.exclusive(run.folder, stop) as stop_of_owner, Display(quiet=quiet) as display:
         for note in parallel.notes_here(run.config):
           display.say(note)
-        (ended,) = train_runs([run], corpus, display, stop, Options(profile=profile))
+        (ended,) = train_runs([run], corpus, display, stop_of_owner, Options(profile=profile))
   return ended

@@ -136,12 +136,17 @@ def _generated(
   return np.asarray(new_BxT), chances
 
 
-def score_completions(trained: Trained, path: str) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """BLEU, chrF and exact matches of greedy completions of the prompts in a JSONL file, and their 90% intervals."""
+def score_completions(
+  trained: Trained, path: str, skip_long: bool = False
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+  """BLEU, chrF and exact matches of greedy completions of the prompts in a JSONL file, and their 90% intervals.
+
+  `skip_long` skips prompts that do not fit in the context, and counts them.
+  """
   _require_decoder(trained, "--completions")
   tokens, context = tokenizer_of(trained), trained.config.data.context
-  pairs = completions.read(path, tokens, context)
-  longest = max(len(tokens.encode(text)) for _, text in pairs) + 1
+  prompts = completions.read(path, tokens, context, skip_long)
+  longest = max(len(tokens.encode(text)) for _, text in prompts.pairs) + 1
   model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
   sample = trained.program.generating(generation.sample)
 
@@ -151,14 +156,17 @@ def score_completions(trained: Trained, path: str) -> tuple[dict[str, float], di
     new_BxT, _ = sample(model, trained.params, rows_BxP, new, jax.random.key(0), *greedy)
     return [tokens.decode(_before(row, tokens.separator)) for row in np.asarray(new_BxT)]
 
-  return completions.score(pairs, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
+  return completions.score(prompts, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
 
 
-def score_choices(trained: Trained, path: str) -> dict[str, float]:
-  """The accuracy of a causal language model on the multiple-choice questions of a JSONL file."""
+def score_choices(trained: Trained, path: str, skip_long: bool = False) -> dict[str, float]:
+  """The accuracy of a causal language model on the multiple-choice questions of a JSONL file.
+
+  `skip_long` skips questions that do not fit in the context, and counts them.
+  """
   config = trained.config
   require(config.task.name == "causal_lm", f"--choices: is for causal language models, not {config.task.name}")
-  questions = choices.read(path, tokenizer_of(trained), config.data.context)
+  questions = choices.read(path, tokenizer_of(trained), config.data.context, skip_long)
 
   def losses(rows_BxT: np.ndarray) -> np.ndarray:
     return trained.program.values(trained.params, rows_BxT, 0)["loss"]

@@ -23,7 +23,7 @@ from bigmodel.errors import UnfitWorker, UserError
 from bigmodel.files import read_json, remove, sha256_text, write_json, write_text
 from bigmodel.parallel import hosts
 from bigmodel.record import Record
-from bigmodel.workers.leases import PATIENCE
+from bigmodel.train.leases import PATIENCE
 
 TRIES = 2  # attempts at a group, and then at each of its runs alone
 IN_A_ROW = 2  # a worker stops after failing with this many groups that succeed on other workers

@@ -14,12 +14,12 @@ from bigmodel.declarations import Value
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.record import STATUSES
 from bigmodel.train.display import Display, duration
+from bigmodel.train.leases import PATIENCE, POLL_SECONDS, Leases
 from bigmodel.train.run import Run, read_status
 from bigmodel.train.stop import Stop
 from bigmodel.workers import clusters
 from bigmodel.workers.clusters import Place
 from bigmodel.workers.groups import Group
-from bigmodel.workers.leases import PATIENCE, POLL_SECONDS, Leases
 from bigmodel.workers.worker import COMMAND
 
 KINDS = ("local", "ray", "slurm")

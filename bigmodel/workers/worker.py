@@ -14,12 +14,12 @@ from bigmodel.data.pipeline import Datasets
 from bigmodel.errors import CheckpointError, Interrupted
 from bigmodel.parallel import hosts
 from bigmodel.train.display import Display
+from bigmodel.train.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
 from bigmodel.train.run import Run
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.workers import execute
 from bigmodel.workers.failures import Failures
 from bigmodel.workers.groups import Group
-from bigmodel.workers.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
 
 log = logging.getLogger("bigmodel")
 COMMAND = "parent"  # the name of the worker inside the user's command

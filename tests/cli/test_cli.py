@@ -51,10 +51,28 @@ def test_help_takes_under_half_a_second():
 
 
 def test_a_run_that_diverges_exits_with_1_and_prints_its_record(config_file, tmp_path, inside):
-  common = (f"--config={config_file}:8", f"--workdir={tmp_path / 'run'}", "--config.optim.lr=1e30", "--json")
+  common = (
+    f"--config={config_file}:8",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.optim.lr=1e30",
+    "--config.optim.warmup=0",
+    "--json",
+  )
   for _ in range(2):  # and when it is asked for again
     code, out, _ = inside("train", *common)
     assert (code, json.loads(out)["status"]) == (1, "diverged")
+  changes = "lower config.optim.lr (now 1e+30) or raise config.optim.warmup (now 0)"
+  code, out, _ = inside("train", *common[:-1])
+  assert code == 1
+  assert f"; {changes}, in another --workdir" in out
+  axes = (f"--config={config_file}:8", "--axis=optim.lr=1e29,1e30", "--config.optim.warmup=0")
+  for _ in range(2):
+    code, out, err = inside("sweep", *axes, f"--workdir={tmp_path / 'sweep'}")
+    assert code == 1
+    assert "leaderboard" in out
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"bigmodel sweep: {tmp_path / 'sweep'}: all 2 runs diverged, such as ")
+    assert line.endswith("; lower config.optim.lr (now 1e+29) or raise config.optim.warmup (now 0)")
 
 
 def test_train_eval_status_and_models_print_one_document(config_file, tmp_path, inside):

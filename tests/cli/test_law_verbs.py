@@ -9,7 +9,7 @@ from markupsafe import escape
 
 from bigmodel.cli import main
 from bigmodel.errors import UserError
-from bigmodel.laws import table
+from bigmodel.laws import forms, notes
 
 X = np.geomspace(1e6, 1e9, 16)
 
@@ -197,8 +197,9 @@ def test_bad_points_are_refused_in_one_line(tmp_path, capsys, text, flags, messa
 
 def test_warnings_about_points_are_given():
   x = np.array([1.0, 2.0, 2.0, 4.0])
-  (same,) = table.warnings([x], np.array([4.0, 3.0, 2.9, 2.0]), range(2, 6))
+  curve, losses = forms.LAWS["power_offset"], lambda *values: notes.Losses(np.array(values))
+  (same,) = notes.examine(curve, [x], losses(4.0, 3.0, 2.9, 2.0), range(2, 6)).notes
   assert "rows 3 and 4 have the same scales and losses of 3 and 2.9" in same
-  (rises,) = table.warnings([x[[0, 1, 3]]], np.array([1.0, 2.0, 3.0]), range(2, 5))
+  (rises,) = notes.examine(curve, [x[[0, 1, 3]]], losses(1.0, 2.0, 3.0), range(2, 5)).notes
   assert "rises with scale" in rises
-  assert table.warnings([x[[0, 1, 3]]], np.array([3.0, 2.0, 1.0]), range(2, 5)) == []
+  assert notes.examine(curve, [x[[0, 1, 3]]], losses(3.0, 2.0, 1.0), range(2, 5)).notes == []

@@ -30,8 +30,8 @@ def write(folder, suffix, packed, texts):
   folder.mkdir(parents=True)
   padded = [(" " if packed else "") + one + "\n" * (len(suffix) - 2) for one in texts]
   files = {f"{i}{suffix}": one for i, one in enumerate(padded)}
-  if suffix == ".jsonl":
-    files = {"all.jsonl": "".join(json.dumps({"text": one}) + "\n" for one in padded)}
+  if suffix in documents.JSON_SUFFIXES:
+    files = {f"all{suffix}": "".join(json.dumps({"text": one}) + "\n" for one in padded)}
   for name, content in files.items():
     (folder / f"{name}{packed}").write_bytes(PACK[packed](content.encode()))
   return folder
@@ -55,7 +55,7 @@ def text_files(folder):
   texts = [text(number) for number in range(80)]
   parts = [write(folder / f"{i}", *kind, texts) for i, kind in enumerate(FORMATS)]
   long = write(folder / "long", ".txt", "", [text(100 + number, lines=3500) for number in range(8)])
-  mixture = [f"1 path={part} heldout_fraction={0.05 + 0.02 * i}" for i, part in enumerate(parts[1:])]
+  mixture = [f"1 path={part} heldout_fraction={0.05 + 0.015 * i}" for i, part in enumerate(parts[1:])]
   return config_of(path=str(parts[0]), heldout_fraction=0.3, mixture=(*mixture, f"20 path={long} heldout_fraction=0.5"))
 
 
@@ -160,7 +160,7 @@ def test_pieces_of_a_document_count_as_one_sample(tmp_path):
 
 
 @pytest.mark.parametrize("packed", PACK)
-@pytest.mark.parametrize("suffix", [suffix for suffix in documents.TEXT_SUFFIXES if suffix != ".jsonl"])
+@pytest.mark.parametrize("suffix", [one for one in documents.TEXT_SUFFIXES if one not in documents.JSON_SUFFIXES])
 @pytest.mark.parametrize("lines", [40, 5000])  # less than a piece, and several
 def test_the_end_of_a_single_file_is_held_out(tmp_path, suffix, packed, lines):
   content = "".join(f"line {i}\n" for i in range(lines)) if lines == 40 else text(0, lines)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bigmodel import study
-from bigmodel.data import builders, documents, pipeline
+from bigmodel.data import builders, corpus_files, documents, pipeline
 from bigmodel.data import corpus as corpora
 from bigmodel.data.text_sources.python_source import python_files
-from bigmodel.data.text_sources.text_files import text_files
 from bigmodel.errors import UserError
+from bigmodel.readers import plain_text
 
 
 def rows_of(resolved, steps=10):
@@ -118,7 +118,7 @@ def test_unknown_distributions_and_empty_paths_are_refused(tmp_path):
   with pytest.raises(UserError, match="pip install no-such-thing"):
     python_files(("no-such-thing",), ("absl-py",))
   with pytest.raises(UserError, match=r"no \.txt, \.md or \.jsonl"):
-    text_files(str(tmp_path / "*.txt"))
+    corpus_files.find(str(tmp_path / "*.txt"))
 
 
 def test_text_files_of_every_kind_give_the_same_documents(tmp_path):
@@ -133,17 +133,17 @@ def test_text_files_of_every_kind_give_the_same_documents(tmp_path):
   (tmp_path / "e.txt").write_text(texts[0])
   (tmp_path / "f.md").write_text(texts[1])
   (tmp_path / "ignored.bin").write_bytes(b"\0")
-  found = [texts_of(f) for f in text_files(str(tmp_path))]
+  found = [texts_of(f) for f in corpus_files.find(str(tmp_path)).files]
   assert found == [texts] * 4 + [[texts[0]], [texts[1]]]
 
 
 def test_long_text_files_are_cut_into_pieces_without_loss(tmp_path):
   text = "".join(f"line {i}\n" for i in range(30_000))
   (tmp_path / "long.txt").write_text(text)
-  (source,) = text_files(str(tmp_path))
+  (source,) = corpus_files.find(str(tmp_path)).files
   parts = texts_of(source)
   assert "".join(parts) == text
-  assert len(parts) == -(-len(text) // documents.PIECE_CHARACTERS)
+  assert len(parts) == -(-len(text) // plain_text.PIECE)
 
 
 def test_copies_of_a_document_are_dropped_and_never_straddle(config, tmp_path):

@@ -304,9 +304,21 @@ def test_processes_of_different_configs_are_refused(job, tmp_path, free_port):
   folder, first = job(20, 2, 4, "differ", port=(port := free_port()))
   first[1].kill()
   first[1].wait()
-  _, _ = folder, job(21, 1, 4, "differ", ("--coordinator", f"127.0.0.1:{port}", "--processes=2", "--process=1"))
+  _, other = job(21, 1, 4, "differ", ("--coordinator", f"127.0.0.1:{port}", "--processes=2", "--process=1"))
   assert first[0].wait(120) == 2, log_of(folder)
   assert "differ in their config" in log_of(folder)
+  assert other[0].wait(10) == 2
+
+
+def test_an_error_of_one_process_ends_all_with_its_exit_code(job, free_port):
+  port, others = free_port(), ("--processes=2", "--process=1", "--config.data.path=/nowhere/*.txt")
+  folder, started = job(20, 2, 4, "one", port=port)
+  started[1].kill()
+  started[1].wait()
+  _, failing = job(22, 1, 4, "other", ("--coordinator", f"127.0.0.1:{port}", *others))
+  assert failing[0].wait(120) == 2
+  assert started[0].wait(10) == 2, log_of(folder)
+  assert "bigmodel: process 1 of this job failed: config.data.path: no .txt" in log_of(folder)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 
 from bigmodel import processes
 from bigmodel.errors import UserError
+from bigmodel.train.leases import PATIENCE, WINDOW, Leases, Turns, WhileHeld
 from bigmodel.train.stop import StopRequest
-from bigmodel.workers.leases import PATIENCE, WINDOW, Leases, Turns, WhileHeld
 
 
 def holder(folder):
@@ -75,7 +75,7 @@ def test_the_lease_of_an_ended_local_process_is_free_immediately(tmp_path):
   """Not that of a living process, or of a process with the same number on another machine."""
   code = f"""
 import sys
-from bigmodel.workers.leases import Leases
+from bigmodel.train.leases import Leases
 leases = Leases({str(tmp_path)!r}, "worker of many words")
 print(*[leases.claim(name).number for name in ("a", "b", "c")], flush=True)
 sys.stdin.read()"""

@@ -19,11 +19,11 @@ from bigmodel.files import write_json
 from bigmodel.study import Between, Grid, Halving, Search, Study
 from bigmodel.study import plan as plans
 from bigmodel.study.plan import Workforce
-from bigmodel.train import watch
+from bigmodel.train import leases, watch
 from bigmodel.train.display import Display
 from bigmodel.train.loop import train_runs
 from bigmodel.train.stop import StopRequest
-from bigmodel.workers import execute, leases, pool, worker
+from bigmodel.workers import execute, pool, worker
 from bigmodel.workers.groups import Group
 from bigmodel.workers.pool import Workers
 

@@ -1,16 +1,13 @@
 """Compare two recipes: how much of A's compute equals B's, by scale, and where the two cross."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel.cli import columns, session
 from bigmodel.cli.console import Facts, Output
-from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
   from bigmodel.laws.compare import Comparison
-  from bigmodel.laws.points import Points
 
 EXAMPLES = (
   "bigmodel compare runs/plain runs/gated --report=page.html",
@@ -27,9 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
+  from msgspec import structs
+
   from bigmodel.laws import compare, facts
 
-  comparison = compare.compare(_points(arguments, arguments.a), _points(arguments, arguments.b))
+  a, b = (columns.runs(arguments, path) for path in (arguments.a, arguments.b))
+  warnings = [*(f"A: {note}" for note in a.notes), *(f"B: {note}" for note in b.notes)]
+  warnings += compare.far_apart(a.points, b.points)
+  comparison = structs.replace(compare.compare(a.points, b.points), warnings=warnings)
   _show(comparison, f"A {arguments.a}, B {arguments.b}", output)
   if arguments.report:
     from bigmodel.report import recipes
@@ -37,19 +39,6 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     recipes.write(arguments.report, arguments.a, arguments.b, comparison)
     output.say(f"page: {arguments.report}")
   return facts.to_json(comparison)
-
-
-def _points(arguments: argparse.Namespace, path: str) -> "Points":
-  """The runs of a CSV, or the fitted runs of a study's folder."""
-  from bigmodel import files
-  from bigmodel.laws import points
-  from bigmodel.study import folder
-
-  if not Path(path).is_dir():
-    return points.from_csv(columns.source(arguments, path))
-  if not (Path(path) / "study.json").exists():
-    raise UserError(f"{path} holds no study (no study.json)")
-  return points.from_records(folder.of_role(path, "fit"), files.read_json(Path(path) / "study.json")["convention"])
 
 
 def _show(comparison: "Comparison", recipes: str, output: Output) -> None:
@@ -66,3 +55,4 @@ def _show(comparison: "Comparison", recipes: str, output: Output) -> None:
     share = crossing.share_of_draws
     output.say(f"{at} ({low:.3g} to {high:.3g} in the {share:.0%} of the resamples that cross)")
   output.say(comparison.verdict)
+  output.notes(f"note: {warning}" for warning in comparison.warnings)

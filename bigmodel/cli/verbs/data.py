@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 
 def _show(card: Facts, is_text: bool, output: Output) -> None:
+  from bigmodel.data import corpus_files
+
   columns = ("documents", "bytes", "tokens") if is_text else ("examples",)
   if is_text:
     title = f"{card['name']} as {card['tokenizer']}, {card['vocab']:,} different tokens"
@@ -48,3 +50,5 @@ def _show(card: Facts, is_text: bool, output: Output) -> None:
     total = sum(changed.values()) if isinstance(changed, dict) else changed
     if total:
       output.say(f"{step}: {total:,}")
+  if card.get("passed_over"):
+    output.say(f"passed over: {corpus_files.described(card['passed_over'])}")

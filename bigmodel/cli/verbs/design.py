@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 EXAMPLES = (
   "bigmodel design runs.csv --n=params_total --d=tokens --loss=loss_eval --target=1e14",
   "bigmodel design points.csv --n=params --d=tokens --target=1e25 --cap=1e23",
+  "bigmodel design runs/quickstart --target=1e14",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("points", metavar="POINTS.csv", help="a CSV with one row per run")
+  parser.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row per run, or a study's folder")
   columns.add(parser)
+  columns.add_force(parser)
   parser.add_argument(
     "--target",
     type=options.positive_number,
@@ -35,14 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
+  from msgspec import structs
+
   from bigmodel.laws import design, facts
 
   cap = arguments.cap or arguments.target / 10
-  forecaster, fit = forecasters.fit(columns.source(arguments, arguments.points), (), output)
+  runs = columns.runs(arguments, arguments.points)
+  far = runs.check_budget(f"--target={arguments.target:g}", arguments.target, arguments.force)
+  forecaster, fit = forecasters.fit(runs, (), output)
   proposal = design.design(fit, forecaster, arguments.target, cap)
+  proposal = structs.replace(proposal, warnings=[*runs.notes, *far])
   _show(proposal, arguments.target, output)
   if proposal.next is None:
     output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
+  output.notes(f"note: {warning}" for warning in proposal.warnings)
   return facts.to_json(proposal)
 
 
@@ -58,11 +66,14 @@ def _show(proposal: "Proposal", target: float, output: Output) -> None:
     )
     for candidate in proposal.candidates
   ]
+  from bigmodel.laws import reach
+
   title = f"candidates for one more run, to improve the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
   output.table(title, ("C", "N", "D", "less variance", "per FLOP", ""), rows)
   edges = [(e.C, e.smallest, e.largest, e.N, "" if e.inside else "not inside") for e in proposal.edges]
   if edges:
     output.table("minima of the budgets so far", ("C", "smallest N", "largest N", "minimum", ""), edges)
+  output.say(f"{target:.4g} FLOPs are {reach.sentence(proposal.beyond)}")
   output.say(
     f"standard deviation of that forecast: {proposal.sd:.2%} (parameters {proposal.parts.parameters:.2%},"
     f" discrepancy {proposal.parts.discrepancy:.2%}); of one run {proposal.noise:.2%}"

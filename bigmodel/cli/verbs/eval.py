@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
   "bigmodel eval --workdir=runs/one",
-  "bigmodel eval --workdir=runs/one --choices=questions.jsonl",
+  "bigmodel eval --workdir=runs/one --choices=questions.jsonl --skip-long",
   "bigmodel eval --workdir=runs/one --completions=pairs.jsonl",
 )
 
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE.jsonl",
     help='BLEU and chrF of completions: lines {"prompt": ..., "completion": ...}',
   )
+  parser.add_argument(
+    "--skip-long",
+    action="store_true",
+    help="leave out, and count, lines of --choices and --completions that do not fit in the context",
+  )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
@@ -55,11 +60,13 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   if arguments.choices and arguments.completions:
     raise UserError("--choices, --completions: use one of them")
+  if arguments.skip_long and not (arguments.choices or arguments.completions):
+    raise UserError("--skip-long: is for --choices and --completions")
   model = trained.load(arguments.workdir, generating=bool(arguments.completions))
   if arguments.completions:
-    scores = Scores(*trained.score_completions(model, arguments.completions))
+    scores = Scores(*trained.score_completions(model, arguments.completions, arguments.skip_long))
   elif arguments.choices:
-    scores = Scores(trained.score_choices(model, arguments.choices))
+    scores = Scores(trained.score_choices(model, arguments.choices, arguments.skip_long))
   else:
     scores = _held_out(model)
   if not math.isfinite(scores.values.get("loss", 0.0)):

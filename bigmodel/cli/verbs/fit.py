@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   columns.add(parser)
   columns.add_curves(parser)
   columns.add_others(parser)
+  columns.add_force(parser)
   parser.add_argument(
     "--law",
     default="",
@@ -52,23 +53,27 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if Path(arguments.points).is_dir():
     from bigmodel.study import fits
 
-    if not (Path(arguments.points) / "study.json").exists():
-      raise UserError(f"{arguments.points} holds no study (no study.json)")
+    columns.require_study(arguments.points)
+    if arguments.at or arguments.law:
+      raise UserError("--at, --law: a study has its own target and laws; they are for a CSV")
     fitted = fits.fit_study(arguments.points)
   else:
     from bigmodel.laws import fit_csv
 
-    fitted = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at)
+    fitted = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at, arguments.force)
   _show(fitted, output)
   return facts.to_json(fitted)
 
 
 def _show(fitted: "Fits | TableFits", output: Output) -> None:
+  from bigmodel.laws import reach
+
   for law in fitted.laws:
     _show_law(law, output)
   optima = [(o.law, o.C, o.N, o.N_interval90, o.D, o.D_interval90) for o in fitted.optimum]
   if optima:
     output.table("compute-optimal", ("law", "C", "N", "90%", "D", "90%"), optima)
+  output.notes(f"{o.C:.4g} FLOPs are {reach.sentence(o.beyond)}" for o in fitted.optimum if isinstance(o.beyond, float))
   for warning in getattr(fitted, "warnings", ()):
     output.say(f"note: {warning}")
 

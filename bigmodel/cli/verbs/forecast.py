@@ -20,8 +20,9 @@ from bigmodel.errors import UserError
 if TYPE_CHECKING:
   import numpy as np
 
-  from bigmodel.laws.facts import BestSize, LeastCompute, ScoredRow, TableForecast
+  from bigmodel.laws.facts import BestSize, ForecastRow, LeastCompute, ScoredRow, TableForecast
   from bigmodel.laws.forecast import Forecaster, Predict, Prediction
+  from bigmodel.laws.measured import MeasuredRuns
   from bigmodel.laws.source import Source
 
 RUNS = "runs.csv --n=params_total --d=tokens --loss=loss_eval"
@@ -32,15 +33,19 @@ EXAMPLES = (
   "bigmodel forecast points.csv --n=params --d=tokens --at=truth.csv --seal=sealed.json",
   "bigmodel forecast truth.csv --n=params --d=tokens --score sealed.json",
   "bigmodel forecast curves.csv --x=examples --loss=error --group=model --at=1e9",
+  "bigmodel forecast runs/quickstart --at=1e12",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "points", metavar="POINTS.csv", help="a CSV with one row per run; with --score, the measured losses"
+    "points",
+    metavar="POINTS.csv|STUDY",
+    help="a CSV with one row per run, or a study's folder; with --score, a CSV of the measured losses",
   )
   columns.add(parser)
   columns.add_curves(parser)
+  columns.add_force(parser)
   parser.add_argument(
     "--at",
     action="append",
@@ -89,6 +94,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   from bigmodel.laws import facts, seals
 
   source = columns.source(arguments, arguments.points)
+  if Path(arguments.points).is_dir() and (arguments.score or source.columns):
+    raise UserError("--score, --n, --d, --c, --x: need a CSV; the points are the folder of a study")
   if arguments.score:
     return _score(source, arguments.score, output)
   if not arguments.at and not arguments.reach:
@@ -138,16 +145,19 @@ class _Place:
 
 def _places(arguments: argparse.Namespace, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   """The points of all --at options."""
+  from bigmodel.readers import packed, tables
+
   places = []
   for text in arguments.at:
-    places += _places_of_csv(text, source, wanted) if Path(text).suffix == ".csv" else [_place(text, wanted)]
+    is_file = packed.suffix(text) in tables.SUFFIXES or Path(text).is_file()
+    places += _places_of_csv(text, source, wanted) if is_file else [_place(text, wanted)]
   return places
 
 
 def _places_of_csv(path: str, source: "Source", wanted: Sequence[str]) -> list[_Place]:
   from bigmodel.laws import table
 
-  rows = table.read(path)
+  rows = table.read(dataclasses.replace(source, path=path)).frame
   values = table.columns(rows, path, wanted, source.columns)
   groups = rows[source.group].to_list() if source.group in rows.columns else [None] * len(rows)
   return [
@@ -171,23 +181,29 @@ def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> 
     raise UserError("--drop-largest: needs --n, --d or --c")
   if source.stderr:
     raise UserError("--stderr: needs --n, --d or --c")
-  from bigmodel import files
-  from bigmodel.laws import curves, facts, table
+  from msgspec import structs
 
-  data = {
-    group: (
-      table.column(part, source.path, source.columns["x"], "--x"),
-      table.column(part, source.path, source.loss, "--loss"),
-    )
-    for group, part in table.groups(table.read(source.path), source.path, source.group).items()
-  }
-  rows = curves.rows(data, [(place.group, place.scales["x"]) for place in _places(arguments, source, ("x",))])
-  group = ("group",) if source.group else ()
-  shown = [(*(row.group for _ in group), row.x, row.predicted, row.interval90) for row in rows]
-  output.table("forecast", (*group, "x", "loss", "90% interval"), shown)
-  return facts.TableForecast(
-    points=source.path, points_sha256=files.sha256_file(source.path), forecaster=curves.method(), rows=rows
+  from bigmodel import files
+  from bigmodel.laws import curves, facts, measured, reach
+
+  read = measured.curves_of_csv(source)
+  places = [place for place in _places(arguments, source, ("x",)) if place.group not in read.short]
+  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
+  notes = list(read.notes)
+  for i, row in enumerate(rows):
+    group, x = row.group or "", float(row.x or 0)
+    asked = f"--at={x:g}{f' (group {group})' if group else ''}"
+    notes += read.check(asked, group, x, arguments.force)
+    rows[i] = structs.replace(row, beyond=reach.times(x, read.data[group][0]))
+  forecast = facts.TableForecast(
+    points=source.path,
+    points_sha256=files.sha256_file(source.path),
+    forecaster=curves.method(),
+    rows=rows,
+    warnings=notes,
   )
+  _show_curves(forecast, bool(source.group), output)
+  return forecast
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float]:
@@ -198,33 +214,52 @@ def _limits(arguments: argparse.Namespace) -> dict[str, float]:
 def _surface(arguments: argparse.Namespace, source: "Source", output: Output) -> "TableForecast":
   from msgspec import structs
 
-  from bigmodel import files
-  from bigmodel.laws import facts, forecast, optimum
+  from bigmodel.laws import facts, forecast, optimum, reach
 
   if source.group:
     raise UserError("--group: needs curves (--x)")
-  forecaster, fit = forecasters.fit(source, _laws(arguments), output)
+  runs = columns.runs(arguments, arguments.points)
   limits = optimum.Limits(**_limits(arguments))
   places = [place.scales for place in _places(arguments, source, ("N", "D"))]
+  warnings = _check(arguments, runs, places)
+  forecaster, fit = forecasters.fit(runs, _laws(arguments), output)
   # Chinchilla's law gives the best size for a budget, whichever laws forecast the loss.
   optima = [optimum.at(fit, place["C"], limits) if "C" in place else None for place in places]
   sizes = [(best.N, best.D) if best else (place["N"], place["D"]) for place, best in zip(places, optima, strict=True)]
   scales = [forecast.Scale(N, D, fit.flops_per_nd * N * D) for N, D in sizes]
   rows = forecast.rows(scales, _predictor(arguments.intervals, forecaster, output)) if scales else []
-  for i, best in enumerate(optima):
+  products = runs.points.N * runs.points.D
+  for i, (best, scale) in enumerate(zip(optima, scales, strict=True)):
+    rows[i] = structs.replace(rows[i], beyond=reach.times(scale.N * scale.D, products))
     if best:
       of_size = {"N_interval90": best.N_interval90, "D_interval90": best.D_interval90, "off": best.off}
       rows[i] = structs.replace(rows[i], **of_size)
   forecasts = facts.TableForecast(
     points=source.path,
-    points_sha256=files.sha256_file(source.path),
+    points_sha256=runs.sha256,
     forecaster=forecaster.method(),
     rows=rows,
     optimum=[best for best in optima if best],
     reached=[optimum.least(fit, loss, limits) for loss in arguments.reach],
+    warnings=[*runs.notes, *warnings],
   )
   _show_surface(forecasts, output)
   return forecasts
+
+
+def _check(arguments: argparse.Namespace, runs: "MeasuredRuns", places: "Sequence[dict[str, float]]") -> list[str]:
+  """Notes about scales that lie far beyond the points; raises `UserError` for those that hint at other units."""
+  warnings = []
+  for place in places:
+    if "C" in place:
+      warnings += runs.check_budget(f"--at={place['C']:g}", place["C"], arguments.force)
+    else:
+      N, D = place["N"], place["D"]
+      warnings += runs.check_size(f"--at={N:g},{D:g}", N, D, arguments.force)
+  for option, asked in (("--reach", arguments.reach), ("--max-params, --max-tokens, --served", _limits(arguments))):
+    if asked:
+      runs.require_plain(option, arguments.force)
+  return warnings
 
 
 def _laws(arguments: argparse.Namespace) -> list[str]:
@@ -257,12 +292,26 @@ def _predictor(intervals: str, forecaster: "Forecaster", output: Output) -> "Pre
 
 def _show_surface(forecasts: "TableForecast", output: Output) -> None:
   if forecasts.rows:
-    rows = [(row.N, row.D, row.C, row.predicted, row.interval90) for row in forecasts.rows]
-    output.table("forecast", ("N", "D", "C", "loss", "90% interval"), rows)
+    rows = [(row.N, row.D, row.C, row.predicted, row.interval90, _beyond(row)) for row in forecasts.rows]
+    output.table("forecast", ("N", "D", "C", "loss", "90% interval", "beyond"), rows)
   if forecasts.optimum:
     _show_optima(forecasts.optimum, output)
   if forecasts.reached:
     _show_reached(forecasts.reached, output)
+  output.notes(f"note: {warning}" for warning in forecasts.warnings or ())
+
+
+def _show_curves(forecast: "TableForecast", grouped: bool, output: Output) -> None:
+  group = ("group",) if grouped else ()
+  shown = [(*(row.group for _ in group), row.x, row.predicted, row.interval90, _beyond(row)) for row in forecast.rows]
+  output.table("forecast", (*group, "x", "loss", "90% interval", "beyond"), shown)
+  output.notes(f"note: {warning}" for warning in forecast.warnings or ())
+
+
+def _beyond(row: "ForecastRow") -> str:
+  from bigmodel.laws import reach
+
+  return reach.describe(row.beyond) if isinstance(row.beyond, float) else "-"
 
 
 def _show_optima(optima: "Sequence[BestSize]", output: Output) -> None:

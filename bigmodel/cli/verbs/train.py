@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   is_first = session.join(arguments)
   from bigmodel import record
-  from bigmodel.train import single_run
+  from bigmodel.train import advice, configs, single_run
 
   config, _ = session.load(arguments)
   quiet = output.quiet or not is_first
@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   facts = record.to_json(ended)
   if is_first:
     _show(arguments.workdir, facts, output)
+    if ended.status == "diverged":
+      what = advice.after_divergence(configs.read_config(arguments.workdir), ended)
+      output.say(f"the run diverged: {ended.error}; {what}, in another --workdir")
   if not ended.finished:
     output.fail()
   return facts

@@ -1,5 +1,7 @@
 """Leases decide which worker trains which group, by files alone. Workers may die at any time, and clocks may differ.
 
+A single run has a lease as well (see `ownership.py`), whose worker is a command.
+
 The lease on a name is the highest numbered file in the name's folder. Its holder keeps rewriting the file. The lease is
 free when its holder wrote `RELEASED` into the file, when another worker saw the file unchanged for `patience` seconds
 of its clock, or when the holder was a process on the same machine that has ended. A worker takes the lease by creating
@@ -29,6 +31,13 @@ ENDED = "ended"  # the folder beside the leases that holds an empty file for eac
 PATIENCE = 30.0  # seconds without a sign of life after which a worker is considered dead
 POLL_SECONDS = 0.5
 WINDOW = 20  # leases of others that an idle worker reads in one turn: all idle workers load the file system
+
+
+class Holder(NamedTuple):
+  """Who holds a lease: the name of the worker, and its process as `processes.this_process` names it."""
+
+  worker: str = ""
+  process: str = ""
 
 
 class Leases:
@@ -62,6 +71,11 @@ class Leases:
         return None
     lease = Lease(self, name, newest + 1)
     return lease if lease.create() else None
+
+  def holder(self, name: str) -> Holder:
+    """Returns who holds the lease on `name`; both texts are empty if nobody does."""
+    words = self._newest(name)[1].rsplit(" ", 2)
+    return Holder(words[0], words[2]) if len(words) == 3 else Holder()
 
   def claimed(self) -> set[str]:
     """Returns the names on which any worker holds or has held a lease."""
