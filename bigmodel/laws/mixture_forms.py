@@ -4,6 +4,7 @@ They have as many columns as there are domains, so this file has families of law
 """
 
 import functools
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,11 @@ import numpy as np
 from bigmodel.laws.law import POSITIVE, REAL, Bounds, Law, Value, at_largest, decay, law
 
 LEAST_SHARES = 2
+
+
+def is_share(column: str) -> bool:
+  """Whether a column of a law is the share of one of several domains, which may be 0."""
+  return re.fullmatch(r"r[1-9]\d*", column) is not None
 
 
 def shares(count: int) -> tuple[str, ...]:
