@@ -109,14 +109,17 @@ def _splits(group: str, data: Data, scales: Sequence[str], at: Columns | None) -
 
 
 def _hidden_largest(group: str, data: Data, name: str, reach: float) -> list[Split]:
-  """The points above each of the `ORIGINS` largest levels of a column that leave enough, up to `reach` times as far."""
+  """Backtests at the `ORIGINS` largest levels of a column that leave enough points below.
+
+  Each hides one level or, if that is more, what lies within `reach` times the largest value that is fitted.
+  """
   x, levels = data.columns[name], _levels(data.columns[name])
   splits = []
   for place in range(len(levels) - 1, max(len(levels) - 1 - ORIGINS, LEAST_LEVELS - 2), -1):
     below = x < levels[place] / APART**0.5
-    last = max(levels[place], reach * x[below].max()) * APART**0.5 if below.any() else np.inf
+    above = levels[place + 1] / APART**0.5 if place + 1 < len(levels) else np.inf
     if below.mean() >= LEAST_SHARE:
-      splits.append(Split(group, name, below, ~below & (x <= last)))
+      splits.append(Split(group, name, below, ~below & (x < max(above, reach * x[below].max() * APART**0.5))))
   return splits
 
 
