@@ -49,7 +49,8 @@ def fit(source: Source, places: str = "") -> TableFits:
   source = dataclasses.replace(expanded(source), signed=True)
   frame, warnings = measured.read(source)
   groups = {name: _data(rows, source) for name, rows in table.groups(frame, source.path, source.group).items()}
-  groups = _on_one_scale(groups)
+  groups, unfit = _usable(_on_one_scale(groups), list(source.columns))
+  warnings += unfit
   at = _places(source, places, groups) if places else None
   shares = [name for name in source.columns if mixture_forms.is_share(name)]
   scales = [name for name in source.columns if name not in shares]
@@ -92,6 +93,21 @@ def _on_one_scale(groups: dict[str, Data]) -> dict[str, Data]:
   return {name: dataclasses.replace(data, shift=shift(data.loss)) for name, data in groups.items()}
 
 
+def _usable(groups: Mapping[str, Data], columns: list[str]) -> tuple[dict[str, Data], list[str]]:
+  """The groups that can be fitted, and why others cannot; raises `UserError` if none can."""
+  usable: dict[str, Data] = {}
+  unfit: list[str] = []
+  for name, data in groups.items():
+    try:
+      automatic.check(name, data, columns)
+      usable[name] = data
+    except UserError as error:
+      unfit.append(str(error))
+  if not usable:
+    raise UserError(unfit[0])
+  return usable, unfit
+
+
 def _places(source: Source, path: str, groups: Mapping[str, Data]) -> dict[str, dict[str, np.ndarray]]:
   """The columns of the table of places, by group."""
   first = next(iter(source.columns.values()))  # the table needs no losses: a column is read twice instead
@@ -116,10 +132,11 @@ def _predicted(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray],
 
 
 def _laws(chosen: Automatic, groups: Mapping[str, Data]) -> list[LawFit]:
-  """The parameters of the laws with weight; regressions have none."""
+  """The parameters of laws with weight; of several groups those of the best law. Regressions have none."""
+  first = next(iter(groups))
+  laws = [each for each in chosen.tried if each.weight and each.fits[first].params]
   return [
     LawFit(name=each.name, params={**each.fits[group].params}, intervals={}, points=len(data), group=group)
     for group, data in groups.items()
-    for each in chosen.tried
-    if each.weight and each.fits[group].params
+    for each in (laws if len(groups) == 1 else laws[:1])
   ]

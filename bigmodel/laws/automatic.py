@@ -19,7 +19,7 @@ BINS = 12  # of a column with more values
 APART = 1.15  # values within this factor are one
 LEAST_SHARE = 0.5  # of the points, that is left to fit
 FOLDS = 5
-POWER = 2.0  # weights are mean square errors to the minus this
+POWER = 4.0  # weights are mean square errors to the minus this; docs/laws.md compares others
 LEAST_WEIGHT = 0.01  # smaller ones are left out
 
 
@@ -71,7 +71,8 @@ def fit(
 
   Raises `UserError` for points that cannot identify anything.
   """
-  _check(groups, scales, shares)
+  for name, data in groups.items():
+    check(name, data, (*scales, *shares))
   splits = [split for name, data in groups.items() for split in _splits(name, data, scales, (at or {}).get(name))]
   tried, left_out = [], []
   least = min([*(int(split.fit.sum()) for split in splits), *map(len, groups.values())])
@@ -87,18 +88,18 @@ def fit(
   return _combine(tried, left_out, splits, groups)
 
 
-def _check(groups: Mapping[str, Data], scales: Sequence[str], shares: Sequence[str]) -> None:
-  for group, data in groups.items():
-    where = f"--law=auto: group {group}: " if group else "--law=auto: "
-    needed = len(scales) + len(shares) + 3
-    if len(data) < needed:
-      raise UserError(f"{where}{len(data)} points; {len(scales) + len(shares)} columns need at least {needed}")
-    for name in (*scales, *shares):
-      if len(np.unique(data.columns[name])) == 1:
-        raise UserError(
-          f"{where}{name} is {data.columns[name][0]:g} in all {len(data)} points, so its effect cannot be identified;"
-          f" leave {name} out, or add points with other values of it"
-        )
+def check(group: str, data: Data, columns: Sequence[str]) -> None:
+  """Raises `UserError` for points of a group that are too few, or that do not differ in a column."""
+  where = f"--law=auto: group {group}: " if group else "--law=auto: "
+  needed = len(columns) + 3
+  if len(data) < needed:
+    raise UserError(f"{where}{len(data)} points; {len(columns)} columns need at least {needed}")
+  for name in columns:
+    if len(np.unique(data.columns[name])) == 1:
+      raise UserError(
+        f"{where}{name} is {data.columns[name][0]:g} in all {len(data)} points, so its effect cannot be identified;"
+        f" leave {name} out, or add points with other values of it"
+      )
 
 
 def _splits(group: str, data: Data, scales: Sequence[str], at: Columns | None) -> list[Split]:

@@ -50,7 +50,10 @@ def find(name: str, where: str = "--law") -> Law:
 
 def _law_of_shares(family: str, count: str, where: str) -> Law:
   if not count or int(count) < mixture_forms.LEAST_SHARES:
-    raise UserError(f"{where}: {family} is a law of the shares of several domains; {family}5 is that of five")
+    raise UserError(
+      f"{where}: {family} is a law of the shares of several domains: --column r=COLUMN,COLUMN,... names them, or"
+      f" {family}5 is that of five columns r1 to r5"
+    )
   return mixture_forms.FAMILIES[family](int(count))
 
 

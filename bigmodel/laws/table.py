@@ -147,12 +147,10 @@ def columns(
   table: pl.DataFrame, path: str, wanted: Iterable[str], column_names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D."""
-  values = {
-    name: signed_column(table, path, each, f"--column {name}")
-    if mixture_forms.is_share(name)
-    else column(table, path, each, f"--{name.lower()}")
-    for name, each in column_names.items()
-  }
+  values: dict[str, np.ndarray] = {}
+  for name, each in column_names.items():
+    read_column = signed_column if mixture_forms.is_share(name) else column
+    values[name] = read_column(table, path, each, f"--{name.lower()}" if name in "NDCx" else f"--column {name}")
   if "C" not in values and {"N", "D"} <= set(values):
     values["C"] = 6 * values["N"] * values["D"]
   if "N" not in values and {"C", "D"} <= set(values):
