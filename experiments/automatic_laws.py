@@ -121,7 +121,7 @@ def ranks(data: Path) -> list[Result]:
     predicted, _ = forecast((train.select(*names, loss=target), asked, columns, ""))
     for size, test in zip(sizes, tests, strict=True):
       own, predicted = predicted[: len(test)], predicted[len(test) :]
-      correlation = float(stats.spearmanr(own, test[target].to_numpy()).statistic)
+      correlation = float(np.corrcoef(stats.rankdata(own), stats.rankdata(test[target].to_numpy()))[0, 1])
       results.append(Result(f"ranks of mixtures by the loss of {target} at {size}, Spearman", None, correlation))
   return results
 
