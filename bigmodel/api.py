@@ -171,7 +171,8 @@ def forecast(
 
   Returns:
     The forecast: `table` has a row for each entry of `at` (and each group) with the scales, `predicted`, and the ends
-    of the intervals, `low50`, `high50`, ..., `low95`, `high95`. `weights` are those of the laws.
+    of the intervals, `low50`, `high50`, ..., `low95`, `high95`, and `beyond`, the scale as a factor of the largest
+    among the points (of the smallest, below them). `weights` are those of the laws.
 
   Raises:
     UserError: as `fit`, or an entry of `at` is not what the columns ask for.

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,8 +49,12 @@ def load_module(spec: str) -> tuple[ModuleType, str | None]:
   except UserError:
     raise
   except Exception as error:
-    raise UserError(f"--config: {path} does not load: {type(error).__name__}: {error}") from error
+    raise UserError(f"--config: {path} does not load: {type(error).__name__}: {_first_line(error)}") from error
   return module, arg or None
+
+
+def _first_line(error: Exception) -> str:
+  return next(iter(str(error).strip().splitlines()), "")
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
@@ -61,8 +66,10 @@ def load(spec: str, overrides: Iterable[str] = ()) -> tuple[Config, ModuleType]:
     config = module.get_config(arg)
   except UserError:
     raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"--config: {spec}: get_config: {error}") from error
+  except Exception as error:
+    raise UserError(f"--config: {spec}: get_config: {type(error).__name__}: {_first_line(error)}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--config: {spec}: get_config returns {type(config).__name__} and not a config")
   apply(config, overrides)
   return config, module
 
@@ -82,7 +89,7 @@ def parse_value(text: str) -> Any:
     return text == "true"
   try:
     return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
     return text
 
 
@@ -103,7 +110,7 @@ def override(config: Config, name: str, value: object) -> None:
     raise UserError(f"config.{name}: is a group; set one of {', '.join(sorted(old.keys()))}")
   kind = type(old)
   if kind is float and type(value) is int:
-    value = float(value)
+    value = float(value) if abs(value) < 1 << 128 else (math.inf if value > 0 else -math.inf)  # which no field allows
   elif kind is int and type(value) is float and value.is_integer():
     value = int(value)  # so that large integers can be written as 1e6
   elif kind is tuple and isinstance(value, list | str):
@@ -111,8 +118,17 @@ def override(config: Config, name: str, value: object) -> None:
   elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
     value = str(value)
   if type(value) is not kind:
-    raise UserError(f"config.{name}: {value!r} is not of type {kind.__name__} (its value is {old!r})")
+    raise UserError(f"config.{name}: {_short(value)} is not of type {kind.__name__} (its value is {_short(old)})")
   group[field] = value
+
+
+def _short(value: object) -> str:
+  """The value as Python writes it, cut where it would fill the line of an error."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes no numbers of over 4,300 digits
+    return "a number with thousands of digits"
+  return text if len(text) <= 200 else f"{text[:150]}... ({len(text):,} characters)"
 
 
 def with_overrides(config: Config, changes: Mapping[str, object]) -> Config:

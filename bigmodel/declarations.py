@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from bigmodel.config import Config, nearest
 from bigmodel.errors import UserError
@@ -37,6 +37,11 @@ class Use(enum.Enum):
 COMPILED, TRACED, PROVENANCE = Use.COMPILED, Use.TRACED, Use.PROVENANCE
 
 
+# Whole numbers that programs compute with have 32 bits. Tokens are only counted, in Python, and stay exact in JSON.
+LARGEST_WHOLE, LARGEST_COUNT = 2**31 - 1, 2**53
+LARGEST_FLOAT = 3.4028234e38  # of 32 bits
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
   """The numbers from `low` to `high`; a bound that is open is excluded."""
@@ -52,7 +57,7 @@ class Range:
     below = value < self.high if self.high_open else value <= self.high
     if above and below:
       return ""
-    if self.high < math.inf:
+    if self.high < LARGEST_COUNT:
       left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
       return f"{value} is not in {left}{self.low:g}, {self.high:g}{right}"
     if self.low == 0:
@@ -60,6 +65,8 @@ class Range:
     return f"{value}; at least {self.low:g}"
 
 
+COUNT = Range(0, LARGEST_COUNT)  # of tokens or examples
+DEPTH = Range(1, 10_000)  # of layers, each of which is traced
 POSITIVE = Range(0, low_open=True)
 NOT_NEGATIVE = Range(0)
 SHARE = Range(0, 1)
@@ -90,11 +97,36 @@ class Field:
   compiled_part: Callable[[Any], object] | None = None
   added_later: bool = False  # enters a run's id only where it differs from its default, so that old ids stay the same
 
+  def problem(self, value: Value) -> str:
+    """What is wrong with a value of the field's type, or '' where it is allowed."""
+    if problem := self.unusable(value):
+      return problem
+    return self.allowed.problem(cast(Any, value)) if self.allowed is not None else ""
+
+  def unusable(self, value: Value) -> str:
+    """Why no program can compute with a number of the value: it is not finite, or too large; '' for other values."""
+    most = LARGEST_COUNT if isinstance(self.allowed, Range) and self.allowed.high == LARGEST_COUNT else LARGEST_WHOLE
+    for part in value if isinstance(value, tuple | list) else (value,):
+      if problem := _not_usable(part, most):
+        return problem
+    return ""
+
   def compiled(self, value: object) -> Any:
     """The part of the value that runs must share to train side by side in one program."""
     if self.compiled_part is not None:
       return self.compiled_part(value)
     return None if self.use is TRACED else value
+
+
+def _not_usable(value: Scalar, most: int) -> str:
+  if isinstance(value, float):
+    if not math.isfinite(value):
+      return f"{value} is not a finite number"
+    return f"{value:g} is too large; at most {LARGEST_FLOAT:.2g}" if abs(value) > LARGEST_FLOAT else ""
+  if not isinstance(value, int) or abs(value) <= most:
+    return ""
+  shown = value if value.bit_length() < 128 else "a number with more than 38 digits"
+  return f"{shown} is too {'large' if value > 0 else 'small'}; at most {most:,}, positive or negative"
 
 
 def field(
@@ -128,7 +160,7 @@ def check(prefix: str, group: type, values: Config) -> None:
 def check_fields(prefix: str, fields: Mapping[str, Field], values: Config) -> None:
   """Refuses the first value that its field does not allow, as `check` does, for fields by name."""
   for name, declared in fields.items():
-    if declared.allowed is not None and (problem := declared.allowed.problem(values[name])):
+    if problem := declared.problem(values[name]):
       raise UserError(f"config.{prefix}.{name}: {problem}")
 
 

@@ -75,11 +75,21 @@ def write_json(path: epath.PathLike, value: object) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any:
-  """The JSON document at `path`; a file that is not JSON is a `UserError`."""
+  """The JSON document at `path`. Raises `UserError` for a file that is missing, unreadable or not JSON."""
   try:
     return json.loads(epath.Path(path).read_text())
-  except (ValueError, UnicodeDecodeError) as error:
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: is corrupt ({error}); delete it or restore it") from error
+
+
+def read_json_object(path: epath.PathLike) -> JsonObject:
+  """The JSON object at `path`. Raises `UserError` for any other content, as `read_json` does."""
+  document = read_json(path)
+  if not isinstance(document, dict):
+    raise UserError(f"{path}: is corrupt (not a JSON object); delete it or restore it")
+  return document
 
 
 def write_jsonl(path: epath.PathLike, rows: Iterable[dict]) -> None:
@@ -119,7 +129,14 @@ def cache_dir() -> Path:
 def only_one(name: str) -> Iterator[None]:
   """A lock named `name` among the processes of this machine; it is released when its holder exits."""
   folder = cache_dir() / "locks"
-  folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / name, "w", encoding="utf-8") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as stack:
+    try:
+      with refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(open(folder / name, "w", encoding="utf-8"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except UserError:
+      if not cache_dir().is_dir():
+        raise
+      # Nobody can write to this cache, such as a shared one: what is in it can be read without a lock.
     yield

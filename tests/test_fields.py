@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from bigmodel import declarations, models, optim, study, tasks
 from bigmodel.config import flatten, unflatten
 from bigmodel.declarations import COMPILED, PROVENANCE, TRACED, OneOf, Range, field
 from bigmodel.errors import UserError
-from bigmodel.train import configs
+from bigmodel.train import configs, resolution
 from bigmodel.train.programs import choose
 from bigmodel.train.run import Run, run_id
 from bigmodel.train.step import Recipe, State, train_step
@@ -188,3 +190,114 @@ def test_fields_that_only_affect_execution_are_not_in_the_run_id():
   for name, one in configs.declared("decoder", "causal_lm").items():
     own = changed(config, {name: other(name, one, flatten(config)[name])}) if name not in CHOOSE_THE_FIELDS else config
     assert name in CHOOSE_THE_FIELDS or (run_id(own) == run_id(config)) == (one.use is PROVENANCE), name
+
+
+def numbers_of(config):
+  """The numeric fields of a config, and its tuples of numbers."""
+  return {
+    name: value
+    for name, value in flatten(config).items()
+    if (type(value) in (int, float)) or (isinstance(value, tuple) and value and type(value[0]) is int)
+  }
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_numbers_that_no_program_can_compute_with_are_refused_in_every_field(family, task, tmp_path):
+  """They are refused by name and value before any data are read; a 0 or -1 is allowed or refused in the same way."""
+  (tmp_path / "a.txt").write_text("a text")
+  config = small(family, task)
+  config.optim.weight_decay = 0.0  # which contrastive divergence needs
+  config.train.update(steps=10, tokens=0)
+  if config.data.kind == "text":
+    config.data.update(name="text_files", path=str(tmp_path / "*.txt"))
+  resolution.check(config)
+  for name, value in numbers_of(config).items():
+    kind = float if isinstance(value, float) else int
+    unusable = (math.inf, -math.inf, math.nan, 1e300) if kind is float else (10**30, 2**63, -(2**63), 10**400)
+    for number in (*unusable, kind(0), kind(-1)):
+      problem = problem_of(changed(config, {name: (number, *value[1:]) if isinstance(value, tuple) else number}))
+      assert problem or number in (0, -1), name
+      assert not problem or re.match(r"config\.[^\n]{1,300}$", problem), (name, number, problem)
+      assert number not in unusable or name in problem or str(number) in problem, (name, number, problem)
+
+
+def problem_of(config):
+  """The message with which a config is refused, or ""."""
+  try:
+    resolution.check(config)
+  except UserError as error:
+    return str(error)
+  return ""
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"seed": 2**31}, "config.seed: 2147483648 is too large; at most 2,147,483,647"),
+    ({"seed": -1}, "config.seed: -1 is negative"),
+    ({"optim.rates": ("w=inf",)}, "config.optim.rates: 'w=inf' is not a finite number"),
+    ({"optim.decays": ("w=nan",)}, "config.optim.decays: 'w=nan' is not a finite number"),
+    ({"optim.base": ("model.width=8",)}, "config.optim.base: ('model.width=8',) has no effect on the standard"),
+    ({"train.ramp": ("9" * 5000 + "@9",)}, "is not ROWS@TOKENS"),
+    ({"train.ramp": ("²@9",)}, "is not ROWS@TOKENS"),
+    ({"train.steps": 0, "train.tokens": 2**50}, "config.train: the run would have"),
+    ({"data.mixture": ("9" * 400 + " path=x",)}, "does not begin with a weight"),
+    ({"train.stages": (f"train.steps={2**31}",)}, "config.train.stages: 2.15e+09 steps"),
+  ],
+)
+def test_other_unusable_numbers_are_refused(changes, message):
+  config = small("decoder", "causal_lm")
+  config.data.update(name="text_files", path="*.txt")
+  config.train.update(steps=10, tokens=0)
+  with pytest.raises(UserError) as caught:
+    resolution.check(changed(config, changes))
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("parametrization", "base", "message"),
+  [
+    ("mup", "model.width=0", "config.optim.base: no model can have this size: config.model.width: 0 is not positive"),
+    ("mup", "model.width=1e400", "config.optim.base: 'model.width=1e400': config.width: inf is not of type int"),
+    ("mup", "model.layers=-1", "config.optim.base: no model can have this size: config.model.layers: -1 is not in"),
+    ("completep", "model.width=8", "config.optim.base: completep needs the base's depth, such as 'model.layers=2'"),
+  ],
+)
+def test_a_base_that_no_model_can_have_is_refused(parametrization, base, message):
+  config = small("decoder", "causal_lm")
+  config.optim.update(parametrization=parametrization, base=(base,))
+  with pytest.raises(UserError) as caught:
+    optim.check(config)
+  assert str(caught.value).startswith(message)
+
+
+def test_a_model_or_batch_beyond_all_memory_is_refused(resolved):
+  config, corpus = resolved
+  resolution.check_resolved(config, corpus)
+  config.model.update(width=2**20, heads=2**17, kv_heads=2**17, feed_forward=2**22)
+  with pytest.raises(UserError, match=r"config.model: .* parameters and their gradients take .* GB, more than the"):
+    resolution.check_resolved(config, corpus)
+  config.model.update(width=16, heads=2, kv_heads=2, feed_forward=64)
+  config.train.batch_size = 2**30
+  with pytest.raises(UserError, match=r"config.train.batch_size: 1,073,741,824 rows take .* GB, more than the"):
+    resolution.check_resolved(config, corpus)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("optim.lr=1" + "0" * 400, "config.optim.lr: inf is not a finite number"),
+    ("train.steps=" + "9" * 5000, "(5,002 characters) is not of type int"),
+    ("train.steps=1e400", "config.train.steps: inf is not of type int"),
+    ("train.steps=" + "(" * 500, "is not of type int"),
+    ("optim.lr=nan", "config.optim.lr: 'nan' is not of type float"),
+  ],
+)
+def test_overrides_with_unusable_numbers_are_refused(text, message):
+  config = small("decoder", "causal_lm")
+  config.data.update(name="text_files", path="*.txt")
+  config.train.update(steps=10, tokens=0)
+  with pytest.raises(UserError) as caught:
+    resolution.check(configs.overridden(config, [text]))
+  assert message in str(caught.value)
+  assert len(str(caught.value)) < 400

@@ -9,6 +9,7 @@ runs, so that `--help` is fast.
 import argparse
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import json
@@ -109,6 +110,12 @@ class Failure:
       case UnfitWorker():
         return str(error), UNFIT if self.is_worker else FAILED
     first_line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first_line:
+      return f"out of memory: use a smaller model, batch or context, or more devices ({first_line})", FAILED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return f"the disk is full: {first_line}", FAILED
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+      return f"{error.filename}: cannot be used ({error.strerror})", INVALID
     return first_line if isinstance(
       error, CheckpointError | RunsFailed
     ) else f"{type(error).__name__}: {first_line}", FAILED

@@ -5,17 +5,22 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+LARGEST_SEED = 2**31 - 1  # programs have 32 bits for it
+LONGEST_SHOWN = 60  # characters of an invalid value
 
-def whole_number(least: int) -> Callable[[str], int]:
-  """A type for argparse: a whole number that is not less than `least`."""
+
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+  """A type for argparse: a whole number between `least` and `most`."""
 
   def parse_number(text: str) -> int:
     try:
       value = int(text)
     except ValueError as error:
-      raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+      raise argparse.ArgumentTypeError(f"{_shown(repr(text))} is not a whole number") from error
     if value < least:
-      raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+      raise argparse.ArgumentTypeError(f"{_shown(text)} is less than {least}")
+    if value > most:
+      raise argparse.ArgumentTypeError(f"{_shown(text)} is more than {most:,}")
     return value
 
   return parse_number
@@ -26,10 +31,22 @@ def positive_number(text: str) -> float:
   try:
     value = float(text)
   except ValueError as error:
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    raise argparse.ArgumentTypeError(f"{_shown(repr(text))} is not a number") from error
   if not 0 < value < math.inf:
-    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    raise argparse.ArgumentTypeError(f"{_shown(text)} is not a positive number")
   return value
+
+
+def seconds(text: str) -> float:
+  """A type for argparse: a time above 0 for which a process can wait."""
+  value = positive_number(text)
+  if value > 1e6:
+    raise argparse.ArgumentTypeError(f"{_shown(text)} is more than 1,000,000 seconds")
+  return value
+
+
+def _shown(text: str) -> str:
+  return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def last_value(words: Sequence[str], option: str) -> str:

@@ -76,8 +76,10 @@ def parse(name: str, verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     raise
   takes_overrides = bool(getattr(arguments, "config", None))
   overrides = [word for word in rest if takes_overrides and word.startswith("--config.")]
-  for word in rest:
+  for before, word in zip(["", *rest], rest, strict=False):
     if word not in overrides:
+      if before in overrides and "=" not in before and not word.startswith("-"):
+        raise UserError(f"{before} {word}: write {before}={word}")
       raise _unexpected(word, option_names)
   arguments.verb, arguments.argv = name, [name, *words]
   arguments.overrides = [word.removeprefix("--config.") for word in overrides]

@@ -80,10 +80,14 @@ def load(arguments: argparse.Namespace) -> tuple["Config", "Study | None"]:
   from bigmodel.train import configs
 
   config, module = config_files.load(arguments.config)
+  configs.check_groups(config)
   config = configs.overridden(config, arguments.overrides)
   if not hasattr(module, "get_study"):
     return config, None
   try:
     return config, module.get_study(config)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"--config: {arguments.config}: get_study: {error}") from error
+  except UserError:
+    raise
+  except Exception as error:
+    first = next(iter(str(error).strip().splitlines()), "")
+    raise UserError(f"--config: {arguments.config}: get_study: {type(error).__name__}: {first}") from error

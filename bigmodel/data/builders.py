@@ -17,7 +17,7 @@ from etils import epath
 from tensorflow_datasets.core import shuffle
 
 from bigmodel.config import Config
-from bigmodel.data.documents import TextFile, check_unchanged, divided, heldout_share, identity
+from bigmodel.data.documents import TextFile, check_unchanged, cut, divided, heldout_share, identity
 from bigmodel.data.documents import documents as documents_in
 from bigmodel.data.sources import Documents, Text
 from bigmodel.errors import UserError
@@ -115,8 +115,16 @@ class RowTexts:
   def __iter__(self) -> Iterator[Text]:
     for row in self.rows:
       text = _decoded(row[self.text_key])
-      identities = _decoded(row[IDENTITIES]) if IDENTITIES in row else identity([text])
-      yield Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
+      if IDENTITIES in row:
+        yield _text(text, _decoded(row[IDENTITIES]))
+        continue
+      whole = identity([text])
+      for piece in cut([text]):
+        yield _text(piece, joined_identities(whole, piece) if len(piece) < len(text) else whole)
+
+
+def _text(text: str, identities: str) -> Text:
+  return Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
 
 
 def _decoded(value: object) -> str:
@@ -139,20 +147,25 @@ def documents(
 
   def open_splits() -> Mapping[str, Iterable[Text]]:
     folder = (Path(data.dir) if data.dir else cache_dir() / "tfds") / sha256[:16]
-    builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped=skipped or {})
+    builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped={} if skipped is None else skipped)
     try:
       with quiet(), _little_memory():
         builder.download_and_prepare()
     except AssertionError as error:  # TFDS raises it for a split without documents
       raise empty("validation" if '"validation"' in str(error) else "train") from error
     finally:
-      for empty_folder in (folder / DocumentsBuilder.name, folder):
-        with contextlib.suppress(OSError):  # it holds the documents
-          empty_folder.rmdir()
+      _remove_empty(folder)
     left_out.update(cast(Mapping[str, int], builder.info.metadata or {}))
     return {split: RowTexts(rows(builder, split), "text") for split in ("train", "validation")}
 
   return Documents(sha256, open_splits, left_out, passed_over or {})
+
+
+def _remove_empty(folder: Path) -> None:
+  """Removes the folders in and above this one in which an error has left nothing; others hold the documents."""
+  for inside in (*sorted(folder.rglob("*"), reverse=True), folder, folder.parent):
+    with contextlib.suppress(OSError):
+      inside.rmdir()
 
 
 def prepared(name: str, folder: str, alternatives: str) -> tfds.core.DatasetBuilder:

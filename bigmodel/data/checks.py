@@ -77,7 +77,7 @@ def refuse_table_fields(data: Config) -> None:
   """Refuses fields that have no effect on data that are not a table."""
   for name in TABLE_FIELDS:
     require(not data[name], f"config.data.{name}: is for tables")
-  for name in ("min_category_rows", "max_categories"):
+  for name in ("min_category_rows", "max_categories", "categories"):
     require(
       data[name] == declared("examples")[name].default,
       f"config.data.{name}: {data[name]}; only tables have this field, and {sources.label(data)} is not a table",

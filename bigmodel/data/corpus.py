@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import sources, tokenizer, user_documents
+from bigmodel.data.corpus_files import MissingFilesError
 from bigmodel.data.mixture import components, part_names
 from bigmodel.data.prepared import GrowingArray, new_folder, open_array
 from bigmodel.data.sources import Documents
@@ -18,6 +21,7 @@ from bigmodel.data.texts import Distinct, HeldOut, Part, Training
 from bigmodel.declarations import Value
 from bigmodel.files import JsonObject, cache_dir, only_one, read_json, sha256_text, write_json
 
+log = logging.getLogger("bigmodel")
 FORMAT = 3  # of the files in a prepared folder; folders of other formats are ignored
 BPE_TRAINING_BYTES = 16 << 20
 
@@ -47,11 +51,13 @@ class _Recipe:
   """Everything that decides the content of a corpus."""
 
   data: Config
-  parts: list[tuple[float, Documents]]
+  parts: list[tuple[float, Documents]]  # empty if the files are not at their path any more
 
   @property
   def sha256(self) -> str:
     """The hash of the documents and of the steps that drop some of them."""
+    if not self.parts:
+      return self.data.sha256
     hashes = [(weight, documents.sha256) for weight, documents in self.parts]
     steps = [self.data.near_duplicates, self.data.decontaminate]
     return hashes[0][1] if len(hashes) == 1 and not any(steps) else sha256_text(json.dumps([hashes, steps]))
@@ -75,8 +81,18 @@ class _Recipe:
 
 
 def recipe(data: Config) -> _Recipe:
-  """The recipe of the corpus of `config.data`. Nothing is prepared for it."""
-  return _Recipe(data, [(weight, user_documents.read(part)) for weight, part in components(data)])
+  """The recipe of the corpus of `config.data`. Nothing is prepared for it.
+
+  If its files are not at their path any more, a corpus in the cache that has the hash of the config is taken.
+  """
+  try:
+    return _Recipe(data, [(weight, user_documents.read(part)) for weight, part in components(data)])
+  except MissingFilesError as error:
+    prepared = _Recipe(data, [])
+    if not data.sha256 or not (prepared.folder / "card.json").exists():
+      raise
+    log.warning("%s; the prepared corpus with the same hash is used", error)
+    return prepared
 
 
 def prepare(config: Config) -> Corpus:
@@ -96,9 +112,19 @@ def prepare(config: Config) -> Corpus:
     require(
       rows > 0,
       f"config.data.context: {data.context} is longer than the {split} documents allow"
-      f" ({len(corpus.tokens[split])} tokens in all)",
+      f" ({len(corpus.tokens[split])} tokens in all){_more_heldout(data, corpus, split)}",
     )
   return corpus
+
+
+def _more_heldout(data: Config, corpus: Corpus, split: str) -> str:
+  """What to do about a split that is shorter than a row."""
+  tokens = {name: len(array) for name, array in corpus.tokens.items()}
+  share = 1.2 * (data.context + 1) / sum(tokens.values())  # a document more or less may be held out
+  fraction = math.ceil(100 * max(share, data.heldout_fraction)) / 100
+  if split == "train" or data.name in ("python_source", "tfds") or fraction > 1 / 2:
+    return "; give more text, or a shorter context"
+  return f"; a larger heldout_fraction than {data.heldout_fraction:g}, such as {fraction:g}, holds out more"
 
 
 def _open(of: _Recipe) -> Corpus | None:

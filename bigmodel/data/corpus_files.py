@@ -14,8 +14,11 @@ from bigmodel.readers import packed
 
 HIDDEN, EMPTY, UNREADABLE = "hidden", "empty", "unreadable"
 SPECIAL, LINKED = "not a regular file", "linked folder"
-LOOPS = 10_000  # a pattern that matches so many files again follows links in a circle
 KINDS = "no .txt, .md or .jsonl file (also .ndjson; plain, .gz, .zst or .xz)"
+
+
+class MissingFilesError(UserError):
+  """Nothing is at the path of a corpus, which may have been moved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,8 @@ def _find(pattern: str) -> Found:
   files = [file for path in chosen if (file := _file(path, base, path == root, passed_over)) is not None]
   counted = dict(sorted(passed_over.items(), key=lambda item: (item[0][0] != ".", -item[1], item[0])))
   if not files:
-    raise UserError(f"config.data.path: {KINDS} at {pattern!r}; {_nothing(root, counted)}")
+    missing = MissingFilesError if not counted else UserError
+    raise missing(f"config.data.path: {KINDS} at {pattern!r}; {_nothing(root, counted)}")
   return Found(files, counted)
 
 
@@ -92,29 +96,21 @@ def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-  """What a glob matches, sorted, without names in which ** goes in a circle through linked folders."""
-  if "**" not in pattern:
-    return [Path(path) for path in sorted(glob.glob(pattern))]
-  in_circle: dict[str, bool] = {}
-  matches, circular = set[str](), 0
-  for path in glob.iglob(pattern, recursive=True):
-    folder = os.path.dirname(path)
-    if folder not in in_circle:
-      in_circle[folder] = _is_in_circle(Path(folder))
-    circular += in_circle[folder]
-    if circular > LOOPS:
-      raise UserError(f"config.data.path: {pattern!r} goes in circles through linked folders, such as {folder!r}")
-    if not in_circle[folder]:
-      matches.add(path)
-  return [Path(path) for path in sorted(matches)]
+  """What a glob matches, sorted. Refuses ** where it would go in circles through linked folders."""
+  if "**" in pattern:
+    for folder, inside, _ in os.walk(_folder_without_wildcards(Path(pattern))):
+      for path in (Path(folder, name) for name in inside):
+        if _is_in_circle(path):
+          raise UserError(
+            f"config.data.path: {pattern!r} goes in circles through the linked folder {str(path)!r}; name the folder"
+            " that holds the files, in which links are not followed"
+          )
+  return [Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
 
 
 def _is_in_circle(folder: Path) -> bool:
-  """Whether a part of the path is a link to a folder that holds the link."""
-  for step in (folder, *folder.parents):
-    if step.is_symlink() and Path(os.path.realpath(step.parent)).is_relative_to(os.path.realpath(step)):
-      return True
-  return False
+  """Whether the folder is a link to one that holds the link."""
+  return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
 
 
 def _is_text(path: Path, allowed: Iterable[str], passed_over: Counter[str]) -> bool:

@@ -108,6 +108,8 @@ def finish(config: Config, split: Split) -> Examples:
   data, arrays = config.data, split.arrays
   places = {"train": np.flatnonzero(split.train), "validation": np.flatnonzero(split.heldout)}
   settings = {name: list(value) if isinstance(value := data[name], tuple) else value for name in PREPARATION}
+  if data.categories:  # a later field: data that are prepared without it keep their name
+    settings["categories"] = data.categories
   task, is_numeric = config.task.name, has_numeric_targets(config.task)
   if user_files.is_reference(task):  # the preparation depends on the kind of targets only
     task = "regression" if is_numeric else "classification"

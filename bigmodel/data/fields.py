@@ -5,7 +5,7 @@ import dataclasses
 from bigmodel.config import Config
 from bigmodel.data import sources
 from bigmodel.data.splits import SPLITS
-from bigmodel.declarations import NOT_NEGATIVE, POSITIVE, SHARE, TRACED, Field, OneOf, Range, declared_in, field
+from bigmodel.declarations import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, TRACED, Field, OneOf, Range, declared_in, field
 
 KINDS = ("text", "examples")
 NORMALISATIONS = ("standard", "unit", "none")
@@ -26,7 +26,7 @@ class Data:
   path: str = field(
     "", "the files that `name` reads, if it reads any; package:NAME/FILE is a table in an installed package"
   )
-  seed: int = field(0, "seed of the order of the rows", None, TRACED)
+  seed: int = field(0, "seed of the order of the rows", NOT_NEGATIVE, TRACED)
   sha256: str = field("", "hash of the prepared data; filled in when empty, refused when the data differ", None, TRACED)
 
 
@@ -67,7 +67,7 @@ class Text(Data):
   )
   vocab_size: int = field(4096, "bpe: entries of the tokenizer; ids: at least the largest token id + 2")
   context: int = field(128, "tokens per row", Range(2))
-  tokens: int = field(0, "training tokens to use, the first of the corpus; 0: all of them", NOT_NEGATIVE, TRACED)
+  tokens: int = field(0, "training tokens to use, the first of the corpus; 0: all of them", COUNT, TRACED)
   repeat: bool = field(False, "a run may see a token more than once")
 
 
@@ -101,7 +101,7 @@ class Examples(Data):
     5, "parts of a split, of which one is held out; split=time: periods that can be held out", Range(1)
   )
   fold: int = field(0, "the part that is held out", NOT_NEGATIVE, TRACED)
-  split_seed: int = field(0, "each seed is another repetition of cross-validation", None, TRACED)
+  split_seed: int = field(0, "each seed is another repetition of cross-validation", NOT_NEGATIVE, TRACED)
   examples: int = field(
     0, "training examples to use, the first of a random order; 0: all of them", NOT_NEGATIVE, TRACED
   )
@@ -121,6 +121,12 @@ class Examples(Data):
   min_category_rows: int = field(2, "tables: least number of training rows of a text that becomes a category", Range(1))
   max_categories: int = field(
     1000, "tables: largest number of categories of a column; the most frequent texts are kept", Range(1)
+  )
+  categories: int = field(
+    0,
+    "tables: instead of max_categories; columns most of whose rows are then `other` are accepted (0: refused)",
+    NOT_NEGATIVE,
+    added_later=True,
   )
   window: int = field(
     0, "tables that are time series: number of rows before the target that are the input", NOT_NEGATIVE

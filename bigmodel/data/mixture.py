@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bigmodel.config import Config, override, parse_value, require
 from bigmodel.data import sources
+from bigmodel.declarations import LARGEST_FLOAT
 
 # The fields of `config.data` that a part may set.
 COMPONENT = (
@@ -18,7 +19,8 @@ def components(data: Config) -> list[tuple[float, Config]]:
   for text in data.mixture:
     weight, *changes = text.split()
     where = f"config.data.mixture: {text!r}"
-    require(weight.replace(".", "", 1).isdigit() and float(weight) > 0, f"{where} does not begin with a weight")
+    is_number = weight.isascii() and weight.replace(".", "", 1).isdigit()
+    require(is_number and 0 < float(weight) < LARGEST_FLOAT, f"{where} does not begin with a weight")
     part = data.copy_and_resolve_references()
     for change in changes:
       name, equals, value = change.partition("=")

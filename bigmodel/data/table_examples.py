@@ -8,11 +8,14 @@ import polars as pl
 from bigmodel.config import Config, require
 from bigmodel.data import series, tables
 from bigmodel.data.example_split import Split, divide
-from bigmodel.data.fields import has_numeric_targets
+from bigmodel.data.fields import declared, has_numeric_targets
 from bigmodel.data.normalisation import statistics
 from bigmodel.data.sources import Arrays
 from bigmodel.declarations import Value
 from bigmodel.files import JsonObject
+
+JUDGED = 100  # training rows of tables whose columns are judged by the number of their texts
+MOST = 0.5  # a column is refused where more than this share of the training rows is `other`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,9 @@ class _Columns:
   def card(self, encoded: tables.Encoded, features: list[str]) -> JsonObject:
     """The part of the data card about columns and steps."""
     steps = self.table.counts | encoded.counts
-    return {"features": features, "steps": steps, "learned": encoded.learned, "other": encoded.other}
+    notes = [*self.table.notes, *(f"column {name!r} has one value in all training rows" for name in encoded.constant)]
+    card = {"features": features, "steps": steps, "learned": encoded.learned, "other": encoded.other}
+    return card | {"notes": notes} if notes else card
 
 
 def split(config: Config, raw: tables.RawTable) -> Split:
@@ -57,6 +62,7 @@ def _rows(config: Config, columns: _Columns) -> Split:
   )
   train, heldout = divide(config, arrays)
   encoded = tables.encode(table, train, heldout, data, data.encode)
+  _refuse_mostly_other(encoded, int(train.sum()), data)
   train = train & encoded.keep
   arrays = dataclasses.replace(arrays, inputs=encoded.inputs)
   mean, deviation = (np.full(encoded.inputs.shape[1], x, np.float32) for x in (0, 1))
@@ -83,6 +89,7 @@ def _windows(config: Config, columns: _Columns) -> Split:
   in_heldout[order[np.flatnonzero(heldout)[:, None] + np.arange(data.window)]] = True
   in_heldout[order[np.flatnonzero(heldout) + data.window - 1 + data.horizon]] = True
   encoded = tables.encode(columns.table, in_training, in_heldout, data, "one_hot")
+  _refuse_mostly_other(encoded, trained_rows, data)
   require(bool(encoded.keep.all()), "config.data.steps: drop_outliers would leave gaps in windows; use clip")
   past_targets = targets[order][:, None].astype(np.float32)  # earlier targets are inputs for later ones
   rows = np.concatenate([past_targets, encoded.inputs[order]], axis=1)
@@ -92,3 +99,19 @@ def _windows(config: Config, columns: _Columns) -> Split:
   arrays = Arrays(windows, targets[order][data.window - 1 + data.horizon :], blocks, classes=columns.classes)
   card = columns.card(encoded, [data.target, *encoded.names])
   return Split(arrays, train, heldout, mean, deviation, columns.table.sha256, {}, card)
+
+
+def _refuse_mostly_other(encoded: tables.Encoded, training: int, data: Config) -> None:
+  """Refuses a column most of whose texts are too rare to be categories, unless the config sets limits of its own."""
+  defaults = declared("examples")
+  if training < JUDGED or any(
+    data[name] != defaults[name].default for name in ("categories", "max_categories", "min_category_rows")
+  ):
+    return
+  for name, facts in encoded.other.items():
+    require(
+      facts["training rows"] <= MOST * training,
+      f"config.data.drop: column {name!r} has {facts['texts in training']} different texts in {training} training rows,"
+      " most of them too rare to be categories; name it there, or accept this with data.categories=N, the number of"
+      " categories to keep",
+    )

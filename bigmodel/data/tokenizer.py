@@ -5,13 +5,18 @@ names have continuation marks, substitutes for spaces and bytes, and forms such 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bigmodel.config import require
 from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
+
+if TYPE_CHECKING:
+  import tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Tokenizer:
 
 
 SEPARATOR = "<|separator|>"
+WORD_BYTES = 1024  # of the longest word from which BPE learns; sentences without blanks, as in Chinese, are shorter
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -99,12 +105,19 @@ def count_bytes(text: str, ends: np.ndarray) -> np.ndarray:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
-  """Trains byte-level BPE; returns its JSON. The same texts give the same tokenizer."""
+  """Trains byte-level BPE; returns its JSON. The same texts give the same tokenizer.
+
+  The time that a word takes grows with the square of its length, so words are cut after `WORD_BYTES` for training.
+  """
   from tokenizers import Tokenizer as Bpe
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
+  texts = list(texts)
   bpe = Bpe(models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  bpe.pre_tokenizer = words  # pyright: ignore
+  if any(_may_have_long_words(text) for text in texts):
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(WORD_BYTES)])  # pyright: ignore
   bpe.decoder = decoders.ByteLevel()  # pyright: ignore
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -113,29 +126,86 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     show_progress=False,
   )
   bpe.train_from_iterator(texts, trainer)
+  bpe.pre_tokenizer = words  # pyright: ignore
   return bpe.to_str()
 
 
+def _may_have_long_words(text: str) -> bool:
+  """Whether more than `WORD_BYTES` of the text follow one another without a blank, or are all blanks."""
+  if len(text) * 4 <= WORD_BYTES:
+    return False
+  blank = np.frombuffer(text.encode(), np.uint8) <= ord(" ")
+  changes = np.flatnonzero(blank[1:] != blank[:-1])
+  return bool(np.diff(changes, prepend=-1, append=len(blank) - 1).max() > WORD_BYTES)
+
+
+def _spelled_out(
+  bpe: "tokenizers.Tokenizer", special: Mapping[int, str], document: str, encoded: "tokenizers.Encoding"
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and ends of tokens, with the tokens of characters in place of special tokens that the text spells out.
+
+  Models other than BPE have special tokens in the vocabulary of their words. Special tokens for unknown words stay.
+  """
+  ids: list[int] = []
+  ends: list[int] = []
+  for id_, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+    if special.get(id_) != document[start:stop]:
+      ids.append(id_)
+      ends.append(stop)
+      continue
+    for place in range(start, stop):
+      of_character = [token.id for token in bpe.model.tokenize(document[place])]
+      ids.extend(of_character)
+      ends.extend([place + 1] * len(of_character))
+  return np.asarray(ids, np.int64), np.asarray(ends, np.int64)
+
+
+def _with_special_ends(text: str, ends: Collection[int | None]) -> str:
+  """The JSON of a tokenizer with the tokens of these ids marked as special, as not all files do."""
+  document = json.loads(text)
+  changed = False
+  for token in document.get("added_tokens") or ():
+    if token["id"] in ends and not token.get("special"):
+      token["special"] = changed = True
+  return json.dumps(document) if changed else text
+
+
 def from_text(text: str, begin: int | None = None, end: int | None = None) -> Tokenizer:
-  """The tokenizer of `train_bpe`'s JSON, or of another file whose `begin` and `end` ids are given; bytes for ''."""
+  """The tokenizer of `train_bpe`'s JSON, or of another file whose `begin` and `end` ids are given; bytes for ''.
+
+  Special tokens that are spelled out in a text are text: they become ordinary tokens.
+  """
   if not text:
     return bytes_tokenizer()
   from tokenizers import Tokenizer as Bpe
 
-  bpe = Bpe.from_str(text)
+  try:
+    bpe = Bpe.from_str(_with_special_ends(text, {begin, end}))
+  except Exception as error:  # `tokenizers` raises no other class
+    reason = str(error).strip().partition("\n")[0][:200]
+    raise UserError(f"tokenizer.json: not a tokenizer that the package tokenizers can read ({reason})") from error
+  bpe.encode_special_tokens = True
   bpe.no_truncation()  # some files truncate or pad every text to a model's context
   bpe.no_padding()
   size = max(bpe.get_vocab().values()) + 1  # there may be gaps between ids
   separator = bpe.token_to_id(SEPARATOR) if end is None else end
   assert separator is not None
 
+  special = {id_: token.content for id_, token in bpe.get_added_tokens_decoder().items() if token.special}
+  special_ids = np.asarray(list(special), np.int64)
+
   def encode(document: str) -> np.ndarray:
-    return np.asarray(bpe.encode(document, add_special_tokens=False).ids, np.int64)
+    encoded = bpe.encode(document, add_special_tokens=False)
+    ids = np.asarray(encoded.ids, np.int64)
+    return _spelled_out(bpe, special, document, encoded)[0] if np.isin(ids, special_ids).any() else ids
 
   def encode_and_count(document: str) -> tuple[np.ndarray, np.ndarray]:
     encoded = bpe.encode(document, add_special_tokens=False)
+    ids = np.asarray(encoded.ids, np.int64)
     ends = np.asarray([stop for _, stop in encoded.offsets], np.int64)  # in the text before any normalisation
-    return np.asarray(encoded.ids, np.int64), count_bytes(document, ends)
+    if np.isin(ids, special_ids).any():
+      ids, ends = _spelled_out(bpe, special, document, encoded)
+    return ids, count_bytes(document, ends)
 
   def decode(ids: np.ndarray) -> str:
     return bpe.decode([int(i) for i in ids if i != separator])

@@ -15,6 +15,7 @@ from bigmodel.data import builders, sources
 from bigmodel.data.documents import cut, empty_split, heldout_share, identity, manifest_sha256
 from bigmodel.data.sources import SPLITS, Documents
 from bigmodel.errors import UserError
+from bigmodel.readers.json_lines import without_surrogates
 
 IDS_PER_LINE = 1024
 FORM = (
@@ -83,8 +84,10 @@ def _by_split(data: Config, returned: object) -> Mapping[str, Iterable[object]]:
 def _contents(data: Config, documents: Iterable[object]) -> Iterator[str | np.ndarray]:
   """The documents, checked: texts, or token ids as int64[tokens]."""
   for number, document in enumerate(documents):
+    if document is None:
+      continue  # a missing text, as tables have them
     if isinstance(document, str):
-      yield document
+      yield without_surrogates(document)
       continue
     try:
       ids = np.asarray(document)

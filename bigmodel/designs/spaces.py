@@ -13,6 +13,7 @@ from bigmodel.designs.design import CountsOf, Design, Overrides, Planned, Settin
 from bigmodel.designs.grids import Grid, Listed
 
 METHODS = ("random", "sobol")
+MOST_VALUES = 100_000  # of one axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Between:
     return round(value) if self.integer else float(f"{value:.4g}")
 
   def check(self, name: str) -> None:
+    require(math.isfinite(self.low) and math.isfinite(self.high), f"axis {name}: {self.low}, {self.high}: not finite")
     require(self.low < self.high, f"axis {name}: {self.low} is not below {self.high}")
     require(self.low > 0 or not self.log, f"axis {name}: a log axis needs low > 0, not {self.low}")
 
@@ -148,7 +150,11 @@ class Repeated:
 
 def of_arguments(axes: Sequence[str], points: int, method: str, seeds: int) -> Design:
   """Returns the design of options `--axis NAME=VALUE,VALUE,...` and `--axis NAME=log:LOW:HIGH[:COUNT]` (or lin:)."""
-  parsed = dict(map(parse_axis, axes))
+  pairs = [parse_axis(axis) for axis in axes]
+  names = [name for name, _ in pairs]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  require(not twice, f"--axis {', '.join(twice)}: is given twice; write all of its values in one --axis")
+  parsed = dict(pairs)
   if points:
     design: Design = Space({name: domain for name, (domain, _) in parsed.items()}, points, method)
   else:
@@ -170,9 +176,10 @@ def parse_axis(text: str) -> tuple[str, tuple[Plain, int]]:
   try:
     low, high, *rest = (float(number) for number in numbers)
     count = int(rest[0]) if rest else 0
-  except (ValueError, IndexError):
+  except (ValueError, IndexError, OverflowError):
     require(False, f"--axis {text}: {kind} must be followed by LOW:HIGH or LOW:HIGH:COUNT")
     raise
+  require(count <= MOST_VALUES, f"--axis {text}: {count:,} values; at most {MOST_VALUES:,}")
   whole = all(number.lstrip("-").isdigit() for number in numbers[:2]) and high - low >= max(2, count - 1)
   domain = Between(low, high, kind == "log", integer=whole)
   domain.check(name)

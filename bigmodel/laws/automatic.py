@@ -94,6 +94,8 @@ def check(group: str, data: Data, columns: Sequence[str]) -> None:
   needed = len(columns) + 3
   if len(data) < needed:
     raise UserError(f"{where}{len(data)} points; {len(columns)} columns need at least {needed}")
+  if np.ptp(data.loss) == 0:
+    raise UserError(f"{where}the loss is {data.loss[0]:g} in all {len(data)} points, so no column has an effect")
   for name in columns:
     if len(np.unique(data.columns[name])) == 1:
       raise UserError(

@@ -40,7 +40,7 @@ def fit(source: Source, laws: Sequence[Law], skip_unfit: bool = False) -> TableF
   for group, rows in groups.items():
     prefix = f"{group}: " if group else ""
     of_group: list[LawFit] = []
-    examined = _examine(source, laws[0], rows)
+    examined = examine(source, laws[0], rows)
     for law in laws:
       try:
         of_group.append(structs.replace(_fit_law(source, law, rows, examined.kept), group=group))
@@ -63,7 +63,7 @@ def _fit_law(source: Source, law: Law, rows: pl.DataFrame, kept: np.ndarray) -> 
   return summary.table_law(law, columns, loss[kept], None if weights is None else weights[kept])
 
 
-def _examine(source: Source, law: Law, rows: pl.DataFrame) -> notes.Examined:
+def examine(source: Source, law: Law, rows: pl.DataFrame) -> notes.Examined:
   """Examines the rows of a group by the usual law of their scales, or by `law` if they are others."""
   usual = next((each for each in (LAWS["power_offset"], LAWS["chinchilla"]) if {*each.columns} == {*law.columns}), law)
   values = table.columns(rows, source.path, law.columns, source.columns)

@@ -203,6 +203,7 @@ class LeastCompute(msgspec.Struct, frozen=True, kw_only=True):
   C_interval90: Interval | None
   N_interval90: Interval | None
   D_interval90: Interval | None
+  beyond: float | UnsetType = UNSET  # C as a factor of that of the points, see `reach.times`
 
 
 class ForecastRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +234,7 @@ class TableForecast(msgspec.Struct, frozen=True, kw_only=True):
   rows: list[ForecastRow]
   optimum: list[BestSize] | UnsetType = UNSET
   reached: list[LeastCompute] | UnsetType = UNSET
-  warnings: list[str] = []
+  warnings: list[str] | UnsetType = UNSET  # earlier versions sealed none
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

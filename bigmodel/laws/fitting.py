@@ -195,6 +195,15 @@ def in_units(law: Law, sets: Sets) -> tuple[Sets, Callable[[np.ndarray], np.ndar
   return dataclasses.replace(sets, columns=tuple(scaled)), restore
 
 
+def theta_in_units(law: Law, theta: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:
+  """The parameters theta [P] of points with these columns, for the columns in the units of `Law.unit`."""
+  if law.unit is None:
+    return theta
+  params = dict(zip(law.names, law.readable(np.atleast_2d(theta)), strict=True))
+  smaller = 1 / np.max(columns[law.columns.index(law.unit.column)])
+  return law.theta({**params, **law.unit.convert(params, np.atleast_1d(smaller))})[0]
+
+
 def _best(law: Law, sets: Sets, how: Loss, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   rows = zip(zip(*sets.columns, strict=True), sets.loss, sets.weights, strict=True)
   projected = [project(law, law.starts(row[0]) if starts is None else starts, *row) for row in rows]

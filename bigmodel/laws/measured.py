@@ -77,9 +77,12 @@ class MeasuredCurves:
 
   def check(self, asked: str, group: str, x: float, force: bool) -> list[str]:
     """Notes about an x that lies far beyond a curve; see `reach.check`."""
+    if group not in self.data:
+      raise UserError(f"--at: no group {group!r} among the points; they have {', '.join(self.data)}")
+    asked = f"{asked} (group {group})" if group else asked
     found = reach.check(asked, "x", x, self.data[group][0], force, hint(self.doubts))
     if found and self.doubts and not force:
-      raise UserError(f"{found[0]}; --force makes the forecast anyway")
+      raise UserError(f"{found[0]}; --force answers anyway")
     return found
 
 

@@ -13,10 +13,9 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, curves, fitting, forms, table, uncertainty
+from bigmodel.laws import chinchilla, choice, curves, fitting, forms, measured, reach, table, uncertainty, units
 from bigmodel.laws import forecast as forecasts
 from bigmodel.laws.facts import ForecastRow
-from bigmodel.laws.points import Points
 from bigmodel.laws.source import Source
 
 log = logging.getLogger("bigmodel")
@@ -57,13 +56,16 @@ def fit(points: object, columns: Columns, law: str = "") -> fitting.Fit:
   """Fits one law to a table, with draws of its parameters; see `bigmodel.fit`."""
   found = forms.find(law or ("power_offset" if "x" in columns.scales else "chinchilla"), "law")
   rows = _read(points, columns)
+  source = _source(columns)
   values = table.columns(rows, "points", found.columns, dict(columns.scales))
-  losses = table.column(rows, "points", columns.loss, "loss")
-  weights = None
-  if columns.stderr:
-    weights = table.weights(losses, table.column(rows, "points", columns.stderr, "stderr"))
+  losses, weights = table.losses(rows, source)
+  examined = choice.examine(source, found, rows)
+  _log(examined.notes)
+  kept = examined.kept
   how = fitting.Loss("squares", 1.0) if found.plain else fitting.Loss()
-  return uncertainty.bootstrap(fitting.fit(found, [values[name] for name in found.columns], losses, weights, how))
+  scales = [values[name][kept] for name in found.columns]
+  of_kept = None if weights is None else weights[kept]
+  return uncertainty.bootstrap(fitting.fit(found, scales, losses[kept], of_kept, how))
 
 
 def forecast(
@@ -94,8 +96,14 @@ def _forecast_surface(
 ) -> Forecast:
   if columns.group:
     raise UserError("group: is for curves over x")
-  found = table.columns(rows, "points", ("N", "D", "C"), dict(columns.scales))
-  points = Points(found["N"], found["D"], found["C"], table.column(rows, "points", columns.loss, "loss"))
+  runs = measured.runs_of_table(rows, _source(columns))
+  points = runs.points
+  _log(runs.notes)
+  for where in at:
+    if isinstance(where, tuple):
+      _log(runs.check_size(f"at={where}", where[0], where[1], force=True))
+    else:
+      _log(runs.check_budget(f"at={where:g}", where, force=True))
   forecaster = forecasts.fit(points, forecasts.find_laws(laws, "laws"))
   of_forecaster = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
   # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
@@ -112,18 +120,20 @@ def _forecast_surface(
   predicted = _table(forecasts.rows([*asked, *along], forecaster.predict), ("N", "D", "C"))
   weights = {fit.law.name: float(weight) for fit, weight in zip(forecaster.fits, forecaster.weights, strict=True)}
   shown = pl.DataFrame({"C": points.C, "loss": points.loss})
-  return Forecast(predicted[: len(asked)], shown, predicted[len(asked) :], weights)
+  beyond = [reach.times(scale.N * scale.D, points.N * points.D) for scale in asked]
+  of_asked = predicted[: len(asked)].with_columns(pl.Series("beyond", beyond))
+  return Forecast(of_asked, shown, predicted[len(asked) :], weights)
 
 
 def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | tuple[float, float]]) -> Forecast:
   asked = [float(x) for x in at if not isinstance(x, tuple)]
   if len(asked) < len(at):
     raise UserError("at: a pair is for N and D; over x it is one number")
-  groups = table.groups(rows, "points", columns.group)
-  scales = {name: table.column(part, "points", columns.scales["x"], "x") for name, part in groups.items()}
-  losses = {name: table.column(part, "points", columns.loss, "loss") for name, part in groups.items()}
-  data, short = curves.without_short({name: (scales[name], losses[name]) for name in groups})
-  _log(short)
+  read = measured.curves_of_table(rows, _source(columns))
+  data = read.data
+  _log(read.notes)
+  for name in data:
+    _log([note for x in asked for note in read.check(f"at={x:g}", name, x, True)])
   keys = ("group", "x") if columns.group else ("x",)
   ends = {name: (x.min(), max(x.max(), *asked)) for name, (x, _) in data.items()}
   places = [(name, x) for name in data for x in asked]
@@ -132,7 +142,9 @@ def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | 
   shown = pl.concat(
     pl.DataFrame({"group": name, "x": x, "loss": loss}).select(*keys, "loss") for name, (x, loss) in data.items()
   )
-  return Forecast(predicted[: len(places)], shown, predicted[len(places) :], curves.method().weights)
+  beyond = [reach.times(x, data[name][0]) for name, x in places]
+  of_asked = predicted[: len(places)].with_columns(pl.Series("beyond", beyond))
+  return Forecast(of_asked, shown, predicted[len(places) :], curves.method().weights)
 
 
 def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
@@ -149,7 +161,7 @@ def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
 
 def _read(points: object, columns: Columns) -> pl.DataFrame:
   """The table with numbered rows. Raises `UserError` that names the first column it does not have."""
-  source = Source("points", dict(columns.scales), columns.loss, columns.stderr, columns.group)
+  source = _source(columns)
   if isinstance(points, str | Path):
     runs = table.read(dataclasses.replace(source, path=str(points)))
   elif isinstance(points, pl.DataFrame):
@@ -167,10 +179,15 @@ def _read(points: object, columns: Columns) -> pl.DataFrame:
   wanted = {**columns.scales, "loss": columns.loss, "stderr": columns.stderr, "group": columns.group}
   have = table.names(runs.frame)
   for quantity, name in wanted.items():
-    if name and name not in have:
+    if name and units.parse(name, have).name not in have:
       raise UserError(f"points: no column {name!r} for {quantity}{nearest(name, have)}; it has {', '.join(have)}")
-  _log(runs.notes)
-  return runs.frame
+  frame, repeats = measured.without_repeats(runs.frame, source)
+  _log([*runs.notes, *repeats])
+  return frame
+
+
+def _source(columns: Columns) -> Source:
+  return Source("points", dict(columns.scales), columns.loss, columns.stderr, columns.group)
 
 
 def _log(notes: Sequence[str]) -> None:

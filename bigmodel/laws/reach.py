@@ -44,7 +44,5 @@ def check(
   edge = values.max() if factor >= 1 else values.min()
   text = f"{asked} lies {distance:.2g} times {end} {quantity} of the points, {edge:.3g}"
   if distance > REFUSED and not force:
-    raise UserError(
-      f"{text}: {f'{hint};' if hint else 'are they in the same units?'} --force makes the forecast anyway"
-    )
+    raise UserError(f"{text}: {f'{hint};' if hint else 'are they in the same units?'} --force answers anyway")
   return [f"{text}; nothing shows that the law holds so far{f' ({hint})' if hint else ''}"]

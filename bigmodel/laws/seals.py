@@ -16,7 +16,7 @@ from etils import epath
 from msgspec import UNSET
 
 from bigmodel.errors import UserError
-from bigmodel.files import JsonObject, read_json, write_json
+from bigmodel.files import JsonObject, read_json_object, write_json
 from bigmodel.laws import facts, table
 from bigmodel.laws.facts import Forecast, ForecastRow, Score, ScoredRow, TableForecast
 from bigmodel.laws.source import Source
@@ -54,6 +54,9 @@ def seal(forecast: AnyForecast, sealed_at: str) -> Sealed[AnyForecast]:
 
 def unseal(document: JsonObject, kind: type[AnyForecast], where: str = "forecast") -> Sealed[AnyForecast]:
   """The sealed forecast of a document; raises `UserError` if it was changed since, or is not of this kind."""
+  missing = [name for name in ("sealed_at", "sha256") if not isinstance(document.get(name), str)]
+  if missing:
+    raise UserError(f"{where}: not a sealed forecast, as --seal writes it (no {missing[0]})")
   content = {name: value for name, value in document.items() if name != "sha256"}
   if document.get("sha256") != _sha256_of(content):
     raise UserError(f"{where}: the forecast is not what was sealed (sha256 does not match)")
@@ -67,7 +70,7 @@ def write(path: epath.PathLike, sealed: Sealed[Forecast] | Sealed[TableForecast]
 
 def read(path: epath.PathLike, kind: type[AnyForecast]) -> Sealed[AnyForecast]:
   """The sealed forecast at `path`, verified."""
-  return unseal(read_json(path), kind, str(path))
+  return unseal(read_json_object(path), kind, str(path))
 
 
 def score(sealed: Sealed[Forecast], record: Record, provenance: Provenance) -> Score:

@@ -40,7 +40,10 @@ def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
   frame, notes = runs.frame, list(runs.notes)
   good = np.ones(len(frame), bool)
   for column_ in _named(source, names(frame)):
-    values, about = _numbers(frame[column_.name], decimal)
+    try:
+      values, about = _numbers(frame[column_.name], decimal)
+    except UserError as error:
+      raise UserError(f"{source.path}: {error}") from error
     notes += about
     wrong, wanted = _wrong(column_, column_.values(values), source, names(frame))
     if (values < 0).all() and column_ == units.parse(source.loss, names(frame)) and not source.signed:
@@ -107,6 +110,8 @@ def _refuse(
   row, value = frame[ROW][at], frame[column_.name][at]
   after = " after its conversion" if column_.converted else ""
   problem = "no value" if value is None else f"{value!r} is not {wanted}{after}"
+  if isinstance(value, str) and (parts := cells.parse(value)) and parts.unit not in cells.UNITS:
+    problem = f"{value!r} has the unit {parts.unit}; write numbers without it"
   hint = f"({int(wrong.sum())} such rows; --skip-bad-rows leaves them out)"
   raise UserError(f"{path}: column {column_.name!r}, row {row}: {problem} {hint}")
 

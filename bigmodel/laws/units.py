@@ -178,7 +178,7 @@ def _doubt(quantity: str, column: Column, values: np.ndarray) -> list[Doubt]:
 
 def short(number: float) -> str:
   """A number as people write it: 1e6, 8.64e19, 1."""
-  mantissa, exponent = f"{number:.6e}".split("e")
+  mantissa, exponent = f"{number:.2e}".split("e")
   return f"{float(mantissa):g}{f'e{int(exponent)}' if int(exponent) else ''}"
 
 
@@ -212,7 +212,7 @@ def _compute(columns: Mapping[str, str], values: Mapping[str, np.ndarray], found
   experts = {word.lower() for word in _words(columns["N"])} & {"total", "all", "experts", "moe", "sparse"}
   if (many_tokens and 1 < ratio < 1e6) or (experts and 1e-3 < ratio < 1):
     return []
-  return [Doubt("C", f"C is {ratio:.3g} times 6 N D in the median", "" if found else _likely(columns, ratio))]
+  return [Doubt("C", f"C is {short(ratio)} times 6 N D in the median", "" if found else _likely(columns, ratio))]
 
 
 def _likely(columns: Mapping[str, str], ratio: float) -> str:
@@ -220,7 +220,7 @@ def _likely(columns: Mapping[str, str], ratio: float) -> str:
   units = {1e3: "thousands", 1e6: "millions", 1e9: "billions"}
   if ratio < 1:
     power = 10.0 ** (3 * round(-math.log10(ratio) / 3))
-    return f"is {columns['C']} in units of {power:.0e}? {_advice('--c', columns['C'], power)}"
+    return f"is {columns['C']} in units of {short(power)}? {_advice('--c', columns['C'], power)}"
   for factor, word in units.items():
     if abs(math.log10(ratio / factor)) < 1.5:
       return (

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
+from bigmodel.declarations import BELOW_ONE, DEPTH, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
@@ -63,7 +63,7 @@ class Shape:
 
   vocab: int = field(0, "entries of the token table; 0: the tokenizer's, plus a mask token", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
-  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", DEPTH)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4 * width", NOT_NEGATIVE)

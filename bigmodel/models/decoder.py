@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, require
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
-from bigmodel.models.layers.attention import Attend, Cache, Start, attend
+from bigmodel.declarations import BELOW_ONE, DEPTH, NOT_NEGATIVE, POSITIVE, OneOf, field, read
+from bigmodel.models.layers.attention import Attend, Cache, Rotary, Start, attend
 from bigmodel.models.layers.basic import (
   ACTIVATIONS,
   GATED,
@@ -57,6 +57,10 @@ def check(config: Config) -> None:
     model.positions != "rotary" or model.head_size % 2 == 0,
     f"config.model.head_size: {model.head_size} is odd; rotary positions need pairs",
   )
+  require(
+    model.rotary_low < model.rotary_high,
+    f"config.model.rotary_high: {model.rotary_high} is not more than rotary_low = {model.rotary_low}",
+  )
   if model.experts:
     require(model.experts > 1, f"config.model.experts: {model.experts} is neither 0 nor at least 2")
     chosen, group = model.experts_per_token, model.expert_group
@@ -91,7 +95,7 @@ class Shape:
 
   vocab: int = field(0, "entries of the token table; 0: the tokenizer's", NOT_NEGATIVE)
   width: int = field(64, "size of a token's vector between the layers", POSITIVE)
-  layers: int = field(4, "blocks of attention and feed-forward", POSITIVE)
+  layers: int = field(4, "blocks of attention and feed-forward", DEPTH)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   kv_heads: int = field(0, "heads of keys and values, each shared by as many queries; 0: heads", NOT_NEGATIVE)
   head_size: int = field(32, "size of each head", POSITIVE)
@@ -113,18 +117,38 @@ class Shape:
   bias: bool = field(False, "whether projections have biases")
   positions: str = field("rotary", "kind of position information", OneOf(POSITIONS))
   rotary_base: float = field(10_000.0, "longest wavelength of rotary positions over 2 pi", POSITIVE)
+  rotary_factor: float = field(
+    1.0, "multiplies rotary wavelengths, for contexts longer than those of pre-training", POSITIVE, added_later=True
+  )
+  rotary_context: int = field(
+    0,
+    "context of pre-training: rotary_factor spares short wavelengths, as in Llama 3.1; 0: it multiplies all",
+    NOT_NEGATIVE,
+    added_later=True,
+  )
+  rotary_low: float = field(
+    1.0, "turns in rotary_context up to which a wavelength is multiplied fully", NOT_NEGATIVE, added_later=True
+  )
+  rotary_high: float = field(
+    4.0, "turns in rotary_context from which a wavelength is kept; more than rotary_low", POSITIVE, added_later=True
+  )
   dropout: float = field(0.0, "share of activations dropped in training", BELOW_ONE)
   context: int = 0  # number of learned positions; not a field of the config
 
   def describe(self) -> dict[str, object]:
     facts = {"family": "decoder", **dataclasses.asdict(self)}
-    return {name: value for name, value in facts.items() if self.experts or not name.startswith("expert")}
+    unused = () if self.experts else ("expert",)
+    if self.rotary_factor == 1:
+      unused += ("rotary_factor", "rotary_context", "rotary_low", "rotary_high")
+    return {name: value for name, value in facts.items() if not name.startswith(unused)}
 
   @property
   def block(self) -> BlockShape:
     names = {field.name for field in dataclasses.fields(BlockShape)}
     same = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
-    rotary = self.rotary_base if self.positions == "rotary" else 0.0
+    rotary = None
+    if self.positions == "rotary":
+      rotary = Rotary(self.rotary_base, self.rotary_factor, self.rotary_context, self.rotary_low, self.rotary_high)
     return BlockShape(**same, rotary=rotary, relative=self.positions == "relative", gives_outputs=not self.norm_first)
 
   def params(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
-from bigmodel.declarations import POSITIVE, OneOf, field, read
+from bigmodel.declarations import DEPTH, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.basic import outputs
 from bigmodel.models.layers.images import Convolution, GroupNorm, convolution, convolved, max_pool
 from bigmodel.models.layers.roles import Role
@@ -36,6 +36,8 @@ def check(config: Config) -> None:
     bool(model.stages) and all(depth > 0 for depth in model.stages),
     f"config.model.stages: {model.stages} must be positive numbers of blocks",
   )
+  most = DEPTH.high
+  require(sum(model.stages) <= most, f"config.model.stages: {sum(model.stages)} blocks; at most {most:,}")
   require(
     not model.inputs or len(model.inputs) == 3,
     f"config.model.inputs: {model.inputs} is not (height, width, channels)",

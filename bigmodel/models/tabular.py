@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from bigmodel.accounting import Counts, plain_counts
 from bigmodel.config import Config, require
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, OneOf, field, read
+from bigmodel.declarations import BELOW_ONE, DEPTH, NOT_NEGATIVE, POSITIVE, OneOf, field, read
 from bigmodel.models.layers.attention import Attend, attend_to_all
 from bigmodel.models.layers.basic import ACTIVATIONS, GATED, LayerNorm, constrain, normal, outputs, repeated
 from bigmodel.models.layers.block import BlockShape, RunBlocks, Stack, stack, unrolled
@@ -59,7 +59,7 @@ class Shape(ExampleShape):
   """The sizes that determine the parameters. In a config, `resolve` replaces sizes of 0."""
 
   width: int = field(64, "size of a feature's vector between the layers", POSITIVE)
-  layers: int = field(3, "blocks of attention and feed-forward", POSITIVE)
+  layers: int = field(3, "blocks of attention and feed-forward", DEPTH)
   heads: int = field(0, "attention heads; 0: width // head_size", NOT_NEGATIVE)
   head_size: int = field(8, "size of each head", POSITIVE)
   feed_forward: int = field(0, "hidden units; 0: 4/3 * width rounded up to a multiple of 8", NOT_NEGATIVE)

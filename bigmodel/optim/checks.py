@@ -61,5 +61,5 @@ def _without_effect(optim: Config) -> dict[str, str]:
     if "weight_decay" not in optimizer.parameters:
       reasons["weight_decay"] = reason
   if optim.parametrization == "standard":
-    reasons["base"] = "on the standard parametrization"
+    reasons["base"] = "on the standard parametrization (mup and completep read it)"
   return reasons

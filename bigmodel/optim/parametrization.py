@@ -22,6 +22,7 @@ from flax import linen as nn
 from bigmodel import models
 from bigmodel.config import Config, digest, flatten, override, parse_value, require
 from bigmodel.declarations import Value
+from bigmodel.errors import UserError
 from bigmodel.models.layers.roles import Label, Labels, Parameter, Path, Role, dotted
 from bigmodel.optim import lookup, optimizers, user_optimizers
 from bigmodel.optim.definitions import Optimizer, Step
@@ -68,10 +69,30 @@ def check(config: Config) -> None:
   for text in optim.base:
     match = re.fullmatch(r"model\.(\w+)=.+", text)
     require(match is not None and match[1] in model, f"config.optim.base: {text!r} is not model.FIELD=VALUE")
+  _check_base(config)
+  require(
+    optim.parametrization != "completep" or any(text.startswith("model.layers=") for text in optim.base),
+    "config.optim.base: completep needs the base's depth, such as 'model.layers=2'; mup is for width alone",
+  )
   require(
     optim.parametrization != "completep" or models.begins_blocks_with_norms(model),
     "config.optim.parametrization: completep is for blocks with their norms first; mup is for these, too",
   )
+
+
+def _check_base(config: Config) -> None:
+  """Refuses a base model with sizes that no model can have, such as a width of 0."""
+  base = config.copy_and_resolve_references()
+  for text in config.optim.base:
+    name, _, value = text.removeprefix("model.").partition("=")
+    try:
+      override(base.model, name, parse_value(value))
+    except UserError as error:
+      raise UserError(f"config.optim.base: {text!r}: {error}") from error
+  try:
+    models.check(base)
+  except UserError as error:
+    raise UserError(f"config.optim.base: no model can have this size: {error}") from error
 
 
 def transfers(optimizer: Optimizer) -> bool:

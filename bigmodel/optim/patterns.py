@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from bigmodel.config import require
+from bigmodel.declarations import LARGEST_FLOAT
 from bigmodel.models.layers.roles import Path, dotted
 from bigmodel.types import Params, PyTree
 
@@ -21,7 +22,7 @@ def parse(field: str, rules: Sequence[str]) -> list[tuple[str, float]]:
     except (ValueError, re.error):
       equals = ""
     require(bool(equals and pattern), f"config.optim.{field}: {text!r} is not PATTERN=NUMBER")
-    require(pairs[-1][1] >= 0, f"config.optim.{field}: {text!r} is negative")
+    require(0 <= pairs[-1][1] < LARGEST_FLOAT, f"config.optim.{field}: {text!r} is not a finite number from 0 up")
   return pairs
 
 

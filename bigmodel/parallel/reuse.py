@@ -25,7 +25,11 @@ def for_evaluation(config: Config) -> Config:
   """
   plain = config.copy_and_resolve_references()
   plain.parallel.update(remat="none", offload="none")
-  return next(candidate for candidate in _candidates(plain) if _works(candidate))
+  found = next((candidate for candidate in _candidates(plain) if _works(candidate)), None)
+  if found is None:
+    check(plain)  # raises the reason
+    raise UserError("config.parallel: no mesh of these devices fits the config")
+  return found
 
 
 def for_generation(config: Config) -> Config:

@@ -19,7 +19,7 @@ COMMENTS = ("#", "%", "//")  # the beginnings of lines that are no rows, unless 
 SCORED = 500  # records by which a separator is judged
 SAMPLE = 2000  # records that are kept to judge how numbers and dates are written
 UTF8 = "utf-8-sig"
-RULE = re.compile(r":?-{3,}:?")  # the cells of the line below the header of a table in Markdown
+RULE = re.compile(r":?-{2,}:?")  # the cells of the line below the header of a table in Markdown
 STATED = re.compile(r"\s*\"?sep=(.)\"?\s*")  # Excel's first line
 
 

@@ -8,6 +8,7 @@ import array
 import csv
 import dataclasses
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bigmodel.readers import cells, delimited
 
 SMALL = 4 << 20  # bytes of files that are read record by record
 BEGIN = 1 << 20  # bytes from which the layout of a file is found
+JUDGED = 5000  # cells with points or commas by which the mark of decimals is found
 FALLBACK = "cp1252"  # of texts that are not UTF-8
 UNNAMED = re.compile(r"|Unnamed: ?\d+(\.\d+)?|Unnamed: \d+_level_\d+")  # pandas' names of columns without one
 IN_ORDER = re.compile(r"\d{4}[-/]?\d|T?\d{1,2}:")  # dates with the year first, and times
@@ -75,13 +77,15 @@ def read(file: Path, options: Options) -> Frame:
     if encoding != delimited.UTF8:
       raise UserError(f"is no valid {encoding.upper()} ({error.reason}); is the file truncated?") from error
   line, byte = _first_byte_that_is_not_utf8(file)
-  note = f"the byte 0x{byte:02x} in line {line} is not UTF-8; the file is read as Windows-1252"
+  problem = f"line {line} has the byte 0x{byte:02x}, which is not UTF-8"
+  refused = UserError(f"cannot be read: {problem}; save the file as UTF-8")
+  if byte >= 0xFE:  # no text of Western Europe has these, but damaged files have
+    raise refused
+  note = f"{problem}; the file is read as Windows-1252"
   try:
     return _read_as(file, begin, size, FALLBACK, note, options)
   except UnicodeDecodeError as error:
-    raise UserError(
-      f"line {line}: the byte 0x{byte:02x} is neither UTF-8 nor Windows-1252; save it as UTF-8"
-    ) from error
+    raise refused from error
 
 
 def _refuse_other_files(begin: bytes) -> None:
@@ -106,8 +110,8 @@ def _first_byte_that_is_not_utf8(file: Path) -> tuple[int, int]:
 
 def _read_as(file: Path, begin: bytes, size: int, encoding: str, note: str, options: Options) -> Frame:
   layout = delimited.layout(begin, size <= len(begin), encoding)
-  texts = (cell for record in layout.sample for cell in record.cells)
-  decimal = cells.file_decimal(texts) or ("?" if layout.separator == ";" else "")
+  marked = (cell for record in layout.sample for cell in record.cells if "." in cell or "," in cell)
+  decimal = cells.file_decimal(itertools.islice(marked, JUDGED)) or ("?" if layout.separator == ";" else "")
   notes = [*([note] if note else []), *layout.notes]
   frame, lines = None, None
   if size > SMALL and layout.is_plain:
@@ -132,7 +136,7 @@ def _read_plain(file: Path, layout: delimited.Layout, decimal: str, options: Opt
   # Lines with too few cells, blank lines and comments are read as rows without a last cell.
   if frame.width and frame[:, -1].null_count() and not _all_have(file, layout, frame.width):
     return None
-  return frame
+  return frame.with_columns(pl.selectors.string().str.strip_chars())
 
 
 def _all_have(file: Path, layout: delimited.Layout, columns: int) -> bool:
@@ -205,10 +209,10 @@ def _doubtful(frame: pl.DataFrame, layout: delimited.Layout, decimal: str) -> se
 
 def _temporary_names(layout: delimited.Layout) -> list[str]:
   """Different names for all columns: their own, where they have one that no column before them has."""
-  names: list[str] = []
+  names: dict[str, None] = {}
   for i, name in enumerate(layout.names):
-    names.append(name if name and name not in names else f"\0{i}")
-  return names
+    names[name if name and name not in names else f"\0{i}"] = None
+  return list(names)
 
 
 def _named(frame: pl.DataFrame, layout: delimited.Layout) -> tuple[pl.DataFrame, list[str]]:

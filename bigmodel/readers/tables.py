@@ -22,7 +22,8 @@ from bigmodel.readers import delimited_frames, json_tables, packed
 TEXTS = (".csv", ".tsv", ".txt", ".tab", ".psv", ".dat")
 JSON_LINES = (".jsonl", ".ndjson")
 ARROW = (".arrow", ".feather", ".ipc")
-SUFFIXES = (*TEXTS, *JSON_LINES, ".parquet", *ARROW)
+TYPED = (".parquet", *ARROW)  # files whose columns have types
+SUFFIXES = (*TEXTS, *JSON_LINES, *TYPED)
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # in text files, whatever a column holds
 TOTALS = ("total", "totals", "sum", "grand total", "mean", "average", "gesamt", "summe", "totaal", "somme")
 INDEX = "__index_level_0__"  # the name that pandas gives to an index in Parquet
@@ -44,9 +45,9 @@ class TableFile:
     """The line of the file, or the number of the row where it has no lines, counted from 1."""
     return self.first_line + row if self.lines is None else int(self.lines[row])
 
-  def all_lines(self) -> np.ndarray:
+  def all_lines(self) -> Sequence[int] | np.ndarray:
     """`line` of all rows."""
-    return np.arange(self.first_line, self.first_line + len(self.frame)) if self.lines is None else self.lines
+    return range(self.first_line, self.first_line + len(self.frame)) if self.lines is None else self.lines
 
 
 def read(
@@ -62,19 +63,22 @@ def read(
   """
   file, kind = Path(path), packed.suffix(path)
   if file.is_dir():
-    raise UserError(f"{path}: is a folder and not a table")
+    raise UserError(f"{path} is a folder and not a table")
   try:
     with _unpacked(file) as (plain, sha256):
       found = _read(plain, kind, delimited_frames.Options(tuple(missing), with_dates, casts))
   except UserError as error:
     message = str(error)
-    raise UserError(message if message.startswith(str(path)) else f"{path}: {message}") from error
+    if message.startswith(str(file)) or message.startswith(str(path)):
+      raise
+    mark = " " if message.startswith(("is ", "has ", "cannot ")) else ": "
+    raise UserError(f"{path}{mark}{message}") from error
   except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-    raise UserError(f"{path}: cannot be read: {(str(error).strip() or 'unknown').splitlines()[0]}") from error
+    raise UserError(f"{path} cannot be read: {(str(error).strip() or 'unknown').splitlines()[0]}") from error
   frame, notes = found.frame, list(found.notes)
   if frame.is_empty():
     names = ", ".join(frame.columns[:5])
-    raise UserError(f"{path}: has no rows below its header ({names}{', ...' if frame.width > 5 else ''})")
+    raise UserError(f"{path} has no rows below its header ({names}{', ...' if frame.width > 5 else ''})")
   lines = found.lines
   if _is_totals(frame):
     last = found.first_line + len(frame) - 1 if lines is None else int(lines[-1])
@@ -102,7 +106,7 @@ def _sha256(file: Path) -> str:
 
 
 def _read(file: Path, kind: str, options: delimited_frames.Options) -> delimited_frames.Frame:
-  if kind in (".parquet", *ARROW):
+  if kind in TYPED:
     scan = pl.scan_parquet(file) if kind == ".parquet" else pl.scan_ipc(file)
     if options.casts is not None:
       scan = scan.with_columns(options.casts)
@@ -114,7 +118,9 @@ def _read(file: Path, kind: str, options: delimited_frames.Options) -> delimited
   if kind in JSON_LINES:
     frame, lines = json_tables.read(file)
     return delimited_frames.Frame(frame, lines, 1, "", ())
-  return delimited_frames.read(file, options)
+  found = delimited_frames.read(file, options)
+  expected = "cells are separated by tabs" if kind in (".tsv", ".tab") else ""
+  return dataclasses.replace(found, notes=tuple(note for note in found.notes if note != expected))
 
 
 def _is_totals(frame: pl.DataFrame) -> bool:

@@ -9,6 +9,7 @@ from bigmodel import data, models
 from bigmodel.accounting import Counts
 from bigmodel.config import Config, flatten, require
 from bigmodel.data.pipeline import Datasets
+from bigmodel.declarations import Value
 from bigmodel.designs.design import CountsOf, Overrides, Planned, repeat_seeds
 from bigmodel.designs.halving import Halving
 from bigmodel.designs.isoflop import IsoFlop
@@ -20,6 +21,7 @@ from bigmodel.study import plan as plans
 from bigmodel.study.description import Study
 from bigmodel.study.folder import About
 from bigmodel.study.plan import Wanted
+from bigmodel.train import places
 from bigmodel.train.configs import with_overrides
 from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run
@@ -38,6 +40,7 @@ class Prepared:
   workdir: epath.Path
   runs: dict[str, Run]
   planned: dict[str, list[Planned]]
+  places: Mapping[str, Value]  # of the data in the study's folder, where it has other names for the same data
 
   @property
   def is_adaptive(self) -> bool:
@@ -53,7 +56,7 @@ class Prepared:
       measure=study.measure,
       convention=study.design.convention,
       target_flops=study.target.flops if study.target else None,
-      config=flatten(self.config),
+      config=flatten(places.replaced(self.config, self.places)),
     )
 
   def make(self, overrides: Overrides, provenance: Mapping[str, str] | None = None) -> Run:
@@ -68,7 +71,7 @@ class Prepared:
     corpus = self.data(changed)
     resolved = resolve(changed, corpus)
     check_resolved(resolved, corpus)
-    run = Run(resolved, self.workdir, self.study.name, provenance or {})
+    run = Run(places.replaced(resolved, self.places), self.workdir, self.study.name, provenance or {})
     return dataclasses.replace(run, folder=self.workdir / "runs" / run.run_id)
 
   def counts_of(self, size: Overrides) -> Counts:
@@ -102,7 +105,9 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
   )
   forecast.find_laws([name for name in study.laws if name != "isoflop"], "get_study: laws")
   check(with_horizon(config))
-  prepared = Prepared(study, config, Datasets(config), absolute(workdir), {}, {})
+  datasets = Datasets(config)
+  named = places.of_study(config, datasets.base.sha256, workdir)
+  prepared = Prepared(study, config, datasets, absolute(workdir), {}, {}, named)
   for planned in plan_runs(study, prepared.counts_of):
     run = prepared.make(planned.overrides)
     prepared.runs.setdefault(run.run_id, run)

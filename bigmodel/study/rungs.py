@@ -7,9 +7,8 @@ from bigmodel import record
 from bigmodel.config import require
 from bigmodel.designs.halving import Halving
 from bigmodel.parallel import hosts
-from bigmodel.train.results import measured_value, read_rungs, stopped_record
+from bigmodel.train.results import measured_value, read_rungs, set_record_aside, stopped_record
 from bigmodel.train.run import Run
-from bigmodel.workers import execute
 
 
 def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[dict[str, Run], int], None]) -> None:
@@ -43,7 +42,7 @@ def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
     for run in alive.values():
       ended = record.read(run.folder)
       if ended is not None and ended.status == "stopped" and ended.steps < (until or run.steps):
-        execute.set_record_aside(run.folder)
+        set_record_aside(run.folder)
 
   hosts.first(resume)
 

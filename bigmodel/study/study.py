@@ -24,7 +24,7 @@ from bigmodel.study.description import Study
 from bigmodel.study.fits import fit_study
 from bigmodel.study.plan import HERE, Plan, Workforce
 from bigmodel.study.prepare import Prepared, prepare
-from bigmodel.train import leases
+from bigmodel.train import leases, places
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, interruptible
 from bigmodel.train.stop import Stop
@@ -71,6 +71,8 @@ def _write_plan(prepared: Prepared, workforce: Workforce, retry: bool, stop: Sto
   """Writes study.json and plan.json; with `retry`, sets the records of failed runs aside."""
   workdir = prepared.workdir
   hosts.first(lambda: write_json(workdir / "study.json", msgspec.to_builtins(prepared.about())))
+  there = places.replaced(prepared.config, prepared.places)
+  hosts.first(lambda: places.note(prepared.config, there, workdir))
   with exclusive(workdir, "plan", stop):
     earlier = hosts.first(lambda: plans.read(workdir))
     plan = hosts.share(make_plan(prepared, earlier, workforce))  # timings differ between processes

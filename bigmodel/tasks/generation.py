@@ -101,12 +101,16 @@ def _restrict(logits_BxV: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:
 def beam_search(
   model: Decoder, params: Params, prompt_1xP: jax.Array, new: int, beams: int, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns `(tokens_WxN, log-probabilities_W)`, likeliest first; after the token `stop` a sequence repeats it."""
+  """Returns `(tokens_WxN, log-probabilities_W)`, likeliest first; after a stop a sequence repeats it.
+
+  `stop` is one token, int32[], or several, int32[S], of which the first is repeated.
+  """
+  stop_S = jnp.atleast_1d(stop)
   W, P, params = beams, prompt_1xP.shape[1], by_layer(params)
   caches = empty_caches(model, W, P + new)
   logits, caches = _applied(model, params, jnp.repeat(prompt_1xP, W, axis=0), caches, jnp.int32(0))
   V = model.shape.vocab
-  only_stop_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
+  only_stop_V = jnp.where(jnp.arange(V) == stop_S[0], 0.0, -jnp.inf)
   # All beams are equal at first, so only one of them counts.
   score_W = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)
 
@@ -117,7 +121,7 @@ def beam_search(
     score_W, place_W = jax.lax.top_k((score_W[:, None] + chance_WxV).reshape(-1), W)
     beam_W, token_W = place_W // V, (place_W % V).astype(jnp.int32)
     tokens_WxN = tokens_WxN[beam_W].at[:, n].set(token_W)
-    done_W = done_W[beam_W] | (token_W == stop)
+    done_W = done_W[beam_W] | jnp.isin(token_W, stop_S)
     caches = jax.tree.map(lambda x: x.reshape(W, -1, *x.shape[1:])[beam_W].reshape(x.shape), caches)
     return token_W, caches, score_W, done_W, tokens_WxN
 

@@ -1,16 +1,18 @@
 """The config of a run: the fields of all rooms, its identity, and how it is read from a run's folder."""
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from bigmodel import config as config_room
 from bigmodel import data, models, optim, tasks, user_files
-from bigmodel.config import Config, flatten, nearest, unflatten
-from bigmodel.declarations import PROVENANCE, TRACED, Field, Value, declared_in, defaults
+from bigmodel.config import Config, flatten, nearest, require, unflatten
+from bigmodel.declarations import NOT_NEGATIVE, PROVENANCE, TRACED, Field, Value, declared_in, defaults
 from bigmodel.errors import UserError
-from bigmodel.files import absolute, read_json
+from bigmodel.files import absolute, read_json_object
 from bigmodel.parallel.fields import Parallel
 from bigmodel.train.fields import Eval, Train
 
@@ -19,9 +21,13 @@ EXAMPLE_DEFAULTS = {"eval.tokens": 10_000, "eval.batch_size": 256, "train.batch_
 
 # Fields that may name a definition in a user's file as FILE.py:NAME.
 EXTENSIBLE = ("model.family", "task.name", "optim.name", "data.name")
+DECIDING = (*EXTENSIBLE, "data.kind")  # texts that decide which other fields there are
 NAMES = ("model.family", "task.name", "optim.name")  # each adds fields to the config
 # Fields whose texts may set such names, as words NAME=VALUE.
 TEXTS = {"train.stages": ("task.name", "optim.name"), "data.mixture": ("name",)}
+
+GROUPS = ("model", "task", "data", "optim", "parallel", "train", "eval")
+FIELD = re.compile(rf"seed|({'|'.join(GROUPS)})\.\w+")  # the names of fields
 
 
 def declared(family: str, task: str, optimizer: str = "adamw") -> dict[str, Field]:
@@ -45,7 +51,8 @@ def _declared(family: str, task: str, optimizer: str) -> dict[str, Field]:
     "train": declared_in(Train),
     "eval": declared_in(Eval),
   }
-  fields = {"seed": Field(0, "seed of initial values, dropout and the random numbers of the task", use=TRACED)}
+  seed = "seed of initial values, dropout and the random numbers of the task"
+  fields = {"seed": Field(0, seed, NOT_NEGATIVE, TRACED)}
   for group, in_group in groups.items():
     fields |= {f"{group}.{name}": field for name, field in in_group.items()}
   return fields
@@ -196,23 +203,59 @@ def _identifies(field: Field, value: Value) -> bool:
   return field.use is not PROVENANCE and not (field.added_later and plain == field.default)
 
 
+def check_groups(config: Config) -> None:
+  """Raises `UserError` for a group of fields or a name that decides over others that the config lacks."""
+  for group in GROUPS:
+    require(isinstance(config.get(group), ConfigDict), f"config.{group}: missing; begin with default_config()")
+  names = {f"{group}.{field}": config[group].get(field) for group, field in (name.split(".") for name in DECIDING)}
+  _check_names(names, "config.")
+
+
+def _check_names(flat: Mapping[str, Value], prefix: str) -> None:
+  for name in DECIDING:
+    value = flat.get(name)
+    require(isinstance(value, str), f"{prefix}{name}: {'missing' if value is None else f'{value!r} is not a text'}")
+
+
+def wrong_type(value: object, default: Value) -> str:
+  """What is wrong with the type of a field's value, or ''."""
+  if isinstance(default, tuple):
+    items = value if isinstance(value, tuple | list) else [None]
+    fits = all(isinstance(item, bool | int | float | str) for item in items)
+  elif isinstance(default, float):
+    fits = isinstance(value, float | int) and not isinstance(value, bool)
+  else:
+    fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+  return "" if fits else f"{value!r:.60} is not of type {type(default).__name__} (its default is {default!r})"
+
+
 def read_config(workdir: epath.PathLike) -> Config:
-  """The config of a run's folder, for the devices of this machine."""
+  """The config of a run's folder, for the devices of this machine. Raises `UserError` where it is damaged."""
   folder = absolute(workdir)
-  if not (folder / "config.json").exists():
+  path = folder / "config.json"
+  if not path.exists():
     raise UserError(f"--workdir: {folder} holds no run (no config.json)")
-  stored = read_json(folder / "config.json")
+  stored = read_json_object(path)
+  for name in stored:
+    fits = FIELD.fullmatch(name) is not None
+    require(fits, f"{path}: is corrupt ({name!r:.60} is not the name of a field); restore it")
+  _check_names(stored, f"{path}: is corrupt, restore it: ")
   # An earlier version may have stored fewer fields.
   missing = {name: field.default for name, field in declared_of(stored).items()}
   here = {f"parallel.{name}": value for name, value in defaults(Parallel).items()}
+  for name in stored.keys() & missing.keys():
+    problem = wrong_type(stored[name], missing[name])
+    require(not problem, f"{path}: is corrupt ({name}: {problem}); restore it")
   return unflatten(missing | stored | here)
 
 
 def read_config_with_mesh(workdir: epath.PathLike) -> Config:
   """The config of a run's folder, with the mesh that it was last trained on; this machine may have fewer devices."""
   config, folder = read_config(workdir), absolute(workdir)
-  facts = read_json(folder / "config.json")
+  facts = read_json_object(folder / "config.json")
   if (folder / "provenance.json").exists():
-    facts |= read_json(folder / "provenance.json").get("config", {})
+    executed = read_json_object(folder / "provenance.json").get("config", {})
+    require(isinstance(executed, dict), f"{folder / 'provenance.json'}: is corrupt (config is no object); restore it")
+    facts |= executed
   used = {f"parallel.{name}": facts.get(f"parallel.{name}", value) for name, value in defaults(Parallel).items()}
   return with_overrides(config, used)

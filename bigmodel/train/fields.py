@@ -4,7 +4,18 @@ import dataclasses
 
 from bigmodel import declarations
 from bigmodel.config import Config, require
-from bigmodel.declarations import NOT_NEGATIVE, POSITIVE, PROVENANCE, TRACED, OneOf, Range, field
+from bigmodel.declarations import (
+  COUNT,
+  LARGEST_COUNT,
+  LARGEST_WHOLE,
+  NOT_NEGATIVE,
+  POSITIVE,
+  PROVENANCE,
+  TRACED,
+  OneOf,
+  Range,
+  field,
+)
 from bigmodel.train import horizon
 
 DTYPES = ("float32", "bfloat16")
@@ -17,7 +28,7 @@ def nothing(value: object) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  tokens: int = field(0, "the horizon, in tokens or examples; set this or steps", NOT_NEGATIVE, TRACED)
+  tokens: int = field(0, "the horizon, in tokens or examples; set this or steps", COUNT, TRACED)
   steps: int = field(0, "the horizon, in steps; set this or tokens", NOT_NEGATIVE, TRACED)
   init_from: str = field(
     "", "folder of a trained or imported run whose weights are the initial values", None, PROVENANCE, nothing
@@ -57,7 +68,7 @@ class Eval:
   every: int = field(
     0, "steps between evaluations on held-out data during training; 0: only at the end", NOT_NEGATIVE, PROVENANCE
   )
-  tokens: int = field(1 << 17, "held-out tokens (or examples) to evaluate", POSITIVE)
+  tokens: int = field(1 << 17, "held-out tokens (or examples) to evaluate", Range(0, LARGEST_COUNT, low_open=True))
   batch_size: int = field(16, "rows per batch of an evaluation", POSITIVE)
   resamples: int = field(
     100, "resamples of the held-out documents or examples, for the intervals of the metrics", NOT_NEGATIVE
@@ -66,14 +77,15 @@ class Eval:
 
 def check(config: Config) -> None:
   train = config.train
+  declarations.check("train", Train, train)
+  declarations.check("eval", Eval, config.eval)
   require(
     (train.tokens > 0) != (train.steps > 0),
     f"config.train: set one of tokens (now {train.tokens}) and steps (now {train.steps})",
   )
-  declarations.check("train", Train, train)
-  declarations.check("eval", Eval, config.eval)
   require(not (train.ramp and train.stages), "config.train.ramp: cannot be combined with config.train.stages")
-  horizon.phases(config)
+  steps = horizon.own_steps(config)
+  require(steps <= LARGEST_WHOLE, f"config.train: the run would have {steps:.3g} steps; at most {LARGEST_WHOLE:,}")
   require(
     train.layers_every >= 0 and train.layers_every % train.log_every == 0,
     f"config.train.layers_every: {train.layers_every} is not a multiple of log_every = {train.log_every}",

@@ -4,6 +4,7 @@ import dataclasses
 
 from bigmodel import data
 from bigmodel.config import Config, require
+from bigmodel.declarations import LARGEST_WHOLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ def phases(config: Config) -> list[Phase]:
   train, unit, ramp = config.train, data.unit(config), [Phase(0, 0, 0, 0)]
   for text in train.ramp:
     rows, at, until = text.partition("@")
+    are_numbers = all(number.isascii() and number.isdigit() and len(number) < 17 for number in (rows, until))
     require(
-      bool(at) and rows.isdigit() and until.isdigit() and int(rows) > 0,
-      f"config.train.ramp: {text!r} is not ROWS@TOKENS",
+      bool(at) and are_numbers and 0 < int(rows) <= LARGEST_WHOLE, f"config.train.ramp: {text!r} is not ROWS@TOKENS"
     )
     ramp.append(_next(ramp[-1], int(rows), int(until) / unit))
     require(ramp[-1].stop > ramp[-2].stop, f"config.train.ramp: {text!r} ends before it begins")

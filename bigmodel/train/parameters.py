@@ -117,11 +117,16 @@ def evaluated(config: Config, store: Checkpoints, step: int, wanted: Arrays | No
 
 
 def read_evaluated(config: Config, store: Checkpoints, step: int, shapes: Params) -> Params:
-  """`evaluated`, as the tree and with the shardings of `shapes`; each device reads only its part of each array."""
+  """`evaluated`, as the tree and with the shardings of `shapes`; each device reads only its part of each array.
+
+  Raises `UserError` where the arrays are not those of the config's model.
+  """
   wanted = to_flat(shapes)
   params = evaluated(config, store, step, wanted)
   for name, x in wanted.items():
     stored = f"{params[name].shape} {params[name].dtype}" if name in params else "missing"
     if stored != f"{x.shape} {x.dtype}":
-      raise ValueError(f"{store.folder}: array {name} is {stored}, and {x.shape} {x.dtype} in this program")
+      raise UserError(
+        f"{store.folder}: array {name} is {stored}, and {x.shape} {x.dtype} by config.json, which was changed since"
+      )
   return jax.tree.unflatten(jax.tree.structure(shapes), [params[name] for name in wanted])

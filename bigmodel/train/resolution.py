@@ -1,11 +1,15 @@
 """Checks the fields of a config together, and fills in those that are derived from its data."""
 
+import math
 from typing import cast
 
-from bigmodel import data, models, optim, parallel, tasks, train
+import jax
+
+from bigmodel import data, hardware, models, optim, parallel, tasks, train
 from bigmodel.config import Config, flatten, nearest, require
 from bigmodel.data import pipeline
 from bigmodel.data.pipeline import Data
+from bigmodel.declarations import LARGEST_WHOLE
 from bigmodel.errors import UserError
 from bigmodel.train import configs, stages, weights
 
@@ -22,12 +26,18 @@ def check(config: Config) -> None:
       name not in declared
     ):  # only then, because finding the nearest name is slow and a study checks thousands of configs
       raise UserError(f"config.{name}: no such field{nearest(name, declared)}")
+    problem = configs.wrong_type(given[name], declared[name].default)
+    require(not problem, f"config.{name}: {problem}")
   from_user = {f"optim.{name}" for name in optim.declared(config.optim.name).keys() - optim.declared().keys()}
   for name in declared.keys() - from_user:  # those of a user's optimizer are added when the config is resolved
     require(name in given, f"config.{name}: missing; begin with {start}")
+  for name, value in given.items():
+    problem = declared[name].problem(value) if name == "seed" else declared[name].unusable(value)
+    require(not problem, f"config.{name}: {problem}")
   for room in (models, tasks, data, optim, train, parallel):
     room.check(config)
   for stage in stages.of(config)[:-1]:
+    require(stage.stop <= LARGEST_WHOLE, f"config.train.stages: {stage.stop:.3g} steps; at most {LARGEST_WHOLE:,}")
     for room in (models, tasks, optim):
       room.check(stage.config)
 
@@ -77,17 +87,23 @@ def resolve_without_data(config: Config) -> Config:
   return resolved
 
 
+def check_without_data(config: Config) -> None:
+  """Raises `UserError` for the first value that a resolved config cannot have, apart from those of its data."""
+  for room in (models, tasks, optim, train):
+    room.check(config)
+
+
 def resolve_for_plan(config: Config, devices: int) -> Config:
   """A resolved and checked copy that can be planned for this number of devices without its data."""
   resolved = resolve_without_data(config)
-  for room in (models, tasks, optim, train):
-    room.check(resolved)
+  check_without_data(resolved)
   parallel.check(resolved, devices)
   return resolved
 
 
 def check_resolved(config: Config, corpus: Data) -> None:
   """Raises `UserError` if a resolved config's shapes do not fit, or its data has too few rows for a stage."""
+  _check_memory(config)
   parallel.check(config)
   for stage in stages.of(config):
     for room in (models, tasks):
@@ -96,6 +112,31 @@ def check_resolved(config: Config, corpus: Data) -> None:
     weights.check(stage.config)
     parallel.check(stage.config)
     pipeline.train_pipeline(stage.config, corpus, stage.stop - stage.first, stage.before)
+
+
+def _check_memory(config: Config) -> None:
+  """Refuses a model or a batch that cannot fit into the memory of all devices, before anything is traced.
+
+  Counts only the parameters, their gradients and the inputs; a config that passes may still be too large.
+  """
+  available = hardware.memory() * jax.device_count()
+  values = models.counts_of(config).params_total
+  require(
+    8 * values <= available,
+    f"config.model: {values:.3g} parameters and their gradients take {_bytes(8 * values)}, more than the"
+    f" {_bytes(available)} of memory here; use a smaller model or more devices",
+  )
+  for group, rows in (("train", config.train.batch_size // config.train.accumulate), ("eval", config.eval.batch_size)):
+    inputs = rows * (data.unit(config) if config.data.kind == "text" else math.prod(config.model.inputs))
+    require(
+      4 * inputs <= available,
+      f"config.{group}.batch_size: {rows:,} rows take {_bytes(4 * inputs)}, more than the {_bytes(available)} of memory"
+      " here; use fewer rows",
+    )
+
+
+def _bytes(number: float) -> str:
+  return f"{number / 1e9:.3g} GB"
 
 
 def held_out_rows(config: Config) -> pipeline.EvalRows:

@@ -1,8 +1,10 @@
 """The records of runs that finished, failed or were stopped, and the losses at rungs, where halving compares runs."""
 
+import contextlib
 from collections.abc import Mapping
 
 import msgspec
+from etils import epath
 
 from bigmodel import hardware, models, record, train
 from bigmodel.accounting import Flops
@@ -142,3 +144,12 @@ def summary(sealed: Record) -> str:
     f"{sealed.run_id}  N {sealed.params_total:,}  D {sealed.tokens:,}  loss {sealed.loss:.4f}{metrics}"
     f"  {sealed.seconds:.1f} s"
   )
+
+
+def set_record_aside(folder: epath.Path) -> None:
+  """Moves the record of a run to `attempts/`. The run then counts as not ended, and any worker may train it."""
+  attempts = folder / "attempts"
+  attempts.mkdir(exist_ok=True)
+  number = len(list(attempts.iterdir()))
+  with contextlib.suppress(FileNotFoundError):  # another command has set it aside meanwhile
+    (folder / "record.json").rename(attempts / f"{number:03d}.json")

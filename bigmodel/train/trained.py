@@ -14,7 +14,7 @@ from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
 from bigmodel.tasks import choices, completions, generation
-from bigmodel.train import configs, interchange, parameters, programs
+from bigmodel.train import configs, imported_runs, parameters, places, programs, resolution
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.types import Params
 
@@ -44,8 +44,8 @@ def load(workdir: str, generating: bool = False) -> Trained:
   Only the parameters are read, each device its own shards. Raises `UserError` where there is no sound checkpoint or
   parameters are not finite.
   """
-  config = configs.read_config_with_mesh(workdir)
-  config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
+  config = places.replaced(configs.read_config_with_mesh(workdir), places.last(workdir))
+  resolution.check_without_data(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
   if step is None:
@@ -53,7 +53,11 @@ def load(workdir: str, generating: bool = False) -> Trained:
     why = f"; the run diverged at step {ended.steps}" if ended and ended.status == "diverged" else ""
     raise UserError(f"{workdir}: no sound checkpoint{why}")
   parameters.warn_of_divergence(workdir, step)
-  program = programs.program(config)
+  try:
+    config = reuse.for_generation(config) if generating else reuse.for_evaluation(config)
+    program = programs.program(config)
+  except ArithmeticError as error:  # for sizes that no model has
+    raise UserError(f"{workdir}: config.json is corrupt ({str(error).splitlines()[0]}); restore it") from error
   params = parameters.read_evaluated(config, store, step, program.shapes.params)
   parameters.require_finite(params, f"{workdir}: checkpoint of step {step}")
   return Trained(workdir, config, program, params, step)
@@ -61,15 +65,25 @@ def load(workdir: str, generating: bool = False) -> Trained:
 
 def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:
   """The tokenizer that came with imported weights, or that of the run's corpus."""
-  ends = interchange.text_ends(trained.workdir)
+  ends = imported_runs.text_ends(trained.workdir)
   if ends is None:
     return corpus.tokenizer_of(trained.config)
   path = absolute(trained.workdir) / "tokenizer.json"
-  if not path.exists() or ends.end is None:
-    raise UserError(
-      f"{trained.workdir}: tokenizer.json and eos_token_id of config.json did not come with these weights"
-    )
-  return tokenizer.from_text(path.read_text(), ends.begin, ends.end)
+  require(path.exists(), f"{trained.workdir}: no tokenizer.json came with these weights, so they cannot read text")
+  require(
+    ends.end is not None,
+    f"{trained.workdir}: no token that ends a text came with these weights (eos_token_id of config.json or"
+    " generation_config.json, eos_token of tokenizer_config.json)",
+  )
+  tokens, vocab = tokenizer.from_text(path.read_text(), ends.begin, ends.end), trained.config.model.vocab
+  require(tokens.vocab <= vocab, f"{path}: has {tokens.vocab} tokens, and the model of {trained.workdir} only {vocab}")
+  return tokens
+
+
+def stops_of(trained: Trained, tokens: tokenizer.Tokenizer) -> np.ndarray:
+  """The ids at which generation stops: that of the tokenizer's separator first, int32[stops]."""
+  ends = imported_runs.text_ends(trained.workdir)
+  return np.asarray(list(dict.fromkeys([tokens.separator, *(ends.stops if ends else ())])), np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +120,20 @@ def generate(trained: Trained, prompt: str, sampling: Sampling) -> list[Continua
     raise UserError(
       f"--prompt: {len(prompt_P) - 1} tokens and {sampling.tokens} new ones are more than the context of {limit}"
     )
-  new_BxT, log_probabilities = _generated(trained, prompt_P, sampling, tokens.separator)
-  texts = [tokens.decode(_before(row, tokens.separator)) for row in new_BxT]
+  stops = stops_of(trained, tokens)
+  new_BxT, log_probabilities = _generated(trained, prompt_P, sampling, stops)
+  texts = [tokens.decode(_before(row, stops)) for row in new_BxT]
   return [Continuation(text, float(chance)) for text, chance in zip(texts, log_probabilities, strict=True)]
 
 
 def _generated(
-  trained: Trained, prompt_P: np.ndarray, sampling: Sampling, separator: int
+  trained: Trained, prompt_P: np.ndarray, sampling: Sampling, stops: np.ndarray
 ) -> tuple[np.ndarray, Sequence[float]]:
-  """New tokens of each continuation, and their log-probability up to the first separator."""
+  """New tokens of each continuation, and their log-probability up to the first of the `stops`."""
   model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
   if sampling.beams > 1:
     new_BxT, chances = trained.program.generating(generation.beam_search)(
-      model, trained.params, prompt_P[None], sampling.tokens, sampling.beams, jnp.int32(separator)
+      model, trained.params, prompt_P[None], sampling.tokens, sampling.beams, jnp.asarray(stops)
     )
     return np.asarray(new_BxT), chances
   prompts_BxP = np.repeat(prompt_P[None], sampling.samples, axis=0)
@@ -131,7 +146,7 @@ def _generated(
   new_BxT, log_probabilities_BxT = sample(
     model, trained.params, prompts_BxP, sampling.tokens, key, temperature, top_p, sampling.top_k
   )
-  lengths = [len(_before(row, separator)) + 1 for row in np.asarray(new_BxT)]
+  lengths = [len(_before(row, stops)) + 1 for row in np.asarray(new_BxT)]
   chances = [row[:length].sum() for row, length in zip(np.asarray(log_probabilities_BxT), lengths, strict=True)]
   return np.asarray(new_BxT), chances
 
@@ -148,13 +163,13 @@ def score_completions(
   prompts = completions.read(path, tokens, context, skip_long)
   longest = max(len(tokens.encode(text)) for _, text in prompts.pairs) + 1
   model = models.build(trained.config, jnp.dtype(trained.config.train.compute_dtype))
-  sample = trained.program.generating(generation.sample)
+  sample, stops = trained.program.generating(generation.sample), stops_of(trained, tokens)
 
   def complete(rows_BxP: np.ndarray) -> list[str]:
     new = min(longest, context + 1 - rows_BxP.shape[1])
     greedy = jnp.float32(0), jnp.float32(1), 0
     new_BxT, _ = sample(model, trained.params, rows_BxP, new, jax.random.key(0), *greedy)
-    return [tokens.decode(_before(row, tokens.separator)) for row in np.asarray(new_BxT)]
+    return [tokens.decode(_before(row, stops)) for row in np.asarray(new_BxT)]
 
   return completions.score(prompts, complete, trained.config.eval.batch_size, trained.config.eval.resamples)
 
@@ -179,7 +194,7 @@ def _require_decoder(trained: Trained, where: str) -> None:
   require(family == "decoder", f"{where}: is for decoders, not a {family}")
 
 
-def _before(row_T: np.ndarray, separator: int) -> np.ndarray:
-  """The tokens of a row before its first separator."""
-  ends = np.flatnonzero(row_T == separator)
+def _before(row_T: np.ndarray, stops: np.ndarray) -> np.ndarray:
+  """The tokens of a row before the first of the `stops`."""
+  ends = np.flatnonzero(np.isin(row_T, stops))
   return row_T[: ends[0]] if len(ends) else row_T

@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +22,15 @@ from bigmodel.parallel import hosts
 from bigmodel.train import parameters
 from bigmodel.train.checkpoint import Checkpoints, read_seal, to_flat
 from bigmodel.train.configs import read_config
-from bigmodel.train.interchange import is_imported
+from bigmodel.train.imported_runs import is_imported, text_ends
 from bigmodel.train.parameters import PREFIX
 from bigmodel.train.step import State
 from bigmodel.types import Params
+
+log = logging.getLogger("bigmodel")
+# Fields of a model that may differ from those of the weights' run without a warning: they only affect training, or
+# parameters of another shape follow from them.
+FREE = ("dropout", "expert_capacity", "expert_group", "vocab", "inputs", "outputs", "head", "tie_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +79,23 @@ def resolve(config: Config) -> None:
     source = _source(config)
     config.train.init_sha256 = source.sha256
     parameters.warn_of_divergence(config.train.init_from, source.step)
+    _warn_of_differences(config)
+
+
+def _warn_of_differences(config: Config) -> None:
+  """Warns if the model computes something else with the weights than the run that they come from."""
+  source = read_config(config.train.init_from)
+  if source.model.family != config.model.family:
+    return
+  for name in sorted(set(config.model) & set(source.model) - set(FREE)):
+    ours, theirs = config.model[name], source.model[name]
+    if ours != theirs and not (name == "positions" and isinstance(ours, int)):
+      _warn(f"config.model.{name}: {ours!r}, and the weights of {config.train.init_from} are for {theirs!r}")
+
+
+@functools.cache  # every run of a study would repeat the warning
+def _warn(text: str) -> None:
+  log.warning("%s", text)
 
 
 def check(config: Config) -> None:
@@ -97,6 +121,7 @@ def check(config: Config) -> None:
   )
   if config.train.init_from:
     _check_tokenizer(config)
+    _check_context(config)
     _check_shapes(config)
 
 
@@ -111,8 +136,26 @@ def _check_pattern(field: str, pattern: str, names: list[str]) -> None:
   )
 
 
+def _learned_positions(config: Config) -> set[str]:
+  """The parameters that have a row for each position of a text; a shorter context uses the first of their rows."""
+  if config.data.kind != "text":
+    return set()
+  return {name for name, label in models.labels(config) if label.axes[:1] == ("positions",)}
+
+
+def _check_context(config: Config) -> None:
+  """Raises `UserError` for contexts in which imported weights would compute something else than the original model."""
+  ends = text_ends(config.train.init_from) if config.data.kind == "text" else None
+  require(
+    ends is None or ends.limit is None or config.data.context <= ends.limit,
+    f"config.data.context: {config.data.context}; the weights of {config.train.init_from} are for contexts of up to"
+    f" {ends.limit if ends else 0} tokens (see the note of `import`)",
+  )
+
+
 def _check_shapes(config: Config) -> None:
   """Raises `UserError` unless the weights have every parameter that is not in `train.init_fresh`, in its shape."""
+  positions = _learned_positions(config)
   stored = {name: ast.literal_eval(mark[: mark.index(")") + 1]) for name, mark in _source(config).fingerprints.items()}
   vocab = read_config(config.train.init_from).model.get("vocab")
   tables, where = models.real_rows(config), f"config.train.init_from: {config.train.init_from}"
@@ -123,6 +166,13 @@ def _check_shapes(config: Config) -> None:
     shape = stored[name]
     if name in tables and vocab and shape[0] == padded(vocab):  # tables of earlier versions have no padding
       shape = (vocab, *shape[1:])
+    if name in positions and shape[1:] == expected[1:]:
+      require(
+        shape[0] >= expected[0],
+        f"config.data.context: {expected[0]} positions are more than the {shape[0]} that the weights of"
+        f" {config.train.init_from} have; choose a shorter context, or name {name!r} in train.init_fresh",
+      )
+      continue
     require(
       shape == expected,
       f"{where}: {name!r} has the shape {shape}, not {expected}; name it in train.init_fresh to initialize it anew",
@@ -164,6 +214,9 @@ def start(config: Config, state: State, optimizer_state: Callable[[Params], opti
   weights = parameters.evaluated(read_config(source), store, step, wanted)
   store.close()
   parameters.require_finite(weights, f"config.train.init_from: {source}: checkpoint of step {step}")
+
+  for name in _learned_positions(config) & weights.keys():
+    weights[name] = weights[name][: wanted[name].shape[0]]
 
   def take(path: jax.tree_util.KeyPath, initial: jax.Array) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,6 +1,5 @@
 """Trains planned groups of runs in this process, skipping runs that have ended."""
 
-import contextlib
 import errno
 import functools
 import logging
@@ -14,7 +13,7 @@ from bigmodel.errors import CheckpointError, Interrupted, UnfitWorker, UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.display import Display
 from bigmodel.train.loop import Options, train_runs
-from bigmodel.train.results import failed_record
+from bigmodel.train.results import failed_record, set_record_aside
 from bigmodel.train.run import Run, open_folder, write_provenance
 from bigmodel.train.stop import LOST, Stop
 from bigmodel.workers import packs
@@ -141,12 +140,3 @@ def set_failed_aside(workdir: epath.PathLike) -> None:
     if (folder / "checkpoints").exists():
       (folder / "checkpoints").rmtree()
     set_record_aside(folder)
-
-
-def set_record_aside(folder: epath.Path) -> None:
-  """Moves the record of a run to `attempts/`. The run then counts as not ended, and any worker may train it."""
-  attempts = folder / "attempts"
-  attempts.mkdir(exist_ok=True)
-  number = len(list(attempts.iterdir()))
-  with contextlib.suppress(FileNotFoundError):  # another command has set it aside meanwhile
-    (folder / "record.json").rename(attempts / f"{number:03d}.json")

@@ -42,8 +42,8 @@ class Workers:
     kind, _, count = text.partition(":")
     require(kind in KINDS, f"--workers: {text!r}; write local:N, ray:N or slurm:N, such as local:4")
     require(
-      not count or (count.isdigit() and int(count) > 0),
-      f"--workers: {text!r}; N is a positive integer",
+      not count or (count.isascii() and count.isdigit() and len(count) < 7 and int(count) > 0),
+      f"--workers: {text!r}; N is a positive integer below 1,000,000",
     )
     require(bool(count) or kind == "local", f"--workers: {text!r}; give the number of workers, such as {kind}:4")
     return cls(kind, int(count) if count else len(os.sched_getaffinity(0)), clusters.parse_options(kind, options))

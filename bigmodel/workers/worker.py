@@ -11,7 +11,7 @@ from etils import epath
 
 from bigmodel import record
 from bigmodel.data.pipeline import Datasets
-from bigmodel.errors import CheckpointError, Interrupted
+from bigmodel.errors import CheckpointError, Interrupted, UserError
 from bigmodel.parallel import hosts
 from bigmodel.train.display import Display
 from bigmodel.train.leases import PATIENCE, POLL_SECONDS, Lease, Leases, Turns, WhileHeld, can_be_in
@@ -192,5 +192,9 @@ def settle(worker: str) -> str:
   """Returns the name in NAME[@CORES] and binds this process to the cores, before JAX has any devices."""
   name, _, cores = worker.partition("@")
   if cores:
-    os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    try:
+      os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    except (ValueError, OverflowError, OSError) as error:
+      available = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+      raise UserError(f"--worker: {worker!r}: {cores!r} are not cores of this machine ({available})") from error
   return name

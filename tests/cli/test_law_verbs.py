@@ -203,3 +203,62 @@ def test_warnings_about_points_are_given():
   (rises,) = notes.examine(curve, [x[[0, 1, 3]]], losses(1.0, 2.0, 3.0), range(2, 5)).notes
   assert "rises with scale" in rises
   assert notes.examine(curve, [x[[0, 1, 3]]], losses(3.0, 2.0, 1.0), range(2, 5)).notes == []
+
+
+def test_a_table_for_people_is_fitted_like_a_plain_one_and_says_how_it_was_read(points, tmp_path, capsys):
+  plain = np.genfromtxt(points, delimiter=",", names=True)
+  rows = [
+    f"{n / 1e6:.6f}M;{d / 1e9:.6f}B;{loss:.6f}".replace(".", ",")
+    for n, d, loss in zip(plain["n"], plain["d"], plain["loss"], strict=True)
+  ]
+  (tmp_path / "people.CSV").write_text("\n".join(["sizes of 2024", "", "n;d;loss", *rows, ""]), encoding="utf-16")
+  expected = run(capsys, "fit", points, "--n=n", "--d=d")[1]["laws"][0]["params"]
+  code, said, _ = run(capsys, "fit", tmp_path / "people.CSV", "--n=n", "--d=d")
+  assert code == 0
+  assert said["laws"][0]["params"] == pytest.approx(expected, rel=1e-3)
+  assert [
+    note for note in said["warnings"] if "column" in note or "line" in note or "UTF" in note or "sep" in note
+  ] == [
+    "the file is UTF-16",
+    "cells are separated by semicolons",
+    "the header is line 3; 1 line above it left out",
+    "column 'n': decimal commas, M is 1e6",
+    "column 'd': decimal commas, B is 1e9",
+    "column 'loss': decimal commas",
+  ]
+
+
+def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, capsys):
+  bad = ["nan", "", "-1", "0", "inf", "diverged"]
+  lines = ["size,ce", *(f"{x},{0.3 + 30 * x**-0.25}" for x in X), *(f"{i + 1}e9,{cell}" for i, cell in enumerate(bad))]
+  (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
+  asked = (tmp_path / "bad.csv", "--x=size", "--loss=ce")
+  for verb in (("fit",), ("forecast", "--at=1e10")):
+    code, _, err = run(capsys, verb[0], *asked, *verb[1:])
+    assert code == 2
+    assert "column 'ce', row 18: 'nan' is not a positive number (6 such rows; --skip-bad-rows leaves them out)" in err
+    code, said, _ = run(capsys, verb[0], *asked, *verb[1:], "--skip-bad-rows")
+    assert code == 0
+    expected = "6 of 22 rows without positive numbers are left out (row 18, 19, 20, 21, 22, 23)"
+    assert expected in said["warnings"]
+  (tmp_path / "bad.csv").write_text("size,ce\n1,nan\n2,\n")
+  code, _, err = run(capsys, "fit", *asked, "--skip-bad-rows")
+  assert code == 2
+  assert "--skip-bad-rows leaves no row" in err
+
+
+def test_a_short_group_is_named_and_the_others_are_forecast_and_fitted(tmp_path, capsys):
+  rows = [f"{model},{x},{0.3 + 30 * x**-0.25}" for model in ("long", "other") for x in X]
+  (tmp_path / "g.csv").write_text("\n".join(["model,size,ce", *rows, "short,1000,3", "short,2000,2"]) + "\n")
+  asked = (tmp_path / "g.csv", "--x=size", "--loss=ce", "--group=model")
+  code, said, _ = run(capsys, "forecast", *asked, "--at=1e10")
+  assert code == 0
+  assert [row["group"] for row in said["rows"]] == ["long", "other"]
+  assert any("curve short: left out, because it has 2 points" in note for note in said["warnings"])
+  code, said, _ = run(capsys, "fit", *asked)
+  assert code == 0
+  assert [law["group"] for law in said["laws"]] == ["long", "other"]
+  assert any(note.startswith("short: ") and "2 points" in note for note in said["warnings"])
+  code, _, err = run(capsys, "forecast", tmp_path / "g.csv", "--x=size", "--loss=ce", "--group=modl", "--at=1e10")
+  assert code == 2
+  assert "no column 'modl' for --group (did you mean 'model'?); it has model, size, ce" in err

@@ -203,3 +203,61 @@ def test_the_command_that_started_a_worker_learns_that_the_worker_is_unfit(monke
   from bigmodel.workers import pool
 
   assert main.UNFIT == pool.UNFIT
+
+
+def numeric_options() -> list[tuple[str, str]]:
+  """Every option of every verb that is parsed to a number."""
+  actions = [(verb, action) for verb in main.verbs() for action in parsing.parser_of(verb, main.find(verb))._actions]
+  return [(verb, action.option_strings[0]) for verb, action in actions if action.type is not None]
+
+
+@pytest.mark.parametrize(("verb", "option"), numeric_options())
+def test_numeric_options_refuse_values_that_are_no_usable_number(verb, option, inside):
+  for value in ("nan", "inf", "-inf", "1e400", "many", "", "-1", "0", "1" + "0" * 40, "9" * 5000, "1,5"):
+    code, out, err = inside(verb, f"{option}={value}")
+    assert (code, out) == (2, ""), value
+    assert len(err.splitlines()) == 1, value
+    assert len(err) < 200, value
+    if value not in ("-1", "0", "1" + "0" * 40) and option not in ("--temperature", "--top-p"):
+      assert option in err, value
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["generate", "--workdir=x", "--temperature=nan"], "--temperature: nan is not a number from 0 up"),
+    (["generate", "--workdir=x", "--top-p=nan"], "--top-p: nan is not in (0, 1]"),
+    (["generate", "--workdir=x", "--seed=2147483648"], "--seed: 2147483648 is more than 2,147,483,647"),
+    (["status", "--workdir=x", "--watch=1e300"], "--watch: 1e300 is more than 1,000,000 seconds"),
+    (["sweep", "--config=x", "--workdir=y", "--seeds=0"], "--seeds: 0 is less than 1"),
+    (["train", "--config=x", "--workdir=y", "--config.model.width", "32"], "write --config.model.width=32"),
+    (["train", "--config=x", "--workdir=y", "--processes=2", "--process=0", "--coordinator=h"], "is not HOST:PORT"),
+    (["train", "--config=x", "--workdir=y", "--processes=2"], "give all three or none"),
+  ],
+)
+def test_values_that_make_no_sense_are_refused(words, message, inside):
+  code, out, err = inside(*words)
+  assert (code, out) == (2, "")
+  assert len(err.splitlines()) == 1
+  assert message in err
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "message"),
+  [
+    (MemoryError("Unable to allocate 9 TiB"), 1, "out of memory: use a smaller model, batch or context, or more"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "out of memory: use a smaller model, batch or context"),
+    (OSError(28, "No space left on device"), 1, "the disk is full: [Errno 28] No space left on device"),
+    (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: cannot be used (Permission denied)"),
+    (OSError(30, "Read-only file system", "/x/y"), 2, "/x/y: cannot be used (Read-only file system)"),
+  ],
+)
+def test_faults_of_the_machine_are_plain_lines(error, code, message, monkeypatch, inside):
+  def run(arguments, output):
+    raise error
+
+  monkeypatch.setattr(main.find("status"), "run", run)
+  ended, _, err = inside("status", "--workdir=x")
+  assert ended == code
+  assert err.startswith(f"bigmodel status: {message}")
+  assert len(err.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from bigmodel import data as room
 from bigmodel.data import corpus, pipeline, tokenizer
+from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.train import evaluate
 
@@ -183,3 +185,51 @@ def test_shared_and_uncovered_characters_count_once():
   ends = np.array([1, 2, 2, 3, 3, 3, 5])
   assert tokenizer.count_bytes(text, ends).tolist() == [1, 2, 0, 4, 0, 0, 3]
   assert tokenizer.count_bytes(text, np.array([1, 0, 99])).tolist() == [1, 0, 9]  # ends that make no sense
+
+
+@pytest.mark.parametrize("kind", ["bpe", *GIVEN])
+def test_special_tokens_that_a_text_spells_out_are_text(kind):
+  if kind == "bpe":
+    tokens = tokenizer.from_text(tokenizer.train_bpe(documents(), 400))
+  else:
+    tokens = tokenizer.from_text(GIVEN[kind]().to_str(), 1, 2)
+  text = "a <|separator|> b </s> and <s> c"
+  ids, counts = tokens.encode_and_count(text)
+  assert not {tokens.begin, tokens.separator} & set(ids.tolist())
+  np.testing.assert_array_equal(ids, tokens.encode(text))
+  assert counts.sum() == len(text)
+  if kind in ("bpe", "byte_level"):
+    assert tokens.decode(ids) == text
+  plain = Tokenizer.from_str(tokens.text)
+  plain.no_truncation()
+  plain.no_padding()
+  for other in documents():
+    assert tokens.encode(other).tolist() == plain.encode(other, add_special_tokens=False).ids
+
+
+def test_an_end_that_its_file_does_not_mark_as_special_is_text_too():
+  file = json.loads(byte_level().to_str())
+  for token in file["added_tokens"]:
+    token["special"] = False
+  tokens = tokenizer.from_text(json.dumps(file), 1, 2)
+  assert tokens.decode(tokens.encode("a </s> b")) == "a </s> b"
+  with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer that"):
+    tokenizer.from_text('{"model": {}}', 1, 2)
+
+
+def test_bpe_learns_from_long_words_in_linear_time_and_other_texts_give_the_same_tokenizer():
+  texts = [*documents(), "x" * 1000 + " " * 1000]
+  bpe = Tokenizer(models.BPE())
+  pre_tokenizer: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  decoder: Any = decoders.ByteLevel()
+  bpe.pre_tokenizer, bpe.decoder = pre_tokenizer, decoder
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  special = [tokenizer.SEPARATOR]
+  trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+  bpe.train_from_iterator(texts, trainer)
+  assert tokenizer.train_bpe(texts, 400) == bpe.to_str()
+  bases = np.random.default_rng(0).choice(list("ACGT"), 400_000)
+  began = time.process_time()
+  trained_ = tokenizer.train_bpe(["".join(bases)], 300)
+  assert time.process_time() - began < 10  # a minute without the limit
+  assert json.loads(trained_)["pre_tokenizer"] == json.loads(bpe.to_str())["pre_tokenizer"]

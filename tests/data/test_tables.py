@@ -370,6 +370,7 @@ def test_prepared_tables_are_named_by_all_their_inputs(tmp_path):
     "encode": ({}, {"encode": "codes"}),
     "min_category_rows": ({}, {"min_category_rows": 3}),
     "max_categories": ({}, {"max_categories": 2}),
+    "categories": ({}, {"categories": 2}),
     "window": (windows, windows | {"window": 5}),
     "horizon": (windows, windows | {"horizon": 2}),
   }
@@ -384,3 +385,83 @@ def test_prepared_tables_are_named_by_all_their_inputs(tmp_path):
       for table, changed in zip(tables_, pair, strict=True)
     }
     assert len(names) == 2, name
+
+
+def people(rows=200):
+  rng = np.random.default_rng(0)
+  days = [datetime.date(2023, 1, 1) + datetime.timedelta(days=3 * i) for i in range(rows)]
+  return {
+    "price": [f'"${x:,.2f}"' if i % 5 else "?" for i, x in enumerate(rng.uniform(1e3, 1e5, rows))],
+    "share": [f"{x:.1f}%" for x in rng.uniform(0, 100, rows)],
+    "when": [f"{day:%m/%d/%Y}" for day in days],
+    "key": [f"{i * 7919 % 9973:x}-{i}" for i in range(rows)],
+    "colour": [("red", "green", "None")[i % 3] for i in range(rows)],
+    "one": ["5"] * rows,
+    "sold": [("no", "yes")[int(x)] for x in rng.random(rows) < 0.4],
+  }
+
+
+def config_of_csv(path, columns, **changes):
+  lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
+  (path / "people.csv").write_text("\n".join(lines) + "\n")
+  config = default_config("mlp", "classification")
+  config.data.update(name="table", path=str(path / "people.csv"), target="sold", normalise="none", **changes)
+  return config
+
+
+def test_cells_for_people_are_numbers_and_dates_and_the_card_says_so(tmp_path):
+  columns = people()
+  found = examples.prepare(config_of_csv(tmp_path, columns))
+  row = dict(zip(found.card["features"], found.inputs[1], strict=True))
+  assert row["price"] == np.float32(columns["price"][1].strip('"$').replace(",", ""))
+  assert row["share"] == np.float32(float(columns["share"][1][:-1]) / 100)
+  assert row["when days"] == (datetime.date(2023, 1, 4) - datetime.date(2000, 1, 1)).days
+  assert found.card["missing"] == {"price": 40, "colour": 66}
+  assert found.card["notes"] == [
+    "column 'price': commas between thousands, $ left out",
+    "column 'price': 40 cells with '?' are missing values",
+    "column 'share': 77% is .77",
+    "column 'when': dates with the month first, such as '01/01/2023'",
+    "column 'colour': 66 cells with 'None' are missing values",
+    "column 'key' has another text in each row and is left out",
+    "column 'one' has one value in all training rows",
+  ]
+  cleaned = examples.prepare(config_of_csv(tmp_path, columns, steps=("bad_cells", "impute:median")))
+  assert cleaned.card["steps"]["bad_cells"] == {"price": 40}
+
+
+@pytest.mark.parametrize(
+  ("column", "message"),
+  [
+    ([f"{i % 12 + 1:02d}/{i % 11 + 1:02d}/2024" for i in range(200)], "column 'x': .* may have the day"),
+    ([f'"{i % 9 + 1},{i:03d}"' for i in range(200)], "column 'x': '1,000' may be 1000 or 1"),
+    ([f"n{i % 150}" if i % 2 else f"m{i % 190}" for i in range(200)], "data.drop: column 'x' has .* different texts"),
+    ([""] * 200, "column 'x' is missing in all training rows; name it there"),
+    ([f"{i}" if i % 20 else "bad" for i in range(200)], "column 'x' has 'bad' among numbers, in line 2; the step bad_"),
+    (
+      [f"{day:%d.%m.%Y}" if day.day > 1 else "soon" for day in map(datetime.date.fromordinal, range(738000, 738200))],
+      "column 'x' has 'soon' among dates",
+    ),
+  ],
+)
+def test_columns_in_doubt_are_refused_with_what_to_do(tmp_path, column, message):
+  sold = [("no", "yes")[i % 2] for i in range(200)]
+  refused(config_of_csv(tmp_path, {"x": column, "sold": sold}), message)
+
+
+def test_columns_that_number_the_rows_are_refused_and_rare_texts_can_be_accepted(tmp_path):
+  sold = [("no", "yes")[i % 3 == 0] for i in range(200)]
+  other = [str(i % 7) for i in range(200)]
+  ids = {"customer_id": [str(9000 + i) for i in range(200)], "other": other, "sold": sold}
+  refused(config_of_csv(tmp_path, ids), "config.data.drop: column 'customer_id' has another number in each row")
+  rare = [f"n{i}" if i % 4 else "often" for i in range(200)]
+  found = examples.prepare(config_of_csv(tmp_path, {"name": rare, "other": other, "sold": sold}, categories=5))
+  assert found.card["learned"]["categories"]["name"] == ["often"]
+
+
+def test_plain_tables_keep_their_names(tmp_path):
+  """The field `categories` and the conversions came later; data without them keep their hash."""
+  columns = {"x": [str(i % 17 / 4) for i in range(60)], "sold": [("no", "yes")[i % 2] for i in range(60)]}
+  found = examples.prepare(config_of_csv(tmp_path, columns))
+  assert "notes" not in found.card
+  assert found.sha256[:16] == "b62804c18a3fbf82"

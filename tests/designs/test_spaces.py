@@ -130,3 +130,20 @@ def test_a_sweep_of_axes_trains_and_ranks(corpus_dir, tmp_path, capsys):
   assert 'id="plot-axes"' in page
   assert main.main(["sweep", f"--config={path}", "--workdir", workdir]) == 2
   assert "name fields to vary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("axes", "message"),
+  [
+    (["optim.lr=1,2", "seed=1,2", "optim.lr=3"], "--axis optim.lr: is given twice; write all of its values in one"),
+    (["optim.lr=log:1:inf:3"], "axis optim.lr: 1.0, inf: not finite"),
+    (["optim.lr=lin:nan:1:3"], "axis optim.lr: nan, 1.0: not finite"),
+    (["optim.lr=lin:0:1:inf"], "--axis optim.lr=lin:0:1:inf: lin must be followed by LOW:HIGH or LOW:HIGH:COUNT"),
+    (["optim.lr=lin:0:1:1e12"], "1,000,000,000,000 values; at most 100,000"),
+    (["optim.lr=lin:0:1:-3"], "give the number of values"),
+  ],
+)
+def test_axes_that_make_no_sense_are_refused(axes, message):
+  with pytest.raises(UserError) as caught:
+    spaces.of_arguments(axes, 0, "sobol", 1)
+  assert message in str(caught.value)

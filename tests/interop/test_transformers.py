@@ -23,6 +23,27 @@ def models():
     "llama_tied": hf.LlamaForCausalLM(
       hf.LlamaConfig(**text, max_position_embeddings=16, tie_word_embeddings=True, rms_norm_eps=1e-5)
     ),
+    "llama_3.1": hf.LlamaForCausalLM(
+      hf.LlamaConfig(
+        **text, max_position_embeddings=64,
+        rope_parameters={
+          "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16,
+        },
+      )
+    ),
+    "llama_linear": hf.LlamaForCausalLM(
+      hf.LlamaConfig(**text, rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5})
+    ),
+    "mistral": hf.MistralForCausalLM(
+      hf.MistralConfig(**text, num_key_value_heads=2, max_position_embeddings=64, sliding_window=16, head_dim=16)
+    ),
+    "gpt2_scaled": hf.GPT2LMHeadModel(
+      hf.GPT2Config(
+        vocab_size=41, n_embd=32, n_layer=2, n_head=4, n_positions=16, scale_attn_by_inverse_layer_idx=True,
+        scale_attn_weights=False, reorder_and_upcast_attn=True,
+      )
+    ),
     "mixtral": hf.MixtralForCausalLM(
       hf.MixtralConfig(**text, num_key_value_heads=2, max_position_embeddings=16, num_local_experts=4)
     ),
@@ -37,7 +58,10 @@ def models():
   }  # fmt: skip
 
 
-NAMES = ("gpt2", "llama", "llama_tied", "mixtral", "bert", "bert_masked_lm", "vit")
+NAMES = (
+  "gpt2", "gpt2_scaled", "llama", "llama_tied", "llama_3.1", "llama_linear", "mistral", "mixtral", "bert",
+  "bert_masked_lm", "vit",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +145,68 @@ def test_exported_weights_load_there_and_give_our_logits(name, theirs, tmp_path,
   assert not info["missing_keys"]
   assert not info["unexpected_keys"]
   check(name, tmp_path / "run", back.eval())
+
+
+def test_defaults_of_config_fields_are_those_of_their_classes():
+  from bigmodel.models.imported.huggingface_fields import KINDS
+
+  hf = importlib.import_module("transformers")
+  for name in ("GPT2", "Llama", "Mistral", "Mixtral", "Bert", "ViT"):
+    config = getattr(hf, f"{name}Config")()
+    theirs = config.to_dict()
+    for field, value in KINDS[config.model_type].defaults.items():
+      if field == "rope_theta":
+        assert theirs["rope_parameters"][field] == value, (name, field)
+      elif field in theirs and value is not None:
+        assert theirs[field] == value, (name, field)
+    for field, value in KINDS[config.model_type].fixed.items():
+      assert field not in theirs or theirs[field] == value, (name, field)
+
+
+def test_frequencies_of_llama_3_1_are_theirs():
+  from bigmodel.models.layers.attention import Rotary
+
+  hf = importlib.import_module("transformers")
+  rope = importlib.import_module("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
+  scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+  config = hf.LlamaConfig(rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **scaling})
+  frequencies, factor = rope["llama3"](config, "cpu")
+  assert factor == 1
+  ours = Rotary(500_000.0, 8.0, 8192, 1.0, 4.0).frequencies(128)
+  np.testing.assert_allclose(frequencies.numpy(), ours, rtol=1e-5)  # theirs are float32
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "bpe"])
+def test_an_exported_run_generates_the_same_there(tokens, config, tmp_path, capsys):
+  from bigmodel.cli.main import main
+  from bigmodel.config import flatten
+
+  hf = importlib.import_module("transformers")
+  config.data.tokenizer = tokens
+  config.data.vocab_size = 300
+  config.model.positions = "rotary"
+  config.train.steps = 2
+  (tmp_path / "config.py").write_text(
+    f"import bigmodel\nfrom bigmodel.config import unflatten\ndef get_config(arg=None):\n"
+    f"  return unflatten({flatten(config)!r})\n"
+  )
+  run, out = str(tmp_path / "run"), str(tmp_path / "out")
+  assert main(["train", f"--config={tmp_path / 'config.py'}", "--workdir", run]) == 0
+  assert main(["export", "--workdir", run, "--to", out, "--type", "llama"]) == 0
+  capsys.readouterr()
+  prompt = "the model reads \u00e9"
+  assert main(["generate", "--workdir", run, "--prompt", prompt, "--tokens=8", "--temperature=0", "--json"]) == 0
+  ours = json.loads(capsys.readouterr().out)["continuations"][0]["text"]
+  tokenizer, model = hf.AutoTokenizer.from_pretrained(out), hf.AutoModelForCausalLM.from_pretrained(out)
+  inputs = tokenizer(prompt, return_tensors="pt")
+  new = model.generate(inputs["input_ids"], max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+  assert tokenizer.decode(new, skip_special_tokens=True) == ours
+  assert model.generation_config.eos_token_id == tokenizer.eos_token_id == model.generation_config.bos_token_id
+  assert main(["import", out, "--workdir", str(tmp_path / "back")]) == 0
+  capsys.readouterr()
+  arguments = ["--prompt", prompt, "--tokens=8", "--temperature=0", "--json"]
+  assert main(["generate", "--workdir", str(tmp_path / "back"), *arguments]) == 0
+  assert json.loads(capsys.readouterr().out)["continuations"][0]["text"] == ours
 
 
 def test_real_sentences_lie_near_their_paraphrases(tmp_path):

@@ -168,10 +168,13 @@ def test_a_group_that_cannot_be_fitted_is_left_out_with_a_note(tmp_path, quick):
   assert any("group two: 2 points; 1 columns need at least 4" in note for note in found.warnings)
 
 
-def test_too_few_points_and_unknown_groups_are_refused(tmp_path, quick):
+def test_too_few_points_equal_losses_and_unknown_groups_are_refused(tmp_path, quick):
   few = table_of(tmp_path / "few.csv", a=[1.0, 2, 3, 4], b=[1.0, 5, 2, 3], loss=[3.0, 2, 2, 1])
   with pytest.raises(UserError, match="4 points; 2 columns need at least 5"):
     fit_csv.fit(Source(few, {"a": "a", "b": "b"}), "auto")
+  flat = table_of(tmp_path / "flat.csv", a=np.arange(1, 9), loss=[-2.0] * 8)
+  with pytest.raises(UserError, match="the loss is -2 in all 8 points"):
+    fit_csv.fit(Source(flat, {"a": "a"}), "auto")
   runs = table_of(tmp_path / "g.csv", a=np.geomspace(1, 9, 20), g=["one"] * 20, loss=np.geomspace(3, 2, 20))
   places = table_of(tmp_path / "p.csv", a=[10.0], g=["two"])
   with pytest.raises(UserError, match="no points of group 'two'"):

@@ -50,5 +50,6 @@ def _show(card: Facts, is_text: bool, output: Output) -> None:
     total = sum(changed.values()) if isinstance(changed, dict) else changed
     if total:
       output.say(f"{step}: {total:,}")
+  output.notes(f"note: {note}" for note in card.get("notes", ()))
   if card.get("passed_over"):
     output.say(f"passed over: {corpus_files.described(card['passed_over'])}")

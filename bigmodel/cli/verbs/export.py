@@ -25,5 +25,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   exported = interchange.export_weights(arguments.workdir, arguments.to, arguments.type)
   facts = {"to": exported.folder, "type": exported.type, "tensors": exported.tensors, "step": exported.step}
+  facts["tokenizer"] = exported.tokenizer
   output.table(arguments.workdir, ("field", "value"), list(facts.items()))
+  output.notes(exported.notes)
+  facts["notes"] = list(exported.notes)
   return facts

@@ -188,13 +188,12 @@ def _curves(arguments: argparse.Namespace, source: "Source", output: Output) -> 
 
   read = measured.curves_of_csv(source)
   places = [place for place in _places(arguments, source, ("x",)) if place.group not in read.short]
-  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
   notes = list(read.notes)
-  for i, row in enumerate(rows):
-    group, x = row.group or "", float(row.x or 0)
-    asked = f"--at={x:g}{f' (group {group})' if group else ''}"
-    notes += read.check(asked, group, x, arguments.force)
-    rows[i] = structs.replace(row, beyond=reach.times(x, read.data[group][0]))
+  for place in places:
+    for group in read.data if place.group is None else [place.group]:
+      notes += read.check(f"--at={place.scales['x']:g}", group, place.scales["x"], arguments.force)
+  rows = curves.rows(read.data, [(place.group, place.scales["x"]) for place in places])
+  rows = [structs.replace(row, beyond=reach.times(float(row.x or 0), read.data[row.group or ""][0])) for row in rows]
   forecast = facts.TableForecast(
     points=source.path,
     points_sha256=files.sha256_file(source.path),
@@ -234,13 +233,18 @@ def _surface(arguments: argparse.Namespace, source: "Source", output: Output) ->
     if best:
       of_size = {"N_interval90": best.N_interval90, "D_interval90": best.D_interval90, "off": best.off}
       rows[i] = structs.replace(rows[i], **of_size)
+  reached = [optimum.least(fit, loss, limits) for loss in arguments.reach]
+  for i, each in enumerate(reached):
+    if each.C is not None:
+      warnings += runs.check_budget(f"--reach={each.loss:g} with C of {each.C:.3g}", each.C, force=True)
+      reached[i] = structs.replace(each, beyond=reach.times(each.C, runs.points.C))
   forecasts = facts.TableForecast(
     points=source.path,
     points_sha256=runs.sha256,
     forecaster=forecaster.method(),
     rows=rows,
     optimum=[best for best in optima if best],
-    reached=[optimum.least(fit, loss, limits) for loss in arguments.reach],
+    reached=reached,
     warnings=[*runs.notes, *warnings],
   )
   _show_surface(forecasts, output)
@@ -308,7 +312,7 @@ def _show_curves(forecast: "TableForecast", grouped: bool, output: Output) -> No
   output.notes(f"note: {warning}" for warning in forecast.warnings or ())
 
 
-def _beyond(row: "ForecastRow") -> str:
+def _beyond(row: "ForecastRow | LeastCompute") -> str:
   from bigmodel.laws import reach
 
   return reach.describe(row.beyond) if isinstance(row.beyond, float) else "-"
@@ -324,8 +328,9 @@ def _show_optima(optima: "Sequence[BestSize]", output: Output) -> None:
 
 
 def _show_reached(reached: "Sequence[LeastCompute]", output: Output) -> None:
-  rows = [(r.loss, r.C, r.C_interval90, r.N, r.D, f"{r.reached_in:.0%}") for r in reached]
-  output.table("least compute to a loss", ("loss", "C", "90%", "N", "D", "reached in, of the draws"), rows)
+  rows = [(r.loss, r.C, r.C_interval90, r.N, r.D, f"{r.reached_in:.0%}", _beyond(r)) for r in reached]
+  titles = ("loss", "C", "90%", "N", "D", "reached in, of the draws", "beyond")
+  output.table("least compute to a loss", titles, rows)
 
 
 def _show_score(ledger: "Sequence[ScoredRow]", coverage: dict[str, float], output: Output) -> None:

@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--beams", type=at_least_one, default=1, metavar="W", help="search W sequences at once instead of sampling"
   )
   parser.add_argument("--samples", type=at_least_one, default=1, metavar="N", help="number of texts (default: 1)")
-  parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+  parser.add_argument(
+    "--seed",
+    type=options.whole_number(0, options.LARGEST_SEED),
+    default=0,
+    metavar="N",
+    help="seed of the samples (default: 0)",
+  )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_workdir(parser)
   parser.add_argument(
     "--watch",
-    type=options.positive_number,
+    type=options.seconds,
     nargs="?",
     const=5.0,
     default=0.0,

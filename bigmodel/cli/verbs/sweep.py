@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--points",
-    type=options.whole_number(1),
+    type=options.whole_number(1, 10**6),
     default=0,
     metavar="N",
     help="points in the space of the axes (default: their full grid)",
@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--method", choices=("sobol", "random"), default="sobol", help="how --points are chosen (default: sobol)"
   )
   parser.add_argument(
-    "--seeds", type=options.whole_number(1), default=1, metavar="N", help="repeats of every point with other seeds"
+    "--seeds",
+    type=options.whole_number(1, 10**6),
+    default=1,
+    metavar="N",
+    help="repeats of every point with other seeds",
   )
 
 

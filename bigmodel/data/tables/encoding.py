@@ -29,6 +29,7 @@ class Encoded:
   learned: dict[str, object]  # by step, for the data card
   counts: Counts
   keep: np.ndarray  # bool[rows]: False for outliers, which are not trained on
+  constant: list[str]  # columns with one value in all training rows
   other: dict[str, dict[str, int]]  # by column of texts: the number of categories, and the counts of `other`
 
 
@@ -46,7 +47,7 @@ def encode(table: Table, train: np.ndarray, heldout: np.ndarray, data: Config, e
   """The features as numbers, with steps fitted on the rows of `train`. A row may be in neither mask, bool[rows]."""
   numbers, texts = _numbers_and_texts(table.features)
   for name, column in {**numbers, **texts}.items():
-    empty = np.isnan(column[train]).all() if isinstance(column, np.ndarray) else column.filter(train).is_null().all()
+    empty = np.isnan(column[train]).all() if isinstance(column, np.ndarray) else (column.filter(train) == "").all()
     require(not empty, f"config.data.drop: column {name!r} is missing in all training rows; name it there")
   fitted = _Fitted(numbers, np.ones(len(train), bool), {}, {})
   for step in data.steps:
@@ -61,7 +62,7 @@ def encode(table: Table, train: np.ndarray, heldout: np.ndarray, data: Config, e
   columns, sizes, categories, other = list(numbers.items()), [], {}, {}
   for name, column in texts.items():
     in_training = column.filter(pl.Series(train))
-    values = _categories(in_training, data.max_categories, data.min_category_rows)
+    values = _categories(in_training, data.categories or data.max_categories, data.min_category_rows)
     categories[name] = values
     codes = column.replace_strict(values, list(range(1, len(values) + 1)), default=0, return_dtype=pl.Int32).to_numpy()
     other[name] = {
@@ -82,7 +83,9 @@ def encode(table: Table, train: np.ndarray, heldout: np.ndarray, data: Config, e
   _warn_of_other(other, int(train.sum()), int(heldout.sum()))
   names = [name for name, _ in columns]
   inputs = _stacked([x for _, x in columns], len(train))
-  return Encoded(inputs, names, len(numbers), tuple(sizes), fitted.learned, fitted.counts, fitted.keep, other)
+  constant = [name for name, x in numbers.items() if (x[train] == x[train][:1]).all()]
+  constant += [name for name, facts in other.items() if facts["texts in training"] == 1]
+  return Encoded(inputs, names, len(numbers), tuple(sizes), fitted.learned, fitted.counts, fitted.keep, constant, other)
 
 
 def _apply(step: str, fitted: _Fitted, train: np.ndarray) -> None:
@@ -122,7 +125,7 @@ def _warn_of_other(other: dict[str, dict[str, int]], training: int, heldout: int
     if facts["training rows"] > MUCH * training or facts["held-out rows"] > MUCH * heldout:
       log.warning(
         "config.data: column %r: %d of %d training rows and %d of %d held-out rows have texts without a category of"
-        " their own; it has %d categories of %d different texts (see max_categories and min_category_rows)",
+        " their own; it has %d categories of %d different texts (see categories and min_category_rows)",
         *(name, facts["training rows"], training, facts["held-out rows"], heldout),
         *(facts["categories"], facts["texts in training"]),
       )

@@ -1,24 +1,38 @@
 """From the rows of a table to features and a target: cells become numbers, texts and dates, and row steps drop rows."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from bigmodel.config import Config, nearest, require
+from bigmodel.data.tables.conversion import Reading, convert
 from bigmodel.data.tables.steps import ROW_STEPS
+from bigmodel.errors import UserError
+from bigmodel.files import sha256_text
 
-NUMBERS = 0.9  # where more than this share of a column's texts are numbers, the other texts are bad cells
+CONVERSIONS = 1  # increase it when texts are converted in another way
+IDENTIFIER = re.compile(r"(.*[ _.-])?(id|uuid|uid|idx|index|key|rownames|row|nr|no|number|#)|.*[a-z](Id|ID)", re.I)
+ROWS = 20  # rows from which on columns are judged by the number of their values
 # What cleaning did: a number of rows, or a number of rows or cells by column.
 Counts = dict[str, int | dict[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RawTable:
-  """A table as its source has it, before any cleaning; `sha256` is the hash of its content."""
+  """A table as its source has it, before any cleaning; `sha256` is the hash of its content.
+
+  `decimal` is the mark of decimals of a text file, see `readers.cells`, `notes` are what was assumed when it was read,
+  and `lines` those in which the rows begin (None: the source has types).
+  """
 
   frame: pl.DataFrame
   sha256: str
+  decimal: str = ""
+  notes: tuple[str, ...] = ()
+  lines: Sequence[int] | np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Table:
   time: pl.Series | None
   sha256: str
   counts: Counts  # by step, and a few facts about the rows
+  notes: tuple[str, ...]  # what was assumed about the file and its cells
 
 
 def read(raw: RawTable, data: Config, numeric_target: bool) -> Table:
@@ -43,7 +58,11 @@ def read(raw: RawTable, data: Config, numeric_target: bool) -> Table:
   require(bool(data.target), f"config.data.target: empty; the columns are {', '.join(frame.columns)}")
   frame = frame.drop(data.drop)
   counts: Counts = {"rows": len(frame)}
-  frame = _clean_cells(frame, data, {data.group} | (set() if numeric_target else {data.target}), counts)
+  notes = list(raw.notes)
+  reading = Reading(raw.decimal, "bad_cells" in data.steps, raw.lines)
+  names = {data.group} | (set() if numeric_target else {data.target})
+  frame = _clean_cells(frame, data, names, counts, reading, notes)
+  frame = _without_identifiers(frame, {data.target, data.group, data.time}, notes)
   for step in data.steps:
     if step in ROW_STEPS:
       before = len(frame)
@@ -51,10 +70,11 @@ def read(raw: RawTable, data: Config, numeric_target: bool) -> Table:
       counts[step] = {"rows dropped": before - len(frame)}
   require(len(frame) > 0, "config.data.steps: no row is left")
   missing = frame[data.target].is_null()
+  first = missing.arg_max() or 0
+  place = reading.place(first) if len(frame) == len(raw.frame) else f"row {first + 1}"
   require(
     not missing.any(),
-    f"config.data.target: {data.target!r} is missing in row {(missing.arg_max() or 0) + 1};"
-    " the step missing_target drops such rows",
+    f"config.data.target: {data.target!r} is missing in {place}; the step missing_target drops such rows",
   )
   features = frame.drop({data.target, data.group} - {""})
   require(features.width > 0, "config.data: no feature is left")
@@ -62,7 +82,9 @@ def read(raw: RawTable, data: Config, numeric_target: bool) -> Table:
   counts["duplicates found"] = len(frame) - _distinct(frame)
   group = frame[data.group] if data.group else None
   time = frame[data.time] if data.time else None
-  return Table(features, frame[data.target], group, time, raw.sha256, counts)
+  # Tables that need no conversion keep the name that they had before there were any.
+  sha256 = sha256_text(f"{raw.sha256} {CONVERSIONS}") if notes else raw.sha256
+  return Table(features, frame[data.target], group, time, sha256, counts, tuple(notes))
 
 
 def float32_features(data: Config) -> pl.Expr:
@@ -84,10 +106,13 @@ def _require_column(frame: pl.DataFrame, name: str, field: str) -> None:
   require(exists, f"config.data.{field}: no column {name!r}{nearest(name, frame.columns)}")
 
 
-def _clean_cells(frame: pl.DataFrame, data: Config, names: set[str], counts: Counts) -> pl.DataFrame:
-  """The table with columns of numbers, texts, booleans or dates; adds to `counts`.
+def _clean_cells(
+  frame: pl.DataFrame, data: Config, names: set[str], counts: Counts, reading: Reading, notes: list[str]
+) -> pl.DataFrame:
+  """The table with columns of numbers, texts, booleans or dates; adds to `counts` and `notes`.
 
-  NaN and infinity become missing values. So do texts among numbers (bad cells), except in the columns `names`.
+  NaN and infinity become missing values. So do texts among numbers (bad cells), and marks of missing values. Columns
+  of texts become numbers or dates where they are such, except the columns `names`.
   """
   bad_cells: dict[str, int] = {}
   infinite_cells: dict[str, int] = {}
@@ -101,9 +126,15 @@ def _clean_cells(frame: pl.DataFrame, data: Config, names: set[str], counts: Cou
       column = column.str.strip_chars()
       column = pl.select(pl.when(column != "").then(column)).to_series().alias(name)
     if column.dtype == pl.String and name not in names:
-      column, bad = _numbers_among_texts(column, "bad_cells" in data.steps)
-      if bad:
-        bad_cells[name] = bad
+      try:
+        converted = convert(column, reading)
+      except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith("config.") else f"config.data.path: {message}") from error
+      column = converted.column
+      notes += converted.notes
+      if converted.bad_cells:
+        bad_cells[name] = converted.bad_cells
     if column.dtype.is_float():
       infinite = int(column.is_infinite().sum() or 0)
       if infinite:
@@ -124,19 +155,21 @@ def _clean_cells(frame: pl.DataFrame, data: Config, names: set[str], counts: Cou
   return frame
 
 
-def _numbers_among_texts(column: pl.Series, allowed: bool) -> tuple[pl.Series, int]:
-  """The column as numbers where nearly all its texts are numbers, and how many were not; `allowed`: by `data.steps`."""
-  numbers = column.cast(pl.Float64, strict=False)
-  bad = column.is_not_null() & numbers.is_null()
-  if not 0 < bad.sum() <= (1 - NUMBERS) * column.count():
-    return column, 0
-  first = bad.arg_max() or 0
-  require(
-    allowed,
-    f"config.data.path: column {column.name!r} has {column[first]!r} among numbers, in row {first + 1};"
-    " the step bad_cells treats such cells as missing",
-  )
-  return numbers, int(bad.sum())
+def _without_identifiers(frame: pl.DataFrame, others: set[str], notes: list[str]) -> pl.DataFrame:
+  """The table without texts of which each row has another. `others` are columns that are no features.
+
+  Refuses whole numbers of which each row has another, if the name of the column is that of an identifier.
+  """
+  for name, kind in frame.schema.items():
+    is_named_so = kind.is_integer() and IDENTIFIER.fullmatch(name) is not None
+    if name in others or len(frame) < ROWS or not (is_named_so or kind == pl.String):
+      continue
+    if frame[name].n_unique() < len(frame):
+      continue
+    require(not is_named_so, f"config.data.drop: column {name!r} has another number in each row; name it there")
+    frame = frame.drop(name)
+    notes.append(f"column {name!r} has another text in each row and is left out")
+  return frame
 
 
 def _refuse_copy_of_target(features: pl.DataFrame, target: pl.Series) -> None:

@@ -1,4 +1,4 @@
-"""Converts weights of Hugging Face's GPT-2, BERT, Llama, Mixtral and ViT to parameters of bigmodel and back.
+"""Converts weights of Hugging Face's GPT-2, BERT, Llama, Mistral, Mixtral and ViT to parameters of bigmodel and back.
 
 "Ours" are names and arrays of bigmodel, "theirs" those of Hugging Face. Each family has a table of (our parameters,
 their tensor, form). In the name of a tensor, `{i}` is a layer and `{e}` an expert; our arrays are stacked over both.
@@ -12,11 +12,13 @@ import numpy as np
 
 from bigmodel.config import Config, nearest
 from bigmodel.errors import UserError
-from bigmodel.models.imported.huggingface_config import config_of as config_of
+from bigmodel.models.imported.huggingface_config import Imported
 from bigmodel.models.imported.huggingface_config import fields_of as fields_of
-from bigmodel.models.imported.huggingface_config import require_kind
+from bigmodel.models.imported.huggingface_export import config_of as config_of
+from bigmodel.models.imported.huggingface_fields import require_kind
+from bigmodel.readers.safetensors import Tensor
 
-Tensors = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
 # Tensors in their files that are not parameters or are duplicates.
 IGNORED = re.compile(
   r"(^|\.)(attn\.bias|attn\.masked_bias|position_ids|inv_freq|seq_relationship\.\w+|predictions\.decoder\.\w+)$"
@@ -183,39 +185,110 @@ def to_theirs(ours: list[np.ndarray], form: str, config: Config) -> np.ndarray:
   return x
 
 
-def params_of(
-  tensors: Tensors, kind: str, config: Config, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
+def params_of(tensors: Mapping[str, Tensor], kind: str, config: Config, shapes: Shapes) -> dict[str, np.ndarray]:
   """Returns our parameters by dotted name, each of the shape in `shapes`; raises for missing and unknown tensors."""
-  prefixes = PREFIXES.get(kind, ())
-  plain = {}
-  for name, tensor in tensors.items():
-    prefix = next((p for p in prefixes if name.startswith(p)), "")
-    name = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
-    plain[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+  plain, table = _plain(tensors, kind), rows(kind, config)
+  _require_tensors(plain, table, kind, config)
+  _require_shapes(plain, table, config, shapes)
   ours: dict[str, np.ndarray] = {}
-  used = set()
-  for row in rows(kind, config):
+  for row in table:
     for place, name in _places(row, config):
+      for parameter, array in zip(row.ours, to_ours(plain[name].values(), row.form), strict=True):
+        if parameter not in ours:
+          ours[parameter] = np.empty(shapes[parameter], np.float32)
+        ours[parameter][place] = array
+  for copy, original in _copies(plain, kind, config):
+    if not np.array_equal(plain[copy].values(), plain[original].values()):
+      raise UserError(
+        f"import: {copy!r} differs from {original!r}, and config.json ties them (tie_word_embeddings); set it to false"
+        " there if the model was trained with two tables"
+      )
+  return ours
+
+
+def _plain(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+  """The tensors by name without prefixes, and with the present names of norms."""
+  plain: dict[str, Tensor] = {}
+  for name, tensor in tensors.items():
+    prefix = next((p for p in PREFIXES[kind] if name.startswith(p)), "")
+    short = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+    short = short.replace("LayerNorm.beta", "LayerNorm.bias")
+    if short in plain:
+      raise UserError(f"import: tensors {plain[short].name!r} and {name!r} are both {short!r}")
+    plain[short] = tensor
+  return plain
+
+
+def _copies(plain: Mapping[str, Tensor], kind: str, config: Config) -> list[tuple[str, str]]:
+  """Pairs of tensors in the files of which a model with tied embeddings uses only the second."""
+  embedding = rows(kind, config)[0].theirs
+  pairs = [("cls.predictions.decoder.weight", embedding), ("cls.predictions.decoder.bias", "cls.predictions.bias")]
+  if kind not in ("bert", "vit") and config.model.tie_embeddings:
+    pairs = [("lm_head.weight", embedding)]
+  return [pair for pair in pairs if pair[0] in plain and pair[1] in plain]
+
+
+def _require_tensors(plain: dict[str, Tensor], table: list[Row], kind: str, config: Config) -> None:
+  """Raises `UserError` for missing and unknown tensors. A tied table may only be there as `lm_head.weight`."""
+  if kind not in ("bert", "vit") and config.model.tie_embeddings and "lm_head.weight" in plain:
+    plain.setdefault(table[0].theirs, plain["lm_head.weight"])
+  used = set()
+  for row in table:
+    for _, name in _places(row, config):
       if name not in plain:
         raise UserError(f"import: no tensor {name!r}{nearest(name, plain)}")
       used.add(name)
-      for parameter, array in zip(row.ours, to_ours(np.asarray(plain[name], np.float32), row.form), strict=True):
-        if parameter not in shapes:
-          raise UserError(f"import: {name!r} would be {parameter!r}, which this config's model does not have")
-        whole = ours.setdefault(parameter, np.empty(shapes[parameter], np.float32))
-        if whole[place].shape != array.shape:
-          raise UserError(f"import: tensor {name!r} has the shape {array.shape}, not {whole[place].shape}")
-        whole[place] = array
-  known_twice = {"lm_head.weight"} if "lm_head.weight" not in used else set()
+  used |= {copy for copy, _ in _copies(plain, kind, config)}
   dropped = re.compile(r"^pooler\.") if kind == "bert" and config.model.head == "masked_lm" else None
   for name in plain:
-    if name not in used | known_twice and not IGNORED.search(name) and not (dropped and dropped.match(name)):
-      raise UserError(f"import: unknown tensor {name!r}")
-  missing = set(shapes) - set(ours)
+    if name not in used and not IGNORED.search(name) and not (dropped and dropped.match(name)):
+      raise UserError(f"import: unknown tensor {name!r} of shape {plain[name].shape}{_hint(name)}")
+
+
+def _hint(name: str) -> str:
+  """Why a tensor may be unknown, to end a message."""
+  if name.endswith(".bias"):
+    return "; this type has no biases there"
+  if re.search(r"score|classifier|qa_outputs|v_head|value_head|reward", name):
+    return "; it is a head that the model does not have here, so export the model without it"
+  return ""
+
+
+def _require_shapes(plain: Mapping[str, Tensor], table: list[Row], config: Config, shapes: Shapes) -> None:
+  """Raises `UserError` unless each tensor has the shape that the config asks for, before any is read."""
+  for row in table:
+    unknown = [parameter for parameter in row.ours if parameter not in shapes]
+    if unknown:
+      raise UserError(f"import: {row.theirs!r} would be {unknown[0]!r}, which this config's model does not have")
+    for place, name in _places(row, config):
+      wanted = _their_shape(shapes[row.ours[0]][len(place) :], row.form, config)
+      if plain[name].shape != wanted:
+        raise UserError(f"import: tensor {name!r} has the shape {plain[name].shape}, not {wanted}")
+  missing = set(shapes) - {parameter for row in table for parameter in row.ours}
   if missing:
     raise UserError(f"import: no tensor gives {sorted(missing)[0]!r} of this config's model")
+
+
+def _their_shape(ours: tuple[int, ...], form: str, config: Config) -> tuple[int, ...]:
+  """Returns the shape of the tensor that `to_theirs` makes of arrays of this shape."""
+  if form == "linear":
+    return ours[::-1]
+  if form == "fused":
+    return (*ours[:-1], 3 * ours[-1])
+  if form == "row":
+    return (*[1] * (3 - len(ours)), *ours)
+  if form == "patch":
+    return (ours[-1], config.model.inputs[2], config.model.patch, config.model.patch)
   return ours
+
+
+def scale_queries(params: Mapping[str, np.ndarray], imported: Imported) -> None:
+  """Multiplies the queries, in place, by the scale of attention scores that our model does not have."""
+  for name in ("blocks.attention.query", "blocks.attention.query_bias"):
+    if name not in params or (imported.query_scale == 1 and not imported.over_layer):
+      continue
+    for i, of_layer in enumerate(params[name]):
+      of_layer *= imported.query_scale / (i + 1 if imported.over_layer else 1)
 
 
 def tensors_of(params: Mapping[str, np.ndarray], kind: str, config: Config) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Attention with rotary or relative positions, grouped key-value heads, and a cache for decoding."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -111,10 +112,38 @@ def _repeat_heads_backward(times: int, _: None, gradient_BxTxHxK: jax.Array) -> 
 _repeat_heads.defvjp(_repeat_heads_forward, _repeat_heads_backward)
 
 
-def rotary(x_BxTxHxK: jax.Array, base: float = 10_000.0, start: Start = 0) -> jax.Array:
-  """Rotates pairs (i, i + K/2) by position * base^(-2i/K) (Su et al. 2021, equation 34)."""
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+  """The wavelengths of rotary positions, `2 pi base^(2i/K)` for pair i of K/2 (Su et al. 2021, section 3.2.2).
+
+  A `factor` above 1 lengthens them for longer contexts. As in Llama 3.1, wavelengths above `context / low` are
+  multiplied by `factor`, those below `context / high` are kept, and the frequencies in between are interpolated.
+  With a `context` of 0, all wavelengths are multiplied.
+  """
+
+  base: float = 10_000.0
+  factor: float = 1.0
+  context: int = 0
+  low: float = 1.0
+  high: float = 4.0
+
+  def frequencies(self, K: int) -> np.ndarray:
+    """Returns the angle between neighbouring positions, in radians, of each pair of a head of size K, float64[K/2]."""
+    plain = self.base ** -(np.arange(K // 2) / (K // 2))
+    if self.factor == 1:
+      return plain
+    turns = self.context * plain / (2 * np.pi)  # in the original context
+    kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return plain * (kept + (1 - kept) / self.factor)
+
+
+UNSCALED = Rotary()
+
+
+def rotary(x_BxTxHxK: jax.Array, wavelengths: Rotary = UNSCALED, start: Start = 0) -> jax.Array:
+  """Rotates pairs (i, i + K/2) by position * frequency (Su et al. 2021, equation 34)."""
   T, K = x_BxTxHxK.shape[1], x_BxTxHxK.shape[3]
-  frequency = base ** -(np.arange(K // 2) / (K // 2))
+  frequency = wavelengths.frequencies(K)
   if isinstance(start, int):
     fixed_TxK2 = np.arange(start, start + T)[:, None] * frequency
     cos, sin = (np.asarray(f(fixed_TxK2), np.float32)[:, None, :] for f in (np.cos, np.sin))
@@ -142,7 +171,7 @@ class Attention(nn.Module):
   attend: Attend = attend
   qk_norm: bool = False
   bias: bool = False
-  rotary: float = 0.0  # base of the wavelengths; 0: no rotation
+  rotary: Rotary | None = None  # None: no rotation
   relative: bool = False  # relative positions (Dai et al. 2019)
   epsilon: float = 1e-6
 
@@ -165,7 +194,7 @@ class Attention(nn.Module):
     if self.qk_norm:
       q = RMSNorm("head_size", self.epsilon, Role.QUERY, name="query_norm")(q)
       k = RMSNorm("head_size", self.epsilon, name="key_norm")(k)
-    if self.rotary:
+    if self.rotary is not None:
       q, k = rotary(q, self.rotary, start), rotary(k, self.rotary, start)
     q = constrain(q, ("batch", "length", "heads", "head_size"))
     k, v = (constrain(x, ("batch", "length", "kv_heads", "head_size")) for x in (k, v))

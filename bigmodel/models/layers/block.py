@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bigmodel.accounting import Recomputed
-from bigmodel.models.layers.attention import Attend, Attention, Cache, Start, attend_to_all
+from bigmodel.models.layers.attention import Attend, Attention, Cache, Rotary, Start, attend_to_all
 from bigmodel.models.layers.basic import GATED, NORMS, FeedForward, constrain, dropout, in_training, norm_params
 from bigmodel.models.layers.experts import Auxiliary, Experts, slots
 from bigmodel.models.layers.roles import Role
@@ -41,7 +41,7 @@ class BlockShape:
   epsilon: float = 1e-6
   bias: bool = True
   qk_norm: bool = False
-  rotary: float = 0.0
+  rotary: Rotary | None = None
   relative: bool = False
   causal: bool = True
   cross: bool = False  # whether it also attends to a memory
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
     x_BxTxD = self._add(x_BxTxD, attend, norm("attention_norm"))
     if memory_BxSxD is not None:
-      cross = self._attention("cross", attend_to_all, 0.0, False)
+      cross = self._attention("cross", attend_to_all, None, False)
       x_BxTxD = self._add(x_BxTxD, lambda x: cross(x, memory_BxSxD)[0], norm("cross_norm"))
     auxiliary: Auxiliary = {}
 
@@ -172,7 +172,7 @@ class Block(nn.Module):
       return x_BxTxD + dropout(self, part(norm(x_BxTxD)), shape.dropout)
     return norm(x_BxTxD + dropout(self, part(x_BxTxD), shape.dropout))
 
-  def _attention(self, name: str, attend: Attend, rotary: float, relative: bool) -> Attention:
+  def _attention(self, name: str, attend: Attend, rotary: Rotary | None, relative: bool) -> Attention:
     s = self.shape
     return Attention(
       s.heads,

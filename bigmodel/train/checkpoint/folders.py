@@ -31,7 +31,7 @@ def complete_steps(folder: epath.Path) -> list[int]:
   """The steps on disk, oldest first, damaged or not."""
   if not folder.exists():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
 
 
 def check_space(folder: epath.Path, arrays: Iterable[np.ndarray]) -> None:

@@ -55,7 +55,10 @@ def read_seal(folder: epath.PathLike) -> Seal:
     raise ValueError("its seal is damaged") from error
   if hashlib.sha256(body.encode()).hexdigest() != sha256:
     raise ValueError("its seal is damaged")
-  return msgspec.convert(json.loads(body), Seal)
+  try:
+    return msgspec.convert(json.loads(body), Seal)
+  except msgspec.ValidationError as error:
+    raise ValueError(f"its seal is not of this version ({error})") from error
 
 
 def array_of(fingerprint: str) -> jax.ShapeDtypeStruct:
@@ -90,6 +93,8 @@ def damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None:
         return f"file {block.file} has changed"
   except FileNotFoundError as error:
     return f"file {os.path.relpath(error.filename or folder, folder)} is missing"
+  except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    return f"file {os.path.relpath(error.filename or folder, folder)} cannot be read ({error.strerror})"
   except ValueError as error:
     return str(error)
   return None
@@ -157,7 +162,7 @@ def is_complete(folder: epath.Path) -> bool:
   """Whether all files exist with their sizes; their content is not read."""
   try:
     return all((folder / name).stat().length == sums.bytes for name, sums in _file_sums(folder).items())
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
     return False
 
 

@@ -1,0 +1,139 @@
+"""Points are examined before they are fitted: repeats, seeds, outliers, and forecasts that do not depend on rows."""
+
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from bigmodel.cli import main
+from bigmodel.laws import curves, forms, measured, notes, outliers
+from bigmodel.laws.source import Source
+
+RNG = np.random.default_rng(0)
+N, D = (x.ravel() for x in np.meshgrid(np.geomspace(4e6, 3e8, 5), np.geomspace(2e7, 2e10, 5)))
+LOSS = (1.7 + 400 / N**0.34 + 400 / D**0.28) * np.exp(1e-3 * RNG.normal(size=25))
+X = np.repeat(np.geomspace(1e3, 1e6, 8), 2)
+Y = (0.3 + 30 * X**-0.35) * np.exp(1e-2 * RNG.normal(size=16))
+CHINCHILLA, POWER = forms.LAWS["chinchilla"], forms.LAWS["power_offset"]
+
+
+def csv(path, header, *columns):
+  rows = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+  path.write_text("\n".join([header, *rows]) + "\n")
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "found"),
+  [
+    ({}, []),
+    ({8: 12000.0}, [8]),
+    ({8: 12000.0, 14: 10.83}, [8, 14]),
+    ({0: 30.0, 24: 11.0}, [0, 24]),  # corners, which a surface follows most
+    ({12: LOSS[12] * 1.3}, [12]),
+    ({12: LOSS[12] / 10}, [12]),
+    ({12: LOSS[12] * 1.05}, []),
+  ],
+)
+def test_outliers_are_found(wrong, found):
+  loss = LOSS.copy()
+  for place, value in wrong.items():
+    loss[place] = value
+  assert np.flatnonzero(outliers.find(CHINCHILLA, (N, D), loss)).tolist() == found
+
+
+def test_a_curve_that_flattens_or_bends_has_no_outliers():
+  x = np.geomspace(1e2, 1e7, 30)
+  flat = np.minimum(0.9, 5 * x**-0.3 + 0.05)
+  bump = (0.1 + 5 * x**-0.3) * (1 + 0.3 * np.exp(-((np.log(x) - 10) ** 2) / 4))
+  assert not outliers.find(POWER, (x,), flat).any()
+  assert not outliers.find(POWER, (x,), bump).any()
+
+
+def test_published_curves_have_no_outliers(scaling_data):
+  import polars as pl
+
+  table = pl.read_csv(scaling_data / "revisiting" / "language.csv", schema_overrides={"Model": pl.String})
+  for part in table.partition_by("Domain", "Task", "Model"):
+    x, y = (part[name].to_numpy().astype(float) for name in ("Seen Examples", "Loss"))
+    assert not outliers.find(POWER, (x,), y).any()
+
+
+LOSSES = {
+  "rises": ((N, D), 1 / LOSS, "acc", "loss rises with scale.*use --loss=1-acc"),
+  "rises in percent": ((N, D), 100 / LOSS, "acc", "loss rises with scale.*use --loss=100-acc"),
+  "constant": ((N, D), np.full(25, 3.0), "loss", "the loss is 3 in all 25 points"),
+  "perplexity": ((N, D), np.exp(LOSS), "val_ppl", "are perplexities"),
+  "like perplexity": ((N, D), np.exp(1.5 * LOSS), "loss", "may be perplexities"),
+  "steps": ((np.full(20, 1e7), np.arange(1, 21) * 1e9), 5 - np.log(np.arange(2, 22)), "loss", "equal steps of D"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_doubtful_losses_are_noted(kind):
+  columns, loss, name, message = LOSSES[kind]
+  found = notes.examine(CHINCHILLA, columns, notes.Losses(loss, name), range(2, len(loss) + 2)).notes
+  with pytest.raises(AssertionError, match=message):
+    raise AssertionError("; ".join(found))
+
+
+def test_groups_of_similar_names_are_noted():
+  assert notes.similar_names(["a", "b", "c d"]) == []
+  assert "groups 'Small model' and 'small_model ' differ" in notes.similar_names(["Small model", "small_model "])[0]
+
+
+def test_exact_repeats_are_counted_once_and_seeds_are_kept(tmp_path):
+  again = [np.tile(values, 2) for values in (N, D, LOSS)]
+  runs = measured.runs_of_csv(Source(csv(tmp_path / "a.csv", "n,d,loss", *again), {"N": "n", "D": "d"}))
+  assert len(runs.points) == 25
+  assert "25 rows, such as row 27, repeat an earlier row exactly" in runs.notes[0]
+  seeds = [*again, np.repeat([0, 1], 25)]
+  runs = measured.runs_of_csv(Source(csv(tmp_path / "b.csv", "n,d,loss,seed", *seeds), {"N": "n", "D": "d"}))
+  assert len(runs.points) == 50
+
+
+def test_seeds_of_one_x_are_all_used():
+  """The forecast lies between those from the best and from the worst seeds, and does not depend on their order."""
+  both, low, high = (
+    float(curves.rows({"": (x, y)}, [("", 1e7)])[0].predicted)
+    for x, y in ((X, Y), (X[::2], np.minimum(Y[::2], Y[1::2])), (X[::2], np.maximum(Y[::2], Y[1::2])))
+  )
+  assert low < both < high
+
+
+def test_a_scale_with_many_seeds_weighs_as_much_as_one_run():
+  many = np.append(X, np.full(40, X[0])), np.append(Y, Y[0] * np.exp(1e-4 * RNG.normal(size=40)))
+  once = np.append(X, X[0]), np.append(Y, Y[0] * np.exp(1e-4))
+  ahead = [curves.fit({"": xy})[0].logs(np.array([1e7]))[0] for xy in (many, once)]
+  np.testing.assert_allclose(*ahead, atol=2e-3)
+
+
+ORDERS = strategies.permutations(range(16)), strategies.lists(strategies.integers(0, 15), max_size=8)
+
+
+@pytest.mark.fuzz
+@hypothesis.given(*ORDERS)
+def test_order_and_exact_repeats_never_change_the_points_of_a_forecast(tmp_path_factory, order, repeated):
+  """Neither of curves with seeds nor of surfaces, whose points `forecast.fit` sorts before it fits them."""
+  path = tmp_path_factory.getbasetemp() / "order.csv"
+  curves_, surfaces = [], []
+  for rows in (np.arange(16), np.array([*order, *repeated])):
+    source = Source(csv(path, "x,n,d,loss", X[rows], N[rows], D[rows], LOSS[rows]), {"x": "x"})
+    curves_.append(curves.tidy(*measured.curves_of_csv(source).data[""]))
+    points = measured.runs_of_csv(Source(str(path), {"N": "n", "D": "d"})).points
+    surfaces.append(points[np.lexsort((points.loss, points.D, points.N))])
+  np.testing.assert_array_equal(*curves_)
+  for name in ("N", "D", "C", "loss"):
+    np.testing.assert_array_equal(*(getattr(points, name) for points in surfaces))
+
+
+def test_order_and_exact_repeats_do_not_change_a_forecast(tmp_path, capsys):
+  printed = []
+  for rows in (np.arange(25), RNG.permutation(np.append(np.arange(25), [3, 3, 24]))):
+    path = csv(tmp_path / "a.csv", "n,d,loss", N[rows], D[rows], LOSS[rows])
+    command = ["forecast", path, "--n=n", "--d=d", "--at=7e9,1.4e11", "--at=1e21", "--law=chinchilla", "--json"]
+    assert main.main(command) == 0
+    printed.append(json.loads(capsys.readouterr().out)["rows"])
+  assert printed[0] == printed[1]
