@@ -15,6 +15,7 @@ from bigmodel.laws.source import Source
 
 CURVES = ("power", "power_offset", "power_shifted", "bnsl1")  # laws of one scale x
 SURFACES = ("chinchilla", "kaplan_nd", "overtraining")  # laws of N and D
+USUAL = ({"x"}, {"N", "D"}, {"N", "C"}, {"C", "D"}, {"N", "D", "C"})  # columns of these laws
 
 
 def usual_laws(source: Source) -> list[Law]:

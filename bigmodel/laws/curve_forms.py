@@ -1,22 +1,28 @@
 """Laws of one scale x, such as parameters, tokens or examples: power laws and their bends."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel.laws.law import EXPONENTS, POSITIVE, REAL, Bounds, Law, Rescale, decay, law
+from bigmodel.laws.law import EXPONENTS, POSITIVE, REAL, Bounds, Law, Rescale, at_largest, decay, law
 
 FEW = (0.1, 0.3, 0.6)  # starts of exponents, where other parameters need starts, too
 
 
-def in_units_of_1_over_x(start: np.ndarray, largest: float) -> np.ndarray:
-  """Starts of a shift that is added to 1 / x."""
-  return start / largest
+def in_units_of_1_over_x(grid: Mapping[str, np.ndarray], largest: Mapping[str, float]) -> np.ndarray:
+  """Starts of the shift g, which is added to 1 / x."""
+  return grid["g"] / largest["x"]
 
 
-def after_log_x(start: np.ndarray, largest: float) -> np.ndarray:
+def after_log_x(parameter: str) -> Rescale:
   """Starts of the log of a scale, from distances to the log of the largest x."""
-  return start + np.log(largest)
+
+  def rescale(grid: Mapping[str, np.ndarray], largest: Mapping[str, float]) -> np.ndarray:
+    return grid[parameter] + np.log(largest["x"])
+
+  return rescale
 
 
 @law("power", "Hestness et al. 2017", grid={"c": EXPONENTS}, linear=("b",), b=POSITIVE, c=(-1, 5))
@@ -62,10 +68,11 @@ def power_shifted(p, x):
   grid={
     "a": (1e-3, 0.3),
     "span": (1.0, 3.0),
-    "b": (1e1, 1e3, 1e5),
+    "b": (0.01, 0.1, 1.0),
     "c": (0.2, 0.5),
     "alpha": (0.2, 1.0),
   },
+  rescale={"b": at_largest("b", "x", "c")},
 )
 def m4(p, x):
   """(L - a) / (a + span - L)^alpha = b x^-c, solved for L."""
@@ -95,7 +102,7 @@ def _broken_power_law(breaks: int) -> Law:
     bounds |= {f"c{i}": (-5, 5), f"d{i}": REAL, f"f{i}": (0.05, 20)}
     places = (-9.0, -7.0, -5.0, -3.0, -1.0) if breaks == 1 else ((-7.0,), (-4.0,), (-1.5,))[i - 1]
     grid |= {f"c{i}": (0.2, 0.6), f"d{i}": places, f"f{i}": (0.5, 2.0)}
-    rescale[f"d{i}"] = after_log_x
+    rescale[f"d{i}"] = after_log_x(f"d{i}")
 
   def value(p, x):
     log_term = jnp.log(p.b) - p.c0 * jnp.log(x)

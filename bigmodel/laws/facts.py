@@ -120,12 +120,42 @@ class Fits(msgspec.Struct, frozen=True, kw_only=True):
   inputs_sha256: str = ""  # of the records and laws that it was made from
 
 
+class TriedLaw(msgspec.Struct, frozen=True):
+  """A candidate of `--law=auto`: its root mean square error in backtests, over all and by hidden column."""
+
+  name: str
+  error: float
+  errors: dict[str, float]
+  weight: float
+
+
+class Predicted(msgspec.Struct, frozen=True):
+  """The loss at one row of the places to forecast; the interval follows from the errors of the backtests."""
+
+  columns: dict[str, float]
+  loss: float
+  interval90: Interval
+  group: str = ""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+  """What `--law=auto` tried, best first, and the error of the combination. Errors are in ln loss unless `plain`."""
+
+  tried: list[TriedLaw]
+  error: float
+  backtests: int
+  plain: bool
+  left_out: list[str]
+  predicted: list[Predicted] = []
+
+
 class TableFits(msgspec.Struct, frozen=True, kw_only=True):
   """The laws and optima of a CSV."""
 
   laws: list[LawFit]
   optimum: list[Optimum]
   warnings: list[str] = []
+  choice: Choice | UnsetType = UNSET
 
 
 class ForecastMethod(msgspec.Struct, frozen=True):

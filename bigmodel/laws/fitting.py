@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +172,39 @@ def best(
 
   Linear parameters are solved for first. Starts that differ only in these become one, and count as many.
   """
+  if starts is not None:
+    return _best(law, sets, how, starts)
+  scaled, restore = in_units(law, sets)
+  theta, objectives, reached = _best(law, scaled, how, None)
+  return restore(theta), objectives, reached
+
+
+def in_units(law: Law, sets: Sets) -> tuple[Sets, Callable[[np.ndarray], np.ndarray]]:
+  """The data sets in the units of `Law.unit`, and a function from theta [R, P] fitted to them to that of `sets`."""
+  unit = law.unit
+  if unit is None:
+    return sets, np.asarray
+  place = law.columns.index(unit.column)
+  largest = sets.columns[place].max(axis=1)
+  scaled = [x / largest[:, None] if i == place else x for i, x in enumerate(sets.columns)]
+
+  def restore(theta: np.ndarray) -> np.ndarray:
+    params = dict(zip(law.names, law.readable(theta), strict=True))
+    return law.theta({**params, **unit.convert(params, largest)})
+
+  return dataclasses.replace(sets, columns=tuple(scaled)), restore
+
+
+def theta_in_units(law: Law, theta: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:
+  """The parameters theta [P] of points with these columns, for the columns in the units of `Law.unit`."""
+  if law.unit is None:
+    return theta
+  params = dict(zip(law.names, law.readable(np.atleast_2d(theta)), strict=True))
+  smaller = 1 / np.max(columns[law.columns.index(law.unit.column)])
+  return law.theta({**params, **law.unit.convert(params, np.atleast_1d(smaller))})[0]
+
+
+def _best(law: Law, sets: Sets, how: Loss, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   rows = zip(zip(*sets.columns, strict=True), sets.loss, sets.weights, strict=True)
   projected = [project(law, law.starts(row[0]) if starts is None else starts, *row) for row in rows]
   unique, counts = zip(*(np.unique(points, axis=0, return_counts=True) for points in projected), strict=True)

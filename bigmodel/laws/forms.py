@@ -1,22 +1,28 @@
-"""The registry of laws: a built-in law is one decorated function in a file of `MODULES`; a user's is FILE.py:NAME.
+"""The registry of laws: a built-in law is one decorated function in a file *_forms.py here; a user's is FILE.py:NAME.
 
 This is also what a user's file imports: `from bigmodel.laws.forms import POSITIVE, decay, law`.
 """
 
+import importlib
+import pkgutil
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
-from bigmodel import user_files
+from bigmodel import laws, user_files
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import curve_forms, surface_forms, training_forms
+from bigmodel.laws import mixture_forms
 from bigmodel.laws.law import POSITIVE, REAL, Law, decay, law
 
 __all__ = ["LAWS", "POSITIVE", "REAL", "Law", "absolute", "decay", "find", "law"]
 
-MODULES = (curve_forms, surface_forms, training_forms)
+MODULES = tuple(
+  importlib.import_module(f"{laws.__name__}.{module.name}")
+  for module in pkgutil.iter_modules(laws.__path__)
+  if module.name.endswith("_forms")
+)
 
 
 def laws_in(module: ModuleType) -> list[Law]:
@@ -34,9 +40,21 @@ def find(name: str, where: str = "--law") -> Law:
   """
   if user_files.is_reference(name):
     return _law_of_file(name, where)
+  family = name.rstrip("0123456789")
+  if name not in LAWS and family in mixture_forms.FAMILIES:
+    return _law_of_shares(family, name.removeprefix(family), where)
   if name not in LAWS:
     raise UserError(f"{where}: no law {name!r}{nearest(name, LAWS)}; known: {', '.join(LAWS)}")
   return LAWS[name]
+
+
+def _law_of_shares(family: str, count: str, where: str) -> Law:
+  if not count or int(count) < mixture_forms.LEAST_SHARES:
+    raise UserError(
+      f"{where}: {family} is a law of the shares of several domains: --column r=COLUMN,COLUMN,... names them, or"
+      f" {family}5 is that of five columns r1 to r5"
+    )
+  return mixture_forms.FAMILIES[family](int(count))
 
 
 def _law_of_file(reference: str, where: str) -> Law:

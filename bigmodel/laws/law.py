@@ -27,12 +27,25 @@ from bigmodel.errors import UserError
 Array = TypeVar("Array", np.ndarray, jax.Array)
 Bounds = tuple[float, float]
 Value = Callable[..., jax.Array]  # (parameters, *columns) -> losses
-Rescale = Callable[[np.ndarray, float], np.ndarray]  # (points of a grid, the largest scale) -> starts
+# (points of the grid by parameter, the largest value of each column) -> starts of one parameter
+Rescale = Callable[[Mapping[str, np.ndarray], Mapping[str, float]], np.ndarray]
 
 POSITIVE: Bounds = (0.0, math.inf)
 REAL: Bounds = (-math.inf, math.inf)
 EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2)  # starts of exponents
+FEW = (0.15, 0.4, 0.8)  # starts of exponents of laws with three of them
 EDGE = 1e-3  # starts at an end of an interval begin this share of its length inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """A column that is fitted in units of its largest value, because the parameters depend too much on its unit.
+
+  `convert(parameters, largest value)` has the parameters that are others for the column as it is.
+  """
+
+  column: str
+  convert: Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +53,8 @@ class Law:
   """A form of loss: `value(p, *columns)` of parameters `p` that lie within `bounds`.
 
   Its values are positive, and residuals are differences of logs, unless `plain`. `rescale` says how the starts of a
-  parameter follow from its grid and the largest scale of the points.
+  parameter follow from the grid and the largest values of the columns, so that a fit does not depend on their units.
+  `rows` are the starts of all parameters in `grid` [S, parameters of the grid] in place of its product.
   """
 
   name: str
@@ -52,6 +66,8 @@ class Law:
   linear: tuple[str, ...] = ()
   plain: bool = False
   rescale: Mapping[str, Rescale] = dataclasses.field(default_factory=dict)
+  unit: Unit | None = None
+  rows: np.ndarray | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -75,14 +91,17 @@ class Law:
   def starts(self, columns: Sequence[np.ndarray] = ()) -> np.ndarray:
     """Unbounded parameters at every point of the grid [S, P], with 1 for linear ones, which are solved for later.
 
-    `columns` are those of the points, whose largest scale `rescale` takes (1 without points).
+    `columns` are those of the points, whose largest values `rescale` takes (1 without points).
     """
     nonlinear = [name for name in self.bounds if name not in self.linear]
-    points = np.array(list(itertools.product(*(self.grid[name] for name in nonlinear))), np.float64)
-    values: dict[str, float | np.ndarray] = dict(zip(nonlinear, points.T, strict=True))
-    largest = np.max(columns[0]) if len(columns) else 1.0
-    for name, rescale in self.rescale.items():
-      values[name] = rescale(np.asarray(values[name]), largest)
+    if self.rows is None:
+      points = np.array(list(itertools.product(*(self.grid[name] for name in nonlinear))), np.float64)
+    else:
+      points = self.rows
+    values: dict[str, np.ndarray] = dict(zip(nonlinear, points.T, strict=True))
+    ends = [float(np.max(column)) for column in columns] if len(columns) else [1.0] * len(self.columns)
+    largest = dict(zip(self.columns, ends, strict=True))
+    values |= {name: rescale(values, largest) for name, rescale in self.rescale.items()}
     return np.atleast_2d(self.theta(values | dict.fromkeys(self.linear, 1.0)))
 
 
@@ -94,6 +113,7 @@ def law(
   linear: tuple[str, ...] = (),
   plain: bool = False,
   rescale: Mapping[str, Rescale] | None = None,
+  unit: Unit | None = None,
   **bounds: Bounds,
 ) -> Callable[[Value], Law]:
   """Makes a `Law` of the decorated function. `bounds` has each parameter's interval; for the rest see `Law`."""
@@ -106,9 +126,27 @@ def law(
     others = [parameter for parameter in linear if bounds.get(parameter) != POSITIVE]
     if others:
       raise UserError(f"law {name}: linear parameters have the bounds POSITIVE; {', '.join(others)} has not")
-    return Law(name, source, value, columns, bounds, grid, linear, plain, rescale or {})
+    return Law(name, source, value, columns, bounds, grid, linear, plain, rescale or {}, unit)
 
   return make
+
+
+def in_units_of(parameter: str, column: str) -> Rescale:
+  """Starts of a parameter that has the unit of a column: its grid has multiples of the column's largest value."""
+
+  def rescale(grid: Mapping[str, np.ndarray], largest: Mapping[str, float]) -> np.ndarray:
+    return grid[parameter] * largest[column]
+
+  return rescale
+
+
+def at_largest(parameter: str, column: str, exponent: str) -> Rescale:
+  """Starts of A in A column^-exponent: its grid has values of this term at the column's largest value."""
+
+  def rescale(grid: Mapping[str, np.ndarray], largest: Mapping[str, float]) -> np.ndarray:
+    return grid[parameter] * largest[column] ** grid[exponent]
+
+  return rescale
 
 
 def decay(x: ArrayLike, exponent: ArrayLike) -> jax.Array:

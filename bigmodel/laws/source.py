@@ -11,7 +11,7 @@ class Source:
   `columns` maps what a law calls a quantity (N, D, C, x, ...) to the column that holds it. `stderr` names the column
   with standard errors of the losses, `group` the column that separates curves or fits; empty means none.
   `drop_largest` leaves out the points with that many largest losses, and `skip_bad_rows` the rows without a positive
-  number in one of the columns.
+  number in one of the columns. Shares r1, r2, ... of a mixture may be 0; losses may be 0 or negative if `signed`.
   """
 
   path: str
@@ -21,6 +21,7 @@ class Source:
   group: str = ""
   drop_largest: int = 0
   skip_bad_rows: bool = False
+  signed: bool = False
 
   def with_column(self, name: str, column: str) -> "Source":
     """The same CSV with another column for one quantity."""

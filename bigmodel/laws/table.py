@@ -8,7 +8,7 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import units
+from bigmodel.laws import mixture_forms, units
 from bigmodel.laws.source import Source
 from bigmodel.readers import cells, tables
 
@@ -45,13 +45,13 @@ def checked(runs: Runs, source: Source, decimal: str = "") -> Runs:
     except UserError as error:
       raise UserError(f"{source.path}: {error}") from error
     notes += about
-    wrong = _bad(column_.values(values))
-    if (values < 0).all() and column_ == units.parse(source.loss, names(frame)):
+    wrong, wanted = _wrong(column_, column_.values(values), source, names(frame))
+    if (values < 0).all() and column_ == units.parse(source.loss, names(frame)) and not source.signed:
       raise UserError(
         f"{source.path}: column {column_.name!r} is negative in all rows; --loss={column_.name}*-1 negates it"
       )
     if wrong.any() and not source.skip_bad_rows:
-      _refuse(frame, source.path, column_, wrong)
+      _refuse(frame, source.path, column_, wrong, wanted)
     good &= ~wrong
     frame = frame.with_columns(pl.Series(column_.name, values))
   if source.group in names(frame):
@@ -86,17 +86,29 @@ def numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
   return np.array([np.nan if value is None else value for value in values], np.float64), notes
 
 
+def _wrong(column_: units.Column, values: np.ndarray, source: Source, there: Sequence[str]) -> tuple[np.ndarray, str]:
+  """Mask of values that a column of the source may not have, and what it may have."""
+  shares = [text for name, text in source.columns.items() if mixture_forms.is_share(name)]
+  if column_ in [units.parse(text, there) for text in shares]:
+    return ~((values >= 0) & (values <= 1)), "a share between 0 and 1"
+  if source.signed and column_ == units.parse(source.loss, there):
+    return ~np.isfinite(values), "a number"
+  return _bad(values), "a positive number"
+
+
 def _bad(values: np.ndarray) -> np.ndarray:
   """Mask of values that are not positive numbers."""
   return ~(np.isfinite(values) & (values > 0))
 
 
-def _refuse(frame: pl.DataFrame, path: str, column_: units.Column, wrong: np.ndarray) -> None:
+def _refuse(
+  frame: pl.DataFrame, path: str, column_: units.Column, wrong: np.ndarray, wanted: str = "a positive number"
+) -> None:
   """Refuses the first of the rows that are `wrong`."""
   at = int(wrong.argmax())
   row, value = frame[ROW][at], frame[column_.name][at]
   after = " after its conversion" if column_.converted else ""
-  problem = "no value" if value is None else f"{value!r} is not a positive number{after}"
+  problem = "no value" if value is None else f"{value!r} is not {wanted}{after}"
   if isinstance(value, str) and (parts := cells.parse(value)) and parts.unit not in cells.UNITS:
     problem = f"{value!r} has the unit {parts.unit}; write numbers without it"
   hint = f"({int(wrong.sum())} such rows; --skip-bad-rows leaves them out)"
@@ -110,13 +122,22 @@ def names(frame: pl.DataFrame) -> list[str]:
 
 def column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
   """A column of positive numbers of `Runs`, converted as `name` asks; `flag` is its option, for messages."""
-  column_ = units.parse(name, names(frame), flag)
-  require_column(frame, path, column_.name, flag)
-  values = column_.values(numbers(frame[column_.name], "")[0])
+  column_, values = _column(frame, path, name, flag)
   wrong = _bad(values)
   if wrong.any():
     _refuse(frame, path, column_, wrong)
   return values
+
+
+def signed_column(frame: pl.DataFrame, path: str, name: str, flag: str) -> np.ndarray:
+  """As `column`, for columns that may be 0 or negative; `checked` has refused other values."""
+  return _column(frame, path, name, flag)[1]
+
+
+def _column(frame: pl.DataFrame, path: str, name: str, flag: str) -> tuple[units.Column, np.ndarray]:
+  column_ = units.parse(name, names(frame), flag)
+  require_column(frame, path, column_.name, flag)
+  return column_, column_.values(numbers(frame[column_.name], "")[0])
 
 
 def require_column(frame: pl.DataFrame, path: str, name: str, flag: str) -> None:
@@ -130,7 +151,10 @@ def columns(
   table: pl.DataFrame, path: str, wanted: Iterable[str], column_names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D."""
-  values = {name: column(table, path, each, f"--{name.lower()}") for name, each in column_names.items()}
+  values: dict[str, np.ndarray] = {}
+  for name, each in column_names.items():
+    read_column = signed_column if mixture_forms.is_share(name) else column
+    values[name] = read_column(table, path, each, f"--{name.lower()}" if name in "NDCx" else f"--column {name}")
   if "C" not in values and {"N", "D"} <= set(values):
     values["C"] = 6 * values["N"] * values["D"]
   if "N" not in values and {"C", "D"} <= set(values):

@@ -59,11 +59,12 @@ def refits(fit: Fit, losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
   columns = tuple(np.broadcast_to(with_last(x), (draws, n + pad)) for x in fit.columns)
   sets = Sets(columns, with_last(losses), np.pad(weights, ((0, 0), (0, pad))))
-  starts = _starts(fit)
+  sets, restore = fitting.in_units(fit.law, sets)
+  starts = np.array([fitting.theta_in_units(fit.law, theta, fit.columns) for theta in _starts(fit)])
   which = np.repeat(np.arange(draws), len(starts))
   solution = fitting.solve(fit.law, sets, np.tile(starts, (draws, 1)), which, fit.how, ENOUGH)
   values = np.where(np.isfinite(solution.value), solution.value, np.inf).reshape(draws, -1)
-  return solution.theta.reshape(draws, len(starts), -1)[np.arange(draws), np.argmin(values, axis=1)]
+  return restore(solution.theta.reshape(draws, len(starts), -1)[np.arange(draws), np.argmin(values, axis=1)])
 
 
 def _starts(fit: Fit) -> np.ndarray:

@@ -13,13 +13,15 @@ from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.facts import Fits, LawFit, Params, TableFits
+  from bigmodel.laws.facts import Choice, Fits, LawFit, Params, TableFits
 
 EXAMPLES = (
   "bigmodel fit runs/quickstart",
   "bigmodel fit runs.csv --n=params_total --d=tokens --loss=loss_eval --at=1e15",
   "bigmodel fit runs.csv --n=params_total,params_non_embedding --d=tokens --loss=loss_eval",
   "bigmodel fit curves.csv --x=examples --loss=error --group=model --law=auto",
+  "bigmodel fit runs.csv --n=params --d=tokens --column vocab=vocab_size --law=auto --predict=new.csv",
+  "bigmodel fit mixtures.csv --column r=share_web,share_code,share_books --loss=loss_code --law=auto",
   "bigmodel fit runs.csv --n=params_total --d=tokens --loss=loss_eval --law=mine.py:my_law",
 )
 
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="",
     metavar="NAME,...",
     help="chinchilla, isoflop, power_offset, ..., FILE.py:NAME, or auto, which tries several (see laws/*_forms.py)",
+  )
+  parser.add_argument(
+    "--predict", default="", metavar="FILE.csv", help="with --law=auto: runs to forecast, with the same columns"
   )
   parser.add_argument(
     "--at",
@@ -54,22 +59,25 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     from bigmodel.study import fits
 
     columns.require_study(arguments.points)
-    if arguments.at or arguments.law:
-      raise UserError("--at, --law: a study has its own target and laws; they are for a CSV")
+    if arguments.at or arguments.law or arguments.predict:
+      raise UserError("--at, --law, --predict: a study has its own target and laws; they are for a CSV")
     fitted = fits.fit_study(arguments.points)
   else:
     from bigmodel.laws import fit_csv
 
-    fitted = fit_csv.fit(columns.source(arguments, arguments.points), arguments.law, arguments.at, arguments.force)
+    source = columns.source(arguments, arguments.points)
+    fitted = fit_csv.fit(source, arguments.law, arguments.at, arguments.force, arguments.predict)
   _show(fitted, output)
   return facts.to_json(fitted)
 
 
 def _show(fitted: "Fits | TableFits", output: Output) -> None:
-  from bigmodel.laws import reach
+  from bigmodel.laws import facts, reach
 
   for law in fitted.laws:
     _show_law(law, output)
+  if isinstance(choice := getattr(fitted, "choice", None), facts.Choice):
+    _show_choice(choice, output)
   optima = [(o.law, o.C, o.N, o.N_interval90, o.D, o.D_interval90) for o in fitted.optimum]
   if optima:
     output.table("compute-optimal", ("law", "C", "N", "90%", "D", "90%"), optima)
@@ -97,6 +105,21 @@ def _show_law(law: "LawFit", output: Output) -> None:
     output.say(f"note: {law.caution}")
   for name in law.ridges or ():
     output.say(f"{name} is on a ridge: three times as much or as little fits nearly as well")
+
+
+def _show_choice(choice: "Choice", output: Output) -> None:
+  unit = "loss" if choice.plain else "ln loss"
+  hidden = list(dict.fromkeys(name for law in choice.tried for name in law.errors))
+  heads = [f"largest {name} hidden" if name else "a fifth hidden" for name in hidden]
+  rows = [(law.name, f"{law.weight:.3f}", *(f"{law.errors[name]:.4g}" for name in hidden)) for law in choice.tried]
+  output.table(f"laws by their errors of {unit} in {choice.backtests} backtests", ("law", "weight", *heads), rows)
+  output.say(f"their weighted mean has an error of {choice.error:.4g} there")
+  if choice.left_out:
+    output.say(f"note: too few points for, or no finite forecast by, {', '.join(choice.left_out)}")
+  if choice.predicted:
+    names = list(choice.predicted[0].columns)
+    at = [(row.group, *(f"{row.columns[n]:g}" for n in names), row.loss, row.interval90) for row in choice.predicted]
+    output.table("forecasts by the weighted mean", ("group", *names, "loss", "90%"), at)
 
 
 def _exponent(params: "Params") -> float:
