@@ -163,7 +163,7 @@ def _show(made: "CurveForecast", grouped: bool, output: Output) -> None:
   ]
   output.say(f"schedule: {made.schedule}")
   output.table("forecast", (*group, "step", "loss", "90% interval"), rows)
-  output.notes(f"note: {text}" for text in made.warnings)
+  output.notes(f"note: {text}" for text in made.warnings or ())
 
 
 def _show_laws(laws: "list[ScheduleLaw]", grouped: bool, output: Output) -> None:

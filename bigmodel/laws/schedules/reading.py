@@ -150,6 +150,4 @@ def _refuse(part: _Part, name: str, wrong: np.ndarray, wanted: str) -> None:
     at = int(wrong.argmax())
     row, value = part.frame[table.ROW][at], part.frame[name][at]
     problem = f"no value in place of {wanted}" if value is None else f"{value!r} is not {wanted}"
-    raise UserError(
-      f"{part.path}: column {name!r}, row {row}: {problem} ({int(wrong.sum())} such rows)"
-    )
+    raise UserError(f"{part.path}: column {name!r}, row {row}: {problem} ({int(wrong.sum())} such rows)")
