@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
@@ -20,22 +21,28 @@ def rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str, objec
   Only `\\n` ends a line: JSON strings may contain the other characters that end lines in Unicode.
   """
   with open_bytes(path) as file:
-    for number, line in enumerate(file, 1):
-      if not line.isspace():
-        row = _row(line, f"{path}, line {number}", "utf-8-sig" if number == 1 else "utf-8")
-        if row is not None:
-          yield number, row
+    for number in itertools.count(1):
+      text = _line(file, f"{path}, line {number}", "utf-8-sig" if number == 1 else "utf-8")
+      if text is None:
+        return
+      if text and not text.isspace():
+        row = _row(text, f"{path}, line {number}")
+        del text  # a long line and its object need not both be kept while the object is used
+        yield number, row
 
 
-def _row(line: bytes, where: str, encoding: str) -> Mapping[str, object] | None:
-  """The object of a line, or None for a line without text."""
+def _line(file: BinaryIO, where: str, encoding: str) -> str | None:
+  """The next line, or None at the end of the file."""
+  line = file.readline()
   try:
-    text = line.decode(encoding)
+    return line.decode(encoding) if line else None
   except UnicodeDecodeError as error:
     hint = "convert it with iconv -f UTF-16 -t UTF-8" if b"\0" in line[:100] else plain_text.CONVERT
     raise UserError(f"{where}: {plain_text.reason(error)}; {hint}") from error
-  if not text or text.isspace():
-    return None
+
+
+def _row(text: str, where: str) -> Mapping[str, object]:
+  """The object of a line."""
   try:
     row = json.loads(text)
   except RecursionError as error:
@@ -86,6 +93,8 @@ def text(of: object, key: str, where: str) -> str:
 
 def without_surrogates(string: str) -> str:
   """The text with each half of a surrogate pair, which UTF-8 cannot encode, replaced by U+FFFD."""
+  if string.isascii():
+    return string
   try:
     string.encode()
   except UnicodeEncodeError:

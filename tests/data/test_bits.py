@@ -189,17 +189,23 @@ def test_shared_and_uncovered_characters_count_once():
 
 @pytest.mark.parametrize("kind", ["bpe", *GIVEN])
 def test_special_tokens_that_a_text_spells_out_are_text(kind):
-  if kind == "bpe":
-    tokens = tokenizer.from_text(tokenizer.train_bpe(documents(), 400))
+  text = "a <|separator|> b </s> and <s> c"
+  if kind == "bpe":  # which learns tokens such as "separator"
+    tokens = tokenizer.from_text(tokenizer.train_bpe([*documents(), text * 100], 400))
   else:
     tokens = tokenizer.from_text(GIVEN[kind]().to_str(), 1, 2)
-  text = "a <|separator|> b </s> and <s> c"
   ids, counts = tokens.encode_and_count(text)
   assert not {tokens.begin, tokens.separator} & set(ids.tolist())
   np.testing.assert_array_equal(ids, tokens.encode(text))
   assert counts.sum() == len(text)
   if kind in ("bpe", "byte_level"):
     assert tokens.decode(ids) == text
+  if kind != "unigram":  # its special tokens are also words of its vocabulary
+    without = Tokenizer.from_str(json.dumps(json.loads(tokens.text) | {"added_tokens": []}))
+    without.no_truncation()
+    without.no_padding()
+    for spelled in (text, "hello</s>hello <s>hello"):
+      assert tokens.encode(spelled).tolist() == without.encode(spelled, add_special_tokens=False).ids
   plain = Tokenizer.from_str(tokens.text)
   plain.no_truncation()
   plain.no_padding()
