@@ -6,7 +6,7 @@ names have continuation marks, substitutes for spaces and bytes, and forms such 
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +40,7 @@ class Tokenizer:
 
 SEPARATOR = "<|separator|>"
 WORD_BYTES = 1024  # of the longest word from which BPE learns; sentences without blanks, as in Chinese, are shorter
+LONG_WORDS_BYTES = 4 << 20  # of texts with longer words that are trained on: all their words differ, which takes memory
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -117,6 +118,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
   words = pre_tokenizers.ByteLevel(add_prefix_space=False)
   bpe.pre_tokenizer = words  # pyright: ignore
   if any(_may_have_long_words(text) for text in texts):
+    texts = list(_first(texts, LONG_WORDS_BYTES))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(WORD_BYTES)])  # pyright: ignore
   bpe.decoder = decoders.ByteLevel()  # pyright: ignore
   trainer = trainers.BpeTrainer(
@@ -128,6 +130,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
   bpe.train_from_iterator(texts, trainer)
   bpe.pre_tokenizer = words  # pyright: ignore
   return bpe.to_str()
+
+
+def _first(texts: Iterable[str], size: int) -> Iterator[str]:
+  """The first texts, up to about `size` characters."""
+  for text in texts:
+    if size <= 0:
+      return
+    size -= len(text)
+    yield text
 
 
 def _may_have_long_words(text: str) -> bool:

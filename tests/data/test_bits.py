@@ -239,3 +239,11 @@ def test_bpe_learns_from_long_words_in_linear_time_and_other_texts_give_the_same
   trained_ = tokenizer.train_bpe(["".join(bases)], 300)
   assert time.process_time() - began < 10  # a minute without the limit
   assert json.loads(trained_)["pre_tokenizer"] == json.loads(bpe.to_str())["pre_tokenizer"]
+
+
+def test_bpe_learns_from_the_first_texts_only_where_words_are_long(monkeypatch):
+  """All words of such texts differ, so that each takes memory."""
+  monkeypatch.setattr(tokenizer, "LONG_WORDS_BYTES", 5_000)
+  long, other = "".join(np.random.default_rng(0).choice(list("ACGT"), 6_000)), "xyz " * 2_000
+  assert tokenizer.train_bpe([long, other], 300) == tokenizer.train_bpe([long], 300)
+  assert tokenizer.train_bpe([other, other[:-4] + " new words" * 9], 300) != tokenizer.train_bpe([other], 300)
