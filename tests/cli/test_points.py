@@ -170,7 +170,7 @@ def test_forecast_and_design_take_the_folder_of_a_study(folder, tmp_path, capsys
   [
     (("forecast", "--n=n", "--at=1e20"), "--score, --n, --d, --c, --x: need a CSV"),
     (("forecast", "--at=1e20", "--score", "seal.json"), "--score, --n, --d, --c, --x: need a CSV"),
-    (("fit", "--at=1e20"), "--at, --law: a study has its own target and laws"),
+    (("fit", "--at=1e20"), "a study has its own target and laws"),
   ],
 )
 def test_options_for_a_csv_are_refused_for_a_study(folder, capsys, options, message):
