@@ -111,7 +111,10 @@ def _first_byte_that_is_not_utf8(file: Path) -> tuple[int, int]:
 def _read_as(file: Path, begin: bytes, size: int, encoding: str, note: str, options: Options) -> Frame:
   layout = delimited.layout(begin, size <= len(begin), encoding)
   marked = (cell for record in layout.sample for cell in record.cells if "." in cell or "," in cell)
-  decimal = cells.file_decimal(itertools.islice(marked, JUDGED)) or ("?" if layout.separator == ";" else "")
+  judged = list(itertools.islice(marked, JUDGED))
+  decimal = cells.file_decimal(judged)
+  if not decimal and layout.separator == ";" and not any("." in cell and cells.is_number(cell) for cell in judged):
+    decimal = cells.UNSETTLED
   notes = [*([note] if note else []), *layout.notes]
   frame, lines = None, None
   if size > SMALL and layout.is_plain:
@@ -202,7 +205,7 @@ def _doubtful(frame: pl.DataFrame, layout: delimited.Layout, decimal: str) -> se
       written = [record.cells[i] for record in layout.sample if len(record.cells) > i and record.cells[i]]
       if not written or not all(IN_ORDER.match(cell) or cells.is_missing(cell) for cell in written):
         found.add(name)
-    elif kind.is_float() and decimal in (",", "?"):
+    elif kind.is_float() and decimal in (",", cells.UNSETTLED):
       found.add(name)
   return found
 
