@@ -46,11 +46,12 @@ CODES = r"USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL|US\$|A\$|C\$|R
 BLANKS = str.maketrans({**dict.fromkeys("\u00a0\u202f\u2007\u2009\u2002\u2003", " "), "\u2212": "-", "\u2019": "'"})
 SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a", "0123456789-+")
 POWER_OF_TEN = re.compile("[x\u00d7*\u00b7] *10([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207a]+)")
+UNIT = r"[^\W\d_][^\W\d_/\u00b0\u00b2\u00b3]*[\u00b2\u00b3]?"
 NUMBER = re.compile(
   rf"""(?P<open>\()?\s*(?P<sign>[+-])?\s*(?P<before>[{CURRENCIES}]|(?:{CODES})(?=[\s\d.,+-]))?\s*(?P<sign2>[+-])?
   (?P<body>\d[\d.,'_]*(?:\ \d[\d.,]*)*|[.,]\d+)
   (?:[eE](?P<power>[+-]?\d{{1,4}})|\s*[x\u00d7*\u00b7]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power2>[+-]?\d{{1,4}})\)?)?
-  \s*(?P<unit>%|[^\W\d_][^\W\d_/\u00b0\u00b2\u00b3]*\.?|\u00b0[CF]?)?
+  \s*(?P<unit>%|{UNIT}(?:/{UNIT})?\.?|\u00b0(?:\ ?[CF])?)?
   \s*(?P<after>[{CURRENCIES}]|\b(?:{CODES})\b)?\s*(?P<close>\))?""",
   re.VERBOSE,
 )
