@@ -218,12 +218,25 @@ def _temporary_names(layout: delimited.Layout) -> list[str]:
   return list(names)
 
 
+def _numbers_rows(column: pl.Series, name: str, is_first: bool) -> bool:
+  """Whether a column numbers the rows; some of them may have been left out later, if it is the first column.
+
+  Years in order do not number the rows.
+  """
+  if not column.dtype.is_integer() or column.null_count() or column.n_unique() < len(column):
+    return False
+  values = np.sort(column.to_numpy())
+  if (np.diff(values) == 1).all() or not (name or is_first):
+    return bool(values[0] in (0, 1) and values[-1] < len(values) + 1)
+  return bool(name or values[0] <= len(values))
+
+
 def _named(frame: pl.DataFrame, layout: delimited.Layout) -> tuple[pl.DataFrame, list[str]]:
   """The table without columns that only number the rows or are repeated, and notes about them."""
   notes = []
   for i, (name, temporary) in enumerate(zip(layout.names, _temporary_names(layout), strict=True)):
     column = frame[temporary]
-    if UNNAMED.fullmatch(name) and (column.dtype.is_integer() and column.n_unique() == len(column)):
+    if UNNAMED.fullmatch(name) and _numbers_rows(column, name, i == 0):
       frame = frame.drop(temporary)
       notes.append(f"column {i + 1}, which has no name and numbers the rows, is left out")
     elif not name and column.null_count() == len(column):
