@@ -27,16 +27,31 @@ CLEAR = {
 UNCLEAR = {"m": "million (M) or milli", "t": "trillion (T) or tonnes"}
 POWERS = {**CLEAR, "m": 6, "t": 12}
 UNITS = {"", "%", *POWERS}
+UNSETTLED = "?"  # in place of the mark of decimals: no cell settles it, but semicolons between cells suggest a comma
+# Currencies whose amounts have points for decimals.
+WITH_POINTS = frozenset("$\u00a3\u00a5\u20b9\u20a9") | {
+  "USD",
+  "GBP",
+  "JPY",
+  "CNY",
+  "INR",
+  "AUD",
+  "CAD",
+  "US$",
+  "A$",
+  "C$",
+}
 CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20bf"
 CODES = r"USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL|US\$|A\$|C\$|R\$|kr|zl"
 BLANKS = str.maketrans({**dict.fromkeys("\u00a0\u202f\u2007\u2009\u2002\u2003", " "), "\u2212": "-", "\u2019": "'"})
 SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a", "0123456789-+")
 POWER_OF_TEN = re.compile("[x\u00d7*\u00b7] *10([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207a]+)")
+UNIT = r"[^\W\d_][^\W\d_/\u00b0\u00b2\u00b3]*[\u00b2\u00b3]?"
 NUMBER = re.compile(
   rf"""(?P<open>\()?\s*(?P<sign>[+-])?\s*(?P<before>[{CURRENCIES}]|(?:{CODES})(?=[\s\d.,+-]))?\s*(?P<sign2>[+-])?
   (?P<body>\d[\d.,'_]*(?:\ \d[\d.,]*)*|[.,]\d+)
   (?:[eE](?P<power>[+-]?\d{{1,4}})|\s*[x\u00d7*\u00b7]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power2>[+-]?\d{{1,4}})\)?)?
-  \s*(?P<unit>%|[^\W\d_][^\W\d_/\u00b0\u00b2\u00b3]*\.?|\u00b0[CF]?)?
+  \s*(?P<unit>%|{UNIT}(?:/{UNIT})?\.?|\u00b0(?:\ ?[CF])?)?
   \s*(?P<after>[{CURRENCIES}]|\b(?:{CODES})\b)?\s*(?P<close>\))?""",
   re.VERBOSE,
 )
@@ -156,8 +171,8 @@ def file_decimal(texts: Iterable[str]) -> str:
 def numbers(texts: Iterable[str], name: str, file_mark: str, leave_out_unit: bool) -> Numbers:
   """The numbers of the different texts of the column `name`.
 
-  `file_mark` is what `file_decimal` found. A unit that all texts share, such as kg, is left out if `leave_out_unit`,
-  and otherwise makes them no numbers. Raises `UserError` where the texts can be read in two ways.
+  `file_mark` is what `file_decimal` found, or `UNSETTLED`. A unit that all texts share, such as kg, is left out if
+  `leave_out_unit`, and otherwise makes them no numbers. Raises `UserError` where the texts can be read in two ways.
   """
   found = Numbers({}, [], [])
   written: dict[str, Parts] = {}
@@ -218,11 +233,26 @@ def _refuse_mixtures(written: dict[str, Parts], plain: Sequence[str], name: str)
   currencies = sorted({parts.currency for parts in written.values()} - {""})
   if len(currencies) > 1:
     raise UserError(f"column {name!r}: has several currencies ({', '.join(currencies)}); convert them to one")
+  multiples = {text: POWERS[parts.unit] + parts.power for text, parts in written.items() if parts.unit in POWERS}
+  if multiples:
+    _refuse_much_smaller(multiples, others, name)
   if any(parts.unit in CLEAR for parts in written.values()):
     return
   for text, parts in written.items():
     if parts.unit in UNCLEAR:
       raise UserError(f"column {name!r}: {text!r} may be {UNCLEAR[parts.unit]}; write the number in full")
+
+
+def _refuse_much_smaller(multiples: dict[str, int], others: Sequence[str], name: str) -> None:
+  """Refuses numbers such as 4 beside 8M, which perhaps lack their multiple. `multiples` are powers of ten by text."""
+  multiple = min(multiples, key=lambda text: multiples[text])
+  for text in others:
+    parts = parse(text)
+    if parts is None or parts.unit in POWERS:
+      continue
+    number = _value(parts, ".")
+    if number and abs(number) < 10.0 ** (multiples[multiple] - 3):
+      raise UserError(f"column {name!r}: has {text!r} beside {multiple!r}; write all with their multiple, or in full")
 
 
 def _point(written: dict[str, Parts], plain: Sequence[str], name: str, file_mark: str) -> str:
@@ -235,16 +265,30 @@ def _point(written: dict[str, Parts], plain: Sequence[str], name: str, file_mark
     raise UserError(f"column {name!r}: has a decimal comma ({comma!r}) beside decimal points; write one kind")
   if marks:
     return marks.pop()
-  if file_mark:
+  if file_mark in (".", ","):
     return file_mark
-  for text, parts in written.items():
-    if "," in parts.body or ("." in parts.body and parts.currency):
-      small, large = sorted(_readings(parts.body).values())
-      raise UserError(
-        f"column {name!r}: {text!r} may be {large:g} or {small:g}, and no other number of the file settles it; write"
-        " decimal points and no separators of thousands"
-      )
+  doubtful = {t: p for t, p in written.items() if "," in p.body or ("." in p.body and p.currency)}
+  if guess := _probable_point(list(doubtful.values()), file_mark):
+    return guess
+  for text, parts in doubtful.items():
+    small, large = sorted(_readings(parts.body).values())
+    raise UserError(
+      f"column {name!r}: {text!r} may be {large:g} or {small:g}, and no other number of the file settles it; write"
+      " decimal points and no separators of thousands"
+    )
   return "."
+
+
+def _probable_point(written: Sequence[Parts], file_mark: str) -> str:
+  """The probable mark of decimals of numbers such as 1,234, or '' where a guess could be wrong."""
+  if not written or not all("," in parts.body for parts in written):
+    return ""
+  currencies = {parts.currency for parts in written}
+  large = all(len(parts.body.split(",")[0]) == 3 for parts in written)
+  if "" not in currencies:  # amounts of money rarely have three decimals, and even more rarely large ones
+    return "." if large or (file_mark != UNSETTLED and currencies <= WITH_POINTS) else ""
+  are_thousands = large or all(parts.body.endswith(",000") for parts in written)
+  return "," if file_mark == UNSETTLED and not are_thousands else ""
 
 
 def _notes(written: dict[str, Parts], point: str) -> list[str]:

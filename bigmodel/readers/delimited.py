@@ -17,6 +17,7 @@ SEPARATORS = (",", ";", "\t", "|", " ")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
 COMMENTS = ("#", "%", "//")  # the beginnings of lines that are no rows, unless most lines begin so
 SCORED = 500  # records by which a separator is judged
+TITLES = 20  # records in which the names are looked for below a title
 SAMPLE = 2000  # records that are kept to judge how numbers and dates are written
 UTF8 = "utf-8-sig"
 RULE = re.compile(r":?-{2,}:?")  # the cells of the line below the header of a table in Markdown
@@ -141,6 +142,10 @@ def layout(begin: bytes, is_whole: bool, encoding: str) -> Layout:
   if not found:
     raise UserError("has no header and no rows")
   header, rows = _header(found)
+  values = {mark for mark in comments if _begins_values(mark, lines[header.line :], header, rows, separator)}
+  if values:
+    comments = tuple(mark for mark in comments if mark not in values)
+    header, rows = _header(_sample(["", *lines[1:]] if stated else lines, separator, comments, SAMPLE))
   header, rows = _header_in_comment(lines, header, rows, separator, comments)
   names = _names(header, rows)
   notes = [] if separator == "," else [f"cells are separated by {NAMES.get(separator, repr(separator))}"]
@@ -164,6 +169,30 @@ def _comments(lines: Sequence[str]) -> tuple[str, ...]:
   begins = [line.lstrip()[:2] for line in lines if line.strip()]
   counts = {mark: sum(begin.startswith(mark) for begin in begins) for mark in COMMENTS}
   return tuple(mark for mark, count in counts.items() if count > 0 and (2 * count <= len(begins) or count < 2))
+
+
+def _begins_values(mark: str, lines: Sequence[str], header: Record, rows: Sequence[Record], separator: str) -> bool:
+  """Whether lines below the header that begin with this mark are rows, with a first cell such as #7, and no comments.
+
+  They are if they fit the other rows, whose first cells are texts: rows of numbers with a mark are left out on purpose.
+  """
+  width = len(header.cells)
+  kept = [row.cells for row in rows if len(row.cells) == width]
+  numeric = [bool(kept) and all(_is_number_or_missing(cells_[i]) for cells_ in kept) for i in range(width)]
+  marked = [line for line in lines if line.lstrip().startswith(mark)]
+  if width < 2 or numeric[0] or not marked:
+    return False
+  for record in records(Lines((line + "\n" for line in marked if '"' not in line), ()), separator):
+    fits = len(record.cells) == width and all(
+      _is_number_or_missing(cell) for cell, needed in zip(record.cells, numeric, strict=True) if needed
+    )
+    if fits and (any(numeric) or not record.cells[0].removeprefix(mark).startswith(" ")):
+      return True
+  return False
+
+
+def _is_number_or_missing(cell: str) -> bool:
+  return cells.is_number(cell) or cells.is_missing(cell)
 
 
 def _sample(lines: Sequence[str], separator: str, comments: tuple[str, ...], most: int) -> list[Record]:
@@ -190,6 +219,8 @@ def _score(found: Sequence[Record], separator: str) -> tuple[float, int]:
   """How well a separator fits: the share of the records with equally many cells, at least two, and their number."""
   columns = _columns(found) if found else 1
   same = sum(len(record.cells) == columns for record in found)
+  if separator == " " and len(found) > 2 and len(found[0].cells) == columns - 1:
+    same += 1  # R writes names of rows below a header without a name for them
   if columns < 2 or (separator == " " and (same < len(found) or not _has_numbers(found[-1]))):
     return 0.0, 0
   # Blanks inside of texts are no separators where another mark is one.
@@ -208,10 +239,20 @@ def _header(found: list[Record]) -> tuple[Record, list[Record]]:
     before = found[at - 1]
     if not _has_numbers(before) and len(before.cells) < columns and (len(before.cells) > 1 or columns == 2):
       at -= 1  # the names are fewer than the cells
+  if at + 1 < len(found) and _is_title(found[at], columns):
+    full = next((i for i in range(at + 1, min(at + TITLES, len(found))) if not _is_title(found[i], columns)), at)
+    if len(found[full].cells) == columns and all(found[full].cells) and not _has_numbers(found[full]):
+      at = full
   rows = found[at + 1 :]
   if rows and all(RULE.fullmatch(cell) for cell in rows[0].cells if cell):
     rows = rows[1:]
   return found[at], rows
+
+
+def _is_title(record: Record, columns: int) -> bool:
+  """Whether the record is a title that a spreadsheet filled up with empty cells."""
+  filled = sum(map(bool, record.cells))
+  return bool(record.cells[0]) and len(record.cells) == columns > 1 and (filled == 1 or 2 * filled < columns)
 
 
 def _header_in_comment(

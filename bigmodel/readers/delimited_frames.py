@@ -111,7 +111,10 @@ def _first_byte_that_is_not_utf8(file: Path) -> tuple[int, int]:
 def _read_as(file: Path, begin: bytes, size: int, encoding: str, note: str, options: Options) -> Frame:
   layout = delimited.layout(begin, size <= len(begin), encoding)
   marked = (cell for record in layout.sample for cell in record.cells if "." in cell or "," in cell)
-  decimal = cells.file_decimal(itertools.islice(marked, JUDGED)) or ("?" if layout.separator == ";" else "")
+  judged = list(itertools.islice(marked, JUDGED))
+  decimal = cells.file_decimal(judged)
+  if not decimal and layout.separator == ";" and not any("." in cell and cells.is_number(cell) for cell in judged):
+    decimal = cells.UNSETTLED
   notes = [*([note] if note else []), *layout.notes]
   frame, lines = None, None
   if size > SMALL and layout.is_plain:
@@ -202,7 +205,7 @@ def _doubtful(frame: pl.DataFrame, layout: delimited.Layout, decimal: str) -> se
       written = [record.cells[i] for record in layout.sample if len(record.cells) > i and record.cells[i]]
       if not written or not all(IN_ORDER.match(cell) or cells.is_missing(cell) for cell in written):
         found.add(name)
-    elif kind.is_float() and decimal in (",", "?"):
+    elif kind.is_float() and decimal in (",", cells.UNSETTLED):
       found.add(name)
   return found
 
@@ -215,12 +218,25 @@ def _temporary_names(layout: delimited.Layout) -> list[str]:
   return list(names)
 
 
+def _numbers_rows(column: pl.Series, name: str, is_first: bool) -> bool:
+  """Whether a column numbers the rows; some of them may have been left out later, if it is the first column.
+
+  Years in order do not number the rows.
+  """
+  if not column.dtype.is_integer() or column.null_count() or column.n_unique() < len(column):
+    return False
+  values = np.sort(column.to_numpy())
+  if (np.diff(values) == 1).all() or not (name or is_first):
+    return bool(values[0] in (0, 1) and values[-1] < len(values) + 1)
+  return bool(name or values[0] <= len(values))
+
+
 def _named(frame: pl.DataFrame, layout: delimited.Layout) -> tuple[pl.DataFrame, list[str]]:
   """The table without columns that only number the rows or are repeated, and notes about them."""
   notes = []
   for i, (name, temporary) in enumerate(zip(layout.names, _temporary_names(layout), strict=True)):
     column = frame[temporary]
-    if UNNAMED.fullmatch(name) and (column.dtype.is_integer() and column.n_unique() == len(column)):
+    if UNNAMED.fullmatch(name) and _numbers_rows(column, name, i == 0):
       frame = frame.drop(temporary)
       notes.append(f"column {i + 1}, which has no name and numbers the rows, is left out")
     elif not name and column.null_count() == len(column):

@@ -430,6 +430,15 @@ def test_cells_for_people_are_numbers_and_dates_and_the_card_says_so(tmp_path):
   assert cleaned.card["steps"]["bad_cells"] == {"price": 40}
 
 
+@pytest.mark.parametrize("unit", [" kg", " years", "\u00b0C", " m\u00b2", " km/h"])
+@pytest.mark.parametrize("different", [200, 40])
+def test_a_unit_that_all_cells_share_is_left_out(tmp_path, unit, different):
+  weights = [f"{i % different}{unit}" for i in range(200)]
+  found = examples.prepare(config_of_csv(tmp_path, {"w": weights, "sold": ["no", "yes", "no", "no", "yes"] * 40}))
+  assert found.card["notes"] == [f"column 'w': {unit.strip()} left out"]
+  assert found.inputs[3, 0] == 3
+
+
 @pytest.mark.parametrize(
   ("column", "message"),
   [
@@ -454,6 +463,14 @@ def test_columns_that_number_the_rows_are_refused_and_rare_texts_can_be_accepted
   other = [str(i % 7) for i in range(200)]
   ids = {"customer_id": [str(9000 + i) for i in range(200)], "other": other, "sold": sold}
   refused(config_of_csv(tmp_path, ids), "config.data.drop: column 'customer_id' has another number in each row")
+  scattered = [str(100 + i * 7919 % 10007) for i in range(200)]
+  for name in ("orderId", "ID", "user key"):
+    refused(config_of_csv(tmp_path, {name: scattered, "other": other, "sold": sold}), f"column '{name}' has another")
+  refused(config_of_csv(tmp_path, {"row": ids["customer_id"], "other": other, "sold": sold}), "or give it another name")
+  for name in ("bid", "citric_acid", "GRID", "price_index", "atomic_number", "index"):
+    features = examples.prepare(config_of_csv(tmp_path, {name: scattered, "other": other, "sold": sold})).card
+    assert features["features"] == [name, "other"]
+    assert len(features.get("notes", ())) == (name in ("atomic_number", "index"))
   rare = [f"n{i}" if i % 4 else "often" for i in range(200)]
   found = examples.prepare(config_of_csv(tmp_path, {"name": rare, "other": other, "sold": sold}, categories=5))
   assert found.card["learned"]["categories"]["name"] == ["often"]

@@ -29,6 +29,12 @@ from bigmodel.readers import cells, dates
     (["1_000_000", "1.2×10^9", "1.2x10\u2079", "1e9", "\u22125"], "", [1e6, 1.2e9, 1.2e9, 1e9, -5], []),
     (["5", "?", "-", "n/a", "#N/A", "None", "NaN"], "", [5, None, None, None, None, None, None], []),
     (["1.234", "0.5"], "", [1.234, 0.5], []),
+    (["7,715", "6,080"], cells.UNSETTLED, [7.715, 6.08], ["decimal commas"]),
+    (["4,000,000", "1,234"], cells.UNSETTLED, [4e6, 1234], ["commas between thousands"]),
+    (["$1,234", "$999,999"], "", [1234, 999999], ["commas between thousands", "$ left out"]),
+    (["100,000 €", "250,500 €"], "", [1e5, 250500], ["commas between thousands", "€ left out"]),
+    (["4000000", "8M", "0"], "", [4e6, 8e6, 0], ["M is 1e6"]),
+    (["500", "1.2K", "3M"], "", [500, 1200, 3e6], ["K is 1e3", "M is 1e6"]),
   ],
 )
 def test_numbers(texts, decimal, values, notes):
@@ -43,6 +49,8 @@ def test_numbers(texts, decimal, values, notes):
   ("texts", "message"),
   [
     (["1,234", "2,345"], "column 'x': '1,234' may be 1234 or 1.234"),
+    (["1,234 €", "1,459 €"], "'1,234 €' may be 1234 or 1.234"),
+    (["4", "8M"], "has '4' beside '8M'; write all"),
     (["5 €", "1.234 €"], "column 'x': '1.234 €' may be 1234 or 1.234"),
     (["1,5", "2.5"], "a decimal comma .'1,5'. beside decimal points"),
     (["4m", "5m"], r"'4m' may be million \(M\) or milli"),
@@ -53,6 +61,12 @@ def test_numbers(texts, decimal, values, notes):
 def test_numbers_that_may_be_two_are_refused(texts, message):
   with pytest.raises(UserError, match=message):
     cells.numbers(texts, "x", "", leave_out_unit=False)
+
+
+@pytest.mark.parametrize("texts", [["400,000", "123,500"], ["4,000", "12,000"], ["$1,234", "$5,678"]])
+def test_commas_in_files_with_semicolons_may_still_be_in_doubt(texts):
+  with pytest.raises(UserError, match="no other number of the file settles it"):
+    cells.numbers(texts, "x", cells.UNSETTLED, leave_out_unit=False)
 
 
 @pytest.mark.parametrize("text", ["1/2", "12-31", "2024-01-01", "1 2 3", "0x1F", "1.2.3", "a1", "1,5,7", "12 GB"])

@@ -44,13 +44,18 @@ def convert(column: pl.Series, reading: Reading) -> Converted:
   """The column of texts (missing: null, without blanks around them) as numbers or dates, where nearly all are such."""
   different = column.drop_nulls().unique(maintain_order=True)
   tried = different.head(TRIED).to_list()
-  possible = sum(cells.is_number(text) or dates.is_date(text) or cells.is_missing(text) for text in tried)
+  possible = sum(_may_be_converted(text) for text in tried)
   if possible > (HALF * len(tried) if len(different) > TRIED else 0):
     texts = different.to_list()
     found = _numbers(column, texts, reading) or _dates(column, texts, reading)
     if found is not None:
       return found
   return _without_marks(column)
+
+
+def _may_be_converted(text: str) -> bool:
+  """Whether the text is a number, perhaps with a unit such as kg, a date, or a mark of a missing value."""
+  return cells.is_number(text) or cells.parse(text) is not None or dates.is_date(text) or cells.is_missing(text)
 
 
 def _share_of_rows(column: pl.Series, texts: Sequence[str]) -> float:

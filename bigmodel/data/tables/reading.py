@@ -14,7 +14,9 @@ from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
 
 CONVERSIONS = 1  # increase it when texts are converted in another way
-IDENTIFIER = re.compile(r"(.*[ _.-])?(id|uuid|uid|idx|index|key|rownames|row|nr|no|number|#)|.*[a-z](Id|ID)", re.I)
+# Names of identifiers, and names that may be those of identifiers or of something that was measured.
+IDENTIFIER = re.compile(r"(?i:(.*[ _.-])?(id|uuid|uid|guid|key)|rownames)|.*[a-z](Id|ID|Uuid|UUID)")
+NUMBERING = re.compile(r"(.*[ _.-])?(idx|row|nr|no|number|#)|index|(row|line|record)[ _.-]?(index|number)", re.I)
 ROWS = 20  # rows from which on columns are judged by the number of their values
 # What cleaning did: a number of rows, or a number of rows or cells by column.
 Counts = dict[str, int | dict[str, int]]
@@ -158,18 +160,33 @@ def _clean_cells(
 def _without_identifiers(frame: pl.DataFrame, others: set[str], notes: list[str]) -> pl.DataFrame:
   """The table without texts of which each row has another. `others` are columns that are no features.
 
-  Refuses whole numbers of which each row has another, if the name of the column is that of an identifier.
+  Refuses whole numbers of which each row has another, if the name of the column is that of an identifier, or may be
+  one and the numbers are those of rows.
   """
   for name, kind in frame.schema.items():
-    is_named_so = kind.is_integer() and IDENTIFIER.fullmatch(name) is not None
+    is_identifier, may_be_one = (pattern.fullmatch(name) is not None for pattern in (IDENTIFIER, NUMBERING))
+    is_named_so = kind.is_integer() and (is_identifier or may_be_one)
     if name in others or len(frame) < ROWS or not (is_named_so or kind == pl.String):
       continue
     if frame[name].n_unique() < len(frame):
       continue
-    require(not is_named_so, f"config.data.drop: column {name!r} has another number in each row; name it there")
+    if is_named_so and not is_identifier and not _are_dense(frame[name]):
+      notes.append(f"column {name!r} has another number in each row; if these are identifiers, name it in data.drop")
+      continue
+    require(
+      not is_named_so,
+      f"config.data.drop: column {name!r} has another number in each row, as identifiers have; name it there, or give"
+      " it another name if its numbers have a meaning",
+    )
     frame = frame.drop(name)
     notes.append(f"column {name!r} has another text in each row and is left out")
   return frame
+
+
+def _are_dense(column: pl.Series) -> bool:
+  """Whether whole numbers, all different, rise from row to row, or leave few numbers between them out."""
+  values = column.drop_nulls().cast(pl.Float64).to_numpy()
+  return bool(len(values)) and bool((np.diff(values) > 0).all() or np.ptp(values) < 2 * len(values))
 
 
 def _refuse_copy_of_target(features: pl.DataFrame, target: pl.Series) -> None:
