@@ -322,6 +322,9 @@ def test_generation_stops_at_any_end_and_an_export_is_imported_again(folder, tmp
   assert all(np.array_equal(first[key], second[key]) for key in first)
   (continuation,) = trained.generate(model, "ab", trained.Sampling(tokens=8, temperature=0.0))
   assert continuation.log_probability < 0
+  code, _, err = inside("eval", "--workdir", tmp_path / "run")
+  assert code == 2
+  assert "imported weights have no data of their own to evaluate on; evaluate them with --choices" in err
 
 
 @pytest.mark.parametrize("text", ["", "a b\n", "\u00e9\u4e2d\U0001f600\x00\x7f\xad", tokenizer.SEPARATOR[:4]])
