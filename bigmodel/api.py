@@ -38,7 +38,7 @@ from bigmodel.study import table
 from bigmodel.study.study import Study
 from bigmodel.train import configs as run_configs
 from bigmodel.train import evaluate as evaluation
-from bigmodel.train import prediction, resolution, single_run, trained
+from bigmodel.train import prediction, single_run, trained
 from bigmodel.train.evaluate import Evaluation
 from bigmodel.train.run import interruptible
 from bigmodel.train.trained import Continuation, Sampling, Trained
@@ -355,7 +355,7 @@ def evaluate(model: Trained) -> Evaluation:
     >>> 0 <= result.metrics["accuracy"] <= 1
     True
   """
-  rows = resolution.held_out_rows(model.config)
+  rows = trained.held_out_rows(model)
   return evaluation.evaluate(model.program, model.params, model.config, rows)
 
 

@@ -58,10 +58,13 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def refused(path: epath.PathLike) -> Iterator[None]:
-  """Turns a lack of permission to write `path` into a `UserError`; other errors, such as a full disk, pass."""
+  """Turns a lack of permission to write `path` into a `UserError`; other errors, such as a full disk, pass.
+
+  Making a folder in a file system that takes none, such as /proc, raises FileNotFoundError.
+  """
   try:
     yield
-  except (PermissionError, NotADirectoryError, FileExistsError) as error:
+  except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
     raise UserError(f"{path}: cannot write here ({error.strerror})") from error
   except OSError as error:
     if error.errno in (13, 30):

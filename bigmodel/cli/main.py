@@ -81,7 +81,7 @@ class Failure:
   """Reports why a verb failed: in one line to the user, and as an exit code to the shell."""
 
   def __init__(self, verb: str, as_json: bool, debug: bool, is_worker: bool = False):
-    self.command = f"bigmodel {verb}".rstrip()
+    self.verb, self.command = verb, f"bigmodel {verb}".rstrip()
     self.as_json, self.debug, self.is_worker = as_json, debug, is_worker
 
   def show(self, error: BaseException) -> int:
@@ -100,7 +100,7 @@ class Failure:
     """The message and exit code of an error, by its class."""
     match error:
       case UserError():
-        return str(error), INVALID
+        return str(error).removeprefix(f"{self.verb}: "), INVALID  # the command's name is printed before it
       case KeyboardInterrupt():
         return "interrupted", INTERRUPTED
       case Interrupted():

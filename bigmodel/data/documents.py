@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bigmodel.errors import UserError
@@ -66,7 +66,7 @@ def documents(file: TextFile, text_key: str, skipped: Counter[str] | None = None
 def _lines(file: TextFile, text_key: str, skipped: Counter[str]) -> Iterator[Document]:
   for number, row in json_lines.rows(file.path):
     where = f"{file.path}, line {number}"
-    value = json_lines.value(row, text_key, where)
+    value = _field(row, text_key, where)
     if value is None:
       skipped[NULL] += 1
       continue
@@ -75,6 +75,16 @@ def _lines(file: TextFile, text_key: str, skipped: Counter[str]) -> Iterator[Doc
       skipped[BLANK] += 1
       continue
     yield Document(identity([text]), _cut(f"{file.name}#{number}", text))
+
+
+def _field(row: Mapping[str, object], text_key: str, where: str) -> object:
+  """The value of the field `text_key`. Raises `UserError` with the option that names it."""
+  try:
+    return json_lines.value(row, text_key, where)
+  except UserError as error:
+    example = json_lines.longest_text(row)
+    advice = f", as config.data.text_key={example}" if example.isprintable() and 0 < len(example) <= 80 else ""
+    raise UserError(f"{error}; name the field with the text in config.data.text_key{advice}") from error
 
 
 def _cut(name: str, text: str) -> Iterator[tuple[str, str]]:

@@ -68,7 +68,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
   return np.array_equal(a, b)
 
 
-def prepare(config: Config) -> Examples:
+def prepare(config: Config, log_notes: bool = True) -> Examples:
   """Reads, splits and checks the examples of `config.data`."""
   data = config.data
   source = sources.find(data)
@@ -76,10 +76,10 @@ def prepare(config: Config) -> Examples:
   if not isinstance(read, Arrays):
     return finish(config, table_examples.split(config, read))
   checks.refuse_table_fields(data)
-  return of_source(config, read)
+  return of_source(config, read, log_notes)
 
 
-def of_source(config: Config, arrays: Arrays) -> Examples:
+def of_source(config: Config, arrays: Arrays, log_notes: bool = True) -> Examples:
   """Splits, normalises and checks examples that were read from `config.data` or come from elsewhere."""
   train, heldout = divide(config, arrays)
   mean, deviation = statistics(arrays.inputs, np.flatnonzero(train), config.data.normalise)
@@ -91,7 +91,7 @@ def of_source(config: Config, arrays: Arrays) -> Examples:
   card |= {"passed over": dict(arrays.passed_over)} if arrays.passed_over else {}
   if arrays.notes:
     card["notes"] = list(arrays.notes)
-    for note in arrays.notes:
+    for note in arrays.notes if log_notes else ():
       log.warning("config.data: %s", note)
   return finish(config, Split(arrays, train, heldout, mean, deviation, _sha256(arrays), facts, card))
 

@@ -19,9 +19,9 @@ Rows = Any
 Take = Callable[[np.ndarray], Rows]  # the rows at some places, int64[rows]
 
 
-def prepare(config: Config) -> Data:
-  """The data of a config, prepared the first time."""
-  return corpus.prepare(config) if config.data.kind == "text" else examples.prepare(config)
+def prepare(config: Config, log_notes: bool = True) -> Data:
+  """The data of a config, prepared the first time; `log_notes` logs what was assumed about arrays and pictures."""
+  return corpus.prepare(config) if config.data.kind == "text" else examples.prepare(config, log_notes)
 
 
 class Datasets:

@@ -1,13 +1,13 @@
 """Reads JSON lines: a JSON object per line, plain or packed; errors name the file and the line."""
 
 import contextlib
+import difflib
 import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
-from bigmodel.config import nearest
 from bigmodel.errors import UserError
 from bigmodel.readers import plain_text
 from bigmodel.readers.packed import open_bytes
@@ -81,7 +81,27 @@ def _fields(key: str, row: Mapping[str, object]) -> str:
   names = [str(name) for name in itertools.islice(row, FIELDS)]
   shown = [name[:40] if name[:40].isprintable() else repr(name[:40]) for name in names]
   more = f" and {len(row) - FIELDS} more" if len(row) > FIELDS else ""
-  return f"{nearest(key, shown)}; it has {', '.join(shown) or 'none'}{more}"
+  return f"{_nearest(key, shown)}; it has {', '.join(shown) or 'none'}{more}"
+
+
+def _nearest(key: str, names: list[str]) -> str:
+  """' (did you mean X?)' for a name that only differs in its case or in a letter or two; else ''."""
+  in_lower_case = {name.lower(): name for name in names}
+  close = difflib.get_close_matches(key.lower(), list(in_lower_case), n=1, cutoff=0.8)
+  return f" (did you mean {in_lower_case[close[0]]!r}?)" if close else ""
+
+
+def longest_text(row: Mapping[str, object]) -> str:
+  """The field with the longest text as `value` takes it, such as a.b; "" without any."""
+  found, left = [(0, "")], [("", row)]
+  while left:
+    prefix, at = left.pop()
+    for name, inside in at.items():
+      if isinstance(inside, str):
+        found.append((len(inside), f"{prefix}{name}"))
+      elif isinstance(inside, dict):
+        left.append((f"{prefix}{name}.", inside))
+  return max(found)[1]
 
 
 def text(of: object, key: str, where: str) -> str:

@@ -41,9 +41,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
   outputs: int = 0
   classes: list[str | int] | None = None
   features: list[str] | int | None = None
-  notes: list[str] = []  # what was assumed to read the data
   missing: dict[str, int] = {}  # cells by column
-  notes: list[str] = []  # what was assumed
+  notes: list[str] = []  # what was assumed or stands out
   steps: dict[str, int | dict[str, int]] = {}  # rows or cells that each step changed, in all or by column
   passed_over: dict[str, int] = {}  # files that are not read, by suffix
 
@@ -82,7 +81,6 @@ def _tables(card: Card) -> list[Table]:
     Table("Notes", "", ("what was assumed or stands out",), [(note,) for note in card.notes]),
     Table("Classes", "", ("class", *counts), classes),
     Table("Missing values", "In the whole table, before any step.", ("column", "cells"), missing),
-    Table("Notes", "What was assumed when the data were read.", ("note",), [(note,) for note in card.notes]),
     Table("Steps", "The rows or cells that each step changed.", ("step", "in all", "where"), steps),
     Table("Files passed over", "", ("kind", "files"), list(card.passed_over.items())),
   ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from bigmodel import models, record
 from bigmodel.config import Config, require
-from bigmodel.data import corpus, tokenizer
+from bigmodel.data import corpus, pipeline, tokenizer
 from bigmodel.errors import UserError
 from bigmodel.files import absolute
 from bigmodel.parallel import reuse
@@ -61,6 +61,18 @@ def load(workdir: str, generating: bool = False) -> Trained:
   params = parameters.read_evaluated(config, store, step, program.shapes.params)
   parameters.require_finite(params, f"{workdir}: checkpoint of step {step}")
   return Trained(workdir, config, program, params, step)
+
+
+def held_out_rows(trained: Trained) -> pipeline.EvalRows:
+  """The held-out rows of a run. Raises `UserError` for imported weights, which have no data of their own."""
+  if not imported_runs.is_imported(trained.workdir):
+    return resolution.held_out_rows(trained.config)
+  is_decoder = trained.config.model.family == "decoder"
+  evaluate = "evaluate them with --choices=FILE.jsonl or --completions=FILE.jsonl, or " if is_decoder else ""
+  raise UserError(
+    f"{trained.workdir}: imported weights have no data of their own to evaluate on; {evaluate}train from them on your"
+    f" data, with config.train.init_from={trained.workdir}"
+  )
 
 
 def tokenizer_of(trained: Trained) -> tokenizer.Tokenizer:

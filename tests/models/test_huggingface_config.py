@@ -52,6 +52,10 @@ REFUSED = [
   ("gpt2", {"n_layer": -1}, "n_layer = -1 is not a whole number from 1"),
   ("gpt2", {"n_layer": 10**30}, "n_layer = 1000000000000000000000000000000 is not a whole number from 1 to"),
   ("gpt2", {"layer_norm_epsilon": math.inf}, "layer_norm_epsilon = Infinity is not a positive number"),
+  ("gpt2", {"layer_norm_epsilon": 10**400}, r"layer_norm_epsilon = 10{39}\.\.\. is not a positive number"),
+  ("llama", {"rope_theta": 10**400}, r"rope_theta = 10+\.\.\. is not a positive number from 1e-30 to 1e\+30"),
+  ("llama", {"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor = 10+.* is not a positive number"),
+  ("llama", {"rms_norm_eps": True}, "rms_norm_eps = true is not a positive number"),
   ("gpt2", {"scale_attn_weights": "no"}, 'scale_attn_weights = "no" is not true or false'),
   ("gpt2", {"attention_window": 256}, "attention_window = 256 is unknown for the type gpt2"),
   ("llama", {"attention_bias": True}, "attention_bias = true changes"),
@@ -65,6 +69,12 @@ REFUSED = [
   ("llama", {"rope_scaling": "linear"}, 'rope_scaling = "linear" is not an object'),
   ("llama", {"rope_scaling": {"type": "linear"}}, "factor = null is not a positive number"),
   ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "mscale": 3}}, "mscale = 3 is unknown for the scaling"),
+  ("llama", {"rope_scaling": {"factor": 8}}, "factor = 8 is unknown for the scaling 'default' .*name the scaling"),
+  ("llama", {"rope_scaling": {"rope_type": "default", "attention_factor": 2}}, "attention_factor = 2 is unknown"),
+  ("llama", {"rope_scaling": {"rope_type": "linear", "type": "llama3"}}, 'rope_type "linear" and the type "llama3"'),
+  ("llama", {"scale_by_token": True}, "scale_by_token = true is unknown for the type llama"),
+  ("llama", {"num_experts_per_token": 2}, "num_experts_per_token = 2 is unknown"),
+  ("llama", {"_attn_scale": 3}, "_attn_scale = 3 is unknown"),
   ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "high_freq_factor = 1 is not more than low_freq"),
   ("llama", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000.0, and 500000.0 among"),
   ("llama", {"rope_parameters": {"full": {"rope_theta": 1e4}}}, "rotary positions that differ between layers"),
@@ -108,6 +118,8 @@ def test_fields_without_effect_and_fields_at_their_defaults_are_read_over(kind):
     "resid_pdrop": 0.2,
     "hidden_dropout_prob": 0.2,
     "pad_token_id": 3,
+    "decoder_start_token_id": 3,
+    "_commit_hash": "x",
     "task_specific_params": {"text-generation": {"do_sample": True}},
     "_attn_implementation": "eager",
     "auto_map": {"AutoTokenizer": "x.Y"},
@@ -173,14 +185,16 @@ def test_contexts_lie_within_windows_and_say_so():
     ({"sliding_window": 16}, 16, 16),
     ({}, 64, 4096),  # the default of Mistral
     ({"max_position_embeddings": 32_768}, 4096, 4096),
-    ({"sliding_window": 16, "layer_types": ["full_attention"] * 2}, 64, None),
+    ({"sliding_window": 16, "layer_types": ["full_attention"] * 2}, 16, 16),  # not read by the classes of Mistral
     ({"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}, 16, 16),
-    ({"sliding_window": 16, "use_sliding_window": False}, 64, None),
+    ({"sliding_window": 16, "use_sliding_window": False}, 16, 16),  # neither
     ({"sliding_window": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 64, 64),
   ):
     found = huggingface.fields_of(CONFIGS["mistral"] | changes)
     assert (found.context, found.limit) == (context, limit), changes
     assert bool(found.notes) == (context < (changes.get("max_position_embeddings") or 64) or "rope_scaling" in changes)
+  for changes in ({"layer_types": ["full_attention"] * 2}, {"use_sliding_window": False}):
+    assert huggingface.fields_of(LLAMA | {"sliding_window": 16} | changes).context == 64
 
 
 def test_defaults_that_differ_between_types():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import polars as pl
+from PIL import Image
 
 from bigmodel.cli import main
 
@@ -41,3 +42,17 @@ def test_images_are_shown(tmp_path, capsys):
   assert card["inputs"] == [4, 4, 3]
   assert "Training images" in page
   assert len(page) > 1_000_000  # with the script that draws
+
+
+def test_a_note_on_pictures_is_shown_once(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+  for i in range(20):
+    file = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (9 * i, 9 * i, 9 * i)).save(file)
+  (tmp_path / "config.py").write_text(CONFIG.format(data=f"name='image_folder', path={str(tmp_path / 'pictures')!r}"))
+  words = ["data", f"--config={tmp_path / 'config.py'}", f"--card={tmp_path / 'card.html'}"]
+  assert main.main(words) == 0
+  printed = "".join(capsys.readouterr())
+  page = (tmp_path / "card.html").read_text()
+  assert (printed.count("are equal"), page.count("are equal"), page.count(">Notes<")) == (1, 1, 1)

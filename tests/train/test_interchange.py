@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -85,8 +86,8 @@ def add_tensor(folder):
 
 READ = {  # changes that leave the weights the same, with the note that is printed
   "nothing": (lambda f: None, ""),
-  "an old whole file": (whole, "not read: model.safetensors, as model.safetensors.index.json does not list them"),
-  "a tensor that is not listed": (add_tensor, "not read: 1 tensors in the shards that .*index.json does not list"),
+  "an old whole file": (whole, "not read: model.safetensors, as model.safetensors.index.json does not list it$"),
+  "a tensor that is not listed": (add_tensor, "not read: 1 tensor in the shards that .*index.json does not list"),
   "no index": (lambda f: (f / INDEX).unlink(), "has no model.safetensors.index.json, so all of its 2 shards are read"),
   "the original layout beside it": (lambda f: save_file({"tok": np.ones(2)}, f / "consolidated.safetensors"), ""),
   "a byte order mark": (lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(LLAMA).encode()), ""),
@@ -220,6 +221,7 @@ def test_what_cannot_be_read_is_refused_by_name_and_nothing_is_written(name, fol
   error = json.loads(out)["error"]
   assert code == 2
   assert re.search(message, error), error
+  assert not error.startswith("import:")  # the command prints its name in front
   assert "\n" not in error
   assert not (tmp_path / "run").exists()
 
@@ -233,6 +235,7 @@ def test_folders_that_are_missing_or_not_new_are_refused(folder, tmp_path, monke
     (str(folder), folder.parent, "is not empty; choose another folder"),
     (str(folder), folder / "config.json", "is a file; name a new or empty folder"),
     (str(folder), folder / "config.json" / "x", r"cannot write here \(.*config.json is a file\)"),
+    (str(folder), Path("/proc/x"), r"/proc/x: cannot write here \(No such file"),
   ):
     with pytest.raises(UserError, match=message):
       interchange.import_weights(source, target)
@@ -319,6 +322,9 @@ def test_generation_stops_at_any_end_and_an_export_is_imported_again(folder, tmp
   assert all(np.array_equal(first[key], second[key]) for key in first)
   (continuation,) = trained.generate(model, "ab", trained.Sampling(tokens=8, temperature=0.0))
   assert continuation.log_probability < 0
+  code, _, err = inside("eval", "--workdir", tmp_path / "run")
+  assert code == 2
+  assert "imported weights have no data of their own to evaluate on; evaluate them with --choices" in err
 
 
 @pytest.mark.parametrize("text", ["", "a b\n", "\u00e9\u4e2d\U0001f600\x00\x7f\xad", tokenizer.SEPARATOR[:4]])

@@ -160,6 +160,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(tmp_path
   for tensors, message in (
     ({k: v for k, v in good.items() if k != name}, f"no tensor '{name}'"),
     (good | {"h.1.mlp.extra": good[name]}, "unknown tensor 'h.1.mlp.extra'"),
+    (good | {"h.7.mlp.c_fc.bias": good[name]}, "'h.7.mlp.c_fc.bias' .*left over, as config.json has fewer layers"),
     (good | {name: np.ones((16, 3), np.float32)}, rf"tensor '{name}' has the shape \(16, 3\), not \(16, 64\)"),
   ):
     save_file(tensors, file)

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   config, _ = session.load(arguments)
   data.check(config)
-  prepared = pipeline.prepare(config)
+  prepared = pipeline.prepare(config, log_notes=False)  # they are printed below
   if arguments.card:
     from bigmodel.report import card
 

@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
 
 def _held_out(model: "Trained") -> Scores:
-  from bigmodel.train import evaluate, resolution
+  from bigmodel.train import evaluate, trained
 
-  rows = resolution.held_out_rows(model.config)
+  rows = trained.held_out_rows(model)
   evaluation = evaluate.evaluate(model.program, model.params, model.config, rows)
   losses = {
     "loss": evaluation.loss,

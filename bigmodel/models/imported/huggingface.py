@@ -242,7 +242,16 @@ def _require_tensors(plain: dict[str, Tensor], table: list[Row], kind: str, conf
   dropped = re.compile(r"^pooler\.") if kind == "bert" and config.model.head == "masked_lm" else None
   for name in plain:
     if name not in used and not IGNORED.search(name) and not (dropped and dropped.match(name)):
-      raise UserError(f"import: unknown tensor {name!r} of shape {plain[name].shape}{_hint(name)}")
+      hint = _beyond(name, used) or _hint(name)
+      raise UserError(f"import: unknown tensor {name!r} of shape {plain[name].shape}{hint}")
+
+
+def _beyond(name: str, used: set[str]) -> str:
+  """A remark, to end a message, on a tensor that lies in a layer or expert beyond those of config.json; else ""."""
+  for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+    if f"{name[: number.start()]}0{name[number.end() :]}" in used:
+      return "; it is left over, as config.json has fewer layers or experts than the weights"
+  return ""
 
 
 def _hint(name: str) -> str:

@@ -5,7 +5,6 @@ of the classes GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, BertConfig
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 
@@ -14,6 +13,7 @@ from bigmodel.errors import UserError
 from bigmodel.readers.json_lines import shortened
 
 LARGEST = 1 << 24  # of sizes
+RANGE = 1e-30, 1e30  # of other numbers: float32 holds them and their products
 
 # Fields of any type that do not change what a model computes in evaluation.
 HARMLESS = frozenset(
@@ -29,12 +29,17 @@ HARMLESS = frozenset(
   torch_dtype torchscript typical_p use_bfloat16 use_cache use_flash_attention use_flash_attention_2 vocab_file
   """.split()  # noqa: SIM905
 )
-# The same of fields whose names begin or end like this: dropout, special tokens, notes of tools, and private fields.
+# The same of fields with such names: dropout, special tokens, and notes of tools. Other names with a leading underscore
+# or with "token" in them may belong to a change of the computation, such as scale_by_token.
 HARMLESS_NAMES = re.compile(
-  r"_.*|summary_.*|unsloth_.*|.*_dropout(_prob)?|.*_pdrop|.*_layerdrop|.*_version|.*_token(_ids?)?"
+  r"summary_.*|unsloth_.*|.*_dropout(_prob)?|.*_pdrop|.*_layerdrop"
+  r"|_?(transformers|diffusers|unsloth|torch|pytorch|safetensors|tokenizers?|peft|trl|model|mlx|library)_version"
+  r"|(bos|eos|pad|unk|sep|cls|mask|decoder_start|forced_bos|forced_eos|image|video|audio|vision|vision_start"
+  r"|vision_end|eot|eom|eod|eol|eop|boi|eoi|prefix|middle|suffix|user|assistant|system|additional_special)"
+  r"_token(_ids?|s|_index)?|add_(bos|eos)_token"
+  r"|_(name_or_path|commit_hash|from_auto|auto_class|num_labels|comment|description|dtype)"
+  r"|_output_(attentions|hidden_states)|_flash_attn_2_enabled|_(attn|experts)_implementation(_autoset|_internal)?"
 )
-# Private fields that change the computation all the same.
-PRIVATE = re.compile(r"_?(quant|compress).*")
 
 # Fields of any type, with the only value that is supported.
 FIXED: Mapping[str, object] = {
@@ -207,10 +212,10 @@ class Fields:
     return default if self.values[name] is None else self.whole(name)
 
   def number(self, name: str) -> float:
-    """A positive number."""
-    value = self.values[name]
-    if type(value) not in (int, float) or not isinstance(value, int | float) or not 0 < value < math.inf:
-      raise self.invalid(name, "a positive number")
+    """A positive number that float32 holds."""
+    value, (least, most) = self.values[name], RANGE
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+      raise self.invalid(name, f"a positive number from {least:g} to {most:g}")
     return float(value)
 
   def flag(self, name: str) -> bool:
@@ -237,8 +242,6 @@ def printable(name: str) -> str:
 
 
 def _is_harmless(name: str, value: object, kind: Kind) -> bool:
-  if PRIVATE.fullmatch(name):
-    return value is None
   return value is None or name in HARMLESS | kind.harmless or HARMLESS_NAMES.fullmatch(name) is not None
 
 

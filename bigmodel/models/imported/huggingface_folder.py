@@ -142,8 +142,9 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _ignored(files: Iterable[str], read: Iterable[str], why: str) -> tuple[str, ...]:
-  """A note on the files that are not read."""
+  """A note on the files that are not read; `why` has THEM for the files."""
   others = [file for file in files if file not in set(read) and not file.startswith("consolidated")]
+  why = why.replace("THEM", "it" if len(others) == 1 else "them")
   return (f"not read: {', '.join(others)}, as {why}",) if others else ()
 
 
@@ -180,9 +181,10 @@ def _indexed(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
       raise UserError(f"import: {folder / shard} has no tensor {name!r}, which {INDEX} lists there")
     tensors[name] = headers[shard][name]
   unlisted = sum(name not in places for header in headers.values() for name in header)
-  notes = (f"not read: {unlisted} tensors in the shards that {INDEX} does not list",) if unlisted else ()
+  which = f"{unlisted} tensor{'s' if unlisted > 1 else ''}"
+  notes = (f"not read: {which} in the shards that {INDEX} does not list",) if unlisted else ()
   files = sorted(path.name for path in folder.glob("*.safetensors"))
-  return tensors, notes + _ignored(files, shards, f"{INDEX} does not list them")
+  return tensors, notes + _ignored(files, shards, f"{INDEX} does not list THEM")
 
 
 def _require_present(folder: Path, shards: list[str]) -> None:

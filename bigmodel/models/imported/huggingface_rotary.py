@@ -72,6 +72,11 @@ def _entries(fields: Fields) -> dict[str, object]:
 def _kind(entries: Mapping[str, object]) -> str:
   """The kind of scaling. Raises `UserError` for kinds and entries that are not supported."""
   kind = entries.get("rope_type") or entries.get("type") or "default"
+  if "type" in entries and entries["type"] not in (None, kind):
+    raise UserError(
+      f"import: config.json: the scaling of positions has the rope_type {shortened(kind)} and the type"
+      f" {shortened(entries['type'])}; delete the wrong one"
+    )
   if not isinstance(kind, str) or kind not in ENTRIES:
     raise UserError(
       f"import: config.json: scaled rotary positions of the kind {shortened(kind)} are not supported; only"
@@ -83,12 +88,14 @@ def _kind(entries: Mapping[str, object]) -> str:
       " only 1"
     )
   for name, value in entries.items():
-    if value is not None and name not in (*NAMES, *ENTRIES[kind]) and kind != "default":
-      raise UserError(
-        f"import: config.json: {printable(name)} = {shortened(value)} is unknown for the scaling {kind!r} of positions"
-      )
     if kind == "default" and isinstance(value, dict):
       raise UserError(f"import: config.json: rotary positions that differ between layers ({name!r}) are not supported")
+    if value is not None and name not in (*NAMES, *ENTRIES[kind]):
+      without = "; there, name the scaling as rope_type, or delete the entry" if kind == "default" else ""
+      raise UserError(
+        f"import: config.json: {printable(name)} = {shortened(value)} is unknown for the scaling {kind!r} of"
+        f" positions{without}"
+      )
   return kind
 
 
@@ -121,7 +128,11 @@ def _base(fields: Fields, entries: Mapping[str, object]) -> float:
 
 
 def _window(fields: Fields) -> int | None:
-  """The tokens that a token attends to at most, itself included; None: all before it."""
+  """The tokens that a token attends to at most, itself included; None: all before it.
+
+  The classes for Mistral and Mixtral in transformers read sliding_window alone: layer_types and use_sliding_window
+  belong to other types.
+  """
   window, layers = fields.values["sliding_window"], fields.values["layer_types"]
   if layers is not None and (not isinstance(layers, list) or any(kind not in FULL + WINDOWED for kind in layers)):
     raise fields.invalid("layer_types", f"a list of {FULL[0]} and {WINDOWED[0]}")
@@ -131,7 +142,8 @@ def _window(fields: Fields) -> int | None:
     "import: config.json: layer_types has layers with a window, and sliding_window is missing",
   )
   used = fields.values["use_sliding_window"] is None or fields.flag("use_sliding_window")
-  return fields.whole("sliding_window") if window is not None and windowed and used else None
+  always = fields.given.get("model_type") in ("mistral", "mixtral")
+  return fields.whole("sliding_window") if window is not None and (always or (windowed and used)) else None
 
 
 def written(config: Config) -> JsonObject:
