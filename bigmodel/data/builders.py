@@ -146,7 +146,7 @@ def documents(
   left_out: dict[str, int] = {}
 
   def open_splits() -> Mapping[str, Iterable[Text]]:
-    folder = (Path(data.dir) if data.dir else cache_dir() / "tfds") / sha256[:16]
+    folder = (Path(data.dir).expanduser() if data.dir else cache_dir() / "tfds") / sha256[:16]
     builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped={} if skipped is None else skipped)
     try:
       with quiet(), _little_memory():
