@@ -161,7 +161,8 @@ def check_fields(prefix: str, fields: Mapping[str, Field], values: Config) -> No
   """Refuses the first value that its field does not allow, as `check` does, for fields by name."""
   for name, declared in fields.items():
     if problem := declared.problem(values[name]):
-      raise UserError(f"config.{prefix}.{name}: {problem}")
+      meaning = f" ({declared.meaning})" if isinstance(declared.allowed, Range) else ""
+      raise UserError(f"config.{prefix}.{name}: {problem}{meaning}")
 
 
 def read(group: type[Group], values: Config, **others: object) -> Group:

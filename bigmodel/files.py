@@ -25,9 +25,9 @@ def remove(path: epath.PathLike) -> None:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """The path, made absolute where it is local, as orbax requires."""
+  """The path, made absolute where it is local, as orbax requires; ~ at its beginning is the home folder."""
   path = epath.Path(path)
-  return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+  return path if "://" in str(path) else epath.Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

@@ -2,11 +2,14 @@
 
 import argparse
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
 from bigmodel.cli.console import Json, Output
 from bigmodel.errors import UserError
+
+PLACES = ("FILE", "DIR", "FOLDER", "STUDY")  # in the metavars of options and words that name files or folders
 
 
 class Verb(Protocol):
@@ -81,9 +84,21 @@ def parse(name: str, verb: Verb, words: Sequence[str]) -> argparse.Namespace:
       if before in overrides and "=" not in before and not word.startswith("-"):
         raise UserError(f"{before} {word}: write {before}={word}")
       raise _unexpected(word, option_names)
+  _expand_home(parser, arguments)
   arguments.verb, arguments.argv = name, [name, *words]
   arguments.overrides = [word.removeprefix("--config.") for word in overrides]
   return arguments
+
+
+def _expand_home(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+  """Replaces ~ at the beginning of files and folders, which shells leave as it is in --option=~/file."""
+  for action in parser._actions:
+    value = getattr(arguments, action.dest, None)
+    if isinstance(action.metavar, str) and any(kind in action.metavar for kind in PLACES):
+      if isinstance(value, str):
+        setattr(arguments, action.dest, os.path.expanduser(value))
+      elif isinstance(value, list):
+        setattr(arguments, action.dest, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
 
 
 def _words_of_verb(parser: Parser, words: Sequence[str]) -> Iterable[str]:

@@ -114,9 +114,9 @@ class RowTexts:
 
   def __iter__(self) -> Iterator[Text]:
     for row in self.rows:
-      text = _decoded(row[self.text_key])
+      text = _text_of(row[self.text_key], self.text_key)
       if IDENTITIES in row:
-        yield _text(text, _decoded(row[IDENTITIES]))
+        yield _text(text, _text_of(row[IDENTITIES], IDENTITIES))
         continue
       whole = identity([text])
       for piece in cut([text]):
@@ -127,8 +127,11 @@ def _text(text: str, identities: str) -> Text:
   return Text(text, [int(hexadecimal[:16], 16) for hexadecimal in identities.split()])
 
 
-def _decoded(value: object) -> str:
-  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _text_of(value: object, key: str) -> str:
+  """The text that is the value of the feature `key`. Raises `UserError` for a number or an array."""
+  if not isinstance(value, bytes | str):
+    raise UserError(f"config.data.text_key: the feature {key!r} is not a text but of type {type(value).__name__}")
+  return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def documents(
@@ -146,7 +149,7 @@ def documents(
   left_out: dict[str, int] = {}
 
   def open_splits() -> Mapping[str, Iterable[Text]]:
-    folder = (Path(data.dir) if data.dir else cache_dir() / "tfds") / sha256[:16]
+    folder = (Path(data.dir).expanduser() if data.dir else cache_dir() / "tfds") / sha256[:16]
     builder = DocumentsBuilder(generate=generate, data_dir=str(folder), skipped={} if skipped is None else skipped)
     try:
       with quiet(), _little_memory():

@@ -34,7 +34,7 @@ def _check_source(data: Config) -> None:
 
 def _check_text(data: Config) -> None:
   if data.tokenizer.endswith(".json"):
-    require(Path(data.tokenizer).is_file(), f"config.data.tokenizer: no file {data.tokenizer!r}")
+    require(Path(data.tokenizer).expanduser().is_file(), f"config.data.tokenizer: no file {data.tokenizer!r}")
   else:
     require_choice("data.tokenizer", data.tokenizer, TOKENIZERS)
   parts = [part for _, part in components(data)]

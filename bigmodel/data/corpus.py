@@ -20,6 +20,7 @@ from bigmodel.data.sources import Documents
 from bigmodel.data.texts import Distinct, HeldOut, Part, Training
 from bigmodel.declarations import Value
 from bigmodel.files import JsonObject, cache_dir, only_one, read_json, sha256_text, write_json
+from bigmodel.readers import downloads, json_document
 
 log = logging.getLogger("bigmodel")
 FORMAT = 3  # of the files in a prepared folder; folders of other formats are ignored
@@ -165,11 +166,14 @@ def _fixed_tokenizer(data: Config) -> tokenizer.Tokenizer:
 
 def _tokenizer_file(data: Config) -> tokenizer.Tokenizer:
   """The tokenizer of a file; imported.json beside it has the ids that begin and end a text."""
-  path = Path(data.tokenizer)
+  path = Path(data.tokenizer).expanduser()
   require((path.parent / "imported.json").is_file(), f"config.data.tokenizer: no imported.json beside {path}")
   marks = read_json(path.parent / "imported.json")
   require(marks["end"] is not None, f"config.data.tokenizer: {path} has no token that ends a text")
-  return tokenizer.from_text(path.read_text(), marks["begin"], marks["end"])
+  content = json_document.content(path)
+  problem = downloads.mistaken(content[: downloads.ENOUGH])
+  require(not problem, f"config.data.tokenizer: {path}: {problem}")
+  return tokenizer.from_text(json_document.decoded(content, path), marks["begin"], marks["end"])
 
 
 def _build(of: _Recipe) -> Corpus:

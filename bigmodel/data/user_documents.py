@@ -5,6 +5,7 @@ as any other text; the tokenizer `ids` reads them back.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from bigmodel.config import Config, require
 from bigmodel.data import builders, sources
-from bigmodel.data.documents import cut, empty_split, heldout_share, identity, manifest_sha256
+from bigmodel.data.documents import NULL, cut, empty_split, heldout_share, identity, manifest_sha256
 from bigmodel.data.sources import SPLITS, Documents
 from bigmodel.errors import UserError
 from bigmodel.readers.json_lines import without_surrogates
@@ -29,7 +30,9 @@ def read(data: Config) -> Documents:
   returned = source.read(data)
   if isinstance(returned, Documents):
     return returned
-  digests = {split: _digest(_contents(data, documents)) for split, documents in _by_split(data, returned).items()}
+  skipped = Counter[str]()
+  splits = _by_split(data, returned)
+  digests = {split: _digest(_contents(data, documents, skipped)) for split, documents in splits.items()}
   settings = [data.heldout_fraction] if "" in digests else []
 
   def generate(split: str) -> Iterator[tuple[str, str, str]]:
@@ -57,7 +60,7 @@ def read(data: Config) -> Documents:
     shares = {heldout_share(one) for one in identities - {identity([])}}
     return empty_split(_where(data), sources.label(data), shares, data.heldout_fraction, split)
 
-  return builders.documents(data, manifest_sha256([], "returned", digests, settings), generate, empty)
+  return builders.documents(data, manifest_sha256([], "returned", digests, settings), generate, empty, skipped)
 
 
 def _where(data: Config) -> str:
@@ -81,11 +84,15 @@ def _by_split(data: Config, returned: object) -> Mapping[str, Iterable[object]]:
   return cast(Mapping[str, Iterable[object]], splits)
 
 
-def _contents(data: Config, documents: Iterable[object]) -> Iterator[str | np.ndarray]:
-  """The documents, checked: texts, or token ids as int64[tokens]."""
+def _contents(
+  data: Config, documents: Iterable[object], skipped: Counter[str] | None = None
+) -> Iterator[str | np.ndarray]:
+  """The documents, checked: texts, or token ids as int64[tokens]. `skipped` counts those that are None."""
   for number, document in enumerate(documents):
-    if document is None:
-      continue  # a missing text, as tables have them
+    if document is None:  # a missing text, as tables have them
+      if skipped is not None:
+        skipped[NULL] += 1
+      continue
     if isinstance(document, str):
       yield without_surrogates(document)
       continue

@@ -67,7 +67,9 @@ class Optim:
     TRACED,
     patterns_of_decays,
   )
-  clip: float = field(1.0, "largest global norm of the gradients", POSITIVE, TRACED)
+  clip: float = field(
+    1.0, "largest global norm of the gradients; a large number such as 1e9 clips nothing", POSITIVE, TRACED
+  )
   skip_above: float = field(
     0.0,
     "skip steps whose gradient norm is this many times the usual one, or whose loss, gradients or new parameters"

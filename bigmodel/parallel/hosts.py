@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import logging
+import logging.handlers
 import os
 import pickle
 import sys
@@ -128,15 +129,33 @@ def place_in_job() -> tuple[Client, int, int]:
   return _client(), _state().process_id, _state().num_processes
 
 
+class _LogFile(logging.handlers.MemoryHandler):
+  """Writes a log to a file of a folder in the folder of a run, and keeps it until that exists.
+
+  So a command that is refused writes nothing.
+  """
+
+  def __init__(self, path: epath.Path):
+    self._path = path
+    file = logging.FileHandler(path, delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    super().__init__(0, target=file)
+
+  def shouldFlush(self, record: logging.LogRecord) -> bool:
+    return True
+
+  def flush(self) -> None:
+    if self._path.parent.parent.exists():
+      self._path.parent.mkdir(exist_ok=True)
+      super().flush()
+
+
 def log_to(folder: epath.PathLike) -> None:
-  """Also writes this process's log to `folder/process_I.log`."""
+  """Also writes this process's log to `folder/process_I.log`, as soon as the folder above exists."""
   folder = epath.Path(folder)
   if "://" in str(folder):
     return  # an object store cannot append
-  folder.mkdir(parents=True, exist_ok=True)
-  handler = logging.FileHandler(folder / f"process_{jax.process_index()}.log")
-  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-  log.addHandler(handler)
+  log.addHandler(_LogFile(folder / f"process_{jax.process_index()}.log"))
   here, everywhere = jax.local_device_count(), jax.device_count()
   log.info("process %d of %d, %d of %d devices", jax.process_index(), jax.process_count(), here, everywhere)
 

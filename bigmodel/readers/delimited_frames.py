@@ -31,7 +31,6 @@ OTHER_FILES = {
   b"PAR1": "is a Parquet file; let its name end in .parquet",
   b"ARROW1": "is an Arrow file; let its name end in .arrow",
   b"SQLite format 3": "is an SQLite database; export the table as CSV",
-  b"version https://git-lfs": "is a Git LFS pointer and not the file; fetch the file with git lfs pull",
   b"%PDF": "is a PDF document; export the table as CSV",
   b"\x89PNG": "is a picture and not a table",
   b"BZh": "is packed with bzip2; unpack it, or pack it with gzip, xz or Zstandard",

@@ -11,6 +11,11 @@ FORMATS = {
 ENOUGH = 512  # bytes at the beginning of a file
 
 
+def is_pointer(begin: bytes) -> bool:
+  """Whether a file that begins like this is a pointer of Git LFS, whose content has not been fetched."""
+  return begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(LFS)
+
+
 def mistaken(begin: bytes) -> str:
   """What a file that begins like this is instead of its content, and what to do; '' where nothing is recognised."""
   text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -18,7 +23,7 @@ def mistaken(begin: bytes) -> str:
     return "it is empty; download it again"
   if not begin.strip(b"\0"):
     return "it begins with zeros, as an interrupted download does; download it again"
-  if text.startswith(LFS):
+  if is_pointer(begin):
     return "it is a Git LFS pointer and not the content; run `git lfs pull` there, or download the file itself"
   if text[:1] == b"<":
     return "it is a web page; download the raw file instead of the page that shows it"

@@ -13,6 +13,7 @@ from bigmodel.readers import plain_text
 from bigmodel.readers.packed import open_bytes
 
 FIELDS = 20  # names of fields in a message
+JOINED = "write its texts as one field, for example with jq"
 
 
 def rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -65,12 +66,19 @@ def _hint(text: str) -> str:
 
 
 def value(row: Mapping[str, object], key: str, where: str) -> object:
-  """The value of a field; `a.b` is the field `b` of the object `a`, unless the row has a field of that whole name."""
+  """The value of a field; `a.b` is the field `b` of the object `a`, unless the row has a field of that whole name.
+
+  Where `a` is null, so is `a.b`.
+  """
   if key in row:
     return row[key]
   at: object = row
   for part in key.split("."):
     if not isinstance(at, dict) or part not in at:
+      if at is None:
+        return None  # the object that would have the field is null
+      if isinstance(at, list):
+        raise UserError(f"{where}: no field {key!r}: before {part!r} is a list, and lists have no fields; {JOINED}")
       raise UserError(f"{where}: no field {key!r}{_fields(key, at if isinstance(at, dict) else row)}")
     at = at[part]
   return at

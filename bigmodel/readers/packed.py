@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO, cast
 
 from bigmodel.errors import UserError
+from bigmodel.readers import downloads
 
 if TYPE_CHECKING:
   from _typeshed import WriteableBuffer
@@ -114,19 +115,24 @@ def _kind(begin: bytes) -> str:
 
 
 def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
-  """Opens a file to read its bytes, unpacked. Raises `UserError` if its name and its first bytes do not agree."""
+  """Opens a file to read its bytes, unpacked. Raises `UserError` if its name and its first bytes do not agree.
+
+  Also refuses what Git LFS leaves in place of a file.
+  """
   path = Path(path)
   kind = path.suffix.lower()
   try:
     with open(path, "rb") as file:
-      begin = file.read(8)
+      begin = file.read(downloads.ENOUGH)
+    if downloads.is_pointer(begin):
+      raise UserError(f"{path}: {downloads.mistaken(begin)}")
     found = _kind(begin)
     if kind not in PACKED_SUFFIXES:
       if found:
         raise UserError(f"{path}: a {NAMES[found]} file whose name does not end in {found}")
       return open(path, "rb")
     if found != kind:
-      what = f"it is a {NAMES[found]} file" if found else f"it begins with {begin!r}" if begin else "it is empty"
+      what = f"it is a {NAMES[found]} file" if found else f"it begins with {begin[:8]!r}" if begin else "it is empty"
       raise UserError(f"{path}: not a {NAMES[kind]} file ({what})")
     return io.BufferedReader(Unpacked(path, kind), 1 << 16)
   except OSError as error:

@@ -25,6 +25,17 @@ MARKS = {  # UTF-32's little-endian mark begins with that of UTF-16
   codecs.BOM_UTF16_LE: "utf-16",
   codecs.BOM_UTF16_BE: "utf-16",
 }
+BINARY = {  # the beginnings of files that people name .txt
+  b"%PDF-": "a PDF document",
+  b"{\\rtf": "an RTF document",
+  b"PK\x03\x04": "a zip archive, such as a .docx document",
+  b"\xd0\xcf\x11\xe0": "an old Office document",
+  b"\x89PNG": "a picture",
+  b"\xff\xd8\xff": "a picture",
+  b"BZh": "a bzip2 file",
+  b"PAR1": "a Parquet file",
+}
+CONTROLS = bytes({*range(1, 32)} - {*b"\t\n\v\f\r\x08\x1a\x1b"})  # control characters that texts do not have
 CHECKED = 1 << 12  # bytes at either end in which NUL bytes are counted
 NULS = 0.1  # a larger share of NUL bytes is UTF-16 without a mark, a binary file, or a download that never ended
 CONVERT = "convert it, for example with iconv -f LATIN1 -t UTF-8"
@@ -64,6 +75,7 @@ def _encoding(path: Path, file: BinaryIO) -> str:
   for mark, encoding in MARKS.items():
     if begin.startswith(mark):
       return encoding
+  _refuse_binary(path, begin)
   _refuse_nuls(path, begin, "first")
   if path.suffix.lower() not in PACKED_SUFFIXES and len(begin) == CHECKED:
     file.seek(-CHECKED, os.SEEK_END)
@@ -71,6 +83,19 @@ def _encoding(path: Path, file: BinaryIO) -> str:
     file.seek(0)
     _refuse_nuls(path, end, "last")
   return "utf-8-sig"
+
+
+def _refuse_binary(path: Path, begin: bytes) -> None:
+  """Refuses what begins as a file of another format does, or has many control characters."""
+  found = next((name for mark, name in BINARY.items() if begin.startswith(mark)), "")
+  if found:
+    raise UserError(f"{path}: {found} and not text; convert it to text, or leave it out")
+  controls = len(begin) - len(begin.translate(None, CONTROLS))
+  if controls > NULS * len(begin):
+    raise UserError(
+      f"{path}: {controls:,} of its first {len(begin):,} bytes are control characters: a binary file and not text;"
+      " leave it out"
+    )
 
 
 def _refuse_nuls(path: Path, block: bytes, which: str) -> None:

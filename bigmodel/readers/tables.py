@@ -61,7 +61,7 @@ def read(
   `missing` are texts without a value in text files. `with_dates`: their dates in the order of ISO 8601 are recognised.
   `casts` are applied while the file is read, which saves memory.
   """
-  file, kind = Path(path), packed.suffix(path)
+  file, kind = Path(path).expanduser(), packed.suffix(path)
   if file.is_dir():
     raise UserError(f"{path} is a folder and not a table")
   try:

@@ -47,6 +47,7 @@ def read(path: str, tokens: Tokenizer, context: int, skip_long: bool = False) ->
 
   What was assumed is logged. `skip_long` skips questions that do not fit in the context, which are refused otherwise.
   """
+  path = os.path.expanduser(path)
   require(os.path.isfile(path), f"--choices: no file {path!r}")
   questions, skipped, remarks, last = [], 0, Counter[str](), 0
   for number, row in json_lines.rows(path):
@@ -129,6 +130,8 @@ def _index(answer: object, choices: Sequence[str], where: str, remarks: Counter[
       raise UserError(f"{wrong}; a letter from A on or the text of a choice would do as well")
     if text is not None and letter_of is not None and plain[letter_of] != plain[text]:
       raise UserError(f"{wrong}; it is a choice's text and the letter of another choice")
+    if text is not None and _is_index_of_another(answer.strip(), plain):
+      raise UserError(f"{wrong}; it is a choice's text and, as a number, the index of another choice; write it bare")
     remarks["the answer is a letter, of which A is the first choice" if text is None else "the answer is a text"] += 1
     return letter_of if text is None and letter_of is not None else text or 0
   if isinstance(answer, float) and answer.is_integer():
@@ -137,6 +140,12 @@ def _index(answer: object, choices: Sequence[str], where: str, remarks: Counter[
   if not isinstance(answer, int) or not 0 <= answer < len(choices):
     raise UserError(wrong)
   return answer
+
+
+def _is_index_of_another(answer: str, plain: Sequence[str]) -> bool:
+  """Whether an answer that is the text of a choice can also be read as the index of another choice."""
+  index = int(answer) if answer.isascii() and answer.isdigit() and len(answer) < 10 else len(plain)
+  return index < len(plain) and plain[index] != answer
 
 
 def score(asked: Questions, losses: Callable[[np.ndarray], np.ndarray], context: int, batch: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ def read(path: str, tokens: Tokenizer, context: int, skip_long: bool = False) ->
   `skip_long` skips prompts that leave no room in the context for a completion, which are refused otherwise. Blanks at
   the end of a prompt become the beginning of its completion, because tokenizers join a blank with the word after it.
   """
+  path = os.path.expanduser(path)
   require(os.path.isfile(path), f"--completions: no file {path!r}")
   pairs, skipped, blanks = [], 0, 0
   for number, asked in json_lines.rows(path):

@@ -15,7 +15,7 @@ from etils import epath
 from bigmodel import processes
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.parallel import hosts
-from bigmodel.train.leases import PATIENCE, POLL_SECONDS, Lease, Leases, WhileHeld, can_be_in
+from bigmodel.train.leases import ENDED, PATIENCE, POLL_SECONDS, Lease, Leases, WhileHeld, can_be_in
 from bigmodel.train.stop import Stop
 
 log = logging.getLogger("bigmodel")
@@ -44,6 +44,7 @@ def exclusive(folder: epath.Path, stop: Stop, patience: float = PATIENCE) -> Ite
 
 def _claim(folder: epath.Path, stop: Stop, patience: float) -> Lease:
   """The lease on the run's folder, which is awaited while its holder may be alive or dead."""
+  _refuse_run_of_study(folder)
   leases, is_waiting = Leases(folder / "leases", _this_command(), patience), False
   while (lease := leases.claim(NAME)) is None:
     holder = leases.holder(NAME)
@@ -56,6 +57,17 @@ def _claim(folder: epath.Path, stop: Stop, patience: float) -> Lease:
       is_waiting = True
     time.sleep(min(POLL_SECONDS, patience / 6))
   return lease
+
+
+def _refuse_run_of_study(folder: epath.Path) -> None:
+  """Raises `UserError` for a run of a study that a process of this machine trains; its leases are for whole groups."""
+  study = folder.parent.parent
+  if folder.parent.name != "runs" or not (study / "study.json").exists():
+    return
+  leases = Leases(study / "leases", _this_command())
+  for name in sorted(leases.claimed() - {ENDED}):
+    if processes.certainly_runs(leases.holder(name).process):
+      raise UserError(f"--workdir: {folder} belongs to a study that is being trained; wait until it ends, or stop it")
 
 
 def _this_command() -> str:

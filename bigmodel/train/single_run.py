@@ -36,11 +36,13 @@ def train_single_run(config: Config, workdir: epath.PathLike, quiet: bool = Fals
     hosts.require_same([flatten(run.config), str(run.folder), profile], "config")
     hosts.require_shared(run.folder)
     hosts.first(lambda: prolong.check(run))
-    hosts.first(lambda: places.note(config, run.config, run.folder))
     ended = hosts.first(lambda: prolong.ended_record(run))
-    if ended is None:
+    if ended is not None:
+      hosts.first(lambda: places.note(config, run.config, run.folder))
+    else:
       with ownership.exclusive(run.folder, stop) as stop_of_owner, Display(quiet=quiet) as display:
         hosts.first(lambda: prolong.begin(run))
+        hosts.first(lambda: places.note(config, run.config, run.folder))
         for note in parallel.notes_here(run.config):
           display.say(note)
         (ended,) = train_runs([run], corpus, display, stop_of_owner, Options(profile=profile))

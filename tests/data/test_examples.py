@@ -183,6 +183,11 @@ def test_a_given_split_has_no_folds_and_broken_files_are_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(broken)
     with pytest.raises(UserError, match=r"a.npz cannot be read"):
       examples.prepare(config)
+  np.save(tmp_path / "a.npy", np.ones(3))
+  for other in (b"version https://git-lfs.github.com/spec/v1\n", (tmp_path / "a.npy").read_bytes()):
+    (tmp_path / "a.npz").write_bytes(other)
+    with pytest.raises(UserError, match=r"a.npz(: it is a Git LFS pointer| cannot be read: not an .npz file)"):
+      examples.prepare(config)
 
 
 def test_the_config_of_examples_is_checked_against_them(tmp_path):

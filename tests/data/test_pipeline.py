@@ -210,13 +210,14 @@ def test_any_tfds_dataset_that_is_prepared_can_be_read(config, tmp_path):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"story": tfds.features.Text()}))
+      features = tfds.features.FeaturesDict({"story": tfds.features.Text(), "number": np.int64})
+      return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
       return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split):
-      yield from ((i, {"story": f"{split} tale {i} " * 30}) for i in range(40))
+      yield from ((i, {"story": f"{split} tale {i} " * 30, "number": i}) for i in range(40))
 
   Tales(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
   config.data.name, config.data.dir = "tales", str(tmp_path)
@@ -224,6 +225,7 @@ def test_any_tfds_dataset_that_is_prepared_can_be_read(config, tmp_path):
   corpus = corpora.prepare(config)
   assert corpus.card["splits"]["validation"]["documents"] == 40
   study.resolve(config, corpus)
-  config.data.text_key = "text"
-  with pytest.raises(UserError, match="text_key"):
-    corpora.prepare(config)
+  for key, message in (("text", "no feature 'text'"), ("number", "'number' is not a text but of type int")):
+    config.data.text_key = key
+    with pytest.raises(UserError, match=f"config.data.text_key: .*{message}"):
+      corpora.prepare(config)

@@ -22,6 +22,9 @@ PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 ROWS = "".join(json.dumps({"text": f"row {i} has a few words"}) + "\n" for i in range(60)).encode()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+
+
 def config_of(path, **changes):
   config = default_config()
   config.data.update(name="text_files", path=str(path), context=16, heldout_fraction=0.2, **changes)
@@ -54,6 +57,8 @@ def write(folder, files):
     ("a.JSONL", b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b\\u2028c \xe2\x80\xa8 d"}', ["a", "b\u2028c \u2028 d"]),
     ("a.ndjson", b'{"text": "half \\ud83d of a pair"}\n{"text": "\\ud83d\\ude42"}\n', ["half \ufffd of a pair", "🙂"]),
     ("a.json", b'{"text": "a"}\n{"text": null}\n{"text": " \\n"}\n', ["a"]),
+    ("lfs.md", b"Pointers begin with version https://git-lfs...", ["Pointers begin with version https://git-lfs..."]),
+    ("bell.txt", b"\x1b[1mcolours\x1b[0m <html>\x08\x0c", ["\x1b[1mcolours\x1b[0m <html>\x08\x0c"]),
   ],
 )
 def test_files_are_read(name, content, texts, tmp_path):
@@ -74,6 +79,14 @@ def test_the_text_may_lie_deeper(tmp_path):
     ("a.txt", "grün".encode("utf-16")[:-1], r"a.txt: not UTF-16"),
     ("a.txt", gzip.compress(b"packed", mtime=0), r"a.txt: a gzip file whose name does not end in .gz"),
     ("a.txt.gz", b"plain", r"a.txt.gz: not a gzip file"),
+    ("a.txt", POINTER, r"a.txt: it is a Git LFS pointer .*`git lfs pull`"),
+    ("a.jsonl.gz", POINTER, r"a.jsonl.gz: it is a Git LFS pointer .*`git lfs pull`"),
+    ("a.txt", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", r"a.txt: a PDF document and not text"),
+    (
+      "a.txt",
+      b"\x7fELF\x02\x01\x01\x03" + bytes(range(1, 9)) * 20,
+      r"a.txt: 144 of its first 168 bytes are control",
+    ),
     ("a.txt.zst", b"", r"a.txt.zst: not a Zstandard file \(it is empty\)"),
     ("a.jsonl", b'{"text": "a"}\n' * 3000 + b'{"text": "a}\n', r"a.jsonl, line 3001: not JSON"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "gr\xfcn"}\n', r"a.jsonl, line 2: not UTF-8: .*xfc.*iconv"),

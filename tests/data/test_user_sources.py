@@ -8,7 +8,7 @@ import pytest
 from bigmodel import data as room
 from bigmodel import study
 from bigmodel.cli import main
-from bigmodel.data import corpus, example_sources, examples, pipeline, sources
+from bigmodel.data import corpus, documents, example_sources, examples, pipeline, sources
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 from bigmodel.train.run import run_id
@@ -173,12 +173,13 @@ def make():
 
 
 def test_texts_are_unchanged_and_copies_are_not_held_out(tmp_path):
-  body = "def make(): return (f'{a} + {b} = {a + b}' for a in [*range(9), 3] for b in range(9))"
+  body = "def make(): return [None, *(f'{a} + {b} = {a + b}' for a in [*range(9), 3] for b in range(9)), None]"
   made = corpus.prepare(text_config(source(tmp_path, body)))
   train, heldout = ({bytes(part).decode() for part in documents_of(made, split)} for split in ("train", "validation"))
   assert train | heldout == {f"{a} + {b} = {a + b}" for a in range(9) for b in range(9)}
   assert not train & heldout
   assert made.card["splits"]["validation"]["documents"] == len(heldout) > 5
+  assert made.card["steps"][documents.NULL] == 2
   assert made.heldout_bytes is not None
   assert made.heldout_bytes.sum() == sum(map(len, heldout))
 

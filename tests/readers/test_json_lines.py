@@ -51,6 +51,9 @@ def test_fields():
   assert json_lines.value(row, "t", "here") is None
   with pytest.raises(UserError, match=r"here: no field 'a.x'; it has b"):
     json_lines.value(row, "a.x", "here")
+  assert json_lines.value(row, "t.deeper", "here") is None
+  with pytest.raises(UserError, match=r"here: no field 'l.0.c': before '0' is a list, and lists have no fields"):
+    json_lines.value({"l": [{"c": "x"}]}, "l.0.c", "here")
   with pytest.raises(UserError, match=r"here: no field 'tt'.*it has a, a.b, t"):
     json_lines.value(row, "tt", "here")
   with pytest.raises(UserError, match=r"here: the field 'a' is not a text but"):

@@ -117,6 +117,13 @@ def test_answers(tmp_path, answer, index, note, caplog):
   assert bool(note) == bool(caplog.records)
 
 
+def test_a_number_may_be_the_text_of_a_choice(tmp_path):
+  for answer, index in (("4", 1), ("1", 1), (" 12", 2)):
+    of_line = {"question": "q", "choices": ["5", "1" if answer == "1" else "4", "12"], "answer": answer}
+    (question,) = ask(tmp_path, of_line).questions
+    assert question.answers == {index}
+
+
 def test_what_is_read(tmp_path, caplog):
   lines = [{"question": f"a\u2028b\x85 {i}", "choices": [" c", " d"], "answer": 1} for i in range(10)]
   whole = "\r\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
@@ -159,6 +166,10 @@ GOOD = {"question": "a", "choices": ["b", "c"], "answer": 0}
       for answer in (2, -1, True, False, None, 0.5, "0", "1", "C", "a", [0], float("nan"), 10**30)
     ),
     (GOOD | {"choices": ["B", "A"], "answer": "A"}, "is a choice's text and the letter of another"),
+    (
+      GOOD | {"choices": ["2", "4", "1", "3"], "answer": "1"},
+      "and, as a number, the index of another",
+    ),
     ({"question": "a" * 30, "choices": ["b", "c"], "answer": 0}, "31 tokens are more than the context of 24"),
   ],
 )

@@ -30,6 +30,24 @@ def test_a_second_command_is_refused_and_names_the_first_until_that_ends(config,
     assert single_run.train_single_run(config, tmp_path, quiet=True) == record.read(tmp_path)
 
 
+def test_a_run_of_a_study_at_work_is_refused(config, tmp_path):
+  folder = tmp_path / "runs" / "one"
+  folder.mkdir(parents=True)
+  lease = Leases(tmp_path / "leases", "worker").claim("group")
+  assert lease is not None
+  with lease:
+    with ownership.exclusive(absolute(folder), StopRequest()):
+      pass  # no study
+    (tmp_path / "study.json").write_text("{}")
+    with (
+      pytest.raises(UserError, match="one belongs to a study that is being trained"),
+      ownership.exclusive(absolute(folder), StopRequest()),
+    ):
+      pass
+  with ownership.exclusive(absolute(folder), StopRequest()):
+    pass
+
+
 def test_a_command_takes_over_at_once_from_a_process_that_was_killed_on_this_machine(tmp_path):
   code = f"""
 import os, signal

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from bigmodel.errors import UserError
+from bigmodel.files import absolute
 from bigmodel.study import Listed, Study, run_to_end
-from bigmodel.train import places, resolution, trained
+from bigmodel.train import ownership, places, resolution, trained
 from bigmodel.train.single_run import train_single_run
+from bigmodel.train.stop import StopRequest
 
 
 @pytest.fixture
@@ -31,6 +33,12 @@ def test_a_run_is_resumed_and_evaluated_when_its_corpus_was_moved(moved, tmp_pat
   stored = (tmp_path / "run" / "config.json").read_text()
   (tmp_path / "run" / "record.json").unlink()  # so that the run goes on from its checkpoint
   move("renamed")
+  with (
+    ownership.exclusive(absolute(tmp_path / "run"), StopRequest()),
+    pytest.raises(UserError, match="is being trained by"),
+  ):
+    train_single_run(config, tmp_path / "run", quiet=True)
+  assert not (tmp_path / "run" / places.FILE).exists()
   again = train_single_run(config, tmp_path / "run", quiet=True)
   assert (again.run_id, again.loss_eval, again.result_sha256) == (first.run_id, first.loss_eval, first.result_sha256)
   assert (tmp_path / "run" / "config.json").read_text() == stored

@@ -1,9 +1,9 @@
 """Arrays of the .npz file `data.path`, or of the cache: inputs, targets, and where splits need them group and time."""
 
 import json
+import os
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from bigmodel.data.prepared import new_folder, open_array
 from bigmodel.data.sources import Arrays, Source, of_arrays
 from bigmodel.errors import UserError
 from bigmodel.files import cache_dir, only_one, sha256_file, sha256_text
+from bigmodel.readers import downloads
+from bigmodel.readers.packed import open_bytes
 
 FORMAT = 1  # of prepared arrays; those of other formats are ignored
 
@@ -22,7 +24,9 @@ def read(data: Config) -> Arrays:
   path = data.path
   if cached.is_reference(path):
     return of_arrays(**cached.load(path), where=f"config.data.path: {path}")
-  require(Path(path).is_file(), f"config.data.path: no file {path!r}")
+  path = os.path.expanduser(path)
+  require(os.path.isfile(path), f"config.data.path: no file {path!r}")
+  _refuse_other_files(path)
   try:
     with np.load(path, allow_pickle=False) as file:
       missing = {"inputs", "targets"} - set(file.files)
@@ -34,6 +38,14 @@ def read(data: Config) -> Arrays:
     reason = "its rows differ in shape" if ragged else str(error).splitlines()[0]
     raise UserError(f"config.data.path: {path} cannot be read: {reason}") from error
   return of_arrays(**arrays, where=f"config.data.path: {path}")
+
+
+def _refuse_other_files(path: str) -> None:
+  """Refuses a file that is no .npz archive, by what it is."""
+  with open_bytes(path) as file:
+    begin = file.read(downloads.ENOUGH)
+  problem = "" if begin.startswith(b"PK") else downloads.mistaken(begin) or f"it begins with {begin[:8]!r}"
+  require(not problem, f"config.data.path: {path} cannot be read: not an .npz file: {problem}")
 
 
 def _on_disk(path: str, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ LARGEST = 1 << 28  # values of an image
 
 def read(data: Config) -> Arrays:
   """The images of both splits, and their labels."""
-  folder = Path(data.path or FASHION_MNIST)
+  folder = Path(data.path or FASHION_MNIST).expanduser()
   require(os.path.isdir(folder), f"config.data.path: no folder {str(folder)!r} with IDX files")
   files = {split: [_find(folder, split, kind) for kind in ("images", "labels")] for split in SPLITS}
   key: list[object] = ["idx_images", [[images.file_sha256(file) for file in files[split]] for split in SPLITS]]

@@ -22,7 +22,7 @@ def read(data: Config) -> Arrays:
 
   The type is uint8, or float32 if a picture has more than 8 bits per channel.
   """
-  root, size = Path(data.path), data.image_size
+  root, size = Path(data.path).expanduser(), data.image_size
   contents = class_folders.find(root)
   files = [picture.file for picture in contents.found]
   classes, labels = np.unique([picture.label for picture in contents.found], return_inverse=True)

@@ -15,7 +15,7 @@ PACKAGE = "package:"
 def read(data: Config) -> RawTable:
   """The table of the file; features are cast to float32 while it is read, which saves memory."""
   path = data.path
-  file = _in_package(path) if path.startswith(PACKAGE) else Path(path)
+  file = _in_package(path) if path.startswith(PACKAGE) else Path(path).expanduser()
   require(file.is_file(), f"config.data.path: no file {path!r}")
   kind = packed.suffix(file)
   require(kind in tables.SUFFIXES, f"config.data.path: {path} does not end in {', '.join(tables.SUFFIXES)}")

@@ -1,5 +1,6 @@
 """TFDS datasets of images and labels that are prepared as array_record; `data.name` is tfds/NAME."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -16,7 +17,7 @@ from bigmodel.errors import UserError
 def read(data: Config) -> Arrays:
   """The features `image` and `label` of the split train, and of the split test or validation if there is one."""
   name = data.name.removeprefix("tfds/")
-  builder = builders.prepared(name, data.path, "a source of examples, such as image_folder,")
+  builder = builders.prepared(name, os.path.expanduser(data.path), "a source of examples, such as image_folder,")
   features = cast(Mapping[str, object], builder.info.features or {})
   missing = {"image", "label"} - set(features)
   require(not missing, f"config.data.name: TFDS dataset {name!r} has no feature {' or '.join(sorted(missing))}")

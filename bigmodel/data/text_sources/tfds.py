@@ -1,5 +1,6 @@
 """The text of any TFDS dataset that is prepared as array_record; `data.name` is its name."""
 
+import os
 from typing import cast
 
 from bigmodel.config import Config
@@ -12,7 +13,7 @@ from bigmodel.errors import UserError
 def read(data: Config) -> Documents:
   """The values of the feature `data.text_key` in `data.train_split` and `data.eval_split`."""
   name = data.name.removeprefix("tfds/")
-  builder = builders.prepared(name, data.dir, "a source of text, such as text_files,")
+  builder = builders.prepared(name, os.path.expanduser(data.dir), "a source of text, such as text_files,")
   splits = {"train": data.train_split, "validation": data.eval_split}
   opened = {}
   for split, of_dataset in splits.items():
