@@ -25,6 +25,7 @@ PREPARATION = (
   *("normalise", "split", "folds", "fold", "split_seed", "target", "drop", "group", "time", "classes", "steps"),
   *("encode", "max_categories", "min_category_rows", "window", "horizon"),
 )
+SHOWN = 5  # names of classes in a message
 VERSION = 2  # increase it when examples are split or encoded in a way that makes other data of the same files
 
 
@@ -178,8 +179,15 @@ def _class_numbers(
 
 def _advice(config: Config, arrays: Arrays, only: int) -> str:
   """What to do where a split has examples of the class `only` alone."""
-  if config.data.split not in ("own", "stratified") or arrays.heldout is not None or arrays.identities is None:
+  if config.data.split not in ("own", "stratified") or arrays.heldout is not None:
     return "use split=stratified"
+  if arrays.identities is None:
+    others = arrays.targets[arrays.targets != only].astype(np.int64)
+    names = [repr(arrays.classes[i]) if arrays.classes else str(i) for i in np.unique(others)[:SHOWN]]
+    return (
+      f"the class{'es' * (len(names) > 1)} {', '.join(names)} ha{'ve' if len(names) > 1 else 's'} {len(others)}"
+      f" example{'s' * (len(others) > 1)} in all, too few for {config.data.folds} folds"
+    )
   different = len(np.unique(arrays.identities[arrays.targets != only]))
   return f"the other classes have {different:,} different images, and copies of an image stay in one split"
 

@@ -43,7 +43,11 @@ def split(config: Config, raw: tables.RawTable) -> Split:
   classes: tuple[str, ...] = ()
   if is_regression:
     is_numeric = table.target.dtype.is_numeric()
-    require(is_numeric, f"config.data.target: {data.target!r} holds {table.target.dtype}, not numbers")
+    require(
+      is_numeric,
+      f"config.data.target: {data.target!r} holds values such as {str(table.target[0])!r}, not numbers;"
+      " the task classification predicts classes",
+    )
     targets = table.target.cast(pl.Float64).to_numpy()
   else:
     targets, classes = tables.labels(table.target, tuple(data.classes))
@@ -72,7 +76,19 @@ def _rows(config: Config, columns: _Columns) -> Split:
   facts: dict[str, Value] = {"categories": encoded.categories} if encoded.categories else {}
   missing = {name: count for name in table.features.columns if (count := table.features[name].null_count())}
   card = columns.card(encoded, encoded.names) | {"missing": missing}
+  unused = int((~train & ~heldout & encoded.keep).sum())
+  if unused:  # with a split by time
+    card["notes"] = [*card.get("notes", ()), _about_periods(data, int(train.sum()), int(heldout.sum()), unused)]
   return Split(arrays, train, heldout, mean, deviation, table.sha256, facts, card)
+
+
+def _about_periods(data: Config, training: int, heldout: int, unused: int) -> str:
+  """A note about rows of later periods, which a split by time does not use."""
+  more = f"; fold={data.folds - 1} uses all of them" if data.fold < data.folds - 1 else ""
+  return (
+    f"fold={data.fold} of {data.folds} by time trains on {training} rows and holds out the {heldout} rows after them;"
+    f" the {unused} rows of later periods are not used{more}"
+  )
 
 
 def _windows(config: Config, columns: _Columns) -> Split:
@@ -98,6 +114,9 @@ def _windows(config: Config, columns: _Columns) -> Split:
   blocks = np.arange(len(train)) // (data.window + data.horizon)  # windows further apart than this share no row
   arrays = Arrays(windows, targets[order][data.window - 1 + data.horizon :], blocks, classes=columns.classes)
   card = columns.card(encoded, [data.target, *encoded.names])
+  unused = len(time) - 1 - int(np.flatnonzero(in_heldout[order])[-1])
+  if unused:
+    card["notes"] = [*card.get("notes", ()), _about_periods(data, trained_rows, int(in_heldout.sum()), unused)]
   return Split(arrays, train, heldout, mean, deviation, columns.table.sha256, {}, card)
 
 

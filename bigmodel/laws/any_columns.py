@@ -24,7 +24,7 @@ def expanded(source: Source) -> Source:
   text = source.columns.get(SHARES, "")
   if not set(text) & set(",*?"):
     return source
-  there = tables.read(source.path, missing=(), with_dates=False).frame.columns
+  there = tables.read(source.path, missing=(), with_dates=False, skip_bad_rows=source.skip_bad_rows).frame.columns
   chosen: list[str] = []
   for part in text.split(","):
     found = [name for name in there if fnmatch.fnmatchcase(name, part)] if set(part) & set("*?") else []

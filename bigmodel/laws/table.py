@@ -26,7 +26,7 @@ class Runs:
 
 def read(source: Source) -> Runs:
   """The runs of a file. Raises `UserError` for a file that is not readable, and for bad rows; see `checked`."""
-  file = tables.read(source.path, missing=(), with_dates=False)
+  file = tables.read(source.path, missing=(), with_dates=False, skip_bad_rows=source.skip_bad_rows)
   numbered = file.frame.with_columns(pl.Series(ROW, file.all_lines()))
   return checked(Runs(numbered, list(file.notes)), source, file.decimal)
 
@@ -78,12 +78,32 @@ def _named(source: Source, there: Sequence[str]) -> list[units.Column]:
 
 def numbers(column: pl.Series, decimal: str) -> tuple[np.ndarray, list[str]]:
   """The numbers of a column, float64, NaN for cells without one, and a note on how they are written."""
+  if column.dtype in (pl.Categorical, pl.Enum):
+    column = column.cast(pl.String)
   if column.dtype != pl.String:
+    if not column.dtype.is_numeric() and column.dtype != pl.Null:
+      raise UserError(f"column {column.name!r} holds {_kind(column.dtype)} and not numbers")
     return column.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy(), []
   read = cells.numbers(column.drop_nulls().unique(maintain_order=True), column.name, decimal, leave_out_unit=False)
   values = [read.values.get(text) if text is not None else None for text in column]
   notes = [f"column {column.name!r}: {', '.join(read.notes)}"] if read.notes else []
   return np.array([np.nan if value is None else value for value in values], np.float64), notes
+
+
+def _kind(dtype: pl.DataType) -> str:
+  """The kind of the values of a column in plain words."""
+  kinds: tuple[tuple[type[pl.DataType], str], ...] = (
+    (pl.Boolean, "true and false"),
+    (pl.Date, "dates"),
+    (pl.Datetime, "dates with times"),
+    (pl.Time, "times of the day"),
+    (pl.Duration, "durations"),
+    (pl.List, "lists"),
+    (pl.Array, "lists"),
+    (pl.Struct, "records of several fields"),
+    (pl.Binary, "bytes"),
+  )
+  return next((words for kind, words in kinds if dtype == kind), f"values of the type {dtype}")
 
 
 def _wrong(column_: units.Column, values: np.ndarray, source: Source, there: Sequence[str]) -> tuple[np.ndarray, str]:
@@ -150,23 +170,44 @@ def require_column(frame: pl.DataFrame, path: str, name: str, flag: str) -> None
 def columns(
   table: pl.DataFrame, path: str, wanted: Iterable[str], column_names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-  """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D."""
+  """The columns that a law needs, by the law's names; of N, D and C the third follows from C = 6 N D.
+
+  Raises `UserError` where that is too large or too small for a number of 64 bits.
+  """
   values: dict[str, np.ndarray] = {}
   for name, each in column_names.items():
     read_column = signed_column if mixture_forms.is_share(name) else column
     values[name] = read_column(table, path, each, f"--{name.lower()}" if name in "NDCx" else f"--column {name}")
-  if "C" not in values and {"N", "D"} <= set(values):
-    values["C"] = 6 * values["N"] * values["D"]
-  if "N" not in values and {"C", "D"} <= set(values):
-    values["N"] = values["C"] / (6 * values["D"])
-  if "D" not in values and {"C", "N"} <= set(values):
-    values["D"] = values["C"] / (6 * values["N"])
+  with np.errstate(over="ignore", under="ignore"):
+    if "C" not in values and {"N", "D"} <= set(values):
+      values["C"] = 6 * values["N"] * values["D"]
+    if "N" not in values and {"C", "D"} <= set(values):
+      values["N"] = values["C"] / (6 * values["D"])
+    if "D" not in values and {"C", "N"} <= set(values):
+      values["D"] = values["C"] / (6 * values["N"])
+  _refuse_overflow(table, path, column_names, values)
   missing = [name for name in wanted if name not in values]
   if missing:
     raise UserError(
       f"{path}: which column is {' and '.join(missing)}? --{missing[0].lower()}=COLUMN, or --column {missing[0]}=COLUMN"
     )
   return values
+
+
+def _refuse_overflow(
+  table: pl.DataFrame, path: str, column_names: Mapping[str, str], values: Mapping[str, np.ndarray]
+) -> None:
+  """Refuses rows whose third of N, D and C, which follows from the others, is infinite or 0."""
+  for name in ("N", "D", "C"):
+    if name not in values or name in column_names:
+      continue
+    wrong = _bad(values[name])
+    if wrong.any():
+      at = int(wrong.argmax())
+      given = " and ".join(f"{other} = {values[other][at]:g}" for other in "NDC" if other in column_names)
+      raise UserError(
+        f"{path}: row {table[ROW][at]}: {name} from C = 6 N D is {values[name][at]:g} with {given}; correct the row"
+      )
 
 
 def losses(table: pl.DataFrame, source: Source) -> tuple[np.ndarray, np.ndarray | None]:

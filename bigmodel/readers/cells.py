@@ -204,6 +204,10 @@ def _with_written(
   if not written or len(written) + len(plain) <= len(others):  # a column of texts, some of which look like numbers
     return Numbers(values, others + list(written), [])
   _refuse_mixtures(written, plain, name)
+  if len(others) < 0.1 * (
+    len(written) + len(plain)
+  ):  # otherwise the texts are perhaps codes, such as 0023, 002b and 002f
+    _refuse_much_smaller(written, plain, name)
   point = _point(written, plain, name, file_mark)
   for text, parts in written.items():
     number = _value(parts, point)
@@ -233,9 +237,6 @@ def _refuse_mixtures(written: dict[str, Parts], plain: Sequence[str], name: str)
   currencies = sorted({parts.currency for parts in written.values()} - {""})
   if len(currencies) > 1:
     raise UserError(f"column {name!r}: has several currencies ({', '.join(currencies)}); convert them to one")
-  multiples = {text: POWERS[parts.unit] + parts.power for text, parts in written.items() if parts.unit in POWERS}
-  if multiples:
-    _refuse_much_smaller(multiples, others, name)
   if any(parts.unit in CLEAR for parts in written.values()):
     return
   for text, parts in written.items():
@@ -243,10 +244,13 @@ def _refuse_mixtures(written: dict[str, Parts], plain: Sequence[str], name: str)
       raise UserError(f"column {name!r}: {text!r} may be {UNCLEAR[parts.unit]}; write the number in full")
 
 
-def _refuse_much_smaller(multiples: dict[str, int], others: Sequence[str], name: str) -> None:
-  """Refuses numbers such as 4 beside 8M, which perhaps lack their multiple. `multiples` are powers of ten by text."""
+def _refuse_much_smaller(written: dict[str, Parts], plain: Sequence[str], name: str) -> None:
+  """Refuses numbers such as 4 beside 8M, which perhaps lack their multiple."""
+  multiples = {text: POWERS[parts.unit] + parts.power for text, parts in written.items() if parts.unit in POWERS}
+  if not multiples:
+    return
   multiple = min(multiples, key=lambda text: multiples[text])
-  for text in others:
+  for text in (*plain, *written):
     parts = parse(text)
     if parts is None or parts.unit in POWERS:
       continue

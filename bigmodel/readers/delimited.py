@@ -19,6 +19,7 @@ COMMENTS = ("#", "%", "//")  # the beginnings of lines that are no rows, unless 
 SCORED = 500  # records by which a separator is judged
 TITLES = 20  # records in which the names are looked for below a title
 SAMPLE = 2000  # records that are kept to judge how numbers and dates are written
+NAMED = 8  # lines that are left out and named
 UTF8 = "utf-8-sig"
 RULE = re.compile(r":?-{2,}:?")  # the cells of the line below the header of a table in Markdown
 STATED = re.compile(r"\s*\"?sep=(.)\"?\s*")  # Excel's first line
@@ -307,10 +308,14 @@ def _counts_up(texts: Sequence[str]) -> bool:
 
 
 class Rows:
-  """The rows of a file, each with as many cells as there are names. Counts what it leaves out."""
+  """The rows of a file, each with as many cells as there are names. Counts what it leaves out.
 
-  def __init__(self, path: Path, layout: Layout) -> None:
-    self._path, self._layout = path, layout
+  `skip_bad_rows`: rows with another number of cells are left out, and otherwise refused.
+  """
+
+  def __init__(self, path: Path, layout: Layout, skip_bad_rows: bool = False) -> None:
+    self._path, self._layout, self._skip = path, layout, skip_bad_rows
+    self.bad: list[int] = []  # the lines of rows with another number of cells
     self.blank = 0  # rows without content that other rows follow
     self.commented = 0
 
@@ -327,7 +332,13 @@ class Rows:
           continue
         self.blank, ended = self.blank + ended, 0
         if len(record.cells) != columns:
-          _fit(record, columns)
+          try:
+            _fit(record, columns)
+          except UserError:
+            if not self._skip:
+              raise
+            self.bad.append(record.line)
+            continue
         yield record
 
   def notes(self) -> list[str]:
@@ -337,6 +348,10 @@ class Rows:
       notes.append(f"{self.blank} blank row{'s' * (self.blank > 1)} left out")
     if self.commented:
       notes.append(f"{self.commented} comment line{'s' * (self.commented > 1)} left out")
+    if self.bad:
+      shown = ", ".join(map(str, self.bad[:NAMED])) + (", ..." if len(self.bad) > NAMED else "")
+      lines = f"line{'s' * (len(self.bad) > 1)} {shown}"
+      notes.append(f"{len(self.bad)} row{'s' * (len(self.bad) > 1)} with too few or too many cells left out ({lines})")
     return notes
 
 

@@ -47,6 +47,7 @@ class Options:
   missing: tuple[str, ...]
   with_dates: bool
   casts: pl.Expr | None
+  skip_bad_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,11 @@ def _refuse_other_files(begin: bytes) -> None:
   for mark, message in OTHER_FILES.items():
     if start.startswith(mark) or (mark[:1] == b"<" and start.lower().startswith(mark)):
       raise UserError(message)
+  if re.match(rb"\[\s*(\{\s*[\"}]|\[)", start):
+    raise UserError(
+      "is a JSON array and not a table of text; write JSON lines: an object per line, in a file whose name ends in"
+      " .jsonl (with pandas: to_json(path, orient='records', lines=True))"
+    )
   if not begin.strip(b" \r\n\t\0\xef\xbb\xbf\xff\xfe,;"):
     raise UserError("is empty" if not begin else "has no content")
 
@@ -119,7 +125,7 @@ def _read_as(file: Path, begin: bytes, size: int, encoding: str, note: str, opti
   if size > SMALL and layout.is_plain:
     frame = _read_plain(file, layout, decimal, options)
   if frame is None:
-    rows = delimited.Rows(file, layout)
+    rows = delimited.Rows(file, layout, options.skip_bad_rows)
     content, lines = _as_plain(rows, layout)
     plain = dataclasses.replace(layout, separator=",")
     frame = _typed(io.BytesIO(content), plain, decimal, options, whole=True)

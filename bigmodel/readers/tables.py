@@ -21,6 +21,7 @@ from bigmodel.readers import delimited_frames, json_tables, packed
 
 TEXTS = (".csv", ".tsv", ".txt", ".tab", ".psv", ".dat")
 JSON_LINES = (".jsonl", ".ndjson")
+JSON = ".json"  # of JSON lines, too, from some tools
 ARROW = (".arrow", ".feather", ".ipc")
 TYPED = (".parquet", *ARROW)  # files whose columns have types
 SUFFIXES = (*TEXTS, *JSON_LINES, *TYPED)
@@ -55,18 +56,20 @@ def read(
   missing: Sequence[str] = MISSING,
   with_dates: bool = True,
   casts: pl.Expr | None = None,
+  skip_bad_rows: bool = False,
 ) -> TableFile:
   """Reads a table. Raises `UserError` for a file that is no table or damaged.
 
   `missing` are texts without a value in text files. `with_dates`: their dates in the order of ISO 8601 are recognised.
-  `casts` are applied while the file is read, which saves memory.
+  `casts` are applied while the file is read, which saves memory. `skip_bad_rows`: rows of texts with too few or too
+  many cells are left out.
   """
   file, kind = Path(path).expanduser(), packed.suffix(path)
   if file.is_dir():
     raise UserError(f"{path} is a folder and not a table")
   try:
     with _unpacked(file) as (plain, sha256):
-      found = _read(plain, kind, delimited_frames.Options(tuple(missing), with_dates, casts))
+      found = _read(plain, kind, delimited_frames.Options(tuple(missing), with_dates, casts, skip_bad_rows))
   except UserError as error:
     message = str(error)
     if message.startswith(str(file)) or message.startswith(str(path)):
@@ -115,12 +118,30 @@ def _read(file: Path, kind: str, options: delimited_frames.Options) -> delimited
     if INDEX in frame.columns:
       frame, notes = frame.drop(INDEX), ["the index of a pandas table is left out"]
     return delimited_frames.Frame(frame, None, 1, "", tuple(notes))
-  if kind in JSON_LINES:
+  if kind == JSON:
+    _refuse_json_document(file)
+  if kind in (*JSON_LINES, JSON):
     frame, lines = json_tables.read(file)
     return delimited_frames.Frame(frame, lines, 1, "", ())
   found = delimited_frames.read(file, options)
   expected = "cells are separated by tabs" if kind in (".tsv", ".tab") else ""
   return dataclasses.replace(found, notes=tuple(note for note in found.notes if note != expected))
+
+
+def _refuse_json_document(file: Path) -> None:
+  """Refuses a file whose JSON is not an object per line."""
+  with open(file, "rb") as opened:
+    begin = opened.read(1 << 16).lstrip(b"\xef\xbb\xbf \r\n\t")
+  first, _, rest = begin.partition(b"\n")
+  if first.startswith(b"{") and first.rstrip().endswith(b"}") and rest.strip():
+    return
+  if not begin.startswith((b"[", b"{")):
+    raise UserError("is no JSON, although its name ends in .json; rename it if it is a table of text")
+  what = "a JSON array" if begin.startswith(b"[") else "a JSON document"
+  raise UserError(
+    f"is {what} and not a table; write JSON lines: an object per line (with pandas: to_json(path, orient='records',"
+    " lines=True))"
+  )
 
 
 def _is_totals(frame: pl.DataFrame) -> bool:

@@ -186,7 +186,10 @@ def test_held_out_windows_share_no_row_with_training(tmp_path):
 
 
 def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
-  refused(config_of(tmp_path, frame(), target="sould"), r"config.data.target: no column 'sould' \(did you mean 'sold'")
+  refused(
+    config_of(tmp_path, frame(), target="sould"),
+    r"config.data.target: no column 'sould' \(did you mean 'sold'.*the columns are ",
+  )
   refused(config_of(tmp_path, frame(age=[None] * ROWS)), "column 'age'")
   refused(config_of(tmp_path, frame(copy=frame()["sold"])), "column 'copy' has the same information as the target")
   refused(config_of(tmp_path, frame(sold=[None, *frame()["sold"][1:]])), "'sold' is missing in row 1; the step miss")
@@ -204,7 +207,20 @@ def test_bad_tables_are_refused_with_their_column_or_row(tmp_path):
   same = frame(day=[datetime.date(2024, 1, 1)] * ROWS)
   refused(config_of(tmp_path, same, split="time", time="day"), "too many rows have the same time")
   rare = frame(sold=["yes"] + ["no"] * (ROWS - 1))
-  refused(config_of(tmp_path, rare), "all (train|validation) examples are of class 0; use split=stratified")
+  refused(
+    config_of(tmp_path, rare),
+    "all (train|validation) examples are of class 0; the class 'yes' has 1 example in all, too few",
+  )
+  refused(config_of(tmp_path, frame(), "mlp", "regression"), "'sold' holds values such as 'no', not numbers; the task")
+  unsure = frame(sold=["?", *frame()["sold"][1:]])
+  refused(config_of(tmp_path, unsure), r"'sold' is missing in row 1 \('\?'; name it in data.classes if it is a class\)")
+  named = examples.prepare(config_of(tmp_path, unsure, classes=("no", "yes", "?")))
+  assert named.card["classes"] == ["no", "yes", "?"]
+  cleaned = examples.prepare(config_of(tmp_path, unsure, steps=("missing_target", "impute")))
+  assert cleaned.card["classes"] == ["no", "yes"]
+  assert cleaned.card["notes"][0] == "column 'sold': 1 cells with '?' are missing values"
+  signs = examples.prepare(config_of(tmp_path, frame(sold=["-", "+"] * (ROWS // 2))))
+  assert signs.card["classes"] == ["+", "-"]
   numbers = frame(age=["12"] * (ROWS - 1) + ["12 kg"])
   refused(config_of(tmp_path, numbers), f"column 'age' has '12 kg' among numbers, in row {ROWS}; the step bad_cells")
   cleaned = examples.prepare(config_of(tmp_path, numbers, steps=("bad_cells", "impute")))
@@ -332,6 +348,8 @@ def test_rows_of_a_later_period_are_neither_training_nor_held_out(tmp_path, capl
   if window:
     changes |= {"window": window, "horizon": 1, "split": "time"}
   found = examples.prepare(config_of(tmp_path, table, **changes))
+  assert found.card["notes"][-1].startswith("fold=0 of 5 by time trains on 83 rows and holds out the 8")
+  assert "rows of later periods are not used; fold=4 uses all of them" in found.card["notes"][-1]
   count = found.card["splits"]["validation"]["examples"]
   held = found.card["other"]["city"]["held-out rows"]
   assert 0 < held <= count + window

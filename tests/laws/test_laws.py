@@ -1,10 +1,12 @@
 """Laws: published digits, known laws recovered, intervals that hold on data made from the law."""
 
 import dataclasses
+import datetime
 import itertools
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from handmade import record  # its folder is on the path of pytest
 from msgspec.structs import replace
@@ -255,6 +257,44 @@ def test_wrong_tables_are_refused_by_column_and_row(tmp_path, row, columns, loss
   path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", row)
   with pytest.raises(UserError, match=says):
     points.from_csv(Source(path, columns, loss))
+
+
+@pytest.mark.parametrize(
+  ("row", "columns", "message"),
+  [
+    ("1e200,1e200,1,2.0", {"N": "n", "D": "d"}, r"row 3: C from C = 6 N D is inf with N = 1e\+200 and D = 1e\+200"),
+    ("1,1e200,1e-200,2.0", {"D": "d", "C": "c"}, "row 3: N from C = 6 N D is 0 with D"),
+  ],
+)
+def test_numbers_that_follow_from_others_do_not_overflow(tmp_path, row, columns, message):
+  path = write_csv(tmp_path / "p.csv", "n,d,c,loss", "10,20,1200,3.0", row)
+  with pytest.raises(UserError, match=message):
+    points.from_csv(Source(path, columns))
+
+
+@pytest.mark.parametrize(
+  ("values", "kind"),
+  [
+    ([True, False], "true and false"),
+    ([datetime.date(2024, 1, 1)] * 2, "dates"),
+    ([datetime.timedelta(1)] * 2, "durations"),
+    ([[1], [2]], "lists"),
+    ([{"a": 1}] * 2, "records"),
+    ([b"1", b"2"], "bytes"),
+  ],
+)
+def test_columns_with_types_that_are_no_numbers_are_refused(tmp_path, values, kind):
+  path = tmp_path / "p.parquet"
+  pl.DataFrame({"n": [10, 20], "d": [20, 30], "loss": values}).write_parquet(path)
+  with pytest.raises(UserError, match=f"p.parquet: column 'loss' holds {kind}.* and not numbers"):
+    points.from_csv(Source(str(path), {"N": "n", "D": "d"}))
+
+
+def test_categories_of_numbers_are_numbers(tmp_path):
+  path = tmp_path / "p.parquet"
+  n = pl.Series(["10M", "20M"], dtype=pl.Categorical)
+  pl.DataFrame({"n": n, "d": [20, 30], "loss": [3.0, 2.0]}).write_parquet(path)
+  assert points.from_csv(Source(str(path), {"N": "n", "D": "d"})).N.tolist() == [1e7, 2e7]
 
 
 def test_budgets_are_groups_in_compute():

@@ -75,6 +75,10 @@ def test_other_texts_are_no_numbers(text):
   assert found.others == [text]
 
 
+def test_codes_are_not_numbers_that_lack_their_multiple():
+  assert cells.numbers(["0023", "0024", "002b", "002f"], "x", "", leave_out_unit=True).others == ["002f"]
+
+
 def test_a_unit_that_all_share_is_left_out_where_that_is_harmless():
   found = cells.numbers(["5 kg", "7.5 kg"], "x", "", leave_out_unit=True)
   assert (found.values, found.notes) == ({"5 kg": 5, "7.5 kg": 7.5}, ["kg left out"])

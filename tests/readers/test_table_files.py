@@ -90,6 +90,7 @@ def test_rows(content, columns, lines, notes, tmp_path):
     ("<!DOCTYPE html>\n<html>", "is an HTML page"),
     ("version https://git-lfs.github.com/spec/v1\noid x\n", "is a Git LFS pointer"),
     (gzip.compress(b"a,b\n1,2\n", mtime=0), "a gzip file whose name does not end in .gz"),
+    ('[{"a": 1}, {"a": 2}]', "is a JSON array .* orient='records', lines=True"),
     (b"\xff\xfea\x00,\x00b", "is no valid UTF-16"),
   ],
 )
@@ -98,6 +99,21 @@ def test_refused(content, message, tmp_path):
     read(tmp_path, content)
   assert "\n" not in str(error.value)
   assert "t.csv" in str(error.value)
+
+
+def test_rows_of_another_length_can_be_left_out(tmp_path):
+  table = read(tmp_path, "a,b\n1,2\n3\n4,5,6\n3,4\n", skip_bad_rows=True)
+  assert table.frame.to_dict(as_series=False) == NUMBERS
+  assert table.notes == ("2 rows with too few or too many cells left out (lines 3, 4)",)
+
+
+def test_json_files_hold_json_lines_or_are_refused(tmp_path):
+  assert read(tmp_path, '{"a": 1}\n{"a": 3}\n', "t.json").frame["a"].to_list() == [1, 3]
+  for content in ('[{"a": 1}]', '[\n  {\n "a": 1}]', '{"a": {"0": 1}}', "{\n}"):
+    with pytest.raises(UserError, match=r"t\.json is a JSON .*lines=True"):
+      read(tmp_path, content, "t.json")
+  with pytest.raises(UserError, match="is no JSON, although"):
+    read(tmp_path, "a,b\n1,2\n", "t.json")
 
 
 def test_kinds_of_files(tmp_path):

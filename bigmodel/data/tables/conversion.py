@@ -112,9 +112,20 @@ def _dates(column: pl.Series, texts: Sequence[str], reading: Reading) -> Convert
   )
 
 
-def _without_marks(column: pl.Series) -> Converted:
-  """The texts without marks of missing values."""
-  is_mark = column.str.to_lowercase().is_in(cells.MISSING)
+def classes_without_marks(column: pl.Series, classes: Sequence[str]) -> Converted:
+  """The names of classes without marks of missing values, such as ?.
+
+  A mark is a class where `classes` name it, where most cells have one, and where it is one of two classes.
+  """
+  others = column.filter(~column.str.to_lowercase().is_in(cells.MISSING))
+  if 2 * len(others) < column.count() or others.n_unique() < 2:
+    return Converted(column)
+  return _without_marks(column, classes)
+
+
+def _without_marks(column: pl.Series, kept_marks: Sequence[str] = ()) -> Converted:
+  """The texts without marks of missing values, except `kept_marks`."""
+  is_mark = column.str.to_lowercase().is_in(cells.MISSING) & ~column.is_in(list(kept_marks))
   if not is_mark.any():
     return Converted(column)
   kept = pl.select(pl.when(~is_mark).then(column)).to_series().alias(column.name)

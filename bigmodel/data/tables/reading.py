@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from bigmodel.config import Config, nearest, require
-from bigmodel.data.tables.conversion import Reading, convert
+from bigmodel.data.tables.conversion import Reading, classes_without_marks, convert
 from bigmodel.data.tables.steps import ROW_STEPS
 from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
@@ -17,6 +17,7 @@ CONVERSIONS = 1  # increase it when texts are converted in another way
 # Names of identifiers, and names that may be those of identifiers or of something that was measured.
 IDENTIFIER = re.compile(r"(?i:(.*[ _.-])?(id|uuid|uid|guid|key)|rownames)|.*[a-z](Id|ID|Uuid|UUID)")
 NUMBERING = re.compile(r"(.*[ _.-])?(idx|row|nr|no|number|#)|index|(row|line|record)[ _.-]?(index|number)", re.I)
+SHOWN = 20  # names of columns in a message
 ROWS = 20  # rows from which on columns are judged by the number of their values
 # What cleaning did: a number of rows, or a number of rows or cells by column.
 Counts = dict[str, int | dict[str, int]]
@@ -73,10 +74,13 @@ def read(raw: RawTable, data: Config, numeric_target: bool) -> Table:
   require(len(frame) > 0, "config.data.steps: no row is left")
   missing = frame[data.target].is_null()
   first = missing.arg_max() or 0
-  place = reading.place(first) if len(frame) == len(raw.frame) else f"row {first + 1}"
+  is_unchanged = len(frame) == len(raw.frame)
+  place = reading.place(first) if is_unchanged else f"row {first + 1}"
+  written = raw.frame[data.target][first] if is_unchanged else None
+  mark = f" ({written!r}; name it in data.classes if it is a class)" if isinstance(written, str) and written else ""
   require(
     not missing.any(),
-    f"config.data.target: {data.target!r} is missing in {place}; the step missing_target drops such rows",
+    f"config.data.target: {data.target!r} is missing in {place}{mark}; the step missing_target drops such rows",
   )
   features = frame.drop({data.target, data.group} - {""})
   require(features.width > 0, "config.data: no feature is left")
@@ -105,7 +109,9 @@ def _distinct(frame: pl.DataFrame) -> int:
 
 def _require_column(frame: pl.DataFrame, name: str, field: str) -> None:
   exists = not name or name in frame.columns
-  require(exists, f"config.data.{field}: no column {name!r}{nearest(name, frame.columns)}")
+  shown = ", ".join(frame.columns[:SHOWN]) + (", ..." if frame.width > SHOWN else "")
+  near = nearest(name, frame.columns)
+  require(exists, f"config.data.{field}: no column {name!r}{near}; the columns are {shown}")
 
 
 def _clean_cells(
@@ -127,6 +133,10 @@ def _clean_cells(
     if column.dtype == pl.String:
       column = column.str.strip_chars()
       column = pl.select(pl.when(column != "").then(column)).to_series().alias(name)
+    if column.dtype == pl.String and name in names and name == data.target:
+      classes = classes_without_marks(column, data.classes)
+      column = classes.column
+      notes += classes.notes
     if column.dtype == pl.String and name not in names:
       try:
         converted = convert(column, reading)
