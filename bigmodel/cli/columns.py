@@ -96,10 +96,11 @@ def runs_of_study(path: str) -> "MeasuredRuns":
   from bigmodel.study import folder
 
   require_study(path)
+  convention = folder.read_about(path).convention
   records = folder.of_role(path, "fit")
   if not any(record.finished for record in records):
     raise UserError(f"{path}: none of the study's {len(records)} runs for the fit of laws has finished")
-  return measured.runs_of_records(records, folder.read_about(path).convention)
+  return measured.runs_of_records(records, convention)
 
 
 def require_study(path: str) -> None:
@@ -107,6 +108,16 @@ def require_study(path: str) -> None:
   if not (Path(path) / "study.json").exists():
     held = "holds a run, not a study" if (Path(path) / "config.json").exists() else "holds no study (no study.json)"
     raise UserError(f"{path} {held}")
+
+
+def refuse(arguments: argparse.Namespace) -> None:
+  """Raises `UserError` for options about the columns of a CSV, which the folder of a study does not have."""
+  defaults = {"n": None, "d": None, "c": None, "x": None, "loss": "loss", "stderr": None, "group": "", "column": []}
+  defaults |= {"drop_largest": 0, "skip_bad_rows": False}
+  given = [name for name, default in defaults.items() if getattr(arguments, name, default) != default]
+  if given:
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    raise UserError(f"{flags}: for the columns of a CSV; the points are the folder of a study")
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, str]:

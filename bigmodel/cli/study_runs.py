@@ -102,7 +102,7 @@ def _show_leaderboard(board: Facts, output: Output) -> None:
   shown = board["cells"][:SETTINGS]
   rows = [
     (
-      place,
+      place if cell["finished"] or cell["stopped"] else "",  # no place for a setting that only diverged
       *(cell["overrides"].get(name) for name in board["axes"]),
       _runs_of(cell),
       cell["loss"],

@@ -212,7 +212,8 @@ def _compute(columns: Mapping[str, str], values: Mapping[str, np.ndarray], found
   experts = {word.lower() for word in _words(columns["N"])} & {"total", "all", "experts", "moe", "sparse"}
   if (many_tokens and 1 < ratio < 1e6) or (experts and 1e-3 < ratio < 1):
     return []
-  return [Doubt("C", f"C is {short(ratio)} times 6 N D in the median", "" if found else _likely(columns, ratio))]
+  times = f"{ratio:.3g}" if 0.01 <= ratio < 1e4 else short(ratio)
+  return [Doubt("C", f"C is {times} times 6 N D in the median", "" if found else _likely(columns, ratio))]
 
 
 def _likely(columns: Mapping[str, str], ratio: float) -> str:
@@ -220,7 +221,9 @@ def _likely(columns: Mapping[str, str], ratio: float) -> str:
   units = {1e3: "thousands", 1e6: "millions", 1e9: "billions"}
   if ratio < 1:
     power = 10.0 ** (3 * round(-math.log10(ratio) / 3))
-    return f"is {columns['C']} in units of {short(power)}? {_advice('--c', columns['C'], power)}"
+    experts = f"; or does {columns['N']} count all experts, most of them inactive? leave out --c"
+    experts = experts if ratio > 1e-3 else ""
+    return f"is {columns['C']} in units of {short(power)}? {_advice('--c', columns['C'], power)}{experts}"
   for factor, word in units.items():
     if abs(math.log10(ratio / factor)) < 1.5:
       return (

@@ -65,7 +65,8 @@ def check_runs(plan: Plan, ids: set[str], folder: epath.PathLike) -> None:
   if lost:
     raise UserError(
       f"{folder}: the study no longer has {len(lost)} of its runs, such as {lost[0].run_id} ({lost[0].overrides});"
-      " a study's runs are added to, not changed: choose another --workdir"
+      " a study's runs are added to, not changed: choose another --workdir or, if a"
+      " FILE.py that they use was changed, restore it"
     )
 
 
@@ -112,6 +113,7 @@ def status(workdir: epath.PathLike) -> list[RunStatus]:
   if (workdir / "config.json").exists():
     folders = [workdir]
   elif (workdir / "study.json").exists():
+    read_about(workdir)  # raises where it is corrupt
     folders = [workdir / "runs" / run.run_id for run in plans.planned_runs(workdir)]
     folders += [path for path in sorted((workdir / "runs").glob("*")) if path not in folders]
   else:

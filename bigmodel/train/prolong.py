@@ -5,8 +5,9 @@ schedule without an end, and with the same number of warm-up steps.
 """
 
 from bigmodel import optim, record, train
-from bigmodel.config import flatten, require
+from bigmodel.config import Config, flatten, require
 from bigmodel.files import read_json, write_json
+from bigmodel.optim.fields import FIELDS
 from bigmodel.record import Record
 from bigmodel.train.configs import identity, read_config
 from bigmodel.train.results import set_record_aside
@@ -56,7 +57,7 @@ def _check_horizon(run: Run) -> None:
   require(
     schedule in ENDLESS,
     f"{here}, not {after:,}: the learning rate of its {schedule} schedule depends on the number of steps; {instead}, or"
-    " train with config.optim.schedule=constant, which can be prolonged",
+    f" train with config.optim.schedule=constant{_unread(new)}, which can be prolonged",
   )
   require(not new.train.stages, f"{here}, not {after:,}: a run with config.train.stages cannot be prolonged; {instead}")
   warmups = [int(optim.hyperparameters(config, steps).warmup) for config, steps in ((old, before), (new, after))]
@@ -69,6 +70,12 @@ def _check_horizon(run: Run) -> None:
   require(
     ended is None or ended.finished, f"{here}, which {ended.status if ended else ''}: it cannot be prolonged; {instead}"
   )
+
+
+def _unread(config: Config) -> str:
+  """The settings of a schedule with an end that have to go back to their defaults under a constant one."""
+  defaults = {name: FIELDS[name].default for name in ("decay", "final")}
+  return "".join(f" and optim.{name}={default}" for name, default in defaults.items() if config.optim[name] != default)
 
 
 def _plain(value: object) -> object:

@@ -168,15 +168,28 @@ def test_forecast_and_design_take_the_folder_of_a_study(folder, tmp_path, capsys
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (("forecast", "--n=n", "--at=1e20"), "--score, --n, --d, --c, --x: need a CSV"),
-    (("forecast", "--at=1e20", "--score", "seal.json"), "--score, --n, --d, --c, --x: need a CSV"),
-    (("fit", "--at=1e20"), "a study has its own target and laws"),
+    (("forecast", "--n=n", "--at=1e20"), "--n: for the columns of a CSV; the points are the folder of a study"),
+    (("forecast", "--drop-largest=1", "--at=1e20"), "--drop-largest: for the columns of a CSV"),
+    (("forecast", "--at=1e20", "--score", "seal.json"), "--score: needs a CSV"),
+    (("design", "--loss=ce", "--target=1e21"), "--loss: for the columns of a CSV"),
+    (("fit", "--n=n", "--stderr=e", "--skip-bad-rows"), "--n, --stderr, --skip-bad-rows: for the columns of a CSV"),
+    (("fit", "--at=1e20"), "--at, --law, --predict: a study has its own target and laws"),
   ],
 )
 def test_options_for_a_csv_are_refused_for_a_study(folder, capsys, options, message):
   code, _, err = run(capsys, options[0], folder, *options[1:])
   assert code == 2
   assert message in err
+
+
+def test_a_corrupt_study_is_named(folder, capsys):
+  (folder / "study.json").write_text("{}")
+  (folder / "plan.json").unlink()
+  for verb in (("fit", folder), ("forecast", folder, "--at=1e20"), ("design", folder, "--target=1e20"),
+               ("status", f"--workdir={folder}")):  # fmt: skip
+    code, _, err = run(capsys, *verb)
+    assert code == 2
+    assert "study.json: is corrupt" in err
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):

@@ -71,6 +71,10 @@ def test_names_state_logarithms():
     ({"N": "n", "D": "d", "C": "c"}, N, D, 2 * N * D, ""),
     ({"N": "n", "D": "images", "C": "c"}, N, D, 6 * N * D * 196, ""),  # tokens per image
     ({"N": "n_total", "D": "d", "C": "c"}, N, D, 6 * N * D / 64, ""),  # experts
+    ({"N": "n", "D": "d", "C": "c"}, N, D, 6 * N * D * 25, ""),
+    ({"N": "n", "D": "d", "C": "c"}, N, D, 6 * N * D / 25, ""),
+    ({"N": "n", "D": "d", "C": "c"}, N, D, 6 * N * D * 40, "C is 40 times 6 N D in the median"),
+    ({"N": "n", "D": "d", "C": "c"}, N, D, 6 * N * D / 64, "--c=c.1e3; or does n count all experts.*leave out --c"),
     ({"N": "n", "D": "d", "C": "c"}, N, D, 6e6 * N * D, r"C is 1e6 times 6 N D.*is n in millions .--n=n.1e6"),
     ({"N": "n", "D": "d", "C": "c"}, N, D, 6e15 * N * D, r"--n=n.1e6 --d=d.1e9"),
     ({"N": "n", "D": "d", "C": "c"}, N, D, 6e-9 * N * D, "C is 1e-9 times 6 N D.*is c in units of 1e9"),

@@ -7,6 +7,8 @@ from handmade import planned_run, record  # its folder is on the path of pytest
 from msgspec.structs import replace
 from scipy import stats
 
+from bigmodel.cli import study_runs
+from bigmodel.cli.console import Output
 from bigmodel.report import sweeps
 from bigmodel.report.facts import Leaderboard
 from bigmodel.study import comparisons, leaderboard
@@ -124,6 +126,14 @@ def test_boards_of_32_equal_settings_rarely_call_one_worse():
   losses = {0.01 * (i + 1): 2.0 for i in range(32)}
   boards = [leaderboard.board(*fake_sweep(losses, seeds=3, seed=seed)) for seed in range(60)]
   assert sum(board.alike < 32 for board in boards) <= 13
+
+
+def test_a_setting_that_only_diverged_has_no_place(capsys):
+  planned, records = fake_sweep({0.1: 2.1, 0.2: 2.3}, seeds=1)
+  records[1] = replace(records[1], status="diverged", loss_eval=None)
+  study_runs._show_leaderboard(msgspec.to_builtins(leaderboard.board(planned, records)), Output(False))
+  rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")]
+  assert rows[:2] == ["1", ""]
 
 
 def test_a_setting_with_diverged_seeds_ranks_below_complete_ones():

@@ -84,3 +84,7 @@ def test_schedules_with_an_end_are_refused(config, tmp_path, schedule):
   message = f"with 2 steps, not 4: the learning rate of its {schedule} schedule depends on the number of steps; choose"
   with pytest.raises(UserError, match=message):
     train(config, tmp_path, train__steps=4)
+  config.optim.final = 0.0
+  train(config, tmp_path / "to zero")
+  with pytest.raises(UserError, match=r"config.optim.schedule=constant and optim.final=0\.1, which can be prolonged"):
+    train(config, tmp_path / "to zero", train__steps=4)

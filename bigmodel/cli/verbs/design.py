@@ -4,6 +4,7 @@ With --schedule: propose the decay of the learning rate that ends at the lowest 
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel.cli import columns, forecasters, loss_curves, options, session
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   if arguments.target is None:
     raise UserError("--target: missing; give the budget at which the loss is forecast, or --schedule with --steps")
   cap = arguments.cap or arguments.target / 10
+  if Path(arguments.points).is_dir():
+    columns.refuse(arguments)
   runs = columns.runs(arguments, arguments.points)
   far = runs.check_budget(f"--target={arguments.target:g}", arguments.target, arguments.force)
   forecaster, fit = forecasters.fit(runs, (), output)

@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
     from bigmodel.study import fits
 
     columns.require_study(arguments.points)
+    columns.refuse(arguments)
     if arguments.at or arguments.law or arguments.predict:
       raise UserError("--at, --law, --predict: a study has its own target and laws; they are for a CSV")
     fitted = fits.fit_study(arguments.points)

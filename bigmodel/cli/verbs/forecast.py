@@ -100,8 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   source = columns.source(arguments, arguments.points)
-  if Path(arguments.points).is_dir() and (arguments.score or source.columns):
-    raise UserError("--score, --n, --d, --c, --x: need a CSV; the points are the folder of a study")
+  if Path(arguments.points).is_dir():
+    columns.refuse(arguments)
+    if arguments.score:
+      raise UserError("--score: needs a CSV; the points are the folder of a study")
   if arguments.score:
     return _score(source, arguments.score, output)
   if arguments.schedule:
