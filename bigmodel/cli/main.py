@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ class Failure:
       import traceback
 
       traceback.print_exception(error)
-    print(f"{self.command}: {message}", file=sys.stderr)
+    print(f"{self.command}: {_on_one_line(message)}", file=sys.stderr)
     if self.as_json:
       print(json.dumps({"error": message, "code": code}))
     return code
@@ -119,6 +120,12 @@ class Failure:
     return first_line if isinstance(
       error, CheckpointError | RunsFailed
     ) else f"{type(error).__name__}: {first_line}", FAILED
+
+
+def _on_one_line(message: str) -> str:
+  """The message as a line of printable characters; very long values, such as from a damaged file, are shortened."""
+  printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+  return re.sub(r"\S{400,}", lambda match: f"{match[0][:100]}...{match[0][-50:]}", printable)
 
 
 def verbs() -> dict[str, Path]:

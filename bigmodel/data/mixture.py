@@ -17,8 +17,9 @@ def components(data: Config) -> list[tuple[float, Config]]:
   """`(weight, config.data)` of each part of a mixture; the first part is the config itself."""
   parts = [(float(data.weight), data)]
   for text in data.mixture:
-    weight, *changes = text.split()
     where = f"config.data.mixture: {text!r}"
+    require(isinstance(text, str) and bool(text.strip()), f"{where} does not begin with a weight")
+    weight, *changes = text.split()
     is_number = weight.isascii() and weight.replace(".", "", 1).isdigit()
     require(is_number and 0 < float(weight) < LARGEST_FLOAT, f"{where} does not begin with a weight")
     part = data.copy_and_resolve_references()

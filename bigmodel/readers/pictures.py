@@ -174,7 +174,8 @@ def _reason(file: Path, error: Exception) -> str:
   if isinstance(error, UnidentifiedImageError):
     return f"cannot identify a picture in it (it begins with {begin[:16]!r})"
   first = (str(error).strip().splitlines() or [""])[0][:120]
-  return first if first and isinstance(error, OSError | SyntaxError | ValueError) else f"{type(error).__name__} {first}"
+  known = first and isinstance(error, OSError | SyntaxError | ValueError)
+  return first if known else f"its data are damaged {f'({first})' if first else ''}".rstrip()
 
 
 def _is_deep(image: "Picture") -> bool:

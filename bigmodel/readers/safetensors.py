@@ -96,8 +96,10 @@ def _entries(header: bytes, path: Path) -> Mapping[str, object]:
 
   try:
     entries = json.loads(header.decode(), object_pairs_hook=unique)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{path} cannot be read: its header is damaged ({type(error).__name__})") from error
+  except RecursionError as error:
+    raise UserError(f"{path} cannot be read: its header is damaged (nested too deeply)") from error
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read: its header is damaged ({error})") from error
   if not isinstance(entries, dict):
     raise UserError(f"{path} cannot be read: its header is no JSON object")
   return entries

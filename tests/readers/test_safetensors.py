@@ -2,10 +2,8 @@
 
 import json
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from bigmodel.errors import UserError
@@ -65,7 +63,7 @@ def test_values_are_those_of_the_library_and_bfloat16_becomes_float32(tmp_path):
     ((1 << 63).to_bytes(8, "little") + GOOD[8:], "not a safetensors file"),
     (file(b"{]"), "its header is damaged"),
     (file(b'{"x": ' + b"[" * 100_000), "its header is damaged"),
-    (file(b'{"x":1,"x":2}'), "its header is damaged"),
+    (file(b'{"x":1,"x":2}'), "its header is damaged .a name occurs twice"),
     (file({"x": [1]}), r"tensor 'x' is described by \[1\]"),
     (file({"x": ONE | {"dtype": "F99"}}), '"F99"'),
     (file({"x": ONE | {"shape": [-2]}}), r"has the shape \[-2\]"),
@@ -108,33 +106,3 @@ def test_json_documents(content, result, tmp_path):
     return
   with pytest.raises(UserError, match=f"config.json: .*{result}"):
     json_document.read(path)
-
-
-@st.composite
-def mutated(draw):
-  """The good file with up to three changes, mostly in its header."""
-  content = bytearray(GOOD)
-  for _ in range(draw(st.integers(0, 3))):
-    at = draw(st.integers(0, max(0, len(content) - 1)))
-    cut = draw(st.sampled_from([0, 1, 1, 5, 1000]))
-    content[at : at + cut] = draw(st.binary(max_size=3) | st.sampled_from([b"9" * 18, b"[", b'"', b"-1", b"BF16"]))
-  return bytes(content)
-
-
-@pytest.mark.fuzz
-@hypothesis.given(content=st.binary(max_size=64) | mutated())
-def test_any_bytes_are_read_or_refused_in_one_line(content, tmp_path_factory):
-  path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
-  path.write_bytes(content)
-  message = ""
-  try:
-    for tensor in safetensors.read(path).values():
-      tensor.values()
-  except UserError as error:
-    message = str(error)
-  assert "\n" not in message
-  try:
-    json_document.read(path)
-  except UserError as error:
-    message = str(error)
-  assert "\n" not in message

@@ -1,4 +1,4 @@
-"""Damaged files of runs, and config files of any content: a result, or one line that names the file."""
+"""Damaged files of runs, and config files that are refused: a result, or one line that names the file."""
 
 import argparse
 import itertools
@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigmodel import config as config_files
 from bigmodel import record
 from bigmodel.cli import main
 from bigmodel.errors import UserError
-from bigmodel.study import default_config
 from bigmodel.train import configs, trained
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.run import read_status
@@ -209,12 +207,6 @@ def get_config(arg=None):
 """
 
 
-@pytest.mark.fuzz
-@given(st.one_of(st.binary(max_size=60), st.integers(0, 1 << 40)))
-def test_any_bytes_as_a_config_file(folder, change):
-  refused_or_loaded(folder, changed(VALID, change))
-
-
 @pytest.mark.parametrize(
   ("body", "message"),
   [
@@ -238,16 +230,3 @@ def test_values_of_a_wrong_type_are_refused(folder):
     body = VALID.replace(b"  return", f"  {line}\n  return".encode())
     assert message in refused_or_loaded(folder, body)
   assert refused_or_loaded(folder, VALID) == ""
-
-
-FIELDS = sorted(config_files.flatten(default_config()))
-VALUES = st.one_of(
-  st.sampled_from(["", "0", "-1", "1.5", "None", "True", "[]", "()", "{}", "'a'", "x", "1e3", "(" * 300, "{[]: 1}"]),
-  st.text(max_size=8),
-)
-
-
-@pytest.mark.fuzz
-@given(st.one_of(st.sampled_from(FIELDS), st.text("abmodel.", max_size=8)), VALUES)
-def test_any_override(folder, name, value):
-  refused_or_loaded(folder, VALID, [f"{name}={value}"])
