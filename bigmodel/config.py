@@ -111,6 +111,8 @@ def override(config: Config, name: str, value: object) -> None:
   kind = type(old)
   if kind is float and type(value) is int:
     value = float(value) if abs(value) < 1 << 128 else (math.inf if value > 0 else -math.inf)  # which no field allows
+  elif kind is float and isinstance(value, str) and value.lower().lstrip("+-") in ("inf", "infinity"):
+    value = float(value)  # which no field allows, either
   elif kind is int and type(value) is float and value.is_integer():
     value = int(value)  # so that large integers can be written as 1e6
   elif kind is tuple and isinstance(value, list | str):

@@ -50,6 +50,7 @@ class Range:
   high: float = math.inf
   low_open: bool = False
   high_open: bool = False
+  instead: str = ""  # what to do instead of a number outside, for the message
 
   def problem(self, value: float) -> str:
     """What is wrong with the value, or '' where it is allowed."""
@@ -101,15 +102,19 @@ class Field:
     """What is wrong with a value of the field's type, or '' where it is allowed."""
     if problem := self.unusable(value):
       return problem
-    return self.allowed.problem(cast(Any, value)) if self.allowed is not None else ""
+    problem = self.allowed.problem(cast(Any, value)) if self.allowed is not None else ""
+    return f"{problem}{self._instead()}" if problem else ""
 
   def unusable(self, value: Value) -> str:
     """Why no program can compute with a number of the value: it is not finite, or too large; '' for other values."""
     most = LARGEST_COUNT if isinstance(self.allowed, Range) and self.allowed.high == LARGEST_COUNT else LARGEST_WHOLE
     for part in value if isinstance(value, tuple | list) else (value,):
       if problem := _not_usable(part, most):
-        return problem
+        return f"{problem}{self._instead()}"
     return ""
+
+  def _instead(self) -> str:
+    return f"; {self.allowed.instead}" if isinstance(self.allowed, Range) and self.allowed.instead else ""
 
   def compiled(self, value: object) -> Any:
     """The part of the value that runs must share to train side by side in one program."""
@@ -161,8 +166,7 @@ def check_fields(prefix: str, fields: Mapping[str, Field], values: Config) -> No
   """Refuses the first value that its field does not allow, as `check` does, for fields by name."""
   for name, declared in fields.items():
     if problem := declared.problem(values[name]):
-      meaning = f" ({declared.meaning})" if isinstance(declared.allowed, Range) else ""
-      raise UserError(f"config.{prefix}.{name}: {problem}{meaning}")
+      raise UserError(f"config.{prefix}.{name}: {problem}")
 
 
 def read(group: type[Group], values: Config, **others: object) -> Group:

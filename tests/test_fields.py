@@ -287,6 +287,10 @@ def test_a_model_or_batch_beyond_all_memory_is_refused(resolved):
   ("text", "message"),
   [
     ("optim.lr=1" + "0" * 400, "config.optim.lr: inf is not a finite number"),
+    *(
+      (f"optim.clip={value}", "; a large number such as 1e9 clips nothing")
+      for value in ("inf", "-Infinity", "0", "-1", "1e400")
+    ),
     ("train.steps=" + "9" * 5000, "(5,002 characters) is not of type int"),
     ("train.steps=1e400", "config.train.steps: inf is not of type int"),
     ("train.steps=" + "(" * 500, "is not of type int"),

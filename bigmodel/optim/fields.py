@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
-from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, TRACED, OneOf, declared_in, field
+from bigmodel.declarations import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, TRACED, OneOf, Range, declared_in, field
 from bigmodel.optim import optimizers
 from bigmodel.optim.patterns import parse
 from bigmodel.optim.schedules import SCHEDULES
 from bigmodel.user_files import is_reference
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
+CLIPPED = Range(0, low_open=True, instead="a large number such as 1e9 clips nothing")
 
 
 class NameOrFile(OneOf):
@@ -67,9 +68,7 @@ class Optim:
     TRACED,
     patterns_of_decays,
   )
-  clip: float = field(
-    1.0, "largest global norm of the gradients; a large number such as 1e9 clips nothing", POSITIVE, TRACED
-  )
+  clip: float = field(1.0, "largest global norm of the gradients; 1e9 clips nothing", CLIPPED, TRACED)
   skip_above: float = field(
     0.0,
     "skip steps whose gradient norm is this many times the usual one, or whose loss, gradients or new parameters"

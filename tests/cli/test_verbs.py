@@ -30,6 +30,14 @@ def arguments_of(command: str) -> argparse.Namespace:
   return parsing.parse(verb, main.find(verb), words)
 
 
+def test_files_and_folders_may_begin_in_the_home_folder(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  found = arguments_of("bigmodel eval --workdir='~/run' --choices '~/a.jsonl'")
+  assert (found.workdir, found.choices) == ("/home/me/run", "/home/me/a.jsonl")
+  found = arguments_of("bigmodel generate --workdir='~/run' --prompt='~/ is home'")
+  assert (found.workdir, found.prompt) == ("/home/me/run", "~/ is home")
+
+
 def test_the_files_are_the_verbs():
   files = {path.name for path in (ROOT / "bigmodel" / "cli" / "verbs").glob("*.py")} - {"__init__.py"}
   assert files == {"import_.py" if verb == "import" else f"{verb}.py" for verb in VERBS}

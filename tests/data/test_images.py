@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigmodel import data as room
 from bigmodel import study
-from bigmodel.data import examples
+from bigmodel.data import corpus, examples
 from bigmodel.errors import UserError
 from bigmodel.study import default_config
 
@@ -35,6 +36,31 @@ def test_each_folder_is_a_class_and_pixels_are_as_stored(tmp_path):
   np.testing.assert_array_equal(data.targets, np.repeat([0, 1, 2], 8))
   assert data.card["classes"] == ["cat", "dog", "emu"]
   assert data.count("train") + data.count("validation") == 24
+
+
+@pytest.mark.parametrize("name", ["image_folder", "idx_images", "arrays", "table", "tokenizer"])
+def test_paths_may_begin_in_the_home_folder(name, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  config = config_of("~/nowhere", name)
+  if name == "tokenizer":
+    config = default_config("decoder")
+    config.data.update(name="text_files", path="~/nowhere", tokenizer="~/nowhere.json")
+    (tmp_path / "nowhere.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "imported.json").write_text('{"begin": 0, "end": 1}')
+    room.check(config)
+    with pytest.raises(UserError, match=f"config.data.tokenizer: {tmp_path}/nowhere.json: it is a Git LFS pointer"):
+      corpus.tokenizer_of(config)
+    return
+  if name in ("image_folder", "idx_images"):
+    (tmp_path / "nowhere").mkdir()
+    message = f"{tmp_path}/nowhere"
+  else:
+    config.data.path = f"~/nowhere{'.npz' if name == 'arrays' else '.csv'}"
+    (tmp_path / config.data.path[2:]).write_text("version https://git-lfs.github.com/spec/v1\n")
+    message = f"{tmp_path}/nowhere.* is a Git LFS pointer"
+    config.data.update(target="a") if name == "table" else None
+  with pytest.raises(UserError, match=message):
+    examples.prepare(config)
 
 
 def test_folders_called_train_and_test_are_the_split(tmp_path):

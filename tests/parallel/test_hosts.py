@@ -319,6 +319,7 @@ def test_an_error_of_one_process_ends_all_with_its_exit_code(job, free_port):
   assert failing[0].wait(120) == 2
   assert started[0].wait(10) == 2, log_of(folder)
   assert "bigmodel: process 1 of this job failed: config.data.path: no .txt" in log_of(folder)
+  assert not folder.exists()
 
 
 @pytest.mark.slow
