@@ -143,7 +143,7 @@ def from_json(document: object, where: str) -> Record:
     document = {"trunk": {}, **document}
   try:
     record = msgspec.convert(document, Record)
-  except msgspec.ValidationError as error:
+  except (msgspec.ValidationError, UnicodeEncodeError) as error:
     raise UserError(f"{where}: corrupt record: {error}") from error
   if record.status not in STATUSES:
     raise UserError(f"{where}: corrupt record: status is {record.status!r}")

@@ -125,7 +125,7 @@ class Failure:
 def _on_one_line(message: str) -> str:
   """The message as a line of printable characters; very long values, such as from a damaged file, are shortened."""
   printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-  return re.sub(r"\S{400,}", lambda match: f"{match[0][:100]}...{match[0][-50:]}", printable)
+  return re.sub(r"\S{250,}", lambda match: f"{match[0][:100]}...{match[0][-50:]}", printable)
 
 
 def verbs() -> dict[str, Path]:

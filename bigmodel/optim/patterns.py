@@ -15,7 +15,7 @@ def parse(field: str, rules: Sequence[str]) -> list[tuple[str, float]]:
   """`PATTERN=NUMBER` rules as pairs; refuses what is not of this form. `field` is that of `config.optim`."""
   pairs = []
   for text in rules:
-    pattern, equals, number = text.rpartition("=")
+    pattern, equals, number = str(text).rpartition("=")
     try:
       re.compile(pattern)
       pairs.append((pattern, float(number)))

@@ -116,7 +116,7 @@ def read_status(folder: epath.PathLike) -> Status:
     return WAITING
   try:
     return msgspec.convert(read_json(path), Status)
-  except msgspec.ValidationError as error:
+  except (msgspec.ValidationError, UnicodeEncodeError) as error:
     raise UserError(f"{path}: is corrupt ({error}); delete it") from error
 
 

@@ -128,7 +128,7 @@ def check(config: Config) -> None:
 def _check_pattern(field: str, pattern: str, names: list[str]) -> None:
   try:
     re.compile(pattern)
-  except re.error as error:
+  except (re.error, TypeError) as error:
     raise UserError(f"config.{field}: {pattern!r} is not a regular expression: {error}") from error
   require(
     any(re.search(pattern, name) for name in names),
