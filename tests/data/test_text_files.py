@@ -95,7 +95,7 @@ def test_the_text_may_lie_deeper(tmp_path):
     (
       "a.jsonl",
       b"{}\n",
-      r"line 1: it has none; name the field with the text in config.data.text_key$",
+      r"line 1: .*it has none; name the field with the text in config.data.text_key$",
     ),
     ("a.jsonl", b'{"id": "a", "data": {"next": 1, "content": {"text": "b c"}}}\n', "text_key=data.content.text$"),
     ("a.jsonl", b'{"Text": "a", "test": 1}\n', r"did you mean 'Text'\?.*data.text_key=Text$"),
