@@ -19,7 +19,7 @@ from bigmodel.files import absolute, refused, write_json, write_text
 from bigmodel.models.imported import huggingface, huggingface_folder
 from bigmodel.models.imported.huggingface_config import Imported as Description
 from bigmodel.readers.safetensors import Tensor
-from bigmodel.train import parameters, resolution
+from bigmodel.train import parameters
 from bigmodel.train.checkpoint import Checkpoints
 from bigmodel.train.configs import default_config, read_config
 from bigmodel.train.imported_runs import IMPORTED, is_imported, text_ends
@@ -147,7 +147,7 @@ def export_weights(workdir: epath.PathLike, target: str, kind: str) -> Exported:
   from safetensors.numpy import save_file
 
   config, folder = read_config(workdir), Path(target)
-  resolution.check_without_data(config)
+  models.check(config)  # a model may be exported whatever its task
   _require_new(absolute(target), f"export: --to {target}")
   hf_config = huggingface.config_of(kind, config)
   store = Checkpoints(absolute(workdir) / "checkpoints")

@@ -45,7 +45,10 @@ def load(workdir: str, generating: bool = False) -> Trained:
   parameters are not finite.
   """
   config = places.replaced(configs.read_config_with_mesh(workdir), places.last(workdir))
-  resolution.check_without_data(config)
+  if imported_runs.is_imported(workdir):
+    models.check(config)  # imported weights may have a head that no task trains, such as a pooler
+  else:
+    resolution.check_without_data(config)
   store = Checkpoints(absolute(workdir) / "checkpoints", config.train.keep)
   step = store.newest_sound()
   if step is None:
