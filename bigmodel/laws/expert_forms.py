@@ -46,7 +46,7 @@ def experts(p, N, E):
 
 @law(
   "experts_joint",
-  "Ludziejewski et al. 2025, equation 4",
+  "Ludziejewski et al. 2025",
   linear=("L0", "A", "B"),
   L0=POSITIVE,
   A=POSITIVE,

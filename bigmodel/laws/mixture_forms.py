@@ -26,7 +26,7 @@ def shares(count: int) -> tuple[str, ...]:
 
 @functools.cache
 def mixing(count: int) -> Law:
-  """The exponential mixing law, L = E + k exp(sum_j t_j r_j) (Ye et al. 2024, equation 7)."""
+  """The exponential mixing law, L = E + k exp(sum_j t_j r_j) (Ye et al. 2024)."""
   names = tuple(f"t{i}" for i in range(1, count + 1))
 
   def value(p, *r):
@@ -35,7 +35,7 @@ def mixing(count: int) -> Law:
   # The loss falls with the share of one domain, which is not known, or with none.
   rows = np.concatenate([-3.0 * np.eye(count), -0.1 * np.ones((1, count))])
   bounds: dict[str, Bounds] = {"E": POSITIVE, "k": POSITIVE} | dict.fromkeys(names, REAL)
-  return _law(f"mixing{count}", "Ye et al. 2024, equation 7", value, bounds, ("E", "k"), rows)
+  return _law(f"mixing{count}", "Ye et al. 2024", value, bounds, ("E", "k"), rows)
 
 
 @functools.cache

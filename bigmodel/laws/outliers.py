@@ -17,7 +17,7 @@ LEAST = 0.15  # in ln loss: smaller deviations do little harm, as fits are robus
 GROSS = 1.0  # in ln loss: beyond this a point is an outlier whatever its neighbours are
 SHARE = 0.2  # of the points: if more deviate, the law is wrong rather than the points
 NEIGHBOURS = 4  # that have to fit while the point does not
-FEWEST = 8  # points, below which outliers cannot be told from the shape of the curve
+FEWEST = 8  # points; with fewer, an outlier looks like a bend of the curve
 ROUNDS = 60  # of removal: with many points several are removed in each
 
 

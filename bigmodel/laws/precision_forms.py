@@ -7,7 +7,7 @@ from bigmodel.laws.law import FEW, POSITIVE, decay, in_units_of, law
 
 @law(
   "precision",
-  "Kumar et al. 2024, equation 3",
+  "Kumar et al. 2024",
   linear=("A", "B", "E"),
   A=POSITIVE,
   B=POSITIVE,
@@ -25,7 +25,7 @@ def precision(p, N, D, P):
 
 @law(
   "quantized",
-  "Kumar et al. 2024, equation 2",
+  "Kumar et al. 2024",
   linear=("A", "B", "E", "T"),
   A=POSITIVE,
   B=POSITIVE,

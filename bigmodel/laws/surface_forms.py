@@ -129,7 +129,7 @@ def nested(p, N, D):
 
 @law(
   "separable",
-  "Zhang et al. 2024, equation 1, for fine-tuning",
+  "Zhang et al. 2024, for fine-tuning",
   linear=("E", "A"),
   E=POSITIVE,
   A=POSITIVE,

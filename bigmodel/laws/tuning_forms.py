@@ -17,7 +17,7 @@ def _in_powers_of_x(grid: Mapping[str, np.ndarray], largest: Mapping[str, float]
 
 @law(
   "rectified",
-  "Lin et al. 2024, equation 4",
+  "Lin et al. 2024",
   linear=("E", "B"),
   E=POSITIVE,
   B=POSITIVE,

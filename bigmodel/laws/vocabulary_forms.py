@@ -5,7 +5,7 @@ from bigmodel.laws.law import FEW, POSITIVE, decay, law
 
 @law(
   "vocabulary",
-  "Tao et al. 2024, equation 8",
+  "Tao et al. 2024",
   linear=("E", "A", "B", "V"),
   E=POSITIVE,
   A=POSITIVE,

@@ -73,7 +73,7 @@ class Job:
   def _failure(self) -> Failure | None:
     try:
       return msgspec.json.decode(self._client.key_value_try_get(FAILURE), type=Failure)
-    except Exception:  # there is none
+    except Exception:  # no host has failed so far
       return None
 
   def _leave_with(self, code: int) -> None:

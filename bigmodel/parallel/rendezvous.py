@@ -95,7 +95,7 @@ def report_failure(options: Sequence[str], code: int, error: str) -> None:
   """
   coordinator, *numbers = options
   processes, process = (int(text) if text.isascii() and text.isdigit() else -1 for text in numbers)
-  with contextlib.suppress(UserError):  # without an address nobody can be told
+  with contextlib.suppress(UserError):  # without an address the other hosts cannot be informed
     place = Place(*parse_address(coordinator), processes, process)
     _talk(place, Hello(processes=processes, process=process, error=error, code=code), LINGER_SECONDS)
 

@@ -62,7 +62,7 @@ class Frame:
 
 
 def read(file: Path, options: Options) -> Frame:
-  """The table of a text file. Raises `UserError`, which names the line, if it is none."""
+  """The table of a text file. Raises `UserError` with the line that is not part of a table."""
   with open(file, "rb") as opened:
     begin = opened.read(BEGIN)
     size = opened.seek(0, 2)

@@ -47,7 +47,7 @@ class Survey:
   """What pictures that are used together have in common, from a first look at all of them."""
 
   grey: bool  # all of them
-  factor: float = 0  # by which values of more than 8 bits are multiplied; 0: there are none
+  factor: float = 0  # by which values of more than 8 bits are multiplied; 0: all have 8 bits
   remark: str = ""  # about the factor
 
 
@@ -223,7 +223,7 @@ def _decoded(image: "Picture", file: Path, common: Survey, size: int) -> Decoded
 
 
 def _orientation(image: "Picture") -> int:
-  """EXIF's orientation of a loaded picture; 1, which is upright, where there is none or EXIF is damaged."""
+  """EXIF's orientation of a loaded picture; 1, which is upright, without EXIF or where it is damaged."""
   try:
     found = image.getexif().get(ORIENTATION, 1)
   except Exception:

@@ -73,7 +73,7 @@ class Leases:
     return lease if lease.create() else None
 
   def holder(self, name: str) -> Holder:
-    """Returns who holds the lease on `name`; both texts are empty if nobody does."""
+    """Returns who holds the lease on `name`; both texts are empty if the lease is free."""
     words = self._newest(name)[1].rsplit(" ", 2)
     return Holder(words[0], words[2]) if len(words) == 3 else Holder()
 

@@ -208,7 +208,7 @@ BAD = {
   "few": (lambda t: "\n".join(t.split("\n")[k] for k in (0, 40, 100, 150, 200)), "has 5 parameters and the curves"),
   "same": (
     lambda t: "curve,step,lr,loss\n" + "".join(f"{c},{s},{1 / (s + 9)},3\n" for c in "ab" for s in range(1, 30)),
-    "have the same schedule",
+    "have one schedule",
   ),
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ def copied(run, name):
 @pytest.mark.fuzz
 @given(st.randoms(use_true_random=False), CONTENTS)
 def test_a_damaged_checkpoint_is_never_read(run, caplog, random_, change):
-  """The newest undamaged checkpoint is read, with the numbers that were saved, or there is none."""
+  """The newest undamaged checkpoint is read, with the numbers that were saved, or the command is refused."""
   caplog.clear()
   whole, copy = run / "checkpoints", run.with_name("damaged")
   if not copy.exists():

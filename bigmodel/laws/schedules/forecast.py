@@ -168,7 +168,7 @@ def fit(curves: Sequence[Curve], chosen: Sequence[Law] = ()) -> Forecaster:
   parts = loss_curves.fitted_part(curves)
   if max(falls) >= FALL and all(loss_curves.same_schedule(curves[0], curve) for curve in curves[1:]):
     raise UserError(
-      f"all {len(curves)} curves have the same schedule, so what the fall of the learning rate does cannot be told from"
+      f"all {len(curves)} curves have one schedule, so the effect of the falling learning rate cannot be separated from"
       " what more steps do; add a curve with another schedule"
     )
   if not chosen:

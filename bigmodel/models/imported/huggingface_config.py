@@ -49,7 +49,7 @@ class Imported:
   family: str
   fields: Mapping[str, Value]  # of `config.model`
   context: int
-  limit: int | None = None  # the context beyond which their computation differs from ours; None: there is none
+  limit: int | None = None  # the longest context that we compute as they do; None: any
   query_scale: float = 1.0  # multiplies the queries of all layers
   over_layer: bool = False  # whether the queries of layer i, counted from 0, are also divided by i + 1
   notes: tuple[str, ...] = ()
