@@ -67,9 +67,7 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_law(isoflop_fit, convention))
     optimum += isoflop_optima(isoflop_fit)
-  return finite(
-    Fits(laws=fitted, optimum=optimum, points=len(points), convention=convention, warnings=runs.notes)
-  )
+  return finite(Fits(laws=fitted, optimum=optimum, points=len(points), convention=convention, warnings=runs.notes))
 
 
 def fit_points(points: Points, at: Sequence[float] = (), others: Mapping[str, Points] | None = None) -> TableFits:

@@ -173,6 +173,6 @@ def test_runs_that_do_not_lie_on_a_line_have_no_note():
 
 
 def test_two_sizes_only_are_noted():
-  few = N < np.unique(N)[2]
+  few = np.unique(N)[2] > N
   (note,) = notes.examine(CHINCHILLA, (N[few], D[few]), notes.Losses(LOSS[few]), range(2, 99)).notes
   assert "N has only two values" in note
