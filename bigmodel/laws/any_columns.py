@@ -159,7 +159,7 @@ def _with_compute(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]
   return {**columns, "C": 6 * columns["N"] * columns["D"]} if {"N", "D"} <= set(columns) - {"C"} else columns
 
 
-def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], beyond: np.ndarray) -> list[ForecastRow]:
+def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], data: Data) -> list[ForecastRow]:
   made = []
   center = chosen.predict(_with_compute(columns), group)
   for i, predicted in enumerate(map(float, center)):

@@ -356,3 +356,39 @@ def test_runs_on_a_line_are_noted_by_every_verb(tmp_path, capsys):
     assert code == 0
     assert any("close to the line D = 20 N" in note for note in said["warnings"])
     assert any("is off the line of the runs (D = 20 N)" in note for note in said["warnings"])
+
+
+HARD = {  # few or odd runs: budgets, sizes of each, and noise
+  "two budgets of four": ((1e17, 1e18), 4, 3e-3),
+  "eight noisy points": ((1e17, 1e18, 1e19, 1e20), 2, 0.02),
+  "one budget": ((1e18,), 9, 3e-3),
+  "six points": ((1e17, 1e18), 3, 3e-3),
+  "fewer points than parameters": ((1e17, 1e18), 2, 3e-3),
+  "one run far larger than all others": ((1e17, 3e17, 1e18, 3e18, 1e19), 4, 3e-3),
+  "losses that are all the same": ((1e17, 3e17, 1e18, 3e18), 4, 3e-3),
+}
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_few_or_odd_runs_give_a_result_or_one_line(case, tmp_path, capsys):
+  budgets, sizes, noise = HARD[case]
+  C = np.repeat(budgets, sizes)
+  N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 4, 4, sizes), len(budgets))
+  D = C / 6 / N
+  if case.startswith("one run"):
+    N, D = np.append(N, 1e10), np.append(D, 1e12)
+  loss = surface(N, D) * np.exp(noise * np.random.default_rng(0).normal(size=len(N)))
+  loss = np.full_like(loss, 2.0) if case.startswith("losses") else loss
+  table = csv(tmp_path / "p.csv", "n,d,loss", N, D, loss)
+  for verb, option in (("forecast", "--at=1e9,1e11"), ("forecast", "--at=1e20"), ("design", "--target=1e20")):
+    code = main.main([verb, table, "--n=n", "--d=d", option, "--json"])
+    out, err = capsys.readouterr()
+    if code == 2:
+      assert len(err.strip().splitlines()) == 1
+      assert case.startswith(("fewer", "losses"))
+      continue
+    assert code == 0
+    said = json.loads(out)
+    for row in said.get("rows", [{"predicted": said.get("predicted"), "interval90": (0, 99)}]):
+      assert 0 < row["interval90"][0] <= row["predicted"] <= row["interval90"][1] < np.inf or verb == "design"
+      assert row["predicted"] is not None

@@ -137,3 +137,45 @@ def test_the_next_run_is_large_if_the_discrepancy_dominates_and_edges_are_listed
   assert not any(edge.inside for edge in design.edges(small.points))
   none = design.design(of_one_law(fit.base, fit.points), 1e20, 1e17)
   assert none.next is None or none.next.reduction >= design.WORTH
+
+
+DESIGNS = 60
+
+
+def best_size(C, A, B, alpha, beta):
+  """The best N of Chinchilla's law (Hoffmann et al. 2022, equation 4)."""
+  return (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
+
+
+def simulated(seed):
+  """An isoFLOP design with a random law of Chinchilla's form, and the best N at 8 times its largest budget."""
+  rng = np.random.default_rng(seed)
+  budgets, sizes = ((5, 5), (4, 6), (6, 7), (5, 7), (5, 4), (8, 4))[seed % 6]
+  top, noise = 10 ** rng.uniform(17, 20), (0.002, 0.005, 0.01)[seed % 3]
+  alpha, beta, E = rng.uniform(0.25, 0.45), rng.uniform(0.25, 0.45), rng.uniform(1.5, 2.2)
+  C = np.repeat(np.geomspace(top / (16, 32, 64)[seed // 6 % 3], top, budgets), sizes)
+  n, d = np.sqrt(C[0] / 120), np.sqrt(C[0] / 120) * 20
+  A = rng.uniform(0.1, 0.3) * E * n**alpha  # at that size the term of N is 10 to 30% of E
+  B = A * n**-alpha * alpha / beta * d**beta  # and that size is the best one for its budget
+  spread = np.tile(np.geomspace(1 / 3, 3, sizes), budgets) * np.exp(rng.uniform(-0.5, 0.5))
+  N = best_size(C, A, B, alpha, beta) * spread
+  D = C / 6 / N
+  measured = (E + A / N**alpha + B / D**beta) * np.exp(noise * rng.normal(size=len(C)))
+  return Points(N, D, C, measured), best_size(8 * top, A, B, alpha, beta)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_best_size_at_eight_times_the_largest_budget_cover_the_truth():
+  """Over simulated isoFLOP designs of 20 to 42 runs: of true laws of Chinchilla's form, with noise of 0.2 to 1%."""
+  inside, widths = [], []
+  for seed in range(DESIGNS):
+    points, truth = simulated(seed)
+    found = optimum.at(forecast.fit(points, bootstraps=100), 8 * points.C.max())
+    assert found.N_interval90 is not None
+    low, high = found.N_interval90
+    assert low is not None
+    assert high is not None
+    inside.append(low <= truth <= high)
+    widths.append(np.log(high / low))
+  assert 0.8 <= np.mean(inside) <= 0.97
+  assert np.median(widths) < np.log(6)  # more would say hardly anything about the size
