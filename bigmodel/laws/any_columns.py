@@ -34,6 +34,7 @@ from bigmodel.readers import tables
 SHARES = "r"  # the name under which several columns are given at once: r=a,b,c or r=train_*
 NAME = "combination of laws of any columns"
 VERSION = 1  # part of every seal; a change to how forecasts are made raises it
+BEYOND = 0.04  # error in ln loss for each unit of ln x beyond the points, where too few values allow no backtest
 NORMAL = 1.645  # half the width of a 90% interval, in standard deviations
 
 
@@ -105,7 +106,8 @@ Place = tuple[str | None, Mapping[str, float]]  # (group, or None for all of the
 def forecast(source: Source, places: Sequence[Place], names: Sequence[str] = (), force: bool = False) -> TableForecast:
   """Forecasts of losses at places of any columns, by the laws of these `names` or by all that the columns allow.
 
-  The interval follows from the errors of the combination in backtests as far beyond their points as the places are.
+  The interval follows from the errors of the combination in backtests as far beyond their points as the places are. If
+  the columns have too few values for such backtests, it grows by `BEYOND`.
   Raises `UserError` for laws of other columns, and for places too far beyond the points, unless `force`.
   """
   laws = [forms.find(name, "--law") for name in names]
@@ -162,15 +164,18 @@ def _with_compute(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]
 def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], data: Data) -> list[ForecastRow]:
   made = []
   center = chosen.predict(_with_compute(columns), group)
+  in_folds = "" in chosen.tried[0].errors  # no backtest has hidden the largest values of a column
   for i, predicted in enumerate(map(float, center)):
-    values = {name: float(x[i]) for name, x in columns.items()}
+    at = {name: float(x[i]) for name, x in columns.items()}
+    values = dict(at)
     usual = {name: values.pop(name) for name in ("N", "D", "C", "x") if name in values}
     ends: dict[str, tuple[float, float]] = {}
+    times = max(reach.times(value, data.columns[name]) for name, value in at.items())
+    further = BEYOND * math.log(max(times, 1.0)) if in_folds else 0.0
     for level in LEVELS:
-      half = float(special.ndtri(0.5 + level / 2)) * chosen.error
+      half = float(special.ndtri(0.5 + level / 2)) * math.hypot(chosen.error, further)
       ends[f"interval{100 * level:.0f}"] = (predicted * math.exp(-half), predicted * math.exp(half))
-    times = [reach.times(float(x[i]), data.columns[name]) for name, x in columns.items()]
-    row = ForecastRow(group=group, predicted=predicted, columns=values, beyond=max(times))
+    row = ForecastRow(group=group, predicted=predicted, columns=values, beyond=times)
     made.append(structs.replace(row, **usual, **ends))
   return made
 
