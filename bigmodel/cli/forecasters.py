@@ -20,8 +20,8 @@ def fit(runs: "MeasuredRuns", laws: Sequence[str]) -> tuple["Forecaster", list[s
   notes = list(runs.notes)
   if not forecaster.spread.origins:
     notes.append(
-      "too few points below half of the largest C to weight laws and to measure how errors grow with distance:"
-      f" laws have equal weights, and errors are assumed to grow by {forecast.DISCREPANCY:.0%} for each unit of ln C"
+      f"fewer than {forecast.FEWEST} points below half of the largest C, too few to forecast the others from: laws are"
+      " weighed by their residuals"
     )
   return forecaster, notes
 

@@ -99,11 +99,11 @@ def variance_with(forecaster: Forecaster, target: Scale, added: Points) -> Varia
   parameters = np.var(at_target)
   covariance = np.array([np.mean((at_target - at_target.mean()) * (each - each.mean())) for each in at_added])
   measured = np.var(at_added, axis=1) + forecaster.spread.noise**2
-  reach = forecaster.distance(added.N, added.D)  # by so much the largest run would be larger
-  left = np.maximum(forecaster.distance(target.N, target.D) - reach, 0.0)
+  left = forecaster.distance(target.N, target.D, added)
+  nearer = left / np.maximum(forecaster.distance(target.N, target.D), 1e-300)
   return Variance(
     parameters=np.maximum(parameters - covariance**2 / np.maximum(measured, 1e-300), 0.0),
-    discrepancy=(forecaster.spread.discrepancy * left) ** 2,
+    discrepancy=variance(forecaster, target).discrepancy * nearer**2,
   )
 
 

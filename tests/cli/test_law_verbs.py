@@ -355,7 +355,8 @@ def test_runs_on_a_line_are_noted_by_every_verb(tmp_path, capsys):
     code, said, _ = run(capsys, verb, line, "--n=n", "--d=d", option)
     assert code == 0
     assert any("close to the line D = 20 N" in note for note in said["warnings"])
-    assert any("is off the line of the runs (D = 20 N)" in note for note in said["warnings"])
+    if verb == "forecast":  # the best sizes of the others may lie on the line
+      assert any("is off the line of the runs (D = 20 N)" in note for note in said["warnings"])
 
 
 HARD = {  # few or odd runs: budgets, sizes of each, and noise
