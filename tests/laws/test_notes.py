@@ -182,7 +182,7 @@ def test_two_sizes_only_are_noted():
 def test_studies_name_diverged_runs_and_fit_without_them():
   def records(rows):
     return [
-      record(run_id=f"run{i}", tokens=int(D[i]), params_total=int(N[i]), flops_6nd=6 * N[i] * D[i], loss_eval=loss)
+      record(run_id=f"run{i}", tokens=int(D[i]), params_active=int(N[i]), flops_6nd=6 * N[i] * D[i], loss_eval=loss)
       for i, loss in rows
     ]
 
