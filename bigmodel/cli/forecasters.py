@@ -14,9 +14,14 @@ Made = TypeVar("Made")
 
 def fit(runs: "MeasuredRuns", laws: Sequence[str]) -> tuple["Forecaster", list[str]]:
   """Fits a forecaster with the named laws (by default three); returns it with notes on the runs and on itself."""
+  import numpy as np
+
   from bigmodel.laws import forecast
 
   forecaster = forecast.fit(runs.points, forecast.find_laws(laws, "--law"))
+  points = runs.points
+  if not np.isfinite(forecaster.log_loss(points.N, points.D, points.C)).all():
+    raise UserError("the laws together give no finite losses at the points; is one run far larger than all others?")
   notes = list(runs.notes)
   if not forecaster.spread.origins:
     notes.append(

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -111,13 +112,17 @@ def _answer(arguments: argparse.Namespace, runs: "MeasuredRuns", asked: Sequence
   forecaster, notes = forecasters.fit(runs, _laws(arguments))
   budgets = [place.scales.get("C") for place in asked]
   optima = [None if C is None else optimum.at(forecaster, C, within) for C in budgets]
-  k, products = runs.points.flops_per_nd, runs.points.N * runs.points.D
+  points = forecaster.points  # in an order that does not depend on the file's, which sums would
+  k, products = points.flops_per_nd, points.N * points.D
   sizes = [
     (best.N, best.D) if best else (place.scales["N"], place.scales["D"])
     for place, best in zip(asked, optima, strict=True)
   ]
   scales = [forecast.Scale(N, D, k * N * D) for N, D in sizes]
   rows = forecast.rows(scales, _predictor(arguments.intervals, forecaster, output)) if scales else []
+  for place, row in zip(asked, rows, strict=True):
+    if not math.isfinite(row.predicted):
+      raise UserError(f"{place.asked()}: {', '.join(fit.law.name for fit in forecaster.fits)}: no finite loss there")
   for i, (best, scale) in enumerate(zip(optima, scales, strict=True)):
     rows[i] = structs.replace(rows[i], beyond=reach.times(scale.N * scale.D, products))
     if best:

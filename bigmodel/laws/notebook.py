@@ -105,7 +105,7 @@ def _forecast_surface(
     else:
       _log(runs.check_budget(f"at={where:g}", where, force=True))
   forecaster = forecasts.fit(points, forecasts.find_laws(laws, "laws"))
-  per_nd = points.flops_per_nd
+  per_nd = forecaster.points.flops_per_nd
 
   def scale_of(where: float | tuple[float, float]) -> forecasts.Scale:
     if isinstance(where, tuple):
