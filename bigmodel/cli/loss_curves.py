@@ -16,10 +16,7 @@ if TYPE_CHECKING:
   from bigmodel.laws.schedules.answers import CurveForecast, ScheduleLaw
   from bigmodel.laws.schedules.budgets import PerStep
   from bigmodel.laws.schedules.decays import DecayProposal, DecayProposals
-  from bigmodel.laws.schedules.forecast import Forecaster
   from bigmodel.laws.schedules.reading import Columns, CurveSets
-
-AUTO = "auto"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +50,13 @@ def add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def forecast(arguments: argparse.Namespace, output: Output) -> "CurveForecast":
   """Forecasts the loss of the schedule --schedule at the steps --at, from the curves of a CSV."""
-  from bigmodel.laws.schedules import answers
+  from bigmodel.laws.schedules import answers, groups
   from bigmodel.laws.schedules import forecast as forecasts
 
   _refuse(arguments, ("n", "d", "c"))
   steps = _steps(arguments.at)
   read, columns = _read(arguments, {})
-  forecasters, notes = _fits(arguments.law, read, Path(arguments.points).is_dir())
+  forecasters, notes = groups.fit(arguments.law, read, Path(arguments.points).is_dir())
   found, text = [], ""
   for group, forecaster in forecasters.items():
     rates, text = _schedule(arguments.schedule, columns, forecaster.units.peak, forecaster.warmup)
@@ -75,7 +72,7 @@ def forecast(arguments: argparse.Namespace, output: Output) -> "CurveForecast":
 
 def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal | DecayProposals":
   """Proposes the decay for --steps, --tokens or --target, from the curves of a CSV or of each set of runs."""
-  from bigmodel.laws.schedules import decays
+  from bigmodel.laws.schedules import decays, groups
 
   _refuse(arguments, ("cap",))
   given = [name for name in ("steps", "tokens", "target") if getattr(arguments, name) is not None]
@@ -88,7 +85,7 @@ def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal | De
   read, _ = _read(arguments, scales)
   of_folder = Path(arguments.points).is_dir()
   steps = {group: _steps_of_budget(arguments, per_step) for group, per_step in read.per_step.items()}
-  forecasters, notes = _fits("", read, of_folder)
+  forecasters, notes = groups.fit("", read, of_folder)
   proposals = []
   for group, forecaster in forecasters.items():
     per_step = read.per_step[group]
@@ -138,39 +135,6 @@ def _read(arguments: argparse.Namespace, scales: dict[str, str]) -> tuple["Curve
 
   loss = "" if arguments.loss == reading.Columns.loss else arguments.loss
   return curves.read(arguments.points, loss), columns
-
-
-def _fits(names: str, read: "CurveSets", of_folder: bool) -> tuple[dict[str, "Forecaster"], list[str]]:
-  """The forecaster of each group of curves, and notes.
-
-  Groups of a folder that cannot be fitted are left out with a note; raises `UserError` if none is left.
-  """
-  notes, forecasters, problems = list(read.notes), {}, []
-  for group, curves in read.groups.items():
-    try:
-      forecasters[group] = _fit(names, curves, group)
-    except UserError as error:
-      if not of_folder or len(read.groups) == 1:
-        raise
-      problems.append(str(error))
-  if not forecasters:
-    raise UserError(
-      f"none of the {len(read.groups)} groups of runs that differ only in schedule, length and seeds can"
-      f" be fitted, such as {problems[0]}"
-    )
-  return forecasters, notes + [f"left out: {problem}" for problem in problems]
-
-
-def _fit(names: str, curves: list, group: str) -> "Forecaster":
-  from bigmodel.laws.schedules import forecast as forecasts
-  from bigmodel.laws.schedules import laws
-
-  try:
-    if names == AUTO:
-      return forecasts.best(forecasts.fit(curves, forecasts.candidates(curves)))
-    return forecasts.fit(curves, laws.find(names.split(",") if names else (), "--law"))
-  except UserError as error:
-    raise UserError(f"group {group}: {error}" if group else str(error)) from error
 
 
 def _steps(at: list[str]) -> list[int]:

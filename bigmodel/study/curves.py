@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from etils import epath
 
@@ -16,7 +17,8 @@ from bigmodel.config import Config, digest, flatten
 from bigmodel.declarations import Value
 from bigmodel.designs import branches
 from bigmodel.errors import UserError
-from bigmodel.laws.schedules import runs
+from bigmodel.laws.schedules import answers, forecast, groups, notation, runs
+from bigmodel.laws.schedules.answers import ScheduleLaw
 from bigmodel.laws.schedules.budgets import PerStep
 from bigmodel.laws.schedules.curves import Curve
 from bigmodel.laws.schedules.reading import CurveSets
@@ -52,11 +54,50 @@ def read(workdir: epath.PathLike, loss: str = "", convention: str = CONVENTION) 
       sets.setdefault(digest(identity(flatten(config)), without=FREE), []).append((folder, config))
   if not sets:
     raise UserError(f"{workdir}: has no loss curves{f' ({notes[0]})' if notes else ' (no run has begun)'}")
-  named = dict(zip(_labels([members[0][1] for members in sets.values()]), sets.values(), strict=True))
+  named = dict(sorted(zip(_labels([members[0][1] for members in sets.values()]), sets.values(), strict=True)))
   field = LOSSES[loss] if loss else _field(list(named.values()), notes)
   found = {label: _curves(members, field) for label, members in named.items()}
   per_step = {label: _per_step(members[0][1], convention) for label, members in named.items()}
   return CurveSets(found, notes, per_step, _sha256(found))
+
+
+class ScheduleForecast(msgspec.Struct, frozen=True):
+  """The forecast of the last loss under a schedule; `group` is the set of runs whose curves were fitted."""
+
+  group: str
+  schedule: str
+  predicted: float
+  interval90: tuple[float, float]
+
+
+class Forecasts(msgspec.Struct, frozen=True):
+  """What laws of the schedule say about the runs of a study."""
+
+  rows: list[ScheduleForecast]
+  laws: list[ScheduleLaw]
+  notes: list[str]
+
+
+def forecasts(workdir: epath.PathLike, texts: Sequence[str]) -> Forecasts:
+  """Forecasts under schedules of the last losses of runs like those of a study; a note says what prevents one."""
+  rows, laws, notes = list[ScheduleForecast](), list[ScheduleLaw](), list[str]()
+  try:
+    forecasters, notes = groups.fit("", read(workdir), skip=True)
+  except UserError as error:
+    return Forecasts([], [], [str(error)])
+  for group, forecaster in forecasters.items():
+    laws += answers.laws_of(forecaster, group)
+    for text in texts:
+      named = notation.parse(text, forecaster.units.peak, forecaster.warmup, "get_study: schedules")
+      try:
+        notes += forecast.check(forecaster, named.rates(), f"schedule {text}")
+      except UserError as error:
+        notes.append(str(error))
+        continue
+      prediction = forecaster.predict(named.rates(), np.array([named.steps]))
+      low, high = (float(end[0]) for end in prediction.interval(0.9))
+      rows.append(ScheduleForecast(group, str(named), float(prediction.predicted[0]), (low, high)))
+  return Forecasts(rows, laws, notes)
 
 
 def _folders(workdir: epath.Path) -> list[epath.Path]:

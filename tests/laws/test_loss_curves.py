@@ -1,19 +1,24 @@
 """Laws of the learning-rate schedule: sums are exact, fits find the truth, forecasts hold, bad input is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bigmodel
+from bigmodel import study
 from bigmodel.cli import main
 from bigmodel.config import flatten, load_module
 from bigmodel.errors import UserError
 from bigmodel.files import write_json, write_jsonl
 from bigmodel.laws.schedules import curves, decays, fitting, forecast, laws, notation, reading, runs, sums
 from bigmodel.laws.schedules.curves import Curve
+from bigmodel.study import Grid, Study
 from bigmodel.study import curves as study_curves
 from bigmodel.train import metrics
 from bigmodel.train.display import Display
@@ -561,3 +566,57 @@ def test_folders_without_a_law_are_refused_in_one_line(resolved, tmp_path, capsy
     said = capsys.readouterr().err.strip()
     assert "\n" not in said
     assert message in said
+
+
+def test_a_report_forecasts_other_schedules_from_the_curves_of_its_runs(config, tmp_path):
+  """Where the runs cannot show what a schedule does, the page says why."""
+  config.train.update(steps=12, log_every=2)
+  asked = ("linear:steps=12,final=.2", "cosine:steps=12,peak=1")
+  the_study = Study("s", "?", Grid({"optim.final": (0.1, 0.9)}), laws=(), schedules=asked)
+  report = study.run_study(study.prepare(config, the_study, tmp_path), True, StopRequest())
+  (row,) = report["loss_curves"]["rows"]
+  assert row["schedule"].startswith("linear:steps=12")
+  low, high = row["interval90"]
+  assert low < row["predicted"] < high
+  assert any("its peak of 1 is above the highest rate" in note for note in report["loss_curves"]["notes"])
+  page = (tmp_path / "report.html").read_text()
+  assert "Other schedules of the learning rate" in page
+  with pytest.raises(UserError, match="get_study: schedules: 'cosin' is no schedule"):
+    study.prepare(config, dataclasses.replace(the_study, schedules=("cosin:steps=9",)), tmp_path / "other")
+
+
+def test_python_fits_curves_of_a_table_a_file_and_a_folder(resolved, tmp_path, caplog):
+  """With the numbers of the command; and refuses what the command refuses."""
+  path = with_sums(tmp_path / "curves.csv", three())
+  columns = {"D": "tokens", "C": "flops"}
+  fitted = bigmodel.fit_curves(path, columns)
+  table = bigmodel.fit_curves(pl.read_csv(path), columns)
+  ahead, again = (each.forecast("wsd:steps=1000,end=2e-4", at=[500, 1000]) for each in (fitted, table))
+  assert ahead.table.equals(again.table)
+  assert ahead.table["x"].to_list() == [500, 1000]
+  assert len(bigmodel.plot(ahead).data) == 4
+  rates = notation.parse("wsd:steps=1000,end=2e-4", PEAK, WARMUP).rates()
+  of_rates = fitted.forecast(rates[1:])
+  assert of_rates.table[0, "predicted"] == ahead.table[1, "predicted"]
+  by_tokens = fitted.propose_decay(tokens=768e3)
+  assert by_tokens.best == fitted.propose_decay(steps=1500).best == fitted.propose_decay(flops=4.5e9).best
+  assert fitted.params["progress_annealing"] == pytest.approx(TRUTH, rel=0.15)
+  config, _ = resolved
+  root = folder_of_runs(tmp_path / "study", config, MANY)
+  with pytest.raises(UserError, match=r"group: '' is not one of the sets of runs: 'optim.lr=0.001'; 'optim.lr=0.002'"):
+    bigmodel.fit_curves(root)
+  of_folder = bigmodel.fit_curves(root, {"loss": "loss_train"}, "optim.lr=0.002", ["annealing"])
+  assert sorted(curve.name for curve in of_folder.forecaster.curves) == ["constant", "cosine", "wsd"]
+  for bad, message in (
+    (lambda: bigmodel.fit_curves({"step": [1]}), "no column 'curve'"),
+    (lambda: bigmodel.fit_curves(path, {"rate": "lr"}), "columns: 'rate' is not one of"),
+    (lambda: bigmodel.fit_curves(3), "curves: a int is not a polars DataFrame"),
+    (lambda: bigmodel.fit_curves(path, laws=["anealing"]), "did you mean 'annealing'"),
+    (lambda: fitted.forecast("cosine:steps=9,peak=1"), "its peak of 1 is above"),
+    (lambda: fitted.forecast([]), "schedule: the learning rates of the steps 1, 2"),
+    (lambda: fitted.forecast("wsd:steps=1000", at=[0]), "at: 0 is not a step"),
+    (lambda: fitted.propose_decay(), "give one of steps, tokens and flops, not none"),
+    (lambda: of_folder.propose_decay(steps=1000, tokens=1e6), "not steps and tokens"),
+  ):
+    with pytest.raises(UserError, match=message):
+      bad()
