@@ -10,13 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
   # isort: off
-  from bigmodel.api import Continuation, Evaluation, Forecast, Interrupted, LawFit, Sampling, Trained, UserError
-  from bigmodel.api import default_config, evaluate, fit, forecast, generate, load_config, load_run, load_study
-  from bigmodel.api import plot, predict, run_study, train_run, use_arrays
+  from bigmodel.api import Continuation, CurveLaws, Evaluation, Forecast, Interrupted, LawFit, Sampling, Trained
+  from bigmodel.api import UserError, default_config, evaluate, fit, fit_curves, forecast, generate, load_config
+  from bigmodel.api import load_run, load_study, plot, predict, run_study, train_run, use_arrays
   # isort: on
 
 __all__ = [
   "Continuation",
+  "CurveLaws",
   "Evaluation",
   "Forecast",
   "Interrupted",
@@ -27,6 +28,7 @@ __all__ = [
   "default_config",
   "evaluate",
   "fit",
+  "fit_curves",
   "forecast",
   "generate",
   "load_config",

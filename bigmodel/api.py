@@ -32,7 +32,11 @@ from bigmodel.errors import UserError as UserError
 from bigmodel.laws import notebook
 from bigmodel.laws.fitting import Fit as LawFit
 from bigmodel.laws.notebook import Forecast
+from bigmodel.laws.schedules import notebook as loss_curves
+from bigmodel.laws.schedules import reading
+from bigmodel.laws.schedules.notebook import CurveLaws
 from bigmodel.report import forecasts
+from bigmodel.study import curves as study_curves
 from bigmodel.study import study as studies
 from bigmodel.study import table
 from bigmodel.study.study import Study
@@ -47,6 +51,8 @@ from bigmodel.train.trained import Continuation, Sampling, Trained
 Points = pl.DataFrame | Mapping[str, Sequence[float] | np.ndarray] | str | Path
 # The columns that `load_study` gives to the quantities of a law.
 STUDY_COLUMNS: Mapping[str, str] = {"N": "params_total", "D": "tokens"}
+# The columns of a table of loss curves.
+CURVE_COLUMNS: Mapping[str, str] = {"curve": "curve", "step": "step", "lr": "lr", "loss": "loss"}
 DEFAULT_SAMPLING = Sampling()
 
 
@@ -188,6 +194,63 @@ def forecast(
   """
   _start()
   return notebook.forecast(points, notebook.Columns(columns, loss, group=group), at, laws)
+
+
+def fit_curves(
+  curves: Points,
+  columns: Mapping[str, str] = CURVE_COLUMNS,
+  group: str = "",
+  laws: Sequence[str] = (),
+  warmup: int | None = None,
+) -> CurveLaws:
+  """Fits laws of the learning-rate schedule to whole loss curves of runs of one model (`docs/loss_curves.md`).
+
+  Args:
+    curves: a row for each logged step, as a polars DataFrame, columns by name, or the path of a CSV; or the folder of
+      a study, or of several runs, whose metrics are read.
+    columns: the column of each quantity: `curve` (which run a row belongs to), `step`, `lr` and `loss`, and for budgets
+      `N` (parameters), `D` (tokens up to the row) or `C` (FLOPs up to the row). Of a folder only `loss` is used: it may
+      be `loss_eval` or `loss_train`, and is otherwise that of evaluations, where there are enough.
+    group: for a folder whose runs differ in more than schedule, length and seeds, the set of runs to fit. The error
+      without it lists the sets.
+    laws: names of laws of the schedule; the default is two of them.
+    warmup: steps over which the rate rose before the first row of a curve (default: up to that row).
+
+  Returns:
+    The fitted laws: `forecast(schedule, at)` returns a `Forecast`, which `plot` draws, `propose_decay(steps=...)` the
+    best decay for a budget, and `params` the parameters.
+
+  Raises:
+    UserError: a column is missing, there are fewer than two curves with different schedules or too few rows, or no
+      curve shows what a decay does.
+
+  Example:
+    >>> steps = np.arange(10, 1001, 10)
+    >>> constant, falling = np.full(100, 0.01), 0.01 * (1 - steps / 1001)
+    >>> loss = 2 + 3 / steps**0.5
+    >>> curves = {
+    ...   "curve": np.repeat(["constant", "falling"], 100),
+    ...   "step": np.tile(steps, 2),
+    ...   "lr": np.concatenate([constant, falling]),
+    ...   "loss": np.concatenate([loss, loss - 10 * (0.01 - falling)]),
+    ... }
+    >>> fitted = bigmodel.fit_curves(curves)
+    >>> forecast = fitted.forecast("wsd:steps=2000,decay=.2")
+    >>> forecast.table.columns[:2]
+    ['x', 'predicted']
+    >>> best = fitted.propose_decay(steps=2000).best
+    >>> best.predicted <= forecast.table[0, "predicted"]
+    True
+  """
+  _start()
+  named = loss_curves.columns_of({**CURVE_COLUMNS, **columns})
+  if isinstance(curves, str | Path) and Path(curves).is_dir():
+    read = study_curves.read(curves, "" if named.loss == CURVE_COLUMNS["loss"] else named.loss)
+  elif isinstance(curves, str | Path):
+    read = reading.read(str(curves), named, warmup)
+  else:
+    read = reading.of_table(loss_curves.table_of(curves), named, warmup)
+  return loss_curves.fit(read, group, laws)
 
 
 def plot(forecast: Forecast) -> go.Figure:

@@ -8,13 +8,14 @@ import math
 
 import msgspec
 from etils import epath
+from msgspec import UNSET, UnsetType
 
 from bigmodel.accounting import Params
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json, write_json, write_jsonl
 
 SCHEMA = 5
-STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: at a rung, in favor of better runs
+STATUSES = ("finished", "diverged", "failed", "stopped")  # stopped: before its end, in favor of better runs
 
 # Fields in which two executions of the same run may differ.
 NOT_RESULT = (
@@ -41,6 +42,20 @@ class Branch(msgspec.Struct, frozen=True, omit_defaults=True):
     return bool(self.trunk)
 
 
+class StoppedBy(msgspec.Struct, frozen=True):
+  """The forecast for which a run of a sweep was stopped: that of its setting, the mean over seeds.
+
+  `low` is the loss above which the last one lies with the probability `level`, and `best` that of the best setting
+  that had finished.
+  """
+
+  steps: int  # the horizon
+  predicted: float
+  low: float
+  level: float
+  best: float
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
   """The facts about one run that has ended. Fields that only a finished run can have are None for other runs."""
 
@@ -49,6 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
   study: str
   status: str  # one of STATUSES
   error: str = ""
+  stopped_by: StoppedBy | UnsetType = UNSET  # a field of the runs that early stopping has stopped
   seed: int
   trunk: Branch = Branch()
   model: dict[str, object]

@@ -7,7 +7,7 @@ from bigmodel import optim, study
 from bigmodel.data import pipeline
 from bigmodel.models.layers.roles import Label, Labels, Role, dotted
 from bigmodel.planner.price import Price
-from bigmodel.record import SCHEMA, Branch, Record
+from bigmodel.record import SCHEMA, Branch, Record, StoppedBy
 from bigmodel.study.plan import PlannedRun
 from bigmodel.train import programs
 
@@ -44,6 +44,7 @@ _PLAIN = {
   float | None: 1.0,
   str: "x",
   Branch: Branch(),
+  StoppedBy | msgspec.UnsetType: msgspec.UNSET,
   dict[str, object]: {},
   dict[str, float]: {},
   dict[str, str]: {},

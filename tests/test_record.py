@@ -21,6 +21,7 @@ OTHER = {
   float | None: 2.0,
   str: "y",
   record.Branch: record.Branch("y", 1),
+  record.StoppedBy | msgspec.UnsetType: record.StoppedBy(9, 2.0, 1.9, 0.95, 1.5),
   dict[str, object]: {"k": 1},
   dict[str, float]: {"k": 1.0},
   dict[str, str]: {"k": "y"},

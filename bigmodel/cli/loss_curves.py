@@ -9,14 +9,14 @@ from bigmodel.cli.console import Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
+  from collections.abc import Sequence
+
   import numpy as np
 
   from bigmodel.laws.schedules.answers import CurveForecast, ScheduleLaw
-  from bigmodel.laws.schedules.decays import DecayProposal
-  from bigmodel.laws.schedules.forecast import Forecaster
+  from bigmodel.laws.schedules.budgets import PerStep
+  from bigmodel.laws.schedules.decays import DecayProposal, DecayProposals
   from bigmodel.laws.schedules.reading import Columns, CurveSets
-
-AUTO = "auto"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -50,84 +50,91 @@ def add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def forecast(arguments: argparse.Namespace, output: Output) -> "CurveForecast":
   """Forecasts the loss of the schedule --schedule at the steps --at, from the curves of a CSV."""
-  from bigmodel.laws.schedules import answers
+  from bigmodel.laws.schedules import answers, groups
   from bigmodel.laws.schedules import forecast as forecasts
 
-  _refuse(arguments)
-  read, columns = _read(arguments)
-  notes, found, text, forecasters = list(read.notes), [], "", {}
-  for group, curves in read.groups.items():
-    steps = _steps(arguments.at)
-    warmup = max(curve.warmup for curve in curves)
-    rates, text = _schedule(arguments.schedule, columns, max(float(c.rates.max()) for c in curves), warmup)
-    forecaster = forecasters[group] = _fit(arguments.law, curves, group)
+  _refuse(arguments, ("n", "d", "c"))
+  steps = _steps(arguments.at)
+  read, columns = _read(arguments, {})
+  forecasters, notes = groups.fit(arguments.law, read, Path(arguments.points).is_dir())
+  found, text = [], ""
+  for group, forecaster in forecasters.items():
+    rates, text = _schedule(arguments.schedule, columns, forecaster.units.peak, forecaster.warmup)
     notes += forecasts.check(forecaster, rates, "--schedule")
-    steps = steps or [len(rates) - 1]
-    notes += forecasts.check_steps(forecaster, rates, steps, "--at")
-    found += answers.rows(forecaster, rates, steps, group)
-  made = answers.assemble(arguments.points, text, forecasters, found, list(dict.fromkeys(notes)))
-  _show(made, bool(arguments.group), output)
+    of_group = steps or [len(rates) - 1]
+    notes += forecasts.check_steps(forecaster, rates, of_group, "--at")
+    found += answers.rows(forecaster, rates, of_group, group)
+  source = answers.Source(arguments.points, read.sha256)
+  made = answers.assemble(source, text, forecasters, found, list(dict.fromkeys(notes)))
+  _show(made, len(read.groups) > 1 or bool(arguments.group), output)
   return made
 
 
-def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal":
-  """Proposes the decay for --steps, from the curves of a CSV."""
-  from bigmodel.laws.schedules import decays
+def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal | DecayProposals":
+  """Proposes the decay for --steps, --tokens or --target, from the curves of a CSV or of each set of runs."""
+  from bigmodel.laws.schedules import decays, groups
 
-  _refuse(arguments)
-  if arguments.steps is None:
-    raise UserError("--schedule: needs --steps=N, the length of the run to design")
-  read, _ = _read(arguments)
-  (curves,) = read.groups.values()
-  forecaster = _fit("", curves, "")
-  proposal = decays.propose(forecaster, arguments.steps, max(curve.warmup for curve in curves), read.notes)
-  _show_proposal(proposal, output)
-  return proposal
+  _refuse(arguments, ("cap",))
+  given = [name for name in ("steps", "tokens", "target") if getattr(arguments, name) is not None]
+  if len(given) != 1:
+    what = " and ".join(f"--{name}" for name in given) or "no budget"
+    raise UserError(f"--schedule: needs one of --steps=N, --tokens=N and --target=FLOPS, the budget; not {what}")
+  scales = {name: column for name in "NDC" if (column := getattr(arguments, name.lower()))}
+  if scales and given == ["steps"]:
+    raise UserError(f"--{next(iter(scales)).lower()}: is for --tokens or --target; the budget is --steps")
+  read, _ = _read(arguments, scales)
+  of_folder = Path(arguments.points).is_dir()
+  steps = {group: _steps_of_budget(arguments, per_step) for group, per_step in read.per_step.items()}
+  forecasters, notes = groups.fit("", read, of_folder)
+  proposals = []
+  for group, forecaster in forecasters.items():
+    per_step = read.per_step[group]
+    proposals.append(decays.propose(forecaster, steps[group], forecaster.warmup, notes, group, per_step))
+    _show_proposal(proposals[-1], output)
+  output.notes(f"note: {text}" for text in notes)
+  return decays.DecayProposals(proposals) if of_folder else proposals[0]
 
 
-def _refuse(arguments: argparse.Namespace) -> None:
-  """Refuses options that are of no use for loss curves."""
-  others = (
-    "n",
-    "d",
-    "c",
-    "x",
-    "stderr",
-    "drop_largest",
-    "reach",
-    "max_params",
-    "max_tokens",
-    "served",
-    "target",
-    "cap",
-  )
+def _steps_of_budget(arguments: argparse.Namespace, per_step: "PerStep") -> int:
+  from bigmodel.laws.schedules import budgets
+
+  if arguments.tokens is not None:
+    missing = "the tokens of a step are unknown; name their column with --d, the sum up to each row"
+    return budgets.steps("--tokens", arguments.tokens, per_step.tokens, missing)
+  if arguments.target is not None:
+    missing = "the FLOPs of a step are unknown; name their column with --c, the sum up to each row, or --n and --d"
+    return budgets.steps("--target", arguments.target, per_step.flops, missing)
+  return arguments.steps
+
+
+def _refuse(arguments: argparse.Namespace, more: "Sequence[str]") -> None:
+  """Refuses options that are of no use for loss curves, `more` among them."""
+  others = ("x", "stderr", "drop_largest", "reach", "max_params", "max_tokens", "served", *more)
   for name in others:
     if getattr(arguments, name, None):
       raise UserError(f"--{name.replace('_', '-')}: cannot be used with --schedule")
   if getattr(arguments, "intervals", "bootstrap") != "bootstrap":
     raise UserError("--intervals: cannot be used with --schedule")
   if Path(arguments.points).is_dir():
-    raise UserError(f"{arguments.points}: is a folder; --schedule needs a CSV of loss curves")
+    names = ("curve", "step", "lr", "group", "warmup", "n", "d", "c")
+    defaults = {"curve": "curve", "step": "step", "lr": "lr"}
+    for name in names:
+      if (getattr(arguments, name, None) or defaults.get(name)) != defaults.get(name):
+        raise UserError(f"--{name}: is for a CSV; {arguments.points} is a folder, whose runs have it")
 
 
-def _read(arguments: argparse.Namespace) -> tuple["CurveSets", "Columns"]:
+def _read(arguments: argparse.Namespace, scales: dict[str, str]) -> tuple["CurveSets", "Columns"]:
+  """The curves of a CSV, whose `scales` (N, D, C) have these columns, or of the runs in a folder."""
   from bigmodel.laws.schedules import reading
 
   group = getattr(arguments, "group", "")
-  columns = reading.Columns(arguments.curve, arguments.step, arguments.lr, arguments.loss, group)
-  return reading.read(arguments.points, columns, arguments.warmup), columns
+  columns = reading.Columns(arguments.curve, arguments.step, arguments.lr, arguments.loss, group, scales)
+  if not Path(arguments.points).is_dir():
+    return reading.read(arguments.points, columns, arguments.warmup), columns
+  from bigmodel.study import curves
 
-
-def _fit(names: str, curves: list, group: str) -> "Forecaster":
-  from bigmodel.laws.schedules import forecast as forecasts
-  from bigmodel.laws.schedules import laws
-
-  try:
-    if names == AUTO:
-      return forecasts.best(forecasts.fit(curves, forecasts.candidates(curves)))
-    return forecasts.fit(curves, laws.find(names.split(",") if names else (), "--law"))
-  except UserError as error:
-    raise UserError(f"group {group}: {error}" if group else str(error)) from error
+  loss = "" if arguments.loss == reading.Columns.loss else arguments.loss
+  return curves.read(arguments.points, loss), columns
 
 
 def _steps(at: list[str]) -> list[int]:
@@ -185,13 +192,16 @@ def _show_proposal(made: "DecayProposal", output: Output) -> None:
     )
     for each in (made.best, *made.usual)
   ]
-  output.say(f"{made.steps:,} steps, with a warm-up of {made.warmup:,} steps to {made.peak:.3g}")
+  amounts = [f"{made.steps:,} steps"]
+  amounts += [f"{made.tokens:.4g} tokens"] if made.tokens is not None else []
+  amounts += [f"{made.flops:.4g} FLOPs"] if made.flops is not None else []
+  about = f"{', '.join(amounts)}, with a warm-up of {made.warmup:,} steps to {made.peak:.3g}"
+  output.say(f"{made.group}: {about}" if made.group else about)
   output.table("decays", ("decay", "from step", "to rate", "loss", "more loss", "90% interval"), rows)
   output.say(f"90% interval of the loss of the proposed decay: {_interval(made.best.interval90)}")
   if any(each.difference90[0] <= 0 for each in made.usual):
     output.say("differences whose interval includes 0 are not significant")
   output.say(f"rates below {made.lowest_fitted * made.peak:.3g} were not tried: no fitted curve goes there")
-  output.notes(f"note: {text}" for text in made.warnings)
 
 
 def _interval(ends: object) -> str:

@@ -140,7 +140,8 @@ def _runs_of(cell: Facts) -> str:
   ends = [f"{cell['diverged']} diverged"] if cell["diverged"] else []
   if cell["stopped"]:
     loss = "" if cell["loss_at_stop"] is None else f" with {cell['loss_at_stop']:.4g}"
-    ends.append(f"{cell['stopped']} stopped at step {cell['stopped_at']:,}{loss}")
+    ahead = f", forecast {cell['forecast']:.4g}" if cell["forecast"] is not None else ""
+    ends.append(f"{cell['stopped']} stopped at step {cell['stopped_at']:,}{loss}{ahead}")
   whole = f"{cell['finished']} of {cell['runs']}" if cell["finished"] < cell["runs"] else str(cell["finished"])
   return f"{whole} ({', '.join(ends)})" if ends else whole
 

@@ -116,7 +116,7 @@ def _forecast_surface(
   asked = [scale_of(where) for where in at]
   budgets = np.geomspace(points.C.min(), max(points.C.max(), *(place.C for place in asked)), POINTS_OF_A_LINE)
   along = [scale_of(float(C)) for C in budgets]
-  predicted = _table(forecasts.rows([*asked, *along], forecaster.predict), ("N", "D", "C"))
+  predicted = table_of(forecasts.rows([*asked, *along], forecaster.predict), ("N", "D", "C"))
   weights = {fit.law.name: float(weight) for fit, weight in zip(forecaster.fits, forecaster.weights, strict=True)}
   shown = pl.DataFrame({"C": points.C, "loss": points.loss})
   beyond = [reach.times(scale.N * scale.D, points.N * points.D) for scale in asked]
@@ -137,7 +137,7 @@ def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | 
   ends = {name: (x.min(), max(x.max(), *asked)) for name, (x, _) in data.items()}
   places = [(name, x) for name in data for x in asked]
   along = [(name, float(x)) for name in data for x in np.geomspace(*ends[name], POINTS_OF_A_LINE)]
-  predicted = _table(curves.rows(data, places + along), keys)
+  predicted = table_of(curves.rows(data, places + along), keys)
   shown = pl.concat(
     pl.DataFrame({"group": name, "x": x, "loss": loss}).select(*keys, "loss") for name, (x, loss) in data.items()
   )
@@ -146,7 +146,7 @@ def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | 
   return Forecast(of_asked, shown, predicted[len(places) :], curves.method().weights)
 
 
-def _table(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
+def table_of(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
   """Forecast rows with the ends of each interval in columns of their own, such as `low90` and `high90`."""
   table_ = pl.DataFrame(msgspec.to_builtins(rows))
   intervals = [name for name in table_.columns if name.startswith("interval")]

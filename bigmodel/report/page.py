@@ -137,6 +137,7 @@ def environment() -> jinja2.Environment:
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
   )
   made.filters |= {"duration": duration, "number": number, "interval": interval, "cell": cell, "beyond": beyond}
+  made.filters["setting"] = setting
   return made
 
 
@@ -207,6 +208,11 @@ def cell(value: object) -> str:
   if isinstance(value, list | tuple):
     return interval(value)
   return number(value) if value is None or isinstance(value, int | float) else str(value)
+
+
+def setting(value: object) -> str:
+  """The value of a config's field as a cell of a table."""
+  return ", ".join(map(str, value)) if isinstance(value, list | tuple) else cell(value)
 
 
 def interval(pair: Sequence[float | None] | None) -> str:

@@ -1,6 +1,7 @@
 """Studies: the names with which config files and scripts describe, run and read a study."""
 
 from bigmodel.designs.branches import Branches
+from bigmodel.designs.early_stopping import EarlyStopping
 from bigmodel.designs.fractions import Fractions
 from bigmodel.designs.grids import Grid, Listed
 from bigmodel.designs.halving import Halving, Hyperband
@@ -19,6 +20,7 @@ from bigmodel.train.single_run import single_run
 __all__ = [
   "Between",
   "Branches",
+  "EarlyStopping",
   "Fractions",
   "Grid",
   "Halving",

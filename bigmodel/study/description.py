@@ -31,4 +31,5 @@ class Study:
   seeds: int = 1  # runs, with different seeds, of a middle size at the largest budget; they measure the noise
   scan: Scan | None = None
   target: Target | None = None
+  schedules: Sequence[str] = ()  # whose last losses the report forecasts from the runs' loss curves
   accept_failed: bool = False  # whether to seal the forecast even if fitted runs have failed

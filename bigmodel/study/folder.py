@@ -22,7 +22,7 @@ Trial = tuple[dict[str, Value], float | None]  # the overrides of a run, and its
 
 
 class About(msgspec.Struct, frozen=True):
-  """The contents of study.json. Laws may be added later; the other fields cannot change."""
+  """The contents of study.json. Laws and schedules may be added later; the other fields cannot change."""
 
   name: str
   question: str
@@ -31,6 +31,7 @@ class About(msgspec.Struct, frozen=True):
   convention: str
   target_flops: float | None
   config: dict[str, Value]  # flat
+  schedules: tuple[str, ...] = ()
 
   def fixed(self) -> dict[str, object]:
     """Returns the fields that cannot change while a folder holds the study."""

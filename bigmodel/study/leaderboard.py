@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from bigmodel.declarations import Value
-from bigmodel.record import Record
+from bigmodel.record import Record, StoppedBy
 from bigmodel.study import comparisons
 from bigmodel.study.plan import PlannedRun
 
@@ -38,6 +39,9 @@ class Cell(msgspec.Struct, frozen=True):
   run_ids: tuple[str, ...]
   may_be_best: bool | None = None  # None: not compared
   worse: bool | None = None
+  # The forecast for which early stopping stopped the setting, and the loss above which it lies at the stated level.
+  forecast: float | None = None
+  forecast_low: float | None = None
 
   @property
   def is_complete(self) -> bool:
@@ -54,6 +58,8 @@ class Cell(msgspec.Struct, frozen=True):
   def rank(self) -> tuple[int, int, float]:
     if self.loss is not None:
       return (0 if self.is_complete else 1), 0, self.loss
+    if self.forecast is not None:
+      return 2, -sys.maxsize, self.forecast
     return 2, -(self.stopped_at or 0), math.inf if self.loss_at_stop is None else self.loss_at_stop
 
 
@@ -87,7 +93,7 @@ def board(planned: Sequence[PlannedRun], records: Sequence[Record]) -> Board | N
 
   A complete cell, whose runs all finished, ranks above every cell with a run that diverged or was stopped at a rung,
   because the runs left in such a cell survived partly by luck. A cell whose runs were all stopped ranks by the step
-  they reached, then by the held-out loss at that step.
+  they reached, then by the held-out loss at that step; by the forecast of its last loss, if that stopped it.
 
   Only complete cells are compared (see `comparisons`). `may_be_best` and `worse` are None for the others, and for all
   cells if no setting has two seeds. `candidates` is the number of cells that may be the best, and `alike` of those not
@@ -160,6 +166,7 @@ def _cell(overrides: dict[str, Value], records: Sequence[Record]) -> Cell:
   losses = [run.loss for run in records if run.finished]
   stopped = [run for run in records if run.status == "stopped"]
   last = max((one.steps for one in stopped), default=None)
+  stopped_by = next((one.stopped_by for one in stopped if isinstance(one.stopped_by, StoppedBy)), None)
   losses_there = [one.loss_eval for one in stopped if one.steps == last and one.loss_eval is not None]
   return Cell(
     overrides=overrides,
@@ -175,6 +182,8 @@ def _cell(overrides: dict[str, Value], records: Sequence[Record]) -> Cell:
     stopped_at=last,
     loss_at_stop=float(np.mean(losses_there)) if losses_there else None,
     run_ids=tuple(one.run_id for one in records),
+    forecast=stopped_by.predicted if stopped_by else None,
+    forecast_low=stopped_by.low if stopped_by else None,
   )
 
 

@@ -11,11 +11,13 @@ from bigmodel.config import Config, flatten, require
 from bigmodel.data.pipeline import Datasets
 from bigmodel.declarations import Value
 from bigmodel.designs.design import CountsOf, Overrides, Planned, repeat_seeds
+from bigmodel.designs.early_stopping import EarlyStopping
 from bigmodel.designs.halving import Halving
 from bigmodel.designs.isoflop import IsoFlop
 from bigmodel.designs.search import Search
 from bigmodel.files import absolute
 from bigmodel.laws import forecast, forms
+from bigmodel.laws.schedules import notation
 from bigmodel.study import folder
 from bigmodel.study import plan as plans
 from bigmodel.study.description import Study
@@ -26,7 +28,8 @@ from bigmodel.train.configs import with_overrides
 from bigmodel.train.resolution import check, check_resolved, resolve
 from bigmodel.train.run import Run
 
-ADAPTIVE_DESIGNS = (Search, Halving)  # designs whose later runs depend on earlier results
+PAUSING_DESIGNS = (Halving, EarlyStopping)  # designs whose runs pause, are compared and may be stopped
+ADAPTIVE_DESIGNS = (Search, *PAUSING_DESIGNS)  # designs whose later runs depend on earlier results
 LEAST_EXTRAPOLATION = 8  # smallest ratio of the target's budget to the largest fitted budget
 
 
@@ -57,6 +60,7 @@ class Prepared:
       convention=study.design.convention,
       target_flops=study.target.flops if study.target else None,
       config=flatten(places.replaced(self.config, self.places)),
+      schedules=tuple(study.schedules),
     )
 
   def make(self, overrides: Overrides, provenance: Mapping[str, str] | None = None) -> Run:
@@ -104,6 +108,8 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     f"get_study: {type(inner).__name__} is adaptive; {type(study.design).__name__} cannot contain it",
   )
   forecast.find_laws([name for name in study.laws if name != "isoflop"], "get_study: laws")
+  for text in study.schedules:
+    notation.parse(text, peak=1.0, warmup=0, where="get_study: schedules")
   check(with_horizon(config))
   datasets = Datasets(config)
   named = places.of_study(config, datasets.base.sha256, workdir)
@@ -112,12 +118,23 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     run = prepared.make(planned.overrides)
     prepared.runs.setdefault(run.run_id, run)
     prepared.planned.setdefault(run.run_id, []).append(planned)
+  _check_horizons(prepared)
   _check_laws(prepared)
   _check_target(prepared)
   folder.check_study(prepared.workdir, prepared.about())
   if (earlier := plans.read(prepared.workdir)) is not None:
     folder.check_runs(earlier, set(prepared.runs), prepared.workdir)
   return prepared
+
+
+def _check_horizons(prepared: Prepared) -> None:
+  """Raises `UserError` for a design that compares runs at pauses and whose runs have several horizons."""
+  design, steps = prepared.study.design, sorted({run.steps for run in prepared.runs.values()})
+  require(
+    not isinstance(design, PAUSING_DESIGNS) or len(steps) < 2,
+    f"study design: {type(design).__name__} compares runs of equal horizons, not of"
+    f" {' and '.join(f'{number:,}' for number in steps)} steps",
+  )
 
 
 def _check_laws(prepared: Prepared) -> None:

@@ -10,7 +10,7 @@ from bigmodel import record, tasks
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json
 from bigmodel.record import Record
-from bigmodel.study import folder, folds, leaderboard
+from bigmodel.study import curves, folder, folds, leaderboard
 from bigmodel.study import plan as plans
 from bigmodel.study.folder import About
 from bigmodel.study.plan import Plan
@@ -56,7 +56,7 @@ def gather(workdir: epath.Path, forecast: JsonObject | None) -> JsonObject:
     "scans": fits["scans"],
     "programs": [group.run_ids for group in plan.groups],
     "provenance": _provenance(records),
-  }
+  } | ({"loss_curves": curves.forecasts(workdir, about.schedules)} if about.schedules else {})
   return msgspec.json.decode(msgspec.json.encode(facts))  # the types of a parsed report.json
 
 

@@ -9,10 +9,11 @@ from etils import epath
 
 from bigmodel.config import require
 from bigmodel.designs import halving
+from bigmodel.designs.early_stopping import EarlyStopping
 from bigmodel.errors import Interrupted
 from bigmodel.parallel import hosts
+from bigmodel.study import early_stopping, rungs
 from bigmodel.study import plan as plans
-from bigmodel.study import rungs
 from bigmodel.study.plan import Plan, Workforce
 from bigmodel.train.leases import POLL_SECONDS
 from bigmodel.train.run import Run
@@ -73,8 +74,8 @@ def wait_for(path: epath.Path, stop: Stop) -> bool:
   return True
 
 
-class HalvingRounds:
-  """Trains the runs of a halving design; each round takes them to one rung."""
+class PausingRounds:
+  """Trains the runs of a design that compares them at pauses; each round takes runs to one of these steps."""
 
   def __init__(
     self, plan: Plan, runs: Sequence[Run], workdir: epath.Path, train_groups: Train, workforce: Workforce, stop: Stop
@@ -85,12 +86,15 @@ class HalvingRounds:
     self._seconds = {run.run_id: run.expected_seconds for run in plan.runs}
     self._reached = dict.fromkeys(self._runs, 0)  # steps reached by each run
 
-  def run(self, design: halving.Halving, measure: str) -> None:
-    """Trains all runs from rung to rung, and the surviving runs to the end."""
+  def run(self, design: halving.Halving | EarlyStopping, measure: str) -> None:
+    """Trains all runs from pause to pause, and the surviving runs to the end."""
     runs = list(self._runs.values())
-    if warning := halving.undecayed(design, runs):
-      log.warning("%s", warning)
-    rungs.run(design, runs, measure, self._train_to)
+    if isinstance(design, EarlyStopping):
+      early_stopping.run(design, runs, measure, self._train_to)
+    else:
+      if warning := halving.undecayed(design, runs):
+        log.warning("%s", warning)
+      rungs.run(design, runs, measure, self._train_to)
     end(self._workdir, self._runs, self._stop)
 
   def _train_to(self, alive: dict[str, Run], until: int) -> None:

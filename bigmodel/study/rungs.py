@@ -22,20 +22,18 @@ def run(design: Halving, runs: Sequence[Run], measure: str, train_to: Callable[[
   for halving, members in design.brackets(runs):
     alive = {run.run_id: run for run in members}
     for rung in halving.rungs(members[0].steps):
-      _resume_stopped(alive, rung)
+      resume_stopped(alive, rung)
       train_to(alive, rung)
-      losses = hosts.first(
-        lambda rung=rung, alive=alive: {i: _value_at(run, rung, measure) for i, run in alive.items()}
-      )
+      losses = hosts.first(lambda rung=rung, alive=alive: {i: value_at(run, rung, measure) for i, run in alive.items()})
       survivors = halving.survivors({run_id: math.inf if loss is None else loss for run_id, loss in losses.items()})
       for run_id in sorted(alive.keys() - survivors):
         hosts.first(lambda run=alive[run_id], rung=rung: _stop(run, rung))
       alive = {run_id: run for run_id, run in alive.items() if run_id in survivors}
-    _resume_stopped(alive, 0)
+    resume_stopped(alive, 0)
     train_to(alive, 0)
 
 
-def _resume_stopped(alive: Mapping[str, Run], until: int) -> None:
+def resume_stopped(alive: Mapping[str, Run], until: int) -> None:
   """Sets aside the records of runs that stopped before the step `until` (0: the end), so that they resume."""
 
   def resume() -> None:
@@ -52,7 +50,7 @@ def _stop(run: Run, rung: int) -> None:
     stopped_record(run, rung)
 
 
-def _value_at(run: Run, step: int, measure: str) -> float | None:
+def value_at(run: Run, step: int, measure: str) -> float | None:
   """Returns the measure of a run at a rung, smaller being better; None if it diverged or failed before.
 
   A run that passed this step in another bracket, which has no rung there, is compared by its next rung.

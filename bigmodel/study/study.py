@@ -12,7 +12,6 @@ from bigmodel import record
 from bigmodel.config import Config, require
 from bigmodel.designs.design import Overrides
 from bigmodel.designs.grids import Listed
-from bigmodel.designs.halving import Halving
 from bigmodel.designs.search import Search
 from bigmodel.errors import Interrupted, RunsFailed, UserError
 from bigmodel.files import JsonObject, absolute, write_json
@@ -23,7 +22,7 @@ from bigmodel.study import plan as plans
 from bigmodel.study.description import Study
 from bigmodel.study.fits import fit_study
 from bigmodel.study.plan import HERE, Plan, Workforce
-from bigmodel.study.prepare import Prepared, prepare
+from bigmodel.study.prepare import PAUSING_DESIGNS, Prepared, prepare
 from bigmodel.train import leases, places
 from bigmodel.train.display import Display, duration
 from bigmodel.train.run import Run, interruptible
@@ -107,9 +106,9 @@ def _train_design(prepared: Prepared, plan: Plan, train_groups: rounds.Train, wo
     _search(prepared, design, train_groups, workforce, stop)
     return
   runs = _all_runs(prepared, plan)
-  if isinstance(design, Halving):
+  if isinstance(design, PAUSING_DESIGNS):
     members = [runs[run_id] for run_id in prepared.runs]
-    rounds.HalvingRounds(plan, members, workdir, train_groups, workforce, stop).run(design, prepared.study.measure)
+    rounds.PausingRounds(plan, members, workdir, train_groups, workforce, stop).run(design, prepared.study.measure)
     return
   train_groups(plan.groups, runs)
 
@@ -139,8 +138,8 @@ def _all_runs(prepared: Prepared, plan: Plan) -> dict[str, Run]:
   earlier = {run.run_id: run.overrides for run in plan.runs if run.run_id not in prepared.runs}
   runs = prepared.runs | {run_id: prepared.make(overrides) for run_id, overrides in earlier.items()}
   branches = {run.run_id: run.trunk for run in plan.runs}
-  if isinstance(prepared.study.design, Halving):
-    branches = {}  # the runs of a halving design start together
+  if isinstance(prepared.study.design, PAUSING_DESIGNS):
+    branches = {}  # the runs of such a design start together
   return {run_id: dataclasses.replace(run, branch=branches.get(run_id, Branch())) for run_id, run in runs.items()}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 from etils import epath
+from msgspec import UNSET, UnsetType
 
 from bigmodel import hardware, models, record, train
 from bigmodel.accounting import Flops
@@ -12,7 +13,7 @@ from bigmodel.config import nearest, require
 from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.parallel import hosts
-from bigmodel.record import Branch, Record
+from bigmodel.record import Branch, Record, StoppedBy
 from bigmodel.tasks.metrics import as_loss, main
 from bigmodel.train.run import Run, now, read_status, write_status
 
@@ -44,8 +45,8 @@ def write_rung(run: Run, step: int, rung: Rung) -> None:
   hosts.first(lambda: write_json(run.folder / "rungs.json", document))
 
 
-def stopped_record(run: Run, step: int) -> Record:
-  """Writes the record of a run that was stopped at a rung."""
+def stopped_record(run: Run, step: int, stopped_by: StoppedBy | UnsetType = UNSET) -> Record:
+  """Writes the record of a run that was stopped at a rung, with the forecast for which early stopping did so."""
   rung, seconds = read_rungs(run)[step], read_status(run.folder).seconds
   stopped = msgspec.structs.replace(
     unevaluated(run, step),
@@ -55,6 +56,7 @@ def stopped_record(run: Run, step: int) -> Record:
     loss_train=rung.loss_train,
     loss_eval=rung.loss_eval,
     metrics=rung.metrics,
+    stopped_by=UNSET if rung.loss_eval is None else stopped_by,
     seconds=seconds,
   )
   return end(run, stopped)

@@ -195,7 +195,7 @@ def test_a_run_that_passed_a_step_without_a_rung_is_compared_by_its_next_rung(co
   (one,) = fake_runs(config, tmp_path, 1)
   write_rung(one, 2, Rung(0.5, 3.0))
   write_rung(one, 6, Rung(0.5, 2.0))
-  assert [rungs._value_at(one, step, "loss") for step in (2, 4, 6, 8)] == [3.0, 2.0, 2.0, None]
+  assert [rungs.value_at(one, step, "loss") for step in (2, 4, 6, 8)] == [3.0, 2.0, 2.0, None]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

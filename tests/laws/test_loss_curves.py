@@ -1,18 +1,30 @@
 """Laws of the learning-rate schedule: sums are exact, fits find the truth, forecasts hold, bad input is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bigmodel
+from bigmodel import study
 from bigmodel.cli import main
-from bigmodel.config import load_module
+from bigmodel.config import flatten, load_module
 from bigmodel.errors import UserError
+from bigmodel.files import write_json, write_jsonl
 from bigmodel.laws.schedules import curves, decays, fitting, forecast, laws, notation, reading, runs, sums
 from bigmodel.laws.schedules.curves import Curve
+from bigmodel.study import Grid, Study
+from bigmodel.study import curves as study_curves
+from bigmodel.train import metrics
+from bigmodel.train.display import Display
+from bigmodel.train.loop import train_runs
+from bigmodel.train.run import Run
+from bigmodel.train.stop import StopRequest
 
 ROOT = Path(__file__).parents[2]
 PEAK, WARMUP = 2e-3, 40
@@ -375,3 +387,236 @@ def test_any_text_is_a_schedule_or_refused_in_one_line(text):
     assert 0 <= named.final <= 1
     assert named.decay <= named.steps
     assert np.isfinite(named.rates()).all() or named.steps > 1000
+
+
+def with_sums(path, made_curves, tokens=512, flops=3e6):
+  """A CSV of curves with the tokens and the FLOPs up to each row."""
+  lines = Path(written(path, made_curves)).read_text().split()
+  rows = [f"{line},{int(line.split(',')[1]) * tokens},{int(line.split(',')[1]) * flops}" for line in lines[1:]]
+  path.write_text("\n".join([f"{lines[0]},tokens,flops", *rows]) + "\n")
+  return str(path)
+
+
+def test_a_budget_of_tokens_or_compute_is_a_number_of_steps(tmp_path, capsys):
+  path = with_sums(tmp_path / "curves.csv", three())
+
+  def proposal(*options):
+    assert main.main(["design", path, "--schedule", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+  by_steps = proposal("--steps=1500")
+  assert (by_steps["tokens"], by_steps["flops"]) == (None, None)
+  for options in (["--tokens=768100", "--d=tokens"], ["--target=4.5e9", "--c=flops"]):
+    ours = proposal(*options)
+    assert (ours["steps"], ours["best"]) == (1500, by_steps["best"])
+  assert ours["flops"] == pytest.approx(4.5e9)
+
+
+BUDGETS = {
+  "none": ([], "needs one of --steps=N, --tokens=N and --target=FLOPS, the budget; not no budget"),
+  "two": (["--steps=10", "--tokens=10"], "not --steps and --tokens"),
+  "no column of tokens": (["--tokens=1e6"], "--tokens: the tokens of a step are unknown; name their column with --d"),
+  "no column of FLOPs": (["--target=1e9", "--d=tokens"], "--target: the FLOPs of a step are unknown"),
+  "a column without use": (["--steps=10", "--d=tokens"], "--d: is for --tokens or --target"),
+  "not a sum": (["--tokens=1e6", "--d=loss*1000"], "tokens per step range from"),
+  "no such column": (["--tokens=1e6", "--d=token"], "no column 'token' for --d (did you mean 'tokens'"),
+  "less than a step": (["--tokens=10", "--d=tokens"], "--tokens: 10 is less than the 512 of one step"),
+  "only the warm-up": (["--tokens=5120", "--d=tokens"], "a run of 10 steps cannot be designed"),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_bad_budgets_are_refused_in_one_line(tmp_path, capsys, name):
+  options, message = BUDGETS[name]
+  path = with_sums(tmp_path / "curves.csv", three()[:2])
+  assert main.main(["design", str(path), "--schedule", *options]) == 2
+  said = capsys.readouterr().err.strip()
+  assert "\n" not in said
+  assert message in said
+
+
+def folder_of_runs(root, config, runs_, noise=1e-3):
+  """A study's folder whose runs follow a law: `runs_` are {name: (schedule, steps, peak, changes)}."""
+  (root / "study.json").parent.mkdir(parents=True, exist_ok=True)
+  (root / "study.json").write_text("{}")
+  for seed, (name, (schedule, steps, peak, changes)) in enumerate(runs_.items()):
+    one = config.copy_and_resolve_references()
+    one.optim.update(schedule=schedule, lr=peak, warmup=WARMUP / steps)
+    one.train.update(steps=steps, tokens=0, log_every=10)
+    one.update_from_flattened_dict(changes)
+    write_json(root / "runs" / name / "config.json", flatten(one))
+    rates, at = study_curves.rates(one), np.arange(10, steps + 1, 10)
+    law = laws.progress_annealing
+    loss = fitting.predict(law, law.theta(TRUTH), sums.sums(rates, at, PEAK, 1000.0))
+    loss = loss * np.exp(noise * np.random.default_rng(seed).normal(size=len(at)))
+    rows = [
+      {
+        "step": int(step),
+        "lr": float(rates[step]),
+        "loss": each,
+        **({"loss_eval": each + 1} if step % 100 == 0 else {}),
+      }
+      for step, each in zip(at, loss, strict=True)
+    ]
+    write_jsonl(root / "runs" / name / "metrics.jsonl", rows)
+  return root
+
+
+MANY = {
+  "wsd": ("wsd", 1000, PEAK, {}),
+  "cosine": ("cosine", 800, PEAK, {"seed": 3, "data.seed": 3}),
+  "constant": ("constant", 1000, PEAK, {}),
+  "other": ("wsd", 1000, PEAK / 2, {}),
+}
+
+
+def test_curves_of_a_study_are_forecast_by_sets_of_runs(resolved, tmp_path, capsys):
+  """Runs that differ in schedule, length and seeds belong together; another rate is another set, here of one run."""
+  config, _ = resolved
+  root = folder_of_runs(tmp_path / "study", config, MANY)
+  assert main.main(["forecast", str(root), "--schedule=linear:steps=1000", "--json"]) == 0
+  document = json.loads(capsys.readouterr().out)
+  assert [row["group"] for row in document["rows"]] == ["optim.lr=0.002"]
+  assert sorted(document["curves"]) == ["constant", "cosine", "wsd"]
+  assert any(
+    "group optim.lr=0.001: laws of the schedule need 2 or more curves" in note for note in document["warnings"]
+  )
+  assert any("losses are those of evaluations" in note for note in document["warnings"])
+  rates = notation.parse("linear:steps=1000", PEAK, WARMUP).rates()
+  law = laws.progress_annealing
+  truth = fitting.predict(law, law.theta(TRUTH), sums.sums(rates, np.array([1000]), PEAK, 1000.0))[0]
+  (row,) = document["rows"]
+  assert row["interval90"][0] <= truth + 1 <= row["interval90"][1]  # the held-out loss is larger by 1
+  assert main.main(["forecast", str(root), "--schedule=linear:steps=1000", "--loss=loss_train", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["rows"][0]["predicted"] == pytest.approx(truth, rel=5e-3)
+
+
+def test_a_decay_is_proposed_for_each_set_of_runs(resolved, tmp_path, capsys):
+  config, _ = resolved
+  wide = {f"{name}2": (*facts[:3], {**facts[3], "model.width": 32}) for name, facts in MANY.items() if name != "other"}
+  few = {name: facts for name, facts in MANY.items() if name != "other"}
+  root = folder_of_runs(tmp_path / "study", config, few | wide)
+  asked = ["design", str(root), "--schedule", "--target=1e10", "--loss=loss_train", "--json"]
+  assert main.main(asked) == 0
+  narrow, wider = json.loads(capsys.readouterr().out)["proposals"]
+  assert (narrow["group"], wider["group"]) == ("model.width=16", "model.width=32")
+  assert narrow["steps"] > wider["steps"]  # a step of the wider model takes more FLOPs
+  assert narrow["tokens"] == narrow["steps"] * config.train.batch_size * config.data.context
+  assert 0.99e10 < wider["flops"] <= 1e10
+  assert all(each["best"]["predicted"] <= each["usual"][0]["predicted"] for each in (narrow, wider))
+
+
+def test_rates_of_a_run_are_those_that_it_logs(resolved, tmp_path):
+  """With muP and multiples of single parameters, which are the same at every step."""
+  config, corpus = resolved
+  for schedule in ("wsd", "cosine"):
+    one = config.copy_and_resolve_references()
+    one.optim.update(schedule=schedule, parametrization="mup", rates=("output=0.5",))
+    one.train.update(steps=12, log_every=3)
+    run = Run(one, tmp_path / schedule)
+    train_runs([run], corpus, Display(quiet=True), StopRequest())
+    exact = study_curves.rates(one)
+    logged = {row["step"]: row["lr"] for row in metrics.read(run.folder)}
+    assert logged == {step: pytest.approx(exact[step], rel=1e-6) for step in (3, 6, 9, 12)}
+  (read,) = study_curves.read(tmp_path / "wsd").groups.values()
+  assert [len(each.rates) for each in read] == [13]
+  both = study_curves.read(tmp_path, "loss_train").groups[""]  # a folder with the folders of runs
+  assert sorted(each.name for each in both) == ["cosine", "wsd"]
+  evaluated = study_curves.read(tmp_path, "loss_eval").groups[""]
+  assert [each.steps.tolist() for each in evaluated] == [[12], [12]]  # of the record: there was none before the end
+
+
+def test_losses_that_a_branch_shares_with_its_trunk_count_once(resolved, tmp_path):
+  config, _ = resolved
+  root = folder_of_runs(tmp_path / "s", config, {"trunk": ("wsd", 1000, PEAK, {}), "branch": ("wsd", 500, PEAK, {})})
+  write_json(root / "runs" / "branch" / "trunk.json", {"trunk": "trunk", "step": 400})
+  branch, trunk = study_curves.read(root).groups[""]
+  assert branch.steps.tolist() == list(range(410, 501, 10))
+  assert trunk.steps.tolist() == list(range(10, 1001, 10))
+  assert (branch.shared, trunk.shared) == (0, 400)
+  (fit,) = forecast.fit([branch, trunk], [laws.progress_annealing]).fits
+  assert [len(error) for error in fit.errors] == [10, 60]  # of the trunk without what the branch shows, too
+
+
+BAD_FOLDERS = {
+  "nothing": ({}, "holds neither a study nor a run"),
+  "no metrics": ({"a": None}, "has no loss curves (run a is left out: it has no metrics yet)"),
+  "a ramp": ({"a": {"train.ramp": ("4@2560",)}, "b": {"train.ramp": ("4@2560",)}}, "its batch size changes"),
+  "one run": ({"a": {}}, "need 2 or more curves with different schedules, and there is 1 (a)"),
+  "one schedule": ({"a": {}, "b": {"seed": 5}}, "all 2 curves have one schedule"),
+  "sizes": ({"a": {}, "b": {"model.layers": 2}}, "none of the 2 groups of runs that differ only in schedule, length"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_folders_without_a_law_are_refused_in_one_line(resolved, tmp_path, capsys, name):
+  config, _ = resolved
+  members, message = BAD_FOLDERS[name]
+  root = folder_of_runs(tmp_path / "s", config, {k: ("wsd", 1000, PEAK, v or {}) for k, v in members.items()})
+  if not members:
+    (root / "study.json").unlink()
+  for run, changes in members.items():
+    if changes is None:
+      (root / "runs" / run / "metrics.jsonl").unlink()
+  for asked in (
+    ["forecast", str(root), "--schedule=cosine:steps=2000"],
+    ["design", str(root), "--schedule", "--steps=9"],
+  ):
+    assert main.main(asked) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert message in said
+
+
+def test_a_report_forecasts_other_schedules_from_the_curves_of_its_runs(config, tmp_path):
+  """Where the runs cannot show what a schedule does, the page says why."""
+  config.train.update(steps=12, log_every=2)
+  asked = ("linear:steps=12,final=.2", "cosine:steps=12,peak=1")
+  the_study = Study("s", "?", Grid({"optim.final": (0.1, 0.9)}), laws=(), schedules=asked)
+  report = study.run_study(study.prepare(config, the_study, tmp_path), True, StopRequest())
+  (row,) = report["loss_curves"]["rows"]
+  assert row["schedule"].startswith("linear:steps=12")
+  low, high = row["interval90"]
+  assert low < row["predicted"] < high
+  assert any("its peak of 1 is above the highest rate" in note for note in report["loss_curves"]["notes"])
+  page = (tmp_path / "report.html").read_text()
+  assert "Other schedules of the learning rate" in page
+  with pytest.raises(UserError, match="get_study: schedules: 'cosin' is no schedule"):
+    study.prepare(config, dataclasses.replace(the_study, schedules=("cosin:steps=9",)), tmp_path / "other")
+
+
+def test_python_fits_curves_of_a_table_a_file_and_a_folder(resolved, tmp_path, caplog):
+  """With the numbers of the command; and refuses what the command refuses."""
+  path = with_sums(tmp_path / "curves.csv", three())
+  columns = {"D": "tokens", "C": "flops"}
+  fitted = bigmodel.fit_curves(path, columns)
+  table = bigmodel.fit_curves(pl.read_csv(path), columns)
+  ahead, again = (each.forecast("wsd:steps=1000,end=2e-4", at=[500, 1000]) for each in (fitted, table))
+  assert ahead.table.equals(again.table)
+  assert ahead.table["x"].to_list() == [500, 1000]
+  assert len(bigmodel.plot(ahead).data) == 4
+  rates = notation.parse("wsd:steps=1000,end=2e-4", PEAK, WARMUP).rates()
+  of_rates = fitted.forecast(rates[1:])
+  assert of_rates.table[0, "predicted"] == ahead.table[1, "predicted"]
+  by_tokens = fitted.propose_decay(tokens=768e3)
+  assert by_tokens.best == fitted.propose_decay(steps=1500).best == fitted.propose_decay(flops=4.5e9).best
+  assert fitted.params["progress_annealing"] == pytest.approx(TRUTH, rel=0.15)
+  config, _ = resolved
+  root = folder_of_runs(tmp_path / "study", config, MANY)
+  with pytest.raises(UserError, match=r"group: '' is not one of the sets of runs: 'optim.lr=0.001'; 'optim.lr=0.002'"):
+    bigmodel.fit_curves(root)
+  of_folder = bigmodel.fit_curves(root, {"loss": "loss_train"}, "optim.lr=0.002", ["annealing"])
+  assert sorted(curve.name for curve in of_folder.forecaster.curves) == ["constant", "cosine", "wsd"]
+  for bad, message in (
+    (lambda: bigmodel.fit_curves({"step": [1]}), "no column 'curve'"),
+    (lambda: bigmodel.fit_curves(path, {"rate": "lr"}), "columns: 'rate' is not one of"),
+    (lambda: bigmodel.fit_curves(3), "curves: a int is not a polars DataFrame"),
+    (lambda: bigmodel.fit_curves(path, laws=["anealing"]), "did you mean 'annealing'"),
+    (lambda: fitted.forecast("cosine:steps=9,peak=1"), "its peak of 1 is above"),
+    (lambda: fitted.forecast([]), "schedule: the learning rates of the steps 1, 2"),
+    (lambda: fitted.forecast("wsd:steps=1000", at=[0]), "at: 0 is not a step"),
+    (lambda: fitted.propose_decay(), "give one of steps, tokens and flops, not none"),
+    (lambda: of_folder.propose_decay(steps=1000, tokens=1e6), "not steps and tokens"),
+  ):
+    with pytest.raises(UserError, match=message):
+      bad()

@@ -9,6 +9,7 @@ from scipy import stats
 
 from bigmodel.cli import study_runs
 from bigmodel.cli.console import Output
+from bigmodel.record import StoppedBy
 from bigmodel.report import sweeps
 from bigmodel.report.facts import Leaderboard
 from bigmodel.study import comparisons, leaderboard
@@ -156,6 +157,16 @@ def test_stopped_settings_rank_by_their_last_step_and_then_by_their_loss_there()
   assert [cell.stopped_at for cell in board.cells] == [None, 80, 40, 40]
   assert board.cells[1].loss_at_stop == pytest.approx(5.0, abs=0.05)
   assert board.cells[1].loss is None  # it is not compared with runs that finished
+
+
+def test_settings_that_were_stopped_early_rank_by_their_forecasts():
+  planned, records = fake_sweep({0.1: 2.0, 0.2: 4.0, 0.4: 3.0}, seeds=1)
+  for i, (steps, predicted) in enumerate(((40, 2.4), (80, 2.6)), 1):
+    why = StoppedBy(160, predicted, predicted - 0.1, 0.95, 2.0)
+    records[i] = replace(records[i], status="stopped", steps=steps, stopped_by=why)
+  board = leaderboard.board(planned, records)
+  assert [cell.overrides["optim.lr"] for cell in board.cells] == [0.1, 0.2, 0.4]
+  assert [(cell.forecast, cell.forecast_low) for cell in board.cells] == [(None, None), (2.4, 2.3), (2.6, 2.5)]
 
 
 def intervals_of_the_best_rate(rates, curve, seeds, noise, sweeps=150):

@@ -16,7 +16,7 @@ import pytest
 from bigmodel import record, study
 from bigmodel.errors import Interrupted, UserError
 from bigmodel.files import write_json
-from bigmodel.study import Between, Grid, Halving, Search, Study
+from bigmodel.study import Between, EarlyStopping, Grid, Halving, Search, Study
 from bigmodel.study import plan as plans
 from bigmodel.study.plan import Workforce
 from bigmodel.train import leases, watch
@@ -220,6 +220,7 @@ class InThread:
 
 LOOKS = {
   "halving": Halving(Grid({"optim.lr": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}), first=1 / 9),
+  "early stopping": EarlyStopping(Grid({"optim.lr": (1e-6, 3e-3, 1e-2, 3e-2)}), 0.8),
   "search": Search({"optim.lr": Between(1e-4, 1e-1, log=True)}, trials=6, at_once=3),
 }
 

@@ -20,6 +20,7 @@ EXAMPLES = (
   "bigmodel design points.csv --n=params --d=tokens --target=1e25 --cap=1e23",
   "bigmodel design runs/quickstart --target=1e14",
   "bigmodel design curves.csv --schedule --steps=72000",
+  "bigmodel design curves.csv --schedule --tokens=1.5e9 --d=tokens",
 )
 
 
@@ -29,13 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   columns.add_group(parser)
   columns.add_force(parser)
   loss_curves.add(parser)
-  parser.add_argument("--schedule", action="store_true", help="design the decay of the learning rate for --steps")
+  parser.add_argument(
+    "--schedule",
+    action="store_true",
+    help="design the decay of the learning rate for a run of --steps, --tokens or --target",
+  )
   parser.add_argument("--steps", type=options.whole_number(1), metavar="N", help="with --schedule: length of the run")
+  parser.add_argument(
+    "--tokens",
+    type=options.positive_number,
+    metavar="N",
+    help="with --schedule: tokens of the run; for a CSV, --d names the column of the tokens up to each row",
+  )
   parser.add_argument(
     "--target",
     type=options.positive_number,
     metavar="FLOPS",
-    help="the budget at which the loss is forecast (without --schedule)",
+    help="the budget at which the loss is forecast; with --schedule that of the run, and for a CSV --c (or --n and"
+    " --d) names the column of the FLOPs up to each row",
   )
   parser.add_argument(
     "--cap",
@@ -53,6 +65,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   if arguments.schedule:
     return facts.to_json(loss_curves.design(arguments, output))
+  if arguments.tokens or arguments.steps:
+    raise UserError("--steps, --tokens: are for --schedule; --target is the budget at which the loss is forecast")
   if arguments.target is None:
     raise UserError("--target: missing; give the budget at which the loss is forecast, or --schedule with --steps")
   cap = arguments.cap or arguments.target / 10

@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   session.start()
   source = columns.source(arguments, arguments.points)
   if Path(arguments.points).is_dir():
-    columns.refuse(arguments)
+    if not arguments.schedule:
+      columns.refuse(arguments)
     if arguments.score:
       raise UserError("--score: needs a CSV; the points are the folder of a study")
   if arguments.score:

@@ -1,11 +1,11 @@
 """What is learned from loss curves, as frozen types with the fields of their JSON documents."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-from bigmodel import files
 from bigmodel.laws.facts import ForecastMethod, ForecastRow, Params, TableForecast
 from bigmodel.laws.forecast import LEVELS
 from bigmodel.laws.schedules import forecast
@@ -34,6 +34,14 @@ class CurveForecast(TableForecast, frozen=True, kw_only=True):
   schedule: str
   laws: list[ScheduleLaw]
   curves: list[str]  # that were fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The file or folder of curves, and its hash."""
+
+  path: str
+  sha256: str
 
 
 def laws_of(forecaster: Forecaster, group: str) -> list[ScheduleLaw]:
@@ -68,15 +76,15 @@ def rows(forecaster: Forecaster, rates: np.ndarray, steps: Sequence[int], group:
 
 
 def assemble(
-  points: str, schedule: str, forecasters: dict[str, Forecaster], found: list[ForecastRow], notes: list[str]
+  source: Source, schedule: str, forecasters: dict[str, Forecaster], found: list[ForecastRow], notes: list[str]
 ) -> CurveForecast:
-  """The document of a forecast from a file of curves."""
+  """The document of a forecast from curves."""
   laws = [law for group, forecaster in forecasters.items() for law in laws_of(forecaster, group)]
   first = next(iter(forecasters.values()))
   weights = {law.name: law.weight for law in laws if law.group == laws[0].group}
   return CurveForecast(
-    points=points,
-    points_sha256=files.sha256_file(points),
+    points=source.path,
+    points_sha256=source.sha256,
     forecaster=ForecastMethod(forecast.NAME, forecast.VERSION, weights),
     rows=found,
     warnings=notes,

@@ -20,7 +20,8 @@ CHANGE = 0.1  # relative change of the rate in such a stretch
 class Curve:
   """A run's losses [R] at `steps` [R], and the learning rate of every step [steps + 1].
 
-  `first_row` is the first step whose rate was logged.
+  `first_row` is the first step whose rate was logged. The losses up to the step `shared` are also those of other
+  curves, such as the branches of a trunk, which begin after it.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Curve:
   loss: np.ndarray
   rates: np.ndarray
   first_row: int = 1
+  shared: int = 0
 
   @property
   def warmup(self) -> int:

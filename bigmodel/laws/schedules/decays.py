@@ -12,9 +12,10 @@ import numpy as np
 
 from bigmodel.errors import UserError
 from bigmodel.laws.facts import ForecastMethod, finite
-from bigmodel.laws.schedules import forecast
+from bigmodel.laws.schedules import budgets, forecast
 from bigmodel.laws.schedules import sums as schedule_sums
 from bigmodel.laws.schedules.answers import ScheduleLaw, laws_of
+from bigmodel.laws.schedules.budgets import PerStep
 from bigmodel.laws.schedules.forecast import FALL, Forecaster
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the steps after the warm-up
@@ -65,7 +66,10 @@ class Decay(msgspec.Struct, frozen=True):
 
 
 class DecayProposal(msgspec.Struct, frozen=True):
-  """The best decay for a number of steps, beside the usual ones of the same length."""
+  """The best decay for a number of steps, beside the usual ones of the same length.
+
+  `tokens` and `flops` are those of the steps, where the curves say them.
+  """
 
   steps: int
   warmup: int
@@ -76,6 +80,15 @@ class DecayProposal(msgspec.Struct, frozen=True):
   laws: list[ScheduleLaw]
   lowest_fitted: float  # rate, as a share of the peak
   warnings: list[str] = []
+  group: str = ""
+  tokens: float | None = None
+  flops: float | None = None
+
+
+class DecayProposals(msgspec.Struct, frozen=True):
+  """The proposals for the sets of runs in a folder."""
+
+  proposals: list[DecayProposal]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +108,14 @@ class _Candidate:
     return peak * np.minimum(at / max(warmup, 1), SHAPES[self.shape](done, self.final))
 
 
-def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -> DecayProposal:
+def propose(
+  forecaster: Forecaster,
+  steps: int,
+  warmup: int,
+  notes: list[str],
+  group: str = "",
+  per_step: PerStep = budgets.UNKNOWN,
+) -> DecayProposal:
   """Proposes a decay; raises `UserError` if the fitted curves do not identify what decays do."""
   if max(map(forecast.fall, forecaster.curves)) < FALL:
     raise UserError(
@@ -103,7 +123,10 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
       " cannot be identified; add a curve with a decay"
     )
   if not warmup < steps <= MOST_STEPS:
-    raise UserError(f"--steps: {steps:,} is not above the warm-up of {warmup:,} steps and at most {MOST_STEPS:,}")
+    raise UserError(
+      f"a run of {steps:,} steps cannot be designed: it is not above the warm-up of {warmup:,} steps and at most"
+      f" {MOST_STEPS:,}"
+    )
   finals = [forecaster.lowest, *(final for final in FINALS if final > 1.05 * forecaster.lowest)]
   usual = [
     _Candidate("cosine", "cosine", 1.0, finals[0]),
@@ -113,7 +136,7 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
   ]
   tried = [_Candidate("proposed", shape, share, final) for shape in SHAPES for share in SHARES for final in finals]
   best, of_usual = _compared(forecaster, tried, usual, steps, warmup)
-  laws = laws_of(forecaster, "")
+  laws = laws_of(forecaster, group)
   proposal = DecayProposal(
     steps=steps,
     warmup=warmup,
@@ -124,6 +147,9 @@ def propose(forecaster: Forecaster, steps: int, warmup: int, notes: list[str]) -
     laws=laws,
     lowest_fitted=forecaster.lowest,
     warnings=notes,
+    group=group,
+    tokens=None if per_step.tokens is None else steps * per_step.tokens,
+    flops=None if per_step.flops is None else steps * per_step.flops,
   )
   return finite(proposal)
 

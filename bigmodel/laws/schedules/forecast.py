@@ -115,6 +115,11 @@ class Forecaster:
     return _variance([self._weighted(parts) for parts in zip(*(fit.errors for fit in self.fits), strict=True)])
 
   @property
+  def warmup(self) -> int:
+    """The last step of the longest warm-up of a fitted curve."""
+    return max(curve.warmup for curve in self.curves)
+
+  @property
   def lowest(self) -> float:
     """The lowest rate after the warm-up of a fitted curve, as a share of the peak."""
     return min(float(curve.rates[curve.warmup :].min()) for curve in self.curves) / self.units.peak
@@ -209,14 +214,17 @@ def _fit_law(law: Law, parts: Sequence[Curve], units: Units, folds: Sequence[int
   stacked = schedule_sums.stack([units.sums(curve.rates, curve.steps) for curve in parts])
   loss = np.concatenate([curve.loss for curve in parts])
   owner = np.repeat(np.arange(len(parts)), [len(curve.loss) for curve in parts])
+  is_shared = np.concatenate([curve.steps <= curve.shared for curve in parts])
   whole = fitting.fit(law, stacked, loss, np.ones(len(loss)))
   thetas, errors = [], []
   for index in folds:
-    weights = (owner != index).astype(np.float64)
+    of_curve = owner == index
+    left_out = of_curve & ~is_shared if (of_curve & ~is_shared).any() else of_curve
+    weights = (~left_out).astype(np.float64)
     first = np.concatenate([whole.theta[None], fitting.starts(law, stacked, loss, weights, fitting.STARTS - 1)])
     theta = fitting.fit(law, stacked, loss, weights, first=first).theta
     thetas.append(theta)
-    errors.append(np.log(loss / fitting.predict(law, theta, stacked))[owner == index])
+    errors.append(np.log(loss / fitting.predict(law, theta, stacked))[left_out])
   residuals = np.log(loss / fitting.predict(law, whole.theta, stacked))
   return LawFit(law, whole.theta, np.array(thetas), tuple(errors), residuals)
 

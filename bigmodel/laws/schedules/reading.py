@@ -1,14 +1,17 @@
-"""Reads loss curves and schedules from a CSV. Errors name the row of the file."""
+"""Reads loss curves and schedules from a CSV or a table in memory. Errors name the row."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
+from bigmodel import files
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import table
-from bigmodel.laws.schedules import curves
+from bigmodel.laws import table, units
+from bigmodel.laws.schedules import budgets, curves
+from bigmodel.laws.schedules.budgets import PerStep
 from bigmodel.laws.schedules.curves import Curve
 from bigmodel.laws.schedules.notation import MOST_STEPS
 from bigmodel.readers import tables
@@ -16,21 +19,30 @@ from bigmodel.readers import tables
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """The columns of a CSV of curves. `group` separates sets that are fitted apart; empty: there is one."""
+  """The columns of a table of curves. `group` separates sets that are fitted apart; empty: there is one.
+
+  `scales` maps N (parameters), D (tokens up to a row) and C (FLOPs up to a row) to columns, for budgets.
+  """
 
   curve: str = "curve"
   step: str = "step"
   lr: str = "lr"
   loss: str = "loss"
   group: str = ""
+  scales: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class CurveSets:
-  """The curves of a file by group, and what was assumed in reading it."""
+  """The curves of a file or folder by group, and what was assumed in reading it.
+
+  `per_step` are the tokens and FLOPs of a step, by group, and `sha256` is that of the curves' source.
+  """
 
   groups: dict[str, list[Curve]]
   notes: list[str]
+  per_step: dict[str, PerStep]
+  sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +61,20 @@ def read(path: str, columns: Columns, warmup: int | None = None) -> CurveSets:
   what its column holds, steps that do not increase, and schedules that the rows do not show.
   """
   whole, notes = _open(path)
+  return _curve_sets(whole, notes, columns, warmup, files.sha256_file(path))
+
+
+def of_table(frame: pl.DataFrame, columns: Columns, warmup: int | None = None) -> CurveSets:
+  """The curves of a table in memory, as `read`; messages call it `curves`."""
+  if frame.is_empty():
+    raise UserError("curves: has no rows")
+  part = _Part(frame.with_row_index(table.ROW), "curves", "")
+  return _curve_sets(part, [], columns, warmup, files.sha256_text(frame.write_csv()))
+
+
+def _curve_sets(whole: _Part, notes: Sequence[str], columns: Columns, warmup: int | None, sha256: str) -> CurveSets:
+  """The curves of all rows."""
+  path = whole.path
   _require(
     whole,
     (columns.curve, "--curve", "which run a row belongs to"),
@@ -57,19 +83,40 @@ def read(path: str, columns: Columns, warmup: int | None = None) -> CurveSets:
     (columns.loss, "--loss", "the loss of a row"),
   )
   _require_value(whole, columns.curve)
-  found = {}
+  found, per_step = {}, {}
   for group, frame in table.groups(whole.frame, path, columns.group).items():
     parts = frame.partition_by(columns.curve, maintain_order=True, as_dict=True)
     found[group] = [
       _curve(str(key[0]), dataclasses.replace(whole, frame=part), columns, warmup) for key, part in parts.items()
     ]
+    per_step[group] = _per_step(dataclasses.replace(whole, frame=frame), columns)
+  notes = list(notes)
   late = [curve for curves_ in found.values() for curve in curves_ if curve.first_row > 1]
   if late and warmup is None:
     notes.append(
       f"{len(late)} of the curves begin after step 1 (curve {late[0].name} at step {late[0].first_row:,}); their rates"
       " are assumed to rise linearly from 0 up to there, unless --warmup=STEPS gives another length"
     )
-  return CurveSets(found, notes)
+  return CurveSets(found, notes, per_step, sha256)
+
+
+def _per_step(part: _Part, columns: Columns) -> PerStep:
+  """The tokens and FLOPs of a step, from the columns that hold their sums up to each row."""
+  steps = _numbers(part, columns.step)
+  if not columns.scales or not (steps > 0).any():
+    return budgets.UNKNOWN
+  part = dataclasses.replace(part, frame=part.frame.filter(pl.Series(steps > 0)))
+  there = table.names(part.frame)
+  named = [column.name for column in (units.parse(text, there) for text in columns.scales.values())]
+  plain = [pl.Series(name, _numbers(part, name)) for name in dict.fromkeys(named) if name in there]
+  frame, steps = part.frame.with_columns(plain), steps[steps > 0]
+  values = table.columns(frame, part.path, (), columns.scales)
+  if doubts := units.doubts(dict(columns.scales), {name: values[name] for name in columns.scales}, there):
+    raise UserError(f"{part.path}: {'; '.join(map(str, doubts))}")
+  return PerStep(
+    tokens=budgets.ratio(f"{part.path}: tokens", values["D"], steps) if "D" in values else None,
+    flops=budgets.ratio(f"{part.path}: FLOPs", values["C"], steps) if "C" in values else None,
+  )
 
 
 def _open(path: str) -> tuple[_Part, list[str]]:
