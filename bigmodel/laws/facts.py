@@ -117,6 +117,7 @@ class Fits(msgspec.Struct, frozen=True, kw_only=True):
   convention: str
   noise_floor: NoiseFloor | None = None
   scans: list[RateScan] = []
+  warnings: list[str] = []  # what is doubtful about the runs
   inputs_sha256: str = ""  # of the records and laws that it was made from
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from bigmodel import files
 from bigmodel.errors import UserError
-from bigmodel.laws import curves, forms, notes, points, reach, table, units
+from bigmodel.laws import collinear, curves, forms, notes, points, reach, table, units
 from bigmodel.laws.curves import XY
 from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points
@@ -52,7 +52,11 @@ class MeasuredRuns:
       found += reach.check(asked, quantity, value, of_points, force, hint(self.doubts))
     if found:
       self.require_plain(asked, force)
-    return [*found[-1:], *self._exchanged(asked, N, D)]
+    return [*found[-1:], *self._exchanged(asked, N, D), *self.off_line(asked, N, D)]
+
+  def off_line(self, asked: str, N: float, D: float) -> list[str]:
+    """A note if the runs lie on a line, such as D = 20 N, and (N, D) does not."""
+    return collinear.off_line(asked, N, D, self.points)
 
   def _exchanged(self, asked: str, N: float, D: float) -> list[str]:
     """A note if N and D would lie nearer to the points if they were exchanged."""
@@ -115,7 +119,7 @@ def runs_of_table(frame: pl.DataFrame, source: Source) -> MeasuredRuns:
   losses = notes.Losses(runs.loss, source.loss, bool(source.stderr))
   examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), losses, labels)
   kept = runs if examined.kept.all() else runs[examined.kept]
-  return MeasuredRuns(kept, [*map(str, doubts), *examined.notes], doubts)
+  return MeasuredRuns(kept, [*map(str, doubts), *examined.notes, *collinear.of_runs(kept)], doubts)
 
 
 def runs_of_records(records: Sequence[Record], convention: str) -> MeasuredRuns:
@@ -124,7 +128,8 @@ def runs_of_records(records: Sequence[Record], convention: str) -> MeasuredRuns:
   labels = [record.run_id for record in records if record.finished]
   examined = notes.examine(forms.LAWS["chinchilla"], (runs.N, runs.D), notes.Losses(runs.loss), labels)
   results = files.sha256_text(f"{convention} {sorted(record.result_sha256 for record in records if record.finished)}")
-  return MeasuredRuns(runs if examined.kept.all() else runs[examined.kept], examined.notes, [], results)
+  kept = runs if examined.kept.all() else runs[examined.kept]
+  return MeasuredRuns(kept, [*examined.notes, *collinear.of_runs(kept)], [], results)
 
 
 def curves_of_csv(source: Source) -> MeasuredCurves:

@@ -39,7 +39,7 @@ def examine(law: Law, columns: Sequence[np.ndarray], losses: Losses, labels: Lab
   """
   loss = losses.values
   notes = [*_same_scales(columns, loss, labels), *_rising(columns, losses), *_kind_of_loss(columns, losses)]
-  notes += _evaluations(law, columns)
+  notes += [*_evaluations(law, columns), *_two_values(law, columns)]
   far = outliers.find(law, columns, loss) if not any("rises with scale" in note for note in notes) else loss < 0
   if far.any():
     notes.append(_far(loss, labels, np.flatnonzero(far), losses.weighted))
@@ -122,6 +122,18 @@ def _evaluations(law: Law, columns: Sequence[np.ndarray]) -> list[str]:
         " the final losses of runs"
       ]
   return []
+
+
+def _two_values(law: Law, columns: Sequence[np.ndarray]) -> list[str]:
+  """A note on each scale of several that has two values only."""
+  if len(columns) < 2:
+    return []
+  values = {name: np.unique(column) for name, column in zip(law.columns, columns, strict=True)}
+  return [
+    f"{name} has only two values, {low:.4g} and {high:.4g}, which cannot show how its effect levels off; add runs with"
+    " a third"
+    for name, (low, high) in ((name, each) for name, each in values.items() if len(each) == 2)
+  ]
 
 
 def _far(loss: np.ndarray, labels: Labels, places: np.ndarray, weighted: bool) -> str:

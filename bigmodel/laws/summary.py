@@ -11,7 +11,7 @@ from bigmodel import user_files
 from bigmodel.accounting import params_of
 from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
-from bigmodel.laws import chinchilla, fitting, forecast, isoflop, uncertainty
+from bigmodel.laws import chinchilla, fitting, forecast, isoflop, measured, uncertainty
 from bigmodel.laws.facts import (
   Backtest,
   BudgetProfile,
@@ -28,12 +28,12 @@ from bigmodel.laws.facts import (
   finite,
 )
 from bigmodel.laws.law import Law
-from bigmodel.laws.points import Points, from_records
+from bigmodel.laws.points import Points
 from bigmodel.record import Record
 
 FAR = 10.0  # an optimum farther than this factor from the sizes that were run is marked as not inside
 MANY, FEW = 10, 5  # with more than `MANY` budgets, optima are computed at `FEW` of their range
-VERSION = 7  # of the fits; a new version fits again
+VERSION = 8  # of the fits; a new version fits again
 
 
 def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: str) -> str:
@@ -45,7 +45,8 @@ def inputs_sha256(records: Sequence[Record], laws: Sequence[str], convention: st
 
 def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_flops: float | None) -> Fits:
   """Fits every law to the finished records; `optimum` has those of each budget and of the target."""
-  points = from_records(records, convention)
+  runs = measured.runs_of_records(records, convention)
+  points = runs.points
   fitted: list[LawFit] = []
   optimum: list[Optimum] = []
   if "chinchilla" in laws:
@@ -66,7 +67,7 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_law(isoflop_fit, convention))
     optimum += isoflop_optima(isoflop_fit)
-  return finite(Fits(laws=fitted, optimum=optimum, points=len(points), convention=convention))
+  return finite(Fits(laws=fitted, optimum=optimum, points=len(points), convention=convention, warnings=runs.notes))
 
 
 def fit_points(points: Points, at: Sequence[float] = (), others: Mapping[str, Points] | None = None) -> TableFits:
@@ -214,7 +215,7 @@ def isoflop_optima(fit_: isoflop.Fit) -> list[Optimum]:
 def _other_conventions(records: Sequence[Record], convention: str) -> dict[str, Params]:
   """The law with parameters counted the other way; its fit does not use FLOPs."""
   other = "flops_6nd" if params_of(convention) == "params_non_embedding" else "flops_6nd_non_embedding"
-  fit_ = chinchilla.fit(from_records(records, other), bootstraps=0)
+  fit_ = chinchilla.fit(measured.runs_of_records(records, other).points, bootstraps=0)
   return {params_of(other): {**fit_.params}}
 
 
@@ -267,7 +268,7 @@ def make_forecast(
   It combines those of a study's `laws` that have a value at any size and budget, or `forecast.LAWS` if there are none.
   `noise` is the study's noise floor.
   """
-  points = from_records(records, convention)
+  points = measured.runs_of_records(records, convention).points
   combined = forecast.find_laws([name for name in laws if name != "isoflop"], "get_study: laws")
   seed_noise = noise.std / float(np.mean(noise.losses)) if noise else 0.0
   forecaster = forecast.fit(points, combined, seed_noise)

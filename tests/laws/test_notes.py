@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies
 
 from bigmodel.cli import main
-from bigmodel.laws import curves, forms, measured, notes, outliers
+from bigmodel.laws import collinear, curves, forms, measured, notes, outliers
+from bigmodel.laws.points import Points
 from bigmodel.laws.source import Source
 
 RNG = np.random.default_rng(0)
@@ -137,3 +138,41 @@ def test_order_and_exact_repeats_do_not_change_a_forecast(tmp_path, capsys):
     assert main.main(command) == 0
     printed.append(json.loads(capsys.readouterr().out)["rows"])
   assert printed[0] == printed[1]
+
+
+LINE = np.geomspace(1e7, 1e9, 12)
+
+
+def line_points(D, sizes=LINE):
+  return Points(sizes, D, 6 * sizes * D, 2 + 400 / sizes**0.34 + 400 / D**0.28)
+
+
+@pytest.mark.parametrize(
+  ("D", "text"),
+  [(20 * LINE, "D = 20 N"), (3e3 * LINE**0.7, "D = 3e+03 N^0.70"), (1e17 / LINE, "N D = 1e+17")],
+)
+def test_runs_on_a_line_are_named_and_places_off_it_say_how_far(D, text):
+  points = line_points(D * np.exp(0.02 * np.random.default_rng(1).normal(size=12)))
+  (note,) = collinear.of_runs(line_points(D))
+  assert f"all 12 runs lie close to the line {text}," in note
+  line = collinear.find(points)
+  assert line is not None
+  assert collinear.off_line("--at", 1e8, line.tokens(1e8), points) == []
+  (off,) = collinear.off_line("--at", 1e8, 5 * line.tokens(1e8), points)
+  assert "has 5 times the tokens of a run of that size on the line" in off
+  (off,) = collinear.off_line("--at", 1e8, line.tokens(1e8) / 4, points)
+  assert "has 4 times fewer tokens than a run of that size on the line" in off
+
+
+def test_runs_that_do_not_lie_on_a_line_have_no_note():
+  grid = Points(N, D, 6 * N * D, LOSS)
+  assert collinear.of_runs(grid) == []
+  assert collinear.off_line("--at", 1e9, 1e9, grid) == []
+  single = line_points(20 * LINE, np.full(12, 1e8))  # the laws refuse a single N
+  assert collinear.of_runs(single) == []
+
+
+def test_two_sizes_only_are_noted():
+  few = np.unique(N)[2] > N
+  (note,) = notes.examine(CHINCHILLA, (N[few], D[few]), notes.Losses(LOSS[few]), range(2, 99)).notes
+  assert "N has only two values" in note
