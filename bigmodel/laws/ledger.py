@@ -1,7 +1,6 @@
 """The ledger: sealed forecasts of runs beside the truth, and how well their intervals hold, by distance.
 
-Errors, widths and interval scores are in ln loss. The interval score of Gneiting and Raftery (2007) is the width of an
-interval, plus 2 / (1 - level) times the distance from the truth to the interval where the truth lies outside of it.
+Errors, widths and interval scores (`scoring.interval_score`) are in ln loss.
 """
 
 import math
@@ -11,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from bigmodel.laws import scoring
 from bigmodel.laws.facts import Forecast
 from bigmodel.laws.seals import LEVELS, Sealed
 
@@ -76,6 +76,7 @@ def entry(question: Question, sealed: Sealed[Forecast], actual: float) -> Entry:
   forecast = sealed.forecast
   intervals = {level: pair for level in LEVELS if (pair := getattr(forecast, level)) is not UNSET}
   method = forecast.forecaster
+  truth, *ends = (np.float64(x) for x in (actual, *forecast.interval90))
   return Entry(
     **msgspec.structs.asdict(question),
     forecaster=f"law {forecast.law}" if method is UNSET else f"{method.name}, version {method.version}",
@@ -87,15 +88,8 @@ def entry(question: Question, sealed: Sealed[Forecast], actual: float) -> Entry:
     log_error=math.log(actual / forecast.predicted),
     width=math.log(forecast.interval90[1] / forecast.interval90[0]),
     inside={level: bool(low <= actual <= high) for level, (low, high) in intervals.items()},
-    interval_score=interval_score(forecast.interval90, actual, NOMINAL["interval90"]),
+    interval_score=float(scoring.interval_score(truth, *ends, NOMINAL["interval90"])),
   )
-
-
-def interval_score(interval: tuple[float, float], actual: float, level: float) -> float:
-  """The interval score of an interval of a loss, in ln loss."""
-  low, high, truth = (math.log(x) for x in (*interval, actual))
-  outside = max(low - truth, 0.0) + max(truth - high, 0.0)
-  return high - low + 2 / (1 - level) * outside
 
 
 def make(entries: Sequence[Entry], without: Sequence[Without]) -> Ledger:

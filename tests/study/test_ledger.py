@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from bigmodel import record
+from bigmodel import experiments, record
 from bigmodel.cli import main
+from bigmodel.config import load_module
+from bigmodel.errors import UserError
 from bigmodel.files import read_json, write_json
 from bigmodel.laws import facts, ledger, seals
 from bigmodel.laws.ledger import Question
@@ -200,3 +202,28 @@ def test_two_studies_of_the_same_name_are_not_kept_in_one_file(tmp_path, capsys)
   folders = [put(tmp_path / part, kept("one")) for part in ("first", "second")]
   assert main.main(["ledger", *folders, f"--keep={tmp_path / 'kept'}"]) == 2
   assert "another of these studies is named one" in capsys.readouterr().err
+
+
+def test_the_experiment_scores_its_folder(tmp_path, monkeypatch):
+  module, _ = load_module(str(experiments.find("ledger")))
+  monkeypatch.setattr(module, "FOLDER", tmp_path)
+  with pytest.raises(UserError, match="holds no forecast with its truth"):
+    module.measure(tmp_path, True)
+  put(tmp_path, kept("one"), kept("two", 100.0, 2.5))
+  results = {result.what: result.ours for result in module.measure(tmp_path, True)}
+  assert results["all: forecasts"] == 2
+  assert results["100 times and more: truths inside interval90"] == 0
+
+
+def test_the_experiments_studies_differ_and_forecast_far():
+  """Each is found again by its seed, and its target is at least 8 times its largest budget."""
+  module, _ = load_module(str(experiments.find("ledger")))
+  for name in module.STUDIES:
+    config = module.get_config(name)
+    described = module.get_study(config)
+    assert described.name == name
+    assert described.target.flops >= 7.99 * max(described.design.budgets)
+  assert len({repr(module.get_config(name)) for name in module.STUDIES}) == len(module.STUDIES)
+  assert sum(one.times >= 100 for one in module.STUDIES.values()) >= 4
+  with pytest.raises(UserError, match="bytes_sciense"):
+    module.get_config("bytes_sciense")
