@@ -268,7 +268,10 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
   forecaster: ForecastMethod | UnsetType = UNSET
   convention: str
   predicted: float
+  interval50: tuple[float, float] | UnsetType = UNSET  # earlier versions sealed only one interval
+  interval80: tuple[float, float] | UnsetType = UNSET
   interval90: tuple[float, float]
+  interval95: tuple[float, float] | UnsetType = UNSET
   parts: dict[str, float | None]  # standard deviations in ln loss that make up the interval, and the distance in ln C
   target: Target
   fitted: list[str] = []  # result_sha256 of the records it was made from

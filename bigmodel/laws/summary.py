@@ -260,12 +260,16 @@ def make_forecast(
   combined = forecast.find_laws([name for name in laws if name != "isoflop"], "get_study: laws")
   seed_noise = noise.std / float(np.mean(noise.losses)) if noise else 0.0
   forecaster = forecast.fit(points, combined, seed_noise)
+  (row,) = forecast.rows([forecast.Scale(target.N, target.D, target.C)], forecaster.predict)
   prediction = forecaster.predict([target.N], [target.D], [target.C])
   facts = Forecast(
     forecaster=forecaster.method(),
     convention=convention,
     predicted=prediction.predicted[0],
+    interval50=row.interval50,
+    interval80=row.interval80,
     interval90=(prediction.low[0], prediction.high[0]),
+    interval95=row.interval95,
     parts={
       "parameters": prediction.parameters[0],
       "discrepancy": prediction.discrepancy[0],
