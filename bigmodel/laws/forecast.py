@@ -176,9 +176,10 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
     errors = np.array([_growth(values, runs, origins) for values in expected])
   else:
     errors = np.array([_misfit(made) for made in fits])
-  # No weight for fits without finite losses; equal weights if all are such.
-  weights = np.where(np.isfinite(errors), errors + floor, np.inf) ** -SHARPNESS
-  weights = weights if weights.any() else np.ones(len(fits))
+  usable = np.flatnonzero(np.isfinite(errors))
+  if not len(usable):
+    raise UserError("no law has finite losses for these runs")
+  fits, weights = [fits[i] for i in usable], (errors[usable] + floor) ** -SHARPNESS
   noise = max(min(_noise(made, runs) for made in fits), seed_noise)
   spread = Spread(noise, DISCREPANCY, len(origins))
   return Forecaster(points, tuple(emphases.bootstrap(fits, bootstraps)), weights / weights.sum(), spread)
