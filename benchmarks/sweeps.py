@@ -35,7 +35,7 @@ SECONDS = 21.5  # planned time of a command: slightly more than 20, so that a fa
 TIMED = 4  # number of sequential runs that are timed
 LOGGED = 50  # steps per log line
 TURNS, STRIDE = 3, 8  # alternations of single run and sweep; steps per log line in these
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
+CONFIG = Path(__file__).parents[1] / "configs" / "small_decoder.py"
 
 
 def fields(width: int, steps: int) -> list[str]:

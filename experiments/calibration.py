@@ -287,7 +287,11 @@ def stated(judged: list[tuple[Case, Judged]]) -> list[Result]:
   for name in TRUTHS:
     results += _stated(f"truth {name}, best sizes", _best_sizes(part for c, part in judged if c.truth.name == name))
   for noise in NOISES:
-    results += _stated(f"noise {noise:.1%}, best sizes", _best_sizes(part for c, part in judged if c.noise == noise))
+    these = [(case, part) for case, part in judged if case.noise == noise]
+    ratios = [(part.width / ideal_width(case))[::2] for case, part in these]
+    where = f"noise {noise:.1%}, best sizes"
+    results += _stated(where, _best_sizes(part for _, part in these))
+    results.append(Result(f"median of width over ideal width, {where}", None, float(np.median(ratios))))
   everything = _best_sizes(part for _, part in judged)
   tenths = enumerate(everything.shares().tolist(), 1)
   return results + [Result(f"share of truths in tenth {i}, best sizes", 0.1, share, 0.03) for i, share in tenths]

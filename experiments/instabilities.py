@@ -37,7 +37,7 @@ ARMS = {
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:
-  config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
+  config, _ = load(str(Path(__file__).parents[1] / "configs" / "small_decoder.py"), [])
   config.data.context = 64
   config.train.update(steps=400, batch_size=8, checkpoint_every=1 << 30)
   runs = [

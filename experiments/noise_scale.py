@@ -31,7 +31,7 @@ TARGET, CONTEXT = 2.45, 64
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:
-  config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
+  config, _ = load(str(Path(__file__).parents[1] / "configs" / "small_decoder.py"), [])
   config.data.context = CONTEXT
   config.model.update(width=32, head_size=16)
   config.optim.update(schedule="constant", final=0.1, warmup=0.02, weight_decay=0.0)  # final: the default, unused

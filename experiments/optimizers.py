@@ -39,7 +39,7 @@ STEPS, HORIZONS = 1000, (500, 2000)
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:
-  config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
+  config, _ = load(str(Path(__file__).parents[1] / "configs" / "small_decoder.py"), [])
   config.data.context = 64
   config.model.update(width=64, head_size=32)
   config.train.update(batch_size=8, checkpoint_every=1 << 30)

@@ -31,7 +31,7 @@ MOST = 3_200_000  # tokens of a run
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:
-  config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
+  config, _ = load(str(Path(__file__).parents[1] / "configs" / "small_decoder.py"), [])
   config.data.repeat = True
   config.data.context = 64
   config.model.update(width=64, head_size=32)

@@ -40,7 +40,7 @@ DECAY = 0.2
 
 
 def measure(workdir: Path, quiet: bool) -> list[Result]:
-  config, _ = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"), [])
+  config, _ = load(str(Path(__file__).parents[1] / "configs" / "small_decoder.py"), [])
   config.data.context = 64
   config.model.update(width=64, head_size=32)
   config.train.update(batch_size=8, checkpoint_every=1 << 30)

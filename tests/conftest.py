@@ -31,17 +31,26 @@ hypothesis.settings.load_profile("default")
 # Files that take long begin first, so that no worker has one left when the others are done.
 LONG = (
   "test_study",
-  "test_meshes",
-  "test_every_family",
-  "test_statistics",
-  "test_parametrization",
-  "test_plan",
-  "test_cli",
+  "test_forms",
   "test_hosts",
+  "test_meshes",
+  "test_plan",
+  "test_failures",
+  "test_parametrization",
+  "test_law_verbs",
+  "test_every_family",
+  "test_forecast",
   "test_loop",
+  "test_statistics",
+  "test_workers",
+  "test_packs",
+  "test_any_bytes",
+  "test_cli",
+  "test_points",
   "test_stages",
   "test_diverged",
-  "test_packs",
+  "test_laws",
+  "test_compare",
 )
 
 

@@ -44,6 +44,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_curves(parser: argparse.ArgumentParser) -> None:
   """Adds options for the columns of curves with a single scale."""
   parser.add_argument("--x", metavar="COLUMN", help="column of the only scale, for laws of one scale")
+  add_group(parser)
+
+
+def add_group(parser: argparse.ArgumentParser) -> None:
+  """Adds the option for runs that are fitted separately."""
   parser.add_argument("--group", default="", metavar="COLUMN", help="fit each value of this column separately")
 
 
@@ -88,6 +93,15 @@ def runs(arguments: argparse.Namespace, path: str) -> "MeasuredRuns":
   from bigmodel.laws import measured
 
   return runs_of_study(path) if Path(path).is_dir() else measured.runs_of_csv(source(arguments, path))
+
+
+def groups(arguments: argparse.Namespace, path: str) -> "tuple[dict[str, MeasuredRuns], list[str]]":
+  """The runs of each group of a CSV, and notes; those of a CSV without --group, or of a study, are the group ""."""
+  from bigmodel.laws import measured
+
+  if Path(path).is_dir() or not arguments.group:
+    return {"": runs(arguments, path)}, []
+  return measured.groups_of_csv(source(arguments, path))
 
 
 def runs_of_study(path: str) -> "MeasuredRuns":

@@ -1,27 +1,50 @@
 """Fits the forecaster to the runs of a CSV or of a study, for the verbs `forecast` and `design`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from bigmodel.cli.console import Output
+from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.chinchilla import Fit
   from bigmodel.laws.forecast import Forecaster
   from bigmodel.laws.measured import MeasuredRuns
 
+Made = TypeVar("Made")
 
-def fit(runs: "MeasuredRuns", laws: Sequence[str], output: Output) -> tuple["Forecaster", "Fit"]:
-  """Fits a forecaster with the named laws (by default three), and Chinchilla's law, to the same points."""
-  from bigmodel.laws import chinchilla, forecast
+
+def fit(runs: "MeasuredRuns", laws: Sequence[str]) -> tuple["Forecaster", list[str]]:
+  """Fits a forecaster with the named laws (by default three); returns it with notes on the runs and on itself."""
+  import numpy as np
+
+  from bigmodel.laws import forecast
 
   forecaster = forecast.fit(runs.points, forecast.find_laws(laws, "--law"))
+  points = runs.points
+  if not np.isfinite(forecaster.log_loss(points.N, points.D, points.C)).all():
+    raise UserError("the laws together give no finite losses at the points; is one run far larger than all others?")
+  notes = list(runs.notes)
   if not forecaster.spread.origins:
-    output.say(
-      "note: too few points below half of the largest C to weight laws and to measure how errors grow with distance:"
-      f" laws have equal weights, and errors are assumed to grow by {forecast.DISCREPANCY:.0%} for each unit of ln C"
+    notes.append(
+      f"fewer than {forecast.FEWEST} points below half of the largest C, too few to forecast the others from: laws are"
+      " weighed by their residuals"
     )
-  fitted = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
-  # The forecaster sorts its points, so that the order of rows does not matter.
-  points = forecaster.points
-  return forecaster, chinchilla.Fit(points, fitted) if fitted else chinchilla.fit(points)
+  return forecaster, notes
+
+
+def each_group(
+  groups: Mapping[str, "MeasuredRuns"], make: Callable[[str, "MeasuredRuns"], Made]
+) -> tuple[dict[str, Made], list[str]]:
+  """What `make` makes of each group, and notes on groups of which it cannot: of several, the others remain.
+
+  Raises `UserError` if there is one group only, or if nothing can be made of any.
+  """
+  made: dict[str, Made] = {}
+  unfit: list[UserError] = []
+  for name, runs in groups.items():
+    try:
+      made[name] = make(name, runs)
+    except UserError as error:
+      unfit.append(UserError(f"{name}: {error}" if name else str(error)))
+  if not made:
+    raise unfit[0]
+  return made, [f"{error}; this group is left out" for error in unfit]

@@ -1,6 +1,7 @@
 """The common part of the verbs `study` and `sweep`: options for workers, the run itself, and the printed results."""
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,14 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_no_target(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--no-target",
+    action="store_true",
+    help="train and fit only: the forecast is sealed and its target trained by the same command without this option",
+  )
+
+
 def run(arguments: argparse.Namespace, config: "Config", study: "Study", output: Output | None) -> Facts:
   """Runs a study, or trains as one of its workers. `output` is None in processes that print nothing."""
   from bigmodel import config as configs
@@ -53,6 +62,7 @@ def run(arguments: argparse.Namespace, config: "Config", study: "Study", output:
   quiet = output is None or output.quiet
   with interruptible() as stop:
     prepared = studies.prepare(config, study, arguments.workdir)
+    prepared = dataclasses.replace(prepared, tests_target=not getattr(arguments, "no_target", False))
     hosts.require_same([configs.flatten(config), list(prepared.runs), arguments.retry, arguments.worker], "study")
     hosts.require_shared(prepared.workdir)
     if arguments.worker:

@@ -2,20 +2,39 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
+from msgspec import structs
+from scipy import special
 
+from bigmodel import files
 from bigmodel.errors import UserError
-from bigmodel.laws import automatic, measured, mixture_forms, table
+from bigmodel.laws import automatic, forms, measured, mixture_forms, reach, table
 from bigmodel.laws.automatic import Automatic
-from bigmodel.laws.candidates import Data
-from bigmodel.laws.facts import Choice, LawFit, Predicted, TableFits, TriedLaw, finite
+from bigmodel.laws.candidates import Columns, Data
+from bigmodel.laws.facts import (
+  Choice,
+  ForecastMethod,
+  ForecastRow,
+  LawFit,
+  Predicted,
+  TableFits,
+  TableForecast,
+  TriedLaw,
+  finite,
+)
+from bigmodel.laws.forecast import LEVELS
+from bigmodel.laws.law import Law
 from bigmodel.laws.source import Source
 from bigmodel.readers import tables
 
 SHARES = "r"  # the name under which several columns are given at once: r=a,b,c or r=train_*
+NAME = "combination of laws of any columns"
+VERSION = 1  # part of every seal; a change to how forecasts are made raises it
+BEYOND = 0.04  # error in ln loss for each unit of ln x beyond the points, where too few values allow no backtest
 NORMAL = 1.645  # half the width of a 90% interval, in standard deviations
 
 
@@ -42,6 +61,26 @@ def fit(source: Source, places: str = "") -> TableFits:
   Errors in backtests are pooled over groups, so that all groups have the same weights. Raises `UserError` for points
   that cannot identify anything.
   """
+  read = _read(source)
+  at = _places(read.source, places, read.groups) if places else None
+  chosen = _combined(read, at)
+  predicted = [row for name, columns in (at or {}).items() for row in _predicted(chosen, name, columns, read.names)]
+  laws = _laws(chosen, read.groups)
+  return finite(TableFits(laws=laws, optimum=[], warnings=read.notes, choice=facts(chosen, predicted)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """The points of a table with any columns, by group; of `names` the last `shares` are shares of a mixture."""
+
+  source: Source
+  groups: dict[str, Data]
+  names: list[str]
+  shares: int
+  notes: list[str]
+
+
+def _read(source: Source) -> Read:
   if not source.columns:
     raise UserError("--law=auto: name the columns, such as --n=COLUMN --d=COLUMN --column vocab=COLUMN, or --x=COLUMN")
   if source.stderr or source.drop_largest:
@@ -50,16 +89,95 @@ def fit(source: Source, places: str = "") -> TableFits:
   frame, warnings = measured.read(source)
   groups = {name: _data(rows, source) for name, rows in table.groups(frame, source.path, source.group).items()}
   groups, unfit = _usable(_on_one_scale(groups), list(source.columns))
-  warnings += unfit
-  at = _places(source, places, groups) if places else None
   shares = [name for name in source.columns if mixture_forms.is_share(name)]
-  scales = [name for name in source.columns if name not in shares]
+  names = [name for name in source.columns if name not in shares] + shares
+  return Read(source, groups, names, len(shares), warnings + unfit)
+
+
+def _combined(read: Read, at: Mapping[str, Columns] | None, laws: Sequence[Law] = ()) -> Automatic:
+  scales, shares = read.names[: len(read.names) - read.shares], read.names[len(read.names) - read.shares :]
   derived = ["C"] if {"N", "D"} <= set(scales) and "C" not in scales else []
-  chosen = automatic.fit(groups, scales, shares, at, derived)
-  predicted = [
-    row for name, columns in (at or {}).items() for row in _predicted(chosen, name, columns, scales + shares)
+  return automatic.fit(read.groups, scales, shares, at, derived, laws)
+
+
+Place = tuple[str | None, Mapping[str, float]]  # (group, or None for all of them; values by column)
+
+
+def forecast(source: Source, places: Sequence[Place], names: Sequence[str] = (), force: bool = False) -> TableForecast:
+  """Forecasts of losses at places of any columns, by the laws of these `names` or by all that the columns allow.
+
+  The interval follows from the errors of the combination in backtests as far beyond their points as the places are. If
+  the columns have too few values for such backtests, it grows by `BEYOND`.
+  Raises `UserError` for laws of other columns, and for places too far beyond the points, unless `force`.
+  """
+  laws = [forms.find(name, "--law") for name in names]
+  for law in laws:
+    require_columns(law, source.columns)
+  read = _read(source)
+  at = {
+    group: {name: np.array([values[name] for values in wanted]) for name in read.names}
+    for group in read.groups
+    if (wanted := [values for place, values in places if place in (None, group)])
+  }
+  if not at:
+    raise UserError(f"--at: none of these groups is among the points; they have {', '.join(read.groups)}")
+  warnings = list(read.notes)
+  for group, columns in at.items():
+    warnings += _far(read.groups[group], columns, force)
+  chosen = _combined(read, {group: _with_compute(columns) for group, columns in at.items()}, laws)
+  if chosen.plain:
+    raise UserError("--loss: a forecast takes logs of losses, and some are 0 or negative; bigmodel fit forecasts them")
+  rows = [row for group, columns in at.items() for row in _rows(chosen, group, columns, read.groups[group])]
+  return TableForecast(
+    points=source.path,
+    points_sha256=files.sha256_file(source.path),
+    forecaster=ForecastMethod(NAME, VERSION, {each.name: each.weight for each in chosen.tried if each.weight}),
+    rows=rows,
+    warnings=list(dict.fromkeys(warnings)),
+  )
+
+
+def require_columns(law: Law, there: Collection[str]) -> None:
+  """Raises `UserError` if a law has columns that are not given."""
+  given = {*there, *({"N", "D", "C"} if len({"N", "D", "C"} & set(there)) == 2 else ())}
+  if missing := [name for name in law.columns if name not in given]:
+    options = " ".join(f"--{name.lower()}=COLUMN" if name in "NDCx" else f"--column {name}=COLUMN" for name in missing)
+    raise UserError(f"--law: {law.name} needs {' and '.join(missing)}: add {options}, and the values in --at")
+
+
+def _far(data: Data, columns: Mapping[str, np.ndarray], force: bool) -> list[str]:
+  """Notes about places that lie far beyond the points in one of the scales; see `reach.check`."""
+  return [
+    note
+    for name, values in columns.items()
+    if not mixture_forms.is_share(name)
+    for value in values
+    for note in reach.check(f"--at with {name} = {value:g}", name, value, data.columns[name], force)
   ]
-  return finite(TableFits(laws=_laws(chosen, groups), optimum=[], warnings=warnings, choice=facts(chosen, predicted)))
+
+
+def _with_compute(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  """The columns with C = 6 N D, which laws may have, too."""
+  return {**columns, "C": 6 * columns["N"] * columns["D"]} if {"N", "D"} <= set(columns) - {"C"} else columns
+
+
+def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], data: Data) -> list[ForecastRow]:
+  made = []
+  center = chosen.predict(_with_compute(columns), group)
+  in_folds = "" in chosen.tried[0].errors  # no backtest has hidden the largest values of a column
+  for i, predicted in enumerate(map(float, center)):
+    at = {name: float(x[i]) for name, x in columns.items()}
+    values = dict(at)
+    usual = {name: values.pop(name) for name in ("N", "D", "C", "x") if name in values}
+    ends: dict[str, tuple[float, float]] = {}
+    times = max(reach.times(value, data.columns[name]) for name, value in at.items())
+    further = BEYOND * math.log(max(times, 1.0)) if in_folds else 0.0
+    for level in LEVELS:
+      half = float(special.ndtri(0.5 + level / 2)) * math.hypot(chosen.error, further)
+      ends[f"interval{100 * level:.0f}"] = (predicted * math.exp(-half), predicted * math.exp(half))
+    row = ForecastRow(group=group, predicted=predicted, columns=values, beyond=times)
+    made.append(structs.replace(row, **usual, **ends))
+  return made
 
 
 def facts(chosen: Automatic, predicted: list[Predicted]) -> Choice:

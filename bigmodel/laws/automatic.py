@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bigmodel.errors import UserError
-from bigmodel.laws.candidates import Candidate, Columns, Data, Fitted, candidates
+from bigmodel.laws.candidates import Candidate, Columns, Data, Fitted, OfLaw, candidates
+from bigmodel.laws.law import Law
 
 ORIGINS = 3  # backtests in each column
 LEAST_LEVELS = 4  # values of a column in which its largest can be hidden
@@ -66,8 +67,9 @@ def fit(
   shares: Sequence[str] = (),
   at: Mapping[str, Columns] | None = None,
   derived: Sequence[str] = (),
+  laws: Sequence[Law] = (),
 ) -> Automatic:
-  """Tries all candidates for these columns; `at` are the places to forecast by group, if they are known.
+  """Tries all candidates for these columns, or these laws; `at` are the places to forecast by group, if they are known.
 
   Raises `UserError` for points that cannot identify anything.
   """
@@ -77,7 +79,7 @@ def fit(
   tried, left_out = [], []
   least = min([*(int(split.fit.sum()) for split in splits), *map(len, groups.values())])
   sets = [*groups.values(), *(groups[split.group].take(split.fit) for split in splits)]
-  for candidate in candidates(scales, shares, derived):
+  for candidate in [OfLaw(law) for law in laws] or candidates(scales, shares, derived):
     found = _backtest(candidate, sets, splits, groups) if candidate.parameters < least else None
     if found is None or not _finite_at(found[0], groups, at):
       left_out.append(candidate.name)

@@ -44,9 +44,8 @@ class Fit:
 
   @property
   def flops_per_nd(self) -> float:
-    """C over N D of the points: 6 under `flops_6nd`, and its geometric mean under other conventions."""
-    points = self.points
-    return float(np.exp(np.mean(np.log(points.C) - np.log(points.N) - np.log(points.D))))
+    """C over N D of the points; see `Points.flops_per_nd`."""
+    return self.points.flops_per_nd
 
   def intervals(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the bootstrap for every parameter."""

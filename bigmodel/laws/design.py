@@ -11,8 +11,8 @@ import math
 import msgspec
 import numpy as np
 
-from bigmodel.laws import chinchilla, isoflop, optimum, reach
-from bigmodel.laws.facts import ForecastMethod, finite
+from bigmodel.laws import isoflop, optimum, reach
+from bigmodel.laws.facts import ForecastMethod, Interval, finite
 from bigmodel.laws.forecast import Forecaster, Scale
 from bigmodel.laws.points import Points
 
@@ -61,11 +61,13 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 class ScaleFacts(msgspec.Struct, frozen=True):
-  """A `forecast.Scale`."""
+  """A `forecast.Scale` that is the best for its budget, with intervals of the best size and its tokens."""
 
   N: float
   D: float
   C: float
+  N_interval90: Interval | None = None
+  D_interval90: Interval | None = None
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,19 +99,19 @@ def variance_with(forecaster: Forecaster, target: Scale, added: Points) -> Varia
   parameters = np.var(at_target)
   covariance = np.array([np.mean((at_target - at_target.mean()) * (each - each.mean())) for each in at_added])
   measured = np.var(at_added, axis=1) + forecaster.spread.noise**2
-  reach = forecaster.distance(added.N, added.D)  # by so much the largest run would be larger
-  left = np.maximum(forecaster.distance(target.N, target.D) - reach, 0.0)
+  left = forecaster.distance(target.N, target.D, added)
+  nearer = left / np.maximum(forecaster.distance(target.N, target.D), 1e-300)
   return Variance(
     parameters=np.maximum(parameters - covariance**2 / np.maximum(measured, 1e-300), 0.0),
-    discrepancy=(forecaster.spread.discrepancy * left) ** 2,
+    discrepancy=variance(forecaster, target).discrepancy * nearer**2,
   )
 
 
-def candidates(fit: chinchilla.Fit, forecaster: Forecaster, target: Scale, cap: float) -> list[Candidate]:
+def candidates(forecaster: Forecaster, target: Scale, cap: float) -> list[Candidate]:
   """The run that lowers the variance most at each of some budgets up to `cap`."""
-  k = fit.flops_per_nd
-  budgets = np.geomspace(min(fit.points.C.min(), cap), cap, BUDGETS)
-  N = np.concatenate([optimum.best(fit.theta[None], C, k)[0] * RATIOS for C in budgets])
+  k = forecaster.points.flops_per_nd
+  budgets = np.geomspace(min(forecaster.points.C.min(), cap), cap, BUDGETS)
+  N = np.concatenate([optimum.best(forecaster, C).N * RATIOS for C in budgets])
   C = np.repeat(budgets, len(RATIOS))
   runs = Points(N, C / (k * N), C, np.ones_like(N))
   reduction = 1 - variance_with(forecaster, target, runs).total / variance(forecaster, target).total
@@ -131,23 +133,23 @@ def edges(points: Points) -> list[Edge]:
   return made
 
 
-def design(fit: chinchilla.Fit, forecaster: Forecaster, C: float, cap: float) -> Proposal:
-  """Proposes a run of up to `cap` FLOPs for the forecast of the loss at the optimum for C by `fit`."""
-  (N,), (D,), _ = optimum.best(fit.theta[None], C, fit.flops_per_nd)
-  target = Scale(float(N), float(D), float(C))
+def design(forecaster: Forecaster, C: float, cap: float) -> Proposal:
+  """Proposes a run of up to `cap` FLOPs for the forecast of the loss at the optimum for C."""
+  size = optimum.at(forecaster, C)
+  target = Scale(size.N, size.D, C)
   parts = variance(forecaster, target)
-  tried = candidates(fit, forecaster, target, cap)
+  tried = candidates(forecaster, target, cap)
   worth = [candidate for candidate in tried if candidate.reduction >= WORTH]
   proposal = Proposal(
-    target=ScaleFacts(target.N, target.D, target.C),
+    target=ScaleFacts(target.N, target.D, target.C, size.N_interval90, size.D_interval90),
     forecaster=forecaster.method(),
-    predicted=math.exp(forecaster.log_loss([N], [D], [C])[0]),
+    predicted=math.exp(forecaster.log_loss([size.N], [size.D], [C])[0]),
     sd=math.sqrt(parts.total[0]),
     parts=Parts(math.sqrt(parts.parameters[0]), math.sqrt(parts.discrepancy[0])),
     noise=forecaster.spread.noise,
     candidates=tried,
     next=max(worth, key=lambda candidate: candidate.reduction_per_flop) if worth else None,
-    edges=edges(fit.points),
-    beyond=reach.times(float(C), fit.points.C),
+    edges=edges(forecaster.points),
+    beyond=reach.times(C, forecaster.points.C),
   )
   return finite(proposal)

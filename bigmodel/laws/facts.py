@@ -23,7 +23,7 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class Payoff(msgspec.Struct, frozen=True):
-  """The change of the loss if the largest run had had more parameters or more data, by a fitted law."""
+  """The change of the loss if the largest run had had more parameters or more data, by the forecaster."""
 
   what: str
   N: float
@@ -71,9 +71,9 @@ class LawFit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Optimum(msgspec.Struct, frozen=True, kw_only=True):
-  """The compute-optimal size for a budget by one law; `inside`: near enough to the sizes that were trained."""
+  """The compute-optimal size for a budget; `inside`: near enough to the sizes that were trained."""
 
-  law: str
+  law: str  # by which it was found: "forecast" for the forecaster's laws together, or "isoflop"
   C: float
   N: float
   D: float
@@ -82,6 +82,7 @@ class Optimum(msgspec.Struct, frozen=True, kw_only=True):
   loss: float
   inside: bool | UnsetType = UNSET  # not in folders of the first versions
   beyond: float | UnsetType = UNSET  # of fits to a CSV: C as a factor of that of the points, see `reach.times`
+  group: str | UnsetType = UNSET
 
 
 class NoiseFloor(msgspec.Struct, frozen=True):
@@ -181,7 +182,7 @@ class OffOptimum(msgspec.Struct, frozen=True):
 
 
 class BestSize(msgspec.Struct, frozen=True, kw_only=True):
-  """The best size for a budget C within limits, by Chinchilla's law; what limits leave over of C is not spent."""
+  """The best size for a budget C within limits, by the forecaster; what limits leave over of C is not spent."""
 
   C: float
   N: float
@@ -191,19 +192,21 @@ class BestSize(msgspec.Struct, frozen=True, kw_only=True):
   N_interval90: Interval | None
   D_interval90: Interval | None
   off: list[OffOptimum]
+  group: str | UnsetType = UNSET
 
 
 class LeastCompute(msgspec.Struct, frozen=True, kw_only=True):
-  """The least compute that reaches a loss, by Chinchilla's law; None if no compute does."""
+  """The least compute that reaches a loss, by the forecaster; None if no compute does."""
 
   loss: float
   C: float | None
   N: float | None
   D: float | None
-  reached_in: float  # share of the draws of the law's parameters in which the loss is reached at all
+  reached_in: float  # share of the draws of the laws in which the loss is reached at all
   C_interval90: Interval | None
   N_interval90: Interval | None
   D_interval90: Interval | None
+  group: str | UnsetType = UNSET
   beyond: float | UnsetType = UNSET  # C as a factor of that of the points, see `reach.times`
 
 
@@ -215,6 +218,7 @@ class ForecastRow(msgspec.Struct, frozen=True, kw_only=True):
   D: Number | UnsetType = UNSET
   C: Number | UnsetType = UNSET
   x: Number | UnsetType = UNSET
+  columns: dict[str, float] | UnsetType = UNSET  # further scales, by the names that laws have for them
   predicted: float
   interval50: tuple[float, float] | UnsetType = UNSET
   interval80: tuple[float, float] | UnsetType = UNSET
@@ -232,6 +236,7 @@ class TableForecast(msgspec.Struct, frozen=True, kw_only=True):
   points: str  # path of the CSV, or the folder of a study
   points_sha256: str  # of the CSV, or of the results of the study's runs
   forecaster: ForecastMethod | UnsetType = UNSET  # the first version had one forecaster and did not name it
+  forecasters: dict[str, ForecastMethod] | UnsetType = UNSET  # in place of it, of each group
   rows: list[ForecastRow]
   optimum: list[BestSize] | UnsetType = UNSET
   reached: list[LeastCompute] | UnsetType = UNSET
@@ -263,7 +268,10 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
   forecaster: ForecastMethod | UnsetType = UNSET
   convention: str
   predicted: float
+  interval50: tuple[float, float] | UnsetType = UNSET  # earlier versions sealed only one interval
+  interval80: tuple[float, float] | UnsetType = UNSET
   interval90: tuple[float, float]
+  interval95: tuple[float, float] | UnsetType = UNSET
   parts: dict[str, float | None]  # standard deviations in ln loss that make up the interval, and the distance in ln C
   target: Target
   fitted: list[str] = []  # result_sha256 of the records it was made from
@@ -286,6 +294,18 @@ class ScoredRow(ForecastRow, frozen=True, kw_only=True):
   actual: float  # the mean of runs that repeat
   inside: dict[str, bool]  # whether the truth lies in the interval of each level
   log_error: float
+  relative_error: float  # of the forecast: forecast / truth - 1
+  interval_score: dict[str, float]  # of each level, in ln loss
+
+
+class ScoreTotal(msgspec.Struct, frozen=True, kw_only=True):
+  """Scores of several forecasts: means over them, of absolute values for `relative_error`."""
+
+  forecasts: int
+  relative_error: float
+  rmsle: float  # root of the mean squared error in ln loss
+  coverage: dict[str, float]  # share of the truths that lie in the interval of each level
+  interval_score: dict[str, float]
 
 
 def to_json(facts: msgspec.Struct) -> JsonObject:

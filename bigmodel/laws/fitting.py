@@ -83,11 +83,14 @@ def _predict(law: Law, theta_SxP: jax.Array, columns: tuple[jax.Array, ...]) -> 
 
 def predict(law: Law, theta: np.ndarray, columns: Sequence[ArrayLike]) -> np.ndarray:
   """Values at columns [points], for one theta [P] or for many [S, P]: [points] or [S, points]."""
+  columns = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in columns))
+  shape, many = np.shape(columns[0]), np.atleast_2d(theta)
+  # Few different sizes, since each is compiled.
+  padded = tuple(np.resize(x, -(-x.size // PAD) * PAD) for x in columns)
+  thetas = many if len(many) == 1 else np.resize(many, (-(-len(many) // PAD) * PAD, many.shape[1]))
   with jax.enable_x64(True):
-    columns = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in columns))
-    many = np.atleast_2d(theta)
-    values = np.asarray(_predict(law, jnp.asarray(many), tuple(map(jnp.atleast_1d, columns))))
-  values = values.reshape(len(many), *np.shape(columns[0]))
+    values = np.asarray(_predict(law, jnp.asarray(thetas), padded))
+  values = values[: len(many), : columns[0].size].reshape(len(many), *shape)
   return values if np.ndim(theta) > 1 else values[0]
 
 

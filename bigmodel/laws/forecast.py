@@ -1,12 +1,13 @@
 """The forecaster: the loss of a run that has not been made, with an interval.
 
-Studies, `bigmodel forecast`, the report and `bigmodel design` all use it. It fits several laws to the same points and
-takes their weighted mean in logs. A law's weight says how well it forecast larger runs from smaller ones among the
-points themselves (`combine`). `docs/laws.md` compares the mean with each law on published runs.
+Studies, `bigmodel forecast`, the report and `bigmodel design` all use it. It fits several laws to the same points, each
+with several emphases on the largest runs, and takes the weighted mean of their forecasts in logs. A fit's weight says
+how well fits of its kind forecast larger runs from smaller ones among the points themselves. `docs/laws.md` compares
+the mean with each law on published runs.
 
-A bootstrap of the parameters alone covers far less than it claims beyond the points. The interval adds the noise of a
-single run, and a discrepancy that grows with the distance in ln C beyond the largest run. How fast it grows is measured
-by the same forecasts of larger runs from smaller ones.
+The interval adds four variances of ln loss: the noise of a single run, what the noise of the points leaves unknown of
+the parameters (a bootstrap), a share of the variance between the fits, and a discrepancy that grows in proportion to
+the distance from the runs. The share and the growth were fitted to published runs; `docs/laws.md` says how.
 """
 
 import dataclasses
@@ -18,33 +19,39 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from bigmodel.errors import UserError
-from bigmodel.laws import fitting, forms, uncertainty
+from bigmodel.laws import emphases, fitting, forms
 from bigmodel.laws.facts import ForecastMethod, ForecastRow
 from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points
 
 NAME = "weighted mean of laws"
-VERSION = 1  # part of every seal; a change to how forecasts are made raises it
+VERSION = 2  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("chinchilla", "overtraining", "kaplan_nd")  # combined unless other laws are named: docs/laws.md says why
 COLUMNS = ("N", "D", "C")  # properties of a run that are known before it is made: a law may have these columns
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals of a `ForecastRow`
-HALVINGS = 6  # of the largest C: the scales below which laws are fitted again, to forecast what lies above
-FEWEST = 16  # points to fit below such a scale
+HALVINGS = 3  # of the largest C: the scales below which laws are fitted again, to forecast what lies above
+FEWEST = 8  # points to fit below such a scale
 WINDOW = math.log(8)  # in ln C: how far above such a scale runs are forecast
+SAME = 1e-9  # in ln C: runs of one budget may differ by rounding
 SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors grow
-DISCREPANCY = 0.04  # for each unit of ln C, where points are too few to measure it: the median over published runs
-BOOTSTRAPS = 400
+SHARPNESS = 3.0  # a fit's weight is its mean square error in such forecasts to the power of minus this
+FLOOR = 0.3  # of the variance of the noise: smaller differences between mean square errors say nothing
+NEAR = 2.0  # the noise is measured on residuals with weights in proportion to C to this power
+BETWEEN_FITS = 0.05  # share of the variance between fits in that of a forecast
+DISCREPANCY = 0.0077  # in ln loss, for each unit of distance
+FREEDOM = 8.0  # degrees of freedom of Student's t of a forecast
+BOOTSTRAPS = 200
 
 Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, float], "Prediction"]  # (N, D, C, level of the intervals)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """The errors of forecasts in ln loss: the noise of one run, and a discrepancy for each unit of ln C."""
+  """The errors of forecasts in ln loss: the noise of one run, and a discrepancy for each unit of distance."""
 
   noise: float
   discrepancy: float
-  origins: int  # scales from which larger runs were forecast; 0: the discrepancy is `DISCREPANCY`, not measured
+  origins: int  # scales from which larger runs were forecast to weigh the fits; 0: residuals weigh them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +62,14 @@ class Prediction:
   low: np.ndarray
   high: np.ndarray
   parameters: np.ndarray  # standard deviation in ln loss, as are `discrepancy` and `noise`
-  discrepancy: np.ndarray
+  discrepancy: np.ndarray  # with the share of the variance between fits
   noise: float
-  distance: np.ndarray  # in ln C beyond the largest run
+  distance: np.ndarray  # see `Forecaster.distance`
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecaster:
-  """Laws fitted to the same points, their weights, and the errors of their weighted mean."""
+  """Laws fitted to the same points with several emphases, the weights of these fits, and the errors of their mean."""
 
   points: Points
   fits: tuple[fitting.Fit, ...]
@@ -70,8 +77,8 @@ class Forecaster:
   spread: Spread
 
   def log_loss(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
-    """The weighted mean of the laws' ln loss [points]."""
-    return _mean(self.weights, [np.log(fit.predict(*_columns(fit.law, N, D, C))) for fit in self.fits])
+    """The weighted mean of the fits' ln loss [points]."""
+    return _mean(self.weights, self._each(N, D, C))
 
   def draws(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
     """`log_loss` for every draw of the laws' parameters [S, points]; draws that are not finite are left out."""
@@ -79,24 +86,42 @@ class Forecaster:
     drawn = _mean(self.weights, logs)
     return drawn[np.isfinite(drawn).all(axis=1)]
 
-  def distance(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
-    """The distance in ln C beyond the largest run [points]; 0 for smaller scales."""
-    return np.maximum(np.log(N) + np.log(D) - _scale(self.points).max(), 0.0)
+  def distance(self, N: ArrayLike, D: ArrayLike, added: Points | None = None) -> np.ndarray:
+    """The distance from the runs [points], in units of ln C.
+
+    Its square is the sum of those of two parts: how far ln N + ln D lies above that of the largest run, and how far
+    ln D - ln N (tokens for each parameter) lies outside that of all runs. It is 0 for what lies within both. With
+    `added` it is the distance from the runs and one more, for each of those added [points].
+    """
+    scale, ratio = np.log(N) + np.log(D), np.log(D) - np.log(N)
+    scales, ratios = _scale(self.points), np.log(self.points.D) - np.log(self.points.N)
+    top, low, high = scales.max(), ratios.min(), ratios.max()
+    if added is not None:
+      new = np.log(added.D) - np.log(added.N)
+      top, low, high = np.maximum(top, _scale(added)), np.minimum(low, new), np.maximum(high, new)
+    return np.hypot(np.maximum(scale - top, 0.0), np.maximum(np.maximum(ratio - high, low - ratio), 0.0))
 
   def predict(self, N: ArrayLike, D: ArrayLike, C: ArrayLike, level: float = 0.9) -> Prediction:
     """The forecast of one new run's loss at each (N, D, C), with intervals of this level."""
     N, D, C = (np.asarray(x, np.float64) for x in (N, D, C))
-    center, distance = self.log_loss(N, D, C), self.distance(N, D)
-    parameters, discrepancy = np.std(self.draws(N, D, C), axis=0), self.spread.discrepancy * distance
+    each, distance = self._each(N, D, C), self.distance(N, D)
+    center, between = _mean(self.weights, each), np.std(each, axis=0)
+    parameters = np.std(self.draws(N, D, C), axis=0)
+    discrepancy = np.sqrt((self.spread.discrepancy * distance) ** 2 + BETWEEN_FITS * between**2)
     sd = np.sqrt(self.spread.noise**2 + parameters**2 + discrepancy**2)
-    half = special.ndtri(0.5 + level / 2) * sd
+    half = special.stdtrit(FREEDOM, 0.5 + level / 2) * sd
     low, high = np.exp(center - half), np.exp(center + half)
     return Prediction(np.exp(center), low, high, parameters, discrepancy, self.spread.noise, distance)
 
   def method(self) -> ForecastMethod:
-    """How forecasts are made, for seals."""
-    weights = {fit.law.name: float(weight) for fit, weight in zip(self.fits, self.weights, strict=True)}
+    """How forecasts are made, for seals: the weight of a law is the sum over its fits."""
+    weights = dict.fromkeys((fit.law.name for fit in self.fits), 0.0)
+    for fit, weight in zip(self.fits, self.weights, strict=True):
+      weights[fit.law.name] += float(weight)
     return ForecastMethod(NAME, VERSION, weights, self.spread.noise, self.spread.discrepancy, self.spread.origins)
+
+  def _each(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
+    return np.stack([np.log(fit.predict(*_columns(fit.law, N, D, C))) for fit in self.fits])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,66 +151,74 @@ def find_laws(names: Sequence[str], where: str) -> list[Law]:
 
 
 def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, bootstraps: int = BOOTSTRAPS) -> Forecaster:
-  """Fits the laws (those of `LAWS` if none are given) and combines them.
+  """Fits the laws (those of `LAWS` if none are given) with every emphasis, and combines the fits.
 
   `seed_noise` is the standard deviation of ln loss between runs that differ in their seeds only, where that is known.
+  Points of weight 0, such as diverged runs, are left out.
   """
+  if points.weights is not None:
+    points = points[points.weights > 0]
   laws = laws or [forms.LAWS[name] for name in LAWS]
   # If the points cannot identify a law, there are several optima, and the order of the rows would decide among them.
   points = points[np.lexsort((points.loss, points.D, points.N))]
-  fits = [fitting.fit(law, _columns(law, points.N, points.D, points.C), points.loss, points.weights) for law in laws]
-  return combine(points, [uncertainty.bootstrap(fit, bootstraps) for fit in fits], seed_noise)
-
-
-def combine(points: Points, fits: Sequence[fitting.Fit], seed_noise: float = 0.0) -> Forecaster:
-  """Weighs the laws by their errors on larger runs when they are fitted to runs below C / 2, C / 4, ... only.
-
-  From the same errors of their weighted mean follows how its errors grow with distance. The points need not form
-  budgets. If too few of them lie below half of the largest C, the weights are equal, and `DISCREPANCY` is taken.
-  """
-  scale, loss = _scale(points), points.loss
-  near = scale > scale.max() - WINDOW
-  residuals = np.stack([fit.residuals()[near] for fit in fits])
-
-  def noise_of(weights: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((weights @ residuals) ** 2)))
-
-  equal = np.full(len(fits), 1 / len(fits))
+  scale = _scale(points)
   origins = [scale.max() - k * math.log(2) for k in range(1, HALVINGS + 1)]
-  origins = [origin for origin in origins if (scale <= origin).sum() >= FEWEST]
-  if not origins:
-    noise = max(noise_of(equal), seed_noise)
-    return Forecaster(points, tuple(fits), equal, Spread(noise, DISCREPANCY, 0))
-  ahead = [(scale > origin) & (scale <= origin + WINDOW) for origin in origins]
-  errors = [_errors_ahead(fit, loss, [scale <= origin for origin in origins], ahead) for fit in fits]
-
-  def growth(errors: Sequence[np.ndarray], noise: float) -> float:
-    """The mean square of errors beyond the noise, for each squared unit of ln C."""
-    each = []
-    for error, origin, rows in zip(errors, origins, ahead, strict=True):
-      beyond_noise = np.mean(np.maximum(error**2 - noise**2, 0))
-      each.append(beyond_noise / np.mean(np.maximum(scale[rows] - origin, SHORTEST) ** 2))
-    return float(np.mean(each))
-
-  growths = [growth(error, noise_of(only)) for error, only in zip(errors, np.eye(len(fits)), strict=True)]
-  weights = 1 / np.maximum(growths, (noise_of(equal) / 10) ** 2)
-  weights = weights / weights.sum()
-  noise = noise_of(weights)
-  errors_of_mean = [weights @ np.stack(parts) for parts in zip(*errors, strict=True)]
-  discrepancy = math.sqrt(growth(errors_of_mean, noise))
-  return Forecaster(points, tuple(fits), weights, Spread(max(noise, seed_noise), discrepancy, len(origins)))
+  origins = [o for o in origins if (scale <= o + SAME).sum() >= FEWEST and _ahead(scale, o).any()]
+  below = np.array([scale <= origin + SAME for origin in (scale.max(), *origins)])
+  columns = {name: getattr(points, name) for name in COLUMNS}
+  even = np.ones(len(points)) if points.weights is None else points.weights
+  runs = emphases.Runs(columns, points.loss, even, scale, below)
+  each = [emphases.fit(law, runs) for law in laws]
+  floor = FLOOR * float(np.median([one.noise for one in each])) ** 2
+  expected = [values for one in each for values in one.expected]
+  fits = [made for one in each for made in one.fits]
+  if origins:
+    errors = np.array([_growth(values, runs, origins) for values in expected])
+  else:
+    errors = np.array([_misfit(made) for made in fits])
+  usable = np.flatnonzero(np.isfinite(errors))
+  if not len(usable):
+    raise UserError("no law has finite losses for these runs")
+  fits, weights = [fits[i] for i in usable], (errors[usable] + floor) ** -SHARPNESS
+  noise = max(min(_noise(made, runs) for made in fits), seed_noise)
+  spread = Spread(noise, DISCREPANCY, len(origins))
+  return Forecaster(points, tuple(emphases.bootstrap(fits, bootstraps)), weights / weights.sum(), spread)
 
 
-def _errors_ahead(
-  fit: fitting.Fit, loss: np.ndarray, below: Sequence[np.ndarray], ahead: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-  """Errors in ln loss at the rows of each mask `ahead` of the law fitted to the rows of the mask `below`."""
-  sets = [([x[rows] for x in fit.columns], fit.loss[rows], fit.weights[rows]) for rows in below]
-  thetas, _, _ = fitting.best(fit.law, fitting.stack(sets), fit.how)
-  return [
-    np.log(loss[rows] / fit.predict(*(x[rows] for x in fit.columns), theta=theta))
-    for theta, rows in zip(thetas, ahead, strict=True)
-  ]
+def _growth(expected: np.ndarray, runs: emphases.Runs, origins: Sequence[float]) -> float:
+  """The mean square error in ln loss of forecasts from smaller runs, for each squared unit of ln C.
+
+  `expected` [K + 1, n] are ln losses that a law expects from all runs, and from those below each of K `origins`.
+  """
+  each = []
+  for values, below, origin in zip(expected[1:], runs.below[1:], origins, strict=True):
+    ahead = _ahead(runs.scale, origin)
+    squares = np.mean((values[ahead] - np.log(runs.loss[ahead])) ** 2)
+    distance = np.maximum(runs.scale[ahead] - runs.scale[below].max(), SHORTEST)
+    each.append(squares / np.mean(distance**2))
+  return float(np.mean(each))
+
+
+def _ahead(scale: np.ndarray, origin: float) -> np.ndarray:
+  """Mask of the runs that are forecast from those up to an origin."""
+  return (scale > origin + SAME) & (scale <= origin + WINDOW + SAME)
+
+
+def _misfit(made: fitting.Fit) -> float:
+  """The mean square residual of a fit, corrected for its number of parameters."""
+  residual = made.residuals()
+  count = len(residual)
+  return float(np.average(residual**2, weights=made.weights)) * count / max(count - len(made.theta), 1)
+
+
+def _noise(made: fitting.Fit, runs: emphases.Runs) -> float:
+  """The standard deviation of ln loss around a fit near the largest runs, which outliers do not change."""
+  size = np.abs(made.residuals())
+  order = np.argsort(size, kind="stable")
+  share = np.cumsum(runs.emphasized(runs.below[0], NEAR)[order])
+  median = size[order][np.searchsorted(share, share[-1] / 2)]
+  left = len(size) / max(len(size) - len(made.theta), 1)
+  return max(emphases.CONSISTENT * math.sqrt(left) * float(median), emphases.QUIETEST)
 
 
 def _mean(weights: np.ndarray, logs: Sequence[np.ndarray]) -> np.ndarray:

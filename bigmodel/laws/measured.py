@@ -109,6 +109,27 @@ def runs_of_csv(source: Source) -> MeasuredRuns:
   return dataclasses.replace(runs, notes=[*found, *runs.notes], sha256=files.sha256_file(source.path))
 
 
+def groups_of_csv(source: Source) -> tuple[dict[str, MeasuredRuns], list[str]]:
+  """The runs of each group of a CSV, and notes; groups that cannot be used are left out with a note.
+
+  Raises `UserError` if there are no groups to separate, or if none can be used.
+  """
+  frame, found = read(source)
+  digest = files.sha256_file(source.path)
+  parts = table.groups(frame, source.path, source.group)
+  found += notes.similar_names(parts)
+  runs: dict[str, MeasuredRuns] = {}
+  unfit: list[str] = []
+  for name, part in parts.items():
+    try:
+      runs[name] = dataclasses.replace(runs_of_table(part, source), sha256=digest)
+    except UserError as error:
+      unfit.append(f"{name}: {error}")
+  if not runs:
+    raise UserError(unfit[0])
+  return runs, found + unfit
+
+
 def runs_of_table(frame: pl.DataFrame, source: Source) -> MeasuredRuns:
   """The runs of a table that was read before."""
   runs = points.of_table(frame, source)

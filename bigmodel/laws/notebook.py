@@ -13,7 +13,7 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import chinchilla, choice, curves, fitting, forms, measured, reach, table, uncertainty, units
+from bigmodel.laws import choice, curves, fitting, forms, measured, optimum, reach, table, uncertainty, units
 from bigmodel.laws import forecast as forecasts
 from bigmodel.laws.facts import ForecastRow
 from bigmodel.laws.source import Source
@@ -105,14 +105,13 @@ def _forecast_surface(
     else:
       _log(runs.check_budget(f"at={where:g}", where, force=True))
   forecaster = forecasts.fit(points, forecasts.find_laws(laws, "laws"))
-  of_forecaster = next((fit for fit in forecaster.fits if fit.law is chinchilla.LAW), None)
-  # What a budget buys is a question to Chinchilla's law, whichever laws forecast the loss.
-  law = chinchilla.Fit(points, of_forecaster) if of_forecaster else chinchilla.fit(points)
-  per_nd = law.flops_per_nd
+  per_nd = forecaster.points.flops_per_nd
 
   def scale_of(where: float | tuple[float, float]) -> forecasts.Scale:
-    N, D = where if isinstance(where, tuple) else law.optimum(where, per_nd)
-    return forecasts.Scale(N, D, per_nd * N * D)
+    if isinstance(where, tuple):
+      return forecasts.Scale(*where, per_nd * where[0] * where[1])
+    size = optimum.best(forecaster, where)
+    return forecasts.Scale(size.N, size.D, per_nd * size.N * size.D)
 
   asked = [scale_of(where) for where in at]
   budgets = np.geomspace(points.C.min(), max(points.C.max(), *(place.C for place in asked)), POINTS_OF_A_LINE)

@@ -1,8 +1,11 @@
 """The best size and data for a budget within limits, the least compute for a loss, and the cost of other sizes.
 
+All of it comes from a forecaster (`laws.forecast`). The best size is the one with the lowest forecast loss. Its
+interval is that of the best sizes by all draws of all laws, each law with its weight: it contains what noise does to
+the laws and how far they disagree about the best size (`docs/laws.md` compares others).
+
 Training costs k N D, with k = 6 under the usual convention. Each token that is served over the model's life costs
-k / 3 times N (2 N; Sardana et al. 2024). Without limits and without serving the optimum has the closed form of
-`chinchilla.Fit.optimum`. With them it is searched for along ln N, for the fit and all its draws at once.
+k / 3 times N (2 N; Sardana et al. 2024).
 """
 
 import dataclasses
@@ -10,13 +13,20 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy import optimize
 
-from bigmodel.laws import chinchilla
-from bigmodel.laws.facts import BestSize, Interval, LeastCompute, OffOptimum, finite
+from bigmodel.laws.facts import BestSize, Interval, LeastCompute, OffOptimum, Payoff, finite
+from bigmodel.laws.fitting import Fit
+from bigmodel.laws.forecast import Forecaster
 
 OFF = (0.25, 0.5, 2.0, 4.0)  # sizes off the optimum whose cost is computed, as multiples of the best one
-STEPS = 80  # of golden-section search: to 1e-15 of the interval
-GOLDEN = (math.sqrt(5) - 1) / 2
+GRID = 97  # sizes at which losses are computed at a time
+ROUNDS = 5  # of grids, each within two steps of the one before: ln N to 2e-7
+AROUND = math.log(1e4)  # how far from the best size those of draws are searched for, in ln N
+BUDGETS = 25  # at which draws are asked for the least compute to a loss
+NEARER, FARTHER = math.log(1e4), math.log(1e8)  # range of these budgets around the best one, in ln C
+ROUNDING = 1e-12  # in ln loss: where limits bind, larger budgets do not lower the loss further
+MOST = 200.0  # ln C up to which a loss is searched for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,105 +38,230 @@ class Limits:
   served: float = 0.0
 
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """Sizes for a budget C of k N D FLOPs; what limits leave over is not spent."""
+
+  C: float
+  k: float
+  limits: Limits = Limits()
+
+  @property
+  def most(self) -> float:
+    """The largest ln N: the limit, or the size with a single token."""
+    spent_on_one = self.k * (1 + self.limits.served / 3)
+    return max(math.log(min(self.limits.params, self.C / spent_on_one)), 0.0)
+
+  def tokens(self, log_n: np.ndarray | float) -> np.ndarray:
+    """Tokens that the budget buys beside serving, within the limits."""
+    return np.minimum(self.limits.tokens, self.C / (self.k * np.exp(log_n)) - self.limits.served / 3)
 
 
-def best(theta_Sx5: np.ndarray, C: float, k: float, limits: Limits = Limits()) -> Arrays:
-  """`(N, D, loss)` [S] of the lowest loss that C buys, serving included; what limits leave over is not spent."""
-  theta = theta_Sx5.T[:, :, None]
-  most = math.log(min(limits.params, C / (k / 3 * limits.served) if limits.served else math.inf, C / k))
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A size, its tokens, and the forecast loss."""
 
-  def tokens(log_n: np.ndarray) -> np.ndarray:
-    return np.minimum(limits.tokens, C / (k * np.exp(log_n)) - limits.served / 3)
+  N: float
+  D: float
+  loss: float
+
+
+def best(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> Size:
+  """The size with the lowest forecast loss that C buys, serving included."""
+  budget = Budget(C, forecaster.points.flops_per_nd, limits)
+  low, high = 0.0, budget.most
 
   def loss(log_n: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-      values = chinchilla.log_loss(theta, log_n, np.log(tokens(log_n)))
-    return np.where(np.isfinite(values), values, np.inf)
+    N, D = np.exp(log_n), budget.tokens(log_n)
+    return _finite(lambda: forecaster.log_loss(N, D, budget.k * N * D))
 
-  log_n = _minimum(loss, np.zeros((theta.shape[1], 1)), np.full((theta.shape[1], 1), most))
-  return np.exp(log_n)[:, 0], tokens(log_n)[:, 0], np.exp(loss(log_n))[:, 0]
+  log_n = lowest = np.nan
+  for _ in range(ROUNDS):
+    sizes = np.linspace(low, high, GRID)
+    losses = loss(sizes)
+    place = int(np.argmin(losses))
+    log_n, lowest = sizes[place], losses[place]
+    low, high = sizes[max(place - 1, 0)], sizes[min(place + 1, GRID - 1)]
+  return Size(min(float(np.exp(log_n)), limits.params), float(budget.tokens(log_n)), float(np.exp(lowest)))
 
 
-def reach(theta_Sx5: np.ndarray, loss: float | np.ndarray, k: float, limits: Limits = Limits()) -> Arrays:
-  """`(C, N, D)` [S] of the least compute with that loss, serving included; C is infinite if no size reaches it."""
-  log_a, log_b, log_e, alpha, beta = (x[:, None] for x in theta_Sx5.T)
+def drawn(forecaster: Forecaster, budget: Budget, near: float) -> tuple[np.ndarray, np.ndarray]:
+  """`(ln N, ln loss)` of the best size by each draw of each law [laws, S]; `near` is an N around which they lie."""
+  found = [_best_of_draws(fit, budget, math.log(near)) for fit in forecaster.fits]
+  sizes, losses = zip(*found, strict=True)
+  return np.stack(sizes), np.stack(losses)
+
+
+def _best_of_draws(fit: Fit, budget: Budget, center: float) -> tuple[np.ndarray, np.ndarray]:
+  """`(ln N, ln loss)` [S] by the draws of one law: from a wide grid, then from one over the range of the minima."""
+  low, high = max(center - AROUND, 0.0), min(center + AROUND, budget.most)
+  sizes, losses = _minima(fit, budget, np.linspace(low, high, GRID))
+  ends = np.quantile(sizes, [0.005, 0.995])
+  step = (high - low) / (GRID - 1)
+  finer, lower = _minima(fit, budget, np.linspace(max(ends[0] - step, low), min(ends[1] + step, high), GRID))
+  better = lower <= losses
+  return np.where(better, finer, sizes), np.where(better, lower, losses)
+
+
+def _minima(fit: Fit, budget: Budget, log_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The lowest ln loss of each draw on a grid of sizes [S], and where the parabola through it is lowest."""
+  N, D = np.exp(log_n), budget.tokens(log_n)
+  values = {"N": N, "D": D, "C": budget.k * N * D}
+  columns = [values[name] for name in fit.law.columns]
+  losses = _finite(lambda: np.log(fit.predict(*columns, theta=fit.draws)))
+  rows, place = np.arange(len(losses)), np.argmin(losses, axis=1)
+  inner = np.clip(place, 1, len(log_n) - 2)
+  before, at, after = (losses[rows, inner + step] for step in (-1, 0, 1))
   with np.errstate(all="ignore"):
-    reducible = np.reshape(loss, (-1, 1)) - np.exp(log_e)
-    smallest = (log_a - np.log(reducible - np.exp(log_b - beta * np.log(limits.tokens)))) / alpha
-    most = np.full_like(smallest, min(math.log(limits.params), 200.0))
-
-    def log_d(log_n: np.ndarray) -> np.ndarray:
-      return (log_b - np.log(reducible - np.exp(log_a - alpha * log_n))) / beta
-
-    def cost(log_n: np.ndarray) -> np.ndarray:
-      values = log_n + np.log(np.exp(log_d(log_n)) + limits.served / 3)
-      return np.where(np.isfinite(values), values, np.inf)
-
-    possible = np.isfinite(smallest) & (smallest < most)
-    log_n = _minimum(cost, np.where(possible, smallest, 0.0), np.where(possible, most, 1.0))
-    total = np.where(possible, k * np.exp(cost(log_n)), np.inf)
-    return total[:, 0], np.where(possible, np.exp(log_n), np.nan)[:, 0], np.exp(log_d(log_n))[:, 0]
+    shift = (before - after) / (2 * (before - 2 * at + after))
+  shift = np.where((place == inner) & np.isfinite(shift), np.clip(shift, -0.5, 0.5), place - inner)
+  return log_n[inner] + shift * (log_n[1] - log_n[0]), losses[rows, place]
 
 
-def _minimum(value: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-  """The minimum [S, 1] between `low` and `high`, row by row, of a function with a single one."""
-  for _ in range(STEPS):
-    near, far = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    below = value(near) <= value(far)
-    low, high = np.where(below, low, near), np.where(below, far, high)
-  middle = (low + high) / 2
-  ends = np.concatenate([middle, low, high], axis=1)  # the minimum may be exactly at a limit
-  values = np.concatenate([value(x) for x in (middle, low, high)], axis=1)
-  return np.take_along_axis(ends, np.argmin(values, axis=1)[:, None], axis=1)
+def _finite(log_loss: Callable[[], np.ndarray]) -> np.ndarray:
+  """The values of `log_loss`, infinite where a law has none, as for fewer than no tokens."""
+  with np.errstate(all="ignore"):
+    values = log_loss()
+  return np.where(np.isfinite(values), values, np.inf)
 
 
-def at(fit: chinchilla.Fit, C: float, limits: Limits = Limits()) -> BestSize:
+def at(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> BestSize:
   """The optimum at C with 90% intervals, and the cost of other sizes in loss and in compute."""
-  k = fit.flops_per_nd
-  thetas = np.vstack([fit.theta, fit.draws])
-  N, D, loss = best(thetas, C, k, limits)
+  budget = Budget(C, forecaster.points.flops_per_nd, limits)
+  size = best(forecaster, C, limits)
+  log_n, _ = drawn(forecaster, budget, size.N)
+  ends = np.array(weighted_interval(log_n, forecaster.weights))
+  N = sorted((*np.exp(ends).tolist(), size.N))
+  D = sorted((*budget.tokens(ends).tolist(), size.D))
+  found = BestSize(
+    C=C,
+    N=size.N,
+    D=size.D,
+    loss=size.loss,
+    spent=budget.k * size.N * (size.D + limits.served / 3),
+    N_interval90=(N[0], N[-1]),
+    D_interval90=(D[0], D[-1]),
+    off=_off(forecaster, budget, size),
+  )
+  return finite(found)
+
+
+def _off(forecaster: Forecaster, budget: Budget, size: Size) -> list[OffOptimum]:
   off = []
   for times in OFF:
-    n = float(N[0] * times)
-    d = min(limits.tokens, C / (k * n) - limits.served / 3)
-    if n > limits.params or d <= 0:
+    N = size.N * times
+    D = float(budget.tokens(np.log(N)))
+    if budget.limits.params < N or D <= 0:
       continue
-    reached = float(fit.predict(n, d))
-    needed, _, _ = reach(fit.theta[None], reached, k, limits)
-    off.append(OffOptimum(times, n, float(d), reached, float(needed[0] / C)))
-  size = BestSize(
-    C=C,
-    N=N[0],
-    D=D[0],
-    loss=loss[0],
-    spent=k * N[0] * (D[0] + limits.served / 3),
-    N_interval90=_interval(N[1:]),
-    D_interval90=_interval(D[1:]),
-    off=off,
-  )
-  return finite(size)
+    loss = float(np.exp(forecaster.log_loss([N], [D], [budget.k * N * D])[0]))
+    needed = compute(forecaster, loss, budget.limits)
+    off.append(OffOptimum(times, N, D, loss, needed / budget.C))
+  return off
 
 
-def least(fit: chinchilla.Fit, loss: float, limits: Limits = Limits()) -> LeastCompute:
+def compute(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> float:
+  """The least C with that forecast loss, serving included; infinite if no budget reaches it."""
+  low = math.log(forecaster.points.flops_per_nd * (1 + limits.served / 3))
+
+  def excess(log_c: float) -> float:
+    return math.log(best(forecaster, math.exp(log_c), limits).loss / loss) - ROUNDING
+
+  if excess(MOST) > 0:
+    return math.inf
+  return math.exp(float(optimize.brentq(excess, low, MOST, xtol=1e-11))) if excess(low) > 0 else math.exp(low)  # pyright: ignore[reportArgumentType]
+
+
+def least(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> LeastCompute:
   """The least compute to a loss with 90% intervals, and the share of draws in which it is reached at all."""
-  C, N, D = reach(np.vstack([fit.theta, fit.draws]), loss, fit.flops_per_nd, limits)
-  possible = np.isfinite(C[1:])
-  compute = LeastCompute(
+  C = compute(forecaster, loss, limits)
+  if math.isinf(C):
+    return LeastCompute(
+      loss=loss, C=None, N=None, D=None, reached_in=0.0, C_interval90=None, N_interval90=None, D_interval90=None
+    )
+  size, weights = best(forecaster, C, limits), forecaster.weights
+  log_c, log_n, log_d = _crossings(forecaster, loss, C, limits)
+  reached = np.isfinite(log_c)
+  found = LeastCompute(
     loss=loss,
-    C=C[0],
-    N=N[0],
-    D=D[0],
-    reached_in=float(possible.mean()),
-    C_interval90=_interval(C[1:]),
-    N_interval90=_interval(N[1:][possible]),
-    D_interval90=_interval(D[1:][possible]),
+    C=C,
+    N=size.N,
+    D=size.D,
+    reached_in=float(weights @ reached.mean(axis=1)),
+    C_interval90=_interval(log_c, weights),
+    N_interval90=_interval(np.where(reached, log_n, np.nan), weights),
+    D_interval90=_interval(np.where(reached, log_d, np.nan), weights),
   )
-  return finite(compute)
+  return finite(found)
 
 
-def _interval(draws: np.ndarray) -> Interval | None:
-  if not np.isfinite(draws).any():
+def _crossings(forecaster: Forecaster, loss: float, C: float, limits: Limits) -> tuple[np.ndarray, ...]:
+  """`(ln C, ln N, ln D)` at which each draw of each law reaches a loss [laws, S]; ln C is infinite if it does not.
+
+  The discrepancy is drawn, too, one for each draw of the laws.
+  """
+  k = forecaster.points.flops_per_nd
+  grid = math.log(C) + np.linspace(-NEARER, FARTHER, BUDGETS)
+  shape = (len(forecaster.fits), len(forecaster.fits[0].draws))
+  normal = np.random.default_rng(0).normal(size=shape)
+  sizes, tokens, losses = (np.empty((BUDGETS, *shape)) for _ in range(3))
+  for i, log_c in enumerate(grid):
+    budget = Budget(math.exp(log_c), k, limits)
+    size = best(forecaster, budget.C, limits)
+    sizes[i], losses[i] = drawn(forecaster, budget, size.N)
+    tokens[i] = np.log(np.maximum(budget.tokens(sizes[i]), 1e-300))
+    losses[i] += normal * forecaster.predict([size.N], [size.D], [k * size.N * size.D]).discrepancy[0]
+  below = losses <= math.log(loss)
+  first = np.argmax(below, axis=0)
+  before = np.maximum(first - 1, 0)
+
+  def taken(values: np.ndarray, place: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(values, place[None], axis=0)[0]
+
+  high, low = taken(losses, before), taken(losses, first)
+  share = np.where(first > 0, (high - math.log(loss)) / np.where(high > low, high - low, 1.0), 1.0)
+  mixed = [
+    taken(values, before) * (1 - share) + taken(values, first) * share
+    for values in (np.broadcast_to(grid[:, None, None], losses.shape), sizes, tokens)
+  ]
+  return np.where(below.any(axis=0), mixed[0], np.inf), mixed[1], mixed[2]
+
+
+def payoff(forecaster: Forecaster) -> list[Payoff]:
+  """The change of the loss if the model or the data of the largest run were doubled, with 90% intervals.
+
+  The interval includes the discrepancy where the larger run lies beyond the points.
+  """
+  points = forecaster.points
+  largest = int(np.argmax(points.C))
+  N, D, k = float(points.N[largest]), float(points.D[largest]), points.flops_per_nd
+  n, d = np.array([N, 2 * N, N]), np.array([D, D, 2 * D])
+  center, draws = forecaster.log_loss(n, d, k * n * d), forecaster.draws(n, d, k * n * d)
+  discrepancy = forecaster.predict(n, d, k * n * d).discrepancy
+  normal = np.random.default_rng(0).normal(size=(len(draws), 1))
+  drawn_losses = np.exp(draws + normal * discrepancy)
+  rows = []
+  for what, i in (("a model twice as large", 1), ("twice the data", 2)):
+    low, high = np.quantile(drawn_losses[:, i] - drawn_losses[:, 0], [0.05, 0.95])
+    change = float(np.exp(center[i]) - np.exp(center[0]))
+    rows.append(Payoff(what, float(n[i]), float(d[i]), change, (float(low), float(high))))
+  return rows
+
+
+def weighted_interval(values: np.ndarray, weights: np.ndarray, level: float = 0.9) -> tuple[float, float] | None:
+  """The central interval of draws [laws, S] whose laws have these weights, without NaN; None if none is finite.
+
+  No ends are interpolated, since some draws may be infinite.
+  """
+  each = np.broadcast_to(weights[:, None] / values.shape[1], values.shape)[~np.isnan(values)]
+  flat = values[~np.isnan(values)]
+  if not np.isfinite(flat).any():
     return None
-  low, high = np.quantile(draws, [0.05, 0.95], method="nearest")  # which interpolates no infinite draws
-  return float(low), float(high)
+  order = np.argsort(flat)
+  share = np.cumsum(each[order]) / each.sum()
+  low, high = np.searchsorted(share, [(1 - level) / 2, (1 + level) / 2])
+  return float(flat[order][low]), float(flat[order][min(high, len(flat) - 1)])
+
+
+def _interval(logs: np.ndarray, weights: np.ndarray) -> Interval | None:
+  ends = weighted_interval(logs, weights)
+  return None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))

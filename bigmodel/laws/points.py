@@ -40,6 +40,11 @@ class Points:
       rows=None if self.rows is None else self.rows[index],
     )
 
+  @property
+  def flops_per_nd(self) -> float:
+    """C over N D: 6 under `flops_6nd`, and its geometric mean under other conventions, in any order of the points."""
+    return float(np.exp(np.mean(np.sort(np.log(self.C) - np.log(self.N) - np.log(self.D)))))
+
   def budgets(self) -> np.ndarray:
     """The FLOP budget of each point. Points within 15% of each other in C are one budget, of their geometric mean."""
     order = np.argsort(self.C)

@@ -18,12 +18,12 @@ from msgspec import UNSET
 from bigmodel.errors import UserError
 from bigmodel.files import JsonObject, read_json_object, write_json
 from bigmodel.laws import facts, table
-from bigmodel.laws.facts import Forecast, ForecastRow, Score, ScoredRow, TableForecast
+from bigmodel.laws.facts import Forecast, ForecastRow, Score, ScoredRow, ScoreTotal, TableForecast
 from bigmodel.laws.source import Source
 from bigmodel.record import Record
 
 AnyForecast = TypeVar("AnyForecast", Forecast, TableForecast)
-LEVELS = ("interval50", "interval80", "interval90", "interval95")
+LEVELS = {"interval50": 0.5, "interval80": 0.8, "interval90": 0.9, "interval95": 0.95}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +89,16 @@ def score(sealed: Sealed[Forecast], record: Record, provenance: Provenance) -> S
 Truth = dict[tuple[str, ...], list[float]]  # losses of runs (several if they repeat) by group and scales
 
 
-def read_truth(source: Source, scales: Sequence[str]) -> Truth:
-  """The losses of a CSV by group and by the columns `scales`."""
+def read_truth(source: Source, scales: Sequence[str]) -> tuple[Truth, list[str]]:
+  """The losses of a table by group and by the columns `scales`, and notes on how it was read."""
   truth: Truth = {}
-  for name, part in table.groups(table.read(source).frame, source.path, source.group).items():
+  read_ = table.read(source)
+  for name, part in table.groups(read_.frame, source.path, source.group).items():
     columns = table.columns(part, source.path, scales, source.columns)
     losses = table.column(part, source.path, source.loss, "--loss")
     for *values, loss in zip(*(columns[scale] for scale in scales), losses, strict=True):
       truth.setdefault(_key(name, values), []).append(float(loss))
-  return truth
+  return truth, read_.notes
 
 
 def ledger(forecasts: Sequence[Sealed[TableForecast]], truth: Truth, scales: Sequence[str]) -> list[ScoredRow]:
@@ -105,24 +106,68 @@ def ledger(forecasts: Sequence[Sealed[TableForecast]], truth: Truth, scales: Seq
   scored = []
   for sealed in forecasts:
     for row in sealed.forecast.rows:
-      values = [getattr(row, scale) for scale in scales]
-      losses = None if UNSET in values else truth.get(_key(row.group, values))
+      values = place(row, scales)
+      losses = truth.get(_key(row.group, values)) if values else None
       if losses:
         scored.append(_score_row(row, sealed.sealed_at, float(np.mean(losses))))
   return scored
 
 
+def place(row: ForecastRow, scales: Sequence[str]) -> list[float]:
+  """The values of the scales of a row; empty if it does not have all of them, or has others."""
+  given = {name: getattr(row, name) for name in ("N", "D", "C", "x")}
+  values = {name: float(value) for name, value in given.items() if value is not UNSET} | (row.columns or {})
+  complete = set(row.columns or {}) <= set(scales) <= set(values)
+  return [values[scale] for scale in scales] if complete else []
+
+
 def _score_row(row: ForecastRow, sealed_at: str, actual: float) -> ScoredRow:
   intervals = {level: getattr(row, level) for level in LEVELS if getattr(row, level) is not UNSET}
   inside = {level: bool(low <= actual <= high) for level, (low, high) in intervals.items()}
-  log_error = math.log(actual / row.predicted)
   values = {name: getattr(row, name) for name in row.__struct_fields__}
-  return ScoredRow(**values, sealed_at=sealed_at, actual=actual, inside=inside, log_error=log_error)
+  return ScoredRow(
+    **values,
+    sealed_at=sealed_at,
+    actual=actual,
+    inside=inside,
+    log_error=math.log(actual / row.predicted),
+    relative_error=row.predicted / actual - 1,
+    interval_score={name: interval_score(ends, actual, LEVELS[name]) for name, ends in intervals.items()},
+  )
+
+
+def interval_score(interval: tuple[float, float], actual: float, level: float) -> float:
+  """The width of an interval in ln loss, and 2 / (1 - level) for each unit by which the truth lies outside.
+
+  Gneiting and Raftery 2007, equation 43. Smaller is better.
+  """
+  low, high = (math.log(end) if end > 0 else -math.inf for end in interval)
+  outside = max(low - math.log(actual), math.log(actual) - high, 0.0)
+  return high - low + 2 / (1 - level) * outside
 
 
 def coverage(scored: Sequence[ScoredRow]) -> dict[str, float]:
-  """The share of rows whose truth lies in the interval of each level."""
-  return {level: sum(row.inside[level] for row in scored) / len(scored) for level in sorted(scored[0].inside)}
+  """The share of rows whose truth lies in the interval of each level, for the levels that all rows have."""
+  levels = [level for level in LEVELS if all(level in row.inside for row in scored)]
+  return {level: sum(row.inside[level] for row in scored) / len(scored) for level in levels}
+
+
+def total(scored: Sequence[ScoredRow]) -> ScoreTotal:
+  """The scores of forecasts together, for the levels that all of them have."""
+  covered = coverage(scored)
+  return ScoreTotal(
+    forecasts=len(scored),
+    relative_error=float(np.mean([abs(row.relative_error) for row in scored])),
+    rmsle=float(np.sqrt(np.mean([row.log_error**2 for row in scored]))),
+    coverage=covered,
+    interval_score={level: float(np.mean([row.interval_score[level] for row in scored])) for level in covered},
+  )
+
+
+def by_group(scored: Sequence[ScoredRow]) -> dict[str, ScoreTotal]:
+  """The scores of each group together; empty if there is only one."""
+  names = list(dict.fromkeys(row.group or "" for row in scored))
+  return {name: total([row for row in scored if (row.group or "") == name]) for name in names} if len(names) > 1 else {}
 
 
 def _key(group: str | None, values: Sequence[float]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from bigmodel import user_files
 from bigmodel.accounting import params_of
 from bigmodel.errors import UserError
 from bigmodel.files import sha256_text
-from bigmodel.laws import chinchilla, fitting, forecast, isoflop, measured, uncertainty
+from bigmodel.laws import chinchilla, fitting, forecast, isoflop, measured, optimum, uncertainty
 from bigmodel.laws.facts import (
   Backtest,
   BudgetProfile,
@@ -21,7 +21,6 @@ from bigmodel.laws.facts import (
   NoiseFloor,
   Optimum,
   Params,
-  Payoff,
   RateScan,
   TableFits,
   Target,
@@ -48,30 +47,40 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
   runs = measured.runs_of_records(records, convention)
   points = runs.points
   fitted: list[LawFit] = []
-  optimum: list[Optimum] = []
+  optima: list[Optimum] = []
+  used = forecast.find_laws([name for name in laws if name != "isoflop"], "get_study: laws")
+  budgets = _budgets(points) if "chinchilla" in laws else []
+  if target_flops and list(laws) != ["isoflop"]:
+    budgets = sorted({*budgets, target_flops})
+  forecaster = forecast.fit(points, used) if budgets else None
   if "chinchilla" in laws:
-    chinchilla_fit = chinchilla.fit(points)
-    others = _other_conventions(records, convention)
-    fitted.append(structs.replace(chinchilla_law(chinchilla_fit), other_conventions=others))
-    budgets = np.unique(points.budgets())
-    if len(budgets) > MANY:  # the design has no budgets, as an isoFLOP design has
-      budgets = np.geomspace(budgets[0], budgets[-1], FEW)
-    budgets = {*budgets, *([target_flops] if target_flops else [])}
-    optimum += [chinchilla_optimum(chinchilla_fit, float(C)) for C in sorted(budgets)]
-  elif target_flops and laws != ["isoflop"]:
-    optimum.append(chinchilla_optimum(chinchilla.fit(points), target_flops))  # whichever law forecasts the loss
-  for law in forecast.find_laws([name for name in laws if name not in ("chinchilla", "isoflop")], "get_study: laws"):
-    law_fit = uncertainty.bootstrap(fitting.fit(law, [getattr(points, name) for name in law.columns], points.loss))
-    fitted.append(structs.replace(law_of(law_fit), convention=convention))
+    law = chinchilla_law(chinchilla.fit(points), forecaster)
+    fitted.append(structs.replace(law, other_conventions=_other_conventions(records, convention)))
+  if forecaster:
+    optima += [optimum_of(forecaster, C) for C in budgets]
+  for law in used:
+    if law.name != "chinchilla":
+      law_fit = uncertainty.bootstrap(fitting.fit(law, [getattr(points, name) for name in law.columns], points.loss))
+      fitted.append(structs.replace(law_of(law_fit), convention=convention))
   if "isoflop" in laws:
     isoflop_fit = isoflop.fit(points)
     fitted.append(isoflop_law(isoflop_fit, convention))
-    optimum += isoflop_optima(isoflop_fit)
-  return finite(Fits(laws=fitted, optimum=optimum, points=len(points), convention=convention, warnings=runs.notes))
+    optima += isoflop_optima(isoflop_fit)
+  return finite(Fits(laws=fitted, optimum=optima, points=len(points), convention=convention, warnings=runs.notes))
 
 
-def fit_points(points: Points, at: Sequence[float] = (), others: Mapping[str, Points] | None = None) -> TableFits:
-  """Chinchilla's law of points, and its optimum at the budgets `at`.
+def _budgets(points: Points) -> list[float]:
+  """The budgets at which optima are computed: those of the points, or a few of their range if there are many."""
+  budgets = np.unique(points.budgets())
+  if len(budgets) > MANY:  # the design has no budgets, as an isoFLOP design has
+    budgets = np.geomspace(budgets[0], budgets[-1], FEW)
+  return budgets.tolist()
+
+
+def fit_points(
+  points: Points, at: Sequence[float] = (), others: Mapping[str, Points] | None = None, laws: Sequence[Law] = ()
+) -> TableFits:
+  """Chinchilla's law of points, and the optimum at the budgets `at` by the forecaster of `laws` (or of its usual ones).
 
   `others` are the same runs with parameters counted otherwise, by the names of their columns.
   """
@@ -82,8 +91,9 @@ def fit_points(points: Points, at: Sequence[float] = (), others: Mapping[str, Po
   again: dict[str, Params] = {}
   for name, other in (others or {}).items():
     again[name] = {**chinchilla.fit(other, bootstraps=0).params}
-  law = structs.replace(chinchilla_law(fit_), other_conventions=again or UNSET)
-  return finite(TableFits(laws=[law], optimum=[chinchilla_optimum(fit_, C) for C in at]))
+  forecaster = forecast.fit(points, laws) if at else None
+  law = structs.replace(chinchilla_law(fit_, forecaster), other_conventions=again or UNSET)
+  return finite(TableFits(laws=[law], optimum=[optimum_of(forecaster, C) for C in at] if forecaster else []))
 
 
 def fit_profiles(points: Points) -> TableFits:
@@ -96,8 +106,8 @@ def fit_profiles(points: Points) -> TableFits:
   return finite(TableFits(laws=[isoflop_law(fit_, points.convention)], optimum=isoflop_optima(fit_)))
 
 
-def chinchilla_law(fit_: chinchilla.Fit) -> LawFit:
-  """Chinchilla's law, with its prediction for larger runs."""
+def chinchilla_law(fit_: chinchilla.Fit, forecaster: forecast.Forecaster | None = None) -> LawFit:
+  """Chinchilla's law, with what the forecaster expects of larger runs."""
   return LawFit(
     name="chinchilla",
     convention=fit_.points.convention,
@@ -106,7 +116,7 @@ def chinchilla_law(fit_: chinchilla.Fit) -> LawFit:
     objective=fit_.base.objective,
     flops_per_nd=fit_.flops_per_nd,
     points=len(fit_.points),
-    payoff=payoff(fit_),
+    payoff=optimum.payoff(forecaster) if forecaster else UNSET,
     starts_at_optimum=(fit_.base.reached, fit_.base.starts),
     r2_largest_budget_left_out=chinchilla.r2_left_out(fit_.points),
   )
@@ -150,42 +160,20 @@ def backtest(fit_: fitting.Fit, factor: float = 4.0) -> Backtest | None:
   return Backtest(int(hidden.sum()), float(np.sqrt(np.mean(error**2))), float(np.mean(error)))
 
 
-def payoff(fit_: chinchilla.Fit) -> list[Payoff]:
-  """The change of the loss if the model or the data of the largest run were doubled, with 90% bootstrap intervals."""
-  largest = int(np.argmax(fit_.points.C))
-  N, D = float(fit_.points.N[largest]), float(fit_.points.D[largest])
-  thetas = np.vstack([fit_.theta, fit_.draws])
-
-  def loss(n: float, d: float) -> np.ndarray:
-    return np.array([np.exp(chinchilla.log_loss(theta, np.log(n), np.log(d))) for theta in thetas])
-
-  rows = []
-  for what, n, d in (("a model twice as large", 2 * N, D), ("twice the data", N, 2 * D)):
-    change = loss(n, d) - loss(N, D)
-    low, high = np.quantile(change[1:], [0.05, 0.95])
-    rows.append(Payoff(what, n, d, float(change[0]), (float(low), float(high))))
-  return rows
-
-
-def chinchilla_optimum(fit_: chinchilla.Fit, C: float) -> Optimum:
-  """Compute-optimal N, D and loss at C, with 90% bootstrap intervals."""
-  k = fit_.flops_per_nd
-  N, D = fit_.optimum(C, k)
-  draws = np.array([fit_.optimum(C, k, theta) for theta in fit_.draws if theta[3] > 0 and theta[4] > 0])
-
-  def interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values[np.isfinite(values)], [0.05, 0.95])
-    return float(low), float(high)
-
+def optimum_of(forecaster: forecast.Forecaster, C: float) -> Optimum:
+  """Compute-optimal N, D and loss at C, with 90% intervals."""
+  size = optimum.at(forecaster, C)
+  sizes = forecaster.points.N
+  nowhere = (None, None)
   return Optimum(
-    law="chinchilla",
+    law="forecast",
     C=C,
-    N=N,
-    D=D,
-    N_interval90=interval(draws[:, 0]),
-    D_interval90=interval(draws[:, 1]),
-    loss=float(fit_.predict(N, D)),
-    inside=bool(fit_.points.N.min() / FAR < N < fit_.points.N.max() * FAR),
+    N=size.N,
+    D=size.D,
+    N_interval90=size.N_interval90 or nowhere,
+    D_interval90=size.D_interval90 or nowhere,
+    loss=size.loss,
+    inside=bool(sizes.min() / FAR < size.N < sizes.max() * FAR),
   )
 
 
@@ -249,12 +237,12 @@ def scan(records: Sequence[Record], rule: float) -> RateScan:
 
 
 def optimum_at(optima: Sequence[Optimum], C: float) -> float:
-  """The compute-optimal N at C: by the isoFLOP minima if two are inside, and otherwise by Chinchilla's law."""
+  """The compute-optimal N at C: by the isoFLOP minima if two are inside, and otherwise by the forecaster."""
   inside = [each for each in optima if each.law == "isoflop" and each.inside is True]
   if len(inside) >= 2:
     slope, intercept = np.polyfit(np.log([each.C for each in inside]), np.log([each.N for each in inside]), 1)
     return float(np.exp(slope * np.log(C) + intercept))
-  by_law = [each.N for each in optima if each.law == "chinchilla" and each.C == C]
+  by_law = [each.N for each in optima if each.law != "isoflop" and each.C == C]
   if not by_law:
     raise UserError(f"no optimum is known at {C:g} FLOPs: fewer than two budgets have a minimum within their sizes")
   return by_law[0]
@@ -272,12 +260,16 @@ def make_forecast(
   combined = forecast.find_laws([name for name in laws if name != "isoflop"], "get_study: laws")
   seed_noise = noise.std / float(np.mean(noise.losses)) if noise else 0.0
   forecaster = forecast.fit(points, combined, seed_noise)
+  (row,) = forecast.rows([forecast.Scale(target.N, target.D, target.C)], forecaster.predict)
   prediction = forecaster.predict([target.N], [target.D], [target.C])
   facts = Forecast(
     forecaster=forecaster.method(),
     convention=convention,
     predicted=prediction.predicted[0],
+    interval50=row.interval50,
+    interval80=row.interval80,
     interval90=(prediction.low[0], prediction.high[0]),
+    interval95=row.interval95,
     parts={
       "parameters": prediction.parameters[0],
       "discrepancy": prediction.discrepancy[0],

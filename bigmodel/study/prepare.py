@@ -44,6 +44,7 @@ class Prepared:
   runs: dict[str, Run]
   planned: dict[str, list[Planned]]
   places: Mapping[str, Value]  # of the data in the study's folder, where it has other names for the same data
+  tests_target: bool = True  # whether the forecast is sealed and its target trained, once the fitted runs have ended
 
   @property
   def is_adaptive(self) -> bool:

@@ -152,7 +152,7 @@ def _forecast_and_test(prepared: Prepared, plan: Plan, train_groups: rounds.Trai
     hosts.first(lambda: write_report(workdir))
     raise RunsFailed(problem)
   fits = hosts.first(lambda: fit_study(workdir))
-  if prepared.study.target is None:
+  if prepared.study.target is None or not prepared.tests_target:
     return
   with exclusive(workdir, "forecast", stop):
     problem = hosts.first(lambda: target.why_not_sealed(prepared))
@@ -184,7 +184,8 @@ def work(prepared: Prepared, name: str, quiet: bool, stop: Stop, patience: float
     Worker(name, workdir, prepared.data, display, stop, patience).present() as worker,
   ):
     plan = _work_on_design(prepared, worker)
-    if plan is None or prepared.study.target is None or not plan.workers_train_target:
+    no_target = prepared.study.target is None or not prepared.tests_target
+    if plan is None or no_target or not plan.workers_train_target:
       return
     if hosts.first(lambda: rounds.wait_for(target.forecast_path(workdir), stop)):
       sealed = hosts.first(lambda: target.read_forecast(workdir))

@@ -289,8 +289,9 @@ VALUES += ["1e400", "nan", "a/b.py:c", "[1]", "(None,)", "[[]]", "['']", "1 name
 
 
 @pytest.mark.fuzz
-def test_any_override_gives_a_result_or_one_line(made, capfd, monkeypatch):
+def test_any_override_gives_a_result_or_one_line(made, capfd, monkeypatch, tmp_path):
   folder, _ = made(corpus)
+  monkeypatch.chdir(tmp_path)  # where folders go that a value names
   monkeypatch.setenv("BIGMODEL_CACHE", str(folder / "cache"))
   enough(monkeypatch)
   capfd.readouterr()

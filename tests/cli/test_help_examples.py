@@ -74,8 +74,9 @@ def folder(corpus_dir, tmp_path_factory):
   (root / "curves.csv").write_text("\n".join(["examples,error,model", *curves]) + "\n")
   small = [(N, D) for N in np.geomspace(1e7, 1e9, 6) for D in np.geomspace(1e9, 1e11, 6)]
   for name, sizes in (("points", small), ("truth", [(4e9, 4e11), (8e9, 8e11)])):
-    rows = [f"{N},{D},{1.7 + 400 / N**0.34 + 1500 / D**0.36}" for N, D in sizes]
-    (root / f"{name}.csv").write_text("\n".join(["params,tokens,loss", *rows]) + "\n")
+    losses = [1.7 + 400 / N**0.34 + 1500 / D**0.36 for N, D in sizes]
+    rows = [f"{N},{D},{D / (1 + i % 3)},{loss}" for i, ((N, D), loss) in enumerate(zip(sizes, losses, strict=True))]
+    (root / f"{name}.csv").write_text("\n".join(["params,tokens,unique,loss", *rows]) + "\n")
   before = os.getcwd()
   os.chdir(root)
   yield root

@@ -9,7 +9,7 @@ from markupsafe import escape
 
 from bigmodel.cli import main
 from bigmodel.errors import UserError
-from bigmodel.laws import forms, notes
+from bigmodel.laws import fitting, forms, notes
 
 X = np.geomspace(1e6, 1e9, 16)
 
@@ -262,3 +262,134 @@ def test_a_short_group_is_named_and_the_others_are_forecast_and_fitted(tmp_path,
   code, _, err = run(capsys, "forecast", tmp_path / "g.csv", "--x=size", "--loss=ce", "--group=modl", "--at=1e10")
   assert code == 2
   assert "no column 'modl' for --group (did you mean 'model'?); it has model, size, ce" in err
+
+
+def grouped(tmp_path, points):
+  """A CSV with the runs of two models, the second with 1.1 times the loss, and a third model of three runs."""
+  header, *lines = Path(points).read_text().splitlines()
+  rows = [line.split(",") for line in lines]
+  worse = [[*row[:3], str(1.1 * float(row[3])), row[4]] for row in rows]
+  groups = [("plain", rows), ("worse", worse), ("short", rows[:3])]
+  text = [f"{name},{','.join(row)}" for name, part in groups for row in part]
+  (tmp_path / "groups.csv").write_text("\n".join([f"model,{header}", *text]) + "\n")
+  return tmp_path / "groups.csv"
+
+
+def test_groups_of_runs_are_forecast_scored_fitted_and_designed_each(points, tmp_path, capsys):
+  csv_, seal = grouped(tmp_path, points), tmp_path / "seal.json"
+  asked = (csv_, "--n=n", "--d=d", "--group=model")
+  code, said, _ = run(capsys, "forecast", *asked, "--at=4e9,4e11", "--at=1e22", f"--seal={seal}")
+  assert code == 0
+  assert [(row["group"], row["C"]) for row in said["rows"]] == [
+    (name, pytest.approx(C)) for name in ("plain", "worse") for C in (9.6e21, 1e22)
+  ]
+  assert said["rows"][2]["predicted"] == pytest.approx(1.1 * said["rows"][0]["predicted"], rel=1e-3)
+  assert [best["group"] for best in said["optimum"]] == ["plain", "worse"]
+  assert set(said["forecasters"]) == {"plain", "worse"}
+  assert any(note.startswith("short: ") and "3 points" in note for note in said["warnings"])
+  truth = [surface(4e9, 4e11), 1.2 * surface(4e9, 4e11)]
+  known = tmp_path / "truth.jsonl"  # in another format than the points
+  rows = [{"model": m, "n": 4e9, "d": 4e11, "loss": loss} for m, loss in zip(("plain", "worse"), truth, strict=True)]
+  known.write_text("\n".join(map(json.dumps, rows)) + "\n")
+  code, scored, _ = run(capsys, "forecast", known, *asked[1:], "--score", seal)
+  assert code == 0
+  assert {name: total["coverage"]["interval90"] for name, total in scored["groups"].items()} == {"plain": 1, "worse": 0}
+  for row, loss in zip(scored["rows"], truth, strict=True):
+    low, high = np.log(row["interval90"])
+    outside = max(low - np.log(loss), np.log(loss) - high, 0)
+    assert row["interval_score"]["interval90"] == pytest.approx(high - low + 20 * outside)
+    assert row["relative_error"] == pytest.approx(row["predicted"] / loss - 1)
+  total = scored["total"]
+  assert total["coverage"] == scored["coverage"]
+  assert total["forecasts"] == 2
+  assert total["relative_error"] == pytest.approx(np.mean([abs(row["relative_error"]) for row in scored["rows"]]))
+  for level in ("interval50", "interval95"):
+    mean = np.mean([row["interval_score"][level] for row in scored["rows"]])
+    assert total["interval_score"][level] == pytest.approx(mean)
+
+
+def test_fits_and_designs_of_groups_agree_with_the_forecast(points, tmp_path, capsys):
+  """The best size for a budget is the same in fit, forecast and design, with the same interval."""
+  asked = (grouped(tmp_path, points), "--n=n", "--d=d", "--group=model")
+  forecast = run(capsys, "forecast", *asked, "--at=1e22")[1]["optimum"]
+  fitted = run(capsys, "fit", *asked, "--at=1e22")[1]
+  assert [law["group"] for law in fitted["laws"]] == ["plain", "worse"]
+  code, designed, _ = run(capsys, "design", *asked, "--target=1e22")
+  assert code == 0
+  assert list(designed["groups"]) == ["plain", "worse"]
+  assert any(note.startswith("short: ") for note in designed["warnings"])
+  for best, optimum, proposal in zip(forecast, fitted["optimum"], designed["groups"].values(), strict=True):
+    for other in (optimum, proposal["target"]):
+      for name in ("N", "D"):
+        assert other[name] == best[name]
+        assert other[f"{name}_interval90"] == best[f"{name}_interval90"]
+
+
+def test_laws_of_repeated_data_forecast_if_the_unique_tokens_are_given(tmp_path, capsys):
+  N, D, U = (x.ravel() for x in np.meshgrid([1e7, 4e7, 2e8], [1e9, 4e9, 2e10], [5e8, 2e9, 1e10]))
+  law = forms.LAWS["data_constrained"]
+  params = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.36, "rd": 15.0, "rn": 5.0}
+  value = lambda *columns: fitting.predict(law, law.theta(params), columns)
+  noise = 1e-3 * np.random.default_rng(0).normal(size=27)
+  table = csv(tmp_path / "repeats.csv", "n,d,unique,loss", N, D, U, value(N, D, U) * np.exp(noise))
+  asked = ("forecast", table, "--n=n", "--d=d", "--column=U=unique")
+  code, said, _ = run(capsys, *asked, "--law=data_constrained", "--at=2e8,2e11,U=1e10", "--at=2e8,2e11,5e8")
+  assert code == 0
+  assert [row["columns"] for row in said["rows"]] == [{"U": 1e10}, {"U": 5e8}]
+  for row in said["rows"]:
+    low, high = row["interval90"]
+    assert low < value(*(np.array([x]) for x in (row["N"], row["D"], row["columns"]["U"])))[0] < high
+  assert said["rows"][1]["predicted"] > said["rows"][0]["predicted"]
+  code, _, err = run(capsys, "forecast", table, "--n=n", "--d=d", "--law=data_constrained", "--at=2e8,2e11")
+  assert code == 2
+  assert "--law: data_constrained needs U: add --column U=COLUMN, and the values in --at" in err
+  code, _, err = run(capsys, *asked, "--at=2e8,2e11")
+  assert code == 2
+  assert "--at: '2e8,2e11' is not N,D,U in this order, or with names such as U=5e9" in err
+
+
+def test_runs_on_a_line_are_noted_by_every_verb(tmp_path, capsys):
+  N = np.geomspace(1e7, 1e9, 12)
+  line = csv(tmp_path / "line.csv", "n,d,loss", N, 20 * N, surface(N, 20 * N))
+  for verb, option in (("fit", "--at=1e22"), ("forecast", "--at=4e9,4e11"), ("design", "--target=1e22")):
+    code, said, _ = run(capsys, verb, line, "--n=n", "--d=d", option)
+    assert code == 0
+    assert any("close to the line D = 20 N" in note for note in said["warnings"])
+    if verb == "forecast":  # the best sizes of the others may lie on the line
+      assert any("is off the line of the runs (D = 20 N)" in note for note in said["warnings"])
+
+
+HARD = {  # few or odd runs: budgets, sizes of each, and noise
+  "two budgets of four": ((1e17, 1e18), 4, 3e-3),
+  "eight noisy points": ((1e17, 1e18, 1e19, 1e20), 2, 0.02),
+  "one budget": ((1e18,), 9, 3e-3),
+  "six points": ((1e17, 1e18), 3, 3e-3),
+  "fewer points than parameters": ((1e17, 1e18), 2, 3e-3),
+  "one run far larger than all others": ((1e17, 3e17, 1e18, 3e18, 1e19), 4, 3e-3),
+  "losses that are all the same": ((1e17, 3e17, 1e18, 3e18), 4, 3e-3),
+}
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_few_or_odd_runs_give_a_result_or_one_line(case, tmp_path, capsys):
+  budgets, sizes, noise = HARD[case]
+  C = np.repeat(budgets, sizes)
+  N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 4, 4, sizes), len(budgets))
+  D = C / 6 / N
+  if case.startswith("one run"):
+    N, D = np.append(N, 1e10), np.append(D, 1e12)
+  loss = surface(N, D) * np.exp(noise * np.random.default_rng(0).normal(size=len(N)))
+  loss = np.full_like(loss, 2.0) if case.startswith("losses") else loss
+  table = csv(tmp_path / "p.csv", "n,d,loss", N, D, loss)
+  for verb, option in (("forecast", "--at=1e9,1e11"), ("forecast", "--at=1e20"), ("design", "--target=1e20")):
+    code = main.main([verb, table, "--n=n", "--d=d", option, "--json"])
+    out, err = capsys.readouterr()
+    if code == 2:
+      assert len(err.strip().splitlines()) == 1
+      assert case.startswith(("fewer", "losses"))
+      continue
+    assert code == 0
+    said = json.loads(out)
+    for row in said.get("rows", [{"predicted": said.get("predicted"), "interval90": (0, 99)}]):
+      assert 0 < row["interval90"][0] <= row["predicted"] <= row["interval90"][1] < np.inf or verb == "design"
+      assert row["predicted"] is not None

@@ -5,10 +5,11 @@ import json
 import hypothesis
 import numpy as np
 import pytest
+from handmade import record  # its folder is on the path of pytest
 from hypothesis import strategies
 
 from bigmodel.cli import main
-from bigmodel.laws import collinear, curves, forms, measured, notes, outliers
+from bigmodel.laws import collinear, curves, forms, measured, notes, outliers, summary
 from bigmodel.laws.points import Points
 from bigmodel.laws.source import Source
 
@@ -176,3 +177,19 @@ def test_two_sizes_only_are_noted():
   few = np.unique(N)[2] > N
   (note,) = notes.examine(CHINCHILLA, (N[few], D[few]), notes.Losses(LOSS[few]), range(2, 99)).notes
   assert "N has only two values" in note
+
+
+def test_studies_name_diverged_runs_and_fit_without_them():
+  def records(rows):
+    return [
+      record(run_id=f"run{i}", tokens=int(D[i]), params_active=int(N[i]), flops_6nd=6 * N[i] * D[i], loss_eval=loss)
+      for i, loss in rows
+    ]
+
+  losses = list(enumerate(LOSS))
+  diverged = summary.fit(records([*losses[:24], (24, 11.0)]), ["kaplan_nd"], "flops_6nd", None)
+  without = summary.fit(records(losses[:24]), ["kaplan_nd"], "flops_6nd", None)
+  (note,) = diverged.warnings
+  assert "run run24 with a loss of 11" in note
+  assert without.warnings == []
+  assert diverged.laws[0].params == without.laws[0].params

@@ -205,6 +205,40 @@ def test_a_run_that_carries_another_seal_is_not_scored(finished, tmp_path):
     target.score(copy)
 
 
+def test_the_ledger_scores_a_study_and_what_is_kept_of_it(finished, tmp_path, capsys):
+  folder, report = finished
+  page, kept = tmp_path / "page.html", tmp_path / "kept"
+  assert main.main(["ledger", str(folder / "whole"), f"--page={page}", f"--keep={kept}", "--json"]) == 0
+  (one,) = json.loads(capsys.readouterr().out)["forecasts"]
+  forecast = report["forecast"]
+  assert one["actual"] == forecast["actual"]
+  assert one["inside"]["interval90"] == forecast["inside"]
+  assert one["intervals"]["interval90"] == forecast["interval90"]
+  assert set(one["intervals"]) == {"interval50", "interval80", "interval90", "interval95"}
+  assert one["fitted"] == sum("fit" in run["roles"] for run in report["runs"])
+  assert one["distance"] == pytest.approx(8, rel=0.05)
+  assert "Calibration" in page.read_text()
+  assert main.main(["ledger", str(kept), "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["forecasts"] == [one]
+
+
+def test_the_fitted_runs_can_be_trained_before_the_forecast_is_sealed(finished, tmp_path, capsys, inside):
+  folder, report = finished
+  copy, run_id = tmp_path / "copy", report["forecast"]["target"]["run_id"]
+  shutil.copytree(folder / "whole", copy)
+  shutil.rmtree(copy / "forecasts")
+  shutil.rmtree(copy / "runs" / run_id)
+  command = ["study", f"--workdir={copy}", f"--config={folder / 'config.py'}", "--json"]
+  assert main.main([*command, "--no-target"]) == 0
+  assert json.loads(capsys.readouterr().out)["forecast"] is None
+  assert not (copy / "forecasts").exists()
+  assert main.main(["ledger", str(copy), "--json"]) == 0
+  (without,) = json.loads(capsys.readouterr().out)["without"]
+  assert without["why"] == "no sealed forecast"
+  assert main.main(command) == 0
+  assert json.loads(capsys.readouterr().out)["forecast"]["actual"] == report["forecast"]["actual"]
+
+
 def test_the_plan_fixes_which_runs_share_a_program(finished):
   folder, _ = finished
   plan = read_json(folder / "whole" / "plan.json")

