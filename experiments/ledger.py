@@ -196,7 +196,7 @@ STUDIES = {
     "Prices of diamonds", lambda: diamonds("mlp"), hidden(4, 6, 8, 12, 16), hidden(24, 32, 48), 1.5e7, (12, 200), 0.015
   ),
   "mlp_characters": Small(
-    "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.01
+    "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.02
   ),
   "tabular_diamonds": Small(
     "Prices of diamonds by attention", lambda: diamonds("tabular"), widths(4, 6, 8, 12, 16), widths(24, 32, 40),
