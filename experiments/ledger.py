@@ -120,7 +120,7 @@ def vit(patch: int) -> Config:
 
 def resnet(block: str, stages: tuple[int, ...]) -> Config:
   config = examples("resnet", f"{DATA}:small_images")
-  config.model.update(block=block, stages=stages, groups=2)
+  config.model.update(block=block, stages=stages, groups=1)
   config.optim.update(parametrization="mup", base=("model.width=8",))
   return config
 
@@ -193,7 +193,7 @@ STUDIES = {
     channels(12, 16, 20), 8e7, (1.5, 60), 0.03,
   ),
   "mlp_diamonds": Small(
-    "Prices of diamonds", lambda: diamonds("mlp"), hidden(4, 6, 8, 12, 16), hidden(24, 32, 48), 1.5e7, (12, 200), 0.015
+    "Prices of diamonds", lambda: diamonds("mlp"), hidden(12, 16, 24, 32, 48), hidden(64, 96, 128), 6e7, (5, 200), 0.02
   ),
   "mlp_characters": Small(
     "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.02
