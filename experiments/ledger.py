@@ -120,7 +120,7 @@ def vit(patch: int) -> Config:
 
 def resnet(block: str, stages: tuple[int, ...]) -> Config:
   config = examples("resnet", f"{DATA}:small_images")
-  config.model.update(block=block, stages=stages, groups=2)
+  config.model.update(block=block, stages=stages, groups=1)
   config.optim.update(parametrization="mup", base=("model.width=8",))
   return config
 
@@ -178,25 +178,25 @@ STUDIES = {
   "bert_english": of_text("Masked bytes of docstrings", lambda: bert("english", EVERY), least=1.6e10),
   "vit_patches_7": Small(
     "Clothes in patches of 7 pixels", lambda: vit(7), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
-    1.4e8, (1.5, 25), 0.02,
+    1.4e8, (1.5, 25), 0.01,
   ),
   "vit_patches_4": Small(
     "Clothes in patches of 4 pixels", lambda: vit(4), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
-    1.4e8, (1.5, 25), 0.02,
+    1.4e8, (1.5, 25), 0.01,
   ),
   "resnet_basic": Small(
     "Small clothes", lambda: resnet("basic", (1, 1)), channels(3, 4, 5, 6, 8), channels(12, 16, 20),
-    8e7, (1.5, 60), 0.01,
+    8e7, (1.5, 60), 0.03,
   ),
   "resnet_bottleneck": Small(
     "Small clothes through bottlenecks", lambda: resnet("bottleneck", (1, 1)), channels(2, 3, 4, 6, 8),
-    channels(12, 16, 20), 8e7, (1.5, 60), 0.01,
+    channels(12, 16, 20), 8e7, (1.5, 60), 0.03,
   ),
   "mlp_diamonds": Small(
-    "Prices of diamonds", lambda: diamonds("mlp"), hidden(4, 6, 8, 12, 16), hidden(24, 32, 48), 1.5e7, (12, 200), 0.015
+    "Prices of diamonds", lambda: diamonds("mlp"), hidden(12, 16, 24, 32, 48), hidden(64, 96, 128), 6e7, (5, 200), 0.02
   ),
   "mlp_characters": Small(
-    "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.01
+    "The next character from bits", lambda: bits(64), hidden(12, 16, 24, 32), hidden(64, 96, 128), 4e8, (5, 60), 0.02
   ),
   "tabular_diamonds": Small(
     "Prices of diamonds by attention", lambda: diamonds("tabular"), widths(4, 6, 8, 12, 16), widths(24, 32, 40),
@@ -212,7 +212,7 @@ STUDIES = {
   ),
   "resnet_basic_100": Small(
     "Small clothes, far", lambda: resnet("basic", (1, 1)), channels(2, 3, 4), channels(16, 20, 24),
-    3e7, (3, 60), 0.01, step=1.5, times=100,
+    3e7, (3, 60), 0.03, step=1.5, times=100,
   ),
   "mlp_characters_100": Small(
     "The next character from bits, far", lambda: bits(32), hidden(4, 8, 12, 16), hidden(96, 128, 192),

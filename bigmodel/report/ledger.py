@@ -130,8 +130,8 @@ def errors(entries: Sequence[Entry]) -> go.Figure:
       hovertemplate="%{y}<br>%{x:.4f}<extra></extra>",
     )
   figure.add_vline(x=0, line={"color": figures.DARK, "dash": "dot"})
-  figure.update_yaxes(categoryorder="array", categoryarray=[_name(one) for one in reversed(entries)], automargin=True)
-  return figure
+  names = [_name(one) for one in reversed(entries)]
+  return figure.update_yaxes(type="category", categoryorder="array", categoryarray=names, automargin=True)
 
 
 def _name(one: Entry) -> str:

@@ -179,7 +179,9 @@ def test_the_plot_of_errors_has_the_truth_at_zero():
   sealed = seals.seal(forecast(), SEALED)
   question = Question(study="one", question="", family="decoder", fitted=16, distance=8.0)
   one = ledger.entry(question, sealed, 2.0 * math.exp(0.04))
-  inside = pages.errors([one]).to_dict()["data"][0]
+  figure = pages.errors([one]).to_dict()
+  inside = figure["data"][0]
+  assert figure["layout"]["yaxis"]["type"] == "category"  # names on a linear axis are not drawn
   assert list(inside["x"]) == pytest.approx([-0.04])
   assert list(inside["error_x"]["array"]) == pytest.approx([0.1])
   assert list(inside["error_x"]["arrayminus"]) == pytest.approx([0.1])

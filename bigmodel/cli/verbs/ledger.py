@@ -54,7 +54,9 @@ def _show(ledger: "Ledger", output: Output) -> None:
   from bigmodel.laws.ledger import NOMINAL
 
   if ledger.forecasts:
-    columns = ("study", "family", "runs", "distance", "forecast", "90% interval", "truth", "error", "90%", "score")
+    about = [(one.study, one.question, one.family, one.fitted, f"{one.distance:.3g} x") for one in ledger.forecasts]
+    output.table("studies", ("study", "question", "family", "runs", "beyond them"), about)
+    columns = ("study", "forecast", "90% interval", "truth", "error", "inside", "score")
     output.table("sealed forecasts", columns, [_row(one) for one in ledger.forecasts])
     rows = [
       (
@@ -68,20 +70,19 @@ def _show(ledger: "Ledger", output: Output) -> None:
       for one in ledger.totals
     ]
     levels = (f"{nominal:.0%}" for nominal in NOMINAL.values())
-    totals = ("distance", "forecasts", *levels, "median error", "median width", "mean score")
-    output.table("share of truths inside, by level", totals, rows)
-    output.say("Every seal is intact, older than its target's run, and carried by that run.")
+    output.table("share of truths inside", ("distance", "of", *levels, "error", "width", "score"), rows)
+    output.say("error and width: medians, the width of 90% intervals in ln loss; score: mean interval score of these")
+    output.say("every seal is intact, older than its target's run, and carried by that run")
   output.notes(f"no score: {one.where}: {one.why}" for one in ledger.without)
 
 
 def _row(one: "Entry") -> tuple[object, ...]:
-  verdict = "inside" if one.inside["interval90"] else "OUTSIDE"
+  from bigmodel.laws.ledger import NOMINAL
+
+  narrowest = next((f"the {NOMINAL[level]:.0%}" for level, inside in one.inside.items() if inside), "NONE")
   error = f"{100 * math.expm1(one.log_error):+.2f}%"
   interval = list(one.intervals["interval90"])
-  distance = f"{one.distance:.3g} x"
-  return (
-    one.study, one.family, one.fitted, distance, one.predicted, interval, one.actual, error, verdict, one.interval_score
-  )  # fmt: skip
+  return one.study, one.predicted, interval, one.actual, error, narrowest, one.interval_score
 
 
 def _percent(share: float | None, digits: int = 2) -> str | None:
