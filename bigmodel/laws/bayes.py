@@ -1,9 +1,9 @@
 """A Bayesian fit by NUTS (numpyro), with heavy-tailed noise that depends on scale.
 
 ln loss = ln law(theta) + noise. The noise is Student's, with its own degrees of freedom, and its log changes
-linearly with the log of the scale. Forecasts add the discrepancy that `laws.forecast` measures by forecasting larger
-runs from smaller ones. A discrepancy inferred from the points themselves (a random walk along the scale) is far too
-small, because the law bends to follow it (`docs/laws.md`).
+linearly with the log of the scale. Forecasts add the discrepancy of `laws.forecast`. A discrepancy inferred from
+the points themselves (a random walk along the scale) is far too small, because the law bends to follow it
+(`docs/laws.md`).
 """
 
 import dataclasses

@@ -96,7 +96,14 @@ def bootstrap(fits: Sequence[fitting.Fit], draws: int, seed: int = 0) -> list[fi
 
 
 def _sets(columns: Sequence[np.ndarray], loss: np.ndarray, weights: Sequence[np.ndarray]) -> fitting.Sets:
-  return fitting.stack([(columns, loss, each) for each in weights])
+  """Data sets of the same points with different weights, padded as those of `fitting.stack` are."""
+  pad = -len(loss) % fitting.PAD
+
+  def repeated(x: np.ndarray) -> np.ndarray:
+    padded = np.pad(x, (0, pad), mode="edge")
+    return np.broadcast_to(padded, (len(weights), len(padded)))
+
+  return fitting.Sets(tuple(map(repeated, columns)), repeated(loss), np.pad(np.stack(weights), ((0, 0), (0, pad))))
 
 
 def _log_residual(law: Law, theta: np.ndarray, columns: Sequence[np.ndarray], loss: np.ndarray) -> np.ndarray:

@@ -163,7 +163,7 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
   points = points[np.lexsort((points.loss, points.D, points.N))]
   scale = _scale(points)
   origins = [scale.max() - k * math.log(2) for k in range(1, HALVINGS + 1)]
-  origins = [origin for origin in origins if (scale <= origin + SAME).sum() >= FEWEST]
+  origins = [o for o in origins if (scale <= o + SAME).sum() >= FEWEST and _ahead(scale, o).any()]
   below = np.array([scale <= origin + SAME for origin in (scale.max(), *origins)])
   columns = {name: getattr(points, name) for name in COLUMNS}
   even = np.ones(len(points)) if points.weights is None else points.weights
@@ -176,7 +176,10 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
     errors = np.array([_growth(values, runs, origins) for values in expected])
   else:
     errors = np.array([_misfit(made) for made in fits])
-  weights = (errors + floor) ** -SHARPNESS
+  usable = np.flatnonzero(np.isfinite(errors))
+  if not len(usable):
+    raise UserError("no law has finite losses for these runs")
+  fits, weights = [fits[i] for i in usable], (errors[usable] + floor) ** -SHARPNESS
   noise = max(min(_noise(made, runs) for made in fits), seed_noise)
   spread = Spread(noise, DISCREPANCY, len(origins))
   return Forecaster(points, tuple(emphases.bootstrap(fits, bootstraps)), weights / weights.sum(), spread)
@@ -189,12 +192,16 @@ def _growth(expected: np.ndarray, runs: emphases.Runs, origins: Sequence[float])
   """
   each = []
   for values, below, origin in zip(expected[1:], runs.below[1:], origins, strict=True):
-    ahead = (runs.scale > origin + SAME) & (runs.scale <= origin + WINDOW + SAME)
+    ahead = _ahead(runs.scale, origin)
     squares = np.mean((values[ahead] - np.log(runs.loss[ahead])) ** 2)
     distance = np.maximum(runs.scale[ahead] - runs.scale[below].max(), SHORTEST)
     each.append(squares / np.mean(distance**2))
-  mean = float(np.mean(each))
-  return mean if math.isfinite(mean) else math.inf
+  return float(np.mean(each))
+
+
+def _ahead(scale: np.ndarray, origin: float) -> np.ndarray:
+  """Mask of the runs that are forecast from those up to an origin."""
+  return (scale > origin + SAME) & (scale <= origin + WINDOW + SAME)
 
 
 def _misfit(made: fitting.Fit) -> float:

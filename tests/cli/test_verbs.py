@@ -156,7 +156,7 @@ def test_with_json_an_error_is_one_document(verb, inside):
     (["export", "--workdir=x", "--to=y", "--type=gpt"], "bigmodel export: --type: invalid choice: 'gpt' (choose from"),
     (["status", "--workdir=x", "--watch=-1"], "bigmodel status: --watch: -1 is not a positive number"),
     (["design", "p.csv", "--target=inf"], "bigmodel design: --target: inf is not a positive number"),
-    (["design", "p.csv", "--target=1e20", "--group=model"], "bigmodel design: --group: no such option"),
+    (["design", "p.csv", "--target=1e20", "--folds=3"], "bigmodel design: --folds: no such option"),
     (["generate", "--workdir=x", "--tokens=0"], "bigmodel generate: --tokens: 0 is less than 1"),
     (["generate", "--workdir=x", "--top-p=1.5"], "bigmodel generate: --top-p: 1.5 is not in (0, 1]"),
     (["generate", "--workdir=x", "--temperature=-1"], "bigmodel generate: --temperature: -1 is not a number from 0 up"),
