@@ -76,7 +76,7 @@ def entry(question: Question, sealed: Sealed[Forecast], actual: float) -> Entry:
   forecast = sealed.forecast
   intervals = {level: pair for level in LEVELS if (pair := getattr(forecast, level)) is not UNSET}
   method = forecast.forecaster
-  truth, *ends = (np.float64(x) for x in (actual, *forecast.interval90))
+  truth, low90, high90 = (np.array(x) for x in (actual, *forecast.interval90))
   return Entry(
     **msgspec.structs.asdict(question),
     forecaster=f"law {forecast.law}" if method is UNSET else f"{method.name}, version {method.version}",
@@ -88,7 +88,7 @@ def entry(question: Question, sealed: Sealed[Forecast], actual: float) -> Entry:
     log_error=math.log(actual / forecast.predicted),
     width=math.log(forecast.interval90[1] / forecast.interval90[0]),
     inside={level: bool(low <= actual <= high) for level, (low, high) in intervals.items()},
-    interval_score=float(scoring.interval_score(truth, *ends, NOMINAL["interval90"])),
+    interval_score=float(scoring.interval_score(truth, low90, high90, NOMINAL["interval90"])),
   )
 
 

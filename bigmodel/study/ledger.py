@@ -73,10 +73,11 @@ def read(path: epath.Path) -> Kept | str:
     return _of_study(path)
   document = read_json_object(path)
   if "about" not in document:
-    kind = facts.TableForecast if "rows" in document else Forecast
-    seals.unseal(document, kind, str(path))
-    score = f"bigmodel forecast TRUTH.csv --score {path.name}" if kind is not Forecast else "bigmodel ledger STUDY"
-    return f"sealed, without its truth; {score} scores it"
+    if "rows" in document:
+      seals.unseal(document, facts.TableForecast, str(path))
+      return f"sealed, without its truth; bigmodel forecast TRUTH.csv --score {path.name} scores it"
+    seals.unseal(document, Forecast, str(path))
+    return "sealed, without its truth; bigmodel ledger STUDY scores it"
   return facts.from_json(document, Kept, str(path))
 
 
