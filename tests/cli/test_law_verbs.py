@@ -332,7 +332,7 @@ def test_fits_and_designs_of_groups_agree_with_the_forecast(points, tmp_path, ca
   asked = (grouped(tmp_path, points), "--n=n", "--d=d", "--group=model")
   forecasts = run(capsys, "forecast", *asked, "--at=1e22")[1]["optimum"]
   fitted = run(capsys, "fit", *asked, "--at=1e22")[1]
-  assert [law["group"] for law in fitted["laws"]] == ["plain", "worse"]
+  assert [fact["group"] for fact in (*fitted["laws"], *fitted["optimum"])] == ["plain", "worse"] * 2
   code, designed, _ = run(capsys, "design", *asked, "--target=1e22")
   assert code == 0
   assert list(designed["groups"]) == ["plain", "worse"]
