@@ -50,7 +50,8 @@ def reproduce(data: Path) -> list[Result]:
     if measured.is_empty():
       continue
     below = runs.filter(pl.col("flops") < pl.col("flops").max() / 7.9)
-    points = Points(*(below[name].to_numpy().astype(float) for name in ("N", "D", "flops", "loss")))
+    N, D, C, loss = (below[name].to_numpy().astype(float) for name in ("N", "D", "flops", "loss"))
+    points = Points(N, D, C, loss)
     combined = forecast.fit(points, bootstraps=DRAWS)
     usual = chinchilla.fit(points, DRAWS).base
     alone = dataclasses.replace(combined, points=points, fits=(usual,), weights=np.ones(1))

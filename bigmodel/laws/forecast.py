@@ -83,7 +83,7 @@ class Forecaster:
   def draws(self, N: ArrayLike, D: ArrayLike, C: ArrayLike) -> np.ndarray:
     """`log_loss` for every draw of the laws' parameters [S, points]; draws that are not finite are left out."""
     logs = [np.log(fit.predict(*_columns(fit.law, N, D, C), theta=fit.draws)) for fit in self.fits]
-    drawn = _mean(self.weights, logs)
+    drawn = _mean(self.weights, np.stack(logs))
     return drawn[np.isfinite(drawn).all(axis=1)]
 
   def distance(self, N: ArrayLike, D: ArrayLike, added: Points | None = None) -> np.ndarray:
@@ -221,8 +221,8 @@ def _noise(made: fitting.Fit, runs: emphases.Runs) -> float:
   return max(emphases.CONSISTENT * math.sqrt(left) * float(median), emphases.QUIETEST)
 
 
-def _mean(weights: np.ndarray, logs: Sequence[np.ndarray]) -> np.ndarray:
-  return np.tensordot(weights, np.stack(logs), 1)
+def _mean(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+  return np.tensordot(weights, logs, 1)
 
 
 def _scale(points: Points) -> np.ndarray:

@@ -9,7 +9,7 @@ from handmade import record  # its folder is on the path of pytest
 
 from bigmodel.errors import UserError
 from bigmodel.files import write_json
-from bigmodel.laws import chinchilla, facts, fitting, forecast, forms, outliers, seals, summary
+from bigmodel.laws import chinchilla, facts, fitting, forecast, forms, marquardt, outliers, seals, summary
 from bigmodel.laws.emphases import EMPHASES
 from bigmodel.laws.facts import Forecast, TableForecast, Target
 from bigmodel.laws.points import Points
@@ -140,6 +140,44 @@ def test_a_diverged_run_that_was_found_changes_nothing():
   ask = ([1e10], [1e11], [6e21])
   first, second = (forecast.fit(each, bootstraps=20).predict(*ask) for each in (points[~found], diverged))
   assert (first.predicted, first.low, first.high) == (second.predicted, second.low, second.high)
+
+
+def test_a_run_that_is_a_little_off_hardly_moves_a_fit():
+  """10% more loss, which is 33 standard deviations of the noise and too little to be left out."""
+  points = runs(40)
+  off = dataclasses.replace(points, loss=np.where(np.arange(40) == 20, 1.1 * points.loss, points.loss))
+  first, second = (
+    forecast.fit(each, [chinchilla.LAW], bootstraps=2).fits[0].predict([1e10], [1e11])[0] for each in (points, off)
+  )
+  squares = fitting.fit(chinchilla.LAW, (off.N, off.D), off.loss, how=fitting.Loss("squares")).predict([1e10], [1e11])[
+    0
+  ]
+  assert abs(second - first) < 0.2 * abs(squares - first)
+
+
+def test_two_ways_of_minimising_hubers_loss_agree():
+  points = runs(40)
+  loss = np.where(np.arange(40) % 10 == 5, 1.1 * points.loss, points.loss)
+  sets = fitting.stack([((points.N, points.D), loss, None)])
+  (newton,), (value,), _ = fitting.best(chinchilla.LAW, sets, fitting.Loss("huber", 0.004))
+  (theta,), (cost,) = marquardt.best(chinchilla.LAW, sets, delta=np.array([0.004]))
+  assert cost / 2 == pytest.approx(value, rel=1e-5)
+  N, D = np.array([1e10]), np.array([1e11])
+  assert fitting.predict(chinchilla.LAW, theta, (N, D)) == pytest.approx(
+    fitting.predict(chinchilla.LAW, newton, (N, D)), rel=1e-3
+  )
+
+
+def test_errors_grow_with_distance_as_on_published_runs():
+  points = runs(30)
+  forecaster = forecast.fit(points, [chinchilla.LAW], bootstraps=20)
+  ratio, top = np.median(np.log(points.D / points.N)), np.log(points.N * points.D).max()
+  scale = top + np.array([0.0, 3.0])
+  N, D = np.exp((scale - ratio) / 2), np.exp((scale + ratio) / 2)
+  near, far = forecaster.predict(N, D, 6 * N * D).discrepancy
+  assert near < 0.003
+  assert forecast.DISCREPANCY * 3 <= far < forecast.DISCREPANCY * 3 + 0.01
+  assert forecast.DISCREPANCY == 0.0077
 
 
 def test_distance_is_that_in_compute_and_that_in_tokens_for_each_parameter():
