@@ -168,11 +168,11 @@ def forecast(
 
   Args:
     points: one row per run: a polars DataFrame, columns by name, or the path of a CSV.
-    at: where. Over N and D each entry is a budget in FLOPs, which is spent on the best N and D by Chinchilla's law,
-      or a pair (N, D). Over `x` each entry is an x.
+    at: where. Over N and D each entry is a budget in FLOPs, which is spent on the N and D of the lowest forecast
+      loss, or a pair (N, D). Over `x` each entry is an x.
     columns: the column of each quantity: two or three of `N`, `D` and `C`; or `x` alone.
     loss: the column of the loss.
-    group: over `x`, the column that separates curves, each of which is forecast by itself.
+    group: the column that separates curves or sets of runs, each of which is forecast by itself.
     laws: names of the laws to combine, or `FILE.py:NAME`; the default is three laws. Only over N and D.
 
   Returns:

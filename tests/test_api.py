@@ -163,7 +163,7 @@ def test_forecasts_equal_those_of_the_command(surface, tmp_path, capsys):
     assert forecast.table["N"].to_list() == pytest.approx([row["N"] for row in rows], rel=1e-6)
     assert forecast.table["predicted"].to_list() == pytest.approx([row["predicted"] for row in rows], rel=1e-9)
     assert forecast.table["low90"].to_list() == pytest.approx([row["interval90"][0] for row in rows], rel=1e-9)
-  assert forecast.weights == {"chinchilla": 1.0}
+  assert forecast.weights == pytest.approx({"chinchilla": 1.0}, rel=1e-12)  # a sum over fits
 
 
 def test_a_plot_has_points_a_line_through_them_and_forecasts(surface):
@@ -181,6 +181,22 @@ def test_every_group_of_curves_is_forecast_and_drawn():
   forecast = bigmodel.forecast(curves, [1e9], {"x": "x"}, "error", group="model")
   assert forecast.table["group"].to_list() == ["a", "b"]
   assert len(bigmodel.plot(forecast).to_dict()["data"]) == 8
+
+
+def test_every_group_of_runs_is_forecast_by_itself_and_drawn(surface, caplog):
+  """As without the others; a group that is too short is named."""
+  parts = {"plain": surface, "worse": {**surface, "loss": 1.1 * surface["loss"]}}
+  parts["short"] = {name: column[:3] for name, column in surface.items()}
+  table = pl.concat([pl.DataFrame(part).with_columns(model=pl.lit(name)) for name, part in parts.items()])
+  forecast = bigmodel.forecast(table, [(1e10, 1e12)], COLUMNS, "loss", "model")
+  alone = bigmodel.forecast(surface, [(1e10, 1e12)], COLUMNS, "loss")
+  assert forecast.table["group"].to_list() == ["plain", "worse"]
+  assert forecast.table.columns == ["group", *alone.table.columns]
+  assert forecast.table[:1].drop("group").equals(alone.table)
+  assert forecast.table[1, "predicted"] == pytest.approx(1.1 * forecast.table[0, "predicted"], rel=1e-3)
+  assert sum(forecast.weights.values()) == pytest.approx(sum(alone.weights.values())) == pytest.approx(1)
+  assert len(bigmodel.plot(forecast).to_dict()["data"]) == 8
+  assert "short: law chinchilla has 5 parameters and 3 points" in caplog.text
 
 
 def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
@@ -205,7 +221,7 @@ def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
       {"points": {"params": [1.0], "tokens": [1.0, 2.0], "loss": [1.0]}},
       "points: not a table of columns of one length",
     ),
-    ({"group": "params"}, "group: is for curves"),
+    ({"group": "parms"}, r"points: no column 'parms' for group \(did you mean 'params'\?\)"),
   ],
 )
 def test_forecast_names_the_invalid_argument(surface, change, message):

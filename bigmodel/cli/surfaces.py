@@ -122,7 +122,7 @@ def _answer(arguments: argparse.Namespace, runs: "MeasuredRuns", asked: Sequence
   rows = forecast.rows(scales, _predictor(arguments.intervals, forecaster, output)) if scales else []
   for place, row in zip(asked, rows, strict=True):
     if not math.isfinite(row.predicted):
-      raise UserError(f"{place.asked()}: {', '.join(fit.law.name for fit in forecaster.fits)}: no finite loss there")
+      raise UserError(f"{place.asked()}: {', '.join(forecaster.method().weights)}: no finite loss there")
   for i, (best, scale) in enumerate(zip(optima, scales, strict=True)):
     rows[i] = structs.replace(rows[i], beyond=reach.times(scale.N * scale.D, products))
     if best:

@@ -16,6 +16,7 @@ from bigmodel.errors import UserError
 from bigmodel.laws import choice, curves, fitting, forms, measured, optimum, reach, table, uncertainty, units
 from bigmodel.laws import forecast as forecasts
 from bigmodel.laws.facts import ForecastRow
+from bigmodel.laws.law import Law
 from bigmodel.laws.source import Source
 
 log = logging.getLogger("bigmodel")
@@ -38,7 +39,7 @@ class Forecast:
 
   `table` has a row for each scale that was asked about. `points` are the runs that were fitted, with the scale (`C` in
   FLOPs, or `x`) and the `loss`. `line` is the forecast along that scale, from the smallest point on: over N and D at
-  the best N and D of each budget. `weights` are those of the laws.
+  the best N and D of each budget. `weights` are those of the laws, over N and D with groups their means over groups.
   """
 
   table: pl.DataFrame
@@ -94,17 +95,47 @@ def forecast(
 def _forecast_surface(
   rows: pl.DataFrame, columns: Columns, at: Sequence[float | tuple[float, float]], laws: Sequence[str]
 ) -> Forecast:
-  if columns.group:
-    raise UserError("group: is for curves over x")
-  runs = measured.runs_of_table(rows, _source(columns))
-  points = runs.points
-  _log(runs.notes)
+  """The forecasts of each group by its own forecaster; groups to which laws cannot be fitted are left out with a note.
+
+  The weights of laws are means over groups.
+  """
+  used = forecasts.find_laws(laws, "laws")
+  made: dict[str, Forecast] = {}
+  unfit: list[UserError] = []
+  for name, part in table.groups(rows, "points", columns.group).items():
+    try:
+      made[name] = _forecast_runs(name, measured.runs_of_table(part, _source(columns)), at, used)
+    except UserError as error:
+      unfit.append(UserError(f"{name}: {error}" if name else str(error)))
+  if not made:
+    raise unfit[0]
+  _log([f"{error}; this group is left out" for error in unfit])
+
+  def joined(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    named = [frame.select(pl.lit(name).alias("group"), pl.all()) for name, frame in frames.items()]
+    return pl.concat(named) if columns.group else pl.concat(frames.values())
+
+  weights = [each.weights for each in made.values()]
+  return Forecast(
+    table=joined({name: each.table for name, each in made.items()}),
+    points=joined({name: each.points for name, each in made.items()}),
+    line=joined({name: each.line for name, each in made.items()}),
+    weights={law: math.fsum(each[law] for each in weights) / len(weights) for law in weights[0]},
+  )
+
+
+def _forecast_runs(
+  name: str, runs: measured.MeasuredRuns, at: Sequence[float | tuple[float, float]], laws: Sequence[Law]
+) -> Forecast:
+  """The forecasts from the runs of one group; `name` begins notes, unless it is empty."""
+  points, notes = runs.points, list(runs.notes)
   for where in at:
     if isinstance(where, tuple):
-      _log(runs.check_size(f"at={where}", where[0], where[1], force=True))
+      notes += runs.check_size(f"at={where}", where[0], where[1], force=True)
     else:
-      _log(runs.check_budget(f"at={where:g}", where, force=True))
-  forecaster = forecasts.fit(points, forecasts.find_laws(laws, "laws"))
+      notes += runs.check_budget(f"at={where:g}", where, force=True)
+  _log([f"{name}: {note}" if name else note for note in notes])
+  forecaster = forecasts.fit(points, laws)
   per_nd = forecaster.points.flops_per_nd
 
   def scale_of(where: float | tuple[float, float]) -> forecasts.Scale:
@@ -117,11 +148,10 @@ def _forecast_surface(
   budgets = np.geomspace(points.C.min(), max(points.C.max(), *(place.C for place in asked)), POINTS_OF_A_LINE)
   along = [scale_of(float(C)) for C in budgets]
   predicted = table_of(forecasts.rows([*asked, *along], forecaster.predict), ("N", "D", "C"))
-  weights = {fit.law.name: float(weight) for fit, weight in zip(forecaster.fits, forecaster.weights, strict=True)}
   shown = pl.DataFrame({"C": points.C, "loss": points.loss})
   beyond = [reach.times(scale.N * scale.D, points.N * points.D) for scale in asked]
   of_asked = predicted[: len(asked)].with_columns(pl.Series("beyond", beyond))
-  return Forecast(of_asked, shown, predicted[len(asked) :], weights)
+  return Forecast(of_asked, shown, predicted[len(asked) :], forecaster.method().weights)
 
 
 def _forecast_curves(rows: pl.DataFrame, columns: Columns, at: Sequence[float | tuple[float, float]]) -> Forecast:

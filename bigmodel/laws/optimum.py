@@ -1,8 +1,8 @@
 """The best size and data for a budget within limits, the least compute for a loss, and the cost of other sizes.
 
 All of it comes from a forecaster (`laws.forecast`). The best size is the one with the lowest forecast loss. Its
-interval is that of the best sizes by all draws of all laws, each law with its weight: it contains what noise does to
-the laws and how far they disagree about the best size (`docs/laws.md` compares others).
+interval is that of the best sizes by all draws of all fits, each fit with its weight: it contains what noise does to
+the fits and how far they disagree about the best size (`docs/laws.md` compares others).
 
 Training costs k N D, with k = 6 under the usual convention. Each token that is served over the model's life costs
 k / 3 times N (2 N; Sardana et al. 2024).
@@ -27,6 +27,7 @@ BUDGETS = 25  # at which draws are asked for the least compute to a loss
 NEARER, FARTHER = math.log(1e4), math.log(1e8)  # range of these budgets around the best one, in ln C
 ROUNDING = 1e-12  # in ln loss: where limits bind, larger budgets do not lower the loss further
 MOST = 200.0  # ln C up to which a loss is searched for
+NEGLIGIBLE = 1e-3  # of the largest weight: fits with less change no interval, so their draws are not computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +86,24 @@ def best(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> Size:
   return Size(min(float(np.exp(log_n)), limits.params), float(budget.tokens(log_n)), float(np.exp(lowest)))
 
 
-def drawn(forecaster: Forecaster, budget: Budget, near: float) -> tuple[np.ndarray, np.ndarray]:
-  """`(ln N, ln loss)` of the best size by each draw of each law [laws, S]; `near` is an N around which they lie."""
-  found = [_best_of_draws(fit, budget, math.log(near)) for fit in forecaster.fits]
-  sizes, losses = zip(*found, strict=True)
-  return np.stack(sizes), np.stack(losses)
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """ln N and ln loss of the best size by each draw of F fits [F, S], and the weights of these fits [F]."""
+
+  log_n: np.ndarray
+  log_loss: np.ndarray
+  weights: np.ndarray
+
+
+def drawn(forecaster: Forecaster, budget: Budget, near: float) -> Drawn:
+  """The best sizes by the draws of all fits but those of negligible weight; `near` is an N around which they lie."""
+  counted = np.flatnonzero(forecaster.weights >= NEGLIGIBLE * forecaster.weights.max())
+  sizes, losses = zip(*(_best_of_draws(forecaster.fits[i], budget, math.log(near)) for i in counted), strict=True)
+  return Drawn(np.stack(sizes), np.stack(losses), forecaster.weights[counted])
 
 
 def _best_of_draws(fit: Fit, budget: Budget, center: float) -> tuple[np.ndarray, np.ndarray]:
-  """`(ln N, ln loss)` [S] by the draws of one law: from a wide grid, then from one over the range of the minima."""
+  """`(ln N, ln loss)` [S] by the draws of one fit: from a wide grid, then from one over the range of the minima."""
   low, high = max(center - AROUND, 0.0), min(center + AROUND, budget.most)
   sizes, losses = _minima(fit, budget, np.linspace(low, high, GRID))
   ends = np.quantile(sizes, [0.005, 0.995])
@@ -129,8 +139,8 @@ def at(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> BestSize:
   """The optimum at C with 90% intervals, and the cost of other sizes in loss and in compute."""
   budget = Budget(C, forecaster.points.flops_per_nd, limits)
   size = best(forecaster, C, limits)
-  log_n, _ = drawn(forecaster, budget, size.N)
-  ends = np.array(weighted_interval(log_n, forecaster.weights))
+  draws = drawn(forecaster, budget, size.N)
+  ends = np.array(weighted_interval(draws.log_n, draws.weights))
   N = sorted((*np.exp(ends).tolist(), size.N))
   D = sorted((*budget.tokens(ends).tolist(), size.D))
   found = BestSize(
@@ -178,15 +188,15 @@ def least(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> Lea
     return LeastCompute(
       loss=loss, C=None, N=None, D=None, reached_in=0.0, C_interval90=None, N_interval90=None, D_interval90=None
     )
-  size, weights = best(forecaster, C, limits), forecaster.weights
-  log_c, log_n, log_d = _crossings(forecaster, loss, C, limits)
+  size = best(forecaster, C, limits)
+  log_c, log_n, log_d, weights = _crossings(forecaster, loss, C, limits)
   reached = np.isfinite(log_c)
   found = LeastCompute(
     loss=loss,
     C=C,
     N=size.N,
     D=size.D,
-    reached_in=float(weights @ reached.mean(axis=1)),
+    reached_in=float(weights @ reached.mean(axis=1) / weights.sum()),
     C_interval90=_interval(log_c, weights),
     N_interval90=_interval(np.where(reached, log_n, np.nan), weights),
     D_interval90=_interval(np.where(reached, log_d, np.nan), weights),
@@ -195,21 +205,21 @@ def least(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> Lea
 
 
 def _crossings(forecaster: Forecaster, loss: float, C: float, limits: Limits) -> tuple[np.ndarray, ...]:
-  """`(ln C, ln N, ln D)` at which each draw of each law reaches a loss [laws, S]; ln C is infinite if it does not.
+  """`(ln C, ln N, ln D)` [F, S] at which each draw of F fits reaches a loss, and their weights; see `drawn`.
 
-  The discrepancy is drawn, too, one for each draw of the laws.
+  ln C is infinite for draws that do not reach it. The discrepancy is drawn, too, one for each draw of the fits.
   """
   k = forecaster.points.flops_per_nd
   grid = math.log(C) + np.linspace(-NEARER, FARTHER, BUDGETS)
-  shape = (len(forecaster.fits), len(forecaster.fits[0].draws))
-  normal = np.random.default_rng(0).normal(size=shape)
-  sizes, tokens, losses = (np.empty((BUDGETS, *shape)) for _ in range(3))
-  for i, log_c in enumerate(grid):
-    budget = Budget(math.exp(log_c), k, limits)
-    size = best(forecaster, budget.C, limits)
-    sizes[i], losses[i] = drawn(forecaster, budget, size.N)
-    tokens[i] = np.log(np.maximum(budget.tokens(sizes[i]), 1e-300))
-    losses[i] += normal * forecaster.predict([size.N], [size.D], [k * size.N * size.D]).discrepancy[0]
+  budgets = [Budget(math.exp(log_c), k, limits) for log_c in grid]
+  best_sizes = [best(forecaster, budget.C, limits) for budget in budgets]
+  draws = [drawn(forecaster, budget, size.N) for budget, size in zip(budgets, best_sizes, strict=True)]
+  N, D = (np.array([getattr(size, name) for size in best_sizes]) for name in "ND")
+  discrepancy = forecaster.predict(N, D, k * N * D).discrepancy
+  sizes, losses = np.stack([each.log_n for each in draws]), np.stack([each.log_loss for each in draws])
+  losses += discrepancy[:, None, None] * np.random.default_rng(0).normal(size=losses.shape[1:])
+  bought = [budget.tokens(log_n) for budget, log_n in zip(budgets, sizes, strict=True)]
+  tokens = np.log(np.maximum(bought, 1e-300))
   below = losses <= math.log(loss)
   first = np.argmax(below, axis=0)
   before = np.maximum(first - 1, 0)
@@ -223,7 +233,7 @@ def _crossings(forecaster: Forecaster, loss: float, C: float, limits: Limits) ->
     taken(values, before) * (1 - share) + taken(values, first) * share
     for values in (np.broadcast_to(grid[:, None, None], losses.shape), sizes, tokens)
   ]
-  return np.where(below.any(axis=0), mixed[0], np.inf), mixed[1], mixed[2]
+  return np.where(below.any(axis=0), mixed[0], np.inf), mixed[1], mixed[2], draws[0].weights
 
 
 def payoff(forecaster: Forecaster) -> list[Payoff]:
@@ -248,7 +258,7 @@ def payoff(forecaster: Forecaster) -> list[Payoff]:
 
 
 def weighted_interval(values: np.ndarray, weights: np.ndarray, level: float = 0.9) -> tuple[float, float] | None:
-  """The central interval of draws [laws, S] whose laws have these weights, without NaN; None if none is finite.
+  """The central interval of draws [F, S] of fits with these weights, without NaN; None if none is finite.
 
   No ends are interpolated, since some draws may be infinite.
   """

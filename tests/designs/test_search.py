@@ -142,7 +142,7 @@ def test_groups_under_way_are_kept_when_the_parent_restarts(config, tmp_path):
       rounds.write(tmp_path, plan, [Group((b,), 0.0, 6)])
 
   members = list(prepared.runs.values())
-  rounds.HalvingRounds(plan, members, tmp_path, train, HERE, StopRequest()).run(the_study.design, "loss")
+  rounds.PausingRounds(plan, members, tmp_path, train, HERE, StopRequest()).run(the_study.design, "loss")
   assert seen[0][0] == ([b, c], 2)
   assert sorted(run_id for ids, _ in seen[0] for run_id in ids) == sorted([a, b, c, e])  # d has been there
   assert seen[1] == [([b], 6), ([a], 6)]

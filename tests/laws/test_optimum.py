@@ -102,6 +102,24 @@ def test_other_sizes_cost_compute_and_intervals_contain_the_truth(forecaster, tr
     assert optimum.best(forecaster, row.compute * 1e21).loss == pytest.approx(row.loss, rel=1e-9)
 
 
+def test_intervals_of_best_sizes_count_draws_by_the_weights_of_their_fits(true):
+  """Of two fits whose best sizes are far apart, 3% of the weight does not widen a 90% interval, and 30% does."""
+  (fit,) = true.fits
+  theta = chinchilla.LAW.theta({**PARAMS, "A": 4800.0})
+  fits = (fit, dataclasses.replace(fit, theta=theta, draws=theta[None]))
+  ends = {}
+  for share in (1e-4, 0.03, 0.3, 0.97):
+    both = dataclasses.replace(true, fits=fits, weights=np.array([1 - share, share]))
+    draws = optimum.drawn(both, optimum.Budget(1e21, 6.0), 1e9)
+    ends[share] = optimum.weighted_interval(draws.log_n, draws.weights)
+    assert len(draws.log_n) == (1 if share == 1e-4 else 2)
+  low, high = ends[0.03]
+  assert low == high
+  assert low == pytest.approx(np.log(optimum.best(true, 1e21).N), abs=1e-3)
+  assert ends[0.97][0] == ends[0.97][1] > low + 1
+  assert ends[0.3] == (low, ends[0.97][1])
+
+
 def test_a_run_lowers_the_variance_as_predicted(true):
   """Of 100 data sets, with and without the run: the spread of forecasts, against the prediction from one data set."""
   noise, C = 1e-3, 1e22
