@@ -131,11 +131,11 @@ def mlp(name: str, task: str = "classification") -> Config:
   return config
 
 
-def bits(batch: int) -> Config:
+def bits(batch: int, distributions: Sequence[str] = EVERY) -> Config:
   """An MLP that predicts a character from the bits of those before it."""
   config = mlp(f"{DATA}:bits")
   config.train.batch_size = batch
-  config.data.update(path=",".join(EVERY), normalise="none")
+  config.data.update(path=",".join(distributions), normalise="none")
   return config
 
 
@@ -221,6 +221,14 @@ STUDIES = {
   "tabular_characters_100": Small(
     "The next character by attention, far", lambda: characters(32), widths(2, 4, 6), widths(48, 64),
     2e8, (1.5, 60), 0.02, step=1.5, times=100,
+  ),
+  "mlp_learning_100": Small(
+    "The next character of machine learning from bits, far", lambda: bits(32, LEARNING), hidden(4, 8, 12, 16),
+    hidden(96, 128, 192), 1.2e8, (2.5, 60), 0.01, step=1.5, times=100,
+  ),
+  "mlp_science": Small(
+    "The next character of science from bits", lambda: bits(64, SCIENCE), hidden(12, 16, 24, 32),
+    hidden(64, 96, 128), 4e8, (5, 60), 0.02,
   ),
 }  # fmt: skip
 
