@@ -16,7 +16,7 @@ positions and four values per head ended on both sides of that plateau (residual
 positions and two heads now (0.7%). Vision Transformers with Muon had seeds 10% apart at a rate of .02: .01. Residual
 networks did worse by 12% at a rate of .01 than at .02: .03; their groups of channels, which did not divide odd widths,
 became one group. MLPs on characters had their best rate at the edge: .02 at batches of 64. MLPs on diamonds were 4 to
-16 units wide (residuals of 5.8%): 12 to 48 (4.1%). The last two studies were added after five had been scored. No study
+16 units wide (residuals of 5.8%): 12 to 48 (4.1%). The last two studies were added after four had been scored. No study
 was changed after its forecast was sealed.
 
     bigmodel reproduce ledger                    # verifies the seals and scores what is kept
