@@ -18,7 +18,7 @@ HUBER = 1.345  # standard deviations at which Huber's loss turns linear: 95% eff
 FIRST_DELTA = 1e-3  # of Huber's loss while the noise is not known, almost that of absolute values
 QUIETEST = 1e-4  # standard deviation of ln loss: points are never taken to be more precise
 CONSISTENT = 1.4826  # the standard deviation of normal noise, as a multiple of its median absolute value
-FREEDOM_LEFT = 5  # parameters of a typical law: bootstrapped weights are the same for all laws
+PARAMETERS = 5  # of a typical law: bootstrapped weights are the same for all laws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def bootstrap(fits: Sequence[fitting.Fit], draws: int, seed: int = 0) -> list[fi
   1 to make up for it.
   """
   n = len(fits[0].loss)
-  random = np.random.default_rng(seed).gamma(max(n - FREEDOM_LEFT, 1) / n, size=(draws, n))
+  random = np.random.default_rng(seed).gamma(max(n - PARAMETERS, 1) / n, size=(draws, n))
   random = random / random.mean(axis=1, keepdims=True)
   drawn: list[fitting.Fit] = []
   for law in dict.fromkeys(each.law for each in fits):

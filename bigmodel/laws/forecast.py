@@ -39,7 +39,8 @@ FLOOR = 0.3  # of the variance of the noise: smaller differences between mean sq
 NEAR = 2.0  # the noise is measured on residuals with weights in proportion to C to this power
 BETWEEN_FITS = 0.05  # share of the variance between fits in that of a forecast
 DISCREPANCY = 0.0077  # in ln loss, for each unit of distance
-FREEDOM = 8.0  # degrees of freedom of Student's t of a forecast
+FREEDOM = 8.0  # degrees of freedom of Student's t of a forecast, at most
+FEWEST_FREE = 2.0  # and at least
 BOOTSTRAPS = 200
 
 Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, float], "Prediction"]  # (N, D, C, level of the intervals)
@@ -109,7 +110,8 @@ class Forecaster:
     parameters = np.std(self.draws(N, D, C), axis=0)
     discrepancy = np.sqrt((self.spread.discrepancy * distance) ** 2 + BETWEEN_FITS * between**2)
     sd = np.sqrt(self.spread.noise**2 + parameters**2 + discrepancy**2)
-    half = special.stdtrit(FREEDOM, 0.5 + level / 2) * sd
+    freedom = np.clip(len(self.points) - emphases.PARAMETERS, FEWEST_FREE, FREEDOM)
+    half = special.stdtrit(freedom, 0.5 + level / 2) * sd
     low, high = np.exp(center - half), np.exp(center + half)
     return Prediction(np.exp(center), low, high, parameters, discrepancy, self.spread.noise, distance)
 
