@@ -83,6 +83,7 @@ def test_hopeless_settings_are_stopped_and_the_best_is_kept(config, tmp_path):
   assert [ended[rate, 0][1] for rate in RATES] == [80, 80, 80, 60, 30, 30]  # the first may stop at the third pause
   for rate in RATES[3:]:
     _, steps, why = ended[rate, 0]
+    assert why
     assert (why.steps, why.level, why.best) == (STEPS, 0.95, pytest.approx(curve(2.0, STEPS)))
     assert why.best < why.low < why.predicted
     low = last_loss.forecast(PAUSES, curve(ENDS[RATES.index(rate)], PAUSES[steps >= PAUSES]), curve(2.0, PAUSES))
@@ -106,7 +107,9 @@ def test_all_seeds_of_a_setting_are_stopped_at_once(config, tmp_path):
   ended = outcome(runs)
   for rate in RATES:
     assert len({ended[rate, seed] for seed in range(3)}) == 1
-  assert ended[RATES[5], 2][2].best == pytest.approx(curve(2.01, STEPS), rel=1e-3)  # the mean over the best's seeds
+  why = ended[RATES[5], 2][2]
+  assert why
+  assert why.best == pytest.approx(curve(2.01, STEPS), rel=1e-3)  # the mean over the best's seeds
 
 
 def test_a_grown_sweep_resumes_what_is_no_longer_hopeless_and_keeps_the_rest(config, tmp_path):
