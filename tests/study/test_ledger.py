@@ -1,5 +1,6 @@
 """The ledger: sealed forecasts beside their truths, verified, by distance."""
 
+import dataclasses
 import json
 import math
 
@@ -229,3 +230,22 @@ def test_the_experiments_studies_differ_and_forecast_far():
   assert sum(one.times >= 100 for one in module.STUDIES.values()) >= 4
   with pytest.raises(UserError, match="bytes_sciense"):
     module.get_config("bytes_sciense")
+
+
+def test_repetitions_of_the_quickstart_are_counted(tmp_path, monkeypatch):
+  """Each has its own name and runs, and the quickstart's study otherwise."""
+  module, _ = load_module(str(experiments.find("repetitions")))
+  configs = {name: module.get_config(name) for name in module.REPETITIONS}
+  assert [module.get_study(config).name for config in configs.values()] == list(configs)
+  assert len({repr(config) for config in configs.values()}) == len(configs) >= 10
+  [plain] = [module.get_study(config) for name, config in configs.items() if name == "quickstart_0"]
+  quickstart, _ = load_module(str(module.QUICKSTART))
+  assert dataclasses.replace(quickstart.get_study(quickstart.get_config()), name="quickstart_0") == dataclasses.replace(
+    plain, settings=quickstart.settings
+  )
+  monkeypatch.setattr(module, "FOLDER", tmp_path)
+  put(tmp_path, kept("near", 8.0, 2.0), kept("far", 8.0, 2.5))
+  results = {result.what: result.ours for result in module.measure(tmp_path, True)}
+  assert results["repetitions"] == 2
+  assert results["truths inside the 90% interval"] == 1
+  assert results["errors of at most 1.5%"] == 1
