@@ -138,6 +138,7 @@ class Predicted(msgspec.Struct, frozen=True):
   loss: float
   interval90: Interval
   group: str = ""
+  beyond: float | UnsetType = UNSET  # as a factor of that of the points, see `any_columns.beyond`
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

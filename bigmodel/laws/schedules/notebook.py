@@ -10,7 +10,7 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import notebook
+from bigmodel.laws import arguments, notebook
 from bigmodel.laws.notebook import Forecast
 from bigmodel.laws.schedules import answers, budgets, decays, forecast, laws, notation, reading
 from bigmodel.laws.schedules.budgets import PerStep
@@ -40,6 +40,7 @@ class CurveLaws:
     """The parameters of each law: rates are in units of the highest fitted one, steps of the longest curve."""
     return {fit.law.name: fit.params for fit in self.forecaster.fits}
 
+  @arguments.named()
   def forecast(self, schedule: str | Sequence[float] | np.ndarray, at: Sequence[int] = ()) -> Forecast:
     """Forecasts the loss under a schedule that was not run.
 
@@ -63,6 +64,7 @@ class CurveLaws:
     table = notebook.table_of(rows, ("x",)).with_columns(beyond)
     return Forecast(table, pl.DataFrame(points), notebook.table_of(along, ("x",)), weights)
 
+  @arguments.named()
   def propose_decay(
     self, steps: int | None = None, tokens: float | None = None, flops: float | None = None
   ) -> DecayProposal:
@@ -128,4 +130,4 @@ def fit(read: CurveSets, group: str, chosen: Sequence[str]) -> CurveLaws:
 
 def _log(notes: Sequence[str]) -> None:
   for note in notes:
-    log.warning("curves: %s", note)
+    log.warning("curves: %s", arguments.in_python(note))
