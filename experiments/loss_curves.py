@@ -13,8 +13,8 @@ fits the three curves better and predicts the others worse (.14% and .17%), with
 curves hardly determine its beta and gamma. Two laws with fewer parameters, in which a step makes progress in proportion
 to the rate to the power of .7 instead of 1, predict the six curves within .10% and .08%. The power was chosen with the
 six curves in view; free fits of it to the three curves of either size, in the annealing law, give .74 and .71. The 90%
-intervals cover 90% of the points of either size. With other choices of the fitted curves the errors are .07% to .13%, and the
-intervals cover 72% to 100%.
+intervals cover 90% of the points of either size. With other choices of the fitted curves the errors are .07% to .16%,
+and the intervals cover 72% to 100%.
 
     bigmodel reproduce loss_curves
 """
