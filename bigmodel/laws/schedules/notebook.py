@@ -35,6 +35,12 @@ class CurveLaws:
   forecaster: Forecaster
   per_step: PerStep = budgets.UNKNOWN
 
+  def __repr__(self) -> str:
+    names = ", ".join(curve.name for curve in self.forecaster.curves)
+    parts = zip(self.forecaster.fits, self.forecaster.weights, strict=True)
+    named = ", ".join(f"{weight:.0%} {fit.law.name}" for fit, weight in parts)
+    return f"CurveLaws({named}; fitted to {len(self.forecaster.curves)} curves: {names})"
+
   @property
   def params(self) -> dict[str, dict[str, float]]:
     """The parameters of each law: rates are in units of the highest fitted one, steps of the longest curve."""
@@ -125,7 +131,9 @@ def fit(read: CurveSets, group: str, chosen: Sequence[str]) -> CurveLaws:
   if group not in read.groups and not (group == "" and len(read.groups) == 1):
     raise UserError(f"group: {group!r} is not one of the sets of runs: {'; '.join(map(repr, read.groups))}")
   name = group if group in read.groups else next(iter(read.groups))
-  return CurveLaws(forecast.fit(read.groups[name], laws.find(chosen, "laws")), read.per_step[name])
+  forecaster = forecast.fit(read.groups[name], laws.find(chosen, "laws"))
+  _log(forecast.outlying(forecaster))
+  return CurveLaws(forecaster, read.per_step[name])
 
 
 def _log(notes: Sequence[str]) -> None:
