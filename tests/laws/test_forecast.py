@@ -68,6 +68,20 @@ def test_weights_follow_from_errors_at_larger_runs():
   assert predicted == pytest.approx(loss_at(1e10, 1e11), rel=0.02)
 
 
+def test_rival_laws_count_alike_among_few_runs():
+  """Ten runs cannot say which of two good laws is better; a law of N alone is far worse, and has no weight."""
+  laws = [forms.LAWS[name] for name in ("chinchilla", "overtraining", "kaplan_n")]
+  weights = forecast.fit(runs(10), laws, bootstraps=2).method().weights
+  assert weights == pytest.approx({"chinchilla": 0.5, "overtraining": 0.5, "kaplan_n": 0.0})
+
+
+def test_the_noise_is_a_quartile_of_that_around_each_fit(monkeypatch):
+  """Of many fits to few runs some have small residuals by chance."""
+  around = iter(0.001 * np.arange(1, 1 + len(EMPHASES)))
+  monkeypatch.setattr(forecast, "_noise", lambda made, of: next(around))
+  assert forecast.fit(runs(10), [chinchilla.LAW], bootstraps=2).spread.noise == pytest.approx(0.002)
+
+
 def test_the_noise_between_seeds_widens_intervals_that_residuals_make_too_narrow():
   points = runs(7, noise=0.0)
   N, D, C = (x[-1:] for x in (points.N, points.D, points.C))
