@@ -199,11 +199,11 @@ def _show(forecasts: "TableForecast", grouped: bool, output: Output) -> None:
     rows = [(*named(o), o.C, o.N, o.N_interval90, o.D, o.D_interval90, f"{o.spent / o.C:.0%}") for o in optima]
     output.table("compute-optimal", (*group, "C", "N", "90%", "D", "90%", "of C spent"), rows)
     rows = [
-      (*named(o), o.C, f"{off.times:g} x", off.N, off.D, off.loss - o.loss, f"{off.compute:.1%}")
+      (*named(o), o.C, f"{off.times:g} x", off.N, off.D, off.loss - o.loss, f"{off.compute:.1%} of C")
       for o in optima
       for off in o.off
     ]
-    titles = ("C", "size", "N", "D", "more loss", "as good as this much of C")
+    titles = ("C", "size", "N", "D", "more loss", "as good as the best size for")
     output.table("off the optimum", (*group, *titles), rows)
   if reached := forecasts.reached or []:
     rows = [(*named(r), r.loss, r.C, r.C_interval90, r.N, r.D, f"{r.reached_in:.0%}", beyond(r)) for r in reached]
