@@ -129,6 +129,8 @@ def _answer(arguments: argparse.Namespace, runs: "MeasuredRuns", asked: Sequence
       of_size = {"N_interval90": best.N_interval90, "D_interval90": best.D_interval90, "off": best.off}
       rows[i] = structs.replace(rows[i], **of_size)
       warnings += runs.off_line(asked[i].asked(), scale.N, scale.D)
+      if within.params <= best.N:
+        warnings.append(f"{asked[i].asked()}: --max-params={within.params:g} limits the size; the best one is larger")
   reached = [optimum.least(forecaster, loss, within) for loss in arguments.reach]
   for i, each in enumerate(reached):
     if each.C is not None and each.N is not None and each.D is not None:
@@ -163,6 +165,8 @@ def _laws(arguments: argparse.Namespace) -> list[str]:
   from bigmodel.laws import forecast
 
   names = arguments.law.split(",") if arguments.law else []
+  if "auto" in names:
+    raise UserError("--law=auto: is for --column and --schedule; leave out --law to combine the usual laws of N and D")
   if arguments.intervals != "nuts":
     return names
   if len(names) > 1:
