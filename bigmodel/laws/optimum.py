@@ -111,8 +111,8 @@ def best(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> Size:
   if not len(minima):
     place = int(np.argmin(losses))
     return dataclasses.replace(_size(near, sizes[place], losses[place]), inside=False)
-  place = minima[np.argmin(away[minima])]
-  return _lowest(forecaster, near, sizes[place - 1], sizes[place + 1])
+  place = int(minima[np.argmin(away[minima])])
+  return _lowest(forecaster, near, float(sizes[place - 1]), float(sizes[place + 1]))
 
 
 def _lowest(forecaster: Forecaster, budget: Budget, low: float, high: float) -> Size:
