@@ -61,7 +61,7 @@ def _show(
   titles = ("forecast", "90% interval", "truth", "forecast / truth - 1", "inside", "interval score")
   output.table("forecast and truth", (*group, *scales, *titles), rows)
   for name, total in totals.items():
-    shown = [(level, covered, total.interval_score[level]) for level, covered in total.coverage.items()]
+    shown = [(level, f"{covered:.0%}", total.interval_score[level]) for level, covered in total.coverage.items()]
     title = f"{f'{name}: ' if name else ''}{total.forecasts} forecasts"
     output.table(title, ("interval", "covered", "mean interval score"), shown)
     output.say(f"mean relative error {total.relative_error:.2%}, root mean square of ln {total.rmsle:.2%}")

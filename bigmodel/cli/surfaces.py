@@ -129,6 +129,8 @@ def _answer(arguments: argparse.Namespace, runs: "MeasuredRuns", asked: Sequence
       of_size = {"N_interval90": best.N_interval90, "D_interval90": best.D_interval90, "off": best.off}
       rows[i] = structs.replace(rows[i], **of_size)
       warnings += runs.off_line(asked[i].asked(), scale.N, scale.D)
+      if within.params <= best.N:
+        warnings.append(f"{asked[i].asked()}: --max-params={within.params:g} limits the size; the best one is larger")
   reached = [optimum.least(forecaster, loss, within) for loss in arguments.reach]
   for i, each in enumerate(reached):
     if each.C is not None and each.N is not None and each.D is not None:
@@ -163,6 +165,8 @@ def _laws(arguments: argparse.Namespace) -> list[str]:
   from bigmodel.laws import forecast
 
   names = arguments.law.split(",") if arguments.law else []
+  if "auto" in names:
+    raise UserError("--law=auto: is for --column and --schedule; leave out --law to combine the usual laws of N and D")
   if arguments.intervals != "nuts":
     return names
   if len(names) > 1:
@@ -199,11 +203,11 @@ def _show(forecasts: "TableForecast", grouped: bool, output: Output) -> None:
     rows = [(*named(o), o.C, o.N, o.N_interval90, o.D, o.D_interval90, f"{o.spent / o.C:.0%}") for o in optima]
     output.table("compute-optimal", (*group, "C", "N", "90%", "D", "90%", "of C spent"), rows)
     rows = [
-      (*named(o), o.C, f"{off.times:g} x", off.N, off.D, off.loss - o.loss, f"{off.compute:.1%}")
+      (*named(o), o.C, f"{off.times:g} x", off.N, off.D, off.loss - o.loss, f"{off.compute:.1%} of C")
       for o in optima
       for off in o.off
     ]
-    titles = ("C", "size", "N", "D", "more loss", "as good as this much of C")
+    titles = ("C", "size", "N", "D", "more loss", "as good as the best size for")
     output.table("off the optimum", (*group, *titles), rows)
   if reached := forecasts.reached or []:
     rows = [(*named(r), r.loss, r.C, r.C_interval90, r.N, r.D, f"{r.reached_in:.0%}", beyond(r)) for r in reached]

@@ -23,6 +23,8 @@ def fit(source: Source, law: str = "", at: Sequence[float] = (), force: bool = F
   if places and law != AUTO:
     raise UserError("--predict: is for --law=auto; bigmodel forecast forecasts with other laws")
   names = law.split(",") if law else ["power_offset" if "x" in source.columns else "chinchilla"]
+  if at and names == ["isoflop"]:
+    raise UserError("--at: isoflop fits the budgets of the points only; leave out --law for the optimum at others")
   if names in (["chinchilla"], ["isoflop"]):
     if source.group:
       return _fit_groups(source, law, at, force)

@@ -38,9 +38,12 @@ def examine(law: Law, columns: Sequence[np.ndarray], losses: Losses, labels: Lab
   Outliers get no weight, unless their standard errors are given: then the weights are the user's.
   """
   loss = losses.values
-  notes = [*_same_scales(columns, loss, labels), *_rising(columns, losses), *_kind_of_loss(columns, losses)]
+  far = outliers.find(law, columns, loss)  # before the test of rising losses, which a diverged large run may cause
+  rising = _rising([x[~far] for x in columns], dataclasses.replace(losses, values=loss[~far]))
+  if rising:
+    far = np.zeros(len(loss), bool)
+  notes = [*_same_scales(columns, loss, labels), *rising, *_kind_of_loss(columns, losses)]
   notes += [*_evaluations(law, columns), *_two_values(law, columns)]
-  far = outliers.find(law, columns, loss) if not any("rises with scale" in note for note in notes) else loss < 0
   if far.any():
     notes.append(_far(loss, labels, np.flatnonzero(far), losses.weighted))
   kept = np.ones(len(loss), bool) if losses.weighted else ~far

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize
 
+from bigmodel.errors import UserError
 from bigmodel.laws.facts import BestSize, Interval, LeastCompute, OffOptimum, Payoff, finite
 from bigmodel.laws.fitting import Fit
 from bigmodel.laws.forecast import Forecaster
@@ -27,6 +28,8 @@ BUDGETS = 25  # at which draws are asked for the least compute to a loss
 NEARER, FARTHER = math.log(1e4), math.log(1e8)  # range of these budgets around the best one, in ln C
 ROUNDING = 1e-12  # in ln loss: where limits bind, larger budgets do not lower the loss further
 MOST = 200.0  # ln C up to which a loss is searched for
+PLAUSIBLE = math.log(1e6)  # how far N / D may lie outside that of the runs, beyond what more compute may change
+SMALLEST = 1e-300  # loss
 NEGLIGIBLE = 1e-3  # of the largest weight: fits with less change no interval, so their draws are not computed
 
 
@@ -46,6 +49,12 @@ class Budget:
   C: float
   k: float
   limits: Limits = Limits()
+  ratios: tuple[float, float] = (-math.inf, math.inf)  # the range of ln N - ln D of sizes that are considered
+
+  @property
+  def confined(self) -> bool:
+    """Whether only sizes with a range of ratios are considered."""
+    return math.isfinite(self.ratios[0])
 
   @property
   def most(self) -> float:
@@ -57,33 +66,86 @@ class Budget:
     """Tokens that the budget buys beside serving, within the limits."""
     return np.minimum(self.limits.tokens, self.C / (self.k * np.exp(log_n)) - self.limits.served / 3)
 
+  def considered(self, log_n: np.ndarray) -> np.ndarray:
+    """Mask of the sizes within `ratios`; a limit of the parameters or of the tokens may lead outside of them."""
+    D = self.tokens(log_n)
+    with np.errstate(all="ignore"):
+      ratio = log_n - np.log(D)
+    few, many = log_n >= math.log(self.limits.params) - 1e-9, self.limits.tokens <= D
+    return ((ratio >= self.ratios[0]) | few) & ((ratio <= self.ratios[1]) | many)
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """A size, its tokens, and the forecast loss."""
+  """A size, its tokens, and the forecast loss; the budget with the sizes that were considered.
+
+  `inside` is False if the loss falls up to the end of these sizes, so that none of them is the best.
+  """
 
   N: float
   D: float
   loss: float
+  budget: Budget
+  inside: bool = True
 
 
 def best(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> Size:
-  """The size with the lowest forecast loss that C buys, serving included."""
+  """The size with the lowest forecast loss that C buys, serving included.
+
+  Some laws have their lowest loss at a single parameter or at a single token, where nothing was measured. Then it is
+  the size with a minimum that lies nearest to the runs' ratios of parameters to tokens.
+  """
   budget = Budget(C, forecaster.points.flops_per_nd, limits)
-  low, high = 0.0, budget.most
+  size = _lowest(forecaster, budget, 0.0, budget.most)
+  near = dataclasses.replace(budget, ratios=_plausible(forecaster, C))
+  if near.considered(np.log([size.N])).all():
+    return size
+  sizes = np.linspace(0.0, budget.most, 10 * GRID)
+  sizes = sizes[near.considered(sizes)]
+  if len(sizes) < 3:
+    return dataclasses.replace(size, inside=False)
+  losses = _losses(forecaster, near, sizes)
+  minima = 1 + np.flatnonzero((losses[1:-1] < losses[:-2]) & (losses[1:-1] <= losses[2:]))
+  ratios = np.log(forecaster.points.N / forecaster.points.D)
+  away = np.abs(sizes - np.log(near.tokens(sizes)) - np.median(ratios))
+  if not len(minima):
+    place = int(np.argmin(losses))
+    return dataclasses.replace(_size(near, sizes[place], losses[place]), inside=False)
+  place = int(minima[np.argmin(away[minima])])
+  return _lowest(forecaster, near, float(sizes[place - 1]), float(sizes[place + 1]))
 
-  def loss(log_n: np.ndarray) -> np.ndarray:
-    N, D = np.exp(log_n), budget.tokens(log_n)
-    return _finite(lambda: forecaster.log_loss(N, D, budget.k * N * D))
 
+def _lowest(forecaster: Forecaster, budget: Budget, low: float, high: float) -> Size:
+  """The size of the lowest loss between two ln N."""
   log_n = lowest = np.nan
   for _ in range(ROUNDS):
     sizes = np.linspace(low, high, GRID)
-    losses = loss(sizes)
+    losses = _losses(forecaster, budget, sizes)
     place = int(np.argmin(losses))
     log_n, lowest = sizes[place], losses[place]
     low, high = sizes[max(place - 1, 0)], sizes[min(place + 1, GRID - 1)]
-  return Size(min(float(np.exp(log_n)), limits.params), float(budget.tokens(log_n)), float(np.exp(lowest)))
+  return _size(budget, log_n, lowest)
+
+
+def _size(budget: Budget, log_n: float, log_loss: float) -> Size:
+  N = min(float(np.exp(log_n)), budget.limits.params)
+  return Size(N, float(budget.tokens(log_n)), float(np.exp(log_loss)), budget)
+
+
+def _losses(forecaster: Forecaster, budget: Budget, log_n: np.ndarray) -> np.ndarray:
+  N, D = np.exp(log_n), budget.tokens(log_n)
+  return _finite(lambda: forecaster.log_loss(N, D, budget.k * N * D))
+
+
+def _plausible(forecaster: Forecaster, C: float) -> tuple[float, float]:
+  """The range of ln N - ln D in which the best size for C may lie.
+
+  With C = k N D the ratio of best sizes changes at most in proportion to C, or to 1 / C.
+  """
+  points = forecaster.points
+  ratios = np.log(points.N) - np.log(points.D)
+  beyond = PLAUSIBLE + max(math.log(C / points.C.max()), math.log(points.C.min() / C), 0.0)
+  return float(ratios.min()) - beyond, float(ratios.max()) + beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +167,26 @@ def drawn(forecaster: Forecaster, budget: Budget, near: float) -> Drawn:
 def _best_of_draws(fit: Fit, budget: Budget, center: float) -> tuple[np.ndarray, np.ndarray]:
   """`(ln N, ln loss)` [S] by the draws of one fit: from a wide grid, then from one over the range of the minima."""
   low, high = max(center - AROUND, 0.0), min(center + AROUND, budget.most)
-  sizes, losses = _minima(fit, budget, np.linspace(low, high, GRID))
+  sizes, losses = _minima(fit, budget, np.linspace(low, high, GRID), center)
   ends = np.quantile(sizes, [0.005, 0.995])
   step = (high - low) / (GRID - 1)
-  finer, lower = _minima(fit, budget, np.linspace(max(ends[0] - step, low), min(ends[1] + step, high), GRID))
+  fine = np.linspace(max(ends[0] - step, low), min(ends[1] + step, high), GRID)
+  finer, lower = _minima(fit, budget, fine, center)
   better = lower <= losses
   return np.where(better, finer, sizes), np.where(better, lower, losses)
 
 
-def _minima(fit: Fit, budget: Budget, log_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The lowest ln loss of each draw on a grid of sizes [S], and where the parabola through it is lowest."""
+def _minima(fit: Fit, budget: Budget, log_n: np.ndarray, center: float) -> tuple[np.ndarray, np.ndarray]:
+  """Where each draw is lowest on a grid of sizes [S], by the parabola through that size, and its ln loss there.
+
+  Where sizes are confined, it is the minimum next to `center`, because losses may be lower far away.
+  """
   N, D = np.exp(log_n), budget.tokens(log_n)
   values = {"N": N, "D": D, "C": budget.k * N * D}
   columns = [values[name] for name in fit.law.columns]
   losses = _finite(lambda: np.log(fit.predict(*columns, theta=fit.draws)))
+  if budget.confined:
+    losses = _basin(np.where(budget.considered(log_n), losses, np.inf), int(np.argmin(np.abs(log_n - center))))
   rows, place = np.arange(len(losses)), np.argmin(losses, axis=1)
   inner = np.clip(place, 1, len(log_n) - 2)
   before, at, after = (losses[rows, inner + step] for step in (-1, 0, 1))
@@ -126,6 +194,16 @@ def _minima(fit: Fit, budget: Budget, log_n: np.ndarray) -> tuple[np.ndarray, np
     shift = (before - after) / (2 * (before - 2 * at + after))
   shift = np.where((place == inner) & np.isfinite(shift), np.clip(shift, -0.5, 0.5), place - inner)
   return log_n[inner] + shift * (log_n[1] - log_n[0]), losses[rows, place]
+
+
+def _basin(losses: np.ndarray, center: int) -> np.ndarray:
+  """The losses [S, sizes] up to where they first rise on either side of `center`, and infinity beyond."""
+  right = losses[:, center + 1 :] > losses[:, center:-1]
+  left = losses[:, :center][:, ::-1] > losses[:, 1 : center + 1][:, ::-1]
+  outside = np.zeros(losses.shape, bool)
+  outside[:, center + 2 :] = np.logical_or.accumulate(right, axis=1)[:, :-1]
+  outside[:, : max(center - 1, 0)] = np.logical_or.accumulate(left, axis=1)[:, :-1][:, ::-1]
+  return np.where(outside, np.inf, losses)
 
 
 def _finite(log_loss: Callable[[], np.ndarray]) -> np.ndarray:
@@ -137,8 +215,9 @@ def _finite(log_loss: Callable[[], np.ndarray]) -> np.ndarray:
 
 def at(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> BestSize:
   """The optimum at C with 90% intervals, and the cost of other sizes in loss and in compute."""
-  budget = Budget(C, forecaster.points.flops_per_nd, limits)
   size = best(forecaster, C, limits)
+  _require_inside(forecaster, size)
+  budget = size.budget
   draws = drawn(forecaster, budget, size.N)
   ends = np.array(weighted_interval(draws.log_n, draws.weights))
   N = sorted((*np.exp(ends).tolist(), size.N))
@@ -154,6 +233,17 @@ def at(forecaster: Forecaster, C: float, limits: Limits = Limits()) -> BestSize:
     off=_off(forecaster, budget, size),
   )
   return finite(found)
+
+
+def _require_inside(forecaster: Forecaster, size: Size) -> None:
+  """Raises `UserError` for a size at the end of those that were considered."""
+  if not size.inside:
+    names = ", ".join(forecaster.method().weights)
+    fewer = "parameters" if size.N < size.D else "tokens"
+    raise UserError(
+      f"{size.budget.C:.4g} FLOPs: by {names} the loss falls the fewer {fewer} there are, so no size is the best; give"
+      " sizes and tokens N,D instead, or other laws"
+    )
 
 
 def _off(forecaster: Forecaster, budget: Budget, size: Size) -> list[OffOptimum]:
@@ -174,11 +264,15 @@ def compute(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> f
   low = math.log(forecaster.points.flops_per_nd * (1 + limits.served / 3))
 
   def excess(log_c: float) -> float:
-    return math.log(best(forecaster, math.exp(log_c), limits).loss / loss) - ROUNDING
+    lowest = max(best(forecaster, math.exp(log_c), limits).loss, SMALLEST)  # a law may lead to 0 far away
+    return math.log(lowest / loss) - ROUNDING
 
-  if excess(MOST) > 0:
+  most = MOST
+  if best(forecaster, math.exp(MOST), limits).budget.confined:  # by such laws the loss may rise again far away
+    most = math.log(forecaster.points.C.max()) + FARTHER
+  if excess(most) > 0:
     return math.inf
-  return math.exp(float(optimize.brentq(excess, low, MOST, xtol=1e-11))) if excess(low) > 0 else math.exp(low)  # pyright: ignore[reportArgumentType]
+  return math.exp(float(optimize.brentq(excess, low, most, xtol=1e-11))) if excess(low) > 0 else math.exp(low)  # pyright: ignore[reportArgumentType]
 
 
 def least(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> LeastCompute:
@@ -189,6 +283,7 @@ def least(forecaster: Forecaster, loss: float, limits: Limits = Limits()) -> Lea
       loss=loss, C=None, N=None, D=None, reached_in=0.0, C_interval90=None, N_interval90=None, D_interval90=None
     )
   size = best(forecaster, C, limits)
+  _require_inside(forecaster, size)
   log_c, log_n, log_d, weights = _crossings(forecaster, loss, C, limits)
   reached = np.isfinite(log_c)
   found = LeastCompute(
@@ -211,14 +306,13 @@ def _crossings(forecaster: Forecaster, loss: float, C: float, limits: Limits) ->
   """
   k = forecaster.points.flops_per_nd
   grid = math.log(C) + np.linspace(-NEARER, FARTHER, BUDGETS)
-  budgets = [Budget(math.exp(log_c), k, limits) for log_c in grid]
-  best_sizes = [best(forecaster, budget.C, limits) for budget in budgets]
-  draws = [drawn(forecaster, budget, size.N) for budget, size in zip(budgets, best_sizes, strict=True)]
+  best_sizes = [best(forecaster, math.exp(log_c), limits) for log_c in grid]
+  draws = [drawn(forecaster, size.budget, size.N) for size in best_sizes]
   N, D = (np.array([getattr(size, name) for size in best_sizes]) for name in "ND")
   discrepancy = forecaster.predict(N, D, k * N * D).discrepancy
   sizes, losses = np.stack([each.log_n for each in draws]), np.stack([each.log_loss for each in draws])
   losses += discrepancy[:, None, None] * np.random.default_rng(0).normal(size=losses.shape[1:])
-  bought = [budget.tokens(log_n) for budget, log_n in zip(budgets, sizes, strict=True)]
+  bought = [size.budget.tokens(log_n) for size, log_n in zip(best_sizes, sizes, strict=True)]
   tokens = np.log(np.maximum(bought, 1e-300))
   below = losses <= math.log(loss)
   first = np.argmax(below, axis=0)

@@ -18,6 +18,7 @@ GROSS = 1.0  # in ln loss: beyond this a point is an outlier whatever its neighb
 SHARE = 0.2  # of the points: if more deviate, the law is wrong rather than the points
 NEIGHBOURS = 4  # that have to fit while the point does not
 FEWEST = 8  # points; with fewer, an outlier looks like a bend of the curve
+FEW = 3  # points for each term of the surface: with fewer, the spread of their errors includes that of outliers
 ROUNDS = 60  # of removal: with many points several are removed in each
 
 
@@ -51,9 +52,11 @@ def _far_from_surface(logs: Sequence[np.ndarray], y: np.ndarray) -> np.ndarray:
     inner = np.flatnonzero(kept)
     errors, leverage = _errors(basis, y, kept)
     left_out = errors[inner] / np.maximum(1 - leverage[inner], 1e-3)  # the errors of fits without each point
-    if np.abs(left_out).max() < max(LEAST, FAR / 2 * _spread(left_out)[1]):
+    few = len(inner) < FEW * basis.shape[1]  # then an outlier bends the surface, and with it all other errors
+    if np.abs(left_out).max() < (LEAST if few else max(LEAST, FAR / 2 * _spread(left_out)[1])):
       break
-    kept[inner[np.argsort(-np.abs(left_out), kind="stable")[:step]]] = False
+    fall = left_out**2 * np.maximum(1 - leverage[inner], 1e-3) if few else np.abs(left_out)  # of the sum of squares
+    kept[inner[np.argsort(-fall, kind="stable")[:step]]] = False
   errors, leverage = _errors(basis, y, kept)
   spread = _spread(errors[kept])[1]
   return ~kept & (np.abs(errors) > np.maximum(LEAST, FAR / 2 * spread * np.sqrt(1 + leverage)))

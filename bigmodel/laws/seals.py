@@ -98,7 +98,18 @@ def read_truth(source: Source, scales: Sequence[str]) -> tuple[Truth, list[str]]
     losses = table.column(part, source.path, source.loss, "--loss")
     for *values, loss in zip(*(columns[scale] for scale in scales), losses, strict=True):
       truth.setdefault(_key(name, values), []).append(float(loss))
-  return truth, read_.notes
+  return truth, [*read_.notes, *_repeated(truth)]
+
+
+def _repeated(truth: Truth) -> list[str]:
+  """A note on scales with several losses, naming those that differ most."""
+  repeated = [losses for losses in truth.values() if max(losses) > min(losses)]
+  if not repeated:
+    return []
+  low, high = max(((min(losses), max(losses)) for losses in repeated), key=lambda ends: ends[1] / ends[0])
+  return [
+    f"the truth is the mean of several losses at {len(repeated)} scales; they differ most from {low:.5g} to {high:.5g}"
+  ]
 
 
 def ledger(forecasts: Sequence[Sealed[TableForecast]], truth: Truth, scales: Sequence[str]) -> list[ScoredRow]:

@@ -121,6 +121,8 @@ def test_a_forecast_respects_limits_and_finds_the_least_compute_for_a_loss(point
   assert serving["rows"][0]["N"] < 0.7 * free["rows"][0]["N"]
   small = ask("--at=1e22", "--reach=2.2", f"--max-params={free['rows'][0]['N'] / 8}")
   assert small["rows"][0]["N"] == pytest.approx(free["rows"][0]["N"] / 8)
+  assert any("limits the size" in note for note in small["warnings"])
+  assert not any("limits the size" in note for note in free["warnings"])
   assert small["rows"][0]["predicted"] > free["rows"][0]["predicted"]
   assert small["reached"][0]["C"] >= free["reached"][0]["C"]
   assert free["reached"][1]["C"] is None

@@ -46,6 +46,19 @@ def test_outliers_are_found(wrong, found):
   assert np.flatnonzero(outliers.find(CHINCHILLA, (N, D), loss)).tolist() == found
 
 
+def test_a_diverged_run_among_twelve_is_found():
+  """Also the largest one, which makes the losses rise with scale."""
+  C = np.repeat([1e17, 2e17, 4e17], 4)
+  n = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 4, 4, 4), 3)
+  d = C / 6 / n
+  for place in (1, 11):
+    loss = (1.7 + 400 / n**0.34 + 400 / d**0.28) * np.exp(3e-3 * np.random.default_rng(0).normal(size=12))
+    loss[place] *= 2
+    examined = notes.examine(CHINCHILLA, (n, d), notes.Losses(loss), range(2, 14))
+    assert np.flatnonzero(~examined.kept).tolist() == [place]
+    assert not any("rises with scale" in note for note in examined.notes)
+
+
 def test_a_curve_that_flattens_or_bends_has_no_outliers():
   x = np.geomspace(1e2, 1e7, 30)
   flat = np.minimum(0.9, 5 * x**-0.3 + 0.05)

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bigmodel.laws import chinchilla, design, fitting, forecast, optimum
+from bigmodel.errors import UserError
+from bigmodel.laws import chinchilla, design, fitting, forecast, forms, optimum
 from bigmodel.laws.optimum import Limits
 from bigmodel.laws.points import Points
 
@@ -118,6 +119,27 @@ def test_intervals_of_best_sizes_count_draws_by_the_weights_of_their_fits(true):
   assert low == pytest.approx(np.log(optimum.best(true, 1e21).N), abs=1e-3)
   assert ends[0.97][0] == ends[0.97][1] > low + 1
   assert ends[0.3] == (low, ends[0.97][1])
+
+
+def of_named_law(name):
+  points = runs(noise=0.0)
+  law = forms.LAWS[name]
+  base = fitting.fit(law, [getattr(points, column) for column in law.columns], points.loss)
+  return of_one_law(dataclasses.replace(base, draws=base.theta[None]), points)
+
+
+@pytest.mark.parametrize(("name", "fewer"), [("separable", "parameters"), ("kaplan_n", "tokens"), ("farseer", "")])
+def test_the_best_size_is_not_where_nothing_was_measured(name, fewer):
+  """Laws whose loss falls towards a single parameter or token have a minimum near the runs, or no best size."""
+  forecaster = of_named_law(name)
+  if fewer:
+    with pytest.raises(UserError, match=f"by {name} the loss falls the fewer {fewer} there are"):
+      optimum.at(forecaster, 1e22)
+    return
+  said = optimum.at(forecaster, 1e20)
+  assert 1e-4 < said.N / said.D < 1e2
+  assert said.N_interval90 == pytest.approx((said.N, said.N), rel=1e-2)
+  assert all(0 < row.compute < 1 for row in said.off)
 
 
 def test_a_run_lowers_the_variance_as_predicted(true):

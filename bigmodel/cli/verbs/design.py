@@ -85,10 +85,11 @@ def run(arguments: argparse.Namespace, output: Output) -> Facts:
 
   made, unfit = forecasters.each_group(groups, propose)
   for name, proposal in made.items():
-    _show(proposal, f"{name}: " if name else "", target, output)
+    prefix = f"{name}: " if name else ""
+    _show(proposal, prefix, target, output)
     if proposal.next is None:
-      output.say(f"no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
-    output.notes(f"note: {warning}" for warning in proposal.warnings)
+      output.say(f"{prefix}no run of up to {cap:.3g} FLOPs reduces the variance by {design.WORTH:.0%}; raise --cap")
+    output.notes(f"note: {prefix}{warning}" for warning in proposal.warnings)
   output.notes(f"note: {warning}" for warning in unfit)
   if not arguments.group:
     return facts.to_json(made[""])
@@ -117,11 +118,11 @@ def _show(proposal: "Proposal", prefix: str, target: float, output: Output) -> N
     output.table("minima of the budgets so far", ("C", "smallest N", "largest N", "minimum", ""), edges)
   best = proposal.target
   output.say(
-    f"best size at the target: N {show(best.N)} (90% {show(best.N_interval90)}), D {show(best.D)} (90%"
+    f"{prefix}best size at the target: N {show(best.N)} (90% {show(best.N_interval90)}), D {show(best.D)} (90%"
     f" {show(best.D_interval90)})"
   )
-  output.say(f"{target:.4g} FLOPs are {reach.sentence(proposal.beyond)}")
+  output.say(f"{prefix}{target:.4g} FLOPs are {reach.sentence(proposal.beyond)}")
   output.say(
-    f"standard deviation of that forecast: {proposal.sd:.2%} (parameters {proposal.parts.parameters:.2%},"
+    f"{prefix}standard deviation of that forecast: {proposal.sd:.2%} (parameters {proposal.parts.parameters:.2%},"
     f" discrepancy {proposal.parts.discrepancy:.2%}); of one run {proposal.noise:.2%}"
   )

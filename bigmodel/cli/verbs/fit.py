@@ -79,10 +79,20 @@ def _show(fitted: "Fits | TableFits", output: Output) -> None:
     _show_law(law, output)
   if isinstance(choice := getattr(fitted, "choice", None), facts.Choice):
     _show_choice(choice, output)
-  optima = [(o.law, o.C, o.N, o.N_interval90, o.D, o.D_interval90) for o in fitted.optimum]
+  groups = [o.group if isinstance(o.group, str) else "" for o in fitted.optimum]
+  grouped = any(groups)
+  optima = [
+    (*((group,) if grouped else ()), o.law, o.C, o.N, o.N_interval90, o.D, o.D_interval90)
+    for group, o in zip(groups, fitted.optimum, strict=True)
+  ]
   if optima:
-    output.table("compute-optimal", ("law", "C", "N", "90%", "D", "90%"), optima)
-  output.notes(f"{o.C:.4g} FLOPs are {reach.sentence(o.beyond)}" for o in fitted.optimum if isinstance(o.beyond, float))
+    titles = (*(("group",) if grouped else ()), "law", "C", "N", "90%", "D", "90%")
+    output.table("compute-optimal", titles, optima)
+  output.notes(
+    f"{f'{group}: ' if group else ''}{o.C:.4g} FLOPs are {reach.sentence(o.beyond)}"
+    for group, o in zip(groups, fitted.optimum, strict=True)
+    if isinstance(o.beyond, float)
+  )
   for warning in getattr(fitted, "warnings", ()):
     output.say(f"note: {warning}")
 
