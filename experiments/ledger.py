@@ -126,6 +126,8 @@ def experts(corpus: str, distributions: Sequence[str]) -> Config:
 def bert(corpus: str, distributions: Sequence[str]) -> Config:
   config = text("bert", corpus, distributions)
   config.task.masked_percent = 25
+  config.data.context = 16  # learned positions of 64 places leave these sizes on the plateau
+  config.train.batch_size = 32
   return config
 
 
@@ -188,32 +190,34 @@ def diamonds(family: str) -> Config:
 SMALL, LARGE = widths(12, 16, 20, 24, 32), widths(40, 48, 56, 64)
 
 
-def of_text(question: str, config: Callable[[], Config], least: float = 8e9, fewest: float = 8.0) -> Small:
+def of_text(
+  question: str, config: Callable[[], Config], least: float = 3e10, fewest: float = 8.0, rate: float = 0.03
+) -> Small:
   """A study of text; `fewest` are the tokens for each parameter."""
-  return Small(question, config, SMALL, LARGE, least, (fewest, 100), 0.03, step=1.7, fall=0.3)
+  return Small(question, config, SMALL, LARGE, least, (fewest, 100), rate, step=1.7, fall=0.3)
 
 
 STUDIES = {
   "bytes_science": of_text("Bytes of scientific Python", lambda: decoder("python", SCIENCE)),
   "bytes_learning": of_text("Bytes of the Python of machine learning", lambda: decoder("python", LEARNING)),
-  "bytes_english": of_text("Bytes of docstrings", lambda: decoder("english", EVERY)),
+  "bytes_english": of_text("Bytes of docstrings", lambda: decoder("english", EVERY), least=8e9),
   "bpe_science": of_text("Tokens of scientific Python", lambda: bpe("python", SCIENCE), fewest=6),
-  "bpe_english": of_text("Tokens of docstrings", lambda: bpe("english", EVERY), fewest=6),
+  "bpe_english": of_text("Tokens of docstrings", lambda: bpe("english", EVERY), least=8e9, fewest=6),
   "experts_learning": of_text("Bytes of Python, with experts", lambda: experts("python", LEARNING), fewest=5),
   "experts_english": of_text("Bytes of docstrings, with experts", lambda: experts("english", EVERY), fewest=5),
-  "bert_science": of_text("Masked bytes of scientific Python", lambda: bert("python", SCIENCE), least=1.6e10),
-  "bert_english": of_text("Masked bytes of docstrings", lambda: bert("english", EVERY), least=1.6e10),
+  "bert_science": of_text("Masked bytes of scientific Python", lambda: bert("python", SCIENCE), rate=0.015),
+  "bert_english": of_text("Masked bytes of docstrings", lambda: bert("english", EVERY), rate=0.015),
   "vit_patches_7": Small(
     "Clothes in patches of 7 pixels", lambda: vit(7), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
-    1.4e8, (1.5, 25), 0.01,
+    2.4e8, (1.5, 25), 0.01,
   ),
   "vit_patches_4": Small(
     "Clothes in patches of 4 pixels", lambda: vit(4), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
     1.4e8, (1.5, 25), 0.01,
   ),
   "resnet_basic": Small(
-    "Small clothes", lambda: resnet("basic", (1, 1)), channels(3, 4, 5, 6, 8), channels(12, 16, 20),
-    8e7, (1.5, 60), 0.03,
+    "Small clothes", lambda: resnet("basic", (1, 1)), channels(4, 5, 6, 8), channels(12, 16, 20),
+    1.2e8, (1.5, 60), 0.03,
   ),
   "resnet_bottleneck": Small(
     "Small clothes through bottlenecks", lambda: resnet("bottleneck", (1, 1)), channels(2, 3, 4, 6, 8),
@@ -231,11 +235,11 @@ STUDIES = {
   ),
   "tabular_characters": Small(
     "The next character by attention", lambda: characters(64), widths(4, 6, 8, 12, 16), widths(32, 40, 48),
-    8e8, (2.5, 60), 0.02,
+    1.2e9, (2.5, 60), 0.02,
   ),
   "bytes_english_100": Small(
-    "Bytes of docstrings, far", lambda: decoder("english", EVERY), widths(8, 10, 12, 14, 16), widths(48, 56, 64),
-    3e9, (10, 300), 0.03, step=1.4, times=100, fall=0.3,
+    "Bytes of docstrings, far", lambda: decoder("english", EVERY), widths(10, 12, 16, 20), widths(48, 56, 64),
+    1.6e10, (10, 300), 0.03, step=1.4, times=100, fall=0.3,
   ),
   "resnet_basic_100": Small(
     "Small clothes, far", lambda: resnet("basic", (1, 1)), channels(2, 3, 4), channels(16, 20, 24),
@@ -246,8 +250,8 @@ STUDIES = {
     1.2e8, (2.5, 60), 0.01, step=1.5, times=100,
   ),
   "tabular_characters_100": Small(
-    "The next character by attention, far", lambda: characters(32), widths(2, 4, 6), widths(48, 64),
-    2e8, (1.5, 60), 0.02, step=1.5, times=100,
+    "The next character by attention, far", lambda: characters(32), widths(4, 6, 8), widths(32, 40, 48),
+    3e8, (1.5, 60), 0.02, step=1.5, times=100,
   ),
   "mlp_learning_100": Small(
     "The next character of machine learning from bits, far", lambda: bits(32, LEARNING), hidden(4, 8, 12, 16),
