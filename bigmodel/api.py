@@ -29,7 +29,7 @@ from bigmodel.config import Config
 from bigmodel.data import in_memory
 from bigmodel.errors import Interrupted as Interrupted
 from bigmodel.errors import UserError as UserError
-from bigmodel.laws import notebook
+from bigmodel.laws import arguments, notebook
 from bigmodel.laws.fitting import Fit as LawFit
 from bigmodel.laws.notebook import Forecast
 from bigmodel.laws.schedules import notebook as loss_curves
@@ -115,6 +115,7 @@ def run_study(config: Config, study: Study, workdir: str | Path, quiet: bool = T
   return load_study(workdir)
 
 
+@arguments.named()
 def fit(
   points: Points,
   law: str = "",
@@ -153,6 +154,7 @@ def fit(
   return notebook.fit(points, notebook.Columns(columns, loss, stderr), law)
 
 
+@arguments.named()
 def forecast(
   points: Points,
   at: Sequence[float | tuple[float, float]],
@@ -196,6 +198,7 @@ def forecast(
   return notebook.forecast(points, notebook.Columns(columns, loss, group=group), at, laws)
 
 
+@arguments.named()
 def fit_curves(
   curves: Points,
   columns: Mapping[str, str] = CURVE_COLUMNS,

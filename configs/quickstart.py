@@ -6,8 +6,7 @@ of a run of 8 times the largest fitted budget.
 
 Smaller budgets than these, or settings that train more slowly, end on the plateau where the
 model has learned which byte follows which byte, and not yet to attend. Losses on both sides
-of it lie on no common law. Relative positions shorten that plateau. Muon with the spectral
-scale has one best learning rate for all of these widths.
+of it lie on no common law. Relative positions shorten that plateau.
 """
 
 from bigmodel.study import IsoFlop, Scan, Study, Target, default_config
@@ -44,9 +43,8 @@ def get_config(arg=None):
 
 
 def settings(params, tokens):
-  """The learning rate falls with the horizon; the study's scan checks whether it is near the best."""
-  del params
-  return {"optim.lr": float(f"{0.03 * (tokens / 400_000) ** -0.3:.3g}")}
+  """The best learning rate falls with the size and the horizon; the study's scan checks whether it is near the best."""
+  return {"optim.lr": float(f"{0.05 * (params / 16_000) ** -0.25 * (tokens / 200_000) ** -0.5:.3g}")}
 
 
 def get_study(config):

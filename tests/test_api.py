@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import bigmodel
 from bigmodel import api, study
 from bigmodel.errors import UserError
+from bigmodel.laws import arguments
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in bigmodel.__all__ if inspect.isfunction(getattr(bigmodel, name))]
@@ -155,8 +157,8 @@ def test_forecasts_equal_those_of_the_command(surface, tmp_path, capsys):
 
   path = tmp_path / "points.csv"
   pl.DataFrame(surface).write_csv(path)
-  arguments = f"forecast {path} --n=params --d=tokens --law=chinchilla --at=1e10,1e12 --at=1e23 --json"
-  assert main.main(arguments.split()) == 0
+  command = f"forecast {path} --n=params --d=tokens --law=chinchilla --at=1e10,1e12 --at=1e23 --json"
+  assert main.main(command.split()) == 0
   rows = json.loads(capsys.readouterr().out)["rows"]
   for points in (surface, pl.DataFrame(surface), path):
     forecast = bigmodel.forecast(points, [(1e10, 1e12), 1e23], COLUMNS, "loss", laws=["chinchilla"])
@@ -206,6 +208,7 @@ def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
   assert fit.params["alpha"] == pytest.approx(0.34, abs=0.02)
   low, high = fit.intervals()["alpha"]
   assert low <= fit.params["alpha"] <= high
+  assert re.fullmatch(r"Fit\(chinchilla, 25 points, A=[^\n]*, beta=0\.\d+\)", repr(fit))
   assert bigmodel.fit(surface, "power_offset", {"x": "params"}, "loss").law.names == ("a", "b", "c")
 
 
@@ -216,6 +219,10 @@ def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
     ({"at": [-1.0]}, "at: -1.0 is not a positive number"),
     ({"at": []}, "at: is empty"),
     ({"laws": ["chinchila"]}, "laws: no law 'chinchila'"),
+    ({"laws": ["auto"]}, "laws: 'auto' is only for the command"),
+    ({"columns": {**COLUMNS, "group": "model"}}, "columns: 'group' is not a scale .*: group='model'"),
+    ({"columns": {**COLUMNS, "U": "unique"}}, "'U' is not one of N, D, C and x; .* are only for the command"),
+    ({"points": {"params": [1e6], "tokens": [1e9], "loss": [-1.0]}}, r"negative in all rows; loss='loss\*-1' negates"),
     ({"points": [1, 2]}, "points: a list is not a polars DataFrame"),
     (
       {"points": {"params": [1.0], "tokens": [1.0, 2.0], "loss": [1.0]}},
@@ -225,9 +232,25 @@ def test_fit_weights_by_standard_errors_and_takes_any_law(surface):
   ],
 )
 def test_forecast_names_the_invalid_argument(surface, change, message):
-  arguments = {"points": surface, "at": [1e23], "columns": COLUMNS, "loss": "loss", **change}
+  given = {"points": surface, "at": [1e23], "columns": COLUMNS, "loss": "loss", **change}
   with pytest.raises(UserError, match=message):
-    bigmodel.forecast(**arguments)
+    bigmodel.forecast(**given)
+
+
+@pytest.mark.parametrize(
+  ("message", "expected"),
+  [
+    (
+      "--n='size (M)*1e6' converts; exchange --d",
+      "columns={'N': 'size (M)*1e6'} converts; exchange columns['D']",
+    ),
+    ("row 2: no value (1 such rows; --skip-bad-rows leaves them out)", "row 2: no value (1 such rows; leave them out)"),
+    ("unless --warmup=STEPS gives another (--n=a*1e6)", "unless warmup=STEPS gives another (columns={'N': 'a*1e6'})"),
+    ("add --column U=unique, or --loss=1-accuracy", "add columns={'U': 'unique'}, or loss='1-accuracy'"),
+  ],
+)
+def test_messages_name_arguments_and_not_options(message, expected):
+  assert arguments.in_python(message) == expected
 
 
 @pytest.mark.parametrize(
@@ -236,6 +259,8 @@ def test_forecast_names_the_invalid_argument(surface, change, message):
     (lambda: bigmodel.forecast({"N": [1.0]}, at=1e17), "at: 1e.17 is not a list"),  # pyright: ignore
     (lambda: bigmodel.forecast({"N": [1.0]}, at=["x"]), "at: 'x' is not a positive number"),  # pyright: ignore
     (lambda: bigmodel.forecast({"N": [1.0]}, at=[1e17], laws="chinchilla"), "laws: 'chinchilla' is one text"),
+    (lambda: bigmodel.fit({"N": [1.0]}, law="auto"), "law: 'auto' is only for the command"),
+    (lambda: bigmodel.fit_curves({"step": [1.0]}), r"no column 'curve' for columns\['curve'\]"),
     (lambda: bigmodel.load_config("configs/quickstart.py", {"train.steps": 5}), "overrides: give a list"),
   ],
 )

@@ -77,8 +77,8 @@ def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal | De
   _refuse(arguments, ("cap",))
   given = [name for name in ("steps", "tokens", "target") if getattr(arguments, name) is not None]
   if len(given) != 1:
-    what = " and ".join(f"--{name}" for name in given) or "no budget"
-    raise UserError(f"--schedule: needs one of --steps=N, --tokens=N and --target=FLOPS, the budget; not {what}")
+    what = f"not {' and '.join(f'--{name}' for name in given)}" if given else "none is given"
+    raise UserError(f"--schedule: needs one budget, --steps=N, --tokens=N or --target=FLOPS; {what}")
   scales = {name: column for name in "NDC" if (column := getattr(arguments, name.lower()))}
   if scales and given == ["steps"]:
     raise UserError(f"--{next(iter(scales)).lower()}: is for --tokens or --target; the budget is --steps")
@@ -91,7 +91,7 @@ def design(arguments: argparse.Namespace, output: Output) -> "DecayProposal | De
     per_step = read.per_step[group]
     proposals.append(decays.propose(forecaster, steps[group], forecaster.warmup, notes, group, per_step))
     _show_proposal(proposals[-1], output)
-  output.notes(f"note: {text}" for text in notes)
+  output.notes(f"note: {text}" for text in dict.fromkeys(text for each in proposals for text in each.warnings))
   return decays.DecayProposals(proposals) if of_folder else proposals[0]
 
 
@@ -199,7 +199,7 @@ def _show_proposal(made: "DecayProposal", output: Output) -> None:
   output.say(f"{made.group}: {about}" if made.group else about)
   output.table("decays", ("decay", "from step", "to rate", "loss", "more loss", "90% interval"), rows)
   output.say(f"90% interval of the loss of the proposed decay: {_interval(made.best.interval90)}")
-  if any(each.difference90[0] <= 0 for each in made.usual):
+  if any(each.difference90[0] <= 0 < each.difference90[1] for each in made.usual):
     output.say("differences whose interval includes 0 are not significant")
   output.say(f"rates below {made.lowest_fitted * made.peak:.3g} were not tried: no fitted curve goes there")
 

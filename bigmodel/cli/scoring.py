@@ -58,7 +58,7 @@ def _show(
     for row in ledger
   ]
   group = ("group",) if grouped else ()
-  titles = ("forecast", "90% interval", "truth", "error", "inside", "interval score")
+  titles = ("forecast", "90% interval", "truth", "forecast / truth - 1", "inside", "interval score")
   output.table("forecast and truth", (*group, *scales, *titles), rows)
   for name, total in totals.items():
     shown = [(level, covered, total.interval_score[level]) for level, covered in total.coverage.items()]

@@ -12,7 +12,7 @@ from scipy import special
 
 from bigmodel import files
 from bigmodel.errors import UserError
-from bigmodel.laws import automatic, forms, measured, mixture_forms, reach, table
+from bigmodel.laws import automatic, forms, measured, mixture_forms, reach, table, units
 from bigmodel.laws.automatic import Automatic
 from bigmodel.laws.candidates import Columns, Data
 from bigmodel.laws.facts import (
@@ -33,26 +33,34 @@ from bigmodel.readers import tables
 
 SHARES = "r"  # the name under which several columns are given at once: r=a,b,c or r=train_*
 NAME = "combination of laws of any columns"
-VERSION = 1  # part of every seal; a change to how forecasts are made raises it
-BEYOND = 0.04  # error in ln loss for each unit of ln x beyond the points, where too few values allow no backtest
+VERSION = 2  # part of every seal; a change to how forecasts are made raises it
 NORMAL = 1.645  # half the width of a 90% interval, in standard deviations
 
 
 def expanded(source: Source) -> Source:
-  """The source with r=a,b,c, or r=pattern, as one column for each share: r1, r2, ..."""
+  """The source with r=a,b,c, r=pattern, or r=pattern/100, as one column for each share: r1, r2, ..."""
   text = source.columns.get(SHARES, "")
   if not set(text) & set(",*?"):
     return source
   there = tables.read(source.path, missing=(), with_dates=False, skip_bad_rows=source.skip_bad_rows).frame.columns
   chosen: list[str] = []
   for part in text.split(","):
-    found = [name for name in there if fnmatch.fnmatchcase(name, part)] if set(part) & set("*?") else []
-    chosen += found or [part]
+    chosen += _matches(part, there) or [part]
   if len(chosen) < mixture_forms.LEAST_SHARES:
     raise UserError(f"{source.path}: --column {SHARES}={text}: no two columns match; it has {', '.join(there)}")
   others = {name: column for name, column in source.columns.items() if name != SHARES}
   names = mixture_forms.shares(len(chosen))
   return dataclasses.replace(source, columns={**others, **dict(zip(names, chosen, strict=True))})
+
+
+def _matches(text: str, there: Sequence[str]) -> list[str]:
+  """The columns that a pattern matches, each with the conversion that follows it, such as /100 of percent."""
+  pattern, conversion = text, ""
+  if not set(text) & set("*?"):
+    return []
+  if not fnmatch.filter(there, text) and (column := units.parse(text, there)).converted:
+    pattern, conversion = column.name, text[len(column.name) :]
+  return [name + conversion for name in there if fnmatch.fnmatchcase(name, pattern)]
 
 
 def fit(source: Source, places: str = "") -> TableFits:
@@ -65,8 +73,11 @@ def fit(source: Source, places: str = "") -> TableFits:
   at = _places(read.source, places, read.groups) if places else None
   chosen = _combined(read, at)
   predicted = [row for name, columns in (at or {}).items() for row in _predicted(chosen, name, columns, read.names)]
-  laws = _laws(chosen, read.groups)
-  return finite(TableFits(laws=laws, optimum=[], warnings=read.notes, choice=facts(chosen, predicted)))
+  notes = [note for name, columns in (at or {}).items() for note in _notes(chosen, name, columns, "--predict", True)]
+  warnings = [*read.notes, *dict.fromkeys(notes)]
+  return finite(
+    TableFits(laws=_laws(chosen, read.groups), optimum=[], warnings=warnings, choice=facts(chosen, predicted))
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +117,7 @@ Place = tuple[str | None, Mapping[str, float]]  # (group, or None for all of the
 def forecast(source: Source, places: Sequence[Place], names: Sequence[str] = (), force: bool = False) -> TableForecast:
   """Forecasts of losses at places of any columns, by the laws of these `names` or by all that the columns allow.
 
-  The interval follows from the errors of the combination in backtests as far beyond their points as the places are. If
-  the columns have too few values for such backtests, it grows by `BEYOND`.
+  The interval follows from the errors of the combination in backtests; see `Automatic.deviation`.
   Raises `UserError` for laws of other columns, and for places too far beyond the points, unless `force`.
   """
   laws = [forms.find(name, "--law") for name in names]
@@ -121,19 +131,19 @@ def forecast(source: Source, places: Sequence[Place], names: Sequence[str] = (),
   }
   if not at:
     raise UserError(f"--at: none of these groups is among the points; they have {', '.join(read.groups)}")
-  warnings = list(read.notes)
   for group, columns in at.items():
-    warnings += _far(read.groups[group], columns, force)
+    _far(read.groups[group], columns, "--at", force)  # refused before anything is fitted
   chosen = _combined(read, {group: _with_compute(columns) for group, columns in at.items()}, laws)
   if chosen.plain:
     raise UserError("--loss: a forecast takes logs of losses, and some are 0 or negative; bigmodel fit forecasts them")
-  rows = [row for group, columns in at.items() for row in _rows(chosen, group, columns, read.groups[group])]
+  rows = [row for group, columns in at.items() for row in _rows(chosen, group, columns)]
+  notes = [note for group, columns in at.items() for note in _notes(chosen, group, columns, "--at", force)]
   return TableForecast(
     points=source.path,
     points_sha256=files.sha256_file(source.path),
     forecaster=ForecastMethod(NAME, VERSION, {each.name: each.weight for each in chosen.tried if each.weight}),
     rows=rows,
-    warnings=list(dict.fromkeys(warnings)),
+    warnings=list(dict.fromkeys([*read.notes, *notes])),
   )
 
 
@@ -145,15 +155,35 @@ def require_columns(law: Law, there: Collection[str]) -> None:
     raise UserError(f"--law: {law.name} needs {' and '.join(missing)}: add {options}, and the values in --at")
 
 
-def _far(data: Data, columns: Mapping[str, np.ndarray], force: bool) -> list[str]:
-  """Notes about places that lie far beyond the points in one of the scales; see `reach.check`."""
-  return [
-    note
-    for name, values in columns.items()
-    if not mixture_forms.is_share(name)
-    for value in values
-    for note in reach.check(f"--at with {name} = {value:g}", name, value, data.columns[name], force)
-  ]
+def _notes(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], asked: str, force: bool) -> list[str]:
+  """Notes about places that lie far beyond the points, or beyond what backtests could test."""
+  data = chosen.points[group]
+  found = _far(data, columns, asked, force)
+  for name in chosen.untested(columns, group):
+    x, most = data.columns[name], float(columns[name].max())
+    found.append(
+      f"{f'{group}: ' if group else ''}{name} = {most:g} is {reach.sentence(most / x.max())}, and backtests could not"
+      f" hide the largest {name} (the points have {len(np.unique(x))} values; that takes {automatic.LEAST_LEVELS}, and"
+      f" half of the points below the largest): intervals grow by a fixed {automatic.BEYOND:.0%} for each unit of"
+      f" ln {name}"
+    )
+  return found
+
+
+def _far(data: Data, columns: Mapping[str, np.ndarray], asked: str, force: bool) -> list[str]:
+  """Notes about places that lie far beyond the points in one of the scales or in compute; see `reach.check`."""
+  scales = {name: values for name, values in _with_compute(columns).items() if not mixture_forms.is_share(name)}
+  notes = []
+  for place in zip(*scales.values(), strict=True):
+    found = {
+      name: reach.check(f"{asked} with {name} = {value:g}", name, float(value), data.columns[name], force)
+      for name, value in zip(scales, place, strict=True)
+    }
+    if found.get("C"):  # which says more than N and D do
+      found.pop("N", None)
+      found.pop("D", None)
+    notes += [note for each in found.values() for note in each]
+  return notes
 
 
 def _with_compute(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -161,21 +191,30 @@ def _with_compute(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]
   return {**columns, "C": 6 * columns["N"] * columns["D"]} if {"N", "D"} <= set(columns) - {"C"} else columns
 
 
-def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], data: Data) -> list[ForecastRow]:
+def beyond(at: Mapping[str, np.ndarray], points: Mapping[str, np.ndarray]) -> np.ndarray:
+  """How far places lie beyond the points, as `reach.times`, in compute or in the column in which it is most."""
+  scales = {name: values for name, values in _with_compute(at).items() if not mixture_forms.is_share(name)}
+  if {"N", "D", "C"} <= set(scales):
+    scales = {name: values for name, values in scales.items() if name not in ("N", "D")}
+  count = len(next(iter(at.values())))
+  factors = [[reach.times(float(value), points[name]) for value in values] for name, values in scales.items()]
+  by_scale = np.array([*factors, [1.0] * count])
+  return by_scale[np.abs(np.log(by_scale)).argmax(axis=0), np.arange(count)]
+
+
+def _rows(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray]) -> list[ForecastRow]:
   made = []
-  center = chosen.predict(_with_compute(columns), group)
-  in_folds = "" in chosen.tried[0].errors  # no backtest has hidden the largest values of a column
-  for i, predicted in enumerate(map(float, center)):
-    at = {name: float(x[i]) for name, x in columns.items()}
-    values = dict(at)
+  there = _with_compute(columns)
+  center, deviations = chosen.predict(there, group), chosen.deviation(there, group)
+  times = beyond(columns, chosen.points[group].columns)
+  for i, (predicted, deviation) in enumerate(zip(map(float, center), map(float, deviations), strict=True)):
+    values = {name: float(x[i]) for name, x in columns.items()}
     usual = {name: values.pop(name) for name in ("N", "D", "C", "x") if name in values}
     ends: dict[str, tuple[float, float]] = {}
-    times = max(reach.times(value, data.columns[name]) for name, value in at.items())
-    further = BEYOND * math.log(max(times, 1.0)) if in_folds else 0.0
     for level in LEVELS:
-      half = float(special.ndtri(0.5 + level / 2)) * math.hypot(chosen.error, further)
+      half = float(special.ndtri(0.5 + level / 2)) * deviation
       ends[f"interval{100 * level:.0f}"] = (predicted * math.exp(-half), predicted * math.exp(half))
-    row = ForecastRow(group=group, predicted=predicted, columns=values, beyond=times)
+    row = ForecastRow(group=group, predicted=predicted, columns=values, beyond=float(times[i]))
     made.append(structs.replace(row, **usual, **ends))
   return made
 
@@ -239,11 +278,16 @@ def _places(source: Source, path: str, groups: Mapping[str, Data]) -> dict[str, 
 
 def _predicted(chosen: Automatic, group: str, columns: Mapping[str, np.ndarray], names: list[str]) -> list[Predicted]:
   center = chosen.predict(columns, group)
-  half = NORMAL * chosen.error
+  half = NORMAL * chosen.deviation(columns, group)
   low, high = (center - half, center + half) if chosen.plain else (center * np.exp(-half), center * np.exp(half))
+  times = beyond({name: columns[name] for name in names}, chosen.points[group].columns)
   return [
     Predicted(
-      {name: float(columns[name][i]) for name in names}, float(center[i]), (float(low[i]), float(high[i])), group
+      {name: float(columns[name][i]) for name in names},
+      float(center[i]),
+      (float(low[i]), float(high[i])),
+      group,
+      float(times[i]),
     )
     for i in range(len(center))
   ]

@@ -22,6 +22,7 @@ LEAST_SHARE = 0.5  # of the points, that is left to fit
 FOLDS = 5
 POWER = 4.0  # weights are mean square errors to the minus this; docs/laws.md compares others
 LEAST_WEIGHT = 0.01  # smaller ones are left out
+BEYOND = 0.04  # error in ln loss for each unit of ln x beyond the points in a column of which no backtest hid values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,46 @@ class Automatic:
 
   tried: tuple[Tried, ...]
   error: float  # of the combination in the backtests
+  hidden: Mapping[str, float]  # by column, how far its hidden values lay beyond the fitted ones: a mean, in ln
+  points: Mapping[str, Data]  # by group
+  scales: tuple[str, ...]
   left_out: tuple[str, ...]  # candidates that do not fit all backtests
   splits: int
   plain: bool
 
   def predict(self, columns: Columns, group: str = "") -> np.ndarray:
     """Losses at the columns."""
-    values = sum(each.weight * each.fits[group].predict(columns) for each in self.tried if each.weight)
-    return np.asarray(values) if self.plain else np.exp(values)
+    values = self._center(columns, group)
+    return values if self.plain else np.exp(values)
+
+  def deviation(self, columns: Columns, group: str = "") -> np.ndarray:
+    """Standard deviations of forecasts at the columns, in ln loss, or in the loss if `plain`.
+
+    The variance of errors in backtests grows in proportion to the distance where a place lies further beyond the points
+    than hidden values did. That between the candidates is added, and `BEYOND` where no backtest shows what happens.
+    """
+    center, data = self._center(columns, group), self.points[group]
+    between = sum(each.weight * (each.fits[group].predict(columns) - center) ** 2 for each in self.tried if each.weight)
+    times, untested = np.ones_like(center), np.zeros_like(center)
+    for name in self.scales:
+      above, below = _outside(columns[name], data.columns[name])
+      if name in self.hidden:
+        times, above = np.maximum(times, above / self.hidden[name]), np.zeros_like(above)
+      untested += BEYOND * (above + below)
+    unit = 1.0 if data.shift is None else center + data.shift
+    return np.sqrt(self.error**2 * times + between + (unit * untested) ** 2)
+
+  def untested(self, columns: Columns, group: str = "") -> list[str]:
+    """The scales in which places lie above the points, although no backtest hid their largest values."""
+    points = self.points[group].columns
+    return [
+      name
+      for name in self.scales
+      if name not in self.hidden and (_outside(columns[name], points[name])[0] > 1e-9).any()
+    ]
+
+  def _center(self, columns: Columns, group: str) -> np.ndarray:
+    return np.asarray(sum(each.weight * each.fits[group].predict(columns) for each in self.tried if each.weight))
 
 
 def fit(
@@ -87,7 +120,7 @@ def fit(
       tried.append((candidate, *found))
   if not tried:
     raise UserError(f"--law=auto: no law can be fitted to {least} points; add points")
-  return _combine(tried, left_out, splits, groups)
+  return _combine(tried, left_out, splits, groups, tuple(scales))
 
 
 def check(group: str, data: Data, columns: Sequence[str]) -> None:
@@ -170,6 +203,7 @@ def _combine(
   left_out: Sequence[str],
   splits: Sequence[Split],
   groups: Mapping[str, Data],
+  scales: tuple[str, ...],
 ) -> Automatic:
   squares = np.array([[np.mean(error**2) for error in errors] for _, _, errors in tried])  # [candidates, splits]
   columns = np.array([split.column for split in splits])
@@ -191,7 +225,19 @@ def _combine(
     for i in order
   ]
   plain = next(iter(groups.values())).shift is not None
-  return Automatic(tuple(ranked), float(np.sqrt(error)), tuple(left_out), len(splits), plain)
+  hidden = {name: float(np.mean([_distance(s, groups) for s in splits if s.column == name])) for name in kinds if name}
+  return Automatic(tuple(ranked), float(np.sqrt(error)), hidden, groups, scales, tuple(left_out), len(splits), plain)
+
+
+def _distance(split: Split, groups: Mapping[str, Data]) -> float:
+  """How far the hidden values of the column lie beyond the fitted ones, in ln: the root mean square."""
+  x = groups[split.group].columns[split.column]
+  return max(float(np.sqrt(np.mean(np.log(x[split.test] / x[split.fit].max()) ** 2))), float(np.log(APART)))
+
+
+def _outside(values: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """How far values lie above the largest of the points and below the smallest, in ln; 0 where they do not."""
+  return np.maximum(np.log(values / points.max()), 0.0), np.maximum(np.log(points.min() / values), 0.0)
 
 
 def weigh(mean_squares: np.ndarray) -> np.ndarray:

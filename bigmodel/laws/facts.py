@@ -138,6 +138,7 @@ class Predicted(msgspec.Struct, frozen=True):
   loss: float
   interval90: Interval
   group: str = ""
+  beyond: float | UnsetType = UNSET  # as a factor of that of the points, see `any_columns.beyond`
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,7 +285,7 @@ class Score(msgspec.Struct, frozen=True):
 
   actual: float | None = None
   inside: bool | None = None  # whether the truth lies in the 90% interval
-  log_error: float | None = None  # ln(truth / forecast)
+  log_error: float | None = None  # ln(forecast / truth)
 
 
 class ScoredRow(ForecastRow, frozen=True, kw_only=True):
@@ -293,8 +294,8 @@ class ScoredRow(ForecastRow, frozen=True, kw_only=True):
   sealed_at: str
   actual: float  # the mean of runs that repeat
   inside: dict[str, bool]  # whether the truth lies in the interval of each level
-  log_error: float
-  relative_error: float  # of the forecast: forecast / truth - 1
+  log_error: float  # ln(forecast / truth)
+  relative_error: float  # forecast / truth - 1
   interval_score: dict[str, float]  # of each level, in ln loss
 
 

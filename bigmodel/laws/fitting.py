@@ -34,7 +34,7 @@ class Loss:
   plain: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fit:
   """A law with parameters estimated from points, unbounded as `theta` [P]; `draws` are those of resamples."""
 
@@ -48,6 +48,10 @@ class Fit:
   starts: int
   reached: int  # how many of the starts reached the optimum
   draws: np.ndarray  # [S, P]
+
+  def __repr__(self) -> str:
+    params = ", ".join(f"{name}={value:.5g}" for name, value in self.params.items())
+    return f"Fit({self.law.name}, {len(self.loss)} points, {params})"
 
   @property
   def plain(self) -> bool:

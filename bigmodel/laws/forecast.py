@@ -25,7 +25,7 @@ from bigmodel.laws.law import Law
 from bigmodel.laws.points import Points
 
 NAME = "weighted mean of laws"
-VERSION = 2  # part of every seal; a change to how forecasts are made raises it
+VERSION = 3  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("chinchilla", "overtraining", "kaplan_nd")  # combined unless other laws are named: docs/laws.md says why
 COLUMNS = ("N", "D", "C")  # properties of a run that are known before it is made: a law may have these columns
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals of a `ForecastRow`
@@ -37,6 +37,8 @@ SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors 
 SHARPNESS = 3.0  # a fit's weight is its mean square error in such forecasts to the power of minus this
 FLOOR = 0.3  # of the variance of the noise: smaller differences between mean square errors say nothing
 NEAR = 2.0  # the noise is measured on residuals with weights in proportion to C to this power
+QUARTILE = 0.25  # of the noise around each fit: the lowest is low by chance
+RIVALS = 10.0  # laws whose mean square errors are within this factor of the least
 BETWEEN_FITS = 0.05  # share of the variance between fits in that of a forecast
 DISCREPANCY = 0.0077  # in ln loss, for each unit of distance
 FREEDOM = 8.0  # degrees of freedom of Student's t of a forecast, at most
@@ -181,10 +183,26 @@ def fit(points: Points, laws: Sequence[Law] = (), seed_noise: float = 0.0, boots
   usable = np.flatnonzero(np.isfinite(errors))
   if not len(usable):
     raise UserError("no law has finite losses for these runs")
-  fits, weights = [fits[i] for i in usable], (errors[usable] + floor) ** -SHARPNESS
-  noise = max(min(_noise(made, runs) for made in fits), seed_noise)
+  fits = [fits[i] for i in usable]
+  weights = _weights((errors[usable] + floor) ** -SHARPNESS, fits, len(points))
+  noise = max(float(np.quantile([_noise(made, runs) for made in fits], QUARTILE)), seed_noise)
   spread = Spread(noise, DISCREPANCY, len(origins))
-  return Forecaster(points, tuple(emphases.bootstrap(fits, bootstraps)), weights / weights.sum(), spread)
+  return Forecaster(points, tuple(emphases.bootstrap(fits, bootstraps)), weights, spread)
+
+
+def _weights(earned: np.ndarray, fits: Sequence[fitting.Fit], count: int) -> np.ndarray:
+  """Weights of fits to `count` points: in part those they `earned`, in part those that give `RIVALS` the same sum.
+
+  That part is the number of all laws' parameters over that of the points: errors of few forecasts among few points
+  are too uncertain to prefer a law by, if it is not far better.
+  """
+  laws = list(dict.fromkeys(each.law for each in fits))
+  of_law = np.array([[each.law is law for each in fits] for law in laws])
+  total = of_law @ earned
+  rivals = total >= RIVALS**-SHARPNESS * total.max()
+  alike = (rivals / rivals.sum() / np.maximum(total, np.finfo(float).tiny)) @ of_law * earned
+  part = min(1.0, emphases.PARAMETERS * len(laws) / count)
+  return (1 - part) * earned / earned.sum() + part * alike
 
 
 def _growth(expected: np.ndarray, runs: emphases.Runs, origins: Sequence[float]) -> float:

@@ -13,13 +13,15 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import choice, curves, fitting, forms, measured, optimum, reach, table, uncertainty, units
+from bigmodel.laws import arguments, choice, curves, fitting, forms, measured, optimum, reach, table, uncertainty, units
 from bigmodel.laws import forecast as forecasts
 from bigmodel.laws.facts import ForecastRow
 from bigmodel.laws.law import Law
 from bigmodel.laws.source import Source
 
 log = logging.getLogger("bigmodel")
+ARGUMENTS = ("loss", "stderr", "group")  # columns that are arguments and not scales
+AUTO = "auto"
 POINTS_OF_A_LINE = 50  # where the fitted curve is drawn
 
 
@@ -55,6 +57,8 @@ class Forecast:
 
 def fit(points: object, columns: Columns, law: str = "") -> fitting.Fit:
   """Fits one law to a table, with draws of its parameters; see `bigmodel.fit`."""
+  if law == AUTO:
+    raise UserError("law: 'auto' is only for the command, bigmodel fit; give the name of a law")
   found = forms.find(law or ("power_offset" if "x" in columns.scales else "chinchilla"), "law")
   rows = _read(points, columns)
   source = _source(columns)
@@ -75,6 +79,9 @@ def forecast(
   """Forecasts losses from a table; see `bigmodel.forecast`."""
   if isinstance(laws, str):
     raise UserError(f"laws: {laws!r} is one text; give a list, [{laws!r}]")
+  if AUTO in laws:
+    raise UserError("laws: 'auto' is only for the command, bigmodel forecast; give names of laws, or none")
+  _require_usual(columns.scales)
   if isinstance(at, Sequence | np.ndarray) and not len(at):
     raise UserError("at: is empty; it is the scales to forecast")
   if not isinstance(at, Sequence | np.ndarray) or isinstance(at, str):
@@ -90,6 +97,15 @@ def forecast(
   if laws:
     raise UserError("laws: are for N and D, not for x")
   return _forecast_curves(rows, columns, at)
+
+
+def _require_usual(scales: Mapping[str, str]) -> None:
+  """Raises `UserError` for quantities with which only the command forecasts."""
+  if further := [name for name in scales if name not in ("N", "D", "C", "x", *ARGUMENTS)]:
+    raise UserError(
+      f"columns: {further[0]!r} is not one of N, D, C and x; forecasts by laws of further columns are only for the"
+      " command, bigmodel forecast"
+    )
 
 
 def _forecast_surface(
@@ -191,6 +207,10 @@ def table_of(rows: Sequence[ForecastRow], keys: Sequence[str]) -> pl.DataFrame:
 def _read(points: object, columns: Columns) -> pl.DataFrame:
   """The table with numbered rows. Raises `UserError` that names the first column it does not have."""
   source = _source(columns)
+  if wrong := [name for name in columns.scales if name in ARGUMENTS]:
+    name, column = wrong[0], columns.scales[wrong[0]]
+    where = " of bigmodel.forecast; bigmodel.fit takes the rows of one group" if name == "group" else ""
+    raise UserError(f"columns: {name!r} is not a scale of laws, but an argument{where}: {name}={column!r}")
   if isinstance(points, str | Path):
     runs = table.read(dataclasses.replace(source, path=str(points)))
   elif isinstance(points, pl.DataFrame):
@@ -221,4 +241,4 @@ def _source(columns: Columns) -> Source:
 
 def _log(notes: Sequence[str]) -> None:
   for note in notes:
-    log.warning("points: %s", note)
+    log.warning("points: %s", arguments.in_python(note))

@@ -83,7 +83,7 @@ def score(sealed: Sealed[Forecast], record: Record, provenance: Provenance) -> S
     return Score()
   low, high = sealed.forecast.interval90
   actual = record.loss
-  return Score(actual, bool(low <= actual <= high), math.log(actual / sealed.forecast.predicted))
+  return Score(actual, bool(low <= actual <= high), math.log(sealed.forecast.predicted / actual))
 
 
 Truth = dict[tuple[str, ...], list[float]]  # losses of runs (several if they repeat) by group and scales
@@ -130,7 +130,7 @@ def _score_row(row: ForecastRow, sealed_at: str, actual: float) -> ScoredRow:
     sealed_at=sealed_at,
     actual=actual,
     inside=inside,
-    log_error=math.log(actual / row.predicted),
+    log_error=math.log(row.predicted / actual),
     relative_error=row.predicted / actual - 1,
     interval_score={name: interval_score(ends, actual, LEVELS[name]) for name, ends in intervals.items()},
   )

@@ -110,7 +110,8 @@ def _wrong(column_: units.Column, values: np.ndarray, source: Source, there: Seq
   """Mask of values that a column of the source may not have, and what it may have."""
   shares = [text for name, text in source.columns.items() if mixture_forms.is_share(name)]
   if column_ in [units.parse(text, there) for text in shares]:
-    return ~((values >= 0) & (values <= 1)), "a share between 0 and 1"
+    percent = f"; of percent, {column_.name}/100 makes shares" if not column_.converted and values.max() > 1 else ""
+    return ~((values >= 0) & (values <= 1)), f"a share between 0 and 1{percent}"
   if source.signed and column_ == units.parse(source.loss, there):
     return ~np.isfinite(values), "a number"
   return _bad(values), "a positive number"

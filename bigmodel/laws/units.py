@@ -55,15 +55,20 @@ class Column:
 
 
 def parse(text: str, names: Collection[str], flag: str = "") -> Column:
-  """The column that `text` names: COLUMN, COLUMN*FACTOR, or 1-COLUMN. A name of a column is never taken apart."""
+  """The column that `text` names: COLUMN, COLUMN*FACTOR, COLUMN/NUMBER, or 1-COLUMN.
+
+  A name of a column is never taken apart.
+  """
   if text in names:
     return Column(text)
-  if match := re.fullmatch(r"(.+?)\s*\*\s*(?:10(?:\^|\*\*)\s*([+-]?\d+)|([^*\s]+))\s*", text):
-    name, power, number = match.groups()
+  if match := re.fullmatch(r"(.+?)\s*([*/])\s*(?:10(?:\^|\*\*)\s*([+-]?\d+)|([^*/\s]+))\s*", text):
+    name, operation, power, number = match.groups()
     try:
       factor = float(f"1e{power}" if power else number)
     except ValueError:
       return Column(text)
+    if operation == "/" and factor:
+      factor = 1 / factor
     if not math.isfinite(factor) or factor == 0:
       raise UserError(f"{flag}{': ' if flag else ''}the factor of {text!r} is not a finite number other than 0")
     return Column(name.strip(), factor, converted=True)

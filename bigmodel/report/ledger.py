@@ -13,9 +13,10 @@ from bigmodel.report.page import Page, Plot, Table
 
 BAND = 0.9  # of the binomial band
 COLUMNS = (
-  "study", "question", "family", "runs", "times the largest run", "forecast", "50%", "80%", "90%", "95%", "truth",
-  "error", "90% interval", "width", "interval score",
+  "study", "beyond the runs", "forecast", "90% interval", "truth", "forecast / truth - 1", "inside", "width",
+  "interval score",
 )  # fmt: skip
+STUDY_COLUMNS = ("study", "question", "family", "fitted runs")
 
 
 def write(path: str, ledger: Ledger) -> None:
@@ -26,16 +27,18 @@ def write(path: str, ledger: Ledger) -> None:
      _percent(one.median_width), one.interval_score)
     for one in ledger.totals
   ]  # fmt: skip
-  columns = ("distance", "forecasts", *(f"{nominal:.0%}" for nominal in NOMINAL.values()))
+  levels = [f"{nominal:.0%}" for nominal in NOMINAL.values()]
   tables = [
     Table(
       "Coverage",
-      "The share of truths inside the intervals of each level, by the compute of the target in multiples of the largest"
-      " fitted run. Widths and scores are in ln loss, at 90%.",
-      (*columns, "median error", "median width", "mean interval score"),
+      "The share of truths inside the intervals of each level, by the distance of the target in multiples of the"
+      " largest fitted run. Widths and scores are in ln loss, at 90%.",
+      ("distance", "forecasts", *levels, "median error", "median width", "mean interval score"),
       totals,
     ),
     Table("Forecasts", "The nearest first.", COLUMNS, [_row(one) for one in entries]),
+    Table("All intervals", "", ("study", *levels), [(one.study, *map(one.intervals.get, NOMINAL)) for one in entries]),
+    Table("Studies", "", STUDY_COLUMNS, [(one.study, one.question, one.family, one.fitted) for one in entries]),
     Table("Without a score", "", ("folder or file", "why"), [(one.where, one.why) for one in ledger.without]),
   ]
   plots = []
@@ -57,10 +60,9 @@ def write(path: str, ledger: Ledger) -> None:
 
 
 def _row(one: Entry) -> tuple[object, ...]:
-  intervals = [one.intervals.get(level) for level in NOMINAL]
   verdict = "inside" if one.inside["interval90"] else "OUTSIDE"
   return (
-    one.study, one.question, one.family, one.fitted, one.distance, one.predicted, *intervals, one.actual,
+    one.study, f"{one.distance:.3g} times", one.predicted, one.intervals["interval90"], one.actual,
     f"{100 * math.expm1(one.log_error):+.2f}%", verdict, _percent(one.width), one.interval_score,
   )  # fmt: skip
 
@@ -118,7 +120,7 @@ def errors(entries: Sequence[Entry]) -> go.Figure:
   figure = figures.blank("ln(forecast / truth)", "", log_x=False, height=120 + 26 * len(entries))
   for inside, name, color in ((True, "inside", figures.FORECAST), (False, "outside", figures.TRUTH)):
     group = [one for one in entries if one.inside["interval90"] == inside]
-    centers = [-one.log_error for one in group]
+    centers = [one.log_error for one in group]
     ends = [tuple(math.log(end / one.actual) for end in one.intervals["interval90"]) for one in group]
     figure.add_scatter(
       x=centers,

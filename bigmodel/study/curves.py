@@ -88,8 +88,8 @@ def forecasts(workdir: epath.PathLike, texts: Sequence[str]) -> Forecasts:
   for group, forecaster in forecasters.items():
     laws += answers.laws_of(forecaster, group)
     for text in texts:
-      named = notation.parse(text, forecaster.units.peak, forecaster.warmup, "get_study: schedules")
       try:
+        named = notation.parse(text, forecaster.units.peak, forecaster.warmup, "get_study: schedules")
         notes += forecast.check(forecaster, named.rates(), f"schedule {text}")
       except UserError as error:
         notes.append(str(error))

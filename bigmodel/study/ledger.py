@@ -31,40 +31,51 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 def collect(paths: Sequence[str | Path]) -> Ledger:
   """The ledger of studies, of folders with kept files, and of such files.
 
-  Raises `UserError`, with every reason, if a path does not exist, or a seal is broken or younger than its target's run.
+  A forecast that is found again, such as in a copy, counts once. Raises `UserError`, with every reason, if a path does
+  not exist, or a seal is broken or younger than its target's run.
   """
-  entries, without, problems = list[Entry](), list[Without](), list[str]()
-  for path in [one for given in paths for one in _sources(absolute(given))]:
+  entries, without, notes, problems = dict[str, Entry](), list[Without](), list[str](), list[str]()
+  for path in _sources(paths):
     try:
       kept = read(path)
       scored = kept if isinstance(kept, str) else _score(path, kept)
+      if isinstance(scored, str):
+        without.append(Without(str(path), scored))
+      elif (first := entries.setdefault(scored.sha256, scored)) is not scored:
+        notes.append(f"{path}: {_repeated(scored, first)}")
     except UserError as error:
       message = str(error)
       problems.append(message if message.startswith(str(path)) else f"{path}: {message}")
-      continue
-    if isinstance(scored, str):
-      without.append(Without(str(path), scored))
-    else:
-      entries.append(scored)
   if problems:
     raise UserError("; ".join(problems))
-  return ledger.make(entries, without)
+  if unsealed := [one.study for one in entries.values() if not one.distance_is_sealed]:
+    notes.append(f"the distance of forecasts by early versions is not sealed: {', '.join(unsealed)}")
+  return ledger.make(list(entries.values()), without, notes)
+
+
+def _repeated(again: Entry, first: Entry) -> str:
+  """A note on a forecast that was found before; raises `UserError` if it has another truth here."""
+  if again.actual != first.actual:
+    raise UserError(f"the truth of this forecast is {again.actual:.6g} here, and {first.actual:.6g} in another file")
+  return f"has the same forecast as study {first.study}, which is counted once"
 
 
 def keep(paths: Sequence[str | Path], out: str | Path) -> list[Path]:
   """Writes a file of each study's forecast to the folder `out`, NAME.json; returns the files.
 
-  Raises `UserError` if two studies have the same name. A file of an earlier call is replaced.
+  Raises `UserError`, before anything is written, if two studies have the same name. A file of an earlier call is
+  replaced.
   """
-  written = list[Path]()
-  for path in [one for given in paths for one in _sources(absolute(given))]:
+  found = dict[Path, Kept]()
+  for path in _sources(paths):
     kept = read(path)
     if not isinstance(kept, str):
       file = Path(out) / f"{kept.about.study}.json"
-      require(file not in written, f"--keep: {path}: another of these studies is named {kept.about.study}, too")
-      write_json(file, msgspec.to_builtins(kept))
-      written.append(file)
-  return written
+      require(file not in found, f"--keep: {path}: another of these studies is named {kept.about.study}, too")
+      found[file] = kept
+  for file, kept in found.items():
+    write_json(file, msgspec.to_builtins(kept))
+  return list(found)
 
 
 def read(path: epath.Path) -> Kept | str:
@@ -81,7 +92,12 @@ def read(path: epath.Path) -> Kept | str:
   return facts.from_json(document, Kept, str(path))
 
 
-def _sources(path: epath.Path) -> list[epath.Path]:
+def _sources(paths: Sequence[str | Path]) -> list[epath.Path]:
+  """The studies and files of all paths, each once."""
+  return list(dict.fromkeys(source for path in paths for source in _sources_in(absolute(path))))
+
+
+def _sources_in(path: epath.Path) -> list[epath.Path]:
   """The study in a folder, the files in a folder without a study, or the file itself."""
   if not path.exists():
     raise UserError(f"{path}: does not exist; name folders of studies or of kept forecasts")
@@ -119,8 +135,11 @@ def _of_study(path: epath.Path) -> Kept | str:
 def _score(path: epath.Path, kept: Kept) -> Entry | str:
   """The score of a forecast, or why it has none."""
   sealed = seals.unseal(kept.forecast, Forecast, str(path))
+  if (kept.record is None) != (kept.provenance is None):
+    missing = "record" if kept.record is None else "provenance"
+    raise UserError(f"the target has run, but its {missing} is missing")
   if kept.record is None or kept.provenance is None:
-    return "the target has not run"
+    return "the target has not run" + ("" if path.is_dir() else "; at least, the file has no record of it")
   ended = record.from_json(kept.record, str(path))
   if ended.run_id != sealed.forecast.target.run_id:
     raise UserError(f"run {ended.run_id} is not the target of this forecast, {sealed.forecast.target.run_id}")

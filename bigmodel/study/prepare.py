@@ -109,8 +109,6 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     f"get_study: {type(inner).__name__} is adaptive; {type(study.design).__name__} cannot contain it",
   )
   forecast.find_laws([name for name in study.laws if name != "isoflop"], "get_study: laws")
-  for text in study.schedules:
-    notation.parse(text, peak=1.0, warmup=0, where="get_study: schedules")
   check(with_horizon(config))
   datasets = Datasets(config)
   named = places.of_study(config, datasets.base.sha256, workdir)
@@ -121,6 +119,7 @@ def prepare(config: Config, study: Study, workdir: epath.PathLike) -> Prepared:
     prepared.planned.setdefault(run.run_id, []).append(planned)
   _check_horizons(prepared)
   _check_laws(prepared)
+  _check_schedules(prepared)
   _check_target(prepared)
   folder.check_study(prepared.workdir, prepared.about())
   if (earlier := plans.read(prepared.workdir)) is not None:
@@ -150,6 +149,16 @@ def _check_laws(prepared: Prepared) -> None:
       fitted > len(law.names),
       f"get_study: law {law.name} has {len(law.names)} parameters and {fitted} fitted runs; add runs or sizes",
     )
+
+
+def _check_schedules(prepared: Prepared) -> None:
+  """Raises `UserError` for a schedule to forecast that is invalid at the highest learning rate of the fitted runs.
+
+  An adaptive design may choose higher rates later than those that are known here.
+  """
+  peak = max(run.config.optim.lr for run in prepared.runs.values())
+  for text in prepared.study.schedules:
+    notation.parse(text, max(peak, 1.0) if prepared.is_adaptive else peak, 0, "get_study: schedules")
 
 
 def _check_target(prepared: Prepared) -> None:

@@ -352,9 +352,10 @@ def test_laws_of_repeated_data_forecast_if_the_unique_tokens_are_given(tmp_path,
   noise = 1e-3 * np.random.default_rng(0).normal(size=27)
   table = csv(tmp_path / "repeats.csv", "n,d,unique,loss", N, D, U, value(N, D, U) * np.exp(noise))
   asked = ("forecast", table, "--n=n", "--d=d", "--column=U=unique")
-  code, said, _ = run(capsys, *asked, "--law=data_constrained", "--at=2e8,2e11,U=1e10", "--at=2e8,2e11,5e8")
+  code, said, _ = run(capsys, *asked, "--law=data_constrained", "--at=2e8,2e11,U=1e10", "--at=4e8,2e11,5e8")
   assert code == 0
   assert [row["columns"] for row in said["rows"]] == [{"U": 1e10}, {"U": 5e8}]
+  assert [row["beyond"] for row in said["rows"]] == pytest.approx([10, 20])  # in compute
   for row in said["rows"]:
     low, high = row["interval90"]
     assert low < value(*(np.array([x]) for x in (row["N"], row["D"], row["columns"]["U"])))[0] < high

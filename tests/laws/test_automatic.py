@@ -88,6 +88,50 @@ def test_losses_that_may_be_negative_are_forecast_up_to_their_offset(quick):
   np.testing.assert_allclose(five.loss + five.shift, seven.loss + seven.shift, rtol=1e-12)
 
 
+def test_intervals_widen_with_the_distance_beyond_what_backtests_hid(quick):
+  """And by a fixed growth in a column with too few values for a backtest."""
+  V = np.tile([1.0, 2, 4], 22)[:64]
+  points = {"": Data({"N": N, "D": D, "V": V}, chinchilla(N, D) * V**-0.01 * np.exp(0.01 * NOISE))}
+  at = {"N": N.max() * np.array([1.0, 10, 100, 100]), "D": np.full(4, 1e10), "V": np.array([1.0, 1, 1, 8])}
+  chosen = automatic.fit(points, ("N", "D", "V"), at={"": at})
+  widths = chosen.deviation(at)
+  assert set(chosen.hidden) == {"N"}
+  assert chosen.untested(at) == ["V"]
+  assert widths[0] >= chosen.error
+  assert widths[1] >= chosen.error * (np.log(10) / chosen.hidden["N"]) ** 0.5 > 1.2 * chosen.error
+  assert widths[2] >= chosen.error * (np.log(100) / chosen.hidden["N"]) ** 0.5
+  assert widths[3] >= np.hypot(widths[2] / 2, automatic.BEYOND * np.log(2))
+  below = {"N": N.min() / np.array([1.0, 10, 100]), "D": np.full(3, 1e10), "V": np.ones(3)}
+  assert (np.diff(chosen.deviation(below)) > automatic.BEYOND).all()
+
+
+def test_places_that_no_backtest_could_test_are_noted(tmp_path, quick):
+  V = np.tile([1.0, 2, 4], 22)[:64]
+  runs = table_of(tmp_path / "runs.csv", N=N, D=D, V=V, loss=chinchilla(N, D) * V**-0.01)
+  places = table_of(tmp_path / "new.csv", N=[1e8], D=[1e10], V=[8.0])
+  found = fit_csv.fit(Source(runs, {"N": "N", "D": "D", "V": "V"}), "auto", places=places)
+  assert [note for note in found.warnings if "V = 8 is 2 times beyond the largest point, and backtests could" in note]
+  assert isinstance(found.choice, Choice)
+  assert found.choice.predicted[0].beyond == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+  ("at", "times"),
+  [
+    ({"N": 1e10, "D": 1e12, "U": 1e10}, 10.0),
+    ({"N": 1e8, "D": 1e11, "U": 1e13}, 100.0),
+    ({"N": 1e7, "D": 1e11, "U": 1e10}, 0.1),
+    ({"N": 1e8, "D": 1e11, "U": 1e10}, 1.0),
+  ],
+)
+def test_the_distance_is_that_of_compute_or_of_the_furthest_other_column(at, times):
+  """Compute of 6e19 to 6e21; N and D alone reach further."""
+  points = {"N": np.array([1e7, 1e10, 1e8]), "D": np.array([1e12, 1e11, 1e12]), "U": np.array([1e10, 1e11, 1e10])}
+  points["C"] = 6 * points["N"] * points["D"]
+  values = {name: np.array([value]) for name, value in at.items()}
+  assert any_columns.beyond(values, points) == pytest.approx(times)
+
+
 def test_a_regression_recovers_its_surface():
   x, y = np.log(N / 1e8), np.log(D / 1e10)
   loss = np.exp(1 - 0.1 * x - 0.2 * y + 0.01 * x * y + 0.004 * y**2)
@@ -122,7 +166,7 @@ def mixtures(tmp_path):
   return runs, table_of(tmp_path / "p.csv", **dict(zip(names, SHARES[30:].T, strict=True))), loss[30:]
 
 
-@pytest.mark.parametrize("named", ["share_*", "share_web,share_code,share_books"])
+@pytest.mark.parametrize("named", ["share_*", "share_web,share_code,share_books", "share_*/1"])
 def test_shares_of_a_mixture_are_named_together_and_rows_of_another_table_are_forecast(mixtures, named, quick):
   runs, places, truth = mixtures
   found = fit_csv.fit(Source(runs, {"r": named}), "auto", places=places).choice
@@ -150,6 +194,8 @@ def test_a_law_of_mixtures_is_named_without_the_number_of_shares(mixtures, monke
     ({"r": "nothing_*"}, r"--column r=nothing_\*: no two columns match; it has share_web"),
     ({"r": "share_*", "N": "params"}, "no column 'params' for --n"),
     ({"r": "share_web,share_much"}, "column 'share_much', row 2: 3.0 is not a share between 0 and 1"),
+    ({"r": "share_web,share_much"}, "of percent, share_much/100 makes shares"),
+    ({"r": "share_web,share_much/-3"}, "3.0 is not a share between 0 and 1 after its conversion"),
     ({"r": "share_web,share_code", "T": "same"}, "T is 1 in all 30 points, so its effect cannot be identified"),
   ],
 )

@@ -64,7 +64,7 @@ def written(path, made_curves, head="curve,step,lr,loss"):
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "drop", "wsd", "to zero", "cycles"])
 def test_sums_of_few_terms_equal_sums_over_all_steps(kind):
-  """Within 1e-5 of the changes of the rate, which is far below the noise of any loss."""
+  """Within 1e-5 of the changes of the rate, which is far below the noise of any loss; from the warm-up on."""
   rates, at = rates_of(kind, 3000), np.array([1, 7, 64, 500, 1501, 2048, 2999, 3000])
   found = sums.sums(rates, at, PEAK, 3000.0)
   u = rates / PEAK
@@ -75,7 +75,7 @@ def test_sums_of_few_terms_equal_sums_over_all_steps(kind):
   }.items():
     exact = []
     for t in at:
-      k = np.arange(1, t + 1)
+      k = np.arange(curves.rise(rates) + 1, t + 1)
       after = np.array([u[i : t + 1].sum() for i in k])
       exact.append(np.sum((u[k - 1] - u[k]) * function(u[k], after, t - k + 1)))
     ours = np.sum(found.fall * function(found.rate, found.after * 3000, found.since * 3000), axis=1)
@@ -100,7 +100,7 @@ def test_published_parameters_give_published_losses():
     "C": C * peak ** (1 - gamma) * length, "beta": beta, "gamma": gamma,
   }  # fmt: skip
   law = laws.multi_power
-  ours = fitting.predict(law, law.theta(scaled), sums.sums(rates, np.array([2000]), peak, length))
+  ours = fitting.predict(law, law.theta(scaled), sums.sums(rates, np.array([2000]), peak, length, True))
   np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
@@ -138,9 +138,32 @@ def test_the_law_that_is_true_has_the_larger_weight(fitted):
   assert forecast.best(fitted).fits[0].backtest == min(fit.backtest for fit in fitted.fits)
 
 
+def test_the_same_schedule_makes_no_difference(fitted):
+  rows = fitted.units.sums(rates_of("cosine", 1000), np.array([500, 1000]))
+  difference, sd = fitted.difference(rows, rows.take(np.array([0])))
+  assert (difference[0], sd[0]) == (0, 0)
+  assert sd[1] > 0
+
+
+def test_a_curve_far_from_the_law_of_the_others_is_named(fitted):
+  assert forecast.outlying(fitted) == []
+  broken = [dataclasses.replace(fit, errors=(np.full(9, 0.3), *fit.errors[1:])) for fit in fitted.fits]
+  (note,) = forecast.outlying(dataclasses.replace(fitted, fits=tuple(broken)))
+  assert "curve constant is far from the law of the others" in note
+  assert "30% off" in note
+
+
+def test_the_loss_falls_under_a_constant_rate():
+  """The warm-up is no negative fall, whose effect would be extrapolated."""
+  short = [made(kind, 200, 0.05, seed) for seed, kind in enumerate(("constant", "cosine", "constant", "cosine"))]
+  said = forecast.fit(short).predict(rates_of("constant", 2000), np.arange(100, 2001, 100)).predicted
+  assert (np.diff(said) < 0).all()
+
+
 def test_a_decay_is_proposed_that_beats_the_usual_ones(fitted):
   proposal = decays.propose(fitted, 1500, WARMUP, [])
   assert all(each.difference >= 0 for each in proposal.usual)
+  assert "1.5 times as long as the longest fitted curve" in proposal.warnings[0]
   assert proposal.best.predicted <= min(each.predicted for each in proposal.usual)
   assert proposal.best.final >= 0.99 * fitted.lowest  # no rate below those that were fitted
   cosine = next(each for each in proposal.usual if each.name == "cosine")
@@ -413,7 +436,7 @@ def test_a_budget_of_tokens_or_compute_is_a_number_of_steps(tmp_path, capsys):
 
 
 BUDGETS = {
-  "none": ([], "needs one of --steps=N, --tokens=N and --target=FLOPS, the budget; not no budget"),
+  "none": ([], "needs one budget, --steps=N, --tokens=N or --target=FLOPS; none is given"),
   "two": (["--steps=10", "--tokens=10"], "not --steps and --tokens"),
   "no column of tokens": (["--tokens=1e6"], "--tokens: the tokens of a step are unknown; name their column with --d"),
   "no column of FLOPs": (["--target=1e9", "--d=tokens"], "--target: the FLOPs of a step are unknown"),
@@ -581,8 +604,15 @@ def test_a_report_forecasts_other_schedules_from_the_curves_of_its_runs(config, 
   assert any("its peak of 1 is above the highest rate" in note for note in report["loss_curves"]["notes"])
   page = (tmp_path / "report.html").read_text()
   assert "Other schedules of the learning rate" in page
-  with pytest.raises(UserError, match="get_study: schedules: 'cosin' is no schedule"):
-    study.prepare(config, dataclasses.replace(the_study, schedules=("cosin:steps=9",)), tmp_path / "other")
+  for text, message in (
+    ("cosin:steps=9", "'cosin' is no schedule"),
+    ("cosine:steps=9,end=.9", "end=0.9 is not a rate"),
+  ):
+    with pytest.raises(UserError, match=f"get_study: schedules: {message}"):
+      study.prepare(config, dataclasses.replace(the_study, schedules=(text,)), tmp_path / "other")
+  found = study_curves.forecasts(tmp_path, ("linear:steps=12,end=.9", "linear:steps=12"))
+  assert len(found.rows) == 1
+  assert any("end=0.9 is not a rate" in note for note in found.notes)
 
 
 def test_python_fits_curves_of_a_table_a_file_and_a_folder(resolved, tmp_path, caplog):
@@ -595,6 +625,8 @@ def test_python_fits_curves_of_a_table_a_file_and_a_folder(resolved, tmp_path, c
   assert ahead.table.equals(again.table)
   assert ahead.table["x"].to_list() == [500, 1000]
   assert len(bigmodel.plot(ahead).data) == 4
+  assert len(repr(fitted)) < 200
+  assert "3 curves: constant, cosine, drop" in repr(fitted)
   rates = notation.parse("wsd:steps=1000,end=2e-4", PEAK, WARMUP).rates()
   of_rates = fitted.forecast(rates[1:])
   assert of_rates.table[0, "predicted"] == ahead.table[1, "predicted"]

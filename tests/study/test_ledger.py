@@ -1,5 +1,6 @@
 """The ledger: sealed forecasts beside their truths, verified, by distance."""
 
+import dataclasses
 import json
 import math
 
@@ -28,14 +29,13 @@ def forecast(predicted=2.0, half=0.1, **changes):
     for level, times in ((50, 0.4), (80, 0.8), (90, 1.0), (95, 1.2))
   }
   target = facts.Target(N=1e6, D=1e8, C=6e14, run_id="target")
-  return facts.Forecast(
-    convention="flops_6nd", predicted=predicted, parts={"noise": 0.01}, target=target, **ends | changes
-  )
+  fields = {"parts": {"noise": 0.01}} | ends | changes
+  return facts.Forecast(convention="flops_6nd", predicted=predicted, target=target, **fields)
 
 
 def kept(name="one", distance=8.0, actual=2.0, started_at=LATER, **changes):
   """A forecast with its truth, as a study leaves it; `changes` are fields of the forecast."""
-  sealed = seals.seal(forecast(**changes), SEALED)
+  sealed = seals.seal(forecast(**{"fitted": [f"{name} {i}" for i in range(16)]} | changes), SEALED)
   ended = record.seal(handmade.record(run_id="target", loss_eval=actual, started_at=started_at))
   return ledgers.Kept(
     about=Question(study=name, question="Does it hold?", family="decoder", fitted=16, distance=distance),
@@ -64,7 +64,7 @@ def put(folder, *documents):
 def test_a_forecast_is_scored(tmp_path, actual, inside, score):
   (one,) = ledgers.collect([put(tmp_path, kept(actual=actual))]).forecasts
   assert [one.inside[level] for level in seals.LEVELS] == inside
-  assert one.log_error == pytest.approx(math.log(actual / 2))
+  assert one.log_error == pytest.approx(math.log(2 / actual))
   assert one.width == pytest.approx(0.2)
   assert one.interval_score == pytest.approx(score)
 
@@ -107,6 +107,8 @@ def changed(one, **fields):
     (lambda one: kept("bad", started_at=SEALED), "started before the forecast was sealed"),
     (lambda one: changed(one, record=one.record | {"loss_eval": 2.01}), "result_sha256 does not match"),
     (lambda one: changed(one, record=record.to_json(record.seal(handmade.record(run_id="other")))), "not the target"),
+    (lambda one: changed(one, record=None), "its record is missing"),
+    (lambda one: changed(one, about=changed(one.about, fitted=3)), "about.fitted is 3"),
   ],
 )
 def test_a_broken_seal_is_refused_by_name(tmp_path, capsys, breaks, message):
@@ -165,6 +167,25 @@ def test_a_forecast_with_one_interval_counts_where_it_has_one(tmp_path):
   assert made.totals[0].coverage == {"interval50": 1, "interval80": 1, "interval90": 0.5, "interval95": 1}
 
 
+def test_the_distance_is_that_of_the_seal(tmp_path):
+  """That of the file counts only where an early forecast has none, which a note says."""
+  sealed = kept("sealed", distance=1e5, parts={"distance": math.log(8.0)})
+  made = ledgers.collect([put(tmp_path, sealed, kept("early", distance=50.0))])
+  assert {one.study: pytest.approx(one.distance) for one in made.forecasts} == {"sealed": 8.0, "early": 50.0}
+  assert made.notes == ["the distance of forecasts by early versions is not sealed: early"]
+
+
+def test_a_forecast_counts_once(tmp_path, capsys):
+  once = put(tmp_path / "once", kept("one"), kept("two", predicted=2.1))
+  renamed = changed(kept("one"), about=kept("renamed").about)
+  copies = [put(tmp_path / "copy", kept("one")), put(tmp_path / "renamed", renamed)]
+  made = ledgers.collect([once, once, *copies])
+  assert [one.study for one in made.forecasts] == ["one", "two"]
+  assert [note for note in made.notes if "same forecast" in note and "study one" in note] == made.notes[:2]
+  assert main.main(["ledger", once, put(tmp_path / "changed", kept("one", actual=2.2))]) == 2
+  assert "the truth of this forecast is 2.2 here, and 2 in another file" in capsys.readouterr().err
+
+
 def test_the_page_and_the_document(tmp_path, capsys):
   folder = put(tmp_path / "kept", kept("one"), kept("two", 100.0, 2.5))
   assert main.main(["ledger", folder, f"--page={tmp_path / 'page.html'}", "--json"]) == 0
@@ -182,7 +203,7 @@ def test_the_plot_of_errors_has_the_truth_at_zero():
   figure = pages.errors([one]).to_dict()
   inside = figure["data"][0]
   assert figure["layout"]["yaxis"]["type"] == "category"  # names on a linear axis are not drawn
-  assert list(inside["x"]) == pytest.approx([-0.04])
+  assert list(inside["x"]) == pytest.approx([-0.04]) == [one.log_error]
   assert list(inside["error_x"]["array"]) == pytest.approx([0.1])
   assert list(inside["error_x"]["arrayminus"]) == pytest.approx([0.1])
 
@@ -204,6 +225,7 @@ def test_two_studies_of_the_same_name_are_not_kept_in_one_file(tmp_path, capsys)
   folders = [put(tmp_path / part, kept("one")) for part in ("first", "second")]
   assert main.main(["ledger", *folders, f"--keep={tmp_path / 'kept'}"]) == 2
   assert "another of these studies is named one" in capsys.readouterr().err
+  assert not (tmp_path / "kept").exists()
 
 
 def test_the_experiment_scores_its_folder(tmp_path, monkeypatch):
@@ -229,3 +251,22 @@ def test_the_experiments_studies_differ_and_forecast_far():
   assert sum(one.times >= 100 for one in module.STUDIES.values()) >= 4
   with pytest.raises(UserError, match="bytes_sciense"):
     module.get_config("bytes_sciense")
+
+
+def test_repetitions_of_the_quickstart_are_counted(tmp_path, monkeypatch):
+  """Each has its own name and runs, and the quickstart's study otherwise."""
+  module, _ = load_module(str(experiments.find("repetitions")))
+  configs = {name: module.get_config(name) for name in module.REPETITIONS}
+  assert [module.get_study(config).name for config in configs.values()] == list(configs)
+  assert len({repr(config) for config in configs.values()}) == len(configs) >= 10
+  [plain] = [module.get_study(config) for name, config in configs.items() if name == "quickstart_0"]
+  quickstart, _ = load_module(str(module.QUICKSTART))
+  assert dataclasses.replace(quickstart.get_study(quickstart.get_config()), name="quickstart_0") == dataclasses.replace(
+    plain, settings=quickstart.settings
+  )
+  monkeypatch.setattr(module, "FOLDER", tmp_path)
+  put(tmp_path, kept("near", 8.0, 2.0), kept("far", 8.0, 2.5))
+  results = {result.what: result.ours for result in module.measure(tmp_path, True)}
+  assert results["repetitions"] == 2
+  assert results["truths inside the 90% interval"] == 1
+  assert results["errors of at most 1.5%"] == 1

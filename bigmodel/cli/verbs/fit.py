@@ -13,7 +13,7 @@ from bigmodel.cli.console import Facts, Output
 from bigmodel.errors import UserError
 
 if TYPE_CHECKING:
-  from bigmodel.laws.facts import Choice, Fits, LawFit, Params, TableFits
+  from bigmodel.laws.facts import Choice, Fits, LawFit, Params, Predicted, TableFits
 
 EXAMPLES = (
   "bigmodel fit runs/quickstart",
@@ -96,7 +96,9 @@ def _show_law(law: "LawFit", output: Output) -> None:
   if law.backtest:
     text = f"error on the {law.backtest.points} points of the largest scales, held out"
     rows.append((text, f"{law.backtest.rms_log_error:.2%}", None))
-  output.table(title, ("parameter", "value", "90% interval"), rows)
+  with_intervals = any(interval is not None for *_, interval in rows)
+  titles = ("parameter", "value", "90% interval") if with_intervals else ("parameter", "value")
+  output.table(title, titles, [row[: len(titles)] for row in rows])
   for name, params in (law.other_conventions or {}).items():
     output.say(
       f"with N as {name}: alpha {params['alpha']:.4g}, beta {params['beta']:.4g}, so N* ~ C^"
@@ -119,8 +121,18 @@ def _show_choice(choice: "Choice", output: Output) -> None:
     output.say(f"note: too few points for, or no finite forecast by, {', '.join(choice.left_out)}")
   if choice.predicted:
     names = list(choice.predicted[0].columns)
-    at = [(row.group, *(f"{row.columns[n]:g}" for n in names), row.loss, row.interval90) for row in choice.predicted]
-    output.table("forecasts by the weighted mean", ("group", *names, "loss", "90%"), at)
+    group = ("group",) if any(row.group for row in choice.predicted) else ()
+    at = [
+      (*(row.group for _ in group), *(f"{row.columns[n]:g}" for n in names), row.loss, row.interval90, _beyond(row))
+      for row in choice.predicted
+    ]
+    output.table("forecasts by the weighted mean", (*group, *names, "loss", "90% interval", "beyond"), at)
+
+
+def _beyond(row: "Predicted") -> str:
+  from bigmodel.laws import reach
+
+  return reach.describe(row.beyond) if isinstance(row.beyond, float) else "-"
 
 
 def _exponent(params: "Params") -> float:

@@ -56,7 +56,7 @@ def _show(ledger: "Ledger", output: Output) -> None:
   if ledger.forecasts:
     about = [(one.study, one.question, one.family, one.fitted, f"{one.distance:.3g} x") for one in ledger.forecasts]
     output.table("studies", ("study", "question", "family", "runs", "beyond them"), about)
-    columns = ("study", "forecast", "90% interval", "truth", "error", "inside", "score")
+    columns = ("study", "forecast", "90% interval", "truth", "forecast / truth - 1", "inside", "score")
     output.table("sealed forecasts", columns, [_row(one) for one in ledger.forecasts])
     rows = [
       (
@@ -72,8 +72,9 @@ def _show(ledger: "Ledger", output: Output) -> None:
     levels = (f"{nominal:.0%}" for nominal in NOMINAL.values())
     output.table("share of truths inside", ("distance", "of", *levels, "error", "width", "score"), rows)
     output.say("error and width: medians, the width of 90% intervals in ln loss; score: mean interval score of these")
-    output.say("every seal is intact, older than its target's run, and carried by that run")
+    output.say("every seal of these forecasts is intact, older than its target's run, and carried by that run")
   output.notes(f"no score: {one.where}: {one.why}" for one in ledger.without)
+  output.notes(f"note: {note}" for note in ledger.notes)
 
 
 def _row(one: "Entry") -> tuple[object, ...]:

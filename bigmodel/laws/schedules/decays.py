@@ -146,7 +146,7 @@ def propose(
     forecaster=ForecastMethod(forecast.NAME, forecast.VERSION, {law.name: law.weight for law in laws}),
     laws=laws,
     lowest_fitted=forecaster.lowest,
-    warnings=notes,
+    warnings=[*notes, *forecast.longer(forecaster, steps, f"a run of {steps:,} steps")],
     group=group,
     tokens=None if per_step.tokens is None else steps * per_step.tokens,
     flops=None if per_step.flops is None else steps * per_step.flops,

@@ -26,7 +26,7 @@ from bigmodel.laws.schedules.curves import Curve
 from bigmodel.laws.schedules.sums import Sums
 
 NAME = "weighted mean of laws of the schedule"
-VERSION = 1  # part of every seal; a change to how forecasts are made raises it
+VERSION = 2  # part of every seal; a change to how forecasts are made raises it
 LAWS = ("progress_multi_power", "progress_annealing")
 FLOOR = 1.25e-3  # least standard deviation of errors in ln loss: the misfit of the laws on published curves
 SPREAD = 0.25  # share of the variance between fits that counts
@@ -35,7 +35,10 @@ LEAST = 2  # curves that are needed
 FALL = 0.02  # of the peak: a fall of the rate that is smaller identifies nothing
 BELOW = 0.8  # of the lowest fitted rate: lower ones are pointed out
 HIGHER = 1.05  # times the highest fitted rate, up to which a schedule may go
-FAR = 4.0  # times the longest fitted curve: longer schedules are pointed out
+LONGER = 1.25  # times the longest fitted curve: longer schedules are pointed out
+OUTLYING = 0.05  # mean error in ln loss of a curve left out, from which on it may be far from the others' law ...
+RATIO = 10.0  # ... if it is so many times the error on the others
+SAME = 1e-9  # differences in ln loss that are smaller in all fits are those of identical schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class LawFit:
   """A law fitted to all curves, and again without each of those whose errors can be judged.
 
   `theta` [P] and `folds` [folds, P] are unbounded. `errors` are the errors in ln loss on each curve that was left out,
-  `residuals` those of all curves in the fit to all.
+  `residuals` those of all curves in the fit to all. `left_out` names the curve of each fold, and `kept_errors` are the
+  mean absolute errors of the fold on the others.
   """
 
   law: Law
@@ -62,6 +66,8 @@ class LawFit:
   folds: np.ndarray
   errors: tuple[np.ndarray, ...]
   residuals: np.ndarray
+  left_out: tuple[str, ...] = ()
+  kept_errors: tuple[float, ...] = ()
 
   @property
   def params(self) -> dict[str, float]:
@@ -135,10 +141,12 @@ class Forecaster:
     return Prediction(np.exp(center), np.sqrt(np.maximum(least, inside + SPREAD * spread)))
 
   def difference(self, sums: Sums, reference: Sums) -> tuple[np.ndarray, np.ndarray]:
-    """`(difference, sd)` [R] in ln loss of schedules from one reference (one row)."""
+    """`(difference, sd)` [R] in ln loss of schedules from one reference (one row); 0 for the same schedule."""
     logs = [fit.log_loss(sums) - fit.log_loss(reference) for fit in self.fits]
     center = self._weighted([each[0] for each in logs])
-    return center, np.sqrt(max(self.residual_variance, FLOOR**2) + self._spread(logs, center))
+    sd = np.sqrt(max(self.residual_variance, FLOOR**2) + self._spread(logs, center))
+    same = np.max([np.abs(each).max(axis=0) for each in logs], axis=0) < SAME
+    return center, np.where(same, 0.0, sd)
 
   def _center(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
     logs = [fit.log_loss(sums) for fit in self.fits]
@@ -216,7 +224,7 @@ def _fit_law(law: Law, parts: Sequence[Curve], units: Units, folds: Sequence[int
   owner = np.repeat(np.arange(len(parts)), [len(curve.loss) for curve in parts])
   is_shared = np.concatenate([curve.steps <= curve.shared for curve in parts])
   whole = fitting.fit(law, stacked, loss, np.ones(len(loss)))
-  thetas, errors = [], []
+  thetas, errors, kept = [], [], []
   for index in folds:
     of_curve = owner == index
     left_out = of_curve & ~is_shared if (of_curve & ~is_shared).any() else of_curve
@@ -224,15 +232,32 @@ def _fit_law(law: Law, parts: Sequence[Curve], units: Units, folds: Sequence[int
     first = np.concatenate([whole.theta[None], fitting.starts(law, stacked, loss, weights, fitting.STARTS - 1)])
     theta = fitting.fit(law, stacked, loss, weights, first=first).theta
     thetas.append(theta)
-    errors.append(np.log(loss / fitting.predict(law, theta, stacked))[left_out])
+    error = np.log(loss / fitting.predict(law, theta, stacked))
+    errors.append(error[left_out])
+    kept.append(float(np.mean(np.abs(error[~left_out]))))
   residuals = np.log(loss / fitting.predict(law, whole.theta, stacked))
-  return LawFit(law, whole.theta, np.array(thetas), tuple(errors), residuals)
+  names = tuple(parts[index].name for index in folds)
+  return LawFit(law, whole.theta, np.array(thetas), tuple(errors), residuals, names, tuple(kept))
+
+
+def outlying(forecaster: Forecaster) -> list[str]:
+  """Notes that name curves, such as diverged ones, that are far from every law that the others follow."""
+  notes = []
+  for place, name in enumerate(forecaster.fits[0].left_out):
+    errors = [float(np.mean(np.abs(fit.errors[place]))) for fit in forecaster.fits]
+    kept = [fit.kept_errors[place] for fit in forecaster.fits]
+    if all(error > max(OUTLYING, RATIO * other) for error, other in zip(errors, kept, strict=True)):
+      notes.append(
+        f"curve {name} is far from the law of the others: fitted without it, the law is {min(errors):.0%} off on it and"
+        f" {max(kept):.1%} on the others; if it has diverged, leave it out, since it widens all intervals"
+      )
+  return notes
 
 
 def check(forecaster: Forecaster, rates: np.ndarray, name: str) -> list[str]:
   """Notes about a schedule far from the fitted ones; raises `UserError` if they cannot identify its effect."""
   target = Curve(name, np.array([len(rates) - 1]), np.ones(1), rates)
-  peak, length = forecaster.units.peak, forecaster.units.length
+  peak = forecaster.units.peak
   if fall(target) >= FALL and max(map(fall, forecaster.curves)) < FALL:
     raise UserError(
       f"{name}: its learning rate falls, and that of none of the {len(forecaster.curves)} fitted curves does after the"
@@ -252,9 +277,17 @@ def check(forecaster: Forecaster, rates: np.ndarray, name: str) -> list[str]:
     )
   if rates.max() < peak / HIGHER:
     notes.append(f"{name} has a peak of {rates.max():.3g}, and the fitted curves of {peak:.3g}")
-  if len(rates) - 1 > FAR * length:
-    notes.append(f"{name} is {(len(rates) - 1) / length:.1f} times as long as the longest fitted curve")
-  return notes
+  return [*notes, *longer(forecaster, len(rates) - 1, name)]
+
+
+def longer(forecaster: Forecaster, steps: int, name: str) -> list[str]:
+  """A note about a schedule that is much longer than the fitted curves."""
+  ratio = steps / forecaster.units.length
+  if ratio <= LONGER:
+    return []
+  return [
+    f"{name} is {ratio:.1f} times as long as the longest fitted curve; the interval holds if the laws do at that length"
+  ]
 
 
 def check_steps(forecaster: Forecaster, rates: np.ndarray, steps: Sequence[int], name: str) -> list[str]:

@@ -24,12 +24,17 @@ def fit(names: str, sets: CurveSets, skip: bool) -> tuple[dict[str, Forecaster],
       if not skip or len(sets.groups) == 1:
         raise
       problems.append(str(error))
+  of_curves = [
+    f"group {group}: {note}" if group else note
+    for group, each in forecasters.items()
+    for note in forecast.outlying(each)
+  ]
   if not forecasters:
     raise UserError(
       f"none of the {len(sets.groups)} groups of runs that differ only in schedule, length and seeds can be fitted,"
       f" such as {problems[0]}"
     )
-  return forecasters, [*sets.notes, *(f"left out: {problem}" for problem in problems)]
+  return forecasters, [*sets.notes, *(f"left out: {problem}" for problem in problems), *of_curves]
 
 
 def _fit(names: str, curves: Sequence[Curve], group: str) -> Forecaster:

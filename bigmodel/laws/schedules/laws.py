@@ -5,6 +5,7 @@ and steps in units of the longest curve, so that its starts fit every set of cur
 the units of the papers.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from bigmodel.errors import UserError
 from bigmodel.laws.law import POSITIVE, Law, decay, law
 
 ALPHAS = (0.2, 0.5, 1.0)
+# The effect of a fall saturates within the longest curve: beyond it, a slower one would be extrapolated without limit.
+LONGEST = (0.0, 1.0)
 
 
 @law(
@@ -49,7 +52,7 @@ def multi_power(p, total, fall, rate, after):
   A=POSITIVE,
   B=POSITIVE,
   alpha=(0.0, 3.0),
-  memory=POSITIVE,
+  memory=LONGEST,
 )
 def annealing(p, total, fall, since):
   """L0 + A S^-alpha - B sum_k fall_k (1 - exp(-n_k / memory)), where n_k are the steps since the fall."""
@@ -65,7 +68,7 @@ def annealing(p, total, fall, since):
   A=POSITIVE,
   B=POSITIVE,
   alpha=(0.0, 3.0),
-  memory=POSITIVE,
+  memory=LONGEST,
 )
 def progress_annealing(p, progress, fall, since):
   """As `annealing`, with the sum of rates to the power of `PROGRESS` for S."""
@@ -81,7 +84,7 @@ def progress_annealing(p, progress, fall, since):
   A=POSITIVE,
   B=POSITIVE,
   alpha=(0.0, 3.0),
-  C=POSITIVE,
+  C=(1.0, math.inf),
 )
 def progress_multi_power(p, progress, fall, rate, after):
   """As `multi_power` with beta = gamma = 1, with the sum of rates to the power of `PROGRESS` in the power law."""

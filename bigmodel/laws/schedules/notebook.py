@@ -10,7 +10,7 @@ import polars as pl
 
 from bigmodel.config import nearest
 from bigmodel.errors import UserError
-from bigmodel.laws import notebook
+from bigmodel.laws import arguments, notebook
 from bigmodel.laws.notebook import Forecast
 from bigmodel.laws.schedules import answers, budgets, decays, forecast, laws, notation, reading
 from bigmodel.laws.schedules.budgets import PerStep
@@ -35,11 +35,18 @@ class CurveLaws:
   forecaster: Forecaster
   per_step: PerStep = budgets.UNKNOWN
 
+  def __repr__(self) -> str:
+    names = ", ".join(curve.name for curve in self.forecaster.curves)
+    parts = zip(self.forecaster.fits, self.forecaster.weights, strict=True)
+    named = ", ".join(f"{weight:.0%} {fit.law.name}" for fit, weight in parts)
+    return f"CurveLaws({named}; fitted to {len(self.forecaster.curves)} curves: {names})"
+
   @property
   def params(self) -> dict[str, dict[str, float]]:
     """The parameters of each law: rates are in units of the highest fitted one, steps of the longest curve."""
     return {fit.law.name: fit.params for fit in self.forecaster.fits}
 
+  @arguments.named()
   def forecast(self, schedule: str | Sequence[float] | np.ndarray, at: Sequence[int] = ()) -> Forecast:
     """Forecasts the loss under a schedule that was not run.
 
@@ -63,6 +70,7 @@ class CurveLaws:
     table = notebook.table_of(rows, ("x",)).with_columns(beyond)
     return Forecast(table, pl.DataFrame(points), notebook.table_of(along, ("x",)), weights)
 
+  @arguments.named()
   def propose_decay(
     self, steps: int | None = None, tokens: float | None = None, flops: float | None = None
   ) -> DecayProposal:
@@ -123,9 +131,11 @@ def fit(read: CurveSets, group: str, chosen: Sequence[str]) -> CurveLaws:
   if group not in read.groups and not (group == "" and len(read.groups) == 1):
     raise UserError(f"group: {group!r} is not one of the sets of runs: {'; '.join(map(repr, read.groups))}")
   name = group if group in read.groups else next(iter(read.groups))
-  return CurveLaws(forecast.fit(read.groups[name], laws.find(chosen, "laws")), read.per_step[name])
+  forecaster = forecast.fit(read.groups[name], laws.find(chosen, "laws"))
+  _log(forecast.outlying(forecaster))
+  return CurveLaws(forecaster, read.per_step[name])
 
 
 def _log(notes: Sequence[str]) -> None:
   for note in notes:
-    log.warning("curves: %s", note)
+    log.warning("curves: %s", arguments.in_python(note))

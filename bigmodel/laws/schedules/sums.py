@@ -14,6 +14,8 @@ import functools
 
 import numpy as np
 
+from bigmodel.laws.schedules import curves
+
 NODES = 4  # steps of a block at which functions are evaluated
 LEAF = 4  # steps of the smallest blocks, whose steps are all kept
 SMOOTH = 1e-4  # largest error of an interpolated ln rate in a block
@@ -27,9 +29,9 @@ class Sums:
   """What laws read of a schedule at each row: `total` and `step` [R], and terms of sums over changes [R, K].
 
   Rates are in units of `peak`, and steps in units of `length`. `progress` is the sum of rates to the power of
-  `PROGRESS`. `fall` is the weight of a term: by how much the rate
-  falls (negative: rises) at the steps it stands for. `rate` is the rate after it, `after` the sum of rates from there
-  to the row, and `since` the steps from there to the row. Terms that only fill up a row have a fall of 0.
+  `PROGRESS`. `fall` is the weight of a term: by how much the rate falls (negative: rises) at the steps it stands for,
+  after the warm-up. `rate` is the rate after it, `after` the sum of rates from there to the row, and `since` the steps
+  from there to the row. Terms that only fill up a row have a fall of 0.
   """
 
   step: np.ndarray
@@ -66,15 +68,19 @@ class Sums:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def sums(rates: np.ndarray, steps: np.ndarray, peak: float, length: float) -> Sums:
+def sums(rates: np.ndarray, steps: np.ndarray, peak: float, length: float, with_rise: bool = False) -> Sums:
   """The sums at `steps` [R] of a schedule whose rate at each step from 0 is `rates`.
 
-  The rate is not negative. The sum at a step includes its rate.
+  The rate is not negative. The sum at a step includes its rate. The rise of the warm-up is no term, because curves do
+  not show its effect, which a law would extrapolate. Published parameters need it as a negative fall (`with_rise`).
   """
   scaled = np.asarray(rates, np.float64) / peak
   steps = np.asarray(steps, np.int64)
   cumulated = np.cumsum(scaled)
   falls = -np.diff(scaled, prepend=scaled[0])
+  if not with_rise:
+    first = int(np.argmax(scaled > 0))
+    falls[: first + curves.rise(scaled[first:]) + 1] = 0.0
   rows, places, weights = _terms(falls, np.log(np.maximum(scaled, TINY)), steps)
   before = cumulated[places] - scaled[places]
   row_of = steps[rows]
