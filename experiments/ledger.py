@@ -91,7 +91,7 @@ def hidden(*values: int) -> list[Overrides]:
 
 
 def with_muon(config: Config) -> Config:
-  """Two layers with two heads, and Muon with the spectral scale, whose best rate is the same for all widths."""
+  """Two layers with two heads, and Muon with the spectral scale."""
   config.model.update(layers=2, heads=2)
   config.optim.update(name="muon", update_scale="spectral")
   return config
@@ -274,6 +274,10 @@ STUDIES = {
   ),
   "bytes_both": tuned(of_text("Bytes of all Python", lambda: decoder("python", EVERY))),
   "bytes_english_tuned": tuned(of_text("Bytes of docstrings, at better rates", lambda: decoder("english", EVERY))),
+  "mlp_science_100": Small(
+    "The next character of science from bits, far", lambda: bits(64, SCIENCE), hidden(8, 12, 16, 24),
+    hidden(96, 128, 192), 3e8, (3, 60), 0.02, step=1.5, times=100,
+  ),
 }  # fmt: skip
 
 
