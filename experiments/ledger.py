@@ -47,6 +47,7 @@ LEARNING = ("flax", "grain", "jax", "optax", "orbax-checkpoint", "tensorflow-dat
 EVERY = (*SCIENCE, *LEARNING, "polars", "rich")
 BUDGETS = 5
 HORIZON = 4e5  # tokens
+SIZE = 16_000  # parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Small:
 
   The fitted runs have `BUDGETS` budgets a factor of `step` apart, from `least` on, and the sizes `small`; the target
   has `times` the largest budget, and one of the sizes `large`. `ratios` bound the training tokens (or examples) for
-  each parameter. The learning rate is `rate` at `HORIZON` tokens, and falls as their power -`fall`.
+  each parameter. The learning rate is `rate` at `HORIZON` tokens, and falls as their power -`fall`; that is for
+  `SIZE` parameters, and it falls as their power -`narrow`.
   """
 
   question: str
@@ -68,10 +70,11 @@ class Small:
   step: float = 1.8
   times: float = 8.0
   fall: float = 0.0
+  narrow: float = 0.0
 
   def settings(self, params: int, tokens: int) -> Overrides:
-    del params
-    return {"optim.lr": float(f"{self.rate * (tokens / HORIZON) ** -self.fall:.3g}")}
+    rate = self.rate * (tokens / HORIZON) ** -self.fall * (params / SIZE) ** -self.narrow
+    return {"optim.lr": float(f"{rate:.3g}")}
 
 
 def widths(*values: int) -> list[Overrides]:
@@ -88,7 +91,7 @@ def hidden(*values: int) -> list[Overrides]:
 
 
 def with_muon(config: Config) -> Config:
-  """Two layers with two heads, and Muon with the spectral scale, whose best rate is the same for all widths."""
+  """Two layers with two heads, and Muon with the spectral scale."""
   config.model.update(layers=2, heads=2)
   config.optim.update(name="muon", update_scale="spectral")
   return config
@@ -126,6 +129,8 @@ def experts(corpus: str, distributions: Sequence[str]) -> Config:
 def bert(corpus: str, distributions: Sequence[str]) -> Config:
   config = text("bert", corpus, distributions)
   config.task.masked_percent = 25
+  config.data.context = 16  # learned positions of 64 places leave these sizes on the plateau
+  config.train.batch_size = 32
   return config
 
 
@@ -188,32 +193,39 @@ def diamonds(family: str) -> Config:
 SMALL, LARGE = widths(12, 16, 20, 24, 32), widths(40, 48, 56, 64)
 
 
-def of_text(question: str, config: Callable[[], Config], least: float = 8e9, fewest: float = 8.0) -> Small:
+def of_text(question: str, config: Callable[[], Config], least: float = 3e10, fewest: float = 8.0) -> Small:
   """A study of text; `fewest` are the tokens for each parameter."""
   return Small(question, config, SMALL, LARGE, least, (fewest, 100), 0.03, step=1.7, fall=0.3)
+
+
+def tuned(study: Small, rate: float = 0.035) -> Small:
+  """The study with rates that fall as the best ones do, with the size, too."""
+  return dataclasses.replace(study, rate=rate, fall=0.5, narrow=0.25)
 
 
 STUDIES = {
   "bytes_science": of_text("Bytes of scientific Python", lambda: decoder("python", SCIENCE)),
   "bytes_learning": of_text("Bytes of the Python of machine learning", lambda: decoder("python", LEARNING)),
-  "bytes_english": of_text("Bytes of docstrings", lambda: decoder("english", EVERY)),
+  "bytes_english": of_text("Bytes of docstrings", lambda: decoder("english", EVERY), least=8e9),
   "bpe_science": of_text("Tokens of scientific Python", lambda: bpe("python", SCIENCE), fewest=6),
-  "bpe_english": of_text("Tokens of docstrings", lambda: bpe("english", EVERY), fewest=6),
-  "experts_learning": of_text("Bytes of Python, with experts", lambda: experts("python", LEARNING), fewest=5),
+  "bpe_english": of_text("Tokens of docstrings", lambda: bpe("english", EVERY), least=8e9, fewest=6),
+  "experts_learning": tuned(
+    of_text("Bytes of Python, with experts", lambda: experts("python", LEARNING), fewest=5), 0.04
+  ),
   "experts_english": of_text("Bytes of docstrings, with experts", lambda: experts("english", EVERY), fewest=5),
-  "bert_science": of_text("Masked bytes of scientific Python", lambda: bert("python", SCIENCE), least=1.6e10),
-  "bert_english": of_text("Masked bytes of docstrings", lambda: bert("english", EVERY), least=1.6e10),
+  "bert_science": tuned(of_text("Masked bytes of scientific Python", lambda: bert("python", SCIENCE)), 0.021),
+  "bert_english": tuned(of_text("Masked bytes of docstrings", lambda: bert("english", EVERY)), 0.021),
   "vit_patches_7": Small(
     "Clothes in patches of 7 pixels", lambda: vit(7), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
-    1.4e8, (1.5, 25), 0.01,
+    2.4e8, (1.5, 25), 0.003, fall=0.5, narrow=0.25,
   ),
   "vit_patches_4": Small(
     "Clothes in patches of 4 pixels", lambda: vit(4), widths(8, 10, 12, 16, 20), widths(32, 40, 48),
-    1.4e8, (1.5, 25), 0.01,
+    2.4e8, (1.5, 25), 0.003, fall=0.5, narrow=0.25,
   ),
   "resnet_basic": Small(
-    "Small clothes", lambda: resnet("basic", (1, 1)), channels(3, 4, 5, 6, 8), channels(12, 16, 20),
-    8e7, (1.5, 60), 0.03,
+    "Small clothes", lambda: resnet("basic", (1, 1)), channels(4, 5, 6, 8), channels(12, 16, 20),
+    1.2e8, (1.5, 60), 0.03,
   ),
   "resnet_bottleneck": Small(
     "Small clothes through bottlenecks", lambda: resnet("bottleneck", (1, 1)), channels(2, 3, 4, 6, 8),
@@ -227,15 +239,15 @@ STUDIES = {
   ),
   "tabular_diamonds": Small(
     "Prices of diamonds by attention", lambda: diamonds("tabular"), widths(4, 6, 8, 12, 16), widths(24, 32, 40),
-    8e7, (3, 80), 0.02,
+    8e7, (3, 80), 0.006, fall=0.5, narrow=0.25,
   ),
   "tabular_characters": Small(
     "The next character by attention", lambda: characters(64), widths(4, 6, 8, 12, 16), widths(32, 40, 48),
-    8e8, (2.5, 60), 0.02,
+    1.2e9, (2.5, 60), 0.006, fall=0.5, narrow=0.25,
   ),
   "bytes_english_100": Small(
-    "Bytes of docstrings, far", lambda: decoder("english", EVERY), widths(8, 10, 12, 14, 16), widths(48, 56, 64),
-    3e9, (10, 300), 0.03, step=1.4, times=100, fall=0.3,
+    "Bytes of docstrings, far", lambda: decoder("english", EVERY), widths(10, 12, 16, 20), widths(48, 56, 64),
+    1.6e10, (10, 300), 0.035, step=1.4, times=100, fall=0.5, narrow=0.25,
   ),
   "resnet_basic_100": Small(
     "Small clothes, far", lambda: resnet("basic", (1, 1)), channels(2, 3, 4), channels(16, 20, 24),
@@ -246,8 +258,8 @@ STUDIES = {
     1.2e8, (2.5, 60), 0.01, step=1.5, times=100,
   ),
   "tabular_characters_100": Small(
-    "The next character by attention, far", lambda: characters(32), widths(2, 4, 6), widths(48, 64),
-    2e8, (1.5, 60), 0.02, step=1.5, times=100,
+    "The next character by attention, far", lambda: characters(32), widths(4, 6, 8), widths(32, 40, 48),
+    3e8, (1.5, 60), 0.006, step=1.5, times=100, fall=0.5, narrow=0.25,
   ),
   "mlp_learning_100": Small(
     "The next character of machine learning from bits, far", lambda: bits(32, LEARNING), hidden(4, 8, 12, 16),
@@ -256,6 +268,15 @@ STUDIES = {
   "mlp_science": Small(
     "The next character of science from bits", lambda: bits(64, SCIENCE), hidden(12, 16, 24, 32),
     hidden(64, 96, 128), 4e8, (5, 60), 0.02,
+  ),
+  "bpe_learning": tuned(
+    of_text("Tokens of the Python of machine learning", lambda: bpe("python", LEARNING), fewest=6)
+  ),
+  "bytes_both": tuned(of_text("Bytes of all Python", lambda: decoder("python", EVERY))),
+  "bytes_english_tuned": tuned(of_text("Bytes of docstrings, at better rates", lambda: decoder("english", EVERY))),
+  "mlp_science_100": Small(
+    "The next character of science from bits, far", lambda: bits(64, SCIENCE), hidden(8, 12, 16, 24),
+    hidden(96, 128, 192), 3e8, (3, 60), 0.02, step=1.5, times=100,
   ),
 }  # fmt: skip
 
