@@ -181,7 +181,7 @@ def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
   assert [law.name for law in fits.laws] == ["mine"]
   sealed = target.seal_forecast(prepared, fits).forecast
   assert sealed.forecaster
-  assert sealed.forecaster.weights == {"mine": 1.0}
+  assert sealed.forecaster.weights == pytest.approx({"mine": 1.0})
   assert 0 < sealed.interval90[0] < sealed.predicted < sealed.interval90[1]
 
 
