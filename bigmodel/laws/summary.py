@@ -57,7 +57,9 @@ def fit(records: Sequence[Record], laws: Sequence[str], convention: str, target_
     law = chinchilla_law(chinchilla.fit(points), forecaster)
     fitted.append(structs.replace(law, other_conventions=_other_conventions(records, convention)))
   if forecaster:
-    optima += [optimum_of(forecaster, C) for C in budgets]
+    for C in budgets:
+      exists = optimum.best(forecaster, C).inside
+      optima.append(optimum_of(forecaster, C) if exists else _like_the_best_run(forecaster, C))
   for law in used:
     if law.name != "chinchilla":
       law_fit = uncertainty.bootstrap(fitting.fit(law, [getattr(points, name) for name in law.columns], points.loss))
@@ -175,6 +177,17 @@ def optimum_of(forecaster: forecast.Forecaster, C: float) -> Optimum:
     loss=size.loss,
     inside=bool(sizes.min() / FAR < size.N < sizes.max() * FAR),
   )
+
+
+def _like_the_best_run(forecaster: forecast.Forecaster, C: float) -> Optimum:
+  """A size for C where none is the best, as by a law of C alone: N and D in proportion to those of the best run."""
+  points = forecaster.points
+  best = int(np.argmin(points.loss))
+  times = math.sqrt(C / float(points.C[best]))
+  N, D = float(points.N[best]) * times, float(points.D[best]) * times
+  loss = float(np.exp(forecaster.log_loss([N], [D], [C])[0]))
+  nowhere = (None, None)
+  return Optimum(law="forecast", C=C, N=N, D=D, N_interval90=nowhere, D_interval90=nowhere, loss=loss, inside=False)
 
 
 def isoflop_law(fit_: isoflop.Fit, convention: str) -> LawFit:
