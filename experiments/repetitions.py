@@ -7,10 +7,10 @@ Method: `configs/quickstart.py`, with the seeds and corpora of `REPETITIONS`. Ea
 run of 8 times the largest fitted budget before it trains that run, and all are kept in experiments/repetitions/.
 
 Result: all 10 truths lie in their 90% intervals, 9 of which are at most 8% wide (the other 8.4%). 7 errors are at most
-1.5% (median .5%); the other three losses are 2.4 to 2.5% higher than forecast. The noise between seeds is .1 to 1.2%,
-and the losses of a budget differ by 2% only, so that little tells a law with an offset from one without. With the
-forecaster's second version, which was changed with their truths in view, and rates that fell with the tokens only, 5 of
-6 others were covered, and 3 of their errors were at most 1.5%.
+1.5% (median .5%); the other three losses are 2.4 to 2.5% higher than forecast. The standard deviation between seeds is
+.0005 to .014, and the losses of a budget differ by 2% only, so that little tells a law with an offset from one
+without. With the forecaster's second version, which was changed with their truths in view, and rates that fell with
+the tokens only, 5 of 6 others were covered, and 3 of their errors were at most 1.5%.
 
     bigmodel reproduce repetitions               # verifies the seals and scores what is kept
     bigmodel ledger experiments/repetitions --page=repetitions.html
