@@ -18,7 +18,7 @@ from bigmodel.laws.points import Points
 
 BUDGETS = 9  # of candidates, from the smallest that was run to the cap
 WORTH = 0.05  # share of the variance that the next run has to take off it
-RATIOS = np.geomspace(1 / 2, 2, 7)  # of sizes of candidates to the best one: runs that people would train
+RATIOS = np.geomspace(1 / 2, 2, 7)  # of the sizes of candidates to the best size, which people would train
 
 
 @dataclasses.dataclass(frozen=True)

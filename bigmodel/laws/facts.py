@@ -73,7 +73,7 @@ class LawFit(msgspec.Struct, frozen=True, kw_only=True):
 class Optimum(msgspec.Struct, frozen=True, kw_only=True):
   """The compute-optimal size for a budget; `inside`: near enough to the sizes that were trained."""
 
-  law: str  # by which it was found: "forecast" for the forecaster's laws together, or "isoflop"
+  law: str  # by which it was found: "forecast" for the forecaster's laws together, "isoflop", or why there is none
   C: float
   N: float
   D: float

@@ -1,9 +1,10 @@
 """The forecaster: the loss of a run that has not been made, with an interval.
 
-Studies, `bigmodel forecast`, the report and `bigmodel design` all use it. It fits several laws to the same points, each
-with several emphases on the largest runs, and takes the weighted mean of their forecasts in logs. A fit's weight says
-how well fits of its kind forecast larger runs from smaller ones among the points themselves. `docs/laws.md` compares
-the mean with each law on published runs.
+Studies, `bigmodel forecast`, the report and `bigmodel design` all use it. It fits several laws to the same points,
+each with several emphases on the largest runs, and takes the weighted mean of their forecasts in logs. A fit's weight
+says how well fits of its kind forecast larger runs from smaller ones among the points themselves; among few points
+that says little, and laws that do not differ much in it share part of the weight. `docs/laws.md` compares the mean
+with each law on published runs.
 
 The interval adds four variances of ln loss: the noise of a single run, what the noise of the points leaves unknown of
 the parameters (a bootstrap), a share of the variance between the fits, and a discrepancy that grows in proportion to
@@ -37,7 +38,7 @@ SHORTEST = 0.35  # of distances in ln C: nearer points say little of how errors 
 SHARPNESS = 3.0  # a fit's weight is its mean square error in such forecasts to the power of minus this
 FLOOR = 0.3  # of the variance of the noise: smaller differences between mean square errors say nothing
 NEAR = 2.0  # the noise is measured on residuals with weights in proportion to C to this power
-QUARTILE = 0.25  # of the noise around each fit: the lowest is low by chance
+QUARTILE = 0.25  # of the noise around each fit: the least is low by chance
 RIVALS = 10.0  # laws whose mean square errors are within this factor of the least
 BETWEEN_FITS = 0.05  # share of the variance between fits in that of a forecast
 DISCREPANCY = 0.0077  # in ln loss, for each unit of distance

@@ -108,7 +108,8 @@ def _repeated(truth: Truth) -> list[str]:
     return []
   low, high = max(((min(losses), max(losses)) for losses in repeated), key=lambda ends: ends[1] / ends[0])
   return [
-    f"the truth is the mean of several losses at {len(repeated)} scales; they differ most from {low:.5g} to {high:.5g}"
+    f"the truth is a mean of several losses at {len(repeated)} of {len(truth)} scales; they differ most from {low:.5g}"
+    f" to {high:.5g}"
   ]
 
 

@@ -180,14 +180,15 @@ def optimum_of(forecaster: forecast.Forecaster, C: float) -> Optimum:
 
 
 def _like_the_best_run(forecaster: forecast.Forecaster, C: float) -> Optimum:
-  """A size for C where none is the best, as by a law of C alone: N and D in proportion to those of the best run."""
+  """A size for C where the forecast has no best one, as by a law of C alone: N and D grow alike from the best run's."""
   points = forecaster.points
   best = int(np.argmin(points.loss))
   times = math.sqrt(C / float(points.C[best]))
   N, D = float(points.N[best]) * times, float(points.D[best]) * times
   loss = float(np.exp(forecaster.log_loss([N], [D], [C])[0]))
   nowhere = (None, None)
-  return Optimum(law="forecast", C=C, N=N, D=D, N_interval90=nowhere, D_interval90=nowhere, loss=loss, inside=False)
+  name = "best run, enlarged: no size is the best by these laws"
+  return Optimum(law=name, C=C, N=N, D=D, N_interval90=nowhere, D_interval90=nowhere, loss=loss)
 
 
 def isoflop_law(fit_: isoflop.Fit, convention: str) -> LawFit:

@@ -415,3 +415,30 @@ def test_few_or_odd_runs_give_a_result_or_one_line(case, tmp_path, capsys):
     for row in said.get("rows", [{"predicted": said.get("predicted"), "interval90": (0, 99)}]):
       assert 0 < row["interval90"][0] <= row["predicted"] <= row["interval90"][1] < np.inf or verb == "design"
       assert row["predicted"] is not None
+
+
+def test_isoflop_gives_no_size_for_another_budget(points, capsys):
+  code = main.main(["fit", points, "--n=n", "--d=d", "--law=isoflop", "--at=1e22"])
+  assert code == 2
+  assert "--at: isoflop fits the budgets of the points only" in capsys.readouterr().err
+
+
+def test_a_truth_that_is_a_mean_is_noted(tmp_path, capsys):
+  known, seal = curve(tmp_path / "a.csv"), str(tmp_path / "seal.json")
+  assert main.main(["forecast", known, "--x=size", "--loss=ce", "--at=2e9", "--seal", seal]) == 0
+  later = csv(tmp_path / "later.csv", "size,ce", [2e9, 2e9], [0.45, 9.0])
+  capsys.readouterr()
+  assert main.main(["forecast", later, "--x=size", "--loss=ce", "--score", seal]) == 0
+  said = "".join(capsys.readouterr())
+  assert "a mean of several losses at 1 of 1 scales; they differ most from 0.45 to 9" in said
+
+
+def test_best_sizes_of_groups_are_named(points, tmp_path, capsys):
+  header, *rows = Path(points).read_text().splitlines()
+  grouped = [f"{row},{group}" for group in ("dense", "sparse") for row in rows]
+  (tmp_path / "groups.csv").write_text("\n".join([f"{header},kind", *grouped]))
+  shown = ["fit", str(tmp_path / "groups.csv"), "--n=n", "--d=d", "--group=kind", "--at=1e22"]
+  assert main.main(shown) == 0
+  out = capsys.readouterr().out
+  rows = [line.replace("│", " ").split() for line in out[out.index("compute-optimal") :].splitlines() if "│" in line]
+  assert [row[:2] for row in rows if row[0] in ("dense", "sparse")] == [["dense", "forecast"], ["sparse", "forecast"]]

@@ -179,6 +179,7 @@ def test_a_studys_law_may_be_a_users_function(finished, tmp_path):
   write_json(copy / "study.json", msgspec.to_builtins(prepared.about()))
   fits = fit_study(copy)
   assert [law.name for law in fits.laws] == ["mine"]
+  assert [one.law for one in fits.optimum] == ["best run, enlarged: no size is the best by these laws"]
   sealed = target.seal_forecast(prepared, fits).forecast
   assert sealed.forecaster
   assert sealed.forecaster.weights == pytest.approx({"mine": 1.0})
